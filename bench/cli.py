@@ -1,0 +1,79 @@
+"""The `bench` command."""
+
+from pathlib import Path
+
+import click
+
+from bench.config import DEFAULT_ANSWERS, DEFAULT_ROWS, BenchConfig
+from gladstone.command import Group
+from gladstone.formats import FORMATS
+
+
+@click.group(cls=Group)
+def main() -> None:
+    """Measure GGUF models: quality with intervals, speed with spread, memory."""
+
+
+@main.command("run")
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Held-out rows, .jsonl or .json.")
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(list(FORMATS)),
+    default="qa",
+    show_default=True,
+    help="Layout of the rows.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=BenchConfig.out, show_default=True, help="Folder for the report."
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(min=2),
+    default=DEFAULT_ROWS,
+    show_default=True,
+    help="Measure perplexity on the first N rows.",
+)
+@click.option(
+    "--answers",
+    type=click.IntRange(min=2),
+    default=DEFAULT_ANSWERS,
+    show_default=True,
+    help="Generate and score answers to the first N of those rows.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=BenchConfig.max_tokens,
+    show_default=True,
+    help="Cut an answer off after N tokens.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads for llama.cpp.  [default: all cores]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the resampling.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="Add a metric of the evaluate package, by name or path of a script. Repeatable.",
+)
+@click.option(
+    "--speed-repeats",
+    type=click.IntRange(min=0),
+    default=BenchConfig.speed_repeats,
+    show_default=True,
+    help="Rounds of timing; 0 leaves timing out.",
+)
+def run(**options: object) -> None:
+    """Compare MODELS (GGUF files) on the same rows; the first is what the others are compared with.
+
+    Writes report.html, report.md and report.json.
+    """
+    from bench.run import run_bench
+    from bench.terminal import render_summary
+    from gladstone.progress import Lines
+
+    config = BenchConfig(**options)  # type: ignore[arg-type]  # click checked them
+    report = run_bench(config, Lines())
+    click.echo(render_summary(report, config.out))

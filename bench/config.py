@@ -1,0 +1,25 @@
+"""The settings of a benchmark."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_ROWS, DEFAULT_ANSWERS = 100, 40
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What to measure and how. `speed_repeats` 0 leaves the timings out; `threads` None takes every core."""
+
+    models: tuple[Path, ...]
+    data: Path
+    format_name: str = "qa"
+    out: Path = Path("bench-report")
+    rows: int = DEFAULT_ROWS
+    answers: int = DEFAULT_ANSWERS
+    max_tokens: int = 128
+    threads: int | None = None
+    seed: int = 0
+    metrics: tuple[str, ...] = ()
+    speed_repeats: int = 5
+    prefill_tokens: int = 256
+    decode_tokens: int = 64

@@ -1,0 +1,143 @@
+"""What is measured on one loaded model: losses, answers, speed. Runs inside a child process."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.results import Answer, Item, Loss, SpeedRun
+from gladstone.errors import DataError, UnsupportedError
+from gladstone.host import peak_memory_bytes
+from runtime.engine import ContextFullError, Engine, Sampling
+
+WARM_UP_PROMPT_TOKENS, WARM_UP_STEPS = 64, 4
+
+
+@dataclass(frozen=True)
+class QualityJob:
+    """Losses of all items, greedy answers to the first `answers` of them."""
+
+    model: Path
+    items: tuple[Item, ...]
+    answers: int
+    max_tokens: int
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class SpeedJob:
+    """One timing of a freshly loaded model; the items give the text that is read."""
+
+    model: Path
+    items: tuple[Item, ...]
+    prefill_tokens: int
+    decode_tokens: int
+    threads: int | None
+
+
+def measure_quality(job: QualityJob) -> Iterator[Loss | Answer]:
+    """Yield the loss of every item in order, then the answers in order.
+
+    Raises DataError with the row's place if a row does not fit the model's context.
+    """
+    with Engine(job.model, threads=job.threads) as engine:
+        for item in job.items:
+            yield _loss(engine, item)
+        sampling = Sampling(temperature=0.0, repeat_penalty=1.0, max_tokens=job.max_tokens)
+        for item in job.items[: job.answers]:
+            yield _answer(engine, item, sampling)
+
+
+def measure_speed(job: SpeedJob) -> SpeedRun:
+    """Load, warm up, then time the first token of a typical question, plain prefill and plain decode.
+
+    Prefill and decode leave sampling and text out and never stop early: the same work for every model.
+    """
+    with Engine(job.model, threads=job.threads) as engine:
+        room = engine.context_tokens - job.decode_tokens
+        if room < 1:
+            raise UnsupportedError(f"{job.model}: its context of {engine.context_tokens} tokens is too small to time.")
+        prompt = _text_tokens(engine, job.items, min(job.prefill_tokens, room))
+        _time_decode(engine, _time_prefill(engine, prompt[:WARM_UP_PROMPT_TOKENS])[0], WARM_UP_STEPS)
+        first_token_s = _time_first_token(engine, typical_item(job.items))
+        position, prefill_s = _time_prefill(engine, prompt)
+        decode_s = _time_decode(engine, position, job.decode_tokens)
+        return SpeedRun(
+            load_s=engine.load_s,
+            first_token_s=first_token_s,
+            prefill_tokens=len(prompt),
+            prefill_tokens_per_s=len(prompt) / prefill_s,
+            decode_tokens=job.decode_tokens,
+            decode_tokens_per_s=job.decode_tokens / decode_s,
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+
+
+def typical_item(items: Sequence[Item]) -> Item:
+    """The item whose question is of median length."""
+    by_length = sorted(items, key=lambda item: (len(item.question), item.source))
+    return by_length[len(by_length) // 2]
+
+
+def _loss(engine: Engine, item: Item) -> Loss:
+    try:
+        loss = engine.answer_nats(item.messages)
+    except ContextFullError as error:
+        raise _does_not_fit(item, error) from None
+    if not math.isfinite(loss.nats) or loss.tokens < 1:
+        raise UnsupportedError(f"{engine.model.path}: gives no finite probability for the answer of {item.source}.")
+    return Loss(loss.nats, loss.tokens)
+
+
+def _answer(engine: Engine, item: Item, sampling: Sampling) -> Answer:
+    engine.forget()  # a cached prefix changes the last bits of the logits: answers must not depend on their order
+    try:
+        done = engine.complete(engine.prompt_tokens(item.prompt), sampling)
+    except ContextFullError as error:
+        raise _does_not_fit(item, error) from None
+    return Answer(done.text.strip(), done.reasoning, done.stop_reason, done.prompt_tokens, done.generated_tokens)
+
+
+def _does_not_fit(item: Item, error: Exception) -> DataError:
+    return DataError(f"{item.source}: {error} Shorten the row or leave it out.")
+
+
+def _text_tokens(engine: Engine, items: Sequence[Item], count: int) -> list[int]:
+    """The first `count` tokens of the items' prompts and answers, read over and over if they are short."""
+    tokens: list[int] = []
+    while len(tokens) < count:
+        for item in items:
+            tokens += engine.prompt_tokens(item.prompt) + engine.model.tokenize(item.reference.content)
+            if len(tokens) >= count:
+                break
+    return tokens[:count]
+
+
+def _time_first_token(engine: Engine, item: Item) -> float:
+    engine.forget()
+    begin_s = time.perf_counter()
+    tokens = engine.prompt_tokens(item.prompt)
+    rendered_s = time.perf_counter() - begin_s
+    return rendered_s + engine.complete(tokens, Sampling(temperature=0.0, max_tokens=1)).first_token_s
+
+
+def _time_prefill(engine: Engine, tokens: list[int]) -> tuple[int, float]:
+    """Evaluate the tokens from an empty cache; the next position and the seconds."""
+    engine.forget()
+    context = engine.context
+    begin_s = time.perf_counter()
+    for start in range(0, len(tokens), context.batch_tokens):
+        context.decode(tokens[start : start + context.batch_tokens], start)
+    context.logits()  # llama.cpp may still be at work until its result is read
+    return len(tokens), time.perf_counter() - begin_s
+
+
+def _time_decode(engine: Engine, position: int, steps: int) -> float:
+    """Seconds for `steps` tokens, each the most probable after the one before."""
+    context = engine.context
+    begin_s = time.perf_counter()
+    for step in range(steps):
+        context.decode([int(context.logits().argmax())], position + step)
+    context.logits()
+    return time.perf_counter() - begin_s

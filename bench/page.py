@@ -1,0 +1,73 @@
+"""The report as one self-contained page. Every text passes Jinja's autoescape: what a model wrote is hostile."""
+
+from importlib import resources
+from typing import Any
+
+from bench.plots import COLOURS, decode_plot, perplexity_plot, scores_plot, size_plot
+from bench.results import BETTER, HIGHER, LOWER, NOT_COMPARABLE, SAME, WORSE, Report
+from bench.tables import all_tables
+from gladstone.chat import NO_MEDICAL_ADVICE
+
+OPEN_ANSWERS = 5
+TONES = {BETTER: "good", WORSE: "bad", SAME: "even", NOT_COMPARABLE: "even", HIGHER: "plain", LOWER: "plain"}
+
+
+def render_page(report: Report) -> str:
+    """HTML with its styles and plots inside; its content policy forbids every request."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    source = resources.files("bench").joinpath("templates/report.html").read_text(encoding="utf-8")
+    return environment.from_string(source).render(
+        report=report,
+        tables=all_tables(report),
+        plots=_plots(report),
+        answers=[_answer_card(report, number) for number in range(report.answered)],
+        open_answers=OPEN_ANSWERS,
+        tones=TONES,
+        colours=COLOURS,
+        advice=NO_MEDICAL_ADVICE,
+    )
+
+
+def _plots(report: Report) -> dict[str, list[tuple[str, Any]]]:
+    """Caption and SVG of each plot, by the title of the table that it belongs to."""
+    from markupsafe import Markup
+
+    def drawn(caption: str, svg: str) -> tuple[str, Any]:
+        return caption, Markup(svg)  # noqa: S704 - made by bench.plots, which escapes its labels
+
+    plots = {
+        "Quality": [
+            drawn("Perplexity of the reference answers, 95 % interval. Lower is better.", perplexity_plot(report)),
+            drawn("Scores of the answers, 95 % interval. Higher is better.", scores_plot(report)),
+        ]
+    }
+    if len({row.model.size_bytes for row in report.models}) > 1:
+        caption = "Size of the file against perplexity: down and to the left is better."
+        plots["Quality"].append(drawn(caption, size_plot(report)))
+    if report.models[0].speed:
+        caption = "Decode speed in tokens per second: a dot for each round, a bar at the median."
+        plots["Speed and memory"] = [drawn(caption, decode_plot(report))]
+    return plots
+
+
+def _answer_card(report: Report, number: int) -> dict[str, Any]:
+    item = report.items[number]
+    columns = []
+    for place, row in enumerate(report.models):
+        answer = row.measured.answers[number]
+        shown = [info for info in report.metrics if info.name in ("rougeL", "token_f1")]
+        scores = " · ".join(f"{info.title} {row.scores[info.name][number].value:.2f}" for info in shown)
+        cut = answer.stop_reason in ("length", "context")
+        columns.append(
+            {
+                "label": row.model.label,
+                "colour": place % COLOURS,
+                "text": answer.text,
+                "reasoning": answer.reasoning,
+                "note": f"{scores} · {answer.generated_tokens} tokens",
+                "cut": cut,
+            }
+        )
+    return {"item": item, "number": number + 1, "columns": columns}

@@ -1,0 +1,168 @@
+"""The types of a benchmark: items, scores, results with intervals, and the report that holds all of it.
+
+Per-item values are kept beside every mean, so that two reports on the same rows can be compared pair by pair.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gladstone.chat import Message
+
+BETTER, WORSE, SAME = "better", "worse", "not distinguishable"
+HIGHER, LOWER = "higher", "lower"
+NOT_COMPARABLE = "not comparable"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question with its reference answer; `source` is `file:line`."""
+
+    source: str
+    prompt: tuple[Message, ...]
+    reference: Message
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The whole conversation."""
+        return (*self.prompt, self.reference)
+
+    @property
+    def question(self) -> str:
+        """The turn that is answered."""
+        return self.prompt[-1].content
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model under test: its file, the short name it has in the report, and facts from its header."""
+
+    path: Path
+    label: str
+    sha256: str
+    size_bytes: int
+    quantisation: str
+    tensor_types: dict[str, int]
+    architecture: str
+    parameters: int
+    template_sha256: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote to one item's prompt; `stop_reason` is the engine's."""
+
+    text: str
+    reasoning: str | None
+    stop_reason: str
+    prompt_tokens: int
+    generated_tokens: int
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Negative log-likelihood of one item's reference answer, summed over its tokens."""
+
+    nats: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class SpeedRun:
+    """One measurement in a fresh process. `prefill` and `decode` are plain evaluation, without text and sampling."""
+
+    load_s: float
+    first_token_s: float
+    prefill_tokens: int
+    prefill_tokens_per_s: float
+    decode_tokens: int
+    decode_tokens_per_s: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that a model's child processes brought home. Losses are per item, answers for the first items."""
+
+    losses: tuple[Loss, ...]
+    answers: tuple[Answer, ...]
+    quality_peak_memory_bytes: int
+    speed: tuple[SpeedRun, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """One value of one metric for one item (in [0, 1] for the metrics of this package)."""
+
+    source: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A figure with its 95 % interval over `n` items."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A model's figure minus the first model's, over the same items, and what that says in words."""
+
+    result: Result
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A timing over several rounds."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """One row of the report. `differences` and `speed_ratios` are against the first model, and empty for it."""
+
+    model: ModelFile
+    results: dict[str, Result]
+    differences: dict[str, Difference]
+    scores: dict[str, tuple[Score, ...]]
+    speed: dict[str, Spread]
+    speed_ratios: dict[str, Spread]
+    peak_memory_bytes: int | None
+    endless_answers: int
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """How a metric is shown: its title, and which way is better (None where that is not known)."""
+
+    name: str
+    title: str
+    higher_is_better: bool | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of a benchmark: figures, words, per-item values, and where they come from."""
+
+    headline: tuple[str, ...]
+    warnings: tuple[str, ...]
+    metrics: tuple[MetricInfo, ...]
+    models: tuple[ModelReport, ...]
+    items: tuple[Item, ...]
+    settings: dict[str, Any]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def answered(self) -> int:
+        """How many items were answered (the first ones)."""
+        return len(self.models[0].measured.answers)

@@ -1,0 +1,157 @@
+"""The benchmark from files to a report in a folder."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.children import run_quality, run_speed
+from bench.config import BenchConfig
+from bench.external import load_metrics
+from bench.items import read_items
+from bench.markdown import render_markdown
+from bench.measure import QualityJob, SpeedJob
+from bench.models import model_warnings, read_models
+from bench.page import render_page
+from bench.results import Item, Measured, ModelFile, Report, SpeedRun
+from bench.serial import report_json
+from bench.summary import Inputs, summarise
+from gladstone.artifacts import (
+    MANIFEST_NAME,
+    Manifest,
+    check_writable,
+    is_finished,
+    record_file,
+    remove_partials,
+    sha256_file,
+    write_json,
+    write_manifest,
+    write_text,
+)
+from gladstone.errors import ArtifactError, ConfigError
+from gladstone.host import core_count, installed_versions, processor_name
+from gladstone.progress import Progress, step
+
+PACKAGES = ("llama-cpp-python", "numpy", "rouge-score", "sacrebleu", "evaluate")
+REPORT_FILES = ("report.json", "report.md", "report.html")
+
+
+def run_bench(config: BenchConfig, progress: Progress) -> Report:
+    """Measure the models and write `report.json`, `report.md`, `report.html` and the manifest into `config.out`.
+
+    Everything that can be wrong with the input is found before the first model is loaded.
+    """
+    check_free(config.out)
+    items, row_count = read_items(config.data, config.format_name, config.rows)
+    models = read_models(config.models, progress)
+    with step(progress, "load the metrics"):
+        metrics = load_metrics(config.metrics)
+    if min(config.answers, len(items)) < 2:
+        raise ConfigError(f"--answers {config.answers}: expected at least 2, one answer gives no interval.")
+    measured = _measure(models, items, config, progress)
+    with step(progress, "score the answers and resample the items"):
+        inputs = Inputs(models, items, measured, metrics, config)
+        report = replace(
+            summarise(inputs, model_warnings(models)),
+            settings=_settings(config, len(items), row_count),
+            provenance=_provenance(config),
+        )
+    write_report(config.out, report)
+    return report
+
+
+def check_free(folder: Path) -> None:
+    """Raises ArtifactError if the folder holds a finished report or cannot be written to."""
+    if is_finished(folder):
+        raise ArtifactError(
+            f"{folder}: already holds finished work ({MANIFEST_NAME}). Choose another folder with --out, or remove it."
+        )
+    check_writable(folder)
+    remove_partials(folder)
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write the three forms of the report, and the manifest last."""
+    write_json(folder / "report.json", report_json(report))
+    write_text(folder / "report.md", render_markdown(report))
+    write_text(folder / "report.html", render_page(report))
+    templates = {row.model.template_sha256 for row in report.models}
+    manifest = Manifest(
+        stage="bench",
+        files=tuple(record_file(folder, folder / name) for name in REPORT_FILES),
+        parents={row.model.label: row.model.sha256 for row in report.models},
+        config=report.settings,
+        versions=report.provenance["versions"],
+        template_sha256=templates.pop() if len(templates) == 1 else None,
+        seed=report.settings["seed"],
+        facts={"headline": list(report.headline), "data_sha256": report.provenance["data_sha256"]},
+    )
+    write_manifest(folder, manifest)
+
+
+def _measure(
+    models: Sequence[ModelFile], items: tuple[Item, ...], config: BenchConfig, progress: Progress
+) -> tuple[Measured, ...]:
+    measured = [_measure_quality(model, items, config, progress) for model in models]
+    rounds = _measure_speed(models, items, config, progress)
+    return tuple(replace(part, speed=tuple(runs)) for part, runs in zip(measured, rounds, strict=True))
+
+
+def _measure_quality(model: ModelFile, items: tuple[Item, ...], config: BenchConfig, progress: Progress) -> Measured:
+    answers = min(config.answers, len(items))
+    job = QualityJob(model.path, items, answers, config.max_tokens, config.threads)
+    total = len(items) + answers
+
+    def tell(count: int) -> None:
+        done = f"row {count} of {len(items)}" if count <= len(items) else f"answer {count - len(items)} of {answers}"
+        progress.update(*((count / total, done) if count < total else (None, "")))
+
+    with step(progress, f"{model.label}: perplexity and answers"):
+        return run_quality(job, model.label, tell)
+
+
+def _measure_speed(
+    models: Sequence[ModelFile], items: tuple[Item, ...], config: BenchConfig, progress: Progress
+) -> list[list[SpeedRun]]:
+    """Rounds in which every model has its turn, so that what else the machine does meets all of them."""
+    runs: list[list[SpeedRun]] = [[] for _ in models]
+    if not config.speed_repeats:
+        return runs
+    with step(progress, f"speed, {config.speed_repeats} rounds"):
+        for number in range(config.speed_repeats):
+            for place, model in enumerate(models):
+                done = number * len(models) + place
+                progress.update(done / (config.speed_repeats * len(models)), f"round {number + 1}, {model.label}")
+                job = SpeedJob(model.path, items, config.prefill_tokens, config.decode_tokens, config.threads)
+                runs[place].append(run_speed(job, model.label))
+        progress.update(None)
+    return runs
+
+
+def _settings(config: BenchConfig, rows: int, row_count: int) -> dict[str, Any]:
+    return {
+        "data": str(config.data),
+        "format": config.format_name,
+        "rows": rows,
+        "rows_in_file": row_count,
+        "answers": min(config.answers, rows),
+        "max_tokens": config.max_tokens,
+        "threads": config.threads or core_count(),
+        "seed": config.seed,
+        "metrics": list(config.metrics),
+        "speed_repeats": config.speed_repeats,
+        "prefill_tokens": config.prefill_tokens,
+        "decode_tokens": config.decode_tokens,
+    }
+
+
+def _provenance(config: BenchConfig) -> dict[str, Any]:
+    from datetime import UTC, datetime
+
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data_sha256": sha256_file(config.data),
+        "processor": processor_name(),
+        "cores": core_count(),
+        "versions": installed_versions(*PACKAGES),
+    }

@@ -1,0 +1,175 @@
+"""From what was measured to figures with intervals, and to sentences that say what they mean."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.config import BenchConfig
+from bench.figures import figure, signed
+from bench.metrics import Metric, Scored
+from bench.results import (
+    NOT_COMPARABLE,
+    Difference,
+    Item,
+    Loss,
+    Measured,
+    MetricInfo,
+    ModelFile,
+    ModelReport,
+    Report,
+    Score,
+    SpeedRun,
+    Spread,
+)
+from bench.stats import Bootstrap, Table, compare, estimate, judge, perplexity, spread
+
+PERPLEXITY = MetricInfo("perplexity", "perplexity", higher_is_better=False)
+FEW_ITEMS = 20
+SPEED_FIGURES: dict[str, Callable[[SpeedRun], float]] = {
+    "load_s": lambda run: run.load_s,
+    "first_token_s": lambda run: run.first_token_s,
+    "prefill_tokens_per_s": lambda run: run.prefill_tokens_per_s,
+    "decode_tokens_per_s": lambda run: run.decode_tokens_per_s,
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was measured, on what, and how it is to be scored."""
+
+    models: tuple[ModelFile, ...]
+    items: tuple[Item, ...]
+    measured: tuple[Measured, ...]
+    metrics: dict[str, Metric]
+    config: BenchConfig
+
+
+def summarise(inputs: Inputs, warnings: Sequence[str]) -> Report:
+    """The report, with settings and provenance still to be filled in."""
+    tables = [_scored(inputs, measured) for measured in inputs.measured]
+    rows = tuple(_model_report(inputs, tables, place) for place in range(len(inputs.models)))
+    infos = (PERPLEXITY, *(metric.info for metric in inputs.metrics.values()))
+    return Report(
+        headline=headline(rows, infos),
+        warnings=(*warnings, *_measurement_warnings(rows)),
+        metrics=infos,
+        models=rows,
+        items=inputs.items,
+        settings={},
+    )
+
+
+def headline(rows: Sequence[ModelReport], infos: Sequence[MetricInfo]) -> tuple[str, ...]:
+    """One sentence for each model after the first; for a single model what it scored."""
+    first = rows[0]
+    if len(rows) == 1:
+        result = first.results[PERPLEXITY.name]
+        return (
+            f"{first.model.label} has a perplexity of {figure(result.mean)} (95 % interval {figure(result.low)} to "
+            f"{figure(result.high)}) on the reference answers of {result.n} rows. Name a second model to compare.",
+        )
+    return tuple(_finding(first, row, infos) for row in rows[1:])
+
+
+def _scored(inputs: Inputs, measured: Measured) -> dict[str, Scored]:
+    """Perplexity over all items and each metric over the answered ones, as tables that can be resampled."""
+    answers = [answer.text for answer in measured.answers]
+    references = [item.reference.content for item in inputs.items[: len(answers)]]
+    scored = {name: metric.score(answers, references) for name, metric in inputs.metrics.items()}
+    likelihood = tuple(float(np.exp(-loss.nats / loss.tokens)) for loss in measured.losses)
+    return {PERPLEXITY.name: Scored(likelihood, _loss_table(measured.losses), perplexity), **scored}
+
+
+def _loss_table(losses: Sequence[Loss]) -> Table:
+    return np.array([[loss.nats, loss.tokens] for loss in losses], float)
+
+
+def _model_report(inputs: Inputs, tables: Sequence[dict[str, Scored]], place: int) -> ModelReport:
+    measured, first = inputs.measured[place], inputs.measured[0]
+    own = tables[place]
+    bootstrap = Bootstrap(seed=inputs.config.seed)
+    speed = measured.speed
+    return ModelReport(
+        model=inputs.models[place],
+        results={name: estimate(scored.table, scored.statistic, bootstrap) for name, scored in own.items()},
+        differences=_differences(inputs, tables, place, bootstrap) if place else {},
+        scores={name: _scores(inputs.items, scored) for name, scored in own.items() if name != PERPLEXITY.name},
+        speed=_spreads([{name: take(run) for name, take in SPEED_FIGURES.items()} for run in speed]),
+        speed_ratios=_ratios(speed, first.speed) if place else {},
+        peak_memory_bytes=max((run.peak_memory_bytes for run in speed), default=None),
+        endless_answers=sum(answer.stop_reason in ("length", "context") for answer in measured.answers),
+        measured=measured,
+    )
+
+
+def _differences(
+    inputs: Inputs, tables: Sequence[dict[str, Scored]], place: int, bootstrap: Bootstrap
+) -> dict[str, Difference]:
+    infos = {PERPLEXITY.name: PERPLEXITY} | {name: metric.info for name, metric in inputs.metrics.items()}
+    differences = {}
+    for name, info in infos.items():
+        first, own = tables[0][name], tables[place][name]
+        result = compare(first.table, own.table, own.statistic, bootstrap)
+        differences[name] = judge(result, info.higher_is_better)
+    if not _same_tokens(inputs.measured[0], inputs.measured[place]):
+        differences[PERPLEXITY.name] = Difference(differences[PERPLEXITY.name].result, NOT_COMPARABLE)
+    return differences
+
+
+def _same_tokens(first: Measured, other: Measured) -> bool:
+    pairs = zip(first.losses, other.losses, strict=True)
+    return all(one.tokens == two.tokens for one, two in pairs)
+
+
+def _scores(items: Sequence[Item], scored: Scored) -> tuple[Score, ...]:
+    return tuple(Score(item.source, value) for item, value in zip(items, scored.scores, strict=False))
+
+
+def _spreads(runs: Sequence[dict[str, float]]) -> dict[str, Spread]:
+    return {name: spread([run[name] for run in runs]) for name in SPEED_FIGURES} if runs else {}
+
+
+def _ratios(speed: Sequence[SpeedRun], first: Sequence[SpeedRun]) -> dict[str, Spread]:
+    """Each figure over the first model's of the same round: what slows a whole round cancels out."""
+    pairs = zip(speed, first, strict=True)
+    return _spreads([{name: take(own) / take(base) for name, take in SPEED_FIGURES.items()} for own, base in pairs])
+
+
+def _finding(first: ModelReport, row: ModelReport, infos: Sequence[MetricInfo]) -> str:
+    base, own, difference = (
+        first.results[PERPLEXITY.name],
+        row.results[PERPLEXITY.name],
+        row.differences[PERPLEXITY.name],
+    )
+    gap = difference.result
+    parts = [
+        f"{row.model.label} against {first.model.label}: perplexity {figure(base.mean)} → {figure(own.mean)}, "
+        f"{difference.verdict} (difference {signed(gap.mean)}, 95 % interval {signed(gap.low)} to {signed(gap.high)}, "
+        f"{gap.n} rows)"
+    ]
+    verdicts: dict[str, list[str]] = {}
+    for info in infos:
+        if info.name != PERPLEXITY.name:
+            verdicts.setdefault(row.differences[info.name].verdict, []).append(info.title)
+    parts += [f"{verdict}: {', '.join(titles)}" for verdict, titles in verdicts.items()]
+    if "decode_tokens_per_s" in row.speed_ratios:
+        ratio = row.speed_ratios["decode_tokens_per_s"]
+        parts.append(
+            f"writes at {ratio.median:.2f} × the speed ({ratio.low:.2f}–{ratio.high:.2f} over {ratio.n} rounds)"
+        )
+    return "; ".join(parts) + "."
+
+
+def _measurement_warnings(rows: Sequence[ModelReport]) -> list[str]:
+    warnings = []
+    answers = len(rows[0].measured.answers)
+    if answers < FEW_ITEMS:
+        warnings.append(f"Only {answers} answers were scored: the intervals are rough below {FEW_ITEMS}.")
+    for row in rows:
+        if PERPLEXITY.name in row.differences and row.differences[PERPLEXITY.name].verdict == NOT_COMPARABLE:
+            warnings.append(
+                f"{row.model.label} splits the text into other tokens than {rows[0].model.label}: "
+                "perplexity is per token and cannot be compared between them."
+            )
+    return warnings

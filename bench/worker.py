@@ -1,0 +1,87 @@
+"""The child process: `python -m bench.worker` reads one job from stdin and writes events to stdout, a JSON line each.
+
+A model lives in a process of its own because llama.cpp can end the process, and because peak memory belongs to one.
+The parent keeps stdin open; when it closes, the parent is gone and the child ends itself.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from bench.measure import QualityJob, SpeedJob, measure_quality, measure_speed
+from bench.results import Answer, Item, Loss
+from gladstone.chat import Message
+from gladstone.errors import GladstoneError
+from gladstone.host import peak_memory_bytes
+
+Emit = Callable[[str, dict[str, Any]], None]
+
+
+def encode_job(job: QualityJob | SpeedJob) -> str:
+    """The line on which a job travels."""
+    kind = "quality" if isinstance(job, QualityJob) else "speed"
+    return json.dumps({"kind": kind, **dataclasses.asdict(job)}, default=str) + "\n"
+
+
+def decode_job(line: str) -> QualityJob | SpeedJob:
+    """The job on a line that `encode_job` wrote."""
+    fields = json.loads(line)
+    kind = fields.pop("kind")
+    fields["model"] = Path(fields["model"])
+    fields["items"] = tuple(_item(item) for item in fields["items"])
+    return QualityJob(**fields) if kind == "quality" else SpeedJob(**fields)
+
+
+def run_job(job: QualityJob | SpeedJob, emit: Emit) -> None:
+    """Do the work, one event for each thing measured, `done` last or `error` instead."""
+    try:
+        if isinstance(job, SpeedJob):
+            emit("speed", dataclasses.asdict(measure_speed(job)))
+        else:
+            for measured in measure_quality(job):
+                emit(_EVENT_NAMES[type(measured)], dataclasses.asdict(measured))
+        emit("done", {"peak_memory_bytes": peak_memory_bytes()})
+    except GladstoneError as error:
+        emit("error", {"type": type(error).__name__, "message": str(error)})
+
+
+def main() -> None:
+    """Entry of the child process."""
+    channel = _take_stdout()
+
+    def emit(event: str, fields: dict[str, Any]) -> None:
+        channel.write(json.dumps({"event": event, **fields}) + "\n")
+        channel.flush()
+
+    job = decode_job(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    run_job(job, emit)
+
+
+_EVENT_NAMES: dict[type, str] = {Loss: "loss", Answer: "answer"}
+
+
+def _item(fields: dict[str, Any]) -> Item:
+    prompt = tuple(Message(**message) for message in fields["prompt"])
+    return Item(fields["source"], prompt, Message(**fields["reference"]))
+
+
+def _take_stdout() -> TextIO:
+    """Keep stdout for events; what native code prints there goes to stderr."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return channel
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

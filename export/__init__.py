@@ -1,0 +1,1 @@
+"""Adapter to GGUF: merge while converting, quantise, prove."""

@@ -1,0 +1,1 @@
+"""Rows to adapter: recipe, data, labels, training."""

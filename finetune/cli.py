@@ -1,0 +1,47 @@
+"""The command `finetune`."""
+
+from pathlib import Path
+
+import click
+
+from gladstone.command import Group, require_packages
+
+
+@click.group(cls=Group)
+def main() -> None:
+    """Fine-tune a model on your rows with QLoRA: rows in, adapter out."""
+
+
+@main.command()
+@click.argument("recipe", required=False)
+@click.option("--data", type=click.Path(path_type=Path), help="Train on this file in place of the recipe's rows.")
+@click.option("--format", "format_name", default="qa", show_default=True, help="Row format of --data.")
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/NAME]")
+def run(recipe: str | None, data: Path | None, format_name: str, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Train RECIPE: a name from `finetune recipes` or a YAML file (default: the demo's)."""
+    from finetune.recipe import load_recipe
+    from gladstone.progress import Lines
+
+    source = (str(data), format_name) if data is not None else None
+    loaded = load_recipe(recipe, list(overrides), source)
+    require_packages("finetune", "finetune", ["torch", "unsloth", "trl", "peft", "bitsandbytes", "datasets"])
+    from finetune.run import run as run_recipe
+
+    result = run_recipe(loaded, out or Path("runs") / loaded.name, Lines())
+    click.echo(
+        f"Held-out loss {result.loss_before:.3f} → {result.loss_after:.3f} nats per answer token "
+        f"({result.rows['test']} rows, {result.steps} steps, {result.tokens_per_s:.0f} tokens/s).\n"
+        f"Run folder: {result.folder}\n"
+        f"Next: gladstone export gguf {result.folder} --quant q8_0 --quant q4_k_m"
+    )
+
+
+@main.command()
+def recipes() -> None:
+    """List the recipes that come with Gladstone."""
+    from finetune.recipe import load_recipe, recipe_names
+
+    for name in recipe_names():
+        recipe = load_recipe(name, [])
+        click.echo(f"{name}\n    {recipe.description}\n    base {recipe.base.model}")

@@ -1,0 +1,76 @@
+"""Rows to three sets that share no question: training, validation, test."""
+
+import random
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.recipe import DataSection
+from gladstone.artifacts import write_rows
+from gladstone.chat import Conversation
+from gladstone.errors import DataError
+from gladstone.formats import messages, read_conversations
+
+
+@dataclass(frozen=True)
+class Split:
+    """The three sets, and how many rows were left out as exact copies."""
+
+    train: tuple[Conversation, ...]
+    validation: tuple[Conversation, ...]
+    test: tuple[Conversation, ...]
+    copies: int
+
+    def sets(self) -> dict[str, tuple[Conversation, ...]]:
+        """The sets by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def load_split(section: DataSection) -> Split:
+    """Read all sources, drop exact copies and divide. Raises DataError for bad files or too few rows."""
+    conversations: list[Conversation] = []
+    for source in section.sources:
+        conversations += read_conversations(source.file(), source.format)
+    unique = drop_copies(conversations)
+    rows = unique
+    if section.max_rows is not None and section.max_rows < len(unique):
+        rows = random.Random(section.seed).sample(unique, section.max_rows)  # noqa: S311 - a draw, not a secret
+    split = divide(rows, section, copies=len(conversations) - len(unique))
+    if not (split.train and split.validation and split.test):
+        raise DataError(f"{len(rows)} rows are too few to divide into training, validation and test sets.")
+    return split
+
+
+def drop_copies(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """The conversations whose turns did not occur before."""
+    first = {conversation.messages: conversation for conversation in reversed(conversations)}
+    return [conversation for conversation in conversations if first[conversation.messages] is conversation]
+
+
+def divide(conversations: Sequence[Conversation], section: DataSection, copies: int = 0) -> Split:
+    """Divide by seed; rows that ask the same question always fall into the same set."""
+    groups: dict[str, list[Conversation]] = {}
+    for conversation in conversations:
+        groups.setdefault(question_key(conversation), []).append(conversation)
+    shuffled = list(groups.values())
+    random.Random(section.seed).shuffle(shuffled)  # noqa: S311 - a draw, not a secret
+    sizes = {"test": section.test_share, "validation": section.validation_share}
+    sets: dict[str, list[Conversation]] = {"test": [], "validation": [], "train": []}
+    for group in shuffled:
+        hungry = next((name for name, share in sizes.items() if len(sets[name]) < share * len(conversations)), "train")
+        sets[hungry] += group
+    return Split(tuple(sets["train"]), tuple(sets["validation"]), tuple(sets["test"]), copies)
+
+
+def question_key(conversation: Conversation) -> str:
+    """What makes two rows the same question: the user's words without case, accents' encoding or punctuation."""
+    text = " ".join(message.content for message in conversation.messages if message.role == "user")
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join("".join(char if char.isalnum() else " " for char in folded).split())
+
+
+def write_split(split: Split, folder: Path) -> None:
+    """Write the sets as JSON Lines in the `messages` format, which loses nothing."""
+    for name, conversations in split.sets().items():
+        write_rows(folder / f"{name}.jsonl", map(messages.write, conversations))

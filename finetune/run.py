@@ -1,0 +1,254 @@
+"""`finetune run`: from a recipe to a finished run folder."""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune import trainer
+from finetune.data import Split, load_split, write_split
+from finetune.labels import Tokenized, tokenize_all
+from finetune.plots import plot_loss
+from finetune.recipe import Recipe
+from gladstone.artifacts import (
+    Manifest,
+    check_writable,
+    is_finished,
+    record_file,
+    remove_partials,
+    sha256_file,
+    whole_file,
+    write_manifest,
+    write_text,
+)
+from gladstone.basemodel import Base, resolve_base
+from gladstone.errors import ArtifactError, ConfigError, DataError
+from gladstone.host import check_disk, installed_versions
+from gladstone.progress import Progress, step
+from gladstone.quiet import output_to
+from gladstone.template import ChatTemplate
+from gladstone.tokenizer import TOKENIZER_FILES, FolderTokenizer, load_tokenizer
+
+VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "datasets")
+LOG_NAME = "train.log"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run tells."""
+
+    folder: Path
+    rows: dict[str, int]
+    loss_before: float
+    loss_after: float
+    steps: int
+    tokens_per_s: float
+    train_s: float
+
+
+def run(recipe: Recipe, out: Path, progress: Progress) -> RunResult:
+    """Train the recipe's adapter into `out`; the manifest is written last.
+
+    Raises ArtifactError if `out` holds a finished run, and whatever its parts raise.
+    """
+    if is_finished(out):
+        raise ArtifactError(f"{out}: already holds a finished run. Choose another folder with --out, or remove it.")
+    split = load_split(recipe.data)
+    check_writable(out)
+    check_disk(out, 300_000_000, "the adapter, the tokenizer and the plots")
+    remove_partials(out)
+    (out / LOG_NAME).unlink(missing_ok=True)
+    with output_to(out / LOG_NAME):
+        base = resolve_base(recipe.base.model, progress)
+        with step(progress, "Loading the tokenizer and the rows"):
+            tokenizer = load_tokenizer(base.folder)
+            template = tokenizer.template(_own_template(recipe))
+            sets = _tokenize(split, template, tokenizer, recipe)
+        _write_inputs(out, recipe, split, base, template)
+        stats = _train(recipe, base, tokenizer, sets, (out, progress))
+    return _finish(out, recipe, base, (split, sets, template), stats)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    steps: list[trainer.StepStats]
+    validation: list[tuple[int, float]]
+    loss_before: float
+    loss_after: float
+    train_s: float
+    facts: dict[str, Any]
+
+
+def _own_template(recipe: Recipe) -> str | None:
+    if recipe.base.chat_template is None:
+        return None
+    try:
+        return Path(recipe.base.chat_template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"base.chat_template: {recipe.base.chat_template} cannot be read: {error}.") from None
+
+
+def _tokenize(split: Split, template: ChatTemplate, tokenizer: FolderTokenizer, recipe: Recipe) -> dict[str, Tokenized]:
+    return {
+        name: tokenize_all(conversations, template, tokenizer, recipe.base.max_tokens)
+        for name, conversations in split.sets().items()
+    }
+
+
+def _write_inputs(out: Path, recipe: Recipe, split: Split, base: Base, template: ChatTemplate) -> None:
+    write_split(split, out / "data")
+    write_text(out / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    write_text(out / "chat_template.jinja", template.source)
+    for name in TOKENIZER_FILES:
+        if (base.folder / name).is_file():
+            with whole_file(out / "tokenizer" / name) as partial:
+                shutil.copyfile(base.folder / name, partial)
+    write_text(out / "tokenizer" / "chat_template.jinja", template.source)
+
+
+def _train(
+    recipe: Recipe,
+    base: Base,
+    tokenizer: FolderTokenizer,
+    sets: dict[str, Tokenized],
+    place: tuple[Path, Progress],
+) -> _Outcome:
+    out, progress = place
+    longest = max(len(example.input_ids) for example in sets["train"].examples)
+    pad_id = tokenizer.hf.pad_token_id if tokenizer.hf.pad_token_id is not None else tokenizer.hf.eos_token_id
+    with step(progress, "Loading the base model" + (" in 4 bit" if recipe.base.load_in_4bit else "")):
+        trainable = trainer.load_trainable(base, recipe, pad_id, longest)
+    before = _measure(trainable, sets["test"], progress, "Measuring the held-out loss before training")
+    recorder = _Recorder(recipe, trainable, sets["validation"], out, progress)
+    with step(progress, "Training"):
+        begin_s = time.monotonic()
+        with recorder:
+            trainer.train(trainable, sets["train"].examples, recipe, recorder.on_step, out / ".work.partial")
+        train_s = time.monotonic() - begin_s
+    after = _measure(trainable, sets["test"], progress, "Measuring the held-out loss after training")
+    with step(progress, "Saving the adapter"):
+        _save_adapter(trainable, base, out)
+        plot_loss(out / "loss.png", recorder.steps, recorder.validation)
+    facts = {
+        "device": trainable.device_kind,
+        "dtype": trainable.dtype,
+        "gradient_checkpointing": trainable.checkpointing,
+    }
+    return _Outcome(recorder.steps, recorder.validation, before, after, train_s, facts)
+
+
+class _Recorder:
+    """Writes metrics.jsonl line by line under a temporary name, measures the validation loss at its times."""
+
+    def __init__(
+        self, recipe: Recipe, trainable: trainer.Trainable, validation: Tokenized, out: Path, progress: Progress
+    ) -> None:
+        self.steps: list[trainer.StepStats] = []
+        self.validation: list[tuple[int, float]] = []
+        self._recipe, self._trainable, self._held_out = recipe, trainable, validation
+        self._out, self._progress = out, progress
+        self._whole = whole_file(out / "metrics.jsonl")
+        self._begin_s = time.monotonic()
+
+    def __enter__(self) -> None:
+        self._file = self._whole.__enter__().open("w", encoding="utf-8", buffering=1)
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.close()
+        self._whole.__exit__(*error)
+
+    def on_step(self, stats: trainer.StepStats, last: int) -> None:
+        self.steps.append(stats)
+        record = {"kind": "step", **dataclasses.asdict(stats)}
+        self._file.write(json.dumps(record) + "\n")
+        self._show(stats, last)
+        if _due(stats.step, last, self._recipe.training.evaluations):
+            loss = trainer.measure_loss(self._trainable, self._held_out.examples)
+            self.validation.append((stats.step, loss))
+            self._file.write(json.dumps({"kind": "validation", "step": stats.step, "loss_nats_per_token": loss}) + "\n")
+
+    def _show(self, stats: trainer.StepStats, last: int) -> None:
+        elapsed_s = time.monotonic() - self._begin_s
+        left_s = elapsed_s / stats.step * (last - stats.step)
+        speed = sum(past.tokens for past in self.steps) / sum(past.step_s for past in self.steps)
+        note = f"step {stats.step}/{last}  loss {stats.loss_nats_per_token:.3f}  {speed:.0f} tokens/s"
+        if stats.step < last:
+            note += f"  {left_s / 60:.1f} min left"
+        self._progress.update(stats.step / last, note)
+
+
+def _due(step_number: int, last: int, evaluations: int) -> bool:
+    """True at `evaluations` steps spread evenly, the last step among them."""
+    return step_number * evaluations // last > (step_number - 1) * evaluations // last
+
+
+def _measure(trainable: trainer.Trainable, held_out: Tokenized, progress: Progress, name: str) -> float:
+    with step(progress, name):
+        loss = trainer.measure_loss(trainable, held_out.examples, progress.update)
+        progress.update(None, f"{loss:.3f} nats per answer token")
+    return loss
+
+
+def _save_adapter(trainable: trainer.Trainable, base: Base, out: Path) -> None:
+    partial = out / ".adapter.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        trainer.save_adapter(trainable, base.name, partial)
+        shutil.rmtree(out / "adapter", ignore_errors=True)  # of a run that was stopped before its manifest
+        partial.replace(out / "adapter")
+    except OSError as error:
+        raise ArtifactError(f"{out}: the adapter cannot be saved: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _finish(
+    out: Path, recipe: Recipe, base: Base, inputs: tuple[Split, dict[str, Tokenized], ChatTemplate], outcome: _Outcome
+) -> RunResult:
+    split, sets, template = inputs
+    if not outcome.steps:
+        raise DataError("no optimizer step was made.")
+    shutil.rmtree(out / ".work.partial", ignore_errors=True)
+    rows = {name: len(tokenized.examples) for name, tokenized in sets.items()}
+    tokens_per_s = sum(stats.tokens for stats in outcome.steps) / sum(stats.step_s for stats in outcome.steps)
+    facts = outcome.facts | {
+        "rows": rows,
+        "exact_copies_left_out": split.copies,
+        "too_long_left_out": {name: tokenized.too_long for name, tokenized in sets.items()},
+        "held_out_loss_before": outcome.loss_before,
+        "held_out_loss_after": outcome.loss_after,
+        "validation_loss": outcome.validation,
+        "steps": len(outcome.steps),
+        "tokens_per_s": round(tokens_per_s, 1),
+        "train_s": round(outcome.train_s, 1),
+    }
+    manifest = Manifest(
+        stage="finetune",
+        files=tuple(record_file(out, path) for path in _made_files(out)),
+        parents={"base": base.fingerprint} | _data_hashes(recipe),
+        config=recipe.model_dump(mode="json"),
+        versions=installed_versions(*VERSIONED),
+        template_sha256=template.sha256,
+        seed=recipe.training.seed,
+        facts=facts,
+    )
+    write_manifest(out, manifest)
+    return RunResult(
+        out, rows, outcome.loss_before, outcome.loss_after, len(outcome.steps), tokens_per_s, outcome.train_s
+    )
+
+
+def _data_hashes(recipe: Recipe) -> dict[str, str]:
+    return {f"data:{source.path}": sha256_file(source.file()) for source in recipe.data.sources}
+
+
+def _made_files(out: Path) -> Sequence[Path]:
+    names = ("recipe.yaml", "chat_template.jinja", "metrics.jsonl", "loss.png")
+    folders = ("data", "tokenizer", "adapter")
+    return [out / name for name in names] + [path for folder in folders for path in sorted((out / folder).iterdir())]

@@ -1,0 +1,178 @@
+"""Files that appear whole or not at all, and the manifest that says a folder is finished.
+
+A stage writes its files under temporary names, renames each when it is whole, and writes `manifest.json` last. So a
+folder with a manifest is finished, a folder without one is not, and no reader ever meets half a file.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gladstone.errors import ArtifactError
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of a folder: its path relative to the folder, its hash and its size."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a stage made, from what, with which settings and versions. Written last."""
+
+    stage: str
+    files: tuple[FileRecord, ...]
+    parents: dict[str, str]
+    config: dict[str, Any]
+    versions: dict[str, str]
+    template_sha256: str | None = None
+    seed: int | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def record(self, path: str) -> FileRecord:
+        """The record of one file. Raises ArtifactError if the manifest does not list it."""
+        for record in self.files:
+            if record.path == path:
+                return record
+        raise ArtifactError(f"the manifest of this {self.stage} folder does not list {path!r}.")
+
+
+def sha256_file(path: Path) -> str:
+    """Hash of a file's bytes. Raises ArtifactError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+def record_file(folder: Path, path: Path) -> FileRecord:
+    """The record of a file inside `folder`."""
+    return FileRecord(path.relative_to(folder).as_posix(), sha256_file(path), path.stat().st_size)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success fsync and rename it, on any failure remove it.
+
+    Raises ArtifactError if the file system has no room or refuses.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole, readable by people."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON Lines file whole."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what a killed process left under temporary names in this folder."""
+    for leftover in folder.glob(".*.partial"):
+        leftover.unlink()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Mark the folder as finished. Call it last."""
+    write_json(folder / MANIFEST_NAME, {"schema": MANIFEST_SCHEMA} | dataclasses.asdict(manifest))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished folder. Raises ArtifactError if there is none or it cannot be understood."""
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such folder.")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.pop("schema") != MANIFEST_SCHEMA:
+            raise ArtifactError(f"{path}: written by another version of Gladstone (schema {MANIFEST_SCHEMA} expected).")
+        files = tuple(FileRecord(**record) for record in data.pop("files"))
+        return Manifest(files=files, **data)
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{folder}: not finished (no {MANIFEST_NAME}). Run the command that makes it again."
+        ) from None
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path}: not a manifest ({error}).") from None
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with its record. Raises ArtifactError naming the first that differs."""
+    for record in manifest.files:
+        check_file(folder / record.path, record)
+
+
+def check_file(path: Path, record: FileRecord) -> None:
+    """Raises ArtifactError if the file is missing or is not the one that was recorded."""
+    if not path.is_file():
+        raise ArtifactError(f"{path}: listed in the manifest but missing.")
+    size = path.stat().st_size
+    if size != record.size_bytes:
+        raise ArtifactError(f"{path}: {size:,} bytes, the manifest says {record.size_bytes:,}: cut short or changed.")
+    if sha256_file(path) != record.sha256:
+        raise ArtifactError(
+            f"{path}: its bytes differ from the manifest's sha256: damaged or changed since it was made."
+        )
+
+
+def is_finished(folder: Path) -> bool:
+    """True if the folder holds a manifest."""
+    return (folder / MANIFEST_NAME).is_file()
+
+
+def check_writable(folder: Path) -> None:
+    """Create the folder and write a byte to it. Raises ArtifactError if that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0")
+            probe.flush()
+    except OSError as error:
+        raise ArtifactError(f"{folder}: cannot be written to: {error.strerror or error}.") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # directories cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

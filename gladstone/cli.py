@@ -1,0 +1,20 @@
+"""The umbrella command: `gladstone STAGE …` equals `STAGE …`; stages load when they are called."""
+
+import click
+
+from gladstone import __version__
+from gladstone.command import Group
+
+STAGES = {
+    "finetune": ("finetune.cli:main", "Fine-tune a model on your rows: rows in, adapter out."),
+    "export": ("export.cli:main", "Merge, convert, quantise and prove: adapter in, GGUF out."),
+    "runtime": ("runtime.cli:main", "Chat with a GGUF on this machine, without a network."),
+    "bench": ("bench.cli:main", "Measure quality and speed of GGUF files, with error bars."),
+    "demo": ("gladstone.demo:main", "Run the whole line on the embedded model and the embedded rows."),
+}
+
+
+@click.group(cls=Group, lazy=STAGES)
+@click.version_option(__version__, prog_name="gladstone")
+def main() -> None:
+    """From training to the edge: fine-tune, export to GGUF, chat offline, measure."""

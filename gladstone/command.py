@@ -1,0 +1,57 @@
+"""Glue for the commands: errors to exit codes, lazy sub-commands, and which extra brings a missing package."""
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from gladstone.errors import GladstoneError, UnsupportedError
+
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+
+
+class Group(click.Group):
+    """A command group whose errors are one readable message: 0 done, 1 a GladstoneError, 2 usage, 130 Ctrl-C."""
+
+    def __init__(self, *args: Any, lazy: dict[str, tuple[str, str]] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lazy = lazy or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.commands, *self._lazy]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self._lazy:
+            module, attribute = self._lazy[cmd_name][0].split(":")
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, command.get_short_help_str(80)) for name, command in self.commands.items()]
+        rows += [(name, summary) for name, (_, summary) in self._lazy.items()]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GladstoneError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(EXIT_ERROR)
+        except KeyboardInterrupt:
+            click.echo("\nStopped. What is finished is kept; the same command again goes on from there.", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+
+
+def require_packages(stage: str, extra: str, modules: Sequence[str]) -> None:
+    """Raises UnsupportedError with the `pip install` that helps if a module is not installed. Imports nothing."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UnsupportedError(
+            f"{stage} needs {', '.join(missing)}, not installed here. Run: pip install 'gladstone[{extra}]' "
+            f"(from a clone: pip install '.[{extra}]')"
+        )

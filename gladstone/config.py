@@ -1,0 +1,119 @@
+"""YAML to a checked configuration: every problem of a file in one message, with the nearest name for a typo."""
+
+import difflib
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gladstone.errors import ConfigError, listed
+
+
+class Config(BaseModel):
+    """A section of a configuration: unknown fields are errors, values are not coerced from other kinds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice and reads 1e-4 as a number, as YAML 1.2 does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f"line {node.start_mark.line + 1}: {key!r} is given twice.")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_FLOAT = re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$")
+_INTEGER = re.compile(r"^[-+]?\d+$")
+for _start in "-+0123456789.":
+    _Loader.yaml_implicit_resolvers[_start] = [
+        ("tag:yaml.org,2002:int", _INTEGER),
+        ("tag:yaml.org,2002:float", _FLOAT),
+        *_Loader.yaml_implicit_resolvers.get(_start, []),
+    ]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError if it is missing, not YAML or not a mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise ConfigError(f"{path}: cannot be read: {reason}.") from None
+    try:
+        data = parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected 'field: value' lines, found {type(data).__name__}.")
+    return data
+
+
+def parse_yaml(text: str) -> Any:
+    """A YAML value. Raises ConfigError with line and column if it is none."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{place}not YAML: {error.problem}.") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"not YAML: {error}.") from None
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `data` with each `section.field=value` set; the value is read as YAML."""
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in data.items()}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set {override!r}: expected FIELD=VALUE, for example training.learning_rate=1e-4.")
+        *sections, field = name.strip().split(".")
+        target = result
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section.")
+        target[field] = parse_yaml(text)
+    return result
+
+
+def build_config(model: type[C], data: dict[str, Any], where: str) -> C:
+    """Check `data` against `model`. Raises ConfigError with all problems in one message."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = [_problem(model, dict(detail)) for detail in error.errors()]
+        raise ConfigError(listed(where, problems)) from None
+
+
+def _problem(model: type[BaseModel], detail: dict[str, Any]) -> str:
+    location = detail["loc"]
+    name = ".".join(str(part) for part in location)
+    if detail["type"] == "extra_forbidden":
+        return f"{name}: unknown field{_suggestion(model, location)}."
+    if detail["type"] == "missing":
+        return f"{name}: missing."
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    found = "" if isinstance(detail["input"], dict) else f", found {detail['input']!r}"
+    if detail["type"] == "value_error":
+        return f"{name}: {message}" if name else message
+    return f"{name}: expected {message}{found}."
+
+
+def _suggestion(model: type[BaseModel], location: tuple[str | int, ...]) -> str:
+    section: Any = model
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(section.model_fields)})"

@@ -1,0 +1,52 @@
+"""The one error tree.
+
+    GladstoneError
+    ├── ConfigError       a recipe, option or override that cannot be used
+    ├── DataError         a row, a data file or a chat template
+    ├── ArtifactError     a file made by a stage: damaged, missing, half-written, not matching its manifest
+    ├── UnsupportedError  asked for something this installation or this model cannot do
+    └── ToolError         a child process or the operating system failed
+
+A command shows the message and exits with 1; any other exception is a bug and keeps its traceback.
+"""
+
+from collections.abc import Sequence
+
+
+class GladstoneError(Exception):
+    """Something the user can understand and act on: where, what was found, what was expected, what to do."""
+
+
+class ConfigError(GladstoneError):
+    """A recipe, an option or an override that cannot be used."""
+
+
+class DataError(GladstoneError):
+    """A data file, a row or a chat template that cannot be used."""
+
+
+class ArtifactError(GladstoneError):
+    """A model file or run folder that is missing, damaged or not what its manifest says."""
+
+
+class UnsupportedError(GladstoneError):
+    """A request that this installation, this machine or this model cannot fulfil."""
+
+
+class ToolError(GladstoneError):
+    """A child process or the operating system failed."""
+
+
+MAX_LISTED_PROBLEMS = 10
+
+
+def listed(headline: str, problems: Sequence[str]) -> str:
+    """One message for several problems: at most 10 are listed, the rest is counted."""
+    if len(problems) == 1:
+        return f"{headline}: {problems[0]}"
+    lines = [f"{headline} ({len(problems)} problems):"]
+    lines += [f"  - {problem}" for problem in problems[:MAX_LISTED_PROBLEMS]]
+    hidden = len(problems) - MAX_LISTED_PROBLEMS
+    if hidden > 0:
+        lines.append(f"  … and {hidden} more")
+    return "\n".join(lines)

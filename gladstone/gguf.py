@@ -1,0 +1,278 @@
+"""GGUF headers, read with every count, offset and length checked against the file before llama.cpp sees it.
+
+Layout (ggml/docs/gguf.md): magic, version, tensor count, key count; key–value pairs; tensor descriptions; padding;
+tensor data. Little-endian. llama.cpp itself loads some damaged files without a word and aborts the process on others.
+"""
+
+import math
+import mmap
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gladstone.errors import ArtifactError
+from gladstone.template import template_sha256
+
+MAGIC = b"GGUF"
+MAX_TENSORS, MAX_KEYS, MAX_DIMENSIONS, MAX_NESTING = 1 << 16, 1 << 16, 4, 4
+MAX_NAME_BYTES, MAX_KEY_BYTES = 63, 65535
+STRING, ARRAY, BOOL = 8, 9, 7
+SCALARS = {
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d",
+}  # fmt: skip
+
+# type id: (name, weights per block, bytes per block), from ggml.h and ggml-common.h
+TENSOR_TYPES = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+}  # fmt: skip
+
+# general.file_type, llama.h's llama_ftype; the types a user meets
+FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
+    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS",
+    20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M",
+    28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Description of one tensor; `shape` has the fastest dimension first, `offset` counts from the data section."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """Everything before the tensor data."""
+
+    path: Path
+    version: int
+    metadata: dict[str, Any]
+    tensors: tuple[Tensor, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GgufInfo:
+    """What a person asks of a model file."""
+
+    path: Path
+    architecture: str
+    name: str | None
+    parameters: int
+    quantisation: str
+    size_bytes: int
+    context_tokens: int
+    vocabulary: int
+    tensor_types: dict[str, int]
+    template: str | None
+    template_sha256: str | None
+
+
+class _DamagedError(Exception):
+    """Something in the header contradicts the file; caught by `read_header`, which knows the path."""
+
+
+class _Cursor:
+    """Reads values off the file and refuses to pass its end."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._size = len(data)
+        self.position = 0
+
+    def take(self, count: int, what: str) -> bytes:
+        end = self.position + count
+        if end > self._size:
+            raise _DamagedError(f"it ends inside {what} (byte {self._size:,}): the file is cut short or damaged")
+        chunk = self._data[self.position : end]
+        self.position = end
+        return chunk
+
+    def scalar(self, code: str, what: str) -> Any:
+        return struct.unpack(code, self.take(struct.calcsize(code), what))[0]
+
+    def text(self, what: str, limit: int) -> str:
+        length = self.scalar("<Q", what)
+        if length > limit:
+            raise _DamagedError(f"{what} claims {length:,} bytes, more than {limit:,}")
+        return self.take(length, what).decode("utf-8", "surrogateescape")
+
+    def value(self, kind: int, what: str, nesting: int = 0) -> Any:
+        if kind == STRING:
+            return self.text(what, self._size)
+        if kind == ARRAY:
+            return self._array(what, nesting + 1)
+        if kind not in SCALARS:
+            raise _DamagedError(f"{what} has the unknown value type {kind}")
+        number = self.scalar(SCALARS[kind], what)
+        if kind == BOOL and number > 1:
+            raise _DamagedError(f"{what} should be true or false and is {number}")
+        return bool(number) if kind == BOOL else number
+
+    def _array(self, what: str, nesting: int) -> list[Any]:
+        if nesting > MAX_NESTING:
+            raise _DamagedError(f"{what} nests arrays more than {MAX_NESTING} deep")
+        kind, count = self.scalar("<I", what), self.scalar("<Q", what)
+        least = struct.calcsize(SCALARS[kind]) if kind in SCALARS else 8
+        if count * least > self._size - self.position:
+            raise _DamagedError(f"{what} claims {count:,} values, more than the rest of the file can hold")
+        if kind in SCALARS and kind != BOOL:
+            code = f"<{count}{SCALARS[kind][1]}"
+            return list(struct.unpack(code, self.take(struct.calcsize(code), what)))
+        return [self.value(kind, what, nesting) for _ in range(count)]
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Read and check a GGUF header. Raises ArtifactError that says what the file is instead, or what is wrong in it."""
+    try:
+        if not path.is_file():
+            raise ArtifactError(f"{path}: no such model file." if not path.exists() else f"{path}: not a regular file.")
+        with path.open("rb") as file:
+            if file.seek(0, 2) == 0:
+                raise ArtifactError(f"{path}: the file is empty, expected a GGUF model.")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                _check_kind(path, data[:512])
+                return _parse(path, data)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
+    except _DamagedError as problem:
+        raise ArtifactError(f"{path}: not a usable GGUF file: {problem}. Export or copy it again.") from None
+
+
+def _check_kind(path: Path, head: bytes) -> None:
+    if head.startswith(MAGIC):
+        return
+    known = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip file", b"\x80\x02": "a Python pickle"}
+    kind = next((name for magic, name in known.items() if head.startswith(magic)), None)
+    if kind is None:
+        kind = "a text file" if _looks_like_text(head) else "not one (its first bytes are not 'GGUF')"
+    raise ArtifactError(f"{path}: expected a GGUF model, this is {kind}.")
+
+
+def _looks_like_text(head: bytes) -> bool:
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # a character cut at the end of the sample is still text
+            return False
+        text = head[: error.start].decode("utf-8")
+    return all(character.isprintable() or character in "\r\n\t" for character in text)
+
+
+def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
+    cursor = _Cursor(data)
+    cursor.take(len(MAGIC), "the magic number")
+    version = cursor.scalar("<I", "the version")
+    if version not in (2, 3):
+        raise _DamagedError(f"version {version}; versions 2 and 3 (little-endian) are supported")
+    tensor_count, key_count = cursor.scalar("<Q", "the tensor count"), cursor.scalar("<Q", "the key count")
+    if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
+        raise _DamagedError(f"it claims {tensor_count:,} tensors and {key_count:,} keys")
+    metadata = _metadata(cursor, key_count)
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
+        raise _DamagedError(f"alignment {alignment!r} is no power of two of at least 8")
+    tensors = tuple(_tensor(cursor, number) for number in range(tensor_count))
+    data_offset = -(-cursor.position // alignment) * alignment
+    _check_tensors(tensors, alignment, len(data) - data_offset)
+    _check_vocabulary(metadata)
+    return GgufHeader(path, version, metadata, tensors, len(data))
+
+
+def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for number in range(count):
+        key = cursor.text(f"key {number + 1} of {count}", MAX_KEY_BYTES)
+        if key in metadata:
+            raise _DamagedError(f"the key {key!r} is there twice")
+        metadata[key] = cursor.value(cursor.scalar("<I", repr(key)), repr(key))
+    if not isinstance(metadata.get("general.architecture"), str):
+        raise _DamagedError("it does not name an architecture")
+    return metadata
+
+
+def _tensor(cursor: _Cursor, number: int) -> Tensor:
+    what = f"the description of tensor {number + 1}"
+    name = cursor.text(what, MAX_NAME_BYTES)
+    dimensions = cursor.scalar("<I", what)
+    if not 1 <= dimensions <= MAX_DIMENSIONS:
+        raise _DamagedError(f"tensor {name!r} has {dimensions} dimensions")
+    shape = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions, what))
+    kind, offset = cursor.scalar("<I", what), cursor.scalar("<Q", what)
+    if kind not in TENSOR_TYPES:
+        raise _DamagedError(f"tensor {name!r} has the unknown type {kind}")
+    type_name, block, block_bytes = TENSOR_TYPES[kind]
+    if 0 in shape or shape[0] % block:
+        raise _DamagedError(f"tensor {name!r} of type {type_name} has the impossible shape {shape}")
+    return Tensor(name, shape, type_name, offset, math.prod(shape) // block * block_bytes)
+
+
+def _check_tensors(tensors: tuple[Tensor, ...], alignment: int, data_bytes: int) -> None:
+    twice = [name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1]
+    if twice:
+        raise _DamagedError(f"tensor {twice[0]!r} is there twice")
+    end = 0
+    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+        if tensor.offset % alignment or tensor.offset < end:
+            raise _DamagedError(f"tensor {tensor.name!r} starts at the impossible offset {tensor.offset:,}")
+        end = tensor.offset + tensor.size_bytes
+        if end > data_bytes:
+            raise _DamagedError(
+                f"tensor {tensor.name!r} ends {end - data_bytes:,} bytes after the file's end: the file is cut short"
+            )
+
+
+def _check_vocabulary(metadata: dict[str, Any]) -> None:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if tokens is None:
+        return
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise _DamagedError("its vocabulary is not a list of texts")
+    if len(set(tokens)) != len(tokens):  # llama.cpp aborts the whole process on this one
+        twice = Counter(tokens).most_common(1)[0][0]
+        raise _DamagedError(f"the vocabulary holds {twice!r} twice")
+    for key in ("token_type", "scores"):
+        entries = metadata.get(f"tokenizer.ggml.{key}")
+        if entries is not None and (not isinstance(entries, list) or len(entries) != len(tokens)):
+            raise _DamagedError(f"tokenizer.ggml.{key} does not have one entry for each of {len(tokens):,} tokens")
+    for key, value in metadata.items():
+        names_token = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
+        if names_token and not (isinstance(value, int) and 0 <= value < len(tokens)):
+            raise _DamagedError(f"{key} is {value!r}, outside the vocabulary of {len(tokens):,}")
+
+
+def read_info(path: Path) -> GgufInfo:
+    """The facts about a model file that `runtime info` shows. Raises ArtifactError as `read_header` does."""
+    header = read_header(path)
+    metadata = header.metadata
+    architecture = metadata["general.architecture"]
+    template = metadata.get("tokenizer.chat_template")
+    types = Counter(tensor.type_name for tensor in header.tensors)
+    file_type = metadata.get("general.file_type")
+    return GgufInfo(
+        path=path,
+        architecture=architecture,
+        name=metadata.get("general.name"),
+        parameters=sum(math.prod(tensor.shape) for tensor in header.tensors),
+        quantisation=FILE_TYPES.get(file_type, "unknown") if isinstance(file_type, int) else "unknown",
+        size_bytes=header.size_bytes,
+        context_tokens=int(metadata.get(f"{architecture}.context_length", 0)),
+        vocabulary=len(metadata.get("tokenizer.ggml.tokens", ())),
+        tensor_types=dict(types.most_common()),
+        template=template if isinstance(template, str) else None,
+        template_sha256=template_sha256(template) if isinstance(template, str) else None,
+    )

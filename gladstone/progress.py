@@ -1,0 +1,97 @@
+"""How library code tells that it is at work, without knowing whether anyone looks."""
+
+import io
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+
+class Progress(Protocol):
+    """A step is shown while it runs, with how far it is if `update` says so, and with its time when it is done."""
+
+    def start(self, name: str) -> None: ...
+    def update(self, fraction: float | None, note: str = "") -> None: ...
+    def finish(self, failed: bool) -> None: ...
+
+
+class Silent:
+    """Progress that nobody sees: for tests and for use as a library."""
+
+    def start(self, name: str) -> None:
+        """Ignored."""
+
+    def update(self, fraction: float | None, note: str = "") -> None:
+        """Ignored."""
+
+    def finish(self, failed: bool) -> None:
+        """Ignored."""
+
+
+@contextmanager
+def step(progress: Progress, name: str) -> Iterator[Progress]:
+    """Bracket one piece of work."""
+    progress.start(name)
+    failed = True
+    try:
+        yield progress
+        failed = False
+    finally:
+        progress.finish(failed)
+
+
+class Lines:
+    """Progress on a stream: a line that renews itself on a terminal, sparse plain lines elsewhere."""
+
+    def __init__(self, stream: TextIO | None = None, plain_interval_s: float = 15.0) -> None:
+        self._stream = stream or _own_stderr()
+        self._live = self._stream.isatty()
+        self._interval_s = 0.2 if self._live else plain_interval_s
+        self._lock = threading.Lock()
+        self._name, self._state, self._begin_s, self._shown = "", "", 0.0, ""
+        self._stop: threading.Event | None = None
+        self._ticker: threading.Thread | None = None
+
+    def start(self, name: str) -> None:
+        self._name, self._state, self._shown, self._begin_s = name, "", "", time.monotonic()
+        if not self._live:
+            self._write(f"{name} …\n")
+        self._stop = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, args=(self._stop,), daemon=True)
+        self._ticker.start()
+
+    def update(self, fraction: float | None, note: str = "") -> None:
+        share = "" if fraction is None else f"{fraction:4.0%}"
+        self._state = "  ".join(part for part in (share, note) if part)
+
+    def finish(self, failed: bool) -> None:
+        if self._stop is None or self._ticker is None:
+            raise RuntimeError("finish() without start()")
+        self._stop.set()
+        self._ticker.join()
+        state = f"  {self._state}" if self._state and not failed else ""
+        mark = "stopped after" if failed else "done in"
+        clear = "\r\x1b[2K" if self._live else ""
+        self._write(f"{clear}{self._name}: {mark} {time.monotonic() - self._begin_s:.1f} s{state}\n")
+
+    def _tick(self, stop: threading.Event) -> None:
+        while not stop.wait(self._interval_s):
+            elapsed = f"{time.monotonic() - self._begin_s:.0f} s"
+            line = "  ".join(part for part in (f"{self._name} …", self._state, elapsed) if part)
+            self._write(f"\r\x1b[2K{line}" if self._live else f"{line}\n")
+
+    def _write(self, text: str) -> None:
+        with self._lock:
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def _own_stderr() -> TextIO:
+    """A duplicate of stderr, so that `quiet.output_to` silences libraries and not the progress."""
+    try:
+        return os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="replace")
+    except (OSError, io.UnsupportedOperation, AttributeError):  # a test or a notebook replaced it
+        return sys.stderr

@@ -1,0 +1,75 @@
+"""The training tokenizer of a model folder, as far as Gladstone needs it. Names transformers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gladstone.errors import ConfigError, DataError
+from gladstone.template import ChatTemplate
+
+# everything a tokenizer may be made of; copied as it is, since save_pretrained does not write all of it back
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True)
+class FolderTokenizer:
+    """A tokenizer and the chat template stored with it.
+
+    `special_tokens` maps texts to ids; `named_tokens` has the texts that templates may name (bos_token, eos_token, …);
+    `bos_id` is the token that the tokenizer puts before every text, None where it puts none.
+    """
+
+    hf: Any
+    special_tokens: dict[str, int]
+    named_tokens: dict[str, str]
+    bos_id: int | None
+    template_source: str | None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, special tokens recognised, nothing added."""
+        ids: list[int] = self.hf(text, add_special_tokens=False).input_ids
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens included."""
+        text: str = self.hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def template(self, source: str | None = None) -> ChatTemplate:
+        """The compiled chat template, or `source` in its place. Raises ConfigError if there is neither."""
+        source = source if source is not None else self.template_source
+        if source is None:
+            raise ConfigError(
+                "the base model has no chat template: give one with base.chat_template (a Jinja file). Without a "
+                "template nobody can say where a question ends."
+            )
+        return ChatTemplate(source, self.named_tokens)
+
+
+def load_tokenizer(folder: Path) -> FolderTokenizer:
+    """Load from a local folder, never from the Hub, never running code from it. Raises DataError if that fails."""
+    from transformers import AutoTokenizer
+
+    try:
+        hf = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: its tokenizer cannot be loaded: {error}") from None
+    special = {str(token): int(hf.convert_tokens_to_ids(str(token))) for token in hf.all_special_tokens}
+    special |= {str(added): index for index, added in hf.added_tokens_decoder.items() if added.special}
+    named = {name: str(value) for name, value in hf.special_tokens_map.items() if isinstance(value, str)}
+    first = hf("", add_special_tokens=True).input_ids[:1]
+    bos = int(first[0]) if first and first[0] == hf.bos_token_id else None
+    template = hf.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return FolderTokenizer(hf, special, named, bos, template)

@@ -1,0 +1,111 @@
+"""`runtime ask`: one question, one answer, fit for pipes."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gladstone.chat import Message
+from gladstone.errors import DataError
+from runtime.console import Waiting, tolerate_narrow_encodings, visible, write
+from runtime.options import ASK, build_sampling, engine_options, load_engine, model_argument, sampling_options
+
+if TYPE_CHECKING:
+    from runtime.engine import Completion, Engine
+    from runtime.text import Piece
+
+
+@click.command()
+@model_argument
+@click.argument("question", required=False)
+@engine_options
+@sampling_options(ASK)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the answer, token counts and times.")
+def ask(model: Path, question: str | None, system: str | None, as_json: bool, **options: Any) -> None:
+    """Put one QUESTION and print the answer.
+
+    The question is read from standard input if it is '-' or missing. Reasoning goes to standard error, so that standard
+    output holds nothing but the answer.
+    """
+    sampling = build_sampling(options)
+    messages = [Message("system", system)] if system else []
+    messages.append(Message("user", _read_question(question)))
+    tolerate_narrow_encodings()
+    with load_engine(model, options) as engine:
+        tokens = engine.prompt_tokens(messages)
+        with Waiting("thinking") as waiting:
+            show = _Show(waiting, silent=as_json)
+            completion = engine.complete(tokens, sampling, show.piece)
+        show.finish(completion, engine)
+
+
+class _Show:
+    """Puts the pieces of an answer where they belong."""
+
+    def __init__(self, waiting: Waiting, *, silent: bool) -> None:
+        self._waiting, self._silent = waiting, silent
+        self._to_terminal = sys.stdout.isatty()
+        self._reasoning_open = False
+
+    def piece(self, piece: "Piece") -> None:
+        """Show one piece as it comes."""
+        if self._silent:
+            return
+        self._waiting.end()
+        if piece.reasoning:
+            self._reasoning_open = True
+            write(visible(piece.text), dim=True, err=True)
+        else:
+            self._close_reasoning()
+            write(visible(piece.text) if self._to_terminal else piece.text)
+
+    def finish(self, completion: "Completion", engine: "Engine") -> None:
+        """The end of the line, or the JSON object, and on standard error whatever else the user should know."""
+        if self._silent:
+            click.echo(json.dumps(_as_json(completion, engine), ensure_ascii=False, indent=2))
+            return
+        self._close_reasoning()
+        if completion.text:
+            click.echo()
+        note = _note(completion, engine)
+        if note:
+            click.echo(note, err=True)
+
+    def _close_reasoning(self) -> None:
+        if self._reasoning_open:
+            click.echo(err=True)
+        self._reasoning_open = False
+
+
+def _read_question(argument: str | None) -> str:
+    if argument not in (None, "-"):
+        question = argument
+    elif argument is None and sys.stdin.isatty():
+        raise click.UsageError("a question is missing: give it after the model file, or on standard input.")
+    else:
+        try:
+            question = sys.stdin.buffer.read().decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"standard input: byte {error.start + 1} is not UTF-8.") from None
+    if not question or not question.strip():
+        raise DataError("the question is empty.")
+    return question
+
+
+def _note(completion: "Completion", engine: "Engine") -> str | None:
+    if completion.stop_reason == "length":
+        return f"The answer is cut after {completion.generated_tokens:,} tokens: --max-tokens allows more."
+    if completion.stop_reason == "context":
+        return (
+            f"The answer is cut: question and answer fill the context of {engine.context_tokens:,} tokens. "
+            "--context allows more, up to what the model was trained for."
+        )
+    return None if completion.text else "The model ended its turn without an answer."
+
+
+def _as_json(completion: "Completion", engine: "Engine") -> dict[str, Any]:
+    facts = dataclasses.asdict(completion)
+    return {"model": str(engine.model.path)} | facts | {"load_s": engine.load_s}

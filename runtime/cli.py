@@ -1,0 +1,16 @@
+"""The `runtime` command."""
+
+from gladstone.command import Group
+
+main = Group(
+    name="runtime",
+    help="Chat with a GGUF model, offline. Every command takes the model file as its first argument.",
+    lazy={
+        "chat": ("runtime.chat:chat", "Talk with a model in the terminal."),
+        "ask": ("runtime.ask:ask", "Put one question and print the answer."),
+        "info": ("runtime.info:info", "Show what a model file holds and check it against its manifest."),
+    },
+)
+
+if __name__ == "__main__":
+    main()

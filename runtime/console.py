@@ -1,0 +1,136 @@
+"""What a terminal needs: safe and dimmed text, a line that tells of waiting, lines that are typed or piped, Ctrl-C."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Protocol, Self
+
+import click
+
+from gladstone.errors import DataError
+
+PATIENCE_S = 2.0
+
+# control characters as their visible symbols: an answer must not steer the terminal. Newline and tab stay.
+_VISIBLE = {code: 0x2400 + code for code in range(0x20)} | dict.fromkeys(range(128, 160), 65533) | {0x7F: 0x2421}
+_VISIBLE = {code: symbol for code, symbol in _VISIBLE.items() if chr(code) not in "\n\t"}
+
+
+def visible(text: str) -> str:
+    """The text with its control characters made visible and harmless."""
+    return text.translate(_VISIBLE)
+
+
+def write(text: str, *, dim: bool = False, err: bool = False) -> None:
+    """Show a piece of text at once, dimmed if the stream is a terminal."""
+    click.echo(click.style(text, dim=True) if dim else text, nl=False, err=err)
+
+
+def tolerate_narrow_encodings() -> None:
+    """Let characters that the terminal's encoding lacks come out as '?' instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="replace")
+
+
+class Waiting:
+    """A line on stderr that appears only when something takes longer than 2 s, and goes when it is over."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._shown = False
+        self._timer = threading.Timer(PATIENCE_S, self._show)
+        self._timer.daemon = True
+
+    def end(self) -> None:
+        """Over; ending twice is harmless."""
+        self._timer.cancel()
+        self._timer.join()
+        if self._shown and sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+        self._shown = False
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.end()
+
+    def _show(self) -> None:
+        self._shown = True
+        sys.stderr.write(f"{self._what} …" + ("" if sys.stderr.isatty() else "\n"))
+        sys.stderr.flush()
+
+
+@contextmanager
+def cancel_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C raises nothing; the function given tells whether it was pressed."""
+    pressed = threading.Event()
+
+    def remember(_signal: int, _frame: FrameType | None) -> None:
+        pressed.set()
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class LineSource(Protocol):
+    """Where the user's lines come from."""
+
+    def read(self) -> str | None:
+        """The next line without its end; None when the user leaves."""
+        ...
+
+
+class TypedLines:
+    """Lines typed at a terminal, with editing and history. Ctrl-D or Ctrl-C twice leaves."""
+
+    def __init__(self) -> None:
+        from prompt_toolkit import PromptSession
+
+        self._session: PromptSession[str] = PromptSession()
+
+    def read(self) -> str | None:
+        interrupted = False
+        while True:
+            try:
+                return self._session.prompt("> ")
+            except EOFError:
+                return None
+            except KeyboardInterrupt:
+                if interrupted:
+                    return None
+                interrupted = True
+                write("Ctrl-C again, Ctrl-D or /exit leaves.\n", dim=True)
+
+
+class PipedLines:
+    """Lines of a pipe or a file, so that a chat can be scripted. Raises DataError for a line that is not UTF-8."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stdin.buffer
+        self._number = 0
+
+    def read(self) -> str | None:
+        line = self._stream.readline()
+        self._number += 1
+        if not line:
+            return None
+        try:
+            return line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise DataError(f"standard input, line {self._number}: not UTF-8.") from None
+
+
+def open_lines() -> LineSource:
+    """An editor on a terminal, plain lines elsewhere."""
+    return TypedLines() if sys.stdin.isatty() and sys.stdout.isatty() else PipedLines()

@@ -1,0 +1,139 @@
+"""`runtime info`: what a model file holds, and whether it is the file that its manifest describes."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gladstone.artifacts import MANIFEST_NAME, check_file, read_manifest
+from gladstone.errors import ArtifactError
+from gladstone.host import readable_bytes
+from runtime.console import tolerate_narrow_encodings, visible
+from runtime.options import model_argument
+
+if TYPE_CHECKING:
+    from gladstone.gguf import GgufInfo
+
+PROOF_NAME = "proof.json"
+TEMPLATE_LINES = 6
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What lies beside the model file: `manifest` is "verified" or "no manifest", with why if that needs saying."""
+
+    manifest: str
+    stage: str | None = None
+    proof_passed: bool | None = None
+
+
+@click.command()
+@model_argument
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(model: Path, as_json: bool) -> None:
+    """Show architecture, size, quantisation, context, special tokens and template; check manifest and proof.
+
+    A file that differs from the manifest beside it is an error.
+    """
+    from gladstone.gguf import read_info
+
+    tolerate_narrow_encodings()
+    facts = read_info(model)
+    provenance = check_provenance(facts)
+    special = read_special_tokens(model)
+    if as_json:
+        click.echo(json.dumps(_as_json(facts, special, provenance), ensure_ascii=False, indent=2))
+    else:
+        click.echo(visible(render_info(facts, special, provenance)))
+
+
+def check_provenance(facts: "GgufInfo") -> Provenance:
+    """Compare the file with the manifest in its folder. Raises ArtifactError if size, hash or template differ."""
+    folder, name = facts.path.parent, facts.path.name
+    proof_passed = _read_proof(folder / PROOF_NAME)
+    if not (folder / MANIFEST_NAME).is_file():
+        return Provenance("no manifest", proof_passed=proof_passed)
+    manifest = read_manifest(folder)
+    if name not in {record.path for record in manifest.files}:
+        return Provenance(f"no manifest (the one beside it does not list {name})", proof_passed=proof_passed)
+    check_file(facts.path, manifest.record(name))
+    if manifest.template_sha256 is not None and manifest.template_sha256 != facts.template_sha256:
+        raise ArtifactError(
+            f"{facts.path}: its chat template has the sha256 {facts.template_sha256}, the manifest says "
+            f"{manifest.template_sha256}: trained on one template, served on another. Export the model again."
+        )
+    return Provenance("verified", manifest.stage, proof_passed)
+
+
+def read_special_tokens(path: Path) -> dict[str, tuple[int, str]]:
+    """Id and text of BOS, EOS and end of turn, as llama.cpp understands the vocabulary; those that there are."""
+    from gladstone.llama import Model
+
+    with Model(path, vocab_only=True) as model:
+        ids = {"bos": model.bos, "eos": model.eos, "eot": model.eot}
+        return {name: (token, model.token_text(token)) for name, token in ids.items() if token >= 0}
+
+
+def render_info(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenance: Provenance) -> str:
+    """The facts as lines for a person."""
+    types = ", ".join(f"{count} {name}" for name, count in facts.tensor_types.items())
+    proofs = {None: "no proof", True: "passed", False: "FAILED: this file differs from the model that was trained"}
+    bits = 8 * facts.size_bytes / max(1, facts.parameters)
+    stage = f" (made by {provenance.stage}: size, sha256 and template as recorded)" if provenance.stage else ""
+    rows = {
+        "file": str(facts.path),
+        "architecture": facts.architecture,
+        "name": facts.name or "none",
+        "parameters": f"{facts.parameters:,}",
+        "size": f"{readable_bytes(facts.size_bytes)} ({bits:.2f} bits a weight)",
+        "quantisation": f"{facts.quantisation} (tensors: {types})",
+        "context": f"{facts.context_tokens:,} tokens",
+        "vocabulary": f"{facts.vocabulary:,} tokens",
+        "special tokens": ", ".join(f"{name.upper()} {token} {text}" for name, (token, text) in special.items())
+        or "none",
+        "manifest": provenance.manifest + stage,
+        "proof": proofs[provenance.proof_passed],
+        "template": facts.template_sha256 or "none: this file cannot be chatted with",
+    }
+    lines = [f"{name:<15} {value}" for name, value in rows.items()]
+    template = (facts.template or "").splitlines()
+    lines += [f"  | {line[:110]}{'…' if len(line) > 110 else ''}" for line in template[:TEMPLATE_LINES]]
+    if len(template) > TEMPLATE_LINES:
+        lines.append(f"  | … {len(template) - TEMPLATE_LINES} more lines")
+    return "\n".join(lines)
+
+
+def _read_proof(path: Path) -> bool | None:
+    if not path.exists():
+        return None
+    try:
+        passed = json.loads(path.read_text(encoding="utf-8"))["passed"]
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError):
+        passed = None
+    if not isinstance(passed, bool):
+        raise ArtifactError(f'{path}: not a proof: expected an object with "passed": true or false.')
+    return passed
+
+
+def _as_json(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenance: Provenance) -> dict[str, Any]:
+    return {
+        "file": str(facts.path),
+        "architecture": facts.architecture,
+        "name": facts.name,
+        "parameters": facts.parameters,
+        "size_bytes": facts.size_bytes,
+        "quantisation": facts.quantisation,
+        "tensor_types": facts.tensor_types,
+        "context_tokens": facts.context_tokens,
+        "vocabulary": facts.vocabulary,
+        "special_tokens": {name: {"id": token, "text": text} for name, (token, text) in special.items()},
+        "template": facts.template,
+        "template_sha256": facts.template_sha256,
+        "manifest": provenance.manifest,
+        "manifest_stage": provenance.stage,
+        "proof_passed": provenance.proof_passed,
+    }

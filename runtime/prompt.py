@@ -1,0 +1,107 @@
+"""From messages to token ids: as in training, except that what a user types never becomes a control token."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from gladstone.chat import Message
+from gladstone.errors import ArtifactError, DataError
+from gladstone.llama import Model, library
+from gladstone.template import ChatTemplate
+
+# one private-use character on each side, a number between them: what a text is replaced with while it is rendered
+_MARK, _MARKED = "\uf8ff{}\uf8ff", re.compile("\uf8ff(\\d+)\uf8ff")
+
+
+def load_template(model: Model) -> ChatTemplate:
+    """The chat template that the model file carries. Raises ArtifactError if it has none that compiles."""
+    source: bytes | None = library().llama_model_chat_template(model.handle, None)
+    if not source:
+        raise ArtifactError(
+            f"{model.path}: the file carries no chat template, so nobody knows how the model was trained to be asked. "
+            "Export it again from a run of finetune, or use an instruction-tuned model."
+        )
+    names = {"bos_token": model.bos, "eos_token": model.eos, "pad_token": model.pad}
+    special = {name: model.token_text(token) for name, token in names.items() if token >= 0}
+    try:
+        return ChatTemplate(source.decode(), special)
+    except UnicodeDecodeError:
+        raise ArtifactError(f"{model.path}: its chat template is not UTF-8.") from None
+    except DataError as error:
+        raise ArtifactError(f"{model.path}: {error} Export the model again with a template that does.") from None
+
+
+def prompt_tokens(model: Model, template: ChatTemplate, messages: Sequence[Message]) -> list[int]:
+    """The turns up to where the assistant's answer begins.
+
+    The rendered text is tokenized as one, as in training. Only where a turn contains the text of a control token is it
+    cut there: the template's parts may name control tokens, the turn's own text is only text.
+
+    Raises DataError for a text that is not Unicode and for a template that cannot render the turns.
+    """
+    _check_unicode(messages)
+    marks = _Marks(model)
+    marked = [marks.apply(message) for message in messages]
+    rendered = template.render(messages, add_generation_prompt=True)
+    if not marks.texts:
+        return with_bos(model, model.tokenize(rendered, parse_special=True))
+    parts = _MARKED.split(template.render(marked, add_generation_prompt=True))
+    for place in range(1, len(parts), 2):
+        parts[place] = marks.texts[int(parts[place])]
+    if "".join(parts) != rendered:
+        raise DataError("a message contains the text of a control token, and the chat template does not take it as is.")
+    tokens = []
+    for place, part in enumerate(parts):
+        tokens += model.tokenize(part, parse_special=place % 2 == 0) if part else []
+    return with_bos(model, tokens)
+
+
+def scored_tokens(model: Model, template: ChatTemplate, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """Prompt and answer of the last turn, each segment tokenized on its own as in training.
+
+    The answer ends with its last control token, the end of the turn: what the template writes after it, the model
+    is never asked for. Raises DataError if the last turn is not the assistant's or a text is not Unicode.
+    """
+    _check_unicode(messages)
+    *before, answer = [model.tokenize(part.text, parse_special=True) for part in template.segments(messages)]
+    prompt = with_bos(model, [token for part in before for token in part])
+    ends = [place for place, token in enumerate(answer) if model.is_control(token)]
+    return prompt, answer[: ends[-1] + 1] if ends else answer
+
+
+def with_bos(model: Model, tokens: list[int]) -> list[int]:
+    """The tokens with BOS in front if the vocabulary wants one and the template did not write it."""
+    if model.adds_bos and model.bos >= 0 and tokens[:1] != [model.bos]:
+        return [model.bos, *tokens]
+    return tokens
+
+
+class _Marks:
+    """Replaces texts that hold control tokens by marks, and keeps the texts."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.texts: list[str] = []
+
+    def apply(self, message: Message) -> Message:
+        """The message with marks in it, or the same message if it is harmless."""
+        reasoning = message.reasoning and self._mark(message.reasoning)
+        return dataclasses.replace(message, content=self._mark(message.content), reasoning=reasoning)
+
+    def _mark(self, text: str) -> str:
+        model = self._model
+        harmless = model.tokenize(text, parse_special=True) == model.tokenize(text)
+        if harmless and not _MARKED.search(text):
+            return text
+        core = text.strip()  # a template that trims finds the white space outside the mark
+        begin = text.index(core)
+        self.texts.append(core)
+        return f"{text[:begin]}{_MARK.format(len(self.texts) - 1)}{text[begin + len(core) :]}"
+
+
+def _check_unicode(messages: Sequence[Message]) -> None:
+    for number, message in enumerate(messages, start=1):
+        try:
+            (message.content + (message.reasoning or "")).encode()
+        except UnicodeEncodeError:
+            raise DataError(f"message {number} ({message.role}) holds half a character: it is not Unicode.") from None

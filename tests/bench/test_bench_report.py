@@ -1,0 +1,196 @@
+import dataclasses
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from bench_samples import make_inputs, make_report, model_file
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.items import read_items
+from bench.markdown import render_markdown
+from bench.models import model_warnings, read_models
+from bench.page import render_page
+from bench.plots import _ticks
+from bench.results import Answer, Loss, Report
+from bench.run import write_report
+from bench.serial import report_json
+from bench.summary import summarise
+from bench.terminal import render_summary
+from gladstone.artifacts import Manifest, check_files, read_manifest, record_file, write_manifest
+from gladstone.errors import ArtifactError, DataError
+from gladstone.progress import Silent
+
+HOSTILE = (
+    '<script>alert(1)</script><img src="http://evil/x.png" onerror="x()"> ![x](http://evil/) | `</textarea>` {{ 7*7 }}'
+)
+GOOD, BAD = ["the heart", "a heart", "the heart", "heart"], ["a liver", "no", "the lung", "of the heart"]
+
+
+class Page(HTMLParser):
+    """Collects the tags, and what would be fetched."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.fetched: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [pair for pair in attrs if pair[0] in ("src", "href", "srcset", "action", "onerror")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_what_a_model_writes_is_text_on_the_page_and_nothing_else() -> None:
+    report = make_report({HOSTILE: [HOSTILE] * 4, "b": GOOD})
+    page = Page(render_page(report))
+    assert not {"script", "img", "textarea", "iframe", "link"} & set(page.tags)
+    assert page.fetched == []
+    assert page.text.count(HOSTILE) >= 4
+    assert page.tags.count("svg") == 3
+
+
+def test_the_page_forbids_itself_every_request_and_has_the_dark_in_its_style() -> None:
+    text = render_page(make_report({"a": GOOD, "b": BAD}))
+    assert "default-src 'none'; style-src 'unsafe-inline'" in text
+    assert "prefers-color-scheme: dark" in text
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_what_a_model_writes_is_text_in_markdown_and_nothing_else() -> None:
+    text = render_markdown(make_report({"a": [HOSTILE] * 4, "b": GOOD}))
+    assert "<script" not in text.replace("\\<script", "")
+    assert "![" not in text
+    assert "](" not in text.replace("\\](", "")
+
+
+@given(st.text(max_size=80))
+def test_markdown_never_holds_bare_markup_of_a_text(answer: str) -> None:
+    from bench.markdown import escape
+
+    escaped = escape(answer)
+    for position, character in enumerate(escaped):
+        if character in "<>[]`|*_&!":
+            assert escaped[position - 1] == "\\"
+
+
+def test_the_headline_says_what_is_better_and_what_cannot_be_told() -> None:
+    nats = {"base": [30.0, 31, 29, 30], "tuned": [20.0, 21, 20, 20]}
+    report = make_report({"base": BAD, "tuned": BAD}, nats)
+    assert report.headline == (
+        "tuned against base: perplexity 20.09 → 7.58, better (difference −12.51, 95 % interval "
+        f"{_signed(report, 'low')} to {_signed(report, 'high')}, 4 rows); not distinguishable: ROUGE-1, ROUGE-2, ROUGE-L, "
+        "BLEU, token F1; writes at 2.00 × the speed (2.00–2.00 over 3 rounds).",
+    )
+
+
+def _signed(report: Report, end: str) -> str:
+    from bench.figures import signed
+
+    return signed(getattr(report.models[1].differences["perplexity"].result, end))
+
+
+def test_one_model_alone_is_described_and_not_judged() -> None:
+    report = make_report({"base": GOOD})
+    assert report.headline[0].startswith("base has a perplexity of 2.72 (95 % interval 2.72 to 2.72)")
+    assert report.models[0].differences == {}
+    assert "Difference" not in render_summary(report, Path("out"))
+    assert Page(render_page(report)).tags.count("table") == 3
+
+
+def test_models_that_split_the_text_differently_are_not_compared_by_perplexity() -> None:
+    inputs = make_inputs({"a": GOOD, "b": GOOD})
+    other = dataclasses.replace(inputs.measured[1], losses=tuple(Loss(5.0, 11) for _ in range(4)))
+    report = summarise(dataclasses.replace(inputs, measured=(inputs.measured[0], other)), [])
+    assert report.models[1].differences["perplexity"].verdict == "not comparable"
+    assert any("splits the text into other tokens than a" in warning for warning in report.warnings)
+
+
+def test_answers_without_an_end_are_counted() -> None:
+    inputs = make_inputs({"a": GOOD})
+    answers = (
+        Answer("x", None, "length", 9, 128),
+        Answer("x", None, "context", 9, 50),
+        *inputs.measured[0].answers[2:],
+    )
+    report = summarise(
+        dataclasses.replace(inputs, measured=(dataclasses.replace(inputs.measured[0], answers=answers),)), []
+    )
+    assert report.models[0].endless_answers == 2
+
+
+def test_the_json_keeps_every_item_of_every_model_so_that_two_runs_compare_pairwise() -> None:
+    data = json.loads(json.dumps(report_json(make_report({"a": GOOD, "b": BAD}))))
+    assert [item["source"] for item in data["items"]] == [f"rows.jsonl:{line}" for line in (1, 2, 3, 4)]
+    values = data["items"][0]["models"]["b"]
+    assert values["loss"] == {"nats": 10.0, "tokens": 10}
+    assert values["answer"]["text"] == "a liver"
+    assert set(values["scores"]) == {"rouge1", "rouge2", "rougeL", "bleu", "token_f1"}
+    means = [item["models"]["a"]["scores"]["token_f1"] for item in data["items"]]
+    assert data["models"][0]["results"]["token_f1"]["mean"] == pytest.approx(sum(means) / 4)
+    assert data["models"][1]["differences"]["rouge1"]["verdict"] in ("worse", "not distinguishable")
+
+
+def test_the_manifest_is_written_last_and_names_what_was_measured(tmp_path: Path) -> None:
+    write_report(tmp_path, make_report({"a": GOOD, "b": BAD}))
+    manifest = read_manifest(tmp_path)
+    check_files(tmp_path, manifest)
+    assert manifest.stage == "bench"
+    assert manifest.parents == {"a": "a" * 8, "b": "b" * 8}
+    assert manifest.template_sha256 == "t" * 64
+    assert [record.path for record in manifest.files] == ["report.json", "report.md", "report.html"]
+
+
+def test_unlike_files_are_told_in_plain_words() -> None:
+    first = model_file("a")
+    assert model_warnings([first, model_file("b")]) == []
+    same = model_warnings([first, model_file("b", sha256=first.sha256)])
+    assert same == ["b and a are the same bytes: every difference between them is noise."]
+    template = model_warnings([first, model_file("b", template_sha256="u" * 64)])
+    assert "b has another chat template than a" in template[0]
+    quant = model_warnings([first, model_file("b", quantisation="Q4_K_M")])
+    assert "b is Q4_K_M and a is Q8_0" in quant[0]
+
+
+def test_a_manifest_beside_the_model_with_another_template_is_an_error(embedded_gguf: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.symlink_to(embedded_gguf)
+    record = record_file(tmp_path, path)
+    manifest = Manifest("export", (record,), {}, {}, {}, template_sha256="0" * 64)
+    write_manifest(tmp_path, manifest)
+    with pytest.raises(ArtifactError, match="is not the one that its manifest says it was trained with"):
+        read_models([path], Silent())
+    write_manifest(tmp_path, dataclasses.replace(manifest, files=(dataclasses.replace(record, sha256="0" * 64),)))
+    with pytest.raises(ArtifactError, match="damaged or changed since it was made"):
+        read_models([path], Silent())
+
+
+def test_labels_are_the_shortest_ends_that_differ(embedded_gguf: Path, tmp_path: Path) -> None:
+    import shutil
+
+    paths = [tmp_path / name / "model.gguf" for name in ("base", "tuned")]
+    for path in paths:
+        path.parent.mkdir()
+        shutil.copy(embedded_gguf, path)
+    assert [model.label for model in read_models(paths, Silent())] == ["base/model", "tuned/model"]
+
+
+def test_half_a_character_in_a_row_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": "\\ud800"}\n')
+    with pytest.raises(DataError, match=r"rows.jsonl:2: the assistant's text holds half of a surrogate pair"):
+        read_items(path, "qa", 10)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_the_ticks_of_an_axis_enclose_its_values(low: float, width: float) -> None:
+    ticks = _ticks(low, low + width)
+    assert 2 <= len(ticks) <= 12
+    assert ticks[0] <= low + width * 1e-6
+    assert ticks[-1] >= low + width * (1 - 1e-6)
