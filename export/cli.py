@@ -14,7 +14,7 @@ NEEDED = ["torch", "transformers", "peft", "safetensors"]
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, resumes=True)
 def main() -> None:
     """Turn an adapter into GGUF files that are proven to be the model you trained."""
 

@@ -7,7 +7,7 @@ import click
 from gladstone.command import Group, require_packages
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, resumes=True)
 def main() -> None:
     """Fine-tune a model on your rows with QLoRA: rows in, adapter out."""
 

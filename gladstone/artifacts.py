@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # missing, or its folder is none: the first error is the one to tell
+            partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,9 +15,13 @@ EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 class Group(click.Group):
     """A command group whose errors are one readable message: 0 done, 1 a GladstoneError, 2 usage, 130 Ctrl-C."""
 
-    def __init__(self, *args: Any, lazy: dict[str, tuple[str, str]] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, lazy: dict[str, tuple[str, str]] | None = None, resumes: bool = False, **kwargs: Any
+    ) -> None:
+        """`lazy` maps names to ("module:command", summary); `resumes`: the same command goes on after Ctrl-C."""
         super().__init__(*args, **kwargs)
         self._lazy = lazy or {}
+        self._after_stop = "\nStopped." + (" The same command again finishes the work." if resumes else "")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self.commands, *self._lazy]
@@ -43,7 +47,7 @@ class Group(click.Group):
             click.echo(f"Error: {error}", err=True)
             ctx.exit(EXIT_ERROR)
         except KeyboardInterrupt:
-            click.echo("\nStopped. What is finished is kept; the same command again goes on from there.", err=True)
+            click.echo(self._after_stop, err=True)
             ctx.exit(EXIT_INTERRUPTED)
 
 

@@ -1,10 +1,11 @@
 """YAML to a checked configuration: every problem of a file in one message, with the nearest name for a typo."""
 
+import copy
 import difflib
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -43,6 +44,14 @@ for _start in "-+0123456789.":
     ]
 
 
+def _read_integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    # YAML 1.1 takes 010 for octal and fails on 09; in YAML 1.2 both are decimal
+    return int(node.value) if _INTEGER.match(node.value) else loader.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _read_integer)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError if it is missing, not YAML or not a mapping."""
     try:
@@ -67,13 +76,13 @@ def parse_yaml(text: str) -> Any:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ConfigError(f"{place}not YAML: {error.problem}.") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date such as 2026-13-45
         raise ConfigError(f"not YAML: {error}.") from None
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of `data` with each `section.field=value` set; the value is read as YAML."""
-    result = {key: dict(value) if isinstance(value, dict) else value for key, value in data.items()}
+    result = copy.deepcopy(data)
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not name.strip():
@@ -84,7 +93,10 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section.")
-        target[field] = parse_yaml(text)
+        try:
+            target[field] = parse_yaml(text)
+        except ConfigError as error:
+            raise ConfigError(f"--set {override!r}: {error}") from None
     return result
 
 
@@ -112,8 +124,16 @@ def _problem(model: type[BaseModel], detail: dict[str, Any]) -> str:
 
 
 def _suggestion(model: type[BaseModel], location: tuple[str | int, ...]) -> str:
-    section: Any = model
+    section = model
     for part in location[:-1]:
-        section = section.model_fields[part].annotation
+        if part in section.model_fields:  # else a place in a list, whose section is known already
+            section = _section(section.model_fields[str(part)].annotation) or section
     near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
     return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(section.model_fields)})"
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section inside a field's type: `Source` of `tuple[Source, ...]` or of `Source | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)

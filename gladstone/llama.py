@@ -58,7 +58,7 @@ class Model:
         params.vocab_only = vocab_only
         params.n_gpu_layers = gpu_layers
         _log_tail.clear()
-        self.handle = self._lib.llama_model_load_from_file(str(path).encode(), params)
+        self.handle = self._lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
             raise ArtifactError(f"{path}: llama.cpp cannot load it. It says:\n{log_tail()}")
         self._vocab = self._lib.llama_model_get_vocab(self.handle)

@@ -54,7 +54,7 @@ def _read_lines(text: str, path: Path) -> Iterator[tuple[Any, str]]:
         source = f"{path}:{number}"
         try:
             yield json.loads(line), source
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{source}: not a JSON value: {_reason(error)}.") from None
 
 
@@ -63,7 +63,10 @@ def _read_array(text: str, path: Path) -> Iterator[tuple[Any, str]]:
     decoder = json.JSONDecoder()
     position = _skip_space(text, 0)
     if text[position] != "[":
-        raise DataError(f"{path}:1: expected a JSON array ('['), found {text[position]!r}. Name JSON Lines .jsonl.")
+        line = text.count("\n", 0, position) + 1
+        raise DataError(
+            f"{path}:{line}: expected a JSON array ('['), found {text[position]!r}. Name JSON Lines .jsonl."
+        )
     line, counted = 1, 0
     position = _skip_space(text, position + 1)
     while position < len(text) and text[position] != "]":
@@ -72,7 +75,7 @@ def _read_array(text: str, path: Path) -> Iterator[tuple[Any, str]]:
         source = f"{path}:{line}"
         try:
             value, position = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{source}: the row that starts here is not JSON: {_reason(error)}.") from None
         yield value, source
         position = _skip_space(text, position)
@@ -93,7 +96,9 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def _reason(error: Exception) -> str:
-    return f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else "a number too long"
 
 
 def _kind(value: object) -> str:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gladstone.chat import Message
@@ -48,7 +49,9 @@ class ChatTemplate:
         self.sha256 = template_sha256(source)
         self.special_tokens = dict(special_tokens or {})
         self.has_reasoning_field = "reasoning_content" in source
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
+        )
         environment.filters["tojson"] = _to_json
         environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
         try:
@@ -103,6 +106,16 @@ class ChatTemplate:
         if self.has_reasoning_field:
             return turn | {"reasoning_content": message.reasoning}
         return turn | {"content": f"{THINK_OPEN}{message.reasoning}{THINK_CLOSE}{message.content}"}
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}…{% endgeneration %}`, with which some templates mark answers for transformers: only its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own interface
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 def _raise_exception(message: str) -> None:

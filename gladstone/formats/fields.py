@@ -21,4 +21,15 @@ def optional_text(row: Row, name: str, source: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise DataError(f"{source}: field {name!r} is {type(value).__name__}, expected text.")
+    _check_unicode(value, name, source)
     return value.strip() or None
+
+
+def _check_unicode(text: str, name: str, source: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{source}: field {name!r} holds half of a surrogate pair (\\ud800 to \\udfff), which no UTF-8 file can "
+            "hold. Correct the escape."
+        ) from None

