@@ -1,6 +1,7 @@
 """Metrics of the `evaluate` package, by name or as a local script. The file that names evaluate."""
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ def load_metrics(names: Sequence[str]) -> dict[str, Metric]:
 
 
 def _load(name: str) -> Metric:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import evaluate
 
     try:

@@ -15,15 +15,19 @@ def main() -> None:
 @main.command()
 @click.argument("recipe", required=False)
 @click.option("--data", type=click.Path(path_type=Path), help="Train on this file in place of the recipe's rows.")
-@click.option("--format", "format_name", default="qa", show_default=True, help="Row format of --data.")
+@click.option("--format", "format_name", help="Row format of --data.  [default: qa]")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/NAME]")
-def run(recipe: str | None, data: Path | None, format_name: str, overrides: tuple[str, ...], out: Path | None) -> None:
+def run(
+    recipe: str | None, data: Path | None, format_name: str | None, overrides: tuple[str, ...], out: Path | None
+) -> None:
     """Train RECIPE: a name from `finetune recipes` or a YAML file (default: the demo's)."""
     from finetune.recipe import load_recipe
     from gladstone.progress import Lines
 
-    source = (str(data), format_name) if data is not None else None
+    if format_name is not None and data is None:
+        raise click.UsageError("--format describes --data, which is not given.")
+    source = (str(data), format_name or "qa") if data is not None else None
     loaded = load_recipe(recipe, list(overrides), source)
     require_packages("finetune", "finetune", ["torch", "unsloth", "trl", "peft", "bitsandbytes", "datasets"])
     from finetune.run import run as run_recipe

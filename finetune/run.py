@@ -57,6 +57,7 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> RunResult:
 
     Raises ArtifactError if `out` holds a finished run, and whatever its parts raise.
     """
+    trainer.prepare_environment()  # before anything imports torch
     if is_finished(out):
         raise ArtifactError(f"{out}: already holds a finished run. Choose another folder with --out, or remove it.")
     split = load_split(recipe.data)

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import json
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -103,7 +104,12 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 def build_config(model: type[C], data: dict[str, Any], where: str) -> C:
     """Check `data` against `model`. Raises ConfigError with all problems in one message."""
     try:
-        return model.model_validate(data)
+        text = json.dumps(data, default=str)
+    except TypeError:
+        raise ConfigError(f"{where}: the name of every field must be a text.") from None
+    try:
+        # strict as JSON is: a list may become a tuple, but no text, true or false becomes a number
+        return model.model_validate_json(text, strict=True)
     except ValidationError as error:
         problems = [_problem(model, dict(detail)) for detail in error.errors()]
         raise ConfigError(listed(where, problems)) from None

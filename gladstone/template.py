@@ -12,15 +12,22 @@ from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError, nodes
-from jinja2.exceptions import SecurityError
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gladstone.chat import Message
 from gladstone.errors import DataError
 
 THINK_OPEN, THINK_CLOSE = "<think>\n", "\n</think>\n\n"
+
+
+# what a template can raise, by its syntax, by its operations, or by its size
+_FAILURES = (
+    TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, NameError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 def template_sha256(source: str) -> str:
@@ -49,28 +56,32 @@ class ChatTemplate:
         self.sha256 = template_sha256(source)
         self.special_tokens = dict(special_tokens or {})
         self.has_reasoning_field = "reasoning_content" in source
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag]
-        )
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag])
         environment.filters["tojson"] = _to_json
         environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
         try:
             self._template = environment.from_string(source)
-        except TemplateError as error:
-            line = getattr(error, "lineno", None)
-            raise DataError(f"the chat template does not compile: {error} (line {line}).") from None
+        except TemplateSyntaxError as error:
+            raise DataError(f"the chat template does not compile: {error.message} (line {error.lineno}).") from None
+        except (*_FAILURES, SyntaxError) as error:  # nested too deeply for Jinja or for Python
+            raise DataError(f"the chat template does not compile: {error}.") from None
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """The text of the turns; with `add_generation_prompt` it ends where the assistant's answer begins."""
         turns = [self._turn(message) for message in messages]
         try:
             return self._template.render(
-                messages=turns, add_generation_prompt=add_generation_prompt, **self.special_tokens
+                messages=turns,
+                tools=None,  # transformers gives these two to every template, and some ask `is not none`
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self.special_tokens,
             )
         except SecurityError as error:
             raise DataError(f"the chat template does something forbidden: {error}.") from None
-        except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
-            raise DataError(f"the chat template cannot render these turns: {error}.") from None
+        except _FAILURES as error:
+            reason = str(error) or type(error).__name__
+            raise DataError(f"the chat template cannot render these turns: {reason}.") from None
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """The rendered turns cut where each assistant's answer begins and ends; only answers are scored.
@@ -108,6 +119,15 @@ class ChatTemplate:
         return turn | {"content": f"{THINK_OPEN}{message.reasoning}{THINK_CLOSE}{message.content}"}
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox without powers: 9**9**9 would keep a core busy for ever, while compiling already."""
+
+    intercepted_binops = frozenset({"**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        raise SecurityError(f"the operator {operator} is not allowed")
+
+
 class _GenerationTag(Extension):
     """`{% generation %}…{% endgeneration %}`, with which some templates mark answers for transformers: only its body."""
 
@@ -126,6 +146,12 @@ def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    # Jinja's own filter escapes HTML characters, which a prompt must keep
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML characters, which a prompt must keep; the arguments are those of transformers
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

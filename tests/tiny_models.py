@@ -62,11 +62,8 @@ def add_bos_to_every_text(folder: Path) -> None:
     path.write_text(json.dumps(data), encoding="utf-8")
 
 
-def write_model(folder: Path, shape: TinyShape | None = None, *, lessons: int = 0, seed: int = 0) -> Path:
-    """A complete model folder, as the Hub would hold it; `lessons` steps teach it the rows of `medical_rows`.
-
-    An untaught model's best tokens are all but ties, which no comparison of two programs can tell apart.
-    """
+def write_model(folder: Path, shape: TinyShape | None = None, seed: int = 0) -> Path:
+    """A complete model folder, as the Hub would hold it."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -90,39 +87,8 @@ def write_model(folder: Path, shape: TinyShape | None = None, *, lessons: int = 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-        _teach(model, folder, lessons)
         model.half().save_pretrained(folder)
     return folder
-
-
-def _teach(model: Any, folder: Path, lessons: int) -> None:
-    """Train all weights on the rendered rows, every token scored."""
-    import torch
-    from transformers import AutoTokenizer
-
-    if not lessons:
-        return
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    tokenizer.padding_side = "right"
-    turns = [
-        [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
-        for row in medical_rows()
-    ]
-    texts = tokenizer.apply_chat_template(turns, tokenize=False)
-    batch = tokenizer(texts, return_tensors="pt", padding=True)
-    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    model.train()
-    for _ in range(lessons):
-        picked = torch.randint(len(texts), (8,))
-        loss = model(
-            input_ids=batch.input_ids[picked], attention_mask=batch.attention_mask[picked], labels=labels[picked]
-        ).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
 
 
 def copy_model(source: Path, folder: Path) -> Path:

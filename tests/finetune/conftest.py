@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from gladstone.template import ChatTemplate
+from gladstone.tokenizer import FolderTokenizer, load_tokenizer
+from tests.tiny_models import add_bos_to_every_text, write_model, write_rows_file, write_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> FolderTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def bos_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> FolderTokenizer:
+    """The same tokenizer, made to put its BOS token before every text."""
+    folder = tmp_path_factory.mktemp("bos-tokenizer")
+    write_tokenizer(folder)
+    add_bos_to_every_text(folder)
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def template(tokenizer: FolderTokenizer) -> ChatTemplate:
+    return tokenizer.template()
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    return write_rows_file(tmp_path / "rows.jsonl")
