@@ -63,7 +63,8 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> RunResult:
     split = load_split(recipe.data)
     check_writable(out)
     check_disk(out, 300_000_000, "the adapter, the tokenizer and the plots")
-    remove_partials(out)
+    for folder in (out, out / "data", out / "tokenizer"):
+        remove_partials(folder)
     (out / LOG_NAME).unlink(missing_ok=True)
     with output_to(out / LOG_NAME):
         base = resolve_base(recipe.base.model, progress)
@@ -110,6 +111,8 @@ def _write_inputs(out: Path, recipe: Recipe, split: Split, base: Base, template:
         if (base.folder / name).is_file():
             with whole_file(out / "tokenizer" / name) as partial:
                 shutil.copyfile(base.folder / name, partial)
+        else:  # of a run with another base, stopped in this folder
+            (out / "tokenizer" / name).unlink(missing_ok=True)
     write_text(out / "tokenizer" / "chat_template.jinja", template.source)
 
 
@@ -250,6 +253,7 @@ def _data_hashes(recipe: Recipe) -> dict[str, str]:
 
 
 def _made_files(out: Path) -> Sequence[Path]:
-    names = ("recipe.yaml", "chat_template.jinja", "metrics.jsonl", "loss.png")
-    folders = ("data", "tokenizer", "adapter")
-    return [out / name for name in names] + [path for folder in folders for path in sorted((out / folder).iterdir())]
+    names = ["recipe.yaml", "chat_template.jinja", "metrics.jsonl", "loss.png"]
+    names += ["data/train.jsonl", "data/validation.jsonl", "data/test.jsonl"]
+    names += [f"tokenizer/{name}" for name in TOKENIZER_FILES if (out / "tokenizer" / name).is_file()]
+    return [out / name for name in names] + sorted((out / "adapter").iterdir())

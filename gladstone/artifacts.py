@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,12 @@ from gladstone.errors import ArtifactError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_SCHEMA = 1
+
+_KINDS: dict[str, Any] = {
+    "path": str, "sha256": str, "size_bytes": int,
+    "stage": str, "parents": dict, "config": dict, "versions": dict, "facts": dict,
+    "template_sha256": str | None, "seed": int | None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,10 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def remove_partials(folder: Path) -> None:
     """Remove what a killed process left under temporary names in this folder."""
     for leftover in folder.glob(".*.partial"):
-        leftover.unlink()
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -122,16 +132,23 @@ def read_manifest(folder: Path) -> Manifest:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.pop("schema") != MANIFEST_SCHEMA:
             raise ArtifactError(f"{path}: written by another version of Gladstone (schema {MANIFEST_SCHEMA} expected).")
-        files = tuple(FileRecord(**record) for record in data.pop("files"))
-        return Manifest(files=files, **data)
+        files = tuple(FileRecord(**_checked(record)) for record in data.pop("files"))
+        return Manifest(files=files, **_checked(data))
     except FileNotFoundError:
         raise ArtifactError(
             f"{folder}: not finished (no {MANIFEST_NAME}). Run the command that makes it again."
         ) from None
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a manifest ({error}).") from None
+
+
+def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+    for name, value in fields.items():
+        if not isinstance(value, _KINDS.get(name, object)):
+            raise TypeError(f"{name} is {type(value).__name__}")
+    return fields
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

@@ -1,6 +1,6 @@
 """Where a base model comes from: the embedded one, a local folder or the Hub; always ends as a local folder.
 
-Names transformers and huggingface_hub, inside the functions that need them.
+Names torch, transformers, tokenizers and huggingface_hub, inside the functions that need them.
 """
 
 import importlib.util
@@ -38,14 +38,25 @@ def resolve_base(name: str, progress: Progress) -> Base:
         folder = embedded_folder(progress)
     elif name.startswith("embedded:"):
         raise ConfigError(f"base.model: {name!r} is not embedded; the embedded model is {EMBEDDED!r}.")
-    elif Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser().resolve()
+    elif name and _local(name).is_dir():
+        folder = _local(name).resolve()
     elif name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ConfigError(f"base.model: {name!r} is neither a folder nor a Hub id like 'owner/model'.")
+        raise _no_model(name)
     else:
         folder = _download(name, progress)
     _check_folder(name, folder)
     return Base(name, folder, fingerprint(folder))
+
+
+def _local(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~ of a user whom this machine does not know
+        return Path(name)
+
+
+def _no_model(name: str) -> ConfigError:
+    return ConfigError(f"base.model: {name!r} is neither a folder nor a Hub id like 'owner/model'.")
 
 
 def fingerprint(folder: Path) -> str:
@@ -166,11 +177,18 @@ def write_bpe_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
 
 def _download(name: str, progress: Progress) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         with step(progress, f"Fetching {name} from the Hub"):
             return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except HFValidationError:
+        raise _no_model(name) from None
     except RepositoryNotFoundError:
         raise ConfigError(
             f"base.model: the Hub has no model {name!r}, or it needs a login (`hf auth login`)."

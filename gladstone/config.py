@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from gladstone.errors import ConfigError, listed
 
@@ -111,8 +112,15 @@ def build_config(model: type[C], data: dict[str, Any], where: str) -> C:
         # strict as JSON is: a list may become a tuple, but no text, true or false becomes a number
         return model.model_validate_json(text, strict=True)
     except ValidationError as error:
-        problems = [_problem(model, dict(detail)) for detail in error.errors()]
+        problems = [_problem(model, dict(detail)) for detail in _causes(error)]
         raise ConfigError(listed(where, problems)) from None
+
+
+def _causes(error: ValidationError) -> list[ErrorDetails]:
+    """The errors, less "too short" of a list that is only short because pydantic took its wrong items out."""
+    details = error.errors()
+    wrong_inside = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
+    return [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in wrong_inside]
 
 
 def _problem(model: type[BaseModel], detail: dict[str, Any]) -> str:

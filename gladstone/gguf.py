@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gladstone.errors import ArtifactError
+from gladstone.soundness import DamagedError, check_metadata
 from gladstone.template import template_sha256
 
 MAGIC = b"GGUF"
@@ -82,10 +83,6 @@ class GgufInfo:
     template_sha256: str | None
 
 
-class _DamagedError(Exception):
-    """Something in the header contradicts the file; caught by `read_header`, which knows the path."""
-
-
 class _Cursor:
     """Reads values off the file and refuses to pass its end."""
 
@@ -97,7 +94,7 @@ class _Cursor:
     def take(self, count: int, what: str) -> bytes:
         end = self.position + count
         if end > self._size:
-            raise _DamagedError(f"it ends inside {what} (byte {self._size:,}): the file is cut short or damaged")
+            raise DamagedError(f"it ends inside {what} (byte {self._size:,}): the file is cut short or damaged")
         chunk = self._data[self.position : end]
         self.position = end
         return chunk
@@ -108,7 +105,7 @@ class _Cursor:
     def text(self, what: str, limit: int) -> str:
         length = self.scalar("<Q", what)
         if length > limit:
-            raise _DamagedError(f"{what} claims {length:,} bytes, more than {limit:,}")
+            raise DamagedError(f"{what} claims {length:,} bytes, more than {limit:,}")
         return self.take(length, what).decode("utf-8", "surrogateescape")
 
     def value(self, kind: int, what: str, nesting: int = 0) -> Any:
@@ -117,19 +114,19 @@ class _Cursor:
         if kind == ARRAY:
             return self._array(what, nesting + 1)
         if kind not in SCALARS:
-            raise _DamagedError(f"{what} has the unknown value type {kind}")
+            raise DamagedError(f"{what} has the unknown value type {kind}")
         number = self.scalar(SCALARS[kind], what)
         if kind == BOOL and number > 1:
-            raise _DamagedError(f"{what} should be true or false and is {number}")
+            raise DamagedError(f"{what} should be true or false and is {number}")
         return bool(number) if kind == BOOL else number
 
     def _array(self, what: str, nesting: int) -> list[Any]:
         if nesting > MAX_NESTING:
-            raise _DamagedError(f"{what} nests arrays more than {MAX_NESTING} deep")
+            raise DamagedError(f"{what} nests arrays more than {MAX_NESTING} deep")
         kind, count = self.scalar("<I", what), self.scalar("<Q", what)
         least = struct.calcsize(SCALARS[kind]) if kind in SCALARS else 8
         if count * least > self._size - self.position:
-            raise _DamagedError(f"{what} claims {count:,} values, more than the rest of the file can hold")
+            raise DamagedError(f"{what} claims {count:,} values, more than the rest of the file can hold")
         if kind in SCALARS and kind != BOOL:
             code = f"<{count}{SCALARS[kind][1]}"
             return list(struct.unpack(code, self.take(struct.calcsize(code), what)))
@@ -149,7 +146,7 @@ def read_header(path: Path) -> GgufHeader:
                 return _parse(path, data)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
-    except _DamagedError as problem:
+    except DamagedError as problem:
         raise ArtifactError(f"{path}: not a usable GGUF file: {problem}. Export or copy it again.") from None
 
 
@@ -178,18 +175,17 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     cursor.take(len(MAGIC), "the magic number")
     version = cursor.scalar("<I", "the version")
     if version not in (2, 3):
-        raise _DamagedError(f"version {version}; versions 2 and 3 (little-endian) are supported")
+        raise DamagedError(f"version {version}; versions 2 and 3 (little-endian) are supported")
     tensor_count, key_count = cursor.scalar("<Q", "the tensor count"), cursor.scalar("<Q", "the key count")
     if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
-        raise _DamagedError(f"it claims {tensor_count:,} tensors and {key_count:,} keys")
+        raise DamagedError(f"it claims {tensor_count:,} tensors and {key_count:,} keys")
     metadata = _metadata(cursor, key_count)
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
-        raise _DamagedError(f"alignment {alignment!r} is no power of two of at least 8")
+        raise DamagedError(f"alignment {alignment!r} is no power of two of at least 8")
     tensors = tuple(_tensor(cursor, number) for number in range(tensor_count))
     data_offset = -(-cursor.position // alignment) * alignment
     _check_tensors(tensors, alignment, len(data) - data_offset)
-    _check_vocabulary(metadata)
     return GgufHeader(path, version, metadata, tensors, len(data))
 
 
@@ -198,10 +194,9 @@ def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
     for number in range(count):
         key = cursor.text(f"key {number + 1} of {count}", MAX_KEY_BYTES)
         if key in metadata:
-            raise _DamagedError(f"the key {key!r} is there twice")
+            raise DamagedError(f"the key {key!r} is there twice")
         metadata[key] = cursor.value(cursor.scalar("<I", repr(key)), repr(key))
-    if not isinstance(metadata.get("general.architecture"), str):
-        raise _DamagedError("it does not name an architecture")
+    check_metadata(metadata)
     return metadata
 
 
@@ -210,49 +205,30 @@ def _tensor(cursor: _Cursor, number: int) -> Tensor:
     name = cursor.text(what, MAX_NAME_BYTES)
     dimensions = cursor.scalar("<I", what)
     if not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise _DamagedError(f"tensor {name!r} has {dimensions} dimensions")
+        raise DamagedError(f"tensor {name!r} has {dimensions} dimensions")
     shape = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions, what))
     kind, offset = cursor.scalar("<I", what), cursor.scalar("<Q", what)
     if kind not in TENSOR_TYPES:
-        raise _DamagedError(f"tensor {name!r} has the unknown type {kind}")
+        raise DamagedError(f"tensor {name!r} has the unknown type {kind}")
     type_name, block, block_bytes = TENSOR_TYPES[kind]
     if 0 in shape or shape[0] % block:
-        raise _DamagedError(f"tensor {name!r} of type {type_name} has the impossible shape {shape}")
+        raise DamagedError(f"tensor {name!r} of type {type_name} has the impossible shape {shape}")
     return Tensor(name, shape, type_name, offset, math.prod(shape) // block * block_bytes)
 
 
 def _check_tensors(tensors: tuple[Tensor, ...], alignment: int, data_bytes: int) -> None:
     twice = [name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1]
     if twice:
-        raise _DamagedError(f"tensor {twice[0]!r} is there twice")
+        raise DamagedError(f"tensor {twice[0]!r} is there twice")
     end = 0
     for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
         if tensor.offset % alignment or tensor.offset < end:
-            raise _DamagedError(f"tensor {tensor.name!r} starts at the impossible offset {tensor.offset:,}")
+            raise DamagedError(f"tensor {tensor.name!r} starts at the impossible offset {tensor.offset:,}")
         end = tensor.offset + tensor.size_bytes
         if end > data_bytes:
-            raise _DamagedError(
+            raise DamagedError(
                 f"tensor {tensor.name!r} ends {end - data_bytes:,} bytes after the file's end: the file is cut short"
             )
-
-
-def _check_vocabulary(metadata: dict[str, Any]) -> None:
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if tokens is None:
-        return
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise _DamagedError("its vocabulary is not a list of texts")
-    if len(set(tokens)) != len(tokens):  # llama.cpp aborts the whole process on this one
-        twice = Counter(tokens).most_common(1)[0][0]
-        raise _DamagedError(f"the vocabulary holds {twice!r} twice")
-    for key in ("token_type", "scores"):
-        entries = metadata.get(f"tokenizer.ggml.{key}")
-        if entries is not None and (not isinstance(entries, list) or len(entries) != len(tokens)):
-            raise _DamagedError(f"tokenizer.ggml.{key} does not have one entry for each of {len(tokens):,} tokens")
-    for key, value in metadata.items():
-        names_token = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
-        if names_token and not (isinstance(value, int) and 0 <= value < len(tokens)):
-            raise _DamagedError(f"{key} is {value!r}, outside the vocabulary of {len(tokens):,}")
 
 
 def read_info(path: Path) -> GgufInfo:
@@ -262,15 +238,15 @@ def read_info(path: Path) -> GgufInfo:
     architecture = metadata["general.architecture"]
     template = metadata.get("tokenizer.chat_template")
     types = Counter(tensor.type_name for tensor in header.tensors)
-    file_type = metadata.get("general.file_type")
+    file_type, name = metadata.get("general.file_type"), metadata.get("general.name")
     return GgufInfo(
         path=path,
         architecture=architecture,
-        name=metadata.get("general.name"),
+        name=name if isinstance(name, str) else None,
         parameters=sum(math.prod(tensor.shape) for tensor in header.tensors),
         quantisation=FILE_TYPES.get(file_type, "unknown") if isinstance(file_type, int) else "unknown",
         size_bytes=header.size_bytes,
-        context_tokens=int(metadata.get(f"{architecture}.context_length", 0)),
+        context_tokens=metadata.get(f"{architecture}.context_length", 0),
         vocabulary=len(metadata.get("tokenizer.ggml.tokens", ())),
         tensor_types=dict(types.most_common()),
         template=template if isinstance(template, str) else None,

@@ -49,10 +49,22 @@ def peak_memory_bytes() -> int:
 
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
+    own = _peak_in_status(Path("/proc/self/status"))
+    if own is not None:
+        return own
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _peak_in_status(status: Path) -> int | None:
+    # on Linux getrusage tells a child the peak of the parent that started it, if that was the higher one
+    try:
+        lines = status.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def check_disk(folder: Path, needed_bytes: int, what: str) -> None:
@@ -69,7 +81,7 @@ def check_disk(folder: Path, needed_bytes: int, what: str) -> None:
 def readable_bytes(count: float) -> str:
     """1,234,567 → '1.2 MB' (powers of ten, as disks are sold and files are listed)."""
     for unit in ("B", "kB", "MB"):
-        if abs(count) < 1000:
+        if abs(count) < (1000 if unit == "B" else 999.95):  # from there on it is shown as 1000.0
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"

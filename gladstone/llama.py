@@ -62,6 +62,9 @@ class Model:
         if not self.handle:
             raise ArtifactError(f"{path}: llama.cpp cannot load it. It says:\n{log_tail()}")
         self._vocab = self._lib.llama_model_get_vocab(self.handle)
+        if self._lib.llama_vocab_type(self._vocab) == self._lib.LLAMA_VOCAB_TYPE_NONE:  # any tokenizing would abort
+            self.close()
+            raise ArtifactError(f"{path}: the file carries no vocabulary, so no text can be put to the model.")
         self.vocab_size: int = self._lib.llama_vocab_n_tokens(self._vocab)
         self.context_tokens: int = self._lib.llama_model_n_ctx_train(self.handle)
         self.bos: int = self._lib.llama_vocab_bos(self._vocab)

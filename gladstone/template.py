@@ -26,7 +26,8 @@ THINK_OPEN, THINK_CLOSE = "<think>\n", "\n</think>\n\n"
 
 # what a template can raise, by its syntax, by its operations, or by its size
 _FAILURES = (
-    TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, NameError, RuntimeError, TypeError, ValueError,
+    TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, NameError, RuntimeError, TypeError,
+    ValueError,
 )  # fmt: skip
 
 
@@ -129,7 +130,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}`, with which some templates mark answers for transformers: only its body."""
+    """`{% generation %}…{% endgeneration %}`, by which a template marks answers for transformers: only its body."""
 
     tags = {"generation"}  # noqa: RUF012 - Jinja's own interface
 

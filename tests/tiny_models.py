@@ -113,7 +113,7 @@ def write_rows_file(path: Path, rows: list[dict[str, str]] | None = None) -> Pat
     return path
 
 
-def tiny_recipe(base: Path, rows: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+def tiny_recipe(base: Path, rows: Path, /, **sections: dict[str, Any]) -> dict[str, Any]:
     """A recipe for the tiny model; keyword arguments change fields of its sections."""
     recipe: dict[str, Any] = {
         "name": "tiny",

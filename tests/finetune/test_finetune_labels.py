@@ -30,13 +30,15 @@ def scored(example: TokenizedExample) -> list[int]:
     return [label for label in example.labels if label != IGNORED]
 
 
-# surrogates cannot be encoded; texts come stripped and non-empty from the readers
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).map(str.strip).filter(bool)
+# without what SmolLM2's vocabulary cannot hold: control characters and planes above the second lack their bytes in it;
+# texts come stripped and non-empty from the readers
+characters = st.characters(exclude_categories=["Cs", "Cc"], max_codepoint=0x2FFFF) | st.sampled_from("\n\t")
+texts = st.text(characters, min_size=1, max_size=30).map(str.strip).filter(bool)
 answers = st.tuples(texts, st.none() | texts)
 talks = st.lists(st.tuples(texts, answers), min_size=1, max_size=3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(talks, st.none() | texts)
 def test_scored_tokens_are_exactly_the_assistants_turns(
     template: ChatTemplate, tokenizer: FolderTokenizer, talk: list[Any], system: str | None

@@ -13,7 +13,12 @@ from gladstone.formats import FORMATS, messages, qa, read_conversations
 
 GOOD: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
     "qa": (
-        {"question": " Which organ makes insulin? ", "answer": "The pancreas.\n", "reasoning": "Islets.", "system": "S"},
+        {
+            "question": " Which organ makes insulin? ",
+            "answer": "The pancreas.\n",
+            "reasoning": "Islets.",
+            "system": "S",
+        },
         (
             Message("system", "S"),
             Message("user", "Which organ makes insulin?"),
@@ -80,7 +85,11 @@ def test_an_alpaca_row_without_input_asks_the_instruction_alone(given_input: str
         ("alpaca", {"input": "I", "output": "O"}, "no field 'instruction'; the row has 'input', 'output'."),
         ("alpaca", {"instruction": "I", "input": 1, "output": "O"}, "field 'input' is int, expected text."),
         ("alpaca", {"instruction": "I", "input": ""}, "no field 'output'; the row has 'instruction', 'input'."),
-        ("reasoning", {"Question": "Q", "Response": "A"}, "no field 'Complex_CoT'; the row has 'Question', 'Response'."),
+        (
+            "reasoning",
+            {"Question": "Q", "Response": "A"},
+            "no field 'Complex_CoT'; the row has 'Question', 'Response'.",
+        ),
         (
             "reasoning",
             {"question": "Q", "answer": "A"},
@@ -175,9 +184,7 @@ def test_ten_bad_rows_are_listed_and_the_rest_is_counted(tmp_path: Path) -> None
         read_conversations(path, "qa")
     first, *listed, last = str(caught.value).splitlines()
     assert first == f"{path} does not fit the format 'qa' (13 problems):"
-    assert listed == [
-        f"  - {path}:{line}: no field 'answer'; the row has 'question'." for line in range(1, 21, 2)
-    ]
+    assert listed == [f"  - {path}:{line}: no field 'answer'; the row has 'question'." for line in range(1, 21, 2)]
     assert last == "  … and 3 more"
 
 

@@ -1,3 +1,4 @@
+import ctypes
 import gzip
 import io
 import itertools
@@ -13,6 +14,7 @@ import pytest
 
 from gladstone.errors import ArtifactError
 from gladstone.gguf import FILE_TYPES, TENSOR_TYPES, read_header, read_info
+from gladstone.llama import library
 from gladstone.template import template_sha256
 from tests.gladstone.gguf_files import (
     ARRAY,
@@ -96,21 +98,30 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "big-endian": (lambda f: setattr(f, "version", 0x03000000), "version 50331648; versions 2 and 3 (little-endian)"),
     "absurd tensor count": (lambda f: setattr(f, "tensor_count", 2**62), "tensors and"),
     "absurd key count": (lambda f: setattr(f, "key_count", 2**63), "tensors and"),
-    "one tensor more": (lambda f: setattr(f, "tensor_count", 3), "the file is cut short or damaged"),
-    "one key more": (lambda f: setattr(f, "key_count", 12), "key"),
-    "one key less": (lambda f: setattr(f, "key_count", 10), "bytes, more than 63"),
+    "one tensor more": (lambda f: setattr(f, "tensor_count", 3), "tensor '' has 0 dimensions"),
+    "one key more": (lambda f: setattr(f, "key_count", 12), "the description of tensor 1 claims"),
+    "one key less": (
+        lambda f: setattr(f, "key_count", 10),
+        "tensor 'tokenizer.ggml.eos_token_id' has the unknown type",
+    ),
     "no keys": (lambda f: setattr(f, "keys", []), "it does not name an architecture"),
     "architecture that is a number": (lambda f: f.set("general.architecture", U32, 1), "does not name an architecture"),
     "key twice": (lambda f: f.keys.append(("general.name", STRING, "Two")), "the key 'general.name' is there twice"),
     "absurd key length": (
-        lambda f: f.keys.append(("x", STRING, "")) or setattr(f, "keys", [("k" * 70_000, U8, 1)]),
+        lambda f: setattr(f, "keys", [("k" * 70_000, U8, 1)]),
         "claims 70,000 bytes, more than 65,535",
     ),
     "unknown value kind": (lambda f: f.set("x", 13, b""), "'x' has the unknown value type 13"),
     "neither true nor false": (lambda f: f.set("x", BOOL, b"\x02"), "'x' should be true or false and is 2"),
-    "absurd text length": (lambda f: f.set("x", STRING, struct.pack("<Q", 2**63)), "'x' claims 9,223,372,036,854,775,808"),
+    "absurd text length": (
+        lambda f: f.set("x", STRING, struct.pack("<Q", 2**63)),
+        "'x' claims 9,223,372,036,854,775,808",
+    ),
     "absurd array of numbers": (lambda f: f.set("x", ARRAY, Array(U64, [1], 2**60)), "more than the rest of the file"),
-    "absurd array of texts": (lambda f: f.set("x", ARRAY, Array(STRING, ["a"], 2**60)), "more than the rest of the file"),
+    "absurd array of texts": (
+        lambda f: f.set("x", ARRAY, Array(STRING, ["a"], 2**60)),
+        "more than the rest of the file",
+    ),
     "absurd array of truths": (lambda f: f.set("x", ARRAY, Array(BOOL, [1], 2**40)), "more than the rest of the file"),
     "absurd array of arrays": (lambda f: f.set("x", ARRAY, Array(ARRAY, [], 2**40)), "more than the rest of the file"),
     "array of an unknown kind": (lambda f: f.set("x", ARRAY, Array(99, [], 1)), "'x' has the unknown value type 99"),
@@ -120,8 +131,14 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
     "alignment 0": (lambda f: f.set("general.alignment", U32, 0), "alignment 0 is no power of two"),
     "alignment 48": (lambda f: f.set("general.alignment", U32, 48), "alignment 48 is no power of two"),
-    "alignment that is a text": (lambda f: f.set("general.alignment", STRING, "32"), "alignment '32' is no power of two"),
-    "alignment that is a fraction": (lambda f: f.set("general.alignment", F32, 32.0), "alignment 32.0 is no power of two"),
+    "alignment that is a text": (
+        lambda f: f.set("general.alignment", STRING, "32"),
+        "alignment '32' is no power of two",
+    ),
+    "alignment that is a fraction": (
+        lambda f: f.set("general.alignment", F32, 32.0),
+        "alignment 32.0 is no power of two",
+    ),
     "tensor twice": (
         lambda f: f.tensors.__setitem__(1, TensorEntry(offset=512)),
         "tensor 'token_embd.weight' is there twice",
@@ -154,25 +171,9 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         lambda f: f.set("tokenizer.ggml.token_type", ARRAY, Array(I32, [1] * 3)),
         "tokenizer.ggml.token_type does not have one entry for each of 4 tokens",
     ),
-    "token types that are texts": (
-        lambda f: f.set("tokenizer.ggml.token_type", ARRAY, Array(STRING, ["1"] * 4)),
-        "tokenizer.ggml.token_type",
-    ),
     "too many scores": (
         lambda f: f.set("tokenizer.ggml.scores", ARRAY, Array(F32, [0.0] * 5)),
         "tokenizer.ggml.scores does not have one entry for each of 4 tokens",
-    ),
-    "scores that are texts": (
-        lambda f: f.set("tokenizer.ggml.scores", ARRAY, Array(STRING, ["0"] * 4)),
-        "tokenizer.ggml.scores",
-    ),
-    "scores that are bytes": (
-        lambda f: f.set("tokenizer.ggml.scores", ARRAY, Array(U8, [0] * 4)),
-        "tokenizer.ggml.scores",
-    ),
-    "merges that are numbers": (
-        lambda f: f.set("tokenizer.ggml.merges", ARRAY, Array(I32, [1, 2])),
-        "tokenizer.ggml.merges",
     ),
     "token id outside": (
         lambda f: f.set("tokenizer.ggml.eos_token_id", U32, 4),
@@ -185,7 +186,37 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "token id that is a text": (lambda f: f.set("tokenizer.ggml.bos_token_id", STRING, "0"), "is '0', outside"),
     "context length that is a text": (
         lambda f: f.set("llama.context_length", STRING, "long"),
-        "llama.context_length is 'long'",
+        "llama.context_length is 'long', expected a number from 0 to 4,294,967,295",
+    ),
+    "no layers": (lambda f: f.set("llama.block_count", U32, 0), "block_count is 0, expected a number from 1 to 512"),
+    "absurd layers": (lambda f: f.set("llama.block_count", U32, 513), "block_count is 513, expected a number from 1"),
+    "layers that are a text": (lambda f: f.set("llama.block_count", STRING, "2"), "block_count is '2', expected"),
+    "absurd experts": (lambda f: f.set("llama.expert_count", U32, 100_000), "it claims 100,000 experts and to use 0"),
+    "experts without use": (lambda f: f.set("llama.expert_count", U32, 8), "it claims 8 experts and to use 0"),
+    "use without experts": (
+        lambda f: f.set("llama.expert_used_count", ARRAY, Array(U32, [0, 2])),
+        "it claims 0 experts and to use 2 of them",
+    ),
+    "experts that are a text": (lambda f: f.set("llama.expert_count", STRING, "8"), "number of experts is '8'"),
+    "epsilon that is no number": (
+        lambda f: f.set("llama.attention.layer_norm_rms_epsilon", F32, float("nan")),
+        "llama.attention.layer_norm_rms_epsilon is nan, expected a small positive number",
+    ),
+    "epsilon below zero": (
+        lambda f: f.set("llama.attention.layer_norm_rms_epsilon", F32, -0.5),
+        "llama.attention.layer_norm_rms_epsilon is -0.5",
+    ),
+    "unknown rope scaling": (
+        lambda f: f.set("llama.rope.scaling.type", STRING, "weird"),
+        "llama.rope.scaling.type is 'weird', expected none, linear, yarn, longrope",
+    ),
+    "rope scaling that is a list": (
+        lambda f: f.set("llama.rope.scaling.type", ARRAY, Array(STRING, ["yarn"])),
+        "llama.rope.scaling.type is ['yarn']",
+    ),
+    "SentencePiece without bytes": (
+        lambda f: f.set("tokenizer.ggml.model", STRING, "llama"),
+        "the vocabulary has no token for the byte 0x00",
     ),
 }
 
@@ -246,7 +277,8 @@ def test_no_file_and_a_folder_are_named(tmp_path: Path) -> None:
 def test_three_hundred_random_damages_never_crash_the_reader(tmp_path: Path) -> None:
     content, path = Gguf().content(), tmp_path / "tiny.gguf"
     draw = random.Random(20_240_607)
-    refused, begin_s = 0, time.perf_counter()
+    messages: list[str] = []
+    begin_s = time.perf_counter()
     for _ in range(300):
         damaged = bytearray(content)
         for _ in range(draw.choice([1, 1, 2, 8])):
@@ -257,9 +289,9 @@ def test_three_hundred_random_damages_never_crash_the_reader(tmp_path: Path) -> 
         try:
             read_info(path)
         except ArtifactError as error:
-            refused += 1
-            assert "\n" not in str(error)
-    assert 100 < refused < 300
+            messages.append(str(error))
+    assert 100 < len(messages) < 300
+    assert not any("\n" in message for message in messages)
     assert time.perf_counter() - begin_s < 2
 
 
@@ -269,7 +301,18 @@ def test_block_sizes_are_those_of_the_gguf_package() -> None:
     shared = [kind for kind in GGMLQuantizationType if kind.value in TENSOR_TYPES]
     assert len(shared) >= 30
     for kind in shared:
+        if kind.name == "Q8_1":  # the package says 40; the block is two halfs and 32 bytes, and stands in no file
+            continue
         assert TENSOR_TYPES[kind.value] == (kind.name, *GGML_QUANT_SIZES[kind])
+
+
+def test_block_sizes_are_those_of_llama_cpp() -> None:
+    ggml = library()._lib
+    ggml.ggml_type_name.restype = ctypes.c_char_p
+    ggml.ggml_blck_size.restype, ggml.ggml_type_size.restype = ctypes.c_int64, ctypes.c_size_t
+    for number, (name, block, block_bytes) in TENSOR_TYPES.items():
+        assert ggml.ggml_type_name(number).decode().upper() == name
+        assert (ggml.ggml_blck_size(number), ggml.ggml_type_size(number)) == (block, block_bytes)
 
 
 def test_file_types_are_those_of_the_gguf_package() -> None:

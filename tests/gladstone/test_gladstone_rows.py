@@ -175,7 +175,7 @@ json_rows = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
 @given(rows=json_rows, indent=st.sampled_from([None, 0, 3]))
 def test_rows_come_back_as_they_were_written(tmp_path: Path, rows: list[dict[str, object]], indent: int | None) -> None:
     lines, array = tmp_path / "rows.jsonl", tmp_path / "rows.json"

@@ -225,7 +225,9 @@ def test_turns_that_end_without_an_answer_have_nothing_to_score(messages: tuple[
 
 texts = st.text(min_size=1) | st.sampled_from(["<|im_start|>assistant\n", "<|im_end|>\n", "</think>", "<think>\n"])
 pairs = st.lists(
-    st.tuples(st.builds(Message, st.just("user"), texts), st.builds(Message, st.just("assistant"), texts, st.none() | texts)),
+    st.tuples(
+        st.builds(Message, st.just("user"), texts), st.builds(Message, st.just("assistant"), texts, st.none() | texts)
+    ),
     min_size=1,
     max_size=3,
 )

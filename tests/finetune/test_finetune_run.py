@@ -1,0 +1,227 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from finetune.cli import main
+from finetune.recipe import load_recipe
+from gladstone.artifacts import check_files, read_manifest
+from gladstone.formats import read_conversations
+from gladstone.template import template_sha256
+from tests.tiny_models import tiny_recipe, write_rows_file
+
+COMMAND = [sys.executable, "-c", "from finetune.cli import main; main()"]
+
+
+def write_recipe(folder: Path, base: Path, **sections: dict[str, Any]) -> Path:
+    path = folder / "tiny.yaml"
+    rows = write_rows_file(folder / "rows.jsonl")
+    path.write_text(yaml.safe_dump(tiny_recipe(base, rows, **sections)))
+    return path
+
+
+def finetune(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Path, Result]:
+    """A whole run on 40 rows, and what the command printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    out = folder / "out"
+    result = finetune("run", write_recipe(folder, tiny_base), "--out", out)
+    assert result.exit_code == 0, result.output
+    return out, result
+
+
+def test_a_finished_run_holds_exactly_the_files_of_its_manifest(finished: tuple[Path, Result]) -> None:
+    out, _ = finished
+    manifest = read_manifest(out)
+    check_files(out, manifest)
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert found == {record.path for record in manifest.files} | {"manifest.json", "train.log"}
+    assert found >= {
+        "recipe.yaml", "chat_template.jinja", "metrics.jsonl", "loss.png", "data/train.jsonl", "data/validation.jsonl",
+        "data/test.jsonl", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
+        "adapter/adapter_model.safetensors", "adapter/adapter_config.json",
+    }  # fmt: skip
+
+
+def test_the_manifest_is_the_newest_file(finished: tuple[Path, Result]) -> None:
+    out, _ = finished
+    others = [path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    assert (out / "manifest.json").stat().st_mtime_ns >= max(others)
+
+
+def test_the_manifest_tells_what_went_in_and_what_came_out(finished: tuple[Path, Result], tiny_base: Path) -> None:
+    out, result = finished
+    manifest = read_manifest(out)
+    facts = manifest.facts
+    assert manifest.stage == "finetune"
+    assert manifest.config["base"]["model"] == str(tiny_base)
+    assert facts["rows"] == {"train": 32, "validation": 4, "test": 4}
+    assert facts["steps"] == 4
+    assert facts["held_out_loss_after"] < facts["held_out_loss_before"]
+    assert manifest.template_sha256 == template_sha256((out / "chat_template.jinja").read_text())
+    assert {"base", f"data:{out.parent / 'rows.jsonl'}"} == manifest.parents.keys()
+    assert manifest.versions.keys() >= {"gladstone", "python", "torch", "unsloth", "trl", "peft"}
+    assert f"{facts['held_out_loss_before']:.3f} → {facts['held_out_loss_after']:.3f}" in result.output
+
+
+def test_metrics_hold_every_step_and_the_validation_losses(finished: tuple[Path, Result]) -> None:
+    lines = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "step"]
+    validation = [line for line in lines if line["kind"] == "validation"]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert [line["step"] for line in validation] == [2, 4]
+    assert len(lines) == 6
+    assert all(line["target_tokens"] < line["tokens"] and 0 <= line["padding_share"] < 1 for line in steps)
+
+
+def test_the_recipe_in_the_run_folder_loads_back_equal(finished: tuple[Path, Result]) -> None:
+    out, _ = finished
+    assert load_recipe(str(out / "recipe.yaml"), []) == load_recipe(str(out.parent / "tiny.yaml"), [])
+
+
+def test_the_adapter_names_its_base_as_the_recipe_does(finished: tuple[Path, Result], tiny_base: Path) -> None:
+    config = json.loads((finished[0] / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_base)
+
+
+def test_the_sets_in_the_run_folder_are_all_rows_and_disjoint(finished: tuple[Path, Result]) -> None:
+    sets = [
+        {row.messages for row in read_conversations(finished[0] / "data" / f"{name}.jsonl", "messages")}
+        for name in ("train", "validation", "test")
+    ]
+    assert [len(rows) for rows in sets] == [32, 4, 4]
+    assert len(set.union(*sets)) == 40
+
+
+def test_the_tokenizer_is_copied_byte_for_byte(finished: tuple[Path, Result], tiny_base: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (finished[0] / "tokenizer" / name).read_bytes() == (tiny_base / name).read_bytes()
+
+
+def test_the_loss_curve_is_a_picture(finished: tuple[Path, Result]) -> None:
+    assert (finished[0] / "loss.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_a_run_shows_its_steps_its_losses_and_the_next_command(finished: tuple[Path, Result]) -> None:
+    out, result = finished
+    assert re.fullmatch(
+        r"Held-out loss \d+\.\d{3} → \d+\.\d{3} nats per answer token \(4 rows, 4 steps, \d+ tokens/s\)\.\n"
+        rf"Run folder: {re.escape(str(out))}\n"
+        rf"Next: gladstone export gguf {re.escape(str(out))} --quant q8_0 --quant q4_k_m\n",
+        result.stdout,
+    )
+    assert re.search(r"Training: done in .* step 4/4  loss \d", result.stderr)
+    assert "Unsloth" not in result.output
+
+
+def test_a_finished_folder_is_refused_and_left_as_it_is(finished: tuple[Path, Result]) -> None:
+    out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    result = finetune("run", out.parent / "tiny.yaml", "--out", out)
+    assert result.exit_code == 1
+    assert result.output == (
+        f"Error: {out}: already holds a finished run. Choose another folder with --out, or remove it.\n"
+    )
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_the_same_recipe_trains_the_same_adapter(finished: tuple[Path, Result], tmp_path: Path) -> None:
+    result = finetune("run", finished[0].parent / "tiny.yaml", "--out", tmp_path / "again")
+    assert result.exit_code == 0, result.output
+    first, again = (read_manifest(folder).facts["held_out_loss_after"] for folder in (finished[0], tmp_path / "again"))
+    assert again == pytest.approx(first, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_half_file_and_the_same_command_finishes(tmp_path: Path, tiny_base: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_base, training={"max_steps": 40})
+    out = tmp_path / "out"
+    command = [*COMMAND, "run", str(recipe), "--out", str(out)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_for_steps(out, child)
+        child.send_signal(signal.SIGINT)
+        printed, errors = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 130, errors
+    assert printed == ""
+    assert errors.endswith("\nStopped. The same command again finishes the work.\n")
+    assert "Traceback" not in errors
+    check_no_half_files(out)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    manifest = read_manifest(out)
+    check_files(out, manifest)
+    assert manifest.facts["steps"] == 40
+    assert not list(out.glob(".*"))
+
+
+def wait_for_steps(out: Path, child: "subprocess.Popen[str]") -> None:
+    """Until the metrics hold a step of the training that is under way."""
+    deadline_s = time.monotonic() + 300
+    while time.monotonic() < deadline_s:
+        if any(path.stat().st_size for path in out.glob(".metrics.jsonl.*.partial")):
+            return
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.05)
+    pytest.fail("the training did not start")
+
+
+def check_no_half_files(out: Path) -> None:
+    """Every file under a final name is whole; what only comes with the training's end is not there."""
+    assert not (out / "manifest.json").exists()
+    assert not (out / "metrics.jsonl").exists()
+    assert not (out / "adapter").exists()
+    assert not list(out.rglob(".*.partial")) or [path.name for path in out.rglob(".*.partial")] == [".work.partial"]
+    load_recipe(str(out / "recipe.yaml"), [])
+    json.loads((out / "tokenizer" / "tokenizer.json").read_text())
+    assert sum(len(read_conversations(path, "messages")) for path in (out / "data").iterdir()) == 40
+
+
+def test_nothing_of_a_stopped_run_with_another_base_stays(finished: tuple[Path, Result], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for name in ("tokenizer/spiece.model", "tokenizer/.tokenizer.json.1.partial", "data/.train.jsonl.1.partial"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("of the other base")
+    (out / "data" / "mine.txt").write_text("not ours: stays, and is no part of the run")
+    result = finetune("run", finished[0].parent / "tiny.yaml", "--out", out, "--set", "training.max_steps=1")
+    assert result.exit_code == 0, result.output
+    names = {record.path for record in read_manifest(out).files}
+    assert names == {record.path for record in read_manifest(finished[0]).files}
+    assert {path.name for path in (out / "tokenizer").iterdir()} == {
+        path.name for path in (finished[0] / "tokenizer").iterdir()
+    }
+    assert sorted(path.name for path in (out / "data").iterdir()) == [
+        "mine.txt", "test.jsonl", "train.jsonl", "validation.jsonl"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_a_killed_run_is_finished_by_the_same_command(tmp_path: Path, tiny_base: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_base, training={"max_steps": 40})
+    out = tmp_path / "out"
+    command = [*COMMAND, "run", str(recipe), "--out", str(out)]
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, text=True)
+    wait_for_steps(out, child)
+    child.kill()
+    child.wait()
+    assert not (out / "metrics.jsonl").exists()
+    result = finetune("run", recipe, "--out", out, "--set", "training.max_steps=2")
+    assert result.exit_code == 0, result.output
+    check_files(out, read_manifest(out))
+    assert not list(out.glob(".*"))

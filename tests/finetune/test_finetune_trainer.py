@@ -1,0 +1,205 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune import trainer
+from finetune.labels import IGNORED, TokenizedExample, tokenize_all
+from finetune.recipe import Recipe
+from finetune.trainer import StepStats, Trainable, collate, load_trainable, measure_loss, save_adapter, train
+from gladstone.basemodel import Base, resolve_base
+from gladstone.errors import DataError, UnsupportedError
+from gladstone.formats import read_conversations
+from gladstone.progress import Silent
+from gladstone.template import ChatTemplate
+from gladstone.tokenizer import FolderTokenizer
+from tests.tiny_models import tiny_recipe, write_rows_file
+
+PAD = 2
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path) -> Base:
+    return resolve_base(str(tiny_base), Silent())
+
+
+@pytest.fixture
+def recipe(tiny_base: Path) -> MakeRecipe:
+    """A recipe of the tiny model: `recipe(lora={...}, training={...})`."""
+    return lambda **sections: Recipe.model_validate(tiny_recipe(tiny_base, Path("rows.jsonl"), **sections))
+
+
+@pytest.fixture(scope="module")
+def examples(
+    tmp_path_factory: pytest.TempPathFactory, template: ChatTemplate, tokenizer: FolderTokenizer
+) -> tuple[TokenizedExample, ...]:
+    rows = [
+        {"question": f"Question {number}?", "answer": " ".join(["word"] * (1 + number * number)) + "."}
+        for number in range(8)
+    ]
+    path = write_rows_file(tmp_path_factory.mktemp("rows") / "rows.jsonl", rows)
+    return tokenize_all(read_conversations(path, "qa"), template, tokenizer, 512).examples
+
+
+def run(trainable: Trainable, examples: tuple[TokenizedExample, ...], recipe: Recipe, work: Path) -> list[StepStats]:
+    seen: list[StepStats] = []
+    train(trainable, examples, recipe, lambda stats, _last: seen.append(stats), work)
+    return seen
+
+
+def as_rows(examples: tuple[TokenizedExample, ...]) -> list[dict[str, Any]]:
+    return [{"input_ids": example.input_ids, "labels": example.labels} for example in examples]
+
+
+def test_a_batch_is_padded_on_the_right_and_padding_is_not_scored() -> None:
+    batch = collate([{"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}, {"input_ids": [8], "labels": [8]}], PAD)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, PAD, PAD]]
+    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_batches_for_measuring_hold_every_example_once_within_the_budget(
+    examples: tuple[TokenizedExample, ...],
+) -> None:
+    batches = trainer._batches_within(examples, 100)
+    assert sorted(map(id, (example for batch in batches for example in batch))) == sorted(map(id, examples))
+    assert len(batches) > 1
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(len(example.input_ids) for example in batch) <= 100
+
+
+def test_the_measured_loss_is_the_cross_entropy_of_the_answers_row_by_row(
+    base: Base, recipe: MakeRecipe, examples: tuple[TokenizedExample, ...]
+) -> None:
+    import torch
+
+    trainable = load_trainable(base, recipe(), PAD, 100)
+    measured = measure_loss(trainable, examples)
+    nats, tokens = 0.0, 0
+    trainable.model.eval()
+    for example in examples:
+        with torch.no_grad():
+            logits = trainable.model(torch.tensor([example.input_ids])).logits[0].double()
+        log_p = logits.log_softmax(-1)
+        for position, label in enumerate(example.labels[1:]):
+            if label != IGNORED:
+                nats -= float(log_p[position, label])
+                tokens += 1
+    assert tokens == sum(example.target_tokens for example in examples)
+    assert measured == pytest.approx(nats / tokens, rel=1e-5)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2), (2, 4)])
+def test_the_first_logged_loss_is_the_mean_over_all_tokens_of_the_step(
+    base: Base,
+    recipe: MakeRecipe,
+    examples: tuple[TokenizedExample, ...],
+    tmp_path: Path,
+    batch_size: int,
+    accumulation: int,
+) -> None:
+    training = {"batch_size": batch_size, "accumulation": accumulation, "max_steps": 1, "learning_rate": 1e-9}
+    chosen = recipe(training=training)
+    trainable = load_trainable(base, chosen, PAD, 100)
+    expected = measure_loss(trainable, examples)
+    of_rows = [measure_loss(trainable, (example,)) for example in examples]
+    (stats,) = run(trainable, examples, chosen, tmp_path)
+    assert stats.loss_nats_per_token == pytest.approx(expected, abs=2e-3)
+    # the rows differ enough to tell a mean over tokens from a mean over rows
+    assert abs(sum(of_rows) / len(of_rows) - expected) > 0.02
+
+
+def test_a_step_counts_its_tokens_and_its_padding(
+    base: Base, recipe: MakeRecipe, examples: tuple[TokenizedExample, ...], tmp_path: Path
+) -> None:
+    chosen = recipe(training={"batch_size": 8, "max_steps": 1})
+    (stats,) = run(load_trainable(base, chosen, PAD, 100), examples, chosen, tmp_path)
+    lengths = [len(example.input_ids) for example in examples]
+    assert stats.tokens == sum(lengths)
+    assert stats.target_tokens == sum(example.target_tokens for example in examples)
+    assert stats.padding_share == pytest.approx(1 - sum(lengths) / (8 * max(lengths)))
+    assert stats.step_s > 0
+
+
+@pytest.mark.parametrize("four_bit", [False, True], ids=["LoRA", "QLoRA"])
+def test_twenty_steps_reduce_the_loss_and_touch_only_the_adapter(
+    base: Base, recipe: MakeRecipe, examples: tuple[TokenizedExample, ...], tmp_path: Path, four_bit: bool
+) -> None:
+    import torch
+
+    chosen = recipe(base={"load_in_4bit": four_bit}, training={"max_steps": 20, "learning_rate": 1e-2})
+    trainable = load_trainable(base, chosen, PAD, 100)
+    parameters = dict(trainable.model.named_parameters())
+    frozen = {name: value.detach().clone() for name, value in parameters.items() if not value.requires_grad}
+    before = measure_loss(trainable, examples)
+    steps = run(trainable, examples, chosen, tmp_path)
+    after = measure_loss(trainable, examples)
+    assert [stats.step for stats in steps] == list(range(1, 21))
+    assert after < before - 1
+    assert after == pytest.approx(steps[-1].loss_nats_per_token, abs=1.5)
+    now = dict(trainable.model.named_parameters())
+    trained = {name: value for name, value in now.items() if value.requires_grad}
+    assert trained
+    assert all(".lora_" in name and value.dtype == torch.float32 for name, value in trained.items())
+    assert frozen.keys() == now.keys() - trained.keys()
+    assert all(torch.equal(value, now[name]) for name, value in frozen.items())
+
+
+def test_the_saved_adapter_names_the_base_as_the_recipe_does(base: Base, recipe: MakeRecipe, tmp_path: Path) -> None:
+    chosen = recipe(lora={"rank": 4, "alpha": 8, "rslora": True, "targets": ["q_proj", "down_proj"]})
+    save_adapter(load_trainable(base, chosen, PAD, 100), "owner/model", tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "owner/model"
+    assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (4, 8, True)
+    assert sorted(config["target_modules"]) == ["down_proj", "q_proj"]
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+def test_a_target_that_the_model_lacks_is_refused_with_those_it_has(base: Base, recipe: MakeRecipe) -> None:
+    with pytest.raises(UnsupportedError, match=r"lora\.targets: .* has no layers called c_attn; .*down_proj.*q_proj"):
+        load_trainable(base, recipe(lora={"targets": ["q_proj", "c_attn"]}), PAD, 100)
+
+
+def test_activations_are_recomputed_only_where_memory_demands_it(base: Base, recipe: MakeRecipe) -> None:
+    model = load_trainable(base, recipe(), PAD, 100).model
+    for wish, tokens, expected in (
+        ("auto", 100, False),
+        ("auto", 10**10, True),
+        ("on", 100, True),
+        ("off", 10**10, False),
+    ):
+        chosen = recipe(training={"gradient_checkpointing": wish})
+        assert trainer._needs_checkpointing(model, chosen, tokens) is expected, (wish, tokens)
+
+
+def test_recomputing_activations_does_not_change_the_loss(
+    base: Base, recipe: MakeRecipe, examples: tuple[TokenizedExample, ...], tmp_path: Path
+) -> None:
+    losses = []
+    for wish in ("on", "off"):
+        chosen = recipe(training={"gradient_checkpointing": wish, "max_steps": 3, "batch_size": 8})
+        trainable = load_trainable(base, chosen, PAD, 100)
+        assert trainable.checkpointing is (wish == "on")
+        losses.append([stats.loss_nats_per_token for stats in run(trainable, examples, chosen, tmp_path / wish)])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(
+    base: Base, recipe: MakeRecipe, examples: tuple[TokenizedExample, ...], tmp_path: Path
+) -> None:
+    chosen = recipe(training={"learning_rate": 1e30, "max_steps": 4})
+    with pytest.raises(DataError, match=r"the loss of step 2 is (nan|inf): lower training\.learning_rate"):
+        run(load_trainable(base, chosen, PAD, 100), examples, chosen, tmp_path)
+
+
+def test_a_step_with_nothing_scored_is_told_as_such(base: Base, recipe: MakeRecipe, tmp_path: Path) -> None:
+    chosen = recipe(training={"max_steps": 1, "batch_size": 2})
+    nothing = (TokenizedExample((5, 6, 7), (IGNORED,) * 3),) * 2
+    with pytest.raises(DataError, match="step 1 has no scored token"):
+        run(load_trainable(base, chosen, PAD, 100), nothing, chosen, tmp_path)
