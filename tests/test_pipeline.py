@@ -24,7 +24,7 @@ def invoke(command: object, *arguments: object) -> Result:
 
 @pytest.mark.slow
 def test_a_tiny_model_passes_through_every_stage_and_keeps_its_template(tmp_path: Path) -> None:
-    base = write_model(tmp_path / "base", lessons=60)
+    base = write_model(tmp_path / "base")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tiny_recipe(base, write_rows_file(tmp_path / "rows.jsonl"))))
     run, report = tmp_path / "run", tmp_path / "report"
