@@ -25,6 +25,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        if rank < 1:
+            raise ValueError(f"rank {rank}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{folder}: not a LoRA adapter: {CONFIG} is missing or unusable ({error}).") from None
     if not (folder / WEIGHTS).is_file():

@@ -21,7 +21,7 @@ def run_child(module: str, job: dict[str, Any], what: str, python_path: Sequence
     """
     paths = [str(path) for path in python_path] + [path for path in (os.environ.get("PYTHONPATH"),) if path]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} if paths else None
-    child = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-P", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -29,13 +29,12 @@ def run_child(module: str, job: dict[str, Any], what: str, python_path: Sequence
         text=True,
         errors="replace",
         env=environment,
-    )
-    try:
-        _, errors = child.communicate(json.dumps(job))
-    except BaseException:  # Ctrl-C above all: no child may go on writing
-        child.kill()
-        child.wait()
-        raise
+    ) as child:
+        try:
+            _, errors = child.communicate(json.dumps(job))
+        except BaseException:  # Ctrl-C above all: no child may go on writing
+            child.kill()
+            raise
     lines = errors.strip().splitlines()
     if child.returncode == USER_ERROR and lines:
         raise UnsupportedError(lines[-1])

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from export.convert import Conversion, convert_to_f16
+from export.verify import Trained
+from gladstone.formats import read_conversations
+from gladstone.progress import Silent
+from gladstone.tokenizer import load_tokenizer
+from tests.export.tiny_runs import write_run
+from tests.tiny_models import write_model
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("export") / "base")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A finished run. Tests that spoil it copy it first."""
+    return write_run(tmp_path_factory.mktemp("export") / "run", tiny_base)
+
+
+@pytest.fixture(scope="session")
+def f16(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_run: Path) -> Path:
+    """The run's model, merged and converted."""
+    path = tmp_path_factory.mktemp("export") / "tiny-f16.gguf"
+    convert_to_f16(Conversion("tiny", tiny_base, tiny_run / "tokenizer", tiny_run / "adapter"), path, Silent())
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_base: Path, tiny_run: Path) -> Trained:
+    """What the run's file is held against."""
+    tokenizer = load_tokenizer(tiny_run / "tokenizer")
+    rows = read_conversations(tiny_run / "data" / "test.jsonl", "messages")
+    return Trained(tokenizer, tokenizer.template(), tiny_base, tiny_run / "adapter", rows)

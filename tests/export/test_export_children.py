@@ -1,0 +1,87 @@
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from export.children import run_child
+from gladstone.errors import ToolError, UnsupportedError
+
+
+def child(folder: Path, code: str) -> tuple[str, tuple[Path, ...]]:
+    (folder / "small_child.py").write_text(f"import json, os, signal, sys, time\njob = json.load(sys.stdin)\n{code}\n")
+    return "small_child", (folder,)
+
+
+def run(folder: Path, code: str, **job: object) -> None:
+    module, path = child(folder, code)
+    run_child(module, job, "The work", path)
+
+
+def test_a_child_gets_its_job_and_may_print_as_it_likes(tmp_path: Path) -> None:
+    code = "print('noise' * 100_000); print('noise' * 100_000, file=sys.stderr); open(job['out'], 'w').write(job['a'])"
+    run(tmp_path, code, out=str(tmp_path / "out"), a="Größe")
+    assert (tmp_path / "out").read_text() == "Größe"
+
+
+def test_a_child_that_fails_is_told_with_its_last_lines(tmp_path: Path) -> None:
+    with pytest.raises(ToolError) as caught:
+        run(tmp_path, "for n in range(50): print('line', n, file=sys.stderr)\nsys.exit(7)")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "The work failed (exit code 7). Its last lines:"
+    assert lines[1:] == [f"    line {number}" for number in range(30, 50)]
+
+
+def test_a_traceback_of_a_child_is_shown(tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match=r"(?s)exit code 1.*KeyError: 'absent'"):
+        run(tmp_path, "job['absent']")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+@pytest.mark.parametrize(("name", "number"), [("SIGKILL", 9), ("SIGABRT", 6)])
+def test_a_child_that_is_killed_is_told(tmp_path: Path, name: str, number: int) -> None:
+    with pytest.raises(ToolError, match=rf"The work failed \(exit code -{number}\)"):
+        run(tmp_path, f"os.kill(os.getpid(), signal.{name})")
+
+
+def test_an_error_meant_for_the_user_comes_through_as_it_is(tmp_path: Path) -> None:
+    code = "print('a warning', file=sys.stderr); print('it is not supported', file=sys.stderr); sys.exit(3)"
+    with pytest.raises(UnsupportedError) as caught:
+        run(tmp_path, code)
+    assert str(caught.value) == "it is not supported"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+def test_a_child_stopped_by_ctrl_c_stops_us_too(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "signal.signal(signal.SIGINT, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGINT)")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+def test_no_child_outlives_ctrl_c(tmp_path: Path) -> None:
+    """The alarm stands for Ctrl-C that only the parent gets."""
+    mark = tmp_path / "pid"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 1.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, "open(job['mark'], 'w').write(str(os.getpid())); time.sleep(120)", mark=str(mark))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
+
+
+def test_a_child_does_not_import_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "json.py").write_text("raise SystemExit('the wrong json')")
+    (tmp_path / "modules").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run(tmp_path / "modules", "open(job['out'], 'w').write('done')", out=str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text() == "done"

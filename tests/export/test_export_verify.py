@@ -1,0 +1,143 @@
+"""The proof on a healthy file, and each fault that it is there to find."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.convert import Conversion, convert_to_f16
+from export.texts import HAND_PICKED, proof_texts
+from export.verify import Point, Trained, kl_divergence, log_softmax, verify_answers, verify_file, verify_vocabulary
+from gladstone.gguf import read_header
+from gladstone.progress import Silent
+from gladstone.template import ChatTemplate
+from tests.export.tiny_runs import edit_json, rewrite_gguf
+from tests.tiny_models import add_bos_to_every_text, copy_model
+
+POINTS = ["vocabulary", "texts", "special tokens", "chat template", "distributions", "greedy answers"]
+
+
+def failed(points: list[Point]) -> dict[str, str]:
+    return {point.name: point.detail for point in points if not point.passed}
+
+
+def test_a_healthy_file_is_proven_in_every_point(f16: Path, trained: Trained) -> None:
+    points = verify_file(f16, trained, Silent())
+    assert [point.name for point in points] == POINTS
+    assert failed(points) == {}
+    measured = {point.name: point.measured for point in points}
+    assert measured["vocabulary"]["entries"] == 49_152
+    assert measured["texts"]["texts"] == 500
+    assert measured["distributions"]["mean_kl_nats"] < 2e-4
+    assert measured["greedy answers"]["different"] == 0
+
+
+def test_a_wrong_end_token_is_found(f16: Path, trained: Trained, tmp_path: Path) -> None:
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", tokenizer__ggml__eos_token_id=0)
+    found = failed(verify_vocabulary(faulty, trained))
+    assert found.keys() == {"special tokens"}
+    assert "eos is 0, trained 2" in found["special tokens"]
+
+
+def test_an_end_of_turn_that_does_not_stop_the_answer_is_found(f16: Path, trained: Trained) -> None:
+    """llama.cpp knows `<|im_end|>` by name; a template of one's own may end turns with a token that it does not know."""
+    template = ChatTemplate(trained.template.source.replace("<|im_end|>", "<jupyter_code>"))
+    found = failed(verify_vocabulary(f16, dataclasses.replace(trained, template=template)))
+    assert "the trained end of turn (13, '<jupyter_code>') does not stop the answer" in found["special tokens"]
+
+
+def test_another_template_is_found(f16: Path, trained: Trained, tmp_path: Path) -> None:
+    text = trained.template.source + " "
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", tokenizer__chat_template=text)
+    assert failed(verify_vocabulary(faulty, trained)) == {"chat template": "differs from the trained one"}
+
+
+def test_two_swapped_entries_of_the_vocabulary_are_found(f16: Path, trained: Trained, tmp_path: Path) -> None:
+    tokens = list(read_header(f16).metadata["tokenizer.ggml.tokens"])
+    tokens[40_000], tokens[40_001] = tokens[40_001], tokens[40_000]
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", tokenizer__ggml__tokens=tokens)
+    found = failed(verify_vocabulary(faulty, trained))
+    assert "vocabulary" in found
+    assert found["vocabulary"].startswith("2 entries differ, first id 40000: ")
+
+
+def test_another_pre_tokenizer_is_found(f16: Path, trained: Trained, tmp_path: Path) -> None:
+    assert read_header(f16).metadata["tokenizer.ggml.pre"] == "smollm"
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", tokenizer__ggml__pre="default")
+    found = failed(verify_vocabulary(faulty, trained))
+    assert "texts" in found
+    assert "texts get other token ids, first" in found["texts"]
+
+
+@pytest.mark.parametrize("file_adds", [True, False])
+def test_a_flipped_bos_setting_is_found(
+    f16: Path, trained: Trained, tiny_base: Path, tmp_path: Path, file_adds: bool
+) -> None:
+    """SmolLM2 puts no BOS in front; for the other direction the training tokenizer does and the file does not."""
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", tokenizer__ggml__add_bos_token=file_adds)
+    if not file_adds:
+        from gladstone.tokenizer import load_tokenizer
+
+        folder = copy_model(tiny_base, tmp_path / "tokenizer")
+        add_bos_to_every_text(folder)
+        trained = dataclasses.replace(trained, tokenizer=load_tokenizer(folder))
+    found = failed(verify_vocabulary(faulty, trained))
+    does = "adds" if file_adds else "does not add"
+    assert found == {"special tokens": f"the GGUF {does} BOS, training did the opposite"}
+
+
+@pytest.mark.parametrize("factor", [0.5, 4.0])
+def test_a_wrong_rope_base_is_found(f16: Path, trained: Trained, tmp_path: Path, factor: float) -> None:
+    base = read_header(f16).metadata["llama.rope.freq_base"]
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", llama__rope__freq_base=base * factor)
+    found = failed(verify_answers(faulty, trained, Silent()))
+    assert "distributions" in found
+    assert "mean KL" in found["distributions"]
+
+
+def test_an_adapter_merged_with_the_wrong_strength_is_found(
+    f16: Path, trained: Trained, tiny_base: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    """alpha / sqrt(r) in place of alpha / r, the mistake of a merge that does not know rsLoRA."""
+    adapter = copy_model(tiny_run / "adapter", tmp_path / "adapter")
+    edit_json(adapter / "adapter_config.json", use_rslora=True)
+    faulty = tmp_path / "faulty.gguf"
+    convert_to_f16(Conversion("tiny", tiny_base, tiny_run / "tokenizer", adapter), faulty, Silent())
+    found = failed(verify_answers(faulty, trained, Silent()))
+    assert found.keys() == {"distributions", "greedy answers"}
+
+
+def test_a_file_without_the_adapter_is_found(f16: Path, trained: Trained) -> None:
+    found = failed(verify_answers(f16, dataclasses.replace(trained, adapter=None), Silent()))
+    assert found.keys() == {"distributions", "greedy answers"}
+
+
+def test_texts_for_the_proof_are_as_many_as_asked_for_and_hold_the_hard_ones(trained: Trained) -> None:
+    special = list(trained.tokenizer.special_tokens)
+    texts = proof_texts(["a row", "another"], special)
+    assert len(texts) == 500
+    assert set(HAND_PICKED) | {"a row", "another"} <= set(texts)
+    assert all(any(token in text for text in texts) for token in special)
+    assert "" in texts
+    assert max(map(len, texts)) >= 20_000
+    assert texts == proof_texts(["a row", "another"], special)
+
+
+def as_logits(rows: list[list[float]]) -> Any:
+    return np.array(rows, dtype=np.float32)
+
+
+def test_the_divergence_is_that_of_the_definition() -> None:
+    p, q = [0.5, 0.25, 0.25], [0.25, 0.25, 0.5]
+    logits = [as_logits([[math.log(value) + shift for value in values]]) for values, shift in ((p, 3.0), (q, -7.0))]
+    expected = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert kl_divergence(logits[0], logits[1])[0] == pytest.approx(expected, abs=1e-6)
+    assert kl_divergence(logits[0], logits[0])[0] == 0
+    assert np.exp(log_softmax(logits[0])).sum() == pytest.approx(1)
+
+
+def test_the_divergence_stands_large_logits() -> None:
+    assert kl_divergence(as_logits([[1e4, 0.0, -1e4]]), as_logits([[1e4, 0.0, -1e4]])).tolist() == [0.0]

@@ -1,0 +1,97 @@
+"""Run folders of a tiny model with an adapter that changes much, and GGUF files with a changed header."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune.data import load_split, write_split
+from finetune.recipe import Recipe
+from gladstone.artifacts import Manifest, record_file, write_manifest, write_text
+from gladstone.basemodel import resolve_base
+from gladstone.progress import Silent
+from gladstone.tokenizer import load_tokenizer
+from tests.tiny_models import tiny_recipe, write_rows_file, write_tokenizer
+
+
+def write_adapter(base: Path, folder: Path, **settings: Any) -> None:
+    """A LoRA adapter as PEFT saves it, its factors random instead of zero."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    chosen: dict[str, Any] = {
+        "r": 8,
+        "lora_alpha": 16,
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        "task_type": "CAUSAL_LM",
+        "init_lora_weights": False,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        adapted = get_peft_model(model, LoraConfig(**(chosen | settings)))
+    adapted.save_pretrained(folder, safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def write_run(folder: Path, base: Path) -> Path:
+    """A finished run folder, as `finetune run` leaves it, with a random adapter in place of a trained one."""
+    folder.mkdir(parents=True)
+    rows = write_rows_file(folder.with_name("rows.jsonl"))
+    recipe = Recipe.model_validate(tiny_recipe(base, rows))
+    write_split(load_split(recipe.data), folder / "data")
+    write_tokenizer(folder / "tokenizer")
+    template = load_tokenizer(folder / "tokenizer").template()
+    write_text(folder / "chat_template.jinja", template.source)
+    write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    write_adapter(base, folder / "adapter")
+    finish(folder, recipe.model_dump(mode="json"), template.sha256, base)
+    return folder
+
+
+def finish(folder: Path, config: dict[str, Any], template_sha256: str, base: Path) -> None:
+    """Write the manifest over all files that the folder holds now."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    manifest = Manifest(
+        stage="finetune",
+        files=tuple(record_file(folder, path) for path in files),
+        parents={"base": resolve_base(str(base), Silent()).fingerprint},
+        config=config,
+        versions={},
+        template_sha256=template_sha256,
+        seed=0,
+    )
+    write_manifest(folder, manifest)
+
+
+def edit_json(path: Path, **fields: Any) -> None:
+    """Change fields of a JSON file."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(data | fields), encoding="utf-8")
+
+
+def rewrite_gguf(source: Path, target: Path, **changes: Any) -> Path:
+    """A copy with other metadata; names are written with `__` for a dot."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+    reader = GGUFReader(source)
+    wanted = {name.replace("__", "."): value for name, value in changes.items()}
+    assert wanted.keys() <= reader.fields.keys()
+    writer = GGUFWriter(target, arch=reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+        writer.add_key_value(name, wanted.get(name, field.contents()), field.types[0], sub_type=inner)
+    for tensor in reader.tensors:
+        data = tensor.data
+        writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in reader.tensors:
+        writer.write_tensor_data(tensor.data)
+    writer.close()
+    return target
