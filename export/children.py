@@ -34,6 +34,7 @@ def run_child(module: str, job: dict[str, Any], what: str, python_path: Sequence
             _, errors = child.communicate(json.dumps(job))
         except BaseException:  # Ctrl-C above all: no child may go on writing
             child.kill()
+            child.wait()  # Popen itself waits no longer than a quarter of a second after Ctrl-C
             raise
     lines = errors.strip().splitlines()
     if child.returncode == USER_ERROR and lines:

@@ -1,6 +1,7 @@
 """Run folders of a tiny model with an adapter that changes much, and GGUF files with a changed header."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,26 +73,38 @@ def edit_json(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps(data | fields), encoding="utf-8")
 
 
+@cache
+def _parts(path: Path) -> tuple[dict[str, tuple[Any, Any, Any]], list[Any]]:
+    """Every key's value, type and inner type, and the tensors; read once, since a vocabulary takes seconds."""
+    from gguf import GGUFReader, GGUFValueType
+
+    reader = GGUFReader(path)
+    fields = {
+        name: (field.contents(), field.types[0], field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None)
+        for name, field in reader.fields.items()
+        if not name.startswith("GGUF.")
+    }
+    return fields, reader.tensors
+
+
 def rewrite_gguf(source: Path, target: Path, **changes: Any) -> Path:
     """A copy with other metadata; names are written with `__` for a dot."""
-    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+    from gguf import GGUFWriter
 
-    reader = GGUFReader(source)
+    fields, tensors = _parts(source)
     wanted = {name.replace("__", "."): value for name, value in changes.items()}
-    assert wanted.keys() <= reader.fields.keys()
-    writer = GGUFWriter(target, arch=reader.fields["general.architecture"].contents())
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture":
-            continue
-        inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
-        writer.add_key_value(name, wanted.get(name, field.contents()), field.types[0], sub_type=inner)
-    for tensor in reader.tensors:
+    assert wanted.keys() <= fields.keys()
+    writer = GGUFWriter(target, arch=fields["general.architecture"][0])
+    for name, (value, kind, inner) in fields.items():
+        if name != "general.architecture":
+            writer.add_key_value(name, wanted.get(name, value), kind, sub_type=inner)
+    for tensor in tensors:
         data = tensor.data
         writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for tensor in reader.tensors:
+    for tensor in tensors:
         writer.write_tensor_data(tensor.data)
     writer.close()
     return target
