@@ -82,7 +82,9 @@ def export_gguf(
     out = out or run_folder / "gguf"
     manifest = read_manifest(run_folder)
     if manifest.stage != "finetune":
-        raise ArtifactError(f"{run_folder}: a {manifest.stage} folder, expected one made by `finetune run`.")
+        raise ArtifactError(
+            f"{run_folder}: made by the stage {manifest.stage!r}, expected a folder made by `finetune run`."
+        )
     check_files(run_folder, manifest)
     check_writable(out)
     remove_partials(out)

@@ -43,8 +43,11 @@ def render() -> str:
     for name, group in PROGRAMS.items():
         parts.append(_section(name, group))
         assert isinstance(group, click.Group)
-        for child in group.commands:
-            parts.append(_section(f"{name} {child}", group.commands[child]))
+        context = click.Context(group)
+        for child in group.list_commands(context) if name != "gladstone" else ["demo"]:
+            command = group.get_command(context, child)
+            assert command is not None
+            parts.append(_section(f"{name} {child}", command))
     return "\n".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import socket
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -13,6 +14,8 @@ import pytest
 # huggingface_hub and OpenMP read these once, when they are loaded
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# a shell's background job ignores Ctrl-C, and so would every child that a test starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -52,7 +52,7 @@ def test_another_kind_of_adapter_is_refused(tmp_path: Path) -> None:
 
 
 def test_empty_patterns_are_no_obstacle(tmp_path: Path) -> None:
-    fields = {"use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}}
+    fields: dict[str, Any] = {"use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}}
     assert read_adapter_config(adapter(tmp_path, **fields)).rank == 16
 
 

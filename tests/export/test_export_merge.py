@@ -99,6 +99,7 @@ def test_the_adapter_changes_the_tensors_it_targets_and_no_others(
     assert len(changed) == 14
 
 
+@pytest.mark.slow
 def test_an_adapter_for_layers_the_model_lacks_is_refused_and_leaves_no_file(
     tiny_base: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def test_an_architecture_that_the_converter_does_not_know_is_told(
         convert_to_f16(Conversion("tiny", base, tiny_run / "tokenizer", None), tmp_path / "out.gguf", Silent())
 
 
+@pytest.mark.slow
 def test_a_conversion_that_fails_gives_the_converters_last_lines_and_no_file(
     tiny_base: Path, tiny_run: Path, tmp_path: Path
 ) -> None:

@@ -208,6 +208,7 @@ def test_an_adapter_changed_since_its_run_is_refused(run: Path, damage: str) -> 
     assert not (run / "gguf").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_that_cannot_be_merged_is_refused_before_any_file_is_made(run: Path, tiny_base: Path) -> None:
     manifest = read_manifest(run)
     edit_json(run / "adapter" / "adapter_config.json", use_dora=True)
@@ -239,7 +240,9 @@ def test_a_run_that_is_not_finished_is_refused(run: Path) -> None:
 
 def test_a_folder_of_another_stage_is_refused(run: Path) -> None:
     edit_json(run / "manifest.json", stage="export")
-    assert refused(export("gguf", run)) == f"{run}: a export folder, expected one made by `finetune run`."
+    assert refused(export("gguf", run)) == (
+        f"{run}: made by the stage 'export', expected a folder made by `finetune run`."
+    )
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ import pytest
 
 from export.convert import Conversion, convert_to_f16
 from export.texts import HAND_PICKED, proof_texts
-from export.verify import Point, Trained, kl_divergence, log_softmax, verify_answers, verify_file, verify_vocabulary
+from export.verify import (
+    TIE_LOGITS,
+    Point,
+    Trained,
+    _Comparison,
+    kl_divergence,
+    log_softmax,
+    verify_answers,
+    verify_file,
+    verify_vocabulary,
+)
 from gladstone.gguf import read_header
 from gladstone.progress import Silent
 from gladstone.template import ChatTemplate
@@ -24,6 +34,7 @@ def failed(points: list[Point]) -> dict[str, str]:
     return {point.name: point.detail for point in points if not point.passed}
 
 
+@pytest.mark.slow
 def test_a_healthy_file_is_proven_in_every_point(f16: Path, trained: Trained) -> None:
     points = verify_file(f16, trained, Silent())
     assert [point.name for point in points] == POINTS
@@ -35,6 +46,7 @@ def test_a_healthy_file_is_proven_in_every_point(f16: Path, trained: Trained) ->
     assert measured["greedy answers"]["different"] == 0
 
 
+@pytest.mark.slow
 def test_a_wrong_end_token_is_found(f16: Path, trained: Trained, tmp_path: Path) -> None:
     faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", tokenizer__ggml__eos_token_id=0)
     found = failed(verify_vocabulary(faulty, trained))
@@ -42,6 +54,7 @@ def test_a_wrong_end_token_is_found(f16: Path, trained: Trained, tmp_path: Path)
     assert "eos is 0, trained 2" in found["special tokens"]
 
 
+@pytest.mark.slow
 def test_an_end_of_turn_that_does_not_stop_the_answer_is_found(f16: Path, trained: Trained) -> None:
     """llama.cpp knows `<|im_end|>` by name; a template of one's own may end turns with a token that it does not know."""
     template = ChatTemplate(trained.template.source.replace("<|im_end|>", "<jupyter_code>"))
@@ -49,12 +62,14 @@ def test_an_end_of_turn_that_does_not_stop_the_answer_is_found(f16: Path, traine
     assert "the trained end of turn (13, '<jupyter_code>') does not stop the answer" in found["special tokens"]
 
 
+@pytest.mark.slow
 def test_another_template_is_found(f16: Path, trained: Trained, tmp_path: Path) -> None:
     text = trained.template.source + " "
     faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", tokenizer__chat_template=text)
     assert failed(verify_vocabulary(faulty, trained)) == {"chat template": "differs from the trained one"}
 
 
+@pytest.mark.slow
 def test_two_swapped_entries_of_the_vocabulary_are_found(f16: Path, trained: Trained, tmp_path: Path) -> None:
     tokens = list(read_header(f16).metadata["tokenizer.ggml.tokens"])
     tokens[40_000], tokens[40_001] = tokens[40_001], tokens[40_000]
@@ -64,6 +79,7 @@ def test_two_swapped_entries_of_the_vocabulary_are_found(f16: Path, trained: Tra
     assert found["vocabulary"].startswith("2 entries differ, first id 40000: ")
 
 
+@pytest.mark.slow
 def test_another_pre_tokenizer_is_found(f16: Path, trained: Trained, tmp_path: Path) -> None:
     assert read_header(f16).metadata["tokenizer.ggml.pre"] == "smollm"
     faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", tokenizer__ggml__pre="default")
@@ -72,6 +88,7 @@ def test_another_pre_tokenizer_is_found(f16: Path, trained: Trained, tmp_path: P
     assert "texts get other token ids, first" in found["texts"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_adds", [True, False])
 def test_a_flipped_bos_setting_is_found(
     f16: Path, trained: Trained, tiny_base: Path, tmp_path: Path, file_adds: bool
@@ -89,6 +106,7 @@ def test_a_flipped_bos_setting_is_found(
     assert found == {"special tokens": f"the GGUF {does} BOS, training did the opposite"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.5, 4.0])
 def test_a_wrong_rope_base_is_found(f16: Path, trained: Trained, tmp_path: Path, factor: float) -> None:
     base = read_header(f16).metadata["llama.rope.freq_base"]
@@ -98,6 +116,7 @@ def test_a_wrong_rope_base_is_found(f16: Path, trained: Trained, tmp_path: Path,
     assert "mean KL" in found["distributions"]
 
 
+@pytest.mark.slow
 def test_an_adapter_merged_with_the_wrong_strength_is_found(
     f16: Path, trained: Trained, tiny_base: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -110,6 +129,7 @@ def test_an_adapter_merged_with_the_wrong_strength_is_found(
     assert found.keys() == {"distributions", "greedy answers"}
 
 
+@pytest.mark.slow
 def test_a_file_without_the_adapter_is_found(f16: Path, trained: Trained) -> None:
     found = failed(verify_answers(f16, dataclasses.replace(trained, adapter=None), Silent()))
     assert found.keys() == {"distributions", "greedy answers"}
@@ -141,3 +161,16 @@ def test_the_divergence_is_that_of_the_definition() -> None:
 
 def test_the_divergence_stands_large_logits() -> None:
     assert kl_divergence(as_logits([[1e4, 0.0, -1e4]]), as_logits([[1e4, 0.0, -1e4]])).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("gap", "passes"), [(0.5 * TIE_LOGITS, True), (2 * TIE_LOGITS, False)])
+def test_another_best_token_is_no_fault_where_the_two_are_all_but_equal(gap: float, passes: bool) -> None:
+    theirs = as_logits([[gap, 0.0, -9.0]] * 20)
+    ours = as_logits([[0.0, 0.001, -9.0]] * 20)
+    comparison = _Comparison()
+    comparison.add(ours, theirs, [1], ended=False)
+    distributions, answers = comparison.points("float32")
+    assert distributions.measured["top1_agreement"] == 0
+    assert distributions.measured["top1_agreement_but_for_ties"] == float(passes)
+    assert answers.passed is passes
+    assert answers.measured["equal_but_for_ties"] == int(passes)
