@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 from gladstone.artifacts import sha256_file, whole_file
-from gladstone.errors import ArtifactError, GladstoneError, ToolError, UnsupportedError
+from gladstone.errors import ArtifactError, ToolError, UnsupportedError
 from gladstone.host import cache_dir
 from gladstone.progress import Progress, step
 
@@ -108,7 +108,5 @@ def _unpack(archive: Path, folder: Path) -> None:
         partial.replace(folder)
     except (OSError, tarfile.TarError) as error:
         raise ArtifactError(f"{archive}: cannot be unpacked: {error}.") from error
-    except GladstoneError:
-        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

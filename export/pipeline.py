@@ -160,6 +160,10 @@ class _Workbench:
             del self.records[f16.name]
         return points
 
+    def whole_files(self) -> dict[str, FileRecord]:
+        """Records of this call's files and of those that an earlier call left in the folder."""
+        return {name: record for name, record in self._finished.items() if (self.out / name).is_file()}
+
     def forget_state(self) -> None:
         """Called when the manifest is written."""
         (self.out / STATE_NAME).unlink(missing_ok=True)
@@ -216,8 +220,7 @@ def _refuse_failed(path: Path, points: list[Point]) -> None:
 def _finish(workbench: _Workbench, proof: dict[str, list[Point]]) -> Export:
     run, out = workbench.run, workbench.out
     write_json(out / PROOF_NAME, _proof_json(workbench, proof))
-    earlier = {name: record for name, record in workbench._finished.items() if (out / name).is_file()}
-    files = {**earlier, **workbench.records}
+    files = workbench.whole_files()
     manifest = Manifest(
         stage="export",
         files=(*files.values(), record_file(out, out / PROOF_NAME)),
