@@ -27,6 +27,8 @@ TORCH = "torch==2.13.0"
 LLAMA = "llama-cpp-python"
 # runs on any x86-64 processor with AVX2, whichever machine built it; a native build is not only unportable: gcc before
 # 12.4 and 13.3 makes one that dies with SIGILL on processors with AMX (gcc bug 114098)
+# on every core, where pip uses one; files that are no Python of this version are passed over, as pip does
+COMPILE = "import compileall, sysconfig; compileall.compile_dir(sysconfig.get_path('purelib'), quiet=2, workers=0)"
 CMAKE_ARGS = "-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF"
 
 
@@ -66,11 +68,12 @@ def set_up(torch: str) -> None:
     archive = source_archive(pip)
     wheel = llama_wheel(pip, archive)
     if not has_torch(torch):
-        run(f"Installing {TORCH} ({torch})", [*pip, "install", *torch_arguments(torch)])
+        run(f"Installing {TORCH} ({torch})", [*pip, "install", "--no-compile", *torch_arguments(torch)])
     rest = VENV / "without-llama.lock"
     rest.write_text(without_package(LOCK.read_text(encoding="utf-8"), LLAMA), encoding="utf-8")
-    locked = [*pip, "install", "--no-deps", "--require-hashes", "-r", str(rest)]
+    locked = [*pip, "install", "--no-compile", "--no-deps", "--require-hashes", "-r", str(rest)]
     run("Installing the pinned packages", locked)
+    run("Compiling them to bytecode", [str(PYTHON), "-c", COMPILE])
     run("Installing llama-cpp-python", [*pip, "install", "--no-deps", "--force-reinstall", str(wheel)])
     run("Installing gladstone", [*pip, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
     STAMP.write_text(key, encoding="utf-8")
