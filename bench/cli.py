@@ -6,7 +6,7 @@ import click
 
 from bench.config import DEFAULT_ANSWERS, DEFAULT_ROWS, BenchConfig
 from gladstone.command import Group
-from gladstone.formats import FORMATS
+from gladstone.formats import FORMAT_NAMES
 
 
 @click.group(cls=Group)
@@ -16,12 +16,12 @@ def main() -> None:
 
 @main.command("run")
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Held-out rows, .jsonl or .json.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Held-out rows: .jsonl, .csv, .parquet, …")
 @click.option(
     "--format",
     "format_name",
-    type=click.Choice(list(FORMATS)),
-    default="qa",
+    type=click.Choice(list(FORMAT_NAMES)),
+    default="auto",
     show_default=True,
     help="Layout of the rows.",
 )

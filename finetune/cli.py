@@ -15,11 +15,18 @@ def main() -> None:
 @main.command()
 @click.argument("recipe", required=False)
 @click.option("--data", type=click.Path(path_type=Path), help="Train on this file in place of the recipe's rows.")
-@click.option("--format", "format_name", help="Row format of --data.  [default: qa]")
+@click.option("--format", "format_name", help="Row format of --data.  [default: auto]")
+@click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be read, and count them.")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/NAME]")
-def run(
-    recipe: str | None, data: Path | None, format_name: str | None, overrides: tuple[str, ...], out: Path | None
+def run(  # noqa: PLR0913 - one parameter an option
+    recipe: str | None,
+    data: Path | None,
+    format_name: str | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    *,
+    skip_bad: bool,
 ) -> None:
     """Train RECIPE: a name from `finetune recipes` or a YAML file (default: the demo's)."""
     from finetune.recipe import load_recipe
@@ -27,8 +34,8 @@ def run(
 
     if format_name is not None and data is None:
         raise click.UsageError("--format describes --data, which is not given.")
-    source = (str(data), format_name or "qa") if data is not None else None
-    loaded = load_recipe(recipe, list(overrides), source)
+    source = (str(data), format_name or "auto") if data is not None else None
+    loaded = load_recipe(recipe, [*overrides, *(["data.skip_bad=true"] if skip_bad else [])], source)
     require_packages("finetune", "finetune", ["torch", "unsloth", "trl", "peft", "bitsandbytes", "datasets"])
     from finetune.run import run as run_recipe
 
@@ -49,3 +56,38 @@ def recipes() -> None:
     for name in recipe_names():
         recipe = load_recipe(name, [])
         click.echo(f"{name}\n    {recipe.description}\n    base {recipe.base.model}")
+
+
+@main.group(cls=Group)
+def data() -> None:
+    """Look at data files before training on them."""
+
+
+@data.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--format", "format_name", default="auto", show_default=True, help="Row format.")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="NAME=COLUMN",
+    help="Where a table of another layout has question, answer, reasoning or system. Repeatable.",
+)
+@click.option("--skip-bad", is_flag=True, help="Bad rows are told, but are no failure.")
+def check(path: Path, format_name: str, columns: tuple[str, ...], *, skip_bad: bool) -> None:
+    """Read every row of PATH: its format, how many rows are good, and what is wrong with the others."""
+    from finetune.check import check_rows, describe
+
+    checked = check_rows(path, format_name, _columns(columns))
+    click.echo(describe(checked))
+    if checked.problems.count and skip_bad:
+        click.echo(checked.problems.message("left out"), err=True)
+    else:
+        checked.problems.check(f"{path}, read as {checked.layout.name!r}")
+
+
+def _columns(columns: tuple[str, ...]) -> dict[str, str] | None:
+    for column in columns:
+        if "=" not in column:
+            raise click.UsageError(f"--column {column!r}: expected NAME=COLUMN, for example question=Frage.")
+    return dict(column.split("=", 1) for column in columns) or None

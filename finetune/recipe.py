@@ -11,7 +11,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from gladstone.config import Config, apply_overrides, build_config, read_yaml
 from gladstone.errors import ConfigError
-from gladstone.formats import FORMATS
+from gladstone.formats import COLUMNS, FORMAT_NAMES, Layout, find_layout
+from gladstone.rows import ENDINGS
 
 DEFAULT_RECIPE = "smollm2-135m-medical"
 SAMPLE_PREFIX = "sample:"
@@ -29,14 +30,17 @@ class BaseSection(Config):
 class Source(Config):
     """One data file."""
 
-    path: str = Field(description="a .json or .jsonl file, or 'sample:NAME' for the rows that come with Gladstone")
-    format: str = Field("qa", description=f"row format: {', '.join(FORMATS)}")
+    path: str = Field(description=f"{ENDINGS}, or 'sample:NAME' for the rows that come with Gladstone")
+    format: str = Field("auto", description=f"row format: {', '.join(FORMAT_NAMES)}")
+    columns: dict[str, str] | None = Field(
+        None, description=f"for a layout of its own: which column is which of {', '.join(COLUMNS)}"
+    )
 
     @field_validator("format")
     @classmethod
     def _known_format(cls, name: str) -> str:
-        if name not in FORMATS:
-            raise ValueError(f"unknown data format {name!r}; known: {', '.join(FORMATS)}")
+        if name not in FORMAT_NAMES:
+            raise ValueError(f"unknown data format {name!r}; known: {', '.join(FORMAT_NAMES)}")
         return name
 
     def file(self) -> Path:
@@ -50,11 +54,16 @@ class Source(Config):
             raise ConfigError(f"no sample called {name!r}; there are: {known}.")
         return path
 
+    def layout(self) -> Layout:
+        """How its rows are read. Raises ConfigError or DataError if that cannot be told."""
+        return find_layout(self.file(), self.format, self.columns)
+
 
 class DataSection(Config):
     """The rows, and how they are divided."""
 
     sources: tuple[Source, ...] = Field(min_length=1, description="data files, read in this order")
+    skip_bad: bool = Field(False, description="leave out rows that cannot be read; the manifest has their number")
     validation_share: float = Field(0.1, gt=0, lt=0.5, description="share of the rows watched while training")
     test_share: float = Field(0.1, gt=0, lt=0.5, description="share of the rows kept for the benchmark, never seen")
     max_rows: PositiveInt | None = Field(None, description="use at most this many rows, drawn with the seed")

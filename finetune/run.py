@@ -22,7 +22,7 @@ from gladstone.artifacts import (
     is_finished,
     record_file,
     remove_partials,
-    sha256_file,
+    sha256_path,
     whole_file,
     write_manifest,
     write_text,
@@ -224,6 +224,8 @@ def _finish(
     facts = outcome.facts | {
         "rows": rows,
         "exact_copies_left_out": split.copies,
+        "bad_rows_left_out": split.bad_rows,
+        "formats": [source.layout().name for source in recipe.data.sources],
         "too_long_left_out": {name: tokenized.too_long for name, tokenized in sets.items()},
         "held_out_loss_before": outcome.loss_before,
         "held_out_loss_after": outcome.loss_after,
@@ -249,7 +251,7 @@ def _finish(
 
 
 def _data_hashes(recipe: Recipe) -> dict[str, str]:
-    return {f"data:{source.path}": sha256_file(source.file()) for source in recipe.data.sources}
+    return {f"data:{source.path}": sha256_path(source.file()) for source in recipe.data.sources}
 
 
 def _made_files(out: Path) -> Sequence[Path]:

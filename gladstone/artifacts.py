@@ -67,6 +67,16 @@ def sha256_file(path: Path) -> str:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
 
 
+def sha256_path(path: Path) -> str:
+    """Hash of a file, or of a folder's file names and bytes. Raises ArtifactError if one cannot be read."""
+    if not path.is_dir():
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
 def record_file(folder: Path, path: Path) -> FileRecord:
     """The record of a file inside `folder`."""
     return FileRecord(path.relative_to(folder).as_posix(), sha256_file(path), path.stat().st_size)

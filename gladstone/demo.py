@@ -54,7 +54,7 @@ class Demo:
         """Benchmark base against tuned on the rows that were held out."""
         files = [self.file("q8_0", base=True), *(self.file(quant) for quant in QUANTS)]
         data = ["--data", str(self.run / "data" / "test.jsonl"), "--format", "messages", "--out", str(self.report)]
-        size = ["--rows", "48", "--answers", "8", "--max-tokens", "80", "--speed-repeats", "2"]
+        size = ["--rows", "32", "--answers", "6", "--max-tokens", "64", "--speed-repeats", "2"]
         self._stage("measure", self.report, ["bench", "run", *map(str, files), *data, *size])
 
     def answers(self) -> list[tuple[str, str, str]]:

@@ -40,13 +40,16 @@ class ToolError(GladstoneError):
 MAX_LISTED_PROBLEMS = 10
 
 
-def listed(headline: str, problems: Sequence[str]) -> str:
-    """One message for several problems: at most 10 are listed, the rest is counted."""
-    if len(problems) == 1:
+def listed(headline: str, problems: Sequence[str], count: int | None = None) -> str:
+    """One message for several problems: at most 10 are listed, the rest is counted.
+
+    `count` is of all, where `problems` holds only the first.
+    """
+    count = len(problems) if count is None else count
+    if count == 1:
         return f"{headline}: {problems[0]}"
-    lines = [f"{headline} ({len(problems)} problems):"]
+    lines = [f"{headline} ({count:,} problems):"]
     lines += [f"  - {problem}" for problem in problems[:MAX_LISTED_PROBLEMS]]
-    hidden = len(problems) - MAX_LISTED_PROBLEMS
-    if hidden > 0:
-        lines.append(f"  … and {hidden} more")
+    if count > MAX_LISTED_PROBLEMS:
+        lines.append(f"  … and {count - MAX_LISTED_PROBLEMS:,} more")
     return "\n".join(lines)

@@ -41,14 +41,20 @@ def render() -> str:
     """The whole page."""
     parts = ["# Commands\n\nWritten by `make docs`.\n"]
     for name, group in PROGRAMS.items():
-        parts.append(_section(name, group))
-        assert isinstance(group, click.Group)
-        context = click.Context(group)
-        for child in group.list_commands(context) if name != "gladstone" else ["demo"]:
-            command = group.get_command(context, child)
-            assert command is not None
-            parts.append(_section(f"{name} {child}", command))
+        parts += _sections(name, group, only="demo" if name == "gladstone" else None)
     return "\n".join(parts)
+
+
+def _sections(name: str, command: click.Command, only: str | None = None) -> list[str]:
+    """The page of a command and of all commands below it, or of one of them."""
+    parts = [_section(name, command)]
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for child in [only] if only else command.list_commands(context):
+            below = command.get_command(context, child)
+            assert below is not None
+            parts += _sections(f"{name} {child}", below)
+    return parts
 
 
 def _section(name: str, command: click.Command) -> str:

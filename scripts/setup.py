@@ -27,9 +27,9 @@ TORCH = "torch==2.13.0"
 LLAMA = "llama-cpp-python"
 # runs on any x86-64 processor with AVX2, whichever machine built it; a native build is not only unportable: gcc before
 # 12.4 and 13.3 makes one that dies with SIGILL on processors with AMX (gcc bug 114098)
+CMAKE_ARGS = "-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF"
 # on every core, where pip uses one; files that are no Python of this version are passed over, as pip does
 COMPILE = "import compileall, sysconfig; compileall.compile_dir(sysconfig.get_path('purelib'), quiet=2, workers=0)"
-CMAKE_ARGS = "-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF"
 
 
 class SetUpError(Exception):

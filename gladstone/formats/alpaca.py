@@ -1,8 +1,10 @@
 """Stanford Alpaca's layout: `instruction`, `input` (may be empty), `output`."""
 
 from gladstone.chat import Conversation, Message
-from gladstone.formats.fields import optional_text, required_text
+from gladstone.formats.fields import assistant_message, optional_text, required_text
 from gladstone.rows import Row
+
+FIELDS = ("instruction", "output")
 
 
 def read(row: Row, source: str) -> Conversation:
@@ -10,4 +12,5 @@ def read(row: Row, source: str) -> Conversation:
     instruction = required_text(row, "instruction", source)
     given = optional_text(row, "input", source)
     question = f"{instruction}\n\n{given}" if given else instruction
-    return Conversation((Message("user", question), Message("assistant", required_text(row, "output", source))), source)
+    answer = assistant_message(required_text(row, "output", source), None, source)
+    return Conversation((Message("user", question), answer), source)

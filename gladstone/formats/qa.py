@@ -1,8 +1,10 @@
 """Gladstone's own layout: `question`, `answer`, and where there are such `reasoning` and `system`."""
 
 from gladstone.chat import Conversation, Message
-from gladstone.formats.fields import optional_text, required_text
+from gladstone.formats.fields import assistant_message, optional_text, required_text
 from gladstone.rows import Row
+
+FIELDS = ("question", "answer")
 
 
 def read(row: Row, source: str) -> Conversation:
@@ -10,7 +12,7 @@ def read(row: Row, source: str) -> Conversation:
     system = optional_text(row, "system", source)
     opening = (Message("system", system),) if system else ()
     question = Message("user", required_text(row, "question", source))
-    answer = Message("assistant", required_text(row, "answer", source), optional_text(row, "reasoning", source))
+    answer = assistant_message(required_text(row, "answer", source), optional_text(row, "reasoning", source), source)
     return Conversation((*opening, question, answer), source)
 
 

@@ -4,6 +4,8 @@ from gladstone.chat import Conversation, Message
 from gladstone.formats.fields import required_text
 from gladstone.rows import Row
 
+FIELDS = ("Question", "Complex_CoT", "Response")
+
 
 def read(row: Row, source: str) -> Conversation:
     """One question; the chain of thought becomes the answer's reasoning."""

@@ -55,7 +55,7 @@ def test_a_row_without_a_needed_field_is_told_with_its_line_and_the_keys_it_has(
     path.write_text("\n".join(rows))
     message = refused(finetune("run", "--data", path, "--out", tmp_path / "out"))
     assert message == (
-        f"{path} does not fit the format 'qa': {path}:2: no field 'question'; the row has 'instruction', 'output'."
+        f"bad rows, which --skip-bad would leave out: {path}:2: no field 'question'; the row has 'instruction', 'output'."
     )
 
 
@@ -149,3 +149,40 @@ def test_too_few_rows_are_told(tmp_path: Path) -> None:
     path = write_rows_file(tmp_path / "rows.jsonl", medical_rows()[:2])
     message = refused(finetune("run", "--data", path, "--out", tmp_path / "out"))
     assert message == "2 rows are too few to divide into training, validation and test sets."
+
+
+def test_data_check_tells_the_format_and_why_and_every_bad_row(tmp_path: Path) -> None:
+    rows = [{"instruction": "Name it.", "input": "An organ.", "output": "The liver."}] * 3
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"instruction": "Name it.", "output": 5}]))
+    result = finetune("data", "check", path)
+    assert result.exit_code == 1
+    assert result.stdout == (
+        "format    alpaca  (the first 4 rows have instruction, output)\n"
+        "rows      3 good, 1 bad\n"
+        "with      several turns: 0, a system message: 0, reasoning: 0\n"
+        "question  19 to 19 characters, 19 on average\n"
+        "answer    10 to 10 characters, 10 on average\n"
+    )
+    assert result.stderr == f"Error: {path}, read as 'alpaca': {path}:4: field 'output' is a number, expected text.\n"
+    skipping = finetune("data", "check", path, "--skip-bad")
+    assert (skipping.exit_code, skipping.stdout) == (0, result.stdout)
+    assert skipping.stderr == f"left out: {path}:4: field 'output' is a number, expected text.\n"
+
+
+def test_data_check_takes_columns_of_any_layout(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("Frage,Antwort\nWarum?,Darum.\n", encoding="utf-8")
+    result = finetune("data", "check", path, "--column", "question=Frage", "--column", "answer=Antwort")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("format    qa  (columns are given)\nrows      1 good, 0 bad\n")
+    message = refused(finetune("data", "check", path, "--column", "question=Frage"))
+    assert message == "columns: 'answer' is missing; question and answer must be named."
+    assert finetune("data", "check", path, "--column", "question").exit_code == 2
+
+
+def test_data_check_without_a_known_format_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("Frage,Antwort\nWarum?,Darum.\n", encoding="utf-8")
+    message = refused(finetune("data", "check", path))
+    assert message.startswith(f"{path}: fits no known format; its first rows all have 'Antwort', 'Frage'. Name the")

@@ -40,7 +40,7 @@ def test_three_mistakes_are_told_in_one_message(tmp_path: Path) -> None:
     assert "recipe wrong.yaml (3 problems):" in message
     assert "base.max_tokens: expected" in message
     assert "found 'many'" in message
-    assert "unknown data format 'csv'; known: qa, alpaca, messages, reasoning" in message
+    assert "unknown data format 'csv'; known: auto, qa, alpaca, messages" in message
     assert "training.learning_rat: unknown field (did you mean 'learning_rate'?)." in message
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gladstone.artifacts import write_rows
 from gladstone.chat import Conversation, Message
 from gladstone.errors import ConfigError, DataError
-from gladstone.formats import FORMATS, messages, qa, read_conversations
+from gladstone.formats import FORMATS, KNOWN_BY, find_layout, messages, qa, read_conversations, recognise
 
 GOOD: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
     "qa": (
@@ -47,9 +47,43 @@ GOOD: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
             Message("assistant", "A2", "R2"),
         ),
     ),
+    "sharegpt": (
+        {
+            "system": "S",
+            "conversations": [
+                {"from": "human", "value": "Q1"},
+                {"from": "gpt", "value": "<think>\nR1\n</think>\n\nA1"},
+                {"from": "user", "value": "Q2"},
+                {"from": "assistant", "value": "A2"},
+            ],
+        },
+        (
+            Message("system", "S"),
+            Message("user", "Q1"),
+            Message("assistant", "A1", "R1"),
+            Message("user", "Q2"),
+            Message("assistant", "A2"),
+        ),
+    ),
+    "prompt": (
+        {"prompt": "Q", "completion": " A"},
+        (Message("user", "Q"), Message("assistant", "A")),
+    ),
     "reasoning": (
         {"Question": "Q", "Complex_CoT": "Because.", "Response": "A"},
         (Message("user", "Q"), Message("assistant", "A", "Because.")),
+    ),
+    "pubmedqa": (
+        {"QUESTION": "Q?", "CONTEXTS": ["C1", " ", "C2"], "LONG_ANSWER": "It is.", "final_decision": "yes"},
+        (Message("user", "C1\n\nC2\n\nQ?"), Message("assistant", "Yes. It is.")),
+    ),
+    "pubmedqa-closed": (
+        {"QUESTION": "Q?", "CONTEXTS": ["C1"], "LONG_ANSWER": "It is."},
+        (Message("user", "Q?"), Message("assistant", "It is.")),
+    ),
+    "medquad": (
+        {"Question": "Q", "Answer": "A", "qtype": "use", "Focus": None},
+        (Message("user", "Q"), Message("assistant", "A")),
     ),
 }
 
@@ -79,11 +113,11 @@ def test_an_alpaca_row_without_input_asks_the_instruction_alone(given_input: str
         ("qa", {}, "no field 'question'; the row has no fields."),
         ("qa", {"question": "Q", "answer": " \n"}, "field 'answer' is empty."),
         ("qa", {"question": "Q", "answer": None}, "field 'answer' is empty."),
-        ("qa", {"question": ["Q"], "answer": "A"}, "field 'question' is list, expected text."),
-        ("qa", {"question": "Q", "answer": "A", "system": 5}, "field 'system' is int, expected text."),
-        ("qa", {"question": "Q", "answer": "A", "reasoning": {}}, "field 'reasoning' is dict, expected text."),
+        ("qa", {"question": ["Q"], "answer": "A"}, "field 'question' is an array, expected text."),
+        ("qa", {"question": "Q", "answer": "A", "system": 5}, "field 'system' is a number, expected text."),
+        ("qa", {"question": "Q", "answer": "A", "reasoning": {}}, "field 'reasoning' is an object, expected text."),
         ("alpaca", {"input": "I", "output": "O"}, "no field 'instruction'; the row has 'input', 'output'."),
-        ("alpaca", {"instruction": "I", "input": 1, "output": "O"}, "field 'input' is int, expected text."),
+        ("alpaca", {"instruction": "I", "input": 1, "output": "O"}, "field 'input' is a number, expected text."),
         ("alpaca", {"instruction": "I", "input": ""}, "no field 'output'; the row has 'instruction', 'input'."),
         (
             "reasoning",
@@ -107,7 +141,7 @@ def test_a_bad_row_is_refused_with_its_line_and_its_keys(
     path = write_row(tmp_path / "rows.jsonl", GOOD[name][0], row)
     with pytest.raises(DataError) as caught:
         read_conversations(path, name)
-    assert str(caught.value) == f"{path} does not fit the format {name!r}: {path}:2: {message}"
+    assert str(caught.value) == f"{path}, read as {name!r}: {path}:2: {message}"
 
 
 USER, ASSISTANT, SYSTEM = ({"role": role, "content": "x"} for role in ("user", "assistant", "system"))
@@ -116,14 +150,14 @@ USER, ASSISTANT, SYSTEM = ({"role": role, "content": "x"} for role in ("user", "
 @pytest.mark.parametrize(
     ("turns", "message"),
     [
-        (["hello"], " message 1: expected an object with role and content, found str."),
+        (["hello"], " message 1: expected an object with role and content, found a text."),
         ([USER, {"content": "x"}], " message 2: no field 'role'; the row has 'content'."),
         ([USER, {"role": "assistant"}], " message 2: no field 'content'; the row has 'role'."),
         ([{"role": "human", "content": "x"}], " message 1: role 'human', expected one of system, user, assistant."),
-        ([USER, {"role": "assistant", "content": [1]}], " message 2: field 'content' is list, expected text."),
+        ([USER, {"role": "assistant", "content": [1]}], " message 2: field 'content' is an array, expected text."),
         (
             [USER, {"role": "assistant", "content": "x", "reasoning_content": 1}],
-            " message 2: field 'reasoning_content' is int, expected text.",
+            " message 2: field 'reasoning_content' is a number, expected text.",
         ),
     ],
 )
@@ -131,7 +165,7 @@ def test_a_bad_turn_is_refused_with_its_number(turns: list[Any], message: str, t
     path = write_row(tmp_path / "rows.jsonl", {"messages": turns})
     with pytest.raises(DataError) as caught:
         read_conversations(path, "messages")
-    assert str(caught.value) == f"{path} does not fit the format 'messages': {path}:1{message}"
+    assert str(caught.value) == f"{path}, read as 'messages': {path}:1{message}"
 
 
 @pytest.mark.parametrize(
@@ -183,13 +217,13 @@ def test_ten_bad_rows_are_listed_and_the_rest_is_counted(tmp_path: Path) -> None
     with pytest.raises(DataError) as caught:
         read_conversations(path, "qa")
     first, *listed, last = str(caught.value).splitlines()
-    assert first == f"{path} does not fit the format 'qa' (13 problems):"
+    assert first == f"{path}, read as 'qa' (13 problems):"
     assert listed == [f"  - {path}:{line}: no field 'answer'; the row has 'question'." for line in range(1, 21, 2)]
     assert last == "  … and 3 more"
 
 
 def test_an_unknown_format_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown data format 'chatml'; known: qa, alpaca, messages, reasoning"):
+    with pytest.raises(ConfigError, match="unknown data format 'chatml'; known: auto, qa, alpaca, messages"):
         read_conversations(tmp_path / "rows.jsonl", "chatml")
 
 
@@ -235,3 +269,65 @@ def test_a_conversation_knows_its_prompt_and_its_answer() -> None:
     conversation = Conversation(turns, "row:1")
     assert conversation.prompt == turns[:-1]
     assert conversation.answer == Message("assistant", "A2", "R2")
+
+
+@pytest.mark.parametrize("name", KNOWN_BY)
+def test_auto_recognises_each_format_and_says_why(name: str, tmp_path: Path) -> None:
+    path = write_row(tmp_path / "rows.jsonl", *[GOOD[name][0]] * 3)
+    layout = recognise(path)
+    assert (layout.name, layout.why) == (name, f"the first 3 rows have {', '.join(KNOWN_BY[name])}")
+    assert read_conversations(path, "auto") == read_conversations(path, name)
+
+
+def test_auto_goes_by_most_of_the_rows_and_the_others_are_told(tmp_path: Path) -> None:
+    path = write_row(tmp_path / "rows.jsonl", *[GOOD["qa"][0]] * 3, {"question": "Q"})
+    assert recognise(path).why == "3 of the first 4 rows have question, answer"
+    with pytest.raises(DataError, match=r"rows\.jsonl:4: no field 'answer'"):
+        read_conversations(path, "auto")
+
+
+def test_auto_refuses_when_two_formats_fit(tmp_path: Path) -> None:
+    path = write_row(tmp_path / "rows.jsonl", {**GOOD["qa"][0], **GOOD["reasoning"][0]})
+    with pytest.raises(DataError, match=r"fits the formats qa and reasoning\. Say which with --format\."):
+        read_conversations(path, "auto")
+
+
+def test_columns_name_the_fields_of_any_layout(tmp_path: Path) -> None:
+    path = write_row(tmp_path / "rows.jsonl", {"Frage": "Q", "Antwort": "A", "Gedanken": "R", "answer": "not this"})
+    layout = find_layout(path, "auto", {"question": "Frage", "answer": "Antwort", "reasoning": "Gedanken"})
+    assert layout.read({"Frage": "Q", "Antwort": "A", "Gedanken": "R", "answer": "no"}, "x:1").answer == Message(
+        "assistant", "A", "R"
+    )
+    with pytest.raises(DataError, match=r"x:1: no column 'Frage' \(of columns\); the row has 'answer'"):
+        layout.read({"answer": "A"}, "x:1")
+
+
+@pytest.mark.parametrize(
+    ("columns", "format_name", "message"),
+    [
+        ({"question": "a", "answer": "b", "title": "c"}, "auto", "unknown name 'title'"),
+        ({"question": "a"}, "auto", "'answer' is missing"),
+        ({"question": "a", "answer": "b"}, "alpaca", "leave out format: alpaca"),
+    ],
+)
+def test_columns_that_cannot_be_used_are_refused(
+    tmp_path: Path, columns: dict[str, str], format_name: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_layout(tmp_path / "rows.jsonl", format_name, columns)
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "answer"),
+    [
+        ("<think>\nR\n</think>\n\nA", "R", "A"),
+        ("<think></think>A", None, "A"),
+        ("<think>R</think>A </think> B", "R", "A </think> B"),
+        ("A <think>R</think>", None, "A <think>R</think>"),
+    ],
+)
+def test_reasoning_that_opens_the_answer_becomes_its_field(
+    tmp_path: Path, text: str, reasoning: str | None, answer: str
+) -> None:
+    path = write_row(tmp_path / "rows.jsonl", {"question": "Q", "answer": text})
+    assert read_conversations(path, "qa")[0].answer == Message("assistant", answer, reasoning)

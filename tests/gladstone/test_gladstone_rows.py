@@ -61,13 +61,13 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=re.escape(f"{tmp_path}/no.jsonl: no such data file.")):
         list(read_rows(tmp_path / "no.jsonl"))
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(DataError, match=r"folder.json: cannot be read: Is a directory"):
+    with pytest.raises(DataError, match=r"folder.json: a folder without .xml files"):
         list(read_rows(tmp_path / "folder.json"))
 
 
-@pytest.mark.parametrize(("name", "ending"), [("rows.csv", "'.csv'"), ("rows", "'nothing'")])
+@pytest.mark.parametrize(("name", "ending"), [("rows.doc", "'.doc'"), ("rows", "'nothing'")])
 def test_another_ending_is_refused_before_the_file_is_read(tmp_path: Path, name: str, ending: str) -> None:
-    with pytest.raises(DataError, match=f"the name ends in {ending}, expected .json or .jsonl"):
+    with pytest.raises(DataError, match=f"the name ends in {ending}, expected .json, .jsonl, .csv"):
         list(read_rows(tmp_path / name))
 
 
@@ -83,7 +83,8 @@ def test_an_empty_array_holds_no_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
 def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path: Path, name: str) -> None:
-    refuse(tmp_path / name, b'[\n{"a": "caf\xe9"}\n]', ":2: not UTF-8 (byte 0xe9). Save the file as UTF-8.")
+    first = b"[\n" if name == "rows.json" else b"{}\n"
+    refuse(tmp_path / name, first + b'{"a": "caf\xe9"}\n]', ":2: not UTF-8 (byte 0xe9). Save the file as UTF-8.")
 
 
 def test_utf16_is_refused_as_not_utf8(tmp_path: Path) -> None:
@@ -111,7 +112,13 @@ def test_a_nul_byte_is_refused_with_its_line(tmp_path: Path) -> None:
         ),
         ('[{"a": 1}\n {"b": 2}]', ":1: expected ',' or ']' after the row that starts here."),
         ('[{"a": 1}]\n{"b": 2}', ": there is more text after the closing ']' of the array."),
-        ('\n{"a": 1}', ":2: expected a JSON array ('['), found '{'. Name JSON Lines .jsonl."),
+        (
+            '\n{"a": 1}',
+            ": the file is one object whose field 'a' is no row; expected an array of rows ('[') or an object of rows by "
+            "their ids. Name JSON Lines .jsonl.",
+        ),
+        ('{"a": {"b": 1}', ": the JSON object is cut short: no closing '}'."),
+        ('{"a" {"b": 1}}', ":1: expected the id of a row, a text and ':'."),
         ('[{"a": 1},\n 5]', ":2: expected an object with named fields, found a number."),
     ],
 )

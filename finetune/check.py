@@ -1,0 +1,77 @@
+"""`finetune data check`: can these rows be read, as what, and which not. Memory does not grow with the file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gladstone.chat import Conversation
+from gladstone.formats import Layout, find_layout, iter_conversations
+from gladstone.rows import Problems
+
+
+@dataclass
+class Lengths:
+    """Characters of a text over the rows: fewest, most, and all."""
+
+    fewest: int | None = None
+    most: int = 0
+    total: int = 0
+
+    def add(self, text: str) -> None:
+        """Count one text."""
+        self.fewest = len(text) if self.fewest is None else min(self.fewest, len(text))
+        self.most = max(self.most, len(text))
+        self.total += len(text)
+
+
+@dataclass
+class Check:
+    """What a file holds."""
+
+    layout: Layout
+    problems: Problems
+    rows: int = 0
+    several_turns: int = 0
+    with_system: int = 0
+    with_reasoning: int = 0
+
+    def __post_init__(self) -> None:
+        self.questions, self.answers = Lengths(), Lengths()
+
+    def add(self, conversation: Conversation) -> None:
+        """Count one row."""
+        self.rows += 1
+        roles = [message.role for message in conversation.messages]
+        self.several_turns += roles.count("assistant") > 1
+        self.with_system += "system" in roles
+        self.with_reasoning += conversation.answer.reasoning is not None
+        self.questions.add(conversation.messages[-2].content)
+        self.answers.add(conversation.answer.content)
+
+
+def check_rows(path: Path, format_name: str, columns: Mapping[str, str] | None = None) -> Check:
+    """Read every row of a file. Raises DataError if the file as a whole cannot be read or its format recognised."""
+    check = Check(find_layout(path, format_name, columns), Problems())
+    for conversation in iter_conversations(path, check.layout, check.problems):
+        check.add(conversation)
+    return check
+
+
+def describe(check: Check) -> str:
+    """The check in lines for the terminal."""
+    why = f"  ({check.layout.why})" if check.layout.why else ""
+    lines = [f"format    {check.layout.name}{why}", f"rows      {check.rows:,} good, {check.problems.count:,} bad"]
+    if check.rows:
+        parts = {
+            "several turns": check.several_turns,
+            "a system message": check.with_system,
+            "reasoning": check.with_reasoning,
+        }
+        lines.append("with      " + ", ".join(f"{name}: {count:,}" for name, count in parts.items()))
+        lines.append(_lengths("question", check.questions, check.rows))
+        lines.append(_lengths("answer", check.answers, check.rows))
+    return "\n".join(lines)
+
+
+def _lengths(name: str, lengths: Lengths, rows: int) -> str:
+    return f"{name:8}  {lengths.fewest:,} to {lengths.most:,} characters, {lengths.total / rows:,.0f} on average"

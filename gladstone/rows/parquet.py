@@ -1,0 +1,33 @@
+"""Parquet, batch by batch. Names pyarrow."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gladstone.command import require_packages
+from gladstone.errors import DataError
+from gladstone.rows.limits import MAX_FIELDS, Found
+
+BATCH_ROWS = 500
+
+
+def read_table(path: Path) -> Iterator[Found]:
+    """One row a record; the number in its source counts records from 1."""
+    require_packages("Reading .parquet", "finetune", ["pyarrow"])
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    if not path.exists():
+        raise DataError(f"{path}: no such data file.")
+    try:
+        with ParquetFile(path) as file:
+            width = len(file.schema_arrow.names)
+            if width > MAX_FIELDS:
+                raise DataError(f"{path}: has {width:,} columns, more than {MAX_FIELDS:,}.")
+            number = 0
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield row, f"{path}:{number}"
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = "".join(char if char.isprintable() else "?" for char in str(error)[:200])
+        raise DataError(f"{path}: not a Parquet file, or damaged: {reason}") from None
