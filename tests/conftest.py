@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+# the same examples every time: a failure belongs to a change; HYPOTHESIS_PROFILE=explore looks for new ones
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", settings.get_profile("default"))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 # huggingface_hub and OpenMP read these once, when they are loaded
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
