@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
-from xml.etree.ElementTree import Element, ParseError
-
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
+from typing import TYPE_CHECKING, BinaryIO
 
 from gladstone.errors import DataError
 from gladstone.rows.limits import MAX_ROW_BYTES, Found
 
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
 
 def read_pairs(file: BinaryIO, path: Path) -> Iterator[Found]:
     """Question, Answer, qtype, Focus, Source and url of each pair; the number in its source counts pairs from 1."""
+    from xml.etree.ElementTree import ParseError  # here: no command's help waits for XML
+
+    from defusedxml import DefusedXmlException
+    from defusedxml.ElementTree import fromstring
+
     data = file.read(MAX_ROW_BYTES + 1)
     if len(data) > MAX_ROW_BYTES:
         raise DataError(f"{path}: longer than {MAX_ROW_BYTES >> 20} MiB, which no MedQuAD document is.")
@@ -34,7 +38,7 @@ def read_pairs(file: BinaryIO, path: Path) -> Iterator[Found]:
         yield _row(document, pair), f"{path}:{number}"
 
 
-def _row(document: Element, pair: Element) -> dict[str, str | None]:
+def _row(document: "Element", pair: "Element") -> dict[str, str | None]:
     question = pair.find("Question")
     return {
         "Question": pair.findtext("Question"),
