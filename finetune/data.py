@@ -3,7 +3,7 @@
 import random
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.recipe import DataSection
@@ -16,13 +16,17 @@ from gladstone.rows import Problems
 
 @dataclass(frozen=True)
 class Split:
-    """The three sets, and how many rows were left out: exact copies, and bad ones where the recipe allows it."""
+    """The three sets, and how many rows were left out: exact copies, and bad ones where the recipe allows it.
+
+    `formats` has the layout that each source was read as.
+    """
 
     train: tuple[Conversation, ...]
     validation: tuple[Conversation, ...]
     test: tuple[Conversation, ...]
-    copies: int
+    copies: int = 0
     bad_rows: int = 0
+    formats: tuple[str, ...] = ()
 
     def sets(self) -> dict[str, tuple[Conversation, ...]]:
         """The sets by name."""
@@ -33,15 +37,21 @@ def load_split(section: DataSection) -> Split:
     """Read all sources, drop exact copies and divide. Raises DataError for bad files or too few rows."""
     problems = Problems()
     conversations: list[Conversation] = []
-    for source in section.sources:
-        conversations += iter_conversations(source.file(), source.layout(), problems)
+    layouts = [source.layout() for source in section.sources]
+    for source, layout in zip(section.sources, layouts, strict=True):
+        conversations += iter_conversations(source.file(), layout, problems)
     if not section.skip_bad:
         problems.check("bad rows, which --skip-bad would leave out")
     unique = drop_copies(conversations)
     rows = unique
     if section.max_rows is not None and section.max_rows < len(unique):
         rows = random.Random(section.seed).sample(unique, section.max_rows)  # noqa: S311 - a draw, not a secret
-    split = divide(rows, section, copies=len(conversations) - len(unique), bad_rows=problems.count)
+    split = replace(
+        divide(rows, section),
+        copies=len(conversations) - len(unique),
+        bad_rows=problems.count,
+        formats=tuple(layout.name for layout in layouts),
+    )
     if not (split.train and split.validation and split.test):
         raise DataError(f"{len(rows)} rows are too few to divide into training, validation and test sets.")
     return split
@@ -53,7 +63,7 @@ def drop_copies(conversations: Sequence[Conversation]) -> list[Conversation]:
     return [conversation for conversation in conversations if first[conversation.messages] is conversation]
 
 
-def divide(conversations: Sequence[Conversation], section: DataSection, copies: int = 0, bad_rows: int = 0) -> Split:
+def divide(conversations: Sequence[Conversation], section: DataSection) -> Split:
     """Divide by seed; rows that ask the same question always fall into the same set."""
     groups: dict[str, list[Conversation]] = {}
     for conversation in conversations:
@@ -65,7 +75,7 @@ def divide(conversations: Sequence[Conversation], section: DataSection, copies: 
     for group in shuffled:
         hungry = next((name for name, share in sizes.items() if len(sets[name]) < share * len(conversations)), "train")
         sets[hungry] += group
-    return Split(tuple(sets["train"]), tuple(sets["validation"]), tuple(sets["test"]), copies, bad_rows)
+    return Split(tuple(sets["train"]), tuple(sets["validation"]), tuple(sets["test"]))
 
 
 def question_key(conversation: Conversation) -> str:

@@ -225,7 +225,7 @@ def _finish(
         "rows": rows,
         "exact_copies_left_out": split.copies,
         "bad_rows_left_out": split.bad_rows,
-        "formats": [source.layout().name for source in recipe.data.sources],
+        "formats": list(split.formats),
         "too_long_left_out": {name: tokenized.too_long for name, tokenized in sets.items()},
         "held_out_loss_before": outcome.loss_before,
         "held_out_loss_after": outcome.loss_after,

@@ -31,17 +31,17 @@ def read_rows(path: Path, problems: Problems | None = None) -> Iterator[tuple[Ro
     A bad row is added to `problems`, and reading goes on where the layout allows; without `problems` the first raises.
     Raises DataError if the file is missing, empty, cut short or of another kind, or if there is no row at all.
     """
-    count = 0
+    empty = True
     for found in _found(path, problems):
+        empty = False
         error = found if isinstance(found, DataError) else _flaw(*found)
         if error is None:
-            count += 1
             yield found  # type: ignore[misc]
         elif problems is None:
             raise error
         else:
             problems.add(error)
-    if count == 0 and not (problems and problems.count):
+    if empty:
         raise DataError(f"{path}: holds no rows.")
 
 
