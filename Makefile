@@ -14,7 +14,7 @@ demo: set-up
 	@.venv/bin/gladstone demo
 
 test: set-up
-	@$(RUN) -m pytest --cov --cov-report=term:skip-covered
+	@$(RUN) -m pytest -n 2 --dist loadfile
 
 check: set-up
 	@$(RUN) -m ruff check .

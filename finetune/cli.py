@@ -6,8 +6,10 @@ import click
 
 from gladstone.command import Group, require_packages
 
+LAZY = {"data": ("finetune.data.commands:data", "Check, clean, divide and compare data files.")}
 
-@click.group(cls=Group, resumes=True)
+
+@click.group(cls=Group, resumes=True, lazy=LAZY)
 def main() -> None:
     """Fine-tune a model on your rows with QLoRA: rows in, adapter out."""
 
@@ -56,38 +58,3 @@ def recipes() -> None:
     for name in recipe_names():
         recipe = load_recipe(name, [])
         click.echo(f"{name}\n    {recipe.description}\n    base {recipe.base.model}")
-
-
-@main.group(cls=Group)
-def data() -> None:
-    """Look at data files before training on them."""
-
-
-@data.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--format", "format_name", default="auto", show_default=True, help="Row format.")
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="NAME=COLUMN",
-    help="Where a table of another layout has question, answer, reasoning or system. Repeatable.",
-)
-@click.option("--skip-bad", is_flag=True, help="Bad rows are told, but are no failure.")
-def check(path: Path, format_name: str, columns: tuple[str, ...], *, skip_bad: bool) -> None:
-    """Read every row of PATH: its format, how many rows are good, and what is wrong with the others."""
-    from finetune.check import check_rows, describe
-
-    checked = check_rows(path, format_name, _columns(columns))
-    click.echo(describe(checked))
-    if checked.problems.count and skip_bad:
-        click.echo(checked.problems.message("left out"), err=True)
-    else:
-        checked.problems.check(f"{path}, read as {checked.layout.name!r}")
-
-
-def _columns(columns: tuple[str, ...]) -> dict[str, str] | None:
-    for column in columns:
-        if "=" not in column:
-            raise click.UsageError(f"--column {column!r}: expected NAME=COLUMN, for example question=Frage.")
-    return dict(column.split("=", 1) for column in columns) or None

@@ -4,7 +4,7 @@ Labels are computed from the chat template itself (`ChatTemplate.segments`), nev
 shifted: `labels[i]` is `input_ids[i]` where the token is scored and -100 elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,7 +79,7 @@ def tokenize_conversation(
 
 
 def tokenize_all(
-    conversations: Sequence[Conversation], template: ChatTemplate, tokenizer: TextTokenizer, max_tokens: int
+    conversations: Iterable[Conversation], template: ChatTemplate, tokenizer: TextTokenizer, max_tokens: int
 ) -> Tokenized:
     """Tokenize a set; rows of more than `max_tokens` are left out whole, never cut.
 
@@ -99,7 +99,7 @@ def tokenize_all(
     if problems:
         raise DataError(listed("rows cannot be turned into tokens", problems))
     if not examples:
-        raise DataError(f"all {len(conversations)} rows have more than {max_tokens} tokens (base.max_tokens).")
+        raise DataError(f"all {too_long:,} rows have more than {max_tokens} tokens (base.max_tokens).")
     return Tokenized(tuple(examples), too_long)
 
 

@@ -7,15 +7,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
+from finetune.data.section import DataSection
 from gladstone.config import Config, apply_overrides, build_config, read_yaml
 from gladstone.errors import ConfigError
-from gladstone.formats import COLUMNS, FORMAT_NAMES, Layout, find_layout
-from gladstone.rows import ENDINGS
 
 DEFAULT_RECIPE = "smollm2-135m-medical"
-SAMPLE_PREFIX = "sample:"
 
 
 class BaseSection(Config):
@@ -25,49 +23,6 @@ class BaseSection(Config):
     load_in_4bit: bool = Field(True, description="hold the frozen weights as NF4 (QLoRA); false: 16 or 32 bit (LoRA)")
     chat_template: str | None = Field(None, description="a Jinja file, for a model that has no chat template")
     max_tokens: int = Field(1024, ge=16, description="longest row in tokens; longer rows are dropped and counted")
-
-
-class Source(Config):
-    """One data file."""
-
-    path: str = Field(description=f"{ENDINGS}, or 'sample:NAME' for the rows that come with Gladstone")
-    format: str = Field("auto", description=f"row format: {', '.join(FORMAT_NAMES)}")
-    columns: dict[str, str] | None = Field(
-        None, description=f"for a layout of its own: which column is which of {', '.join(COLUMNS)}"
-    )
-
-    @field_validator("format")
-    @classmethod
-    def _known_format(cls, name: str) -> str:
-        if name not in FORMAT_NAMES:
-            raise ValueError(f"unknown data format {name!r}; known: {', '.join(FORMAT_NAMES)}")
-        return name
-
-    def file(self) -> Path:
-        """The file on disk. Raises ConfigError for an unknown sample."""
-        if not self.path.startswith(SAMPLE_PREFIX):
-            return Path(self.path).expanduser()
-        name = self.path.removeprefix(SAMPLE_PREFIX)
-        path = Path(str(resources.files("finetune"))) / "samples" / f"{name}.jsonl"
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in path.parent.glob("*.jsonl")))
-            raise ConfigError(f"no sample called {name!r}; there are: {known}.")
-        return path
-
-    def layout(self) -> Layout:
-        """How its rows are read. Raises ConfigError or DataError if that cannot be told."""
-        return find_layout(self.file(), self.format, self.columns)
-
-
-class DataSection(Config):
-    """The rows, and how they are divided."""
-
-    sources: tuple[Source, ...] = Field(min_length=1, description="data files, read in this order")
-    skip_bad: bool = Field(False, description="leave out rows that cannot be read; the manifest has their number")
-    validation_share: float = Field(0.1, gt=0, lt=0.5, description="share of the rows watched while training")
-    test_share: float = Field(0.1, gt=0, lt=0.5, description="share of the rows kept for the benchmark, never seen")
-    max_rows: PositiveInt | None = Field(None, description="use at most this many rows, drawn with the seed")
-    seed: int = Field(42, description="decides the division and the draw of rows")
 
 
 class LoraSection(Config):
@@ -116,12 +71,6 @@ class Recipe(Config):
     data: DataSection
     lora: LoraSection = LoraSection()
     training: TrainingSection = TrainingSection()
-
-    @model_validator(mode="after")
-    def _shares_leave_rows(self) -> "Recipe":
-        if self.data.validation_share + self.data.test_share >= 0.9:
-            raise ValueError("data: validation_share + test_share leave less than a tenth of the rows for training")
-        return self
 
 
 def recipe_names() -> list[str]:

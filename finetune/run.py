@@ -12,13 +12,13 @@ from typing import Any
 import yaml
 
 from finetune import trainer
-from finetune.data import Split, load_split, write_split
+from finetune.data.division import SETS
+from finetune.data.prepare import DROPPED, PERSONAL, SUMMARY, Summary, prepare, read_set
 from finetune.labels import Tokenized, tokenize_all
 from finetune.plots import plot_loss
 from finetune.recipe import Recipe
 from gladstone.artifacts import (
     Manifest,
-    check_writable,
     is_finished,
     record_file,
     remove_partials,
@@ -60,9 +60,9 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> RunResult:
     trainer.prepare_environment()  # before anything imports torch
     if is_finished(out):
         raise ArtifactError(f"{out}: already holds a finished run. Choose another folder with --out, or remove it.")
-    split = load_split(recipe.data)
-    check_writable(out)
+    summary = prepare(recipe.data, out / "data", progress)
     check_disk(out, 300_000_000, "the adapter, the tokenizer and the plots")
+    hashes = _data_hashes(recipe)  # now, whatever becomes of the files while training
     for folder in (out, out / "data", out / "tokenizer"):
         remove_partials(folder)
     (out / LOG_NAME).unlink(missing_ok=True)
@@ -71,10 +71,11 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> RunResult:
         with step(progress, "Loading the tokenizer and the rows"):
             tokenizer = load_tokenizer(base.folder)
             template = tokenizer.template(_own_template(recipe))
-            sets = _tokenize(split, template, tokenizer, recipe)
-        _write_inputs(out, recipe, split, base, template)
-        stats = _train(recipe, base, tokenizer, sets, (out, progress))
-    return _finish(out, recipe, base, (split, sets, template), stats)
+            sets = _tokenize(out / "data", template, tokenizer, recipe)
+        _write_inputs(out, recipe, base, template)
+        outcome = _train(recipe, base, tokenizer, sets, (out, progress))
+    parents = {"base": base.fingerprint} | hashes
+    return _finish(out, recipe, (parents, summary, sets, template), outcome)
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,11 @@ def _own_template(recipe: Recipe) -> str | None:
         raise ConfigError(f"base.chat_template: {recipe.base.chat_template} cannot be read: {error}.") from None
 
 
-def _tokenize(split: Split, template: ChatTemplate, tokenizer: FolderTokenizer, recipe: Recipe) -> dict[str, Tokenized]:
-    return {
-        name: tokenize_all(conversations, template, tokenizer, recipe.base.max_tokens)
-        for name, conversations in split.sets().items()
-    }
+def _tokenize(data: Path, template: ChatTemplate, tokenizer: FolderTokenizer, recipe: Recipe) -> dict[str, Tokenized]:
+    return {name: tokenize_all(read_set(data, name), template, tokenizer, recipe.base.max_tokens) for name in SETS}
 
 
-def _write_inputs(out: Path, recipe: Recipe, split: Split, base: Base, template: ChatTemplate) -> None:
-    write_split(split, out / "data")
+def _write_inputs(out: Path, recipe: Recipe, base: Base, template: ChatTemplate) -> None:
     write_text(out / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     write_text(out / "chat_template.jinja", template.source)
     for name in TOKENIZER_FILES:
@@ -213,9 +210,12 @@ def _save_adapter(trainable: trainer.Trainable, base: Base, out: Path) -> None:
 
 
 def _finish(
-    out: Path, recipe: Recipe, base: Base, inputs: tuple[Split, dict[str, Tokenized], ChatTemplate], outcome: _Outcome
+    out: Path,
+    recipe: Recipe,
+    inputs: tuple[dict[str, str], Summary, dict[str, Tokenized], ChatTemplate],
+    outcome: _Outcome,
 ) -> RunResult:
-    split, sets, template = inputs
+    parents, summary, sets, template = inputs
     if not outcome.steps:
         raise DataError("no optimizer step was made.")
     shutil.rmtree(out / ".work.partial", ignore_errors=True)
@@ -223,9 +223,8 @@ def _finish(
     tokens_per_s = sum(stats.tokens for stats in outcome.steps) / sum(stats.step_s for stats in outcome.steps)
     facts = outcome.facts | {
         "rows": rows,
-        "exact_copies_left_out": split.copies,
-        "bad_rows_left_out": split.bad_rows,
-        "formats": list(split.formats),
+        "left_out": dict(summary.dropped),
+        "formats": [source["format"] for source in summary.sources],
         "too_long_left_out": {name: tokenized.too_long for name, tokenized in sets.items()},
         "held_out_loss_before": outcome.loss_before,
         "held_out_loss_after": outcome.loss_after,
@@ -237,7 +236,7 @@ def _finish(
     manifest = Manifest(
         stage="finetune",
         files=tuple(record_file(out, path) for path in _made_files(out)),
-        parents={"base": base.fingerprint} | _data_hashes(recipe),
+        parents=parents,
         config=recipe.model_dump(mode="json"),
         versions=installed_versions(*VERSIONED),
         template_sha256=template.sha256,
@@ -256,6 +255,6 @@ def _data_hashes(recipe: Recipe) -> dict[str, str]:
 
 def _made_files(out: Path) -> Sequence[Path]:
     names = ["recipe.yaml", "chat_template.jinja", "metrics.jsonl", "loss.png"]
-    names += ["data/train.jsonl", "data/validation.jsonl", "data/test.jsonl"]
+    names += [f"data/{name}" for name in (*(f"{name}.jsonl" for name in SETS), DROPPED, PERSONAL, SUMMARY)]
     names += [f"tokenizer/{name}" for name in TOKENIZER_FILES if (out / "tokenizer" / name).is_file()]
     return [out / name for name in names] + sorted((out / "adapter").iterdir())

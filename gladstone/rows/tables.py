@@ -9,6 +9,8 @@ from gladstone.errors import DataError
 from gladstone.rows.limits import MAX_FIELDS, MAX_ROW_BYTES, Found, readable_fields
 from gladstone.rows.texts import decoded_lines
 
+MAX_RECORD_LINES = 100_000
+
 
 def read_commas(file: BinaryIO, path: Path) -> Iterator[Found]:
     """Fields between commas."""
@@ -43,7 +45,7 @@ class _Lines:
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._lines = decoded_lines(file, path)
-        self.number, self.record_chars = 0, 0
+        self.number, self.record_chars, self.record_lines = 0, 0, 0
 
     def __iter__(self) -> "_Lines":
         return self
@@ -53,13 +55,15 @@ class _Lines:
         if isinstance(line, DataError):
             raise line
         self.record_chars += len(line)
-        if self.record_chars > MAX_ROW_BYTES:
-            raise csv.Error(f"longer than {MAX_ROW_BYTES >> 20} MiB; perhaps a closing quote is missing")
+        self.record_lines += 1
+        if self.record_chars > MAX_ROW_BYTES or self.record_lines > MAX_RECORD_LINES:
+            limit = f"{MAX_ROW_BYTES >> 20} MiB or {MAX_RECORD_LINES:,} lines"
+            raise csv.Error(f"longer than {limit}; perhaps a closing quote is missing")
         return line
 
 
 def _next(records: Iterator[list[str]], lines: _Lines, path: Path) -> list[str] | None:
-    lines.record_chars = 0
+    lines.record_chars = lines.record_lines = 0
     begin = lines.number + 1
     limit = csv.field_size_limit(MAX_ROW_BYTES)  # of the whole process, so it is put back
     try:

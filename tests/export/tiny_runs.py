@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from finetune.data import load_split, write_split
+from finetune.data.prepare import prepare
 from finetune.recipe import Recipe
 from gladstone.artifacts import Manifest, record_file, write_manifest, write_text
 from gladstone.basemodel import resolve_base
@@ -42,7 +42,7 @@ def write_run(folder: Path, base: Path) -> Path:
     folder.mkdir(parents=True)
     rows = write_rows_file(folder.with_name("rows.jsonl"))
     recipe = Recipe.model_validate(tiny_recipe(base, rows))
-    write_split(load_split(recipe.data), folder / "data")
+    prepare(recipe.data, folder / "data", Silent())
     write_tokenizer(folder / "tokenizer")
     template = load_tokenizer(folder / "tokenizer").template()
     write_text(folder / "chat_template.jinja", template.source)

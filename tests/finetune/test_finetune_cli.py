@@ -18,11 +18,15 @@ def finetune(*arguments: Any) -> Result:
 
 
 def refused(result: Result) -> str:
-    """The message of a command that exits with 1 and prints nothing else."""
+    """The message of a command that exits with 1 and prints nothing else but how far it came."""
     assert result.exit_code == 1, result.output
     assert result.stdout == ""
-    assert result.stderr.startswith("Error: ")
-    return result.stderr.removeprefix("Error: ").rstrip("\n")
+    steps, error, message = f"\n{result.stderr}".partition("\nError: ")
+    assert error
+    assert all(
+        line.endswith(" …") or ": done in " in line or ": stopped after " in line for line in steps.split("\n")[1:]
+    )
+    return message.rstrip("\n")
 
 
 def test_recipes_lists_every_recipe_with_its_base() -> None:
@@ -62,13 +66,13 @@ def test_a_row_without_a_needed_field_is_told_with_its_line_and_the_keys_it_has(
 def test_a_recipe_with_three_mistakes_tells_all_three(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     recipe = tiny_recipe(tmp_path, tmp_path / "rows.jsonl", lora={"rank": 0}, training={"schedule": "steep"})
-    recipe["data"]["test_shares"] = 0.2
+    recipe["data"]["tests"] = 0.2
     path.write_text(yaml.safe_dump(recipe))
     message = refused(finetune("run", path, "--out", tmp_path / "out"))
     lines = message.splitlines()
     assert lines[0] == "recipe mine.yaml (3 problems):"
     assert sorted(lines[1:]) == [
-        "  - data.test_shares: unknown field (did you mean 'test_share'?).",
+        "  - data.tests: unknown field (did you mean 'test'?).",
         "  - lora.rank: expected greater than 0, found 0.",
         "  - training.schedule: expected 'linear', 'cosine', 'constant' or 'constant_with_warmup', found 'steep'.",
     ]
@@ -148,7 +152,7 @@ def test_out_that_is_a_file_is_a_usage_error(tmp_path: Path, rows_file: Path) ->
 def test_too_few_rows_are_told(tmp_path: Path) -> None:
     path = write_rows_file(tmp_path / "rows.jsonl", medical_rows()[:2])
     message = refused(finetune("run", "--data", path, "--out", tmp_path / "out"))
-    assert message == "2 rows are too few to divide into training, validation and test sets."
+    assert message == "2 rows are too few to divide: none is left for the train set."
 
 
 def test_data_check_tells_the_format_and_why_and_every_bad_row(tmp_path: Path) -> None:

@@ -1,100 +1,268 @@
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data import divide, drop_copies, load_split, question_key, write_split
-from finetune.recipe import DataSection, Source
+from finetune.data.division import Division, divide, mix
+from finetune.data.duplicates import Groups, question_key
+from finetune.data.prepare import Summary, prepare, read_set
+from finetune.data.section import DataSection, Source
 from gladstone.chat import Conversation, Message
 from gladstone.errors import DataError
 from gladstone.formats import read_conversations
+from gladstone.progress import Silent
 from tests.tiny_models import medical_rows, write_rows_file
 
 SECTION = DataSection(sources=(Source(path="unused.jsonl"),))
+SETS = ("train", "validation", "test")
 
 
 def conversation(question: str, answer: str, line: int = 1) -> Conversation:
     return Conversation((Message("user", question), Message("assistant", answer)), f"rows.jsonl:{line}")
 
 
-def section(path: Path, **fields: float) -> DataSection:
-    return DataSection.model_validate({"sources": [{"path": str(path)}], **fields})
+def section(*paths: Path, **fields: Any) -> DataSection:
+    return DataSection.model_validate({"sources": [{"path": str(path)} for path in paths], **fields})
 
 
-questions = st.text(alphabet="abcABC ?é1", min_size=1, max_size=6)
-conversations = st.lists(
-    st.builds(conversation, questions, st.sampled_from(["yes", "no", "perhaps"])), min_size=1, max_size=60
-)
+def prepared(folder: Path, chosen: DataSection) -> tuple[Summary, dict[str, list[Conversation]]]:
+    summary = prepare(chosen, folder, Silent())
+    return summary, {name: list(read_set(folder, name)) for name in SETS}
 
 
-@given(conversations, st.integers(0, 1000))
-def test_no_question_is_in_two_sets_and_no_row_is_lost(rows: list[Conversation], seed: int) -> None:
-    split = divide(rows, SECTION.model_copy(update={"seed": seed}))
-    keys = [{question_key(row) for row in part} for part in split.sets().values()]
-    assert len(set().union(*keys)) == sum(map(len, keys))
-    parts = [row for part in split.sets().values() for row in part]
-    assert sorted(map(id, parts)) == sorted(map(id, rows))
+def dropped(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / "dropped.jsonl").read_text().splitlines()]
 
 
-@given(conversations)
-def test_dropping_copies_keeps_each_row_once_in_order(rows: list[Conversation]) -> None:
-    unique = drop_copies(rows)
-    turns = [row.messages for row in unique]
-    assert len(set(turns)) == len(turns)
-    assert turns == list(dict.fromkeys(row.messages for row in rows))
+def grouped(pairs: list[tuple[int, int]], count: int) -> Groups:
+    groups = Groups(count)
+    for one, other in pairs:
+        groups.join(one % count, other % count)
+    return groups
+
+
+pairs = st.lists(st.tuples(st.integers(0, 59), st.integers(0, 59)), max_size=40)
+
+
+@given(st.integers(1, 60), pairs, st.integers(0, 1000), st.sampled_from(["seed", "hash"]))
+def test_no_group_is_in_two_sets_and_no_row_is_lost(
+    count: int, joined: list[tuple[int, int]], seed: int, division: str
+) -> None:
+    groups = grouped(joined, count)
+    chosen = SECTION.model_copy(update={"seed": seed, "division": division})
+    sets = divide(range(count), groups, chosen, lambda row: row).sets()
+    heads = [{groups.head(row) for row in part} for part in sets.values()]
+    assert len(set().union(*heads)) == sum(map(len, heads))
+    assert sorted(row for part in sets.values() for row in part) == list(range(count))
 
 
 @settings(max_examples=30)
 @given(st.integers(20, 300), st.floats(0.05, 0.4), st.floats(0.05, 0.4))
-def test_held_out_sets_have_the_shares_asked_for(count: int, test_share: float, validation_share: float) -> None:
-    rows = [conversation(f"question {number}", "answer") for number in range(count)]
-    split = divide(rows, SECTION.model_copy(update={"test_share": test_share, "validation_share": validation_share}))
-    assert test_share * count <= len(split.test) < test_share * count + 1
-    assert validation_share * count <= len(split.validation) < validation_share * count + 1
+def test_held_out_sets_have_the_shares_asked_for(count: int, test: float, validation: float) -> None:
+    chosen = SECTION.model_copy(update={"test": test, "validation": validation})
+    sets = divide(range(count), Groups(count), chosen, lambda row: row)
+    assert (len(sets.test), len(sets.validation)) == (round(test * count), round(validation * count))
+
+
+def test_held_out_sets_have_the_numbers_asked_for_though_groups_are_large() -> None:
+    groups = grouped([(0, row) for row in range(30)] + [(40, 41)], 100)
+    sets = divide(range(100), groups, section(Path("x"), test=17, validation=5), lambda row: row)
+    assert (len(sets.test), len(sets.validation), len(sets.train)) == (17, 5, 78)
+
+
+def test_division_by_hash_moves_no_row_when_rows_are_added() -> None:
+    chosen = SECTION.model_copy(update={"division": "hash"})
+
+    def place(count: int) -> dict[int, str]:
+        sets = divide(range(count), Groups(count), chosen, lambda row: row).sets()
+        return {row: name for name, rows in sets.items() for row in rows}
+
+    before, after = place(500), place(900)
+    assert {row: after[row] for row in before} == before
+    shares = Counter(after.values())
+    assert 50 < shares["test"] < 130
+    assert 50 < shares["validation"] < 130
+
+
+@pytest.mark.parametrize(
+    ("sources", "wanted"),
+    [
+        ([{}, {}], {0: 60, 1: 40}),
+        ([{"weight": 2.5}, {}], {0: 150, 1: 40}),
+        ([{"weight": 0.5}, {"weight": 3}], {0: 30, 1: 120}),
+        ([{}, {"share": 0.25}], {0: 60, 1: 20}),
+        ([{}, {"share": 0.5}], {0: 60, 1: 60}),
+    ],
+)
+def test_sources_are_mixed_as_their_weights_say(sources: list[dict[str, float]], wanted: dict[int, int]) -> None:
+    made = [Source.model_validate({"path": "x"} | fields) for fields in sources]
+    mixed = mix(range(100), lambda row: int(row >= 60), made, seed=1)
+    assert Counter(int(row >= 60) for row in mixed) == wanted
+    repeats = Counter(Counter(row for row in mixed if row < 60).values())
+    assert max(repeats) - min(repeats) <= 1
+    assert mixed == sorted(mixed)
 
 
 def test_a_seed_decides_the_division(tmp_path: Path) -> None:
     path = write_rows_file(tmp_path / "rows.jsonl")
-    assert load_split(section(path, seed=3)) == load_split(section(path, seed=3))
-    assert load_split(section(path, seed=3)).test != load_split(section(path, seed=4)).test
+    sets = [prepared(tmp_path / str(number), section(path, seed=seed))[1] for number, seed in enumerate((3, 3, 4))]
+    assert sets[0] == sets[1]
+    assert sets[0]["test"] != sets[2]["test"]
 
 
-def test_exact_copies_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_copies_and_near_duplicates_are_left_out_with_what_they_repeat(tmp_path: Path) -> None:
     rows = medical_rows()
-    split = load_split(section(write_rows_file(tmp_path / "rows.jsonl", [*rows, *rows[:7]])))
-    assert split.copies == 7
-    assert sum(map(len, split.sets().values())) == len(rows)
+    again = [dict(row, answer=row["answer"].upper()) for row in rows[:3]]
+    path = write_rows_file(tmp_path / "rows.jsonl", [*rows, *rows[:7], *again])
+    summary, sets = prepared(tmp_path / "data", section(path))
+    assert summary.dropped == {"exact copy": 7, "near duplicate": 3}
+    assert sum(map(len, sets.values())) == len(rows)
+    first = dropped(tmp_path / "data")[0]
+    assert first == {"source": f"{path}:41", "reason": "exact copy", "detail": f"of {path}:1"}
+    assert dropped(tmp_path / "data")[-1]["detail"] == f"of {path}:3, similarity 1.00"
 
 
-def test_rows_of_two_files_are_divided_together(tmp_path: Path) -> None:
+def test_duplicates_that_are_kept_are_in_one_set(tmp_path: Path) -> None:
+    rows = medical_rows()
+    again = [dict(row, question=f"{row['question']}!", answer=row["answer"].upper()) for row in rows]
+    path = write_rows_file(tmp_path / "rows.jsonl", [*rows, *again])
+    summary, sets = prepared(tmp_path / "data", section(path, duplicates={"keep": True}))
+    assert (summary.kept_duplicates, summary.left_out) == (40, 0)
+    keys = [{question_key(row) for row in part} for part in sets.values()]
+    assert len(set().union(*keys)) == sum(map(len, keys))
+    assert [len(sets[name]) for name in SETS] == [64, 8, 8]
+
+
+def test_rows_that_ask_the_same_are_in_one_set(tmp_path: Path) -> None:
     first = write_rows_file(tmp_path / "a.jsonl", medical_rows()[:20])
     second = tmp_path / "b.json"
     rows = [
-        {"instruction": row["question"].upper(), "input": "", "output": "Another answer."}
+        {"instruction": row["question"].upper(), "input": "", "output": "Quite another answer is given here."}
         for row in medical_rows()[:20]
     ]
     second.write_text(json.dumps(rows))
-    sources = (Source(path=str(first)), Source(path=str(second), format="alpaca"))
-    split = load_split(DataSection(sources=sources))
-    held_out = {question_key(row) for row in (*split.test, *split.validation)}
-    assert len(split.test) == 4
-    assert not held_out & {question_key(row) for row in split.train}
+    _, sets = prepared(tmp_path / "data", section(first, second, duplicates={"similarity": None}))
+    held_out = {question_key(row) for row in (*sets["test"], *sets["validation"])}
+    assert len(sets["test"]) == 4
+    assert not held_out & {question_key(row) for row in sets["train"]}
+
+
+def test_every_row_is_in_a_set_or_has_a_reason(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        *medical_rows(),
+        {"question": "Why?", "answer": "So."},
+        {"question": "What is <b>this</b> then?", "answer": "<br>&nbsp;"},
+        {"question": "What is it that echoes?", "answer": "what is it that ECHOES"},
+        {"question": "Is a number a text?", "answer": 5},
+        {"question": "Whose is the number?", "answer": "It is that of Jane. Write to jane@example.org about it."},
+        {"question": "What does it mainly do?", "answer": "It filters blood. It also makes bile, and it stores the"},
+    ]
+    path = write_rows_file(tmp_path / "rows.jsonl", rows)
+    chosen = section(path, skip_bad=True, cleaning={"privacy": "drop"})
+    summary, sets = prepared(tmp_path / "data", chosen)
+    told = dropped(tmp_path / "data")
+    assert [(line["source"], line["reason"]) for line in sorted(told, key=lambda line: line["source"])] == [
+        (f"{path}:41", "too short"),
+        (f"{path}:42", "empty"),
+        (f"{path}:43", "echo"),
+        (f"{path}:44", "bad row"),
+        (f"{path}:45", "personal data"),
+        (f"{path}:46", "cut"),
+    ]
+    assert summary.personal == {"e-mail": 1}
+    assert sum(map(len, sets.values())) + len(told) == len(rows)
+    assert summary.dropped.total() == len(told)
+    assert json.loads((tmp_path / "data" / "data.json").read_text())["dropped"] == dict(summary.dropped)
+
+
+def test_personal_data_is_told_of_or_masked(tmp_path: Path) -> None:
+    rows = [*medical_rows(), {"question": "How do I reach her?", "answer": "Write to jane@example.org for that."}]
+    path = write_rows_file(tmp_path / "rows.jsonl", rows)
+    _, told = prepared(tmp_path / "told", section(path))
+    _, masked = prepared(tmp_path / "masked", section(path, cleaning={"privacy": "mask"}))
+    _, unseen = prepared(tmp_path / "unseen", section(path, cleaning={"privacy": "off"}))
+
+    def answers(sets: dict[str, list[Conversation]]) -> set[str]:
+        return {row.answer.content for part in sets.values() for row in part}
+
+    assert "Write to jane@example.org for that." in answers(told) & answers(unseen)
+    assert answers(masked) - answers(told) == {"Write to [e-mail] for that."}
+    record = (tmp_path / "told" / "personal.jsonl").read_text()
+    assert json.loads(record) == {"source": f"{path}:41", "found": {"e-mail": 1}}
+    assert (tmp_path / "unseen" / "personal.jsonl").read_text() == ""
+
+
+def test_boilerplate_is_taken_off_and_counted(tmp_path: Path) -> None:
+    note = "This text was checked by the editors of the encyclopaedia."
+    rows = [dict(row, answer=f"{row['answer']} {note}") for row in medical_rows()]
+    rows += [dict(row, question=f"{row['question']} In short.") for row in rows[:1]]
+    summary, sets = prepared(tmp_path / "data", section(write_rows_file(tmp_path / "rows.jsonl", rows)))
+    assert summary.boilerplate_sentences == 1
+    assert summary.changed["boilerplate"] == 41
+    assert not [row for part in sets.values() for row in part if note in row.answer.content]
+
+
+def test_rows_of_a_held_out_file_are_left_out(tmp_path: Path) -> None:
+    rows = medical_rows()
+    path = write_rows_file(tmp_path / "rows.jsonl", rows)
+    bench = write_rows_file(tmp_path / "bench.jsonl", [dict(row, answer="Another.") for row in rows[:4]])
+    summary, sets = prepared(tmp_path / "data", section(path, held_out=[{"path": str(bench)}]))
+    assert summary.dropped == {"leak": 4}
+    assert sum(map(len, sets.values())) == 36
+    assert dropped(tmp_path / "data")[0]["detail"] == f"same question as {bench}:1, 1.00"
 
 
 def test_max_rows_draws_that_many_by_seed(tmp_path: Path) -> None:
     path = write_rows_file(tmp_path / "rows.jsonl")
-    drawn = [load_split(section(path, max_rows=20, seed=seed)) for seed in (1, 1, 2)]
-    assert [sum(map(len, split.sets().values())) for split in drawn] == [20, 20, 20]
-    assert drawn[0] == drawn[1] != drawn[2]
+    drawn = [
+        prepared(tmp_path / str(number), section(path, max_rows=20, seed=seed)) for number, seed in enumerate((1, 1, 2))
+    ]
+    assert [sum(map(len, sets.values())) for _, sets in drawn] == [20, 20, 20]
+    assert drawn[0] == drawn[1]
+    assert drawn[0][1] != drawn[2][1]
+    assert drawn[0][0].dropped == {"not drawn": 20}
+
+
+def test_the_first_rows_of_a_source_are_taken(tmp_path: Path) -> None:
+    path = write_rows_file(tmp_path / "rows.jsonl")
+    chosen = DataSection.model_validate({"sources": [{"path": str(path), "first_rows": 15}]})
+    summary, sets = prepared(tmp_path / "data", chosen)
+    assert summary.read == 15
+    assert {row.source for part in sets.values() for row in part} == {f"{path}:{line}" for line in range(1, 16)}
+
+
+def test_weights_repeat_training_rows_and_no_other(tmp_path: Path) -> None:
+    path = write_rows_file(tmp_path / "rows.jsonl")
+    chosen = DataSection.model_validate({"sources": [{"path": str(path), "weight": 2}]})
+    summary, sets = prepared(tmp_path / "data", chosen)
+    assert [summary.sets[name] for name in SETS] == [64, 4, 4]
+    assert summary.repeated == 32
+    assert len({row.messages for row in sets["train"]}) == 32
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_too_few_rows_to_divide_are_refused(tmp_path: Path, count: int) -> None:
     path = write_rows_file(tmp_path / "rows.jsonl", medical_rows()[:count])
-    with pytest.raises(DataError, match=f"{count} rows are too few to divide"):
-        load_split(section(path))
+    with pytest.raises(DataError, match=f"{count} rows are too few to divide: none is left for the"):
+        prepare(section(path), tmp_path / "data", Silent())
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_no_row_left_says_why(tmp_path: Path) -> None:
+    path = write_rows_file(tmp_path / "rows.jsonl", [{"question": "Why?", "answer": "So."}] * 5)
+    with pytest.raises(DataError, match="no row is left of 5: too short 5"):
+        prepare(section(path), tmp_path / "data", Silent())
+
+
+def test_bad_rows_stop_it_and_leave_nothing(tmp_path: Path) -> None:
+    path = write_rows_file(tmp_path / "rows.jsonl", [*medical_rows(), {"question": "x", "answer": 5}])  # type: ignore[dict-item]
+    with pytest.raises(DataError, match=r"bad rows, which --skip-bad would leave out: .*rows\.jsonl:41"):
+        prepare(section(path), tmp_path / "data", Silent())
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -116,8 +284,30 @@ def test_other_words_make_another_question(one: str, other: str) -> None:
 
 def test_written_sets_read_back_equal_reasoning_included(tmp_path: Path) -> None:
     rows = [dict(row, reasoning=f"Because of {number}.") for number, row in enumerate(medical_rows())]
-    split = load_split(section(write_rows_file(tmp_path / "rows.jsonl", rows)))
-    write_split(split, tmp_path / "data")
-    for name, part in split.sets().items():
+    _, sets = prepared(tmp_path / "data", section(write_rows_file(tmp_path / "rows.jsonl", rows)))
+    for name, part in sets.items():
         read = read_conversations(tmp_path / "data" / f"{name}.jsonl", "messages")
         assert [row.messages for row in read] == [row.messages for row in part]
+    assert {row.answer.reasoning for part in sets.values() for row in part} == {row["reasoning"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"validation": 0.5, "test": 0.4}, "less than a tenth"),
+        ({"test": 1.5}, "whole numbers of rows"),
+        ({"division": "hash", "test": 20}, "takes shares"),
+        ({"sources": [{"path": "x", "weight": 2.0, "share": 0.1}]}, "weight or share, not both"),
+        ({"sources": [{"path": "x", "share": 0.1}]}, "a source without one"),
+        ({"sources": [{"path": "x"}, {"path": "y", "share": 0.6}, {"path": "z", "share": 0.5}]}, "a source without"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        section(Path("x"), **({"sources": [{"path": "x"}]} | fields)) if "sources" not in fields else (
+            DataSection.model_validate(fields)
+        )
+
+
+def test_a_division_names_its_sets() -> None:
+    assert Division([1], [2], [3]).sets() == {"train": [1], "validation": [2], "test": [3]}

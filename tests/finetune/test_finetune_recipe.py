@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.recipe import DEFAULT_RECIPE, Source, load_recipe, recipe_names
+from finetune.data.section import Source
+from finetune.recipe import DEFAULT_RECIPE, load_recipe, recipe_names
 from gladstone.errors import ConfigError
 from gladstone.formats import read_conversations
 
@@ -76,7 +77,7 @@ def test_an_unknown_recipe_names_those_there_are() -> None:
 
 def test_shares_that_leave_no_training_rows_are_refused() -> None:
     with pytest.raises(ConfigError, match="leave less than a tenth"):
-        load_recipe(None, ["data.test_share=0.45", "data.validation_share=0.46"])
+        load_recipe(None, ["data.test=0.45", "data.validation=0.46"])
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "x" * 65])

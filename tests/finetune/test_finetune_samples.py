@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.data import question_key
-from finetune.recipe import Source
+from finetune.data.duplicates import question_key
+from finetune.data.section import Source
 from gladstone.chat import Conversation
 from gladstone.formats import read_conversations
 from gladstone.rows import read_rows

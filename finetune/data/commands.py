@@ -1,0 +1,113 @@
+"""The commands under `finetune data`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gladstone.command import Group
+
+FORMAT = click.option("--format", "format_name", default="auto", show_default=True, help="Row format.")
+FILE = click.Path(path_type=Path)
+SIMILARITY = click.FloatRange(0.5, 1)
+
+
+@click.group(cls=Group)
+def data() -> None:
+    """Check, clean, divide and compare data files."""
+
+
+@data.command()
+@click.argument("path", type=FILE)
+@FORMAT
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="NAME=COLUMN",
+    help="Where a table of another layout has question, answer, reasoning or system. Repeatable.",
+)
+@click.option("--skip-bad", is_flag=True, help="Bad rows are told, but are no failure.")
+def check(path: Path, format_name: str, columns: tuple[str, ...], *, skip_bad: bool) -> None:
+    """Read every row of PATH: its format, how many rows are good, and what is wrong with the others."""
+    from finetune.data.check import check_rows, describe
+
+    checked = check_rows(path, format_name, _columns(columns))
+    click.echo(describe(checked))
+    if checked.problems.count and skip_bad:
+        click.echo(checked.problems.message("left out"), err=True)
+    else:
+        checked.problems.check(f"{path}, read as {checked.layout.name!r}")
+
+
+@data.command()
+@click.argument("paths", type=FILE, nargs=-1, required=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the sets.")
+@FORMAT
+@click.option("--held-out", type=FILE, multiple=True, help="Leave out rows that this benchmark file has. Repeatable.")
+@click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be read, and count them.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Change a field of a recipe's data section, for example cleaning.max_chars=4000 or test=200. Repeatable.",
+)
+def prepare(  # noqa: PLR0913 - one parameter an option
+    paths: tuple[Path, ...],
+    out: Path,
+    format_name: str,
+    held_out: tuple[Path, ...],
+    overrides: tuple[str, ...],
+    *,
+    skip_bad: bool,
+) -> None:
+    """Clean the rows of PATHS, leave out duplicates, and divide them into training, validation and test set.
+
+    The sets are JSON Lines with OpenAI's `messages`, which other trainers read too. dropped.jsonl says of each row that
+    is in none of them why.
+    """
+    from finetune.data.prepare import describe
+    from finetune.data.prepare import prepare as prepare_rows
+    from finetune.data.section import DataSection
+    from gladstone.config import apply_overrides, build_config
+    from gladstone.progress import Lines
+
+    values: dict[str, Any] = {
+        "sources": [{"path": str(path), "format": format_name} for path in paths],
+        "held_out": [{"path": str(path)} for path in held_out],
+        "skip_bad": skip_bad,
+    }
+    section = build_config(DataSection, apply_overrides(values, list(overrides)), "finetune data prepare")
+    click.echo(describe(prepare_rows(section, out, Lines()), out))
+
+
+@data.command()
+@click.argument("train", type=FILE)
+@click.option("--against", type=FILE, required=True, help="The test or benchmark file.")
+@FORMAT
+@click.option("--against-format", default="auto", show_default=True, help="Row format of the test file.")
+@click.option("--similarity", type=SIMILARITY, default=0.8, show_default=True, help="Jaccard similarity of 5-grams.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write all of them to this JSON Lines file."
+)
+def leaks(  # noqa: PLR0913 - one parameter an option
+    train: Path, against: Path, format_name: str, against_format: str, *, similarity: float, out: Path | None
+) -> None:
+    """Find the rows of TRAIN that a test file has too; exits with 1 if there are any.
+
+    A row leaks if it asks the same question as a test row, if its question or the whole row is similar to one, or if it
+    contains a test question of eight words or more.
+    """
+    from finetune.data.leaks import compare
+
+    compared = compare((train, format_name), (against, against_format), similarity, out)
+    click.echo(compared.described())
+    compared.check()
+
+
+def _columns(columns: tuple[str, ...]) -> dict[str, str] | None:
+    for column in columns:
+        if "=" not in column:
+            raise click.UsageError(f"--column {column!r}: expected NAME=COLUMN, for example question=Frage.")
+    return dict(column.split("=", 1) for column in columns) or None

@@ -1,0 +1,95 @@
+"""Training, validation and test set, and how often a training row is seen."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from finetune.data.duplicates import Groups
+from finetune.data.section import DataSection, Source
+
+SETS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Division:
+    """The numbers of the rows in each set, in order."""
+
+    train: list[int]
+    validation: list[int]
+    test: list[int]
+
+    def sets(self) -> dict[str, list[int]]:
+        """The sets by name."""
+        return {name: getattr(self, name) for name in SETS}
+
+
+def divide(rows: Sequence[int], groups: Groups, section: DataSection, question: Callable[[int], int]) -> Division:
+    """Divide rows by number, groups whole. `question` gives a row's hash, used where the division is by hash."""
+    members: dict[int, list[int]] = {}
+    for row in rows:
+        members.setdefault(groups.head(row), []).append(row)
+    if section.division == "hash":
+        return _by_hash(members, section, question)
+    shuffled = list(members.values())
+    random.Random(section.seed).shuffle(shuffled)  # noqa: S311 - a draw, not a secret
+    test, rest = _take(shuffled, _rows_wanted(section.test, len(rows)))
+    validation, rest = _take(rest, _rows_wanted(section.validation, len(rows)))
+    return Division(*(sorted(row for group in part for row in group) for part in (rest, validation, test)))
+
+
+def _rows_wanted(size: float, rows: int) -> int:
+    return int(size) if size >= 1 else max(1, round(size * rows))
+
+
+def _take(groups: list[list[int]], wanted: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Groups of `wanted` rows together, and the others; a group that would be too many is passed over.
+
+    Where only larger groups are left, the smallest of them is taken if there is nothing else.
+    """
+    taken: list[list[int]] = []
+    rest: list[list[int]] = []
+    count = 0
+    for group in groups:
+        fits = count + len(group) <= wanted
+        (taken if fits else rest).append(group)
+        count += len(group) if fits else 0
+    if not taken and rest:
+        smallest = min(range(len(rest)), key=lambda index: len(rest[index]))
+        taken.append(rest.pop(smallest))
+    return taken, rest
+
+
+def _by_hash(members: dict[int, list[int]], section: DataSection, question: Callable[[int], int]) -> Division:
+    """Each group's place hangs on its first question alone, so that rows added later move no other."""
+    sets: dict[str, list[int]] = {name: [] for name in SETS}
+    for head, group in members.items():
+        drawn = xxhash.xxh3_64_intdigest(f"{section.seed} {question(head)}".encode()) / 2**64
+        held_out = "test" if drawn < section.test else "validation"
+        sets[held_out if drawn < section.test + section.validation else "train"] += group
+    return Division(*(sorted(sets[name]) for name in SETS))
+
+
+def mix(rows: Sequence[int], origin: Callable[[int], int], sources: Sequence[Source], seed: int) -> list[int]:
+    """Training rows as often as their sources' weight or share says, in order.
+
+    A weight of 2.5 has every row twice and half of them, drawn with the seed, once more.
+    """
+    if all(source.weight == 1 and source.share is None for source in sources):
+        return list(rows)
+    of_source: list[list[int]] = [[] for _ in sources]
+    for row in rows:
+        of_source[origin(row)].append(row)
+    weighed = sum(
+        source.weight * len(own) for source, own in zip(sources, of_source, strict=True) if source.share is None
+    )
+    total = weighed / (1 - sum(source.share or 0 for source in sources))
+    draw = random.Random(seed)  # noqa: S311 - a draw, not a secret
+    mixed: list[int] = []
+    for source, own in zip(sources, of_source, strict=True):
+        wanted = round(source.weight * len(own) if source.share is None else source.share * total)
+        if own:
+            times, more = divmod(wanted, len(own))
+            mixed += own * times + draw.sample(own, more)
+    return sorted(mixed)

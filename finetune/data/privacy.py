@@ -1,0 +1,56 @@
+"""What may name a person: found with its kind and place, never repeated in a report.
+
+Patterns find what looks like such data; a name in running text they do not find.
+"""
+
+import re
+from collections import Counter
+
+_MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+_DATE = (
+    r"(?:\d{1,2}[./-]\d{1,2}[./-](?:\d{4}|\d{2})|\d{4}-\d{2}-\d{2}"
+    rf"|\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?(?:{_MONTHS})[a-z]*\.?,?\s+\d{{4}}"
+    rf"|(?:{_MONTHS})[a-z]*\.?\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+\d{{4}})"
+)
+# kind → pattern; what is masked is the group `value`
+PATTERNS: dict[str, re.Pattern[str]] = {
+    "e-mail": re.compile(r"(?P<value>[\w.+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,5})"),
+    "date of birth": re.compile(
+        rf"(?:\bborn(?:\s+on)?|\bdate\s+of\s+birth|\bbirth\s?date|\bd\.?o\.?b\b\.?)\s*(?:is|was|:|-)?\s*(?P<value>{_DATE})",
+        re.IGNORECASE,
+    ),
+    "record number": re.compile(
+        r"(?:\bmrn|\bmedical\s+record(?:\s+(?:number|no\.?|#))?|\b(?:patient|hospital|case|chart|insurance|policy)"
+        r"\s+(?:id|number|no\.?|#)|\bnhs(?:\s+(?:number|no\.?))?|\bssn|\bsocial\s+security(?:\s+(?:number|no\.?))?)"
+        r"\s*(?:is|was|:|#|-)?\s*(?P<value>\d{3}\s\d{3}\s\d{4}|(?=(?:[A-Z-]*\d){3})[A-Z0-9][A-Z0-9-]{3,20})\b",
+        re.IGNORECASE,
+    ),
+    "social security number": re.compile(r"(?<![\w-])(?P<value>\d{3}-\d{2}-\d{4})(?![\w-])"),
+    "telephone": re.compile(
+        r"(?<![\w.,/-])(?P<value>\+\d{1,3}[ .-]?(?:\(?\d{1,4}\)?[ .-]?){2,5}\d{2,4}"
+        r"|\(\d{2,4}\)\s?\d{3,4}[ .-]\d{3,4}|\d{3}[ .-]\d{3}[ .-]\d{4}|0\d{2,4}[ -/]\d{3,4}[ -]?\d{3,4})(?![\w-])"
+    ),
+}
+
+
+def find_personal(text: str) -> Counter[str]:
+    """How often each kind occurs in a text."""
+    return mask_personal(text)[1]
+
+
+def mask_personal(text: str) -> tuple[str, Counter[str]]:
+    """The text with `[kind]` in place of what may name a person, and how often each kind occurs."""
+    found: Counter[str] = Counter()
+    for kind, pattern in PATTERNS.items():
+        if not any(char.isdigit() for char in text) and kind != "e-mail":
+            break
+        text, count = pattern.subn(lambda match, kind=kind: _masked(match, kind), text)  # type: ignore[misc]
+        if count:
+            found[kind] += count
+    return text, found
+
+
+def _masked(match: re.Match[str], kind: str) -> str:
+    begin, end = match.span("value")
+    whole = match[0]
+    return whole[: begin - match.start()] + f"[{kind}]" + whole[end - match.start() :]

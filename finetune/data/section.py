@@ -1,0 +1,126 @@
+"""What a recipe says about its data. A field's help text is its `description`; it is written here and nowhere else."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from gladstone.config import Config
+from gladstone.errors import ConfigError, DataError
+from gladstone.formats import COLUMNS, FORMAT_NAMES, Layout, find_layout
+from gladstone.rows import ENDINGS
+
+SAMPLE_PREFIX = "sample:"
+Size = Annotated[float, Field(gt=0)]
+
+
+class Source(Config):
+    """One data file."""
+
+    path: str = Field(description=f"{ENDINGS}, or 'sample:NAME' for the rows that come with Gladstone")
+    format: str = Field("auto", description=f"row format: {', '.join(FORMAT_NAMES)}")
+    columns: dict[str, str] | None = Field(
+        None, description=f"for a layout of its own: which column is which of {', '.join(COLUMNS)}"
+    )
+    first_rows: PositiveInt | None = Field(None, description="read only this many rows from the start of the file")
+    weight: PositiveFloat = Field(
+        1.0, description="how often its training rows are seen in an epoch: 2 repeats each, 0.5 draws half of them"
+    )
+    share: float | None = Field(
+        None, gt=0, lt=1, description="in place of weight: the share of all training rows that come from it"
+    )
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, name: str) -> str:
+        if name not in FORMAT_NAMES:
+            raise ValueError(f"unknown data format {name!r}; known: {', '.join(FORMAT_NAMES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _weight_or_share(self) -> "Source":
+        if self.share is not None and self.weight != 1:
+            raise ValueError(f"{self.path}: give weight or share, not both")
+        return self
+
+    def file(self) -> Path:
+        """The file on disk. Raises ConfigError for an unknown sample."""
+        if not self.path.startswith(SAMPLE_PREFIX):
+            return Path(self.path).expanduser()
+        name = self.path.removeprefix(SAMPLE_PREFIX)
+        path = Path(str(resources.files("finetune"))) / "samples" / f"{name}.jsonl"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in path.parent.glob("*.jsonl")))
+            raise ConfigError(f"no sample called {name!r}; there are: {known}.")
+        return path
+
+    def layout(self) -> Layout:
+        """How its rows are read. Raises ConfigError or DataError if it cannot be told, or there is no file."""
+        if not self.file().exists():
+            raise DataError(f"{self.file()}: no such data file.")
+        return find_layout(self.file(), self.format, self.columns)
+
+
+class CleaningSection(Config):
+    """What is done to every text, and which rows are left out. Each step is counted."""
+
+    unicode: bool = Field(True, description="compose characters (NFC), drop invisible ones")
+    html: bool = Field(True, description="drop HTML tags, turn entities into their characters")
+    whitespace: bool = Field(True, description="one kind of space, no runs of them, at most one blank line")
+    min_chars: int = Field(10, ge=0, description="leave out rows with fewer characters in all, reasoning not counted")
+    max_chars: PositiveInt | None = Field(2000, description="leave out rows with a longer turn; null: any length")
+    echoes: bool = Field(True, description="leave out rows whose answer is the question")
+    cut_answers: Literal["drop sure", "drop likely", "keep"] = Field(
+        "drop sure",
+        description="answers that stop in the middle of a sentence: leave out those that end in a word or sign that "
+        "ends none, also those whose last sentence only has no full stop, or none",
+    )
+    boilerplate: bool = Field(True, description="drop sentences that open or end many answers")
+    privacy: Literal["report", "mask", "drop", "off"] = Field(
+        "report",
+        description="e-mail addresses, telephone numbers, dates of birth, record numbers: tell of them, put a mark in "
+        "their place, leave the row out, or do not look",
+    )
+
+
+class DuplicateSection(Config):
+    """Rows that say the same. Groups of them never straddle the division, kept or not."""
+
+    similarity: float | None = Field(
+        0.8,
+        ge=0.5,
+        le=1,
+        description="rows of this Jaccard similarity of 5-grams are duplicates; null: exact ones only",
+    )
+    keep: bool = Field(False, description="keep them, in the same set, in place of the first only")
+
+
+class DataSection(Config):
+    """The rows, and how they are divided."""
+
+    sources: tuple[Source, ...] = Field(min_length=1, description="data files, read in this order")
+    skip_bad: bool = Field(False, description="leave out rows that cannot be read; dropped.jsonl has their errors")
+    cleaning: CleaningSection = CleaningSection()
+    duplicates: DuplicateSection = DuplicateSection()
+    held_out: tuple[Source, ...] = Field((), description="benchmark files: rows that are in them too are left out")
+    validation: Size = Field(0.1, description="rows watched while training: their share, or from 1 on their number")
+    test: Size = Field(0.1, description="rows kept for the benchmark, never seen: their share or number")
+    division: Literal["seed", "hash"] = Field(
+        "seed", description="draw the sets with the seed, or by each question's hash: stable when rows are added"
+    )
+    max_rows: PositiveInt | None = Field(None, description="use at most this many rows, drawn with the seed")
+    seed: int = Field(42, description="decides the division and the draw of rows")
+
+    @model_validator(mode="after")
+    def _sizes_leave_rows(self) -> "DataSection":
+        shares = [size for size in (self.validation, self.test) if size < 1]
+        if sum(shares) >= 0.9:
+            raise ValueError("validation and test leave less than a tenth of the rows for training")
+        if any(size >= 1 and size != int(size) for size in (self.validation, self.test)):
+            raise ValueError("validation and test are shares below 1 or whole numbers of rows")
+        if self.division == "hash" and len(shares) < 2:
+            raise ValueError("division by hash takes shares for validation and test, not numbers of rows")
+        if sum(source.share or 0 for source in self.sources) >= 1 or all(source.share for source in self.sources):
+            raise ValueError("sources: the shares must leave rows to a source without one")
+        return self

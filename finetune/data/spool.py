@@ -1,0 +1,73 @@
+"""Rows on disk while they are worked on: memory holds ten bytes a row."""
+
+import json
+import os
+from array import array
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from gladstone.chat import Conversation, Message
+from gladstone.errors import ArtifactError
+
+
+class Spool:
+    """Conversations in the order in which they were added, to be read through or by number; gone when closed.
+
+    `origin` numbers the source that a row came from.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises ArtifactError if the file cannot be made."""
+        self._path = path
+        self._offsets, self._origins = array("Q"), array("H")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("w+b")
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be written: {error.strerror}.") from error
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, _kind: type | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the file."""
+        with suppress(OSError):  # what it still held does not fit on the disk, and is not needed
+            self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def add(self, conversation: Conversation, origin: int) -> None:
+        """Append a row. Raises ArtifactError if the disk is full."""
+        turns = [(message.role, message.content, message.reasoning) for message in conversation.messages]
+        try:
+            self._offsets.append(self._file.tell())
+            self._file.write(json.dumps((conversation.source, turns)).encode() + b"\n")
+        except OSError as error:
+            raise ArtifactError(f"{self._path}: cannot be written: {error.strerror}.") from error
+        self._origins.append(origin)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __iter__(self) -> Iterator[Conversation]:
+        for number in range(len(self)):
+            if number == 0 or self._file.tell() != self._offsets[number]:  # somebody read another row in between
+                self._file.seek(self._offsets[number], os.SEEK_SET)
+            yield _conversation(self._file.readline())
+
+    def __getitem__(self, number: int) -> Conversation:
+        self._file.seek(self._offsets[number], os.SEEK_SET)
+        return _conversation(self._file.readline())
+
+    def origin(self, number: int) -> int:
+        """Which source a row came from."""
+        return self._origins[number]
+
+
+def _conversation(line: bytes) -> Conversation:
+    source, turns = json.loads(line)
+    return Conversation(tuple(Message(*turn) for turn in turns), source)

@@ -1,0 +1,221 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.data.boilerplate import MIN_ROWS, Boilerplate
+from finetune.data.clean import flaw, is_cut, map_texts, normal_unicode, normal_whitespace, text_steps, without_html
+from finetune.data.privacy import find_personal, mask_personal
+from finetune.data.section import CleaningSection
+from gladstone.chat import Conversation, Message
+
+SECTION = CleaningSection()
+
+
+def conversation(question: str, answer: str, reasoning: str | None = None) -> Conversation:
+    return Conversation((Message("user", question), Message("assistant", answer, reasoning)), "rows.jsonl:1")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("cafe\u0301", "café"),
+        ("zero\u200bwidth\ufeff and soft\u00adhyphen", "zerowidth and softhyphen"),
+        ("bell\x07 and \x00nul", "bell and nul"),
+        ("\u202eoverride\u202c", "override"),
+        ("می\u200cخواهم 👩\u200d⚕️", "می\u200cخواهم 👩\u200d⚕️"),
+        ("a\tb\nc", "a\tb\nc"),
+    ],
+)
+def test_unicode_is_composed_and_visible(text: str, wanted: str) -> None:
+    assert normal_unicode(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("<p>One</p><p>Two</p>", "\nOne\n\nTwo\n"),
+        ("a<br/>b<BR >c", "a\nb\nc"),
+        ('see <a href="x">this</a>', "see this"),
+        ("<b>bold</b> H<sub>2</sub>O", "bold H2O"),
+        ("x<!-- note\n -->y", "xy"),
+        ("5 &lt; 6 &amp; &#945;-blocker &nbsp;", "5 < 6 & α-blocker \u00a0"),
+        ("p < 0.05 and q > 3", "p < 0.05 and q > 3"),
+        ("<think>keep</think>", "<think>keep</think>"),
+        ("R&D; AT&T", "R&D; AT&T"),
+        ("&lt;b&gt;", "<b>"),
+        ("<script>", ""),
+    ],
+)
+def test_html_goes_and_what_only_looks_like_it_stays(text: str, wanted: str) -> None:
+    assert without_html(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("  a \u00a0 b\t\tc  ", "a b c"),
+        ("a\r\nb\rc\u2028d", "a\nb\nc\nd"),
+        ("a\n\n\n\n b \n", "a\n\nb"),
+    ],
+)
+def test_whitespace_is_of_one_kind(text: str, wanted: str) -> None:
+    assert normal_whitespace(text) == wanted
+
+
+@given(st.text(max_size=80))
+def test_cleaning_a_clean_text_changes_nothing(text: str) -> None:
+    for step in (normal_unicode, normal_whitespace):
+        assert step(step(text)) == step(text)
+
+
+def test_a_step_that_is_off_is_not_taken() -> None:
+    assert list(text_steps(SECTION)) == ["html", "unicode", "whitespace"]
+    assert list(text_steps(SECTION.model_copy(update={"html": False}))) == ["unicode", "whitespace"]
+
+
+def test_every_text_of_a_row_is_changed_and_empty_reasoning_is_none() -> None:
+    row = map_texts(conversation("a ", "b ", " "), str.strip)
+    assert [(message.content, message.reasoning) for message in row.messages] == [("a", None), ("b", None)]
+    same = conversation("a", "b", "c")
+    assert map_texts(same, str.strip) is same
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (conversation("What is the liver for?", ""), "empty"),
+        (conversation("Why?", "So."), "too short"),
+        (conversation("What is the liver for?", "x" * 2001), "too long"),
+        (conversation("y" * 2001, "A long question is too long, too."), "too long"),
+        (conversation("What is the liver for?", "what is the LIVER for"), "echo"),
+        (conversation("What is it?", "It filters blood. It also makes bile and stores the"), "cut"),
+        (conversation("What is the liver for?", "Bile."), None),
+        (conversation("What is the liver for?", "Bile.", "r" * 5000), None),
+    ],
+)
+def test_rows_that_teach_nothing_have_a_reason(row: Conversation, reason: str | None) -> None:
+    found = flaw(row, SECTION)
+    assert (found and found[0]) == reason
+
+
+def test_limits_that_are_off_do_not_count() -> None:
+    open_section = CleaningSection(min_chars=0, max_chars=None, echoes=False, cut_answers="keep")
+    for answer in ("x" * 9999, "Why?", "It is. It also is the"):
+        assert flaw(conversation("Why?", answer), open_section) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The heart pumps blood. It has four chambers and the",
+        "The heart pumps blood. It has four chambers, two of which are",
+        "Rest helps. Then drink water,",
+        "Rest helps.\nThen drink water and avoid (",
+    ],
+)
+def test_answers_that_stop_in_a_sentence_are_cut(answer: str) -> None:
+    assert is_cut(answer)
+    assert is_cut(answer, likely=True)
+
+
+def test_a_last_sentence_without_a_full_stop_is_cut_only_likely() -> None:
+    answer = "Rest helps. Drink water. See a doctor if it lasts for more than a few days"
+    assert not is_cut(answer)
+    assert is_cut(answer, likely=True)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Aspirin",
+        "Aspirin and clopidogrel",
+        "Type A",
+        "Vitamin A",
+        "The enzyme is deficient in",
+        "Hepatitis B. Hepatitis A",
+        "Rest helps. Drink water.",
+        'He said "rest."',
+        "Causes:\n- smoking\n- the",
+        "1. Rest\n2. Water\n3. Sleep",
+        "It is rare. See https://example.org/page",
+        "Is it so? Yes! Certainly (rarely)",
+        "血液循环。",
+        "The dose is 5 mg. Take it with food. Then 10 mg",
+        "It is common. One in ten has it. The average age at diagnosis is 55.2",
+        "It may be unknown. Smoking adds to it. Some cases are idiopathic (of no known cause)",
+        "Press here. It goes on. Then switch it on",
+        "It is rare. Not all doctors know it. For more about it visit Smokefree.gov",
+    ],
+)
+def test_whole_answers_are_not_cut(answer: str) -> None:
+    assert not is_cut(answer)
+    assert not is_cut(answer, likely=True) or answer.endswith(" on")
+
+
+SENTENCE = "These resources address the diagnosis or management of the disease:"
+
+
+def test_sentences_that_open_or_end_many_answers_go() -> None:
+    boilerplate = Boilerplate()
+    rows = [
+        conversation("q?", f"{SENTENCE} Finding number {number} is what counts here.") for number in range(MIN_ROWS)
+    ]
+    rows.append(conversation("q?", f"Something else entirely is said here. {SENTENCE}"))
+    rows.append(conversation("q?", SENTENCE))
+    for row in rows:
+        boilerplate.count(row)
+    assert boilerplate.find() == 0  # what ends in a colon announces the rest
+    for row in (changed := [map_texts(row, lambda text: text.replace(":", ".")) for row in rows]):
+        boilerplate.count(row)
+    assert boilerplate.find() == 1
+    assert boilerplate.strip(changed[3]).answer.content == "Finding number 3 is what counts here."
+    assert boilerplate.strip(changed[-2]).answer.content == "Something else entirely is said here."
+    assert boilerplate.strip(changed[-1]) is changed[-1]
+
+
+def test_short_sentences_and_rare_ones_stay() -> None:
+    boilerplate = Boilerplate()
+    for number in range(3000):
+        rare = SENTENCE[:-1] + "." if number < 25 else f"This one is said in row {number} and nowhere else."
+        boilerplate.count(conversation("q?", f"Yes, it is. Then number {number} matters most of all. {rare}"))
+    assert boilerplate.find() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "masked"),
+    [
+        ("Write to jane.doe@clinic.example.org today", "e-mail", "Write to [e-mail] today"),
+        ("Call +44 20 7946 0958 now", "telephone", "Call [telephone] now"),
+        ("Call (555) 123-4567.", "telephone", "Call [telephone]."),
+        ("Call 555-123-4567.", "telephone", "Call [telephone]."),
+        ("DOB: 12/03/1961, female", "date of birth", "DOB: [date of birth], female"),
+        ("She was born on 3 March 1961.", "date of birth", "She was born on [date of birth]."),
+        ("Date of birth 1961-03-12", "date of birth", "Date of birth [date of birth]"),
+        ("MRN: 00482913, seen", "record number", "MRN: [record number], seen"),
+        ("patient ID A-29481 came", "record number", "patient ID [record number] came"),
+        ("NHS number 943 476 5919", "record number", "NHS number [record number]"),
+        ("078-05-1120 is his", "social security number", "[social security number] is his"),
+    ],
+)
+def test_personal_data_is_found_and_masked(text: str, kind: str, masked: str) -> None:
+    assert find_personal(text) == {kind: 1}
+    assert mask_personal(text)[0] == masked
+    assert find_personal(masked) == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Give 500-1000 mg every 4-6 hours, at most 4,000 mg in 24 hours.",
+        "In 1995-1999 there were 120 000 000 cases; p = 0.000123456789.",
+        "PMID 12345678, doi 10.1056/NEJM199501053320101",
+        "A 45-year-old man; born prematurely at 32 weeks in 1990.",
+        "blood pressure 120/80 mmHg, pulse 72, temperature 37.5",
+        "ICD-10-CM code E11.9 and chromosome 22q11.2",
+        "the patient number rose to 300 in the case of 10",
+        "UniProt P12345-2, NCT01234567",
+        "The interaction of CD4+ cells @ 37 degrees",
+    ],
+)
+def test_medical_figures_are_nobodys_data(text: str) -> None:
+    assert find_personal(text) == {}

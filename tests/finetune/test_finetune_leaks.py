@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from finetune.cli import main
+from finetune.data.leaks import LeakIndex
+from gladstone.chat import Conversation, Message
+from gladstone.formats import read_conversations
+from tests.finetune.planted import EDITS, plant
+from tests.tiny_models import medical_rows, write_rows_file
+
+LONG = "Which of the named valves separates the left atrium of the heart from its left ventricle in adults?"
+
+
+def conversation(question: str, answer: str = "The mitral valve does.", line: int = 1) -> Conversation:
+    return Conversation((Message("user", question), Message("assistant", answer)), f"train.jsonl:{line}")
+
+
+def kinds(train: list[Conversation], test: list[Conversation]) -> list[tuple[int, str]]:
+    return [(row, leak.kind) for row, leak in LeakIndex(test, 0.8).leaks(train)]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        (conversation(LONG.upper(), "Something else is said."), "same question"),
+        (conversation(LONG.replace("named ", ""), "Something else is said."), "similar question"),
+        (
+            conversation(f"Answer as a doctor would, in one short sentence. {LONG} Think first."),
+            "contains the question",
+        ),
+        (conversation("Quiz", f"Here is a quiz. {LONG} The answer comes on the next page."), "contains the question"),
+        (conversation("Which valve separates the right atrium from its ventricle?"), None),
+        (conversation("Which of the named valves separates something else from that?"), None),
+    ],
+)
+def test_a_leak_is_told_by_its_kind(row: Conversation, kind: str | None) -> None:
+    assert kinds([row], [conversation("What is unrelated?"), conversation(LONG)]) == ([(0, kind)] if kind else [])
+
+
+def test_a_similar_row_is_a_leak_though_its_question_is_short() -> None:
+    answer = (
+        "It keeps blood from flowing back into the left atrium while the ventricle contracts, and opens to fill it."
+    )
+    assert kinds([conversation("And the valve?", answer)], [conversation("Why a valve?", answer)]) == [
+        (0, "similar row")
+    ]
+
+
+def test_planted_rows_are_leaks_and_others_are_not() -> None:
+    path = Path(__file__).parents[2] / "finetune" / "samples" / "flashcards.jsonl"
+    rows = read_conversations(path, "qa")
+    test, train = rows[:200], rows[200:]
+    planted = plant(test[:50], EDITS["case"]) + plant(test[50:100], EDITS["punctuation"])
+    found = kinds([*train, *planted], test)
+    assert [row for row, _ in found] == list(range(len(train), len(train) + 100))
+
+
+def test_no_test_row_means_no_leak() -> None:
+    assert kinds([conversation(LONG)], []) == []
+
+
+def test_the_command_lists_leaks_and_fails(tmp_path: Path) -> None:
+    rows = medical_rows()
+    train = write_rows_file(tmp_path / "train.jsonl", rows)
+    test = write_rows_file(tmp_path / "test.jsonl", [dict(row, answer="Another.") for row in rows[:12]])
+    out = tmp_path / "leaks.jsonl"
+    result = CliRunner().invoke(main, ["data", "leaks", str(train), "--against", str(test), "--out", str(out)])
+    assert result.exit_code == 1
+    assert "40 training rows against 12 test rows: same question 12" in result.output
+    assert f"{train} has rows of {test} (12 problems):" in result.output
+    assert f"  - {train}:1: same question as {test}:1 (1.00)" in result.output
+    assert "… and 2 more" in result.output
+    assert len([json.loads(line) for line in out.read_text().splitlines()]) == 12
+
+
+def test_files_that_share_nothing_pass(tmp_path: Path) -> None:
+    rows = medical_rows()
+    train, test = write_rows_file(tmp_path / "a.jsonl", rows[:20]), write_rows_file(tmp_path / "b.jsonl", rows[25:])
+    result = CliRunner().invoke(main, ["data", "leaks", str(train), "--against", str(test)])
+    assert (result.exit_code, result.output) == (0, "20 training rows against 15 test rows: no leak\n")
+
+
+def test_a_missing_test_file_is_one_message(tmp_path: Path) -> None:
+    train = write_rows_file(tmp_path / "a.jsonl")
+    result = CliRunner().invoke(main, ["data", "leaks", str(train), "--against", str(tmp_path / "none.jsonl")])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
