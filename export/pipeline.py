@@ -119,8 +119,8 @@ def _same_base(manifest: Manifest, progress: Progress) -> Base:
 def _trained(run: Run, adapter: Path | None) -> Trained:
     tokenizer = load_tokenizer(run.folder / "tokenizer")
     template = ChatTemplate(run.template_source, tokenizer.named_tokens)
-    rows = read_conversations(run.folder / "data" / "test.jsonl", "messages")
-    rows += read_conversations(run.folder / "data" / "validation.jsonl", "messages")
+    held_out = [run.folder / "data" / f"{name}.jsonl" for name in ("test", "validation")]
+    rows = [row for path in held_out for row in read_conversations(path, "prepared")]
     return Trained(tokenizer, template, run.base.folder, adapter, rows)
 
 

@@ -166,10 +166,13 @@ def _check_template(path: Path, template: ChatTemplate) -> Point:
 
 
 def _prompts(trained: Trained) -> list[list[int]]:
-    """Token ids of up to 32 rendered questions that leave room for the answer."""
+    """Token ids of up to 32 rendered questions, or beginnings of plain texts, that leave room for the answer."""
     prompts = []
     for row in trained.rows:
-        ids = trained.tokenizer.encode(trained.template.render(row.prompt, add_generation_prompt=True))
+        if row.is_text:
+            ids = trained.tokenizer.encode(row.answer.content)[:ANSWER_TOKENS]
+        else:
+            ids = trained.tokenizer.encode(trained.template.render(row.prompt, add_generation_prompt=True))
         if trained.tokenizer.bos_id is not None and ids[:1] != [trained.tokenizer.bos_id]:
             ids = [trained.tokenizer.bos_id, *ids]
         if len(ids) + ANSWER_TOKENS <= CONTEXT_TOKENS // 2:

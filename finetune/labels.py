@@ -4,15 +4,17 @@ Labels are computed from the chat template itself (`ChatTemplate.segments`), nev
 shifted: `labels[i]` is `input_ids[i]` where the token is scored and -100 elsewhere.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
-from gladstone.chat import Conversation
-from gladstone.errors import DataError, listed
-from gladstone.template import ChatTemplate
+from gladstone.chat import Conversation, Message
+from gladstone.errors import DataError
+from gladstone.rows import Problems
+from gladstone.template import ChatTemplate, encode_parts
 
 IGNORED = -100
+LongRows = Literal["drop", "cut prompt", "cut"]
 
 
 class TextTokenizer(Protocol):
@@ -26,8 +28,15 @@ class TextTokenizer(Protocol):
     def bos_id(self) -> int | None:
         """The token in front of every text."""
 
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a text."""
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, special tokens recognised, nothing added."""
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +53,85 @@ class TokenizedExample:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What becomes of rows of more than `max_tokens`, and of reasoning of more than `reasoning_tokens` (None: any)."""
+
+    max_tokens: int
+    long_rows: LongRows = "drop"
+    reasoning_tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class Tokenized:
-    """The rows of a set that fit, and the number of those that were too long."""
+    """The rows of a set, and how many the limits hit: left out, cut, or with their reasoning cut."""
 
     examples: tuple[TokenizedExample, ...]
-    too_long: int
+    too_long: int = 0
+    cut: int = 0
+    reasoning_cut: int = 0
+
+
+class Labeller:
+    """Makes examples of conversations, for one template, tokenizer and set of limits."""
+
+    def __init__(self, template: ChatTemplate, tokenizer: TextTokenizer, limits: Limits) -> None:
+        self._template, self._tokenizer, self._limits = template, tokenizer, limits
+
+    def examples(self, conversation: Conversation) -> tuple[list[TokenizedExample], str]:
+        """The examples of a row (none: it is too long; several: long plain text), and 'too long', 'cut' or ''.
+
+        Raises DataError if the row cannot be rendered.
+        """
+        if conversation.is_text:
+            return tokenize_text(conversation, self._tokenizer, self._limits.max_tokens), ""
+        example = tokenize_conversation(conversation, self._template, self._tokenizer)
+        if len(example.input_ids) <= self._limits.max_tokens:
+            return [example], ""
+        cut = {"drop": _no_example, "cut": self._cut, "cut prompt": self._cut_prompt}[self._limits.long_rows]
+        shorter = cut(conversation, example)
+        return ([shorter], "cut") if shorter else ([], "too long")
+
+    def whole(self, conversation: Conversation) -> TokenizedExample:
+        """The row without any limit."""
+        if conversation.is_text:
+            return tokenize_text(conversation, self._tokenizer, 1 << 40)[0]
+        return tokenize_conversation(conversation, self._template, self._tokenizer)
+
+    def shorten_reasoning(self, conversation: Conversation) -> Conversation:
+        """The row with its reasoning within the limit, cut at the end of a sentence if there is one."""
+        limit, answer = self._limits.reasoning_tokens, conversation.answer
+        if limit is None or not answer.reasoning:
+            return conversation
+        ids = self._tokenizer.encode(answer.reasoning)
+        if len(ids) <= limit:
+            return conversation
+        text = self._tokenizer.decode(ids[:limit]).rstrip("\ufffd")
+        whole = max(text.rfind(end) for end in (". ", ".\n", "! ", "? ", "\n"))
+        reasoning = text[: whole + 1].strip() if whole > 0 else text.strip()
+        return replace(conversation, messages=(*conversation.prompt, replace(answer, reasoning=reasoning or None)))
+
+    def _cut(self, _conversation: Conversation, example: TokenizedExample) -> TokenizedExample | None:
+        """The row without its last tokens, if something scored is left."""
+        limit = self._limits.max_tokens
+        cut = TokenizedExample(example.input_ids[:limit], example.labels[:limit])
+        return cut if cut.target_tokens else None
+
+    def _cut_prompt(self, conversation: Conversation, example: TokenizedExample) -> TokenizedExample | None:
+        """The row without the beginning of its last question, as much as is needed; the answer stays whole."""
+        *before, question, answer = conversation.messages
+        ids = self._tokenizer.encode(question.content)
+        excess = len(example.input_ids) - self._limits.max_tokens
+        while 0 < excess < len(ids):
+            ids = ids[excess:]
+            content = self._tokenizer.decode(ids).lstrip("\ufffd ")
+            shorter = replace(conversation, messages=(*before, Message("user", content), answer))
+            example = tokenize_conversation(shorter, self._template, self._tokenizer)
+            excess = len(example.input_ids) - self._limits.max_tokens
+        return example if excess <= 0 else None
+
+
+def _no_example(_conversation: Conversation, _example: TokenizedExample) -> TokenizedExample | None:
+    return None
 
 
 def tokenize_conversation(
@@ -63,10 +146,14 @@ def tokenize_conversation(
     special_ids = set(tokenizer.special_tokens.values())
     input_ids: list[int] = []
     labels: list[int] = []
-    for segment in template.segments(conversation.messages):
-        ids = tokenizer.encode(segment.text)
+    try:
+        segments = template.segments(conversation.messages)
+    except DataError as error:
+        raise DataError(f"{conversation.source}: {error}") from None
+    parts = encode_parts([segment.text for segment in segments], tokenizer.encode)
+    for segment, ids in zip(segments, parts, strict=True):
         if not input_ids and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
-            ids = [tokenizer.bos_id, *ids]
+            ids.insert(0, tokenizer.bos_id)
         input_ids += ids
         if not segment.scored:
             labels += [IGNORED] * len(ids)
@@ -78,29 +165,52 @@ def tokenize_conversation(
     return TokenizedExample(tuple(input_ids), tuple(labels))
 
 
+def tokenize_text(conversation: Conversation, tokenizer: TextTokenizer, max_tokens: int) -> list[TokenizedExample]:
+    """Plain text: all of it is scored, no template; a long one becomes several examples, the last with its end."""
+    _check_plain_text(conversation, tokenizer)
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    ids = [*tokenizer.encode(conversation.answer.content), *end]
+    room = max_tokens - len(bos)
+    pieces = [(*bos, *ids[begin : begin + room]) for begin in range(0, len(ids), room)]
+    return [TokenizedExample(piece, piece) for piece in pieces if len(piece) > 1]
+
+
 def tokenize_all(
-    conversations: Iterable[Conversation], template: ChatTemplate, tokenizer: TextTokenizer, max_tokens: int
+    conversations: Iterable[Conversation], template: ChatTemplate, tokenizer: TextTokenizer, limits: Limits
 ) -> Tokenized:
-    """Tokenize a set; rows of more than `max_tokens` are left out whole, never cut.
+    """Tokenize a set within its limits.
 
     Raises DataError naming the rows that cannot be rendered, or if no row is left.
     """
-    examples, problems, too_long = [], [], 0
+    labeller = Labeller(template, tokenizer, limits)
+    examples: list[TokenizedExample] = []
+    problems = Problems()
+    hit = {"": 0, "too long": 0, "cut": 0, "reasoning": 0}
     for conversation in conversations:
+        shorter = labeller.shorten_reasoning(conversation)
+        hit["reasoning"] += shorter is not conversation
         try:
-            example = tokenize_conversation(conversation, template, tokenizer)
+            made, what = labeller.examples(shorter)
         except DataError as error:
-            problems.append(str(error))
+            problems.add(error)
             continue
-        if len(example.input_ids) > max_tokens:
-            too_long += 1
-        else:
-            examples.append(example)
-    if problems:
-        raise DataError(listed("rows cannot be turned into tokens", problems))
+        hit[what] += 1
+        examples += made
+    problems.check("rows cannot be turned into tokens")
     if not examples:
-        raise DataError(f"all {too_long:,} rows have more than {max_tokens} tokens (base.max_tokens).")
-    return Tokenized(tuple(examples), too_long)
+        raise DataError(f"all {hit['too long']:,} rows have more than {limits.max_tokens} tokens (base.max_tokens).")
+    return Tokenized(tuple(examples), hit["too long"], hit["cut"], hit["reasoning"])
+
+
+def scored_texts(example: TokenizedExample, tokenizer: TextTokenizer) -> Iterator[tuple[str, bool]]:
+    """The example as stretches of text, and whether each is scored."""
+    begin = 0
+    for index in range(1, len(example.labels) + 1):
+        scored = example.labels[begin] != IGNORED
+        if index == len(example.labels) or (example.labels[index] != IGNORED) != scored:
+            yield tokenizer.decode(list(example.input_ids[begin:index])), scored
+            begin = index
 
 
 def _check_plain_text(conversation: Conversation, tokenizer: TextTokenizer) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from finetune.data.section import DataSection
+from finetune.labels import Limits, LongRows
 from gladstone.config import Config, apply_overrides, build_config, read_yaml
 from gladstone.errors import ConfigError
 
@@ -22,7 +23,12 @@ class BaseSection(Config):
     model: str = Field(description="'embedded:smollm2-135m-instruct', a local folder, or a Hub id 'owner/model'")
     load_in_4bit: bool = Field(True, description="hold the frozen weights as NF4 (QLoRA); false: 16 or 32 bit (LoRA)")
     chat_template: str | None = Field(None, description="a Jinja file, for a model that has no chat template")
-    max_tokens: int = Field(1024, ge=16, description="longest row in tokens; longer rows are dropped and counted")
+    max_tokens: int = Field(1024, ge=16, description="longest row in tokens; how many rows are longer is told")
+    long_rows: LongRows = Field(
+        "drop",
+        description="leave longer rows out, cut the beginning of their question (contexts), or cut their answer, "
+        "which then has no end",
+    )
 
 
 class LoraSection(Config):
@@ -71,6 +77,20 @@ class Recipe(Config):
     data: DataSection
     lora: LoraSection = LoraSection()
     training: TrainingSection = TrainingSection()
+
+    @property
+    def limits(self) -> Limits:
+        """What becomes of long rows and of reasoning."""
+        return Limits(self.base.max_tokens, self.base.long_rows, self.data.reasoning_tokens)
+
+    def own_template(self) -> str | None:
+        """The template that base.chat_template names, None where the model's own is used. Raises ConfigError."""
+        if self.base.chat_template is None:
+            return None
+        try:
+            return Path(self.base.chat_template).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"base.chat_template: {self.base.chat_template} cannot be read: {error}.") from None
 
 
 def recipe_names() -> list[str]:

@@ -28,7 +28,7 @@ from gladstone.artifacts import (
     write_text,
 )
 from gladstone.basemodel import Base, resolve_base
-from gladstone.errors import ArtifactError, ConfigError, DataError
+from gladstone.errors import ArtifactError, DataError
 from gladstone.host import check_disk, installed_versions
 from gladstone.progress import Progress, step
 from gladstone.quiet import output_to
@@ -70,7 +70,7 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> RunResult:
         base = resolve_base(recipe.base.model, progress)
         with step(progress, "Loading the tokenizer and the rows"):
             tokenizer = load_tokenizer(base.folder)
-            template = tokenizer.template(_own_template(recipe))
+            template = tokenizer.template(recipe.own_template())
             sets = _tokenize(out / "data", template, tokenizer, recipe)
         _write_inputs(out, recipe, base, template)
         outcome = _train(recipe, base, tokenizer, sets, (out, progress))
@@ -88,17 +88,8 @@ class _Outcome:
     facts: dict[str, Any]
 
 
-def _own_template(recipe: Recipe) -> str | None:
-    if recipe.base.chat_template is None:
-        return None
-    try:
-        return Path(recipe.base.chat_template).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"base.chat_template: {recipe.base.chat_template} cannot be read: {error}.") from None
-
-
 def _tokenize(data: Path, template: ChatTemplate, tokenizer: FolderTokenizer, recipe: Recipe) -> dict[str, Tokenized]:
-    return {name: tokenize_all(read_set(data, name), template, tokenizer, recipe.base.max_tokens) for name in SETS}
+    return {name: tokenize_all(read_set(data, name), template, tokenizer, recipe.limits) for name in SETS}
 
 
 def _write_inputs(out: Path, recipe: Recipe, base: Base, template: ChatTemplate) -> None:
@@ -226,6 +217,8 @@ def _finish(
         "left_out": dict(summary.dropped),
         "formats": [source["format"] for source in summary.sources],
         "too_long_left_out": {name: tokenized.too_long for name, tokenized in sets.items()},
+        "cut": {name: tokenized.cut for name, tokenized in sets.items()},
+        "reasoning_cut": {name: tokenized.reasoning_cut for name, tokenized in sets.items()},
         "held_out_loss_before": outcome.loss_before,
         "held_out_loss_after": outcome.loss_after,
         "validation_loss": outcome.validation,

@@ -17,7 +17,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns that end with the assistant; `source` is `file:line` and opens every error about the row."""
+    """Turns that end with the assistant, or plain text as one turn; `source`, `file:line`, opens every error."""
 
     messages: tuple[Message, ...]
     source: str
@@ -31,3 +31,8 @@ class Conversation:
     def answer(self) -> Message:
         """The last turn, the assistant's."""
         return self.messages[-1]
+
+    @property
+    def is_text(self) -> bool:
+        """True for plain text, to which nothing was said before."""
+        return len(self.messages) == 1

@@ -6,7 +6,7 @@ with the few functions that transformers gives to templates.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,8 +21,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from gladstone.chat import Message
 from gladstone.errors import DataError
 
-THINK_OPEN, THINK_CLOSE = "<think>\n", "\n</think>\n\n"
-
+# how reasoning is marked, by the tag that a template names; the first is for templates that name none
+THOUGHT_TAGS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<thought>", "</thought>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+)
+_PROBE = "GLADSTONE-PROBE"  # an answer that no template changes
 
 # what a template can raise, by its syntax, by its operations, or by its size
 _FAILURES = (
@@ -38,17 +45,34 @@ def template_sha256(source: str) -> str:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of rendered text. Segments are tokenized one by one: a prompt's tokens never depend on its answer."""
+    """A stretch of rendered text; `encode_parts` tokenizes it, so that no prompt depends on its answer."""
 
     text: str
     scored: bool
+
+
+def encode_parts(texts: Sequence[str], encode: Callable[[str], list[int]]) -> list[list[int]]:
+    """Token ids of consecutive texts, each as it is tokenized behind the text before it.
+
+    A sentencepiece tokenizer puts a space before whatever it is given: a part must not get one in the middle of a line.
+    Where a part would change the tokens before it, it is tokenized alone: what was said never depends on what follows.
+    """
+    parts: list[list[int]] = []
+    for index, text in enumerate(texts):
+        if index == 0:
+            parts.append(encode(text))
+            continue
+        before = encode(texts[index - 1])
+        both = encode(texts[index - 1] + text)
+        parts.append(both[len(before) :] if both[: len(before)] == before else encode(text))
+    return parts
 
 
 class ChatTemplate:
     """A compiled chat template with the special tokens it may name.
 
     A template that has its own field for reasoning (`reasoning_content`) gets it there; for any other the reasoning is
-    written before the answer as `<think>…</think>`, the markers that reasoning models agree on.
+    written before the answer between the tags that the template names, `<think>…</think>` where it names none.
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str] | None = None) -> None:
@@ -57,6 +81,9 @@ class ChatTemplate:
         self.sha256 = template_sha256(source)
         self.special_tokens = dict(special_tokens or {})
         self.has_reasoning_field = "reasoning_content" in source
+        self.thought_tags = next(
+            (tags for tags in THOUGHT_TAGS if tags[0] in source or tags[1] in source), THOUGHT_TAGS[0]
+        )
         environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag])
         environment.filters["tojson"] = _to_json
         environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
@@ -87,8 +114,9 @@ class ChatTemplate:
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """The rendered turns cut where each assistant's answer begins and ends; only answers are scored.
 
-        An answer is what the template adds to the generation prompt of its turn, markers of its end included. Templates
-        that rewrite earlier turns (DeepSeek drops their reasoning) have only the last answer scored, as it is rendered.
+        An answer is what the template adds to the generation prompt of its turn, markers of its end included. Of a
+        template that rewrites earlier turns only the last answer is scored. Where it renders even that without its
+        reasoning (DeepSeek-R1's does), the answer is what the model has to write: reasoning, content, end of turn.
 
         Raises DataError if the last turn is not the assistant's or the template does not continue its own prompt.
         """
@@ -102,14 +130,37 @@ class ChatTemplate:
                 continue
             prompt = self.render(messages[:index], add_generation_prompt=True)
             until = self.render(messages[: index + 1])
+            is_last = index == len(messages) - 1
             stable = until.startswith(prompt) and full.startswith(until) and len(prompt) > position
-            if stable:
+            if is_last and not (stable and self._thought_in(until[len(prompt) :], message)):
+                if prompt[:position] != full[:position]:
+                    raise DataError("the chat template's full text does not continue its own generation prompt.")
+                segments.append(Segment(prompt[position:], scored=False))
+                segments.append(Segment(self._written_answer(messages, prompt), scored=True))
+            elif stable:
                 segments.append(Segment(full[position : len(prompt)], scored=False))
                 segments.append(Segment(full[len(prompt) : len(until)], scored=True))
                 position = len(until)
-            elif index == len(messages) - 1:
-                raise DataError("the chat template's full text does not continue its own generation prompt.")
         return segments
+
+    def _thought_in(self, answer: str, message: Message) -> bool:
+        return not message.reasoning or message.reasoning.strip() in answer
+
+    def _written_answer(self, messages: Sequence[Message], prompt: str) -> str:
+        """What the model has to write after the generation prompt, reasoning included.
+
+        A generation prompt may open the thought (`<think>`). The end of the turn is what follows a plain answer.
+        """
+        answer = messages[-1]
+        plain = self.render([*messages[:-1], Message("assistant", _PROBE)])
+        before, found, end = plain.rpartition(_PROBE)
+        opening, closing = self.thought_tags
+        opened = prompt[len(before) :] if found and prompt.startswith(before) else None
+        if opened is not None and opened.strip() == opening:
+            return f"{answer.reasoning or ''}\n{closing}\n\n{answer.content}{end}"
+        if opened == "" and answer.reasoning:
+            return f"{opening}\n{answer.reasoning}\n{closing}\n\n{answer.content}{end}"
+        raise DataError("the chat template's full text does not continue its own generation prompt.")
 
     def _turn(self, message: Message) -> dict[str, Any]:
         turn = {"role": message.role, "content": message.content}
@@ -117,7 +168,8 @@ class ChatTemplate:
             return turn
         if self.has_reasoning_field:
             return turn | {"reasoning_content": message.reasoning}
-        return turn | {"content": f"{THINK_OPEN}{message.reasoning}{THINK_CLOSE}{message.content}"}
+        opening, closing = self.thought_tags
+        return turn | {"content": f"{opening}\n{message.reasoning}\n{closing}\n\n{message.content}"}
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):

@@ -40,6 +40,12 @@ class FolderTokenizer:
         ids: list[int] = self.hf(text, add_special_tokens=False).input_ids
         return ids
 
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a text."""
+        end: int | None = self.hf.eos_token_id
+        return end
+
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, special tokens included."""
         text: str = self.hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

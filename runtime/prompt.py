@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gladstone.chat import Message
 from gladstone.errors import ArtifactError, DataError
 from gladstone.llama import Model, library
-from gladstone.template import ChatTemplate
+from gladstone.template import ChatTemplate, encode_parts
 
 # one private-use character on each side, a number between them: what a text is replaced with while it is rendered
 _MARK, _MARKED = "\uf8ff{}\uf8ff", re.compile("\uf8ff(\\d+)\uf8ff")
@@ -63,7 +63,8 @@ def scored_tokens(model: Model, template: ChatTemplate, messages: Sequence[Messa
     is never asked for. Raises DataError if the last turn is not the assistant's or a text is not Unicode.
     """
     _check_unicode(messages)
-    *before, answer = [model.tokenize(part.text, parse_special=True) for part in template.segments(messages)]
+    texts = [part.text for part in template.segments(messages)]
+    *before, answer = encode_parts(texts, lambda text: model.tokenize(text, parse_special=True))
     prompt = with_bos(model, [token for part in before for token in part])
     ends = [place for place, token in enumerate(answer) if model.is_control(token)]
     return prompt, answer[: ends[-1] + 1] if ends else answer

@@ -29,7 +29,7 @@ class Boilerplate:
         """Look at the last answer of a row."""
         self._rows += 1
         sentences = _BREAK.split(conversation.answer.content)
-        if len(sentences) > 1:
+        if len(sentences) > 1 and not conversation.is_text:
             edges = sentences if len(sentences) <= 2 * EDGE else (*sentences[:EDGE], *sentences[-EDGE:])
             self._block += {_key(sentence) for sentence in edges if _may_go(sentence)}
         if len(self._block) > 1 << 16:
@@ -46,6 +46,8 @@ class Boilerplate:
 
     def strip(self, conversation: Conversation) -> Conversation:
         """The row without boilerplate around its last answer."""
+        if conversation.is_text:
+            return conversation
         answer = conversation.answer
         begin, end = 0, len(answer.content)
         for part in _edges(answer.content, forward=True):

@@ -45,7 +45,8 @@ class Check:
         self.several_turns += roles.count("assistant") > 1
         self.with_system += "system" in roles
         self.with_reasoning += conversation.answer.reasoning is not None
-        self.questions.add(conversation.messages[-2].content)
+        if not conversation.is_text:
+            self.questions.add(conversation.messages[-2].content)
         self.answers.add(conversation.answer.content)
 
 
@@ -68,8 +69,9 @@ def describe(check: Check) -> str:
             "reasoning": check.with_reasoning,
         }
         lines.append("with      " + ", ".join(f"{name}: {count:,}" for name, count in parts.items()))
-        lines.append(_lengths("question", check.questions, check.rows))
-        lines.append(_lengths("answer", check.answers, check.rows))
+        if check.questions.most:
+            lines.append(_lengths("question", check.questions, check.rows))
+        lines.append(_lengths("answer" if check.questions.most else "text", check.answers, check.rows))
     return "\n".join(lines)
 
 

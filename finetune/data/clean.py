@@ -83,7 +83,7 @@ def flaw(conversation: Conversation, section: CleaningSection) -> tuple[str, str
     if chars < section.min_chars:
         return "too short", f"{chars} characters, fewer than {section.min_chars}"
     longest = max(map(len, contents))
-    if section.max_chars is not None and longest > section.max_chars:
+    if section.max_chars is not None and longest > section.max_chars and not conversation.is_text:
         return "too long", f"a turn of {longest:,} characters, more than {section.max_chars:,}"
     if section.echoes and len(contents) > 1 and words_key(contents[-1]) == words_key(contents[-2]):
         return "echo", "the answer is the question"

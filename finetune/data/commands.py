@@ -83,6 +83,34 @@ def prepare(  # noqa: PLR0913 - one parameter an option
 
 
 @data.command()
+@click.argument("path", type=FILE, required=False)
+@FORMAT
+@click.option("--recipe", help="Whose base model, template and limits are used.  [default: the demo's]")
+@click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="Show this many rows.")
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
+def preview(path: Path | None, format_name: str, recipe: str | None, *, rows: int, overrides: tuple[str, ...]) -> None:
+    """Show rows as the trainer will see them: scored text in green, the rest dim, token counts, and where a row is cut.
+
+    PATH stands in for the recipe's rows. Without a terminal, scored text stands between ⟦ and ⟧.
+    """
+    import sys
+
+    from finetune.data.preview import Previewer, describe, summary
+    from finetune.recipe import load_recipe
+    from gladstone.command import require_packages
+    from gladstone.progress import Lines
+
+    source = (str(path), format_name) if path is not None else None
+    loaded = load_recipe(recipe, list(overrides), source)
+    require_packages("finetune data preview", "finetune", ["transformers"])
+    previewer = Previewer(loaded, Lines())
+    colour = sys.stdout.isatty()
+    for number, each in enumerate(previewer.previews(rows), 1):
+        click.echo(describe(each, number, previewer.tokenizer, colour=colour))
+    click.echo(f"\n{summary(previewer)}")
+
+
+@data.command()
 @click.argument("train", type=FILE)
 @click.option("--against", type=FILE, required=True, help="The test or benchmark file.")
 @FORMAT

@@ -24,7 +24,7 @@ from finetune.data.spool import Spool
 from gladstone.artifacts import check_writable, remove_partials, whole_file, write_json, write_rows
 from gladstone.chat import Conversation
 from gladstone.errors import DataError
-from gladstone.formats import Layout, iter_conversations, messages
+from gladstone.formats import Layout, iter_conversations, prepared
 from gladstone.progress import Progress, step
 from gladstone.rows import Problems, read_rows
 
@@ -83,7 +83,7 @@ def prepare(section: DataSection, folder: Path, progress: Progress) -> Summary:
 def read_set(folder: Path, name: str) -> Iterator[Conversation]:
     """The rows of a prepared set, each with the source that it came from."""
     for row, place in read_rows(folder / f"{name}.jsonl"):
-        yield messages.read(row, str(row.get("source", place)))
+        yield prepared.read(row, place)
 
 
 def describe(summary: Summary, folder: Path) -> str:
@@ -255,18 +255,14 @@ class _Work:
         return division
 
     def write(self, division: Division) -> None:
-        """The sets as JSON Lines in the `messages` format, which loses nothing, each row with its source."""
+        """The sets as JSON Lines in the `prepared` format, which loses nothing, each row with its source."""
         train = mix(division.train, self.rows.origin, self._section.sources, self._section.seed)
         self.summary.repeated = len(train) - len(set(train))
         for row in sorted(set(division.train) - set(train)):
             self._dropped.drop(self.rows[row].source, "not drawn", "by its source's weight or share")
         for name, rows in (division.sets() | {"train": train}).items():
             self.summary.sets[name] = len(rows)
-            write_rows(self._folder / f"{name}.jsonl", (_row(self.rows[row]) for row in rows))
-
-
-def _row(conversation: Conversation) -> dict[str, Any]:
-    return messages.write(conversation) | {"source": conversation.source}
+            write_rows(self._folder / f"{name}.jsonl", (prepared.write(self.rows[row]) for row in rows))
 
 
 def _rows_of(sources: Sequence[Source]) -> Iterator[Conversation]:

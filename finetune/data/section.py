@@ -69,7 +69,9 @@ class CleaningSection(Config):
     html: bool = Field(True, description="drop HTML tags, turn entities into their characters")
     whitespace: bool = Field(True, description="one kind of space, no runs of them, at most one blank line")
     min_chars: int = Field(10, ge=0, description="leave out rows with fewer characters in all, reasoning not counted")
-    max_chars: PositiveInt | None = Field(2000, description="leave out rows with a longer turn; null: any length")
+    max_chars: PositiveInt | None = Field(
+        2000, description="leave out rows with a longer turn, plain text aside; null: any length"
+    )
     echoes: bool = Field(True, description="leave out rows whose answer is the question")
     cut_answers: Literal["drop sure", "drop likely", "keep"] = Field(
         "drop sure",
@@ -96,6 +98,12 @@ class DuplicateSection(Config):
     keep: bool = Field(False, description="keep them, in the same set, in place of the first only")
 
 
+class ReasoningLimit(Config):
+    """A budget for reasoning."""
+
+    max_tokens: PositiveInt = Field(description="longer reasoning is cut after its last whole sentence")
+
+
 class DataSection(Config):
     """The rows, and how they are divided."""
 
@@ -103,6 +111,9 @@ class DataSection(Config):
     skip_bad: bool = Field(False, description="leave out rows that cannot be read; dropped.jsonl has their errors")
     cleaning: CleaningSection = CleaningSection()
     duplicates: DuplicateSection = DuplicateSection()
+    reasoning: Literal["keep", "drop"] | ReasoningLimit = Field(
+        "keep", description="of rows that have reasoning: train on it, leave it out, or {max_tokens: N}"
+    )
     held_out: tuple[Source, ...] = Field((), description="benchmark files: rows that are in them too are left out")
     validation: Size = Field(0.1, description="rows watched while training: their share, or from 1 on their number")
     test: Size = Field(0.1, description="rows kept for the benchmark, never seen: their share or number")
@@ -111,6 +122,13 @@ class DataSection(Config):
     )
     max_rows: PositiveInt | None = Field(None, description="use at most this many rows, drawn with the seed")
     seed: int = Field(42, description="decides the division and the draw of rows")
+
+    @property
+    def reasoning_tokens(self) -> int | None:
+        """The limit for reasoning: None as it is, 0 none."""
+        if isinstance(self.reasoning, ReasoningLimit):
+            return self.reasoning.max_tokens
+        return 0 if self.reasoning == "drop" else None
 
     @model_validator(mode="after")
     def _sizes_leave_rows(self) -> "DataSection":

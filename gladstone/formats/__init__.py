@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gladstone.chat import Conversation
 from gladstone.errors import ConfigError, DataError
-from gladstone.formats import alpaca, medquad, messages, prompt, pubmedqa, qa, reasoning, sharegpt
+from gladstone.formats import alpaca, medquad, messages, prepared, prompt, pubmedqa, qa, reasoning, sharegpt, text
 from gladstone.rows import Problems, Row, read_rows, readable_fields
 
 Reader = Callable[[Row, str], Conversation]
@@ -25,6 +25,8 @@ FORMATS: dict[str, Reader] = {
     "pubmedqa": pubmedqa.read,
     "pubmedqa-closed": pubmedqa.read_closed,
     "medquad": medquad.read,
+    "text": text.read,
+    "prepared": prepared.read,
 }
 KNOWN_BY: dict[str, tuple[str, ...]] = {
     "qa": qa.FIELDS,
@@ -35,6 +37,7 @@ KNOWN_BY: dict[str, tuple[str, ...]] = {
     "reasoning": reasoning.FIELDS,
     "pubmedqa": pubmedqa.FIELDS,
     "medquad": medquad.FIELDS,
+    "text": text.FIELDS,
 }
 AUTO = "auto"
 FORMAT_NAMES = (AUTO, *FORMATS)

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from finetune.labels import IGNORED, TokenizedExample, tokenize_all, tokenize_conversation
+from finetune.labels import (
+    IGNORED,
+    Labeller,
+    Limits,
+    TokenizedExample,
+    scored_texts,
+    tokenize_all,
+    tokenize_conversation,
+    tokenize_text,
+)
 from gladstone.chat import Conversation, Message
 from gladstone.errors import DataError
 from gladstone.template import ChatTemplate
@@ -110,14 +119,14 @@ def test_rows_that_are_too_long_are_left_out_whole_and_counted(
 ) -> None:
     rows = [row(("user", "Why?"), ("assistant", "word " * count + "end.")) for count in (1, 5, 50, 500)]
     lengths = [len(tokenize_conversation(each, template, tokenizer).input_ids) for each in rows]
-    tokenized = tokenize_all(rows, template, tokenizer, max_tokens=lengths[1])
+    tokenized = tokenize_all(rows, template, tokenizer, Limits(lengths[1]))
     assert [len(example.input_ids) for example in tokenized.examples] == lengths[:2]
     assert tokenized.too_long == 2
 
 
 def test_a_set_with_no_row_short_enough_is_refused(template: ChatTemplate, tokenizer: FolderTokenizer) -> None:
     with pytest.raises(DataError, match=r"all 1 rows have more than 16 tokens \(base\.max_tokens\)"):
-        tokenize_all([row(("user", "Why?"), ("assistant", "word " * 50))], template, tokenizer, max_tokens=16)
+        tokenize_all([row(("user", "Why?"), ("assistant", "word " * 50))], template, tokenizer, Limits(16))
 
 
 @pytest.mark.parametrize("place", ["user", "assistant", "reasoning"])
@@ -136,7 +145,7 @@ def test_all_rows_that_cannot_be_rendered_are_named_in_one_message(
 ) -> None:
     rows = [row(("user", END), ("assistant", "x"), source=f"rows.jsonl:{line}") for line in range(1, 14)]
     with pytest.raises(DataError) as caught:
-        tokenize_all(rows, template, tokenizer, 100)
+        tokenize_all(rows, template, tokenizer, Limits(100))
     message = str(caught.value)
     assert "(13 problems)" in message
     assert "rows.jsonl:10:" in message
@@ -171,3 +180,78 @@ def test_no_bos_is_put_in_front_when_the_tokenizer_adds_none(tokenizer: FolderTo
 def test_target_tokens_leave_out_the_first_which_nothing_predicts() -> None:
     assert TokenizedExample((5, 6, 7), (5, 6, IGNORED)).target_tokens == 1
     assert TokenizedExample((5, 6, 7), (IGNORED, 6, 7)).target_tokens == 2
+
+
+CONTEXTS = "First context. " * 40 + "Does it help?"
+
+
+def test_a_long_question_loses_its_beginning_and_the_answer_stays_whole(
+    template: ChatTemplate, tokenizer: FolderTokenizer
+) -> None:
+    long = row(("user", CONTEXTS), ("assistant", "It does."))
+    (example,), what = Labeller(template, tokenizer, Limits(60, "cut prompt")).examples(long)
+    text = tokenizer.decode(list(example.input_ids))
+    assert what == "cut"
+    assert 55 <= len(example.input_ids) <= 60
+    assert text.startswith("<|im_start|>system")
+    assert "context. Does it help?<|im_end|>\n<|im_start|>assistant\nIt does.<|im_end|>" in text
+    assert tokenizer.decode(scored(example)) == f"It does.{END}"
+
+
+def test_a_row_whose_answer_alone_is_too_long_is_left_out(template: ChatTemplate, tokenizer: FolderTokenizer) -> None:
+    long = row(("user", "Why?"), ("assistant", "word " * 100))
+    assert Labeller(template, tokenizer, Limits(60, "cut prompt")).examples(long) == ([], "too long")
+
+
+def test_a_cut_answer_has_no_end_and_a_row_with_nothing_scored_is_left_out(
+    template: ChatTemplate, tokenizer: FolderTokenizer
+) -> None:
+    labeller = Labeller(template, tokenizer, Limits(60, "cut"))
+    (example,), what = labeller.examples(row(("user", "Why?"), ("assistant", "word " * 100)))
+    assert (what, len(example.input_ids), len(example.labels)) == ("cut", 60, 60)
+    assert tokenizer.decode(scored(example)).rstrip().endswith("word")
+    assert labeller.examples(row(("user", CONTEXTS), ("assistant", "It does."))) == ([], "too long")
+
+
+def test_what_the_limits_hit_is_counted(template: ChatTemplate, tokenizer: FolderTokenizer) -> None:
+    rows = [
+        row(("user", "Why?"), ("assistant", "So."), reasoning="Once. " * 30),
+        row(("user", CONTEXTS), ("assistant", "It does.")),
+        row(("user", "Why?"), ("assistant", "word " * 200)),
+        row(("user", "Why?"), ("assistant", "So.")),
+    ]
+    tokenized = tokenize_all(rows, template, tokenizer, Limits(60, "cut prompt", reasoning_tokens=10))
+    assert (len(tokenized.examples), tokenized.too_long, tokenized.cut, tokenized.reasoning_cut) == (3, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"),
+    [(None, "One. Two is longer. Three"), (50, "One. Two is longer. Three"), (6, "One."), (1, "One"), (0, None)],
+)
+def test_reasoning_is_cut_after_a_sentence_or_left_out(
+    template: ChatTemplate, tokenizer: FolderTokenizer, limit: int | None, left: str | None
+) -> None:
+    labeller = Labeller(template, tokenizer, Limits(100, reasoning_tokens=limit))
+    shorter = labeller.shorten_reasoning(
+        row(("user", "Why?"), ("assistant", "So."), reasoning="One. Two is longer. Three")
+    )
+    assert (shorter.answer.content, shorter.answer.reasoning) == ("So.", left)
+
+
+def test_plain_text_is_scored_whole_and_cut_into_pieces(
+    tokenizer: FolderTokenizer, bos_tokenizer: FolderTokenizer
+) -> None:
+    text = Conversation((Message("assistant", "The liver makes bile. " * 20),), "x:1")
+    pieces = tokenize_text(text, tokenizer, 16)
+    assert all(piece.input_ids == piece.labels and len(piece.input_ids) <= 16 for piece in pieces)
+    assert tokenizer.decode([token for piece in pieces for token in piece.input_ids]) == text.answer.content + END
+    bos = bos_tokenizer.bos_id
+    assert bos is not None
+    assert all(piece.input_ids[0] == bos for piece in tokenize_text(text, bos_tokenizer, 16))
+
+
+def test_scored_texts_are_the_whole_row_in_stretches(template: ChatTemplate, tokenizer: FolderTokenizer) -> None:
+    example = tokenize_conversation(row(("user", "Why?"), ("assistant", "So.")), template, tokenizer)
+    stretches = list(scored_texts(example, tokenizer))
+    assert "".join(text for text, _ in stretches) == tokenizer.decode(list(example.input_ids))
+    assert [text for text, is_scored in stretches if is_scored] == [f"So.{END}"]

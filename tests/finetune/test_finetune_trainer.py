@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune import trainer
-from finetune.labels import IGNORED, TokenizedExample, tokenize_all
+from finetune.labels import IGNORED, Limits, TokenizedExample, tokenize_all
 from finetune.recipe import Recipe
 from finetune.trainer import StepStats, Trainable, collate, load_trainable, measure_loss, save_adapter, train
 from gladstone.basemodel import Base, resolve_base
@@ -41,7 +41,7 @@ def examples(
         for number in range(8)
     ]
     path = write_rows_file(tmp_path_factory.mktemp("rows") / "rows.jsonl", rows)
-    return tokenize_all(read_conversations(path, "qa"), template, tokenizer, 512).examples
+    return tokenize_all(read_conversations(path, "qa"), template, tokenizer, Limits(512)).examples
 
 
 def run(trainable: Trainable, examples: tuple[TokenizedExample, ...], recipe: Recipe, work: Path) -> list[StepStats]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gladstone.chat import Message
 from gladstone.errors import DataError
 from gladstone.gguf import read_header
-from gladstone.template import ChatTemplate, Segment, template_sha256
+from gladstone.template import THOUGHT_TAGS, ChatTemplate, Segment, template_sha256
 from tests.gladstone.chat_templates import CHATML, DEEPSEEK_R1, DROPS_EARLIER_REASONING, REASONING_FIELD, TEMPLATES
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -210,11 +210,42 @@ def test_an_earlier_answer_that_is_kept_whole_is_scored_beside_the_last() -> Non
     assert [segment.scored for segment in segments] == [False, True, False, True]
 
 
+@pytest.mark.parametrize(
+    ("reasoning", "written"),
+    [(None, "\n</think>\n\nYes."), ("Because.", "Because.\n</think>\n\nYes.")],
+)
+def test_where_the_prompt_opens_the_thought_the_answer_is_what_the_model_has_to_write(
+    reasoning: str | None, written: str
+) -> None:
+    earlier = (ONE[0], Message("assistant", "First.", "Earlier."))
+    template = ChatTemplate(DEEPSEEK_R1, SPECIAL)
+    messages = (*earlier, ONE[0], Message("assistant", "Yes.", reasoning))
+    prompt, answer = template.segments(messages)
+    assert prompt == Segment(template.render(messages[:-1], add_generation_prompt=True), scored=False)
+    assert answer == Segment(f"{written}<｜end▁of▁sentence｜>", scored=True)
+    assert "Earlier." not in prompt.text
+
+
+@pytest.mark.parametrize("tags", THOUGHT_TAGS)
+def test_reasoning_stands_between_the_tags_that_the_template_names(tags: tuple[str, str]) -> None:
+    source = CHATML + "{# " + tags[0] + " #}"
+    answer = ChatTemplate(source).segments((ONE[0], Message("assistant", "Yes.", "Because.")))[-1]
+    assert answer.text == f"{tags[0]}\nBecause.\n{tags[1]}\n\nYes.<|im_end|>\n"
+
+
+def test_reasoning_that_a_template_loses_is_scored_all_the_same() -> None:
+    source = CHATML.replace("message['content']", "message['content'].split('</think>')[-1].strip()")
+    answer = ChatTemplate(source).segments((ONE[0], Message("assistant", "Yes.", "Because.")))[-1]
+    assert answer.text == "<think>\nBecause.\n</think>\n\nYes.<|im_end|>\n"
+
+
 @pytest.mark.parametrize("reasoning", [None, "Because."])
-def test_a_template_whose_prompt_its_own_text_does_not_continue_is_refused(reasoning: str | None) -> None:
-    messages = (ONE[0], Message("assistant", "Yes.", reasoning))
+@pytest.mark.parametrize("opening", ["Sure: ", "<think>\nI was told to think. "])
+def test_a_template_whose_prompt_its_own_text_does_not_continue_is_refused(reasoning: str | None, opening: str) -> None:
+    source = CHATML.replace("{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n" + opening + "' }}")
+    assert source != CHATML
     with pytest.raises(DataError, match="does not continue its own generation prompt"):
-        ChatTemplate(DEEPSEEK_R1, SPECIAL).segments(messages)
+        ChatTemplate(source).segments((ONE[0], Message("assistant", "Yes.", reasoning)))
 
 
 @pytest.mark.parametrize("messages", [(), ONE[:1], TWO[:3]])

@@ -1,0 +1,109 @@
+"""Rows as the trainer will see them: what is scored, what is not, where a row is cut, how many tokens it has."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from finetune.data.clean import flaw, map_texts, text_steps
+from finetune.labels import Labeller, TextTokenizer, TokenizedExample, scored_texts
+from finetune.recipe import Recipe
+from gladstone.basemodel import resolve_base
+from gladstone.chat import Conversation
+from gladstone.errors import DataError
+from gladstone.formats import iter_conversations
+from gladstone.progress import Progress
+from gladstone.rows import Problems
+from gladstone.tokenizer import load_tokenizer
+
+COUNTED_ROWS = 1000  # how many rows are looked at to tell how many the limits hit
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One row; `fate` is '' or how it is cut or why it is left out, when it has no examples."""
+
+    source: str
+    fate: str
+    examples: tuple[TokenizedExample, ...]
+    whole_tokens: int
+
+
+class Previewer:
+    """Makes previews of a recipe's rows, for its own base, template and limits."""
+
+    def __init__(self, recipe: Recipe, progress: Progress) -> None:
+        self.recipe = recipe
+        self.base = resolve_base(recipe.base.model, progress)
+        self.tokenizer = load_tokenizer(self.base.folder)
+        self.template = self.tokenizer.template(recipe.own_template())
+        self._labeller = Labeller(self.template, self.tokenizer, recipe.limits)
+        self.counts: Counter[str] = Counter()
+        self.looked_at = 0
+
+    def previews(self, rows: int) -> Iterator[Preview]:
+        """The first rows; the limits' hits among the first thousand are counted in `counts`."""
+        for number, row in enumerate(islice(self._rows(), max(rows, COUNTED_ROWS))):
+            preview = self._preview(row)
+            self.looked_at += 1
+            self.counts[preview.fate] += 1
+            if number < rows:
+                yield preview
+
+    def _rows(self) -> Iterator[Conversation]:
+        problems = Problems()
+        for source in self.recipe.data.sources:
+            yield from islice(iter_conversations(source.file(), source.layout(), problems), source.first_rows)
+
+    def _preview(self, row: Conversation) -> Preview:
+        for change in text_steps(self.recipe.data.cleaning).values():
+            row = map_texts(row, change)
+        reason = flaw(row, self.recipe.data.cleaning)
+        if reason:
+            return Preview(row.source, f"left out: {reason[0]}, {reason[1]}", (), 0)
+        try:
+            whole = self._labeller.whole(row)
+            examples, fate = self._labeller.examples(self._labeller.shorten_reasoning(row))
+        except DataError as error:
+            return Preview(row.source, f"left out: {error}", (), 0)
+        limit = f"{len(whole.input_ids):,} tokens, more than base.max_tokens {self.recipe.base.max_tokens:,}"
+        fates = {"too long": f"left out: {limit}", "cut": f"cut: {limit}", "": ""}
+        return Preview(row.source, fates[fate], tuple(examples), len(whole.input_ids))
+
+
+def describe(preview: Preview, number: int, tokenizer: TextTokenizer, *, colour: bool) -> str:
+    """A row for the terminal; without colour, scored text stands between ⟦ and ⟧."""
+    import click
+
+    scored = sum(example.target_tokens for example in preview.examples)
+    tokens = sum(len(example.input_ids) for example in preview.examples)
+    head = f"── {number}  {preview.source}  {tokens:,} tokens, {scored:,} scored"
+    if preview.fate:
+        head += f"  ✂ {preview.fate}"
+    lines = [click.style(head, bold=True) if colour else head]
+    for example in preview.examples:
+        parts = [
+            (click.style(_visible(text), fg="green") if colour else f"⟦{_visible(text)}⟧")
+            if is_scored
+            else (click.style(_visible(text), dim=True) if colour else _visible(text))
+            for text, is_scored in scored_texts(example, tokenizer)
+        ]
+        lines.append("".join(parts))
+    return "\n".join(lines)
+
+
+def _visible(text: str) -> str:
+    """Control characters by their names, line ends kept: a row must not move the cursor."""
+    return "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in text)
+
+
+def summary(previewer: Previewer) -> str:
+    """How many of the rows looked at are cut or left out."""
+    counts: Counter[str] = Counter()
+    for fate, count in previewer.counts.items():
+        counts[fate.partition(":")[0]] += count
+    left_out, cut = counts["left out"], counts["cut"]
+    return (
+        f"of {previewer.looked_at:,} rows {left_out:,} left out, {cut:,} cut; base {previewer.base.name}, "
+        f"template {previewer.template.sha256[:12]}…, at most {previewer.recipe.base.max_tokens:,} tokens"
+    )
