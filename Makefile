@@ -14,7 +14,7 @@ demo: set-up
 	@.venv/bin/gladstone demo
 
 test: set-up
-	@$(RUN) -m pytest -n 2 --dist loadfile
+	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: set-up
 	@$(RUN) -m ruff check .

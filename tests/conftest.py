@@ -25,6 +25,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+# the longest first: two processes share the files, and neither should wait at the end for the other
+LONGEST = ("tests/test_readme.py", "tests/export/", "tests/finetune/", "tests/runtime/", "tests/bench/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the files that take longest to the front."""
+    items.sort(key=lambda item: next((n for n, name in enumerate(LONGEST) if item.nodeid.startswith(name)), 99))
+
+
 class NetworkError(RuntimeError):
     """A test reached for the network. No OSError: nobody may mistake it for a network that happens to be down."""
 

@@ -111,6 +111,40 @@ def preview(path: Path | None, format_name: str, recipe: str | None, *, rows: in
 
 
 @data.command()
+@click.argument("path", type=FILE, required=False)
+@FORMAT
+@click.option("--recipe", help="Whose base model, template and limits are used.  [default: the demo's]")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the report.")
+@click.option(
+    "--loss", type=click.IntRange(0), default=0, help="Score this many rows with the base model: finds odd ones."
+)
+@click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be read, and count them.")
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
+def report(  # noqa: PLR0913 - one parameter an option
+    path: Path | None,
+    format_name: str,
+    recipe: str | None,
+    out: Path,
+    *,
+    loss: int,
+    skip_bad: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Prepare the rows of PATH (or of the recipe) and describe them: report.html and report.json beside the sets."""
+    from finetune.data.prepare import describe
+    from finetune.data.report import make_report
+    from finetune.recipe import load_recipe
+    from gladstone.command import require_packages
+    from gladstone.progress import Lines
+
+    source = (str(path), format_name) if path is not None else None
+    loaded = load_recipe(recipe, [*overrides, *(["data.skip_bad=true"] if skip_bad else [])], source)
+    require_packages("finetune data report", "finetune", ["transformers", "py3langid"])
+    made = make_report(loaded, out, loss, Lines())
+    click.echo(f"{describe(made.summary, out)}\n\n{out / 'report.html'}\n{out / 'report.json'}")
+
+
+@data.command()
 @click.argument("train", type=FILE)
 @click.option("--against", type=FILE, required=True, help="The test or benchmark file.")
 @FORMAT

@@ -37,7 +37,7 @@ class Previewer:
         self.base = resolve_base(recipe.base.model, progress)
         self.tokenizer = load_tokenizer(self.base.folder)
         self.template = self.tokenizer.template(recipe.own_template())
-        self._labeller = Labeller(self.template, self.tokenizer, recipe.limits)
+        self.labeller = Labeller(self.template, self.tokenizer, recipe.limits)
         self.counts: Counter[str] = Counter()
         self.looked_at = 0
 
@@ -62,8 +62,8 @@ class Previewer:
         if reason:
             return Preview(row.source, f"left out: {reason[0]}, {reason[1]}", (), 0)
         try:
-            whole = self._labeller.whole(row)
-            examples, fate = self._labeller.examples(self._labeller.shorten_reasoning(row))
+            whole = self.labeller.whole(row)
+            examples, fate = self.labeller.examples(self.labeller.shorten_reasoning(row))
         except DataError as error:
             return Preview(row.source, f"left out: {error}", (), 0)
         limit = f"{len(whole.input_ids):,} tokens, more than base.max_tokens {self.recipe.base.max_tokens:,}"

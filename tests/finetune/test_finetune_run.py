@@ -189,7 +189,8 @@ def check_no_half_files(out: Path) -> None:
     assert not list(out.rglob(".*.partial")) or [path.name for path in out.rglob(".*.partial")] == [".work.partial"]
     load_recipe(str(out / "recipe.yaml"), [])
     json.loads((out / "tokenizer" / "tokenizer.json").read_text())
-    assert sum(len(read_conversations(path, "messages")) for path in (out / "data").iterdir()) == 40
+    sets = [out / "data" / f"{name}.jsonl" for name in ("train", "validation", "test")]
+    assert sum(len(read_conversations(path, "messages")) for path in sets) == 40
 
 
 def test_nothing_of_a_stopped_run_with_another_base_stays(finished: tuple[Path, Result], tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_nothing_of_a_stopped_run_with_another_base_stays(finished: tuple[Path, 
         path.name for path in (finished[0] / "tokenizer").iterdir()
     }
     assert sorted(path.name for path in (out / "data").iterdir()) == [
-        "mine.txt", "test.jsonl", "train.jsonl", "validation.jsonl"
+        "data.json", "dropped.jsonl", "mine.txt", "personal.jsonl", "test.jsonl", "train.jsonl", "validation.jsonl"
     ]  # fmt: skip
 
 
