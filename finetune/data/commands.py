@@ -159,7 +159,7 @@ def leaks(  # noqa: PLR0913 - one parameter an option
     """Find the rows of TRAIN that a test file has too; exits with 1 if there are any.
 
     A row leaks if it asks the same question as a test row, if its question or the whole row is similar to one, or if it
-    contains a test question of eight words or more.
+    contains a test question of ten words or more.
     """
     from finetune.data.leaks import compare
 

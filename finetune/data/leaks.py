@@ -20,6 +20,14 @@ from gladstone.rows import Problems
 
 WORDS = 8  # a question of fewer words is too common to be looked for inside other texts
 CONTAINED = 0.8  # of its runs of eight words
+MIN_RUNS = 3  # of a question's own; with fewer, two questions of one pattern may share them all
+COMMON_WORDS = frozenset((
+    "a", "an", "the", "of", "to", "in", "on", "at", "by", "for", "from", "with", "and", "or", "is", "are", "was", "be",
+    "were", "do", "does", "did", "can", "could", "may", "might", "will", "would", "should", "has", "have", "had", "i",
+    "my", "me", "you", "your", "it", "its", "this", "that", "these", "those", "there", "what", "which", "who", "how",
+    "when", "please", "about", "any", "some", "as",
+))  # fmt: skip
+_NONE = np.empty(0, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,8 @@ class LeakIndex:
                     continue
                 own = np.unique(gram_hashes(self._texts[test][kind]))
                 similarity = jaccard(np.unique(grams[index]), own)
-                if similarity >= self._similarity:
+                asks_the_same = kind == 1 or same_words(texts[index], self._texts[test][0])
+                if similarity >= self._similarity and asks_the_same:
                     found[index] = Leak(batch[index].source, self._sources[test], name, similarity)
         return found
 
@@ -95,10 +104,15 @@ class LeakIndex:
         return [(band[order], order) for band, order in zip(joined, orders, strict=True)]
 
     def _word_runs(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
-        runs = [_runs(question) for question, _ in self._texts]
+        runs = [_runs(question) for question in {question for question, _ in self._texts}]
+        # a run that two questions share is a turn of phrase: "what are the symptoms of …" gives nothing away
+        keys, times = np.unique(np.concatenate([_NONE, *runs]), return_counts=True)
+        own = keys[times == 1]
+        runs = [np.intersect1d(_runs(question), own) for question, _ in self._texts]
+        runs = [run if len(run) >= MIN_RUNS else _NONE for run in runs]
         counts = np.array([len(run) for run in runs], dtype=np.int64)
         owners = np.repeat(np.arange(len(runs)), counts)
-        joined = np.concatenate([np.empty(0, dtype=np.uint64), *runs])
+        joined = np.concatenate([_NONE, *runs])
         order = np.argsort(joined, kind="stable")
         return joined[order], owners[order], counts
 
@@ -172,6 +186,26 @@ def _read(path: Path, format_name: str) -> Iterator[Conversation]:
     layout = find_layout(path, format_name)
     yield from iter_conversations(path, layout, problems)
     problems.check(f"{path}, read as {layout.name!r}")
+
+
+def same_words(one: str, other: str) -> bool:
+    """True if two questions differ only in short and common words, in order, or in single letters.
+
+    Questions of one pattern, "symptoms of asthma", "symptoms of gout", are as similar as a question and its rewording.
+    """
+    ours, others = ({word for word in text.split() if word not in COMMON_WORDS} for text in (one, other))
+    left, right = ours - others, others - ours
+    return len(left) == len(right) and all(any(one_letter_off(word, mate) for mate in right) for word in left)
+
+
+def one_letter_off(one: str, other: str) -> bool:
+    """True if one letter more, less or other makes a word of at least five letters the other word."""
+    if abs(len(one) - len(other)) > 1 or min(len(one), len(other)) < 5 or not (one.isalpha() and other.isalpha()):
+        return False
+    begin = next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    if begin is None:
+        return True
+    return one[begin + (len(one) >= len(other)) :] == other[begin + (len(other) >= len(one)) :]
 
 
 def _texts(row: Conversation) -> tuple[str, str]:

@@ -180,11 +180,14 @@ def language(text: str) -> str:
 
 
 def _duplicates(folder: Path) -> list[dict[str, str]]:
-    """The first duplicates that were left out, with what they repeat."""
+    """The first duplicates that were left out, with what they repeat; files by their names."""
     kinds = ("exact copy", "near duplicate")
     try:
         rows: Iterator[Any] = (row for row, _ in read_rows(folder / DROPPED) if row["reason"] in kinds)
-        return list(islice(rows, SHOWN_DUPLICATES))
+        return [
+            row | {"source": row["source"].rpartition("/")[2], "detail": f"of {row['detail'].rpartition('/')[2]}"}
+            for row in islice(rows, SHOWN_DUPLICATES)
+        ]
     except DataError:  # nothing was left out: the file is empty
         return []
 

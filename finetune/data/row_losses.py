@@ -32,7 +32,9 @@ def row_losses(
         with torch.no_grad():
             logits = model(ids).logits[0, :-1].float()
         loss = torch.nn.functional.cross_entropy(logits, labels[0, 1:], ignore_index=IGNORED)
-        scored.append({"source": row.source, "loss": round(float(loss), 3), "answer": row.answer.content[:160]})
+        scored.append(
+            {"source": row.source.rpartition("/")[2], "loss": round(float(loss), 3), "answer": row.answer.content[:160]}
+        )
         on_part(number / len(rows))
     scored.sort(key=lambda each: -each["loss"])
     return scored if len(scored) <= 2 * SHOWN else [*scored[:SHOWN], *scored[-SHOWN:]]

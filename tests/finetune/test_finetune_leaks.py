@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from finetune.cli import main
-from finetune.data.leaks import LeakIndex
+from finetune.data.leaks import LeakIndex, same_words
 from gladstone.chat import Conversation, Message
 from gladstone.formats import read_conversations
 from tests.finetune.planted import EDITS, plant
@@ -26,7 +26,7 @@ def kinds(train: list[Conversation], test: list[Conversation]) -> list[tuple[int
     ("row", "kind"),
     [
         (conversation(LONG.upper(), "Something else is said."), "same question"),
-        (conversation(LONG.replace("named ", ""), "Something else is said."), "similar question"),
+        (conversation(LONG.replace("in adults", "of an adult"), "Something else is said."), "similar question"),
         (
             conversation(f"Answer as a doctor would, in one short sentence. {LONG} Think first."),
             "contains the question",
@@ -88,3 +88,31 @@ def test_a_missing_test_file_is_one_message(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["data", "leaks", str(train), "--against", str(tmp_path / "none.jsonl")])
     assert result.exit_code == 1
     assert result.output.startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("what are the symptoms of asthma", "symptoms of asthma please", True),
+        ("what are the symptoms of asthma", "what are the symptoms of gout", False),
+        ("treatment of pneumonia", "treatment of pneumonai", False),
+        ("treatment of pneumonia", "treatment of pnemonia", True),
+        ("treatment of hypothyroidism", "treatment of hyperthyroidism", False),
+        ("type 1 diabetes", "type 2 diabetes", False),
+        ("causes of gout", "causes of gout in women", False),
+    ],
+)
+def test_questions_of_one_pattern_are_not_the_same_question(one: str, other: str, same: bool) -> None:
+    assert same_words(one, other) is same
+    assert same_words(other, one) is same
+
+
+def test_questions_of_one_pattern_are_no_leaks() -> None:
+    names = ("asthma", "gout", "sepsis", "anaemia", "migraine", "psoriasis")
+    pattern = "Answer this question truthfully: when should I seek urgent medical care when I have {}?"
+    rows = [
+        conversation(pattern.format(name), f"When {name} gets {number} times worse.")
+        for number, name in enumerate(names)
+    ]
+    assert kinds(rows[3:], rows[:3]) == []
+    assert kinds(rows, rows[:3]) == [(0, "same question"), (1, "same question"), (2, "same question")]
