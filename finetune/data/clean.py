@@ -4,10 +4,9 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import replace
 
 from finetune.data.section import CleaningSection
-from gladstone.chat import Conversation
+from gladstone.chat import Conversation, Message
 
 # zero-width space and joiner of words, soft hyphen, byte order mark, direction overrides, control characters; the
 # zero-width (non-)joiners are kept: Persian, Indic scripts and emoji need them
@@ -29,7 +28,8 @@ _BLANK_LINES = re.compile(r"\n{3,}")
 
 def normal_unicode(text: str) -> str:
     """Composed characters (NFC) and no invisible ones."""
-    return _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    composed = text if text.isascii() else unicodedata.normalize("NFC", text)
+    return composed if composed.isprintable() else _INVISIBLE.sub("", composed)
 
 
 def without_html(text: str) -> str:
@@ -41,6 +41,8 @@ def without_html(text: str) -> str:
 
 def normal_whitespace(text: str) -> str:
     """One kind of space and of line end, no runs of spaces, at most one blank line, nothing around the text."""
+    if text.isprintable() and text.isascii() and "  " not in text:  # most texts: one line, single spaces
+        return text.strip()
     text = _SPACES.sub(" ", _LINE_ENDS.sub("\n", text))
     return _BLANK_LINES.sub("\n\n", "\n".join(line.strip() for line in text.split("\n"))).strip()
 
@@ -55,14 +57,12 @@ def text_steps(section: CleaningSection) -> dict[str, Callable[[str], str]]:
 def map_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
     """The conversation with every text changed; reasoning that becomes empty is none."""
     messages = tuple(
-        replace(
-            message,
-            content=change(message.content),
-            reasoning=(change(message.reasoning) or None) if message.reasoning else None,
+        Message(
+            message.role, change(message.content), (change(message.reasoning) or None) if message.reasoning else None
         )
         for message in conversation.messages
     )
-    return conversation if messages == conversation.messages else replace(conversation, messages=messages)
+    return conversation if messages == conversation.messages else Conversation(messages, conversation.source)
 
 
 def words_key(text: str) -> str:
@@ -85,11 +85,16 @@ def flaw(conversation: Conversation, section: CleaningSection) -> tuple[str, str
     longest = max(map(len, contents))
     if section.max_chars is not None and longest > section.max_chars and not conversation.is_text:
         return "too long", f"a turn of {longest:,} characters, more than {section.max_chars:,}"
-    if section.echoes and len(contents) > 1 and words_key(contents[-1]) == words_key(contents[-2]):
+    if section.echoes and not conversation.is_text and _is_echo(*contents[-2:]):
         return "echo", "the answer is the question"
     if section.cut_answers != "keep" and is_cut(contents[-1], likely=section.cut_answers == "drop likely"):
         return "cut", f"the answer stops at …{contents[-1][-30:]!r}"
     return None
+
+
+def _is_echo(question: str, answer: str) -> bool:
+    shorter, longer = sorted((len(question), len(answer)))
+    return longer < 2 * shorter + 20 and words_key(question) == words_key(answer)
 
 
 _WHOLE_SENTENCE = re.compile(r"[.!?。！？][\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9À-ÖØ-Þ])")

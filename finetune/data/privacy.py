@@ -32,6 +32,8 @@ PATTERNS: dict[str, re.Pattern[str]] = {
     ),
 }
 
+_DIGIT = re.compile(r"\d")
+
 
 def find_personal(text: str) -> Counter[str]:
     """How often each kind occurs in a text."""
@@ -41,9 +43,10 @@ def find_personal(text: str) -> Counter[str]:
 def mask_personal(text: str) -> tuple[str, Counter[str]]:
     """The text with `[kind]` in place of what may name a person, and how often each kind occurs."""
     found: Counter[str] = Counter()
+    has_digits = _DIGIT.search(text) is not None
     for kind, pattern in PATTERNS.items():
-        if not any(char.isdigit() for char in text) and kind != "e-mail":
-            break
+        if not ("@" in text if kind == "e-mail" else has_digits):
+            continue
         text, count = pattern.subn(lambda match, kind=kind: _masked(match, kind), text)  # type: ignore[misc]
         if count:
             found[kind] += count

@@ -150,6 +150,12 @@ GENERATION = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 
+PHI_4_MINI = """\
+{%- for message in messages %}
+    {{- '<|' + message.role + '|>' + message.content + '<|end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"""
+
 TEMPLATES = {
     "chatml": CHATML,
     "llama-3": LLAMA_3,
@@ -161,4 +167,5 @@ TEMPLATES = {
     "reasoning-field": REASONING_FIELD,
     "every-function": EVERY_FUNCTION,
     "generation": GENERATION,
+    "phi-4-mini": PHI_4_MINI,
 }
