@@ -50,11 +50,20 @@ def run(  # noqa: PLR0913 - one parameter an option
     )
 
 
-@main.command()
-def recipes() -> None:
-    """List the recipes that come with Gladstone."""
-    from finetune.recipe import load_recipe, recipe_names
+@main.group(cls=Group, invoke_without_command=True)
+@click.pass_context
+def recipes(context: click.Context) -> None:
+    """List the recipes that come with Gladstone: base model, rows, and the memory that training takes."""
+    if context.invoked_subcommand is None:
+        from finetune.memory import recipe_table
 
-    for name in recipe_names():
-        recipe = load_recipe(name, [])
-        click.echo(f"{name}\n    {recipe.description}\n    base {recipe.base.model}")
+        click.echo(recipe_table())
+
+
+@recipes.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Print the recipe NAME, to read or to start your own from."""
+    from finetune.recipe import recipe_text
+
+    click.echo(recipe_text(name), nl=False)

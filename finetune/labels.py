@@ -4,7 +4,7 @@ Labels are computed from the chat template itself (`ChatTemplate.segments`), nev
 shifted: `labels[i]` is `input_ids[i]` where the token is scored and -100 elsewhere.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -53,35 +53,56 @@ class TokenizedExample:
 
 
 @dataclass(frozen=True)
+class PairExample:
+    """One row for an encoder and decoder: what is read, and what is written, both with the end of text."""
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def target_tokens(self) -> int:
+        """How many tokens are scored: all that are written."""
+        return len(self.labels)
+
+
+Example = TokenizedExample | PairExample
+
+
+@dataclass(frozen=True)
 class Limits:
     """What becomes of rows of more than `max_tokens`, and of reasoning of more than `reasoning_tokens` (None: any)."""
 
     max_tokens: int
     long_rows: LongRows = "drop"
     reasoning_tokens: int | None = None
+    target_tokens: int | None = None  # of a pair's answer; None: as many as of what is read
 
 
 @dataclass(frozen=True)
 class Tokenized:
     """The rows of a set, and how many the limits hit: left out, cut, or with their reasoning cut."""
 
-    examples: tuple[TokenizedExample, ...]
+    examples: tuple[Example, ...]
     too_long: int = 0
     cut: int = 0
     reasoning_cut: int = 0
 
 
 class Labeller:
-    """Makes examples of conversations, for one template, tokenizer and set of limits."""
+    """Makes examples of conversations for one template, tokenizer and limits; `pairs` for encoder and decoder."""
 
-    def __init__(self, template: ChatTemplate, tokenizer: TextTokenizer, limits: Limits) -> None:
-        self._template, self._tokenizer, self._limits = template, tokenizer, limits
+    def __init__(
+        self, template: ChatTemplate, tokenizer: TextTokenizer, limits: Limits, *, pairs: bool = False
+    ) -> None:
+        self._template, self._tokenizer, self._limits, self._pairs = template, tokenizer, limits, pairs
 
-    def examples(self, conversation: Conversation) -> tuple[list[TokenizedExample], str]:
+    def examples(self, conversation: Conversation) -> tuple[Sequence[Example], str]:
         """The examples of a row (none: it is too long; several: long plain text), and 'too long', 'cut' or ''.
 
         Raises DataError if the row cannot be rendered.
         """
+        if self._pairs:
+            return self._pair_within(tokenize_pair(conversation, self._template, self._tokenizer))
         if conversation.is_text:
             return tokenize_text(conversation, self._tokenizer, self._limits.max_tokens), ""
         example = tokenize_conversation(conversation, self._template, self._tokenizer)
@@ -91,8 +112,23 @@ class Labeller:
         shorter = cut(conversation, example)
         return ([shorter], "cut") if shorter else ([], "too long")
 
-    def whole(self, conversation: Conversation) -> TokenizedExample:
+    def _pair_within(self, pair: PairExample) -> tuple[Sequence[Example], str]:
+        limits = self._limits
+        most_read, most_written = limits.max_tokens, limits.target_tokens or limits.max_tokens
+        if len(pair.input_ids) <= most_read and len(pair.labels) <= most_written:
+            return [pair], ""
+        if limits.long_rows == "drop" or (limits.long_rows == "cut prompt" and len(pair.labels) > most_written):
+            return [], "too long"
+        excess = len(pair.input_ids) - most_read
+        if limits.long_rows == "cut prompt":
+            return [PairExample(pair.input_ids[excess:], pair.labels)], "cut"
+        read = pair.input_ids if excess <= 0 else (*pair.input_ids[: most_read - 1], pair.input_ids[-1])
+        return [PairExample(read, pair.labels[:most_written])], "cut"
+
+    def whole(self, conversation: Conversation) -> Example:
         """The row without any limit."""
+        if self._pairs:
+            return tokenize_pair(conversation, self._template, self._tokenizer)
         if conversation.is_text:
             return tokenize_text(conversation, self._tokenizer, 1 << 40)[0]
         return tokenize_conversation(conversation, self._template, self._tokenizer)
@@ -176,15 +212,40 @@ def tokenize_text(conversation: Conversation, tokenizer: TextTokenizer, max_toke
     return [TokenizedExample(piece, piece) for piece in pieces if len(piece) > 1]
 
 
+def tokenize_pair(conversation: Conversation, template: ChatTemplate, tokenizer: TextTokenizer) -> PairExample:
+    """For an encoder and decoder: the rendered question is read, the answer is written, each with the end of text.
+
+    Raises DataError for plain text, of which nothing is asked, and if a text holds a special token.
+    """
+    if conversation.is_text:
+        raise DataError(f"{conversation.source}: plain text has no question for an encoder to read.")
+    _check_plain_text(conversation, tokenizer)
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    try:
+        question = template.render(conversation.prompt, add_generation_prompt=True)
+    except DataError as error:
+        raise DataError(f"{conversation.source}: {error}") from None
+    answer = conversation.answer
+    opening, closing = template.thought_tags
+    thought = f"{opening}\n{answer.reasoning}\n{closing}\n\n" if answer.reasoning else ""
+    read, written = tokenizer.encode(question), tokenizer.encode(thought + answer.content)
+    return PairExample((*read, *end), (*written, *end))
+
+
 def tokenize_all(
-    conversations: Iterable[Conversation], template: ChatTemplate, tokenizer: TextTokenizer, limits: Limits
+    conversations: Iterable[Conversation],
+    template: ChatTemplate,
+    tokenizer: TextTokenizer,
+    limits: Limits,
+    *,
+    pairs: bool = False,
 ) -> Tokenized:
-    """Tokenize a set within its limits.
+    """Tokenize a set within its limits; `pairs` for an encoder and decoder.
 
     Raises DataError naming the rows that cannot be rendered, or if no row is left.
     """
-    labeller = Labeller(template, tokenizer, limits)
-    examples: list[TokenizedExample] = []
+    labeller = Labeller(template, tokenizer, limits, pairs=pairs)
+    examples: list[Example] = []
     problems = Problems()
     hit = {"": 0, "too long": 0, "cut": 0, "reasoning": 0}
     for conversation in conversations:
@@ -203,8 +264,12 @@ def tokenize_all(
     return Tokenized(tuple(examples), hit["too long"], hit["cut"], hit["reasoning"])
 
 
-def scored_texts(example: TokenizedExample, tokenizer: TextTokenizer) -> Iterator[tuple[str, bool]]:
+def scored_texts(example: Example, tokenizer: TextTokenizer) -> Iterator[tuple[str, bool]]:
     """The example as stretches of text, and whether each is scored."""
+    if isinstance(example, PairExample):
+        yield f"{tokenizer.decode(list(example.input_ids))}\n", False
+        yield tokenizer.decode(list(example.labels)), True
+        return
     begin = 0
     for index in range(1, len(example.labels) + 1):
         scored = example.labels[begin] != IGNORED

@@ -14,6 +14,7 @@ from finetune.labels import Limits, LongRows
 from gladstone.config import Config, apply_overrides, build_config, read_yaml
 from gladstone.errors import ConfigError
 
+TEMPLATE_PREFIX = "template:"
 DEFAULT_RECIPE = "smollm2-135m-medical"
 
 
@@ -22,13 +23,34 @@ class BaseSection(Config):
 
     model: str = Field(description="'embedded:smollm2-135m-instruct', a local folder, or a Hub id 'owner/model'")
     load_in_4bit: bool = Field(True, description="hold the frozen weights as NF4 (QLoRA); false: 16 or 32 bit (LoRA)")
-    chat_template: str | None = Field(None, description="a Jinja file, for a model that has no chat template")
+    chat_template: str | None = Field(
+        None,
+        description="a Jinja file, or 'template:NAME' for one that comes with Gladstone, for a model that has no chat "
+        "template; it is stored with the adapter",
+    )
     max_tokens: int = Field(1024, ge=16, description="longest row in tokens; how many rows are longer is told")
+    max_target_tokens: PositiveInt | None = Field(
+        None,
+        description="longest answer of an encoder and decoder (T5); max_tokens is of its question; null: the same",
+    )
     long_rows: LongRows = Field(
         "drop",
         description="leave longer rows out, cut the beginning of their question (contexts), or cut their answer, "
         "which then has no end",
     )
+
+
+class HubFacts(Config):
+    """What the base model on the Hub is like; a test holds the recipe's settings against it."""
+
+    architecture: str = Field(description="its class in transformers")
+    parameters: PositiveFloat = Field(description="number of weights")
+    layers: PositiveInt = Field(description="blocks, encoder and decoder together")
+    width: PositiveInt = Field(description="hidden size")
+    vocabulary: PositiveInt = Field(description="rows of the embedding")
+    context_tokens: PositiveInt = Field(description="longest text that it was made for")
+    linear: tuple[str, ...] = Field(description="names of its linear layers, which lora.targets may name")
+    rows: PositiveInt | None = Field(None, description="rows of the data set, as published")
 
 
 class LoraSection(Config):
@@ -73,6 +95,7 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="names the run folder and the files")
     description: str = Field("", description="one line for the list of recipes")
+    hub: HubFacts | None = Field(None, description="facts about the base model, for the list of recipes")
     base: BaseSection
     data: DataSection
     lora: LoraSection = LoraSection()
@@ -81,21 +104,39 @@ class Recipe(Config):
     @property
     def limits(self) -> Limits:
         """What becomes of long rows and of reasoning."""
-        return Limits(self.base.max_tokens, self.base.long_rows, self.data.reasoning_tokens)
+        base = self.base
+        return Limits(base.max_tokens, base.long_rows, self.data.reasoning_tokens, base.max_target_tokens)
 
     def own_template(self) -> str | None:
         """The template that base.chat_template names, None where the model's own is used. Raises ConfigError."""
-        if self.base.chat_template is None:
+        name = self.base.chat_template
+        if name is None:
             return None
+        path = Path(name).expanduser()
+        if name.startswith(TEMPLATE_PREFIX):
+            path = template_folder() / f"{name.removeprefix(TEMPLATE_PREFIX)}.jinja"
+            if not path.is_file():
+                known = ", ".join(sorted(each.stem for each in template_folder().glob("*.jinja")))
+                raise ConfigError(f"base.chat_template: no template {name!r}; there are: {known}.")
         try:
-            return Path(self.base.chat_template).expanduser().read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"base.chat_template: {self.base.chat_template} cannot be read: {error}.") from None
+
+
+def template_folder() -> Path:
+    """Where the templates lie that come with Gladstone."""
+    return Path(str(resources.files("finetune"))) / "templates"
 
 
 def recipe_names() -> list[str]:
     """The recipes that come with Gladstone."""
     return sorted(path.stem for path in _recipe_folder().glob("*.yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """A recipe's file as it is. Raises ConfigError for an unknown name."""
+    return _find(name).read_text(encoding="utf-8")
 
 
 def load_recipe(recipe: str | None, overrides: list[str], data: tuple[str, str] | None = None) -> Recipe:

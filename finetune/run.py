@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from finetune import trainer
+from finetune import trainable as training
+from finetune.backend import backend_of, is_seq2seq
 from finetune.data.division import SETS
 from finetune.data.prepare import DROPPED, PERSONAL, SUMMARY, Summary, prepare, read_set
 from finetune.labels import Tokenized, tokenize_all
@@ -57,7 +58,7 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> RunResult:
 
     Raises ArtifactError if `out` holds a finished run, and whatever its parts raise.
     """
-    trainer.prepare_environment()  # before anything imports torch
+    training.prepare_environment()  # before anything imports torch
     if is_finished(out):
         raise ArtifactError(f"{out}: already holds a finished run. Choose another folder with --out, or remove it.")
     summary = prepare(recipe.data, out / "data", progress)
@@ -71,7 +72,7 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> RunResult:
         with step(progress, "Loading the tokenizer and the rows"):
             tokenizer = load_tokenizer(base.folder)
             template = tokenizer.template(recipe.own_template())
-            sets = _tokenize(out / "data", template, tokenizer, recipe)
+            sets = _tokenize(out / "data", template, tokenizer, (recipe, base))
         _write_inputs(out, recipe, base, template)
         outcome = _train(recipe, base, tokenizer, sets, (out, progress))
     parents = {"base": base.fingerprint} | hashes
@@ -80,7 +81,7 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> RunResult:
 
 @dataclass(frozen=True)
 class _Outcome:
-    steps: list[trainer.StepStats]
+    steps: list[training.StepStats]
     validation: list[tuple[int, float]]
     loss_before: float
     loss_after: float
@@ -88,8 +89,14 @@ class _Outcome:
     facts: dict[str, Any]
 
 
-def _tokenize(data: Path, template: ChatTemplate, tokenizer: FolderTokenizer, recipe: Recipe) -> dict[str, Tokenized]:
-    return {name: tokenize_all(read_set(data, name), template, tokenizer, recipe.limits) for name in SETS}
+def _tokenize(
+    data: Path, template: ChatTemplate, tokenizer: FolderTokenizer, chosen: tuple[Recipe, Base]
+) -> dict[str, Tokenized]:
+    recipe, base = chosen
+    return {
+        name: tokenize_all(read_set(data, name), template, tokenizer, recipe.limits, pairs=is_seq2seq(base))
+        for name in SETS
+    }
 
 
 def _write_inputs(out: Path, recipe: Recipe, base: Base, template: ChatTemplate) -> None:
@@ -113,15 +120,14 @@ def _train(
 ) -> _Outcome:
     out, progress = place
     longest = max(len(example.input_ids) for example in sets["train"].examples)
-    pad_id = tokenizer.hf.pad_token_id if tokenizer.hf.pad_token_id is not None else tokenizer.hf.eos_token_id
     with step(progress, "Loading the base model" + (" in 4 bit" if recipe.base.load_in_4bit else "")):
-        trainable = trainer.load_trainable(base, recipe, pad_id, longest)
+        trainable = backend_of(base).load_trainable(base, recipe, tokenizer.padding_id, longest)
     before = _measure(trainable, sets["test"], progress, "Measuring the held-out loss before training")
     recorder = _Recorder(recipe, trainable, sets["validation"], out, progress)
     with step(progress, "Training"):
         begin_s = time.monotonic()
         with recorder:
-            trainer.train(trainable, sets["train"].examples, recipe, recorder.on_step, out / ".work.partial")
+            backend_of(base).train(trainable, sets["train"].examples, recipe, recorder.on_step, out / ".work.partial")
         train_s = time.monotonic() - begin_s
     after = _measure(trainable, sets["test"], progress, "Measuring the held-out loss after training")
     with step(progress, "Saving the adapter"):
@@ -139,9 +145,9 @@ class _Recorder:
     """Writes metrics.jsonl line by line under a temporary name, measures the validation loss at its times."""
 
     def __init__(
-        self, recipe: Recipe, trainable: trainer.Trainable, validation: Tokenized, out: Path, progress: Progress
+        self, recipe: Recipe, trainable: training.Trainable, validation: Tokenized, out: Path, progress: Progress
     ) -> None:
-        self.steps: list[trainer.StepStats] = []
+        self.steps: list[training.StepStats] = []
         self.validation: list[tuple[int, float]] = []
         self._recipe, self._trainable, self._held_out = recipe, trainable, validation
         self._out, self._progress = out, progress
@@ -155,17 +161,17 @@ class _Recorder:
         self._file.close()
         self._whole.__exit__(*error)
 
-    def on_step(self, stats: trainer.StepStats, last: int) -> None:
+    def on_step(self, stats: training.StepStats, last: int) -> None:
         self.steps.append(stats)
         record = {"kind": "step", **dataclasses.asdict(stats)}
         self._file.write(json.dumps(record) + "\n")
         self._show(stats, last)
         if _due(stats.step, last, self._recipe.training.evaluations):
-            loss = trainer.measure_loss(self._trainable, self._held_out.examples)
+            loss = training.measure_loss(self._trainable, self._held_out.examples)
             self.validation.append((stats.step, loss))
             self._file.write(json.dumps({"kind": "validation", "step": stats.step, "loss_nats_per_token": loss}) + "\n")
 
-    def _show(self, stats: trainer.StepStats, last: int) -> None:
+    def _show(self, stats: training.StepStats, last: int) -> None:
         elapsed_s = time.monotonic() - self._begin_s
         left_s = elapsed_s / stats.step * (last - stats.step)
         speed = sum(past.tokens for past in self.steps) / sum(past.step_s for past in self.steps)
@@ -180,18 +186,18 @@ def _due(step_number: int, last: int, evaluations: int) -> bool:
     return step_number * evaluations // last > (step_number - 1) * evaluations // last
 
 
-def _measure(trainable: trainer.Trainable, held_out: Tokenized, progress: Progress, name: str) -> float:
+def _measure(trainable: training.Trainable, held_out: Tokenized, progress: Progress, name: str) -> float:
     with step(progress, name):
-        loss = trainer.measure_loss(trainable, held_out.examples, progress.update)
+        loss = training.measure_loss(trainable, held_out.examples, progress.update)
         progress.update(None, f"{loss:.3f} nats per answer token")
     return loss
 
 
-def _save_adapter(trainable: trainer.Trainable, base: Base, out: Path) -> None:
+def _save_adapter(trainable: training.Trainable, base: Base, out: Path) -> None:
     partial = out / ".adapter.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        trainer.save_adapter(trainable, base.name, partial)
+        training.save_adapter(trainable, base.name, partial)
         shutil.rmtree(out / "adapter", ignore_errors=True)  # of a run that was stopped before its manifest
         partial.replace(out / "adapter")
     except OSError as error:

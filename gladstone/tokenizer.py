@@ -46,6 +46,12 @@ class FolderTokenizer:
         end: int | None = self.hf.eos_token_id
         return end
 
+    @property
+    def padding_id(self) -> int:
+        """The token that fills a batch, which is masked: the end of text where the tokenizer names none."""
+        pad: int | None = self.hf.pad_token_id
+        return pad if pad is not None else self.eos_id or 0
+
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, special tokens included."""
         text: str = self.hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -33,6 +33,7 @@ class Family:
     pad: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     adds_bos: bool = True
+    space_in_front: bool = True  # sentencepiece's dummy prefix
 
 
 LLAMA3_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -54,7 +55,7 @@ FAMILIES = {
     ),
     "gemma3": Family(
         "spm", "Gemma3", templates.GEMMA, ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
-        "<bos>", "<end_of_turn>", "<pad>", settings=LLAMA | {"head_dim": 16, "sliding_window": 64},
+        "<bos>", "<end_of_turn>", "<pad>", settings=LLAMA | {"head_dim": 16, "sliding_window": 64}, space_in_front=False,
     ),
     "llama3": Family(LLAMA3_SPLIT, "Llama", templates.LLAMA_3, LLAMA3_SPECIAL, "<|begin_of_text|>", "<|eot_id|>", settings=LLAMA),
     "phi4": Family(
@@ -127,7 +128,7 @@ def _sentencepiece_bpe(family: Family, folder: Path) -> Any:
     processor = _sentencepiece(
         family, folder, model_type="bpe", vocab_size=900, byte_fallback=True, character_coverage=1.0,
         user_defined_symbols=symbols, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        split_digits=True, **({"pad_id": 3} if "<pad>" in special else {}),
+        split_digits=True, add_dummy_prefix=family.space_in_front, **({"pad_id": 3} if "<pad>" in special else {}),
     )  # fmt: skip
     pieces = {processor.id_to_piece(index): index for index in range(processor.vocab_size())}
     merges = []
@@ -137,9 +138,11 @@ def _sentencepiece_bpe(family: Family, folder: Path) -> Any:
     tokenizer = Tokenizer(
         models.BPE(pieces, [pair for _, pair in sorted(merges)], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     )
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    prefix = [normalizers.Prepend("▁")] if family.space_in_front else []
+    tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
+    strip = [decoders.Strip(" ", 1, 0)] if family.space_in_front else []
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     return _with_special(tokenizer, family)
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from finetune.backend import is_seq2seq
 from finetune.data.clean import flaw, map_texts, text_steps
-from finetune.labels import Labeller, TextTokenizer, TokenizedExample, scored_texts
+from finetune.labels import Example, Labeller, TextTokenizer, scored_texts
 from finetune.recipe import Recipe
 from gladstone.basemodel import resolve_base
 from gladstone.chat import Conversation
@@ -25,7 +26,7 @@ class Preview:
 
     source: str
     fate: str
-    examples: tuple[TokenizedExample, ...]
+    examples: tuple[Example, ...]
     whole_tokens: int
 
 
@@ -37,7 +38,7 @@ class Previewer:
         self.base = resolve_base(recipe.base.model, progress)
         self.tokenizer = load_tokenizer(self.base.folder)
         self.template = self.tokenizer.template(recipe.own_template())
-        self.labeller = Labeller(self.template, self.tokenizer, recipe.limits)
+        self.labeller = Labeller(self.template, self.tokenizer, recipe.limits, pairs=is_seq2seq(self.base))
         self.counts: Counter[str] = Counter()
         self.looked_at = 0
 

@@ -20,7 +20,7 @@ from finetune.data.division import SETS
 from finetune.data.leaks import LeakIndex
 from finetune.data.prepare import DROPPED, Summary, prepare, read_set
 from finetune.data.preview import Previewer
-from finetune.labels import TokenizedExample, scored_texts
+from finetune.labels import Example, scored_texts
 from finetune.recipe import Recipe
 from gladstone.artifacts import write_json, write_text
 from gladstone.chat import NO_MEDICAL_ADVICE, Conversation
@@ -141,13 +141,13 @@ class _Measures:
         if self._languages.total() < LANGUAGE_ROWS and len(answer.content) >= MIN_LANGUAGE_CHARS:
             self._languages[language(answer.content)] += 1
         example = self._example(row)
-        if isinstance(example, TokenizedExample):
+        if not isinstance(example, str):
             self._lengths["tokens"].append(len(example.input_ids))
             self._scored += example.target_tokens
         elif len(report.untold) < SAMPLES:
             report.untold.append(example)
 
-    def _example(self, row: Conversation) -> TokenizedExample | str:
+    def _example(self, row: Conversation) -> Example | str:
         try:
             return self._previewer.labeller.whole(row)
         except DataError as error:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from finetune.data.hub import HUB_PREFIX, fetch
 from gladstone.config import Config
 from gladstone.errors import ConfigError, DataError
 from gladstone.formats import COLUMNS, FORMAT_NAMES, Layout, find_layout
@@ -18,7 +19,11 @@ Size = Annotated[float, Field(gt=0)]
 class Source(Config):
     """One data file."""
 
-    path: str = Field(description=f"{ENDINGS}, or 'sample:NAME' for the rows that come with Gladstone")
+    path: str = Field(
+        description=f"{ENDINGS}; 'hub:OWNER/NAME' for a data set of the Hub; 'sample:NAME' for the rows that come along"
+    )
+    split: str = Field("train", description="which split of a data set of the Hub")
+    config: str | None = Field(None, description="which configuration of a data set of the Hub")
     format: str = Field("auto", description=f"row format: {', '.join(FORMAT_NAMES)}")
     columns: dict[str, str] | None = Field(
         None, description=f"for a layout of its own: which column is which of {', '.join(COLUMNS)}"
@@ -45,7 +50,9 @@ class Source(Config):
         return self
 
     def file(self) -> Path:
-        """The file on disk. Raises ConfigError for an unknown sample."""
+        """The file on disk; a data set of the Hub is fetched. Raises ConfigError for an unknown sample, DataError."""
+        if self.path.startswith(HUB_PREFIX):
+            return fetch(self.path.removeprefix(HUB_PREFIX), self.config, self.split, self.first_rows)
         if not self.path.startswith(SAMPLE_PREFIX):
             return Path(self.path).expanduser()
         name = self.path.removeprefix(SAMPLE_PREFIX)

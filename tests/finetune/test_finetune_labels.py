@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from finetune.labels import (
     IGNORED,
+    Example,
     Labeller,
     Limits,
     TokenizedExample,
@@ -35,7 +36,7 @@ def row(*turns: tuple[str, str], reasoning: str | None = None, source: str = "ro
     return Conversation(tuple(messages), source)
 
 
-def scored(example: TokenizedExample) -> list[int]:
+def scored(example: Example) -> list[int]:
     return [label for label in example.labels if label != IGNORED]
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from finetune import trainer
-from finetune.labels import IGNORED, Limits, TokenizedExample, tokenize_all
+from finetune import trainable as parts
+from finetune.labels import IGNORED, Example, Limits, TokenizedExample, tokenize_all
 from finetune.recipe import Recipe
-from finetune.trainer import StepStats, Trainable, collate, load_trainable, measure_loss, save_adapter, train
+from finetune.trainable import StepStats, Trainable, collate, measure_loss, save_adapter
+from finetune.trainer import load_trainable, train
 from gladstone.basemodel import Base, resolve_base
 from gladstone.errors import DataError, UnsupportedError
 from gladstone.formats import read_conversations
@@ -35,7 +36,7 @@ def recipe(tiny_base: Path) -> MakeRecipe:
 @pytest.fixture(scope="module")
 def examples(
     tmp_path_factory: pytest.TempPathFactory, template: ChatTemplate, tokenizer: FolderTokenizer
-) -> tuple[TokenizedExample, ...]:
+) -> tuple[Example, ...]:
     rows = [
         {"question": f"Question {number}?", "answer": " ".join(["word"] * (1 + number * number)) + "."}
         for number in range(8)
@@ -44,13 +45,13 @@ def examples(
     return tokenize_all(read_conversations(path, "qa"), template, tokenizer, Limits(512)).examples
 
 
-def run(trainable: Trainable, examples: tuple[TokenizedExample, ...], recipe: Recipe, work: Path) -> list[StepStats]:
+def run(trainable: Trainable, examples: tuple[Example, ...], recipe: Recipe, work: Path) -> list[StepStats]:
     seen: list[StepStats] = []
     train(trainable, examples, recipe, lambda stats, _last: seen.append(stats), work)
     return seen
 
 
-def as_rows(examples: tuple[TokenizedExample, ...]) -> list[dict[str, Any]]:
+def as_rows(examples: tuple[Example, ...]) -> list[dict[str, Any]]:
     return [{"input_ids": example.input_ids, "labels": example.labels} for example in examples]
 
 
@@ -62,9 +63,9 @@ def test_a_batch_is_padded_on_the_right_and_padding_is_not_scored() -> None:
 
 
 def test_batches_for_measuring_hold_every_example_once_within_the_budget(
-    examples: tuple[TokenizedExample, ...],
+    examples: tuple[Example, ...],
 ) -> None:
-    batches = trainer._batches_within(examples, 100)
+    batches = parts._batches_within(examples, 100)
     assert sorted(map(id, (example for batch in batches for example in batch))) == sorted(map(id, examples))
     assert len(batches) > 1
     for batch in batches:
@@ -72,7 +73,7 @@ def test_batches_for_measuring_hold_every_example_once_within_the_budget(
 
 
 def test_the_measured_loss_is_the_cross_entropy_of_the_answers_row_by_row(
-    base: Base, recipe: MakeRecipe, examples: tuple[TokenizedExample, ...]
+    base: Base, recipe: MakeRecipe, examples: tuple[Example, ...]
 ) -> None:
     import torch
 
@@ -96,7 +97,7 @@ def test_the_measured_loss_is_the_cross_entropy_of_the_answers_row_by_row(
 def test_the_first_logged_loss_is_the_mean_over_all_tokens_of_the_step(
     base: Base,
     recipe: MakeRecipe,
-    examples: tuple[TokenizedExample, ...],
+    examples: tuple[Example, ...],
     tmp_path: Path,
     batch_size: int,
     accumulation: int,
@@ -113,7 +114,7 @@ def test_the_first_logged_loss_is_the_mean_over_all_tokens_of_the_step(
 
 
 def test_a_step_counts_its_tokens_and_its_padding(
-    base: Base, recipe: MakeRecipe, examples: tuple[TokenizedExample, ...], tmp_path: Path
+    base: Base, recipe: MakeRecipe, examples: tuple[Example, ...], tmp_path: Path
 ) -> None:
     chosen = recipe(training={"batch_size": 8, "max_steps": 1})
     (stats,) = run(load_trainable(base, chosen, PAD, 100), examples, chosen, tmp_path)
@@ -126,7 +127,7 @@ def test_a_step_counts_its_tokens_and_its_padding(
 
 @pytest.mark.parametrize("four_bit", [False, True], ids=["LoRA", "QLoRA"])
 def test_twenty_steps_reduce_the_loss_and_touch_only_the_adapter(
-    base: Base, recipe: MakeRecipe, examples: tuple[TokenizedExample, ...], tmp_path: Path, four_bit: bool
+    base: Base, recipe: MakeRecipe, examples: tuple[Example, ...], tmp_path: Path, four_bit: bool
 ) -> None:
     import torch
 
@@ -175,11 +176,11 @@ def test_activations_are_recomputed_only_where_memory_demands_it(base: Base, rec
         ("off", 10**10, False),
     ):
         chosen = recipe(training={"gradient_checkpointing": wish})
-        assert trainer._needs_checkpointing(model, chosen, tokens) is expected, (wish, tokens)
+        assert parts.needs_checkpointing(model, chosen, tokens) is expected, (wish, tokens)
 
 
 def test_recomputing_activations_does_not_change_the_loss(
-    base: Base, recipe: MakeRecipe, examples: tuple[TokenizedExample, ...], tmp_path: Path
+    base: Base, recipe: MakeRecipe, examples: tuple[Example, ...], tmp_path: Path
 ) -> None:
     losses = []
     for wish in ("on", "off"):
@@ -191,7 +192,7 @@ def test_recomputing_activations_does_not_change_the_loss(
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(
-    base: Base, recipe: MakeRecipe, examples: tuple[TokenizedExample, ...], tmp_path: Path
+    base: Base, recipe: MakeRecipe, examples: tuple[Example, ...], tmp_path: Path
 ) -> None:
     chosen = recipe(training={"learning_rate": 1e30, "max_steps": 4})
     with pytest.raises(DataError, match=r"the loss of step 2 is (nan|inf): lower training\.learning_rate"):

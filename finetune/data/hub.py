@@ -1,0 +1,61 @@
+"""Data sets of the Hugging Face Hub, brought once into the user's cache as JSON Lines. Names datasets."""
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from gladstone.artifacts import whole_file
+from gladstone.command import require_packages
+from gladstone.errors import DataError
+from gladstone.host import cache_dir, check_disk
+
+HUB_PREFIX = "hub:"
+SMALLEST_FREE_BYTES = 1 << 30
+
+
+def fetch(name: str, config: str | None, split: str, first_rows: int | None) -> Path:
+    """The file of a data set, streamed from the Hub unless the cache has it. Raises DataError if that fails."""
+    path = cached(name, config, split, first_rows)
+    if path.is_file():
+        return path
+    require_packages("a data set of the Hub", "finetune", ["datasets"])
+    check_disk(path.parent, SMALLEST_FREE_BYTES, f"the data set {name}")
+    write(_rows(name, config, split, first_rows), path)
+    return path
+
+
+def _rows(name: str, config: str | None, split: str, first_rows: int | None) -> Iterator[dict[str, Any]]:
+    try:
+        yield from islice(stream(name, config, split), first_rows)
+    except Exception as error:  # datasets raises whatever its file systems, HTTP clients and scripts raise
+        raise DataError(
+            f"{HUB_PREFIX}{name}: cannot be fetched from the Hub ({type(error).__name__}: {_first_line(error)}). "
+            "Without a network, bring its file (Parquet, JSON or CSV; 'Files' on its page) and give that file's path."
+        ) from error
+
+
+def cached(name: str, config: str | None, split: str, first_rows: int | None) -> Path:
+    """Where a data set is kept."""
+    parts = [name.replace("/", "--"), config or "default", split, *([f"first{first_rows}"] if first_rows else [])]
+    return cache_dir() / "datasets" / ("_".join(part.replace("/", "-") for part in parts) + ".jsonl")
+
+
+def stream(name: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
+    """The rows of a data set, or of a local folder that is laid out as one, without any code of its own."""
+    from datasets import load_dataset
+
+    rows: Iterable[dict[str, Any]] = load_dataset(name, config, split=split, streaming=True)
+    return rows
+
+
+def write(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    """Rows as JSON Lines; values that JSON has no kind for (dates, bytes) as text."""
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
