@@ -6,11 +6,13 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from finetune import token_cache
 from finetune import trainable as training
 from finetune.backend import backend_of, is_seq2seq
 from finetune.data.division import SETS
@@ -93,8 +95,22 @@ def _tokenize(
     data: Path, template: ChatTemplate, tokenizer: FolderTokenizer, chosen: tuple[Recipe, Base]
 ) -> dict[str, Tokenized]:
     recipe, base = chosen
+    pairs = is_seq2seq(base)
+
+    def tokenize(name: str) -> Tokenized:
+        return tokenize_all(read_set(data, name), template, tokenizer, recipe.limits, pairs=pairs)
+
+    parts = {
+        "template": template.sha256,
+        "tokenizer": {
+            name: sha256_path(base.folder / name) for name in TOKENIZER_FILES if (base.folder / name).is_file()
+        },
+        "limits": vars(recipe.limits),
+        "pairs": pairs,
+        "versions": installed_versions("gladstone", "transformers", "tokenizers"),
+    }
     return {
-        name: tokenize_all(read_set(data, name), template, tokenizer, recipe.limits, pairs=is_seq2seq(base))
+        name: token_cache.cached(parts | {"rows": sha256_path(data / f"{name}.jsonl")}, partial(tokenize, name))[0]
         for name in SETS
     }
 
