@@ -4,7 +4,8 @@
     python -m benchmarks.near_duplicates speed ROWS 10000      ours and datasketch in turn, each in its own process
     python -m benchmarks.near_duplicates pipeline ROWS 1000000 all of `finetune data prepare`
 
-Rows of larger numbers are made from the real ones: sentences drawn at random, so that near duplicates are rare.
+Larger numbers of rows are made from the real ones: sentences drawn at random, a third of their words replaced by others
+of the file, so that no two rows are alike; then one in fifty is a near duplicate of the row before.
 """
 
 import argparse
@@ -126,18 +127,23 @@ def read(path: Path) -> list[Conversation]:
 
 
 def made(path: Path, count: int) -> Iterator[Conversation]:
-    """Rows of sentences drawn from real ones; one in fifty is a near duplicate of the row before."""
+    """That many rows made from a file's."""
     draw = random.Random(0)
     rows = read(path)
     questions = [row.messages[-2].content for row in rows]
     sentences = [part for row in rows for part in re.split(r"(?<=[.!?])\s+", row.answer.content) if len(part) > 20]
+    words = [word for sentence in sentences for word in sentence.split()]
     row = rows[0]
+
+    def changed(text: str) -> str:
+        return " ".join(draw.choice(words) if draw.random() < 1 / 3 else word for word in text.split())
+
     for number in range(count):
         if number % 50 == 49:
             row = plant([row], EDITS["case"], number)[0]
         else:
-            answer = " ".join(draw.choice(sentences) for _ in range(draw.randint(2, 6)))
-            question = f"{draw.choice(questions)} {draw.choice(questions)}"
+            answer = " ".join(changed(draw.choice(sentences)) for _ in range(draw.randint(2, 6)))
+            question = changed(draw.choice(questions))
             row = Conversation((Message("user", question), Message("assistant", answer)), f"made:{number + 1}")
         yield row
 

@@ -64,17 +64,29 @@ class Sketcher:
         drawn[0] |= 1  # an odd factor permutes the 32-bit numbers
         return drawn
 
-    def sketch(self, grams: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-        """Band keys of some texts, (bands, texts)."""
+    @cached_property
+    def most_differing_bits(self) -> int:
+        """Of the bits of two texts that are exactly similar enough, four standard deviations above the mean.
+
+        A bit is equal where the minima are, and else by chance (Li and König 2010): with probability (1 + s) / 2.
+        """
+        bands, rows = self.shape
+        differs = (1 - self.similarity) / 2
+        return int(np.ceil(bands * rows * differs + 4 * np.sqrt(bands * rows * differs * (1 - differs))))
+
+    def sketch(self, grams: Sequence[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Band keys of some texts, (bands, texts), and a bit of each minimum, (texts, 2)."""
         bands, rows = self.shape
         starts = np.cumsum([0, *(len(hashes) for hashes in grams[:-1])])
         hashes = (np.concatenate(grams) >> np.uint64(32)).astype(np.uint32)
         keys = np.zeros((bands, len(grams)), dtype=np.uint64)
+        low_bits = np.zeros((MAX_HASHES, len(grams)), dtype=np.uint8)
         factors, summands = self._permutations
         for index in range(bands * rows):
             minima = np.minimum.reduceat(hashes * factors[index] + summands[index], starts)
             band = keys[index // rows]
             band *= _MULTIPLIER
             band += minima
+            low_bits[index] = minima & 1
             band ^= band >> np.uint64(29)
-        return keys
+        return keys, np.ascontiguousarray(np.packbits(low_bits, axis=0).T).view(np.uint64)

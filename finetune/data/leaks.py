@@ -79,7 +79,7 @@ class LeakIndex:
         for kind, name in enumerate(("similar question", "similar row")):
             texts = [_texts(row)[kind] for row in batch]
             grams = [gram_hashes(text) for text in texts]
-            for index, test in self._candidates(kind, self._sketcher.sketch(grams)):
+            for index, test in self._candidates(kind, self._sketcher.sketch(grams)[0]):
                 if index in found:
                     continue
                 own = np.unique(gram_hashes(self._texts[test][kind]))
@@ -98,7 +98,9 @@ class LeakIndex:
         return sorted(pairs)
 
     def _sketch_all(self, kind: int) -> list[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
-        keys = [self._sketcher.sketch([gram_hashes(texts[kind]) for texts in batch]) for batch in batches(self._texts)]
+        keys = [
+            self._sketcher.sketch([gram_hashes(texts[kind]) for texts in batch])[0] for batch in batches(self._texts)
+        ]
         joined = np.concatenate(keys, axis=1) if keys else np.empty((self._sketcher.shape[0], 0), dtype=np.uint64)
         orders = [np.argsort(band, kind="stable") for band in joined]
         return [(band[order], order) for band, order in zip(joined, orders, strict=True)]

@@ -144,7 +144,7 @@ def test_sketches_meet_as_often_as_the_similarity_says() -> None:
     for _ in range(pairs):
         grams = rng.integers(0, 1 << 63, 120, dtype=np.uint64)
         one, other = grams[: shared + 20], np.concatenate([grams[:shared], grams[shared + 20 :]])
-        keys = sketcher.sketch([one, other])
+        keys, _ = sketcher.sketch([one, other])
         meetings += int((keys[:, 0] == keys[:, 1]).sum())
     expected = (shared / 120) ** rows
     assert meetings / (pairs * bands) == pytest.approx(expected, rel=0.25)
@@ -152,3 +152,18 @@ def test_sketches_meet_as_often_as_the_similarity_says() -> None:
 
 def test_batches_cover_everything_in_order() -> None:
     assert list(batches(range(5), 2)) == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("similarity", [0.6, 0.8])
+def test_bits_pass_similar_texts_and_stop_most_others(similarity: float) -> None:
+    rng = np.random.default_rng(1)
+    sketcher = Sketcher(similarity)
+
+    def differing(shared: int, grams: int = 200) -> int:
+        drawn = rng.integers(0, 1 << 63, 2 * grams - shared, dtype=np.uint64)
+        _, bits = sketcher.sketch([drawn[:grams], np.concatenate([drawn[:shared], drawn[grams:]])])
+        return int(np.bitwise_count(bits[0] ^ bits[1]).sum())
+
+    shared = round(2 * 200 * similarity / (1 + similarity))  # of 200 each, for exactly that similarity
+    assert sum(differing(shared) > sketcher.most_differing_bits for _ in range(300)) <= 1
+    assert sum(differing(90) > sketcher.most_differing_bits for _ in range(300)) > (290 if similarity == 0.8 else 20)
