@@ -1,0 +1,49 @@
+"""Every recipe on a tiny random model of its base's architecture: twenty steps, loss before and after.
+
+    python -m benchmarks.tiny_recipes
+
+Shows that rows, labels, adapter and trainer fit together for each family; says nothing of what the real base learns.
+"""
+
+import tempfile
+from pathlib import Path
+
+from finetune import trainable as training
+from finetune.backend import backend_of, is_seq2seq
+from finetune.labels import tokenize_all
+from finetune.recipe import load_recipe
+from gladstone.basemodel import resolve_base
+from gladstone.progress import Silent
+from gladstone.quiet import output_to
+from gladstone.tokenizer import load_tokenizer
+from tests.families import recipe_families, write_family
+from tests.finetune.test_finetune_families import faster, rows
+
+
+def main() -> None:
+    training.prepare_environment()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, family in recipe_families().items():
+            with output_to(Path(folder) / "log"):
+                line = measure(name, family, Path(folder))
+            print(line, flush=True)
+
+
+def measure(name: str, family: str, root: Path) -> str:
+    """One recipe's line for a Markdown table."""
+    if not (root / family).exists():
+        write_family(family, root / family)
+    base = resolve_base(str(root / family), Silent())
+    recipe, tokenizer = faster(load_recipe(name, [])), load_tokenizer(base.folder)
+    template = tokenizer.template(recipe.own_template())
+    examples = tokenize_all(rows(), template, tokenizer, recipe.limits, pairs=is_seq2seq(base)).examples
+    trainable = backend_of(base).load_trainable(base, recipe, tokenizer.padding_id, 64)
+    before = training.measure_loss(trainable, examples)
+    backend_of(base).train(trainable, examples, recipe, lambda *_: None, root / "work")
+    after = training.measure_loss(trainable, examples)
+    kind = type(trainable.model.get_base_model()).__name__
+    return f"| {name} | {kind} | {'NF4' if recipe.base.load_in_4bit else 'float32'} | {before:.2f} → {after:.2f} |"
+
+
+if __name__ == "__main__":
+    main()
