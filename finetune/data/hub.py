@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, brought once into the user's cache as JSON Lines. Names datasets."""
+"""Data sets of the Hugging Face Hub, kept in the cache as JSON Lines. Names datasets, huggingface_hub."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -13,6 +13,7 @@ from gladstone.host import cache_dir, check_disk
 
 HUB_PREFIX = "hub:"
 SMALLEST_FREE_BYTES = 1 << 30
+ASK_S = 10
 
 
 def fetch(name: str, config: str | None, split: str, first_rows: int | None) -> Path:
@@ -46,8 +47,17 @@ def stream(name: str, config: str | None, split: str) -> Iterable[dict[str, Any]
     """The rows of a data set, or of a local folder that is laid out as one, without any code of its own."""
     from datasets import load_dataset
 
+    if not Path(name).is_dir():
+        _ask_hub(name)
     rows: Iterable[dict[str, Any]] = load_dataset(name, config, split=split, streaming=True)
     return rows
+
+
+def _ask_hub(name: str) -> None:
+    """Raises at once where there is no such data set or no network; `datasets` tries for half a minute, and says so."""
+    from huggingface_hub import HfApi
+
+    HfApi().dataset_info(name, timeout=ASK_S)
 
 
 def write(rows: Iterable[dict[str, Any]], path: Path) -> None:

@@ -85,6 +85,8 @@ def recognise(path: Path) -> Layout:
         raise DataError(f"{path}: no row can be read, so that its format cannot be recognised.")
     counts = {name: sum(row.issuperset(fields) for row in sample) for name, fields in KNOWN_BY.items()}
     fitting = [name for name, count in counts.items() if count * 2 >= len(sample)]
+    # a row that has more than text is no plain text: Alpaca's rows hold themselves once more under that name
+    fitting = [name for name in fitting if name != "text"] or fitting
     if len(fitting) == 1:
         count, fields = counts[fitting[0]], ", ".join(KNOWN_BY[fitting[0]])
         of_all = "" if count == len(sample) else f"{count} of "

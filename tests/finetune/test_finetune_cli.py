@@ -31,11 +31,10 @@ def refused(result: Result) -> str:
 
 def test_recipes_lists_every_recipe_with_its_base() -> None:
     result = finetune("recipes")
-    expected = ""
+    assert result.exit_code == 0
     for name in recipe_names():
         recipe = load_recipe(name, [])
-        expected += f"{name}\n    {recipe.description}\n    base {recipe.base.model}\n"
-    assert (result.exit_code, result.output) == (0, expected)
+        assert f"{name}\n    {recipe.description}\n    base {recipe.base.model}, about " in result.output
 
 
 def test_a_missing_data_file_is_one_message(tmp_path: Path) -> None:

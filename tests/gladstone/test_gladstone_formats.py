@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gladstone.artifacts import write_rows
 from gladstone.chat import Conversation, Message
 from gladstone.errors import ConfigError, DataError
-from gladstone.formats import FORMATS, KNOWN_BY, find_layout, messages, qa, read_conversations, recognise
+from gladstone.formats import FORMATS, KNOWN_BY, find_layout, messages, prepared, qa, read_conversations, recognise
 
 GOOD: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
     "qa": (
@@ -24,6 +24,11 @@ GOOD: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
             Message("user", "Which organ makes insulin?"),
             Message("assistant", "The pancreas.", "Islets."),
         ),
+    ),
+    "text": ({"text": " Bile is made in the liver."}, (Message("assistant", "Bile is made in the liver."),)),
+    "prepared": (
+        {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
+        (Message("user", "Q"), Message("assistant", "A")),
     ),
     "alpaca": (
         {"instruction": "Name the organ.", "input": "It makes insulin.", "output": "The pancreas.", "text": "ignored"},
@@ -331,3 +336,44 @@ def test_reasoning_that_opens_the_answer_becomes_its_field(
 ) -> None:
     path = write_row(tmp_path / "rows.jsonl", {"question": "Q", "answer": text})
     assert read_conversations(path, "qa")[0].answer == Message("assistant", answer, reasoning)
+
+
+def test_plain_text_is_one_turn_that_answers_nothing() -> None:
+    row = FORMATS["text"]({"text": " Bile is made in the liver. "}, "x:1")
+    assert row.messages == (Message("assistant", "Bile is made in the liver."),)
+    assert row.is_text
+    assert row.prompt == ()
+    with pytest.raises(DataError, match="x:1: field 'text' is empty"):
+        FORMATS["text"]({"text": " "}, "x:1")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Conversation((Message("assistant", "Bile is made in the liver."),), "a.jsonl:7"),
+        Conversation(
+            (Message("system", "Be short."), Message("user", "Why?"), Message("assistant", "So.", "Because.")),
+            "a.jsonl:8",
+        ),
+    ],
+)
+def test_prepared_rows_come_back_equal_and_keep_their_source(row: Conversation) -> None:
+    assert prepared.read(prepared.write(row), "train.jsonl:1") == row
+
+
+def test_pubmedqa_is_read_in_the_layout_of_the_hub_too() -> None:
+    original = {
+        "QUESTION": "Does it?",
+        "CONTEXTS": ["One.", "Two."],
+        "LONG_ANSWER": "It does.",
+        "final_decision": "yes",
+    }
+    hub = {
+        "pubid": 1,
+        "question": "Does it?",
+        "context": {"contexts": ["One.", "Two."], "labels": ["A", "B"], "meshes": []},
+        "long_answer": "It does.",
+        "final_decision": "yes",
+    }
+    for name in ("pubmedqa", "pubmedqa-closed"):
+        assert FORMATS[name](hub, "x:1") == FORMATS[name](original, "x:1")
