@@ -15,6 +15,7 @@ from export.cli import main
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.gguf import read_info
 from tests.export.tiny_runs import edit_json, finish, write_adapter
+from tests.stopped import interrupt
 
 FILES = {"tiny-q8_0.gguf", "tiny-q4_k_m.gguf", "tiny-base-q8_0.gguf", "tiny-base-q4_k_m.gguf"}
 
@@ -142,16 +143,7 @@ def test_verify_refuses_a_quantised_file(f16: Path, tiny_run: Path, tmp_path: Pa
 def test_a_stopped_export_leaves_no_half_file_and_goes_on_from_there(run: Path) -> None:
     command = [sys.executable, "-m", "export", "gguf", str(run), "--quant", "f16", "--quant", "q8_0"]
     out = run / "gguf"
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        wait_for(out / ".export-state.json", child)
-        child.send_signal(signal.SIGINT)
-        printed, errors = child.communicate(timeout=60)
-    finally:
-        child.kill()
-    assert child.returncode == 130, errors
-    assert printed == ""
-    assert "Traceback" not in errors
+    interrupt(command, (out / ".export-state.json").exists)
     assert {path.name for path in out.iterdir()} == {"tiny-f16.gguf", ".export-state.json", "export.log"}
     made_ns = (out / "tiny-f16.gguf").stat().st_mtime_ns
     result = export("gguf", run, "--quant", "f16", "--quant", "q8_0")
@@ -180,14 +172,6 @@ def test_an_export_stopped_while_converting_leaves_nothing_behind(run: Path) -> 
         child.kill()
     assert child.returncode == 130, errors
     assert {path.name for path in out.iterdir()} == {"export.log"}
-
-
-def wait_for(path: Path, child: "subprocess.Popen[str]") -> None:
-    deadline_s = time.monotonic() + 200
-    while not path.exists():
-        assert child.poll() is None, child.communicate()
-        assert time.monotonic() < deadline_s, f"{path} did not appear"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("damage", ["one byte", "cut short", "removed"])
