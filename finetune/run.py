@@ -75,6 +75,7 @@ def run(recipe: Recipe, out: Path, progress: Progress) -> RunResult:
             tokenizer = load_tokenizer(base.folder)
             template = tokenizer.template(recipe.own_template())
             sets = _tokenize(out / "data", template, tokenizer, (recipe, base))
+            progress.update(None, _hits(sets, recipe.base.max_tokens))
         _write_inputs(out, recipe, base, template)
         outcome = _train(recipe, base, tokenizer, sets, (out, progress))
     parents = {"base": base.fingerprint} | hashes
@@ -113,6 +114,16 @@ def _tokenize(
         name: token_cache.cached(parts | {"rows": sha256_path(data / f"{name}.jsonl")}, partial(tokenize, name))[0]
         for name in SETS
     }
+
+
+def _hits(sets: dict[str, Tokenized], max_tokens: int) -> str:
+    """What the limits did to the rows, in words."""
+    counts = {
+        f"rows of more than {max_tokens:,} tokens left out": sum(each.too_long for each in sets.values()),
+        f"cut to {max_tokens:,} tokens": sum(each.cut for each in sets.values()),
+        "with their reasoning cut": sum(each.reasoning_cut for each in sets.values()),
+    }
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
 
 def _write_inputs(out: Path, recipe: Recipe, base: Base, template: ChatTemplate) -> None:

@@ -261,6 +261,7 @@ def test_reasoning_within_a_budget_is_trained_where_the_prompt_opens_it(tiny: Fi
     assert result.exit_code == 0, result.output
     facts = read_manifest(tmp_path / "out").facts
     assert facts["reasoning_cut"] == {"train": 32, "validation": 4, "test": 4}
+    assert "40 with their reasoning cut" in result.output
     assert facts["formats"] == ["reasoning"]
 
 
