@@ -142,7 +142,7 @@ class _Work:
     def read(self, sources: Sequence[tuple[Source, Layout]], progress: Progress) -> None:
         """Every row of every source, cleaned. Raises DataError for bad rows, unless they may be skipped."""
         for origin, (source, layout) in enumerate(sources):
-            before = self.summary.read
+            before, bad_before = self.summary.read, self._dropped.count
             found = iter_conversations(source.file(), layout, self._dropped)
             for row in islice(found, source.first_rows):
                 self._clean(row, origin)
@@ -151,6 +151,7 @@ class _Work:
                     progress.update(None, f"{self.summary.read:,} rows")
             if not self._section.skip_bad:
                 self._dropped.check("bad rows, which --skip-bad would leave out")
+            self.summary.read += self._dropped.count - bad_before
             told = {"path": source.path, "format": layout.name, "rows": self.summary.read - before}
             self.summary.sources.append(told)
 

@@ -176,6 +176,7 @@ def test_every_row_is_in_a_set_or_has_a_reason(tmp_path: Path) -> None:
     assert summary.personal == {"e-mail": 1}
     assert sum(map(len, sets.values())) + len(told) == len(rows)
     assert summary.dropped.total() == len(told)
+    assert summary.read == len(rows)
     assert json.loads((tmp_path / "data" / "data.json").read_text())["dropped"] == dict(summary.dropped)
 
 
