@@ -279,3 +279,12 @@ def test_recipes_are_listed_with_base_memory_and_rows_and_shown_as_they_are() ->
     unknown = CliRunner().invoke(main, ["recipes", "show", "phi"])
     assert unknown.exit_code == 1
     assert "no recipe 'phi'" in unknown.output
+
+
+def test_reasoning_that_a_tokenizer_cannot_mark_is_refused(tiny: FindTiny) -> None:
+    from gladstone.errors import DataError
+
+    recipe, made = of_recipe("flan-t5-medical", tiny)
+    row = Conversation((Message("user", "Why?"), Message("assistant", "So.", "Because.")), "x:1")
+    with pytest.raises(DataError, match="x:1: the tokenizer has no '<think>'.*data.reasoning=drop"):
+        tokenize_all([row], made.template, made.tokenizer, recipe.limits, pairs=True)
