@@ -229,8 +229,8 @@ def tokenize_pair(conversation: Conversation, template: ChatTemplate, tokenizer:
     opening, closing = template.thought_tags
     if answer.reasoning and tokenizer.decode(tokenizer.encode(opening)).strip() != opening:
         raise DataError(
-            f"{conversation.source}: the tokenizer has no {opening!r}, so that reasoning cannot be told from the answer; "
-            "set data.reasoning=drop."
+            f"{conversation.source}: the tokenizer has no {opening!r}, so that reasoning cannot be told from the "
+            "answer; set data.reasoning=drop."
         )
     thought = f"{opening}\n{answer.reasoning}\n{closing}\n\n" if answer.reasoning else ""
     read, written = tokenizer.encode(question), tokenizer.encode(thought + answer.content)

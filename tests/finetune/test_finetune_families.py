@@ -286,5 +286,5 @@ def test_reasoning_that_a_tokenizer_cannot_mark_is_refused(tiny: FindTiny) -> No
 
     recipe, made = of_recipe("flan-t5-medical", tiny)
     row = Conversation((Message("user", "Why?"), Message("assistant", "So.", "Because.")), "x:1")
-    with pytest.raises(DataError, match="x:1: the tokenizer has no '<think>'.*data.reasoning=drop"):
+    with pytest.raises(DataError, match=r"x:1: the tokenizer has no '<think>'.*data\.reasoning=drop"):
         tokenize_all([row], made.template, made.tokenizer, recipe.limits, pairs=True)
