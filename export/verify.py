@@ -103,7 +103,7 @@ def _check_entries(model: Model, tokenizer: FolderTokenizer) -> Point:
     names = tokenizer.hf.convert_ids_to_tokens(list(range(size)))
     wrong = [index for index, name in enumerate(names) if model.token_text(index) != name]
     decoded = [tokenizer.decode([index]) for index in range(size)]
-    split = [index for index, text in enumerate(decoded) if not _same_ids(model, tokenizer, text)]
+    split = _differing(model, tokenizer, decoded)
     measured = {"entries": size, "differing_entries": len(wrong), "differing_encodings": len(split)}
     if wrong:
         first = wrong[0]
@@ -118,15 +118,21 @@ def _check_entries(model: Model, tokenizer: FolderTokenizer) -> Point:
 def _check_texts(model: Model, trained: Trained) -> Point:
     rows = [message.content for row in trained.rows for message in row.messages]
     texts = proof_texts(rows, list(trained.tokenizer.special_tokens))
-    wrong = [text for text in texts if not _same_ids(model, trained.tokenizer, text)]
+    wrong = [texts[index] for index in _differing(model, trained.tokenizer, texts)]
     detail = f"token ids of all {len(texts)} texts equal"
     if wrong:
         detail = f"{len(wrong)} of {len(texts)} texts get other token ids, first {wrong[0][:80]!r}"
     return Point("texts", not wrong, detail, {"texts": len(texts), "differing": len(wrong)})
 
 
-def _same_ids(model: Model, tokenizer: FolderTokenizer, text: str) -> bool:
-    return model.tokenize(text, parse_special=True) == tokenizer.encode(text)
+def _differing(model: Model, tokenizer: FolderTokenizer, texts: Sequence[str]) -> list[int]:
+    """The texts that the two tokenizers split differently, by their numbers."""
+    trained = tokenizer.encode_all(list(texts))
+    return [
+        index
+        for index, (text, ids) in enumerate(zip(texts, trained, strict=True))
+        if model.tokenize(text, parse_special=True) != ids
+    ]
 
 
 def _check_special(model: Model, trained: Trained) -> Point:

@@ -40,6 +40,11 @@ class FolderTokenizer:
         ids: list[int] = self.hf(text, add_special_tokens=False).input_ids
         return ids
 
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """What `encode` gives of each text, many times as fast."""
+        ids: list[list[int]] = self.hf(texts, add_special_tokens=False).input_ids if texts else []
+        return ids
+
     @property
     def eos_id(self) -> int | None:
         """The token that ends a text."""
