@@ -21,6 +21,8 @@ from bench.results import BETTER, HIGHER, LOWER, SAME, WORSE, Difference, Result
 Table = npt.NDArray[np.float64]
 Statistic = Callable[[Table], Table]
 
+MIN_JUDGED = 10  # with fewer items an interval covers less than it says
+
 _NORMAL = NormalDist()
 _BLOCK_CELLS = 4_000_000  # resample weights held at once: 32 MB
 
@@ -82,8 +84,8 @@ def compare(first: Table, other: Table, statistic: Statistic, bootstrap: Bootstr
 
 
 def judge(difference: Result, higher_is_better: bool | None) -> Difference:
-    """Words for a difference: only an interval that leaves 0 out tells two models apart."""
-    if difference.low <= 0 <= difference.high:
+    """Words for a difference: only an interval that leaves 0 out, over ten items at least, tells two models apart."""
+    if difference.low <= 0 <= difference.high or difference.n < MIN_JUDGED:
         return Difference(difference, SAME)
     higher = difference.mean > 0
     if higher_is_better is None:

@@ -22,7 +22,7 @@ from bench.results import (
     SpeedRun,
     Spread,
 )
-from bench.stats import Bootstrap, Table, compare, estimate, judge, perplexity, spread
+from bench.stats import MIN_JUDGED, Bootstrap, Table, compare, estimate, judge, perplexity, spread
 
 PERPLEXITY = MetricInfo("perplexity", "perplexity", higher_is_better=False)
 FEW_ITEMS = 20
@@ -165,7 +165,8 @@ def _measurement_warnings(rows: Sequence[ModelReport]) -> list[str]:
     warnings = []
     answers = len(rows[0].measured.answers)
     if answers < FEW_ITEMS:
-        warnings.append(f"Only {answers} answers were scored: the intervals are rough below {FEW_ITEMS}.")
+        no_verdict = f", and below {MIN_JUDGED} nothing is called better or worse" if answers < MIN_JUDGED else ""
+        warnings.append(f"Only {answers} answers were scored: the intervals are rough below {FEW_ITEMS}{no_verdict}.")
     for row in rows:
         if PERPLEXITY.name in row.differences and row.differences[PERPLEXITY.name].verdict == NOT_COMPARABLE:
             warnings.append(

@@ -127,7 +127,9 @@ class LeakIndex:
         tests, counts = np.unique(np.concatenate(hits), return_counts=True)
         shares = counts / self._run_counts[tests]
         best = int(np.argmax(shares))
-        if shares[best] < CONTAINED:
+        said = set(words_key(row_text(row)).split())
+        asked = {word for word in self._texts[tests[best]][0].split() if word not in COMMON_WORDS}
+        if shares[best] < CONTAINED or not asked <= said:
             return None
         return Leak(row.source, self._sources[tests[best]], "contains the question", float(shares[best]))
 

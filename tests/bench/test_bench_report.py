@@ -82,10 +82,10 @@ def test_markdown_never_holds_bare_markup_of_a_text(answer: str) -> None:
 
 def test_the_headline_says_what_is_better_and_what_cannot_be_told() -> None:
     nats = {"base": [30.0, 31, 29, 30], "tuned": [20.0, 21, 20, 20]}
-    report = make_report({"base": BAD, "tuned": BAD}, nats)
+    report = make_report({"base": BAD * 3, "tuned": BAD * 3}, {name: values * 3 for name, values in nats.items()})
     assert report.headline == (
         "tuned against base: perplexity 20.09 → 7.58, better (difference −12.51, 95 % interval "
-        f"{_signed(report, 'low')} to {_signed(report, 'high')}, 4 rows); not distinguishable: ROUGE-1, ROUGE-2, ROUGE-L, "
+        f"{_signed(report, 'low')} to {_signed(report, 'high')}, 12 rows); not distinguishable: ROUGE-1, ROUGE-2, ROUGE-L, "
         "BLEU, token F1; writes at 2.00 × the speed (2.00–2.00 over 3 rounds).",
     )
 

@@ -143,7 +143,8 @@ def test_models_on_different_rows_are_not_compared() -> None:
 def test_a_verdict_needs_an_interval_without_0(
     low: float, high: float, higher_is_better: bool | None, verdict: str
 ) -> None:
-    assert judge(Result((low + high) / 2, low, high, 9), higher_is_better).verdict == verdict
+    assert judge(Result((low + high) / 2, low, high, 10), higher_is_better).verdict == verdict
+    assert judge(Result((low + high) / 2, low, high, 9), higher_is_better).verdict == "not distinguishable"
 
 
 def test_a_spread_is_median_and_extremes() -> None:

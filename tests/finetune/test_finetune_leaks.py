@@ -116,3 +116,12 @@ def test_questions_of_one_pattern_are_no_leaks() -> None:
     ]
     assert kinds(rows[3:], rows[:3]) == []
     assert kinds(rows, rows[:3]) == [(0, "same question"), (1, "same question"), (2, "same question")]
+
+
+def test_a_pattern_that_the_test_file_has_once_is_no_leak() -> None:
+    pattern = "What to do for what I need to know about {} at home and away?"
+    test = [conversation(pattern.format("kidney stones")), conversation("What else should I know about kidney stones?")]
+    assert kinds([conversation(pattern.format("gestational diabetes"))], test) == []
+    assert kinds([conversation(f"Now: {pattern.format('kidney stones')} Tell me all.", "Drink water.")], test) == [
+        (0, "contains the question")
+    ]
