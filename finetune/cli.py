@@ -14,7 +14,17 @@ def main() -> None:
     """Fine-tune a model on your rows with QLoRA: rows in, adapter out."""
 
 
-@main.command()
+class RecipeCommand(click.Command):
+    """A command whose help ends with the fields of a recipe, in the words that the recipe's sections have for them."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from finetune.recipe import field_help
+
+        with formatter.section("Fields of a recipe, for --set"):
+            formatter.write_dl(field_help())
+
+
+@main.command(cls=RecipeCommand)
 @click.argument("recipe", required=False)
 @click.option("--data", type=click.Path(path_type=Path), help="Train on this file in place of the recipe's rows.")
 @click.option("--format", "format_name", help="Row format of --data.  [default: auto]")

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from finetune.data.section import Source
-from finetune.recipe import DEFAULT_RECIPE, load_recipe, recipe_names
+from finetune.recipe import DEFAULT_RECIPE, Recipe, field_help, load_recipe, recipe_names
 from gladstone.errors import ConfigError
 from gladstone.formats import read_conversations
 
@@ -84,3 +84,15 @@ def test_shares_that_leave_no_training_rows_are_refused() -> None:
 def test_a_name_that_cannot_name_a_folder_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="name: expected"):
         load_recipe(None, [f"name={name!r}"])
+
+
+def test_the_help_has_every_field_that_a_recipe_may_set() -> None:
+    told = dict(field_help())
+    values = Recipe.model_validate_json(load_recipe(None, []).model_dump_json()).model_dump()
+    for section in ("base", "lora", "training"):
+        for name in values[section]:
+            assert told[f"{section}.{name}"]
+    assert told["training.learning_rate"] == "peak learning rate  [0.0002]"
+    assert told["data.cleaning.min_chars"].endswith("reasoning not counted  [10]")
+    assert "(drop | cut prompt | cut)" in told["base.long_rows"]
+    assert "data.sources[].weight" in told
