@@ -1,7 +1,7 @@
 """Near-duplicate search: recall and precision on planted rows, speed and memory against datasketch.
 
     python -m benchmarks.near_duplicates quality ROWS          a file with real rows
-    python -m benchmarks.near_duplicates speed ROWS 10000      ours and datasketch in turn, each in its own process
+    python -m benchmarks.near_duplicates speed ROWS 10000      ours and datasketch (pip install it) in turn
     python -m benchmarks.near_duplicates pipeline ROWS 1000000 all of `finetune data prepare`
 
 Larger numbers of rows are made from the real ones: sentences drawn at random, a third of their words replaced by others
