@@ -15,8 +15,7 @@ from finetune.data.grams import Sketcher, gram_hashes, jaccard
 from gladstone.artifacts import write_rows
 from gladstone.chat import Conversation
 from gladstone.errors import MAX_LISTED_PROBLEMS, DataError, listed
-from gladstone.formats import find_layout, iter_conversations
-from gladstone.rows import Problems
+from gladstone.formats import checked_conversations, find_layout
 
 WORDS = 8  # a question of fewer words is too common to be looked for inside other texts
 CONTAINED = 0.8  # of its runs of eight words
@@ -50,9 +49,10 @@ class LeakIndex:
         self._texts: list[tuple[str, str]] = []  # question and whole row
         self._questions: dict[int, int] = {}
         for row in test:
-            self._questions.setdefault(key_hash(question_key(row)), len(self._sources))
+            texts = _texts(row)
+            self._questions.setdefault(key_hash(texts[0]), len(self._sources))
             self._sources.append(row.source)
-            self._texts.append(_texts(row))
+            self._texts.append(texts)
         self._bands = [self._sketch_all(kind) for kind in (0, 1)]
         self._runs, self._owners, self._run_counts = self._word_runs()
 
@@ -63,21 +63,22 @@ class LeakIndex:
         """The training rows with a likeness among the test rows, by number; each once, with its closest kind."""
         begin = 0
         for batch in batches(train):
-            similar = self._similar_of(batch)
-            for index, row in enumerate(batch):
-                leak = self._same(row) or similar.get(index) or self._contained(row)
+            texts = [_texts(row) for row in batch]
+            similar = self._similar_of(batch, texts)
+            for index, (row, (question, whole)) in enumerate(zip(batch, texts, strict=True)):
+                leak = self._same(row, question) or similar.get(index) or self._contained(row, whole)
                 if leak:
                     yield begin + index, leak
             begin += len(batch)
 
-    def _same(self, row: Conversation) -> Leak | None:
-        index = self._questions.get(key_hash(question_key(row)))
+    def _same(self, row: Conversation, question: str) -> Leak | None:
+        index = self._questions.get(key_hash(question))
         return None if index is None else Leak(row.source, self._sources[index], "same question", 1.0)
 
-    def _similar_of(self, batch: list[Conversation]) -> dict[int, Leak]:
+    def _similar_of(self, batch: list[Conversation], pairs: list[tuple[str, str]]) -> dict[int, Leak]:
         found: dict[int, Leak] = {}
         for kind, name in enumerate(("similar question", "similar row")):
-            texts = [_texts(row)[kind] for row in batch]
+            texts = [pair[kind] for pair in pairs]
             grams = [gram_hashes(text) for text in texts]
             for index, test in self._candidates(kind, self._sketcher.sketch(grams)[0]):
                 if index in found:
@@ -106,11 +107,11 @@ class LeakIndex:
         return [(band[order], order) for band, order in zip(joined, orders, strict=True)]
 
     def _word_runs(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
-        runs = [_runs(question) for question in {question for question, _ in self._texts}]
+        runs = [_runs(question.split()) for question in {question for question, _ in self._texts}]
         # a run that two questions share is a turn of phrase: "what are the symptoms of …" gives nothing away
         keys, times = np.unique(np.concatenate([_NONE, *runs]), return_counts=True)
         own = keys[times == 1]
-        runs = [np.intersect1d(_runs(question), own) for question, _ in self._texts]
+        runs = [np.intersect1d(_runs(question.split()), own) for question, _ in self._texts]
         runs = [run if len(run) >= MIN_RUNS else _NONE for run in runs]
         counts = np.array([len(run) for run in runs], dtype=np.int64)
         owners = np.repeat(np.arange(len(runs)), counts)
@@ -118,8 +119,9 @@ class LeakIndex:
         order = np.argsort(joined, kind="stable")
         return joined[order], owners[order], counts
 
-    def _contained(self, row: Conversation) -> Leak | None:
-        own = _runs(row_text(row))
+    def _contained(self, row: Conversation, whole: str) -> Leak | None:
+        words = words_key(whole).split()
+        own = _runs(words)
         begins, ends = np.searchsorted(self._runs, own), np.searchsorted(self._runs, own, side="right")
         hits = [self._owners[begin:end] for begin, end in zip(begins, ends, strict=True) if end > begin]
         if not hits:
@@ -127,9 +129,8 @@ class LeakIndex:
         tests, counts = np.unique(np.concatenate(hits), return_counts=True)
         shares = counts / self._run_counts[tests]
         best = int(np.argmax(shares))
-        said = set(words_key(row_text(row)).split())
         asked = {word for word in self._texts[tests[best]][0].split() if word not in COMMON_WORDS}
-        if shares[best] < CONTAINED or not asked <= said:
+        if shares[best] < CONTAINED or not asked <= set(words):
             return None
         return Leak(row.source, self._sources[tests[best]], "contains the question", float(shares[best]))
 
@@ -165,11 +166,11 @@ class Comparison:
 
 def compare(train: tuple[Path, str], against: tuple[Path, str], similarity: float, out: Path | None) -> Comparison:
     """Compare two files, each with its format, row by row; all leaks go to `out`. Raises DataError for bad rows."""
-    index = LeakIndex(_read(*against), similarity)
+    index = LeakIndex(checked_conversations(against[0], find_layout(*against)), similarity)
     compared = Comparison(train[0], against[0], test_rows=len(index))
 
     def counted() -> Iterator[Conversation]:
-        for row in _read(*train):
+        for row in checked_conversations(train[0], find_layout(*train)):
             compared.train_rows += 1
             yield row
 
@@ -183,13 +184,6 @@ def compare(train: tuple[Path, str], against: tuple[Path, str], similarity: floa
     else:
         write_rows(out, told())
     return compared
-
-
-def _read(path: Path, format_name: str) -> Iterator[Conversation]:
-    problems = Problems()
-    layout = find_layout(path, format_name)
-    yield from iter_conversations(path, layout, problems)
-    problems.check(f"{path}, read as {layout.name!r}")
 
 
 def same_words(one: str, other: str) -> bool:
@@ -216,8 +210,7 @@ def _texts(row: Conversation) -> tuple[str, str]:
     return question_key(row), row_text(row)
 
 
-def _runs(text: str) -> NDArray[np.uint64]:
+def _runs(words: list[str]) -> NDArray[np.uint64]:
     """Hashes of a text's runs of eight words, each once."""
-    words = words_key(text).split()
     runs = {key_hash(" ".join(words[index : index + WORDS])) for index in range(len(words) - WORDS + 1)}
     return np.array(sorted(runs), dtype=np.uint64)

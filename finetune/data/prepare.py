@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,7 +24,7 @@ from finetune.data.spool import Spool
 from gladstone.artifacts import check_writable, remove_partials, whole_file, write_json, write_rows
 from gladstone.chat import Conversation
 from gladstone.errors import DataError
-from gladstone.formats import Layout, iter_conversations, prepared
+from gladstone.formats import Layout, checked_conversations, iter_conversations, prepared
 from gladstone.progress import Progress, step
 from gladstone.rows import Problems, read_rows
 
@@ -130,6 +130,7 @@ class _Work:
     def __init__(self, section: DataSection, folder: Path, stack: ExitStack) -> None:
         self._section, self._folder, self._stack = section, folder, stack
         self.summary = Summary()
+        self._steps = text_steps(section.cleaning)
         self._dropped = _DroppedRows(self._open(DROPPED), self.summary.dropped)
         self._personal = self._open(PERSONAL)
         self.rows = self._stack.enter_context(Spool(folder / ".rows.partial"))
@@ -157,7 +158,7 @@ class _Work:
 
     def _clean(self, row: Conversation, origin: int) -> None:
         cleaning = self._section.cleaning
-        for name, change in text_steps(cleaning).items():
+        for name, change in self._steps.items():
             changed = map_texts(row, change)
             self.summary.changed[name] += changed is not row
             row = changed
@@ -217,16 +218,19 @@ class _Work:
         if self._section.duplicates.keep:
             self.summary.kept_duplicates = len(self.duplicates.partners)
             return list(range(len(self.rows)))
-        for row, (other, similarity) in sorted(self.duplicates.partners.items()):
-            copy = self.rows[row].messages == self.rows[other].messages
+        for number, (partner, similarity) in sorted(self.duplicates.partners.items()):
+            row, other = self.rows[number], self.rows[partner]
+            copy = row.messages == other.messages
             reason = "exact copy" if copy else "near duplicate"
-            detail = f"of {self.rows[other].source}" + ("" if copy else f", similarity {similarity:.2f}")
-            self._dropped.drop(self.rows[row].source, reason, detail)
+            detail = f"of {other.source}" + ("" if copy else f", similarity {similarity:.2f}")
+            self._dropped.drop(row.source, reason, detail)
         return [row for row in range(len(self.rows)) if row not in self.duplicates.partners]
 
     def without_leaks(self, kept: list[int]) -> list[int]:
         """The rows that no held-out file has."""
-        index = LeakIndex(_rows_of(self._section.held_out), self._section.duplicates.similarity or 1.0)
+        sources = self._section.held_out
+        held_out = (checked_conversations(each.file(), each.layout(), each.first_rows) for each in sources)
+        index = LeakIndex(chain.from_iterable(held_out), self._section.duplicates.similarity or 1.0)
         leaks = dict(index.leaks(self.rows[row] for row in kept))
         for leak in leaks.values():
             self._dropped.drop(leak.train, "leak", f"{leak.kind} as {leak.test}, {leak.similarity:.2f}")
@@ -264,10 +268,3 @@ class _Work:
         for name, rows in (division.sets() | {"train": train}).items():
             self.summary.sets[name] = len(rows)
             write_rows(self._folder / f"{name}.jsonl", (prepared.write(self.rows[row]) for row in rows))
-
-
-def _rows_of(sources: Sequence[Source]) -> Iterator[Conversation]:
-    for source in sources:
-        problems = Problems()
-        yield from islice(iter_conversations(source.file(), source.layout(), problems), source.first_rows)
-        problems.check(f"{source.path}, read to be held out")

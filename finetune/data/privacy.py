@@ -35,11 +35,6 @@ PATTERNS: dict[str, re.Pattern[str]] = {
 _DIGIT = re.compile(r"\d")
 
 
-def find_personal(text: str) -> Counter[str]:
-    """How often each kind occurs in a text."""
-    return mask_personal(text)[1]
-
-
 def mask_personal(text: str) -> tuple[str, Counter[str]]:
     """The text with `[kind]` in place of what may name a person, and how often each kind occurs."""
     found: Counter[str] = Counter()

@@ -109,13 +109,19 @@ def iter_conversations(path: Path, layout: Layout, problems: Problems) -> Iterat
             problems.add(error)
 
 
+def checked_conversations(path: Path, layout: Layout, first_rows: int | None = None) -> Iterator[Conversation]:
+    """The conversations of a file, or its first ones, one by one.
+
+    Raises DataError behind the last one, naming up to ten bad rows and counting the rest.
+    """
+    problems = Problems()
+    yield from islice(iter_conversations(path, layout, problems), first_rows)
+    problems.check(f"{path}, read as {layout.name!r}")
+
+
 def read_conversations(path: Path, format_name: str) -> list[Conversation]:
     """Read a data file whole. Raises DataError naming up to ten bad rows and counting the rest."""
-    layout = find_layout(path, format_name)
-    problems = Problems()
-    conversations = list(iter_conversations(path, layout, problems))
-    problems.check(f"{path}, read as {layout.name!r}")
-    return conversations
+    return list(checked_conversations(path, find_layout(path, format_name)))
 
 
 def _check_columns(columns: Mapping[str, str], format_name: str) -> None:
