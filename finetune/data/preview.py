@@ -41,6 +41,7 @@ class Previewer:
         self.labeller = Labeller(self.template, self.tokenizer, recipe.limits, pairs=is_seq2seq(self.base))
         self.counts: Counter[str] = Counter()
         self.looked_at = 0
+        self.problems = Problems()
 
     def previews(self, rows: int) -> Iterator[Preview]:
         """The first rows; the limits' hits among the first thousand are counted in `counts`."""
@@ -52,9 +53,8 @@ class Previewer:
                 yield preview
 
     def _rows(self) -> Iterator[Conversation]:
-        problems = Problems()
         for source in self.recipe.data.sources:
-            yield from islice(iter_conversations(source.file(), source.layout(), problems), source.first_rows)
+            yield from islice(iter_conversations(source.file(), source.layout(), self.problems), source.first_rows)
 
     def _preview(self, row: Conversation) -> Preview:
         for change in text_steps(self.recipe.data.cleaning).values():
@@ -104,7 +104,8 @@ def summary(previewer: Previewer) -> str:
     for fate, count in previewer.counts.items():
         counts[fate.partition(":")[0]] += count
     left_out, cut = counts["left out"], counts["cut"]
+    bad = f", {previewer.problems.count:,} more cannot be read" if previewer.problems.count else ""
     return (
-        f"of {previewer.looked_at:,} rows {left_out:,} left out, {cut:,} cut; base {previewer.base.name}, "
+        f"of {previewer.looked_at:,} rows {left_out:,} left out, {cut:,} cut{bad}; base {previewer.base.name}, "
         f"template {previewer.template.sha256[:12]}…, at most {previewer.recipe.base.max_tokens:,} tokens"
     )

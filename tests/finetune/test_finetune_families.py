@@ -288,3 +288,11 @@ def test_reasoning_that_a_tokenizer_cannot_mark_is_refused(tiny: FindTiny) -> No
     row = Conversation((Message("user", "Why?"), Message("assistant", "So.", "Because.")), "x:1")
     with pytest.raises(DataError, match=r"x:1: the tokenizer has no '<think>'.*data\.reasoning=drop"):
         tokenize_all([row], made.template, made.tokenizer, recipe.limits, pairs=True)
+
+
+@pytest.mark.parametrize("name", ["distilgpt2-pubmedqa", "medbot-mistral-7b"])
+def test_labels_cover_reasoning_in_the_templates_that_come_along(name: str, tiny: FindTiny) -> None:
+    _, made = of_recipe(name, tiny)
+    example = one(made, (Message("user", "Which one?"), Message("assistant", "The liver.", "It makes bile.")))
+    end = made.tokenizer.hf.eos_token
+    assert scored(example, made.tokenizer).strip() == f"<think>\nIt makes bile.\n</think>\n\nThe liver.{end}"
