@@ -62,8 +62,10 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     limits = Limits(max_hours, max_steps, max_tokens)
     if format_name is not None and data is None:
         raise click.UsageError("--format describes --data, which is not given.")
-    if recipe is None and resume and out is not None and (out / "recipe.yaml").is_file():
+    if recipe is None and resume and out is not None:
         recipe = str(out / "recipe.yaml")  # what this folder was begun with
+        if not Path(recipe).is_file():
+            raise click.UsageError(f"{out} holds no run to go on with. Name the RECIPE to begin one.")
     source = (str(data), format_name or "auto") if data is not None else None
     loaded = load_recipe(recipe, [*overrides, *(["data.skip_bad=true"] if skip_bad else [])], source)
     require_packages("finetune", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])

@@ -32,7 +32,7 @@ def measure_loss(
     nats, targets, seen = 0.0, 0, 0
     trainable.model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), trainable.uncompiled():
             while waiting:
                 if interrupted():
                     raise KeyboardInterrupt

@@ -113,6 +113,9 @@ class TrainingSection(Config):
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto", description="recompute activations to save memory; auto: only where memory does not allow otherwise"
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="compile the decoder's layers on a CPU; auto: where the run is long enough to pay it back"
+    )
     evaluations: int = Field(4, ge=1, description="how often the validation loss is measured while training")
     patience: PositiveInt | None = Field(
         None, description="stop after as many validations without a lower loss; null: train to the end"

@@ -186,6 +186,7 @@ class _Training:
             "dtype": trainable.dtype,
             "gradient_checkpointing": trainable.checkpointing,
             "rows_padded": trainable.forward.padded,
+            "compiled": trainable.compiled,
             "peak_memory_bytes": peak_memory_bytes(),
         }
 
