@@ -96,7 +96,7 @@ class Loop:
         self.seconds = dict.fromkeys(("data", "step", "evaluation", "saving"), 0.0)
         self.notes: dict[str, Any] = {}
         if found is None:
-            self._journal = Journal.new(job.folder / METRICS)
+            self._journal = Journal(job.folder / METRICS)
             torch.manual_seed(training.seed)
         else:
             self._restore(found)
@@ -113,13 +113,16 @@ class Loop:
 
     def _restore(self, saved: Checkpoint) -> None:
         self._put(saved.trained)
-        self._optimizer.load_state_dict(saved.optimizer)
         state = saved.state
-        self._journal = Journal.at(self._job.folder / METRICS, state["journal_bytes"])
+        try:
+            self._optimizer.load_state_dict(saved.optimizer)
+            self._scaler.load_state_dict(state["scaler"])
+            _set_random_state(saved.random)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ArtifactError(f"{self._job.folder}: step {saved.step}'s checkpoint does not fit: {error}.") from None
+        self._journal = Journal(self._job.folder / METRICS, saved.journal)
         self._step, self._budget = saved.step, state["budget_tokens"]
-        self.notes, self.seconds = state["notes"], state["seconds"]
-        self._scaler.load_state_dict(state["scaler"])
-        _set_random_state(saved.random)
+        self.notes, self.seconds = state["notes"], self.seconds | state["seconds"]
         self._saved_step = saved.step
 
     def run(self) -> Ended:
@@ -135,15 +138,22 @@ class Loop:
     def _put(self, trained: Mapping[str, Any]) -> None:
         import torch
 
-        if trained.keys() != self._parameters.keys():
+        shapes = ({name: each.shape for name, each in side.items()} for side in (trained, self._parameters))
+        if next(shapes) != next(shapes):
             raise ArtifactError(f"{self._job.folder}: the checkpoint is of an adapter with other layers.")
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(trained[name])
 
     def go_back(self, step: int) -> None:
-        """Put the trained tensors of an earlier step's checkpoint in place."""
-        self._put(checkpoints.load_trained(self._job.folder, step))
+        """Put the trained tensors of an earlier step's checkpoint in place. Raises ArtifactError if it is damaged."""
+        try:
+            self._put(checkpoints.load_trained(self._job.folder, step))
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"the checkpoint of step {step}, the best one, is damaged: {error} To keep the last step's adapter, "
+                "go on with --resume --set training.final=last."
+            ) from None
 
     def close(self) -> None:
         """Release the journal."""
@@ -160,8 +170,17 @@ class Loop:
                 self.save()
             if reason:
                 return "" if reason == "done" else reason
-            self._make_step()
+            stats = self._make_step()
             self._step += 1
+            self._tell(stats)
+
+    def _tell(self, stats: StepStats) -> None:
+        try:
+            for watcher in self._watchers:
+                watcher.on_step(stats, self.total)
+        except Exception:
+            self.save()
+            raise
 
     def _finished(self) -> str:
         patience = self._training.patience
@@ -175,7 +194,7 @@ class Loop:
         judging_s = self._judge.seconds if self._judge.due(self._step + 1, self.total) else 0.0
         return step_s + judging_s + RESERVE * self._saving_s
 
-    def _make_step(self) -> None:
+    def _make_step(self) -> StepStats:
         number = self._step
         rows = self._order.rows(number)
         self._set_learning_rate(number)
@@ -192,8 +211,7 @@ class Loop:
             _set_random_state(before)
         self._journal.step(stats)
         self._check_course()
-        for watcher in self._watchers:
-            watcher.on_step(stats, self.total)
+        return stats
 
     def _attempt(self, rows: Sequence[int], number: int, begin_s: float) -> StepStats:
         """Forward, backward and update. Nothing is changed if it runs out of memory."""
@@ -321,13 +339,13 @@ class Loop:
         with self._timed("saving"):
             state = {
                 "budget_tokens": self._budget,
-                "journal_bytes": self._journal.position,
                 "notes": self.notes,
                 "scaler": self._scaler.state_dict(),
                 "seconds": self.seconds,
             }
             trained = {name: each.detach().cpu() for name, each in self._parameters.items()}
-            saved = Checkpoint(self._step, trained, self._optimizer.state_dict(), _random_state(), state)
+            optimizer = self._optimizer.state_dict()
+            saved = Checkpoint(self._step, trained, optimizer, _random_state(), state, self._journal.told)
             checkpoints.save(self._job.folder, saved, self._job.identity)
             best = self.history.best
             checkpoints.prune(self._job.folder, self._training.keep_checkpoints, best[0] if best else None)
@@ -357,4 +375,6 @@ def _set_random_state(states: dict[str, Any]) -> None:
 
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([states[f"cuda:{place}"] for place in range(len(states) - 1)])
+        for place in range(torch.cuda.device_count()):
+            if f"cuda:{place}" in states:  # else the run went on where there are more of them
+                torch.cuda.set_rng_state(states[f"cuda:{place}"], place)

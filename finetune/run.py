@@ -1,10 +1,10 @@
 """`finetune run`: from a recipe to a finished run folder, in one call or in several."""
 
+import os
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from finetune.data.prepare import DROPPED, PERSONAL, SUMMARY, prepare
 from finetune.evaluation import Judge, measure_loss
 from finetune.inputs import Inputs, differences, read_inputs, write_inputs
 from finetune.journal import StepStats
+from finetune.lock import held
 from finetune.loop import METRICS, Ended, Job, Loop, Watcher
 from finetune.plots import plot_loss
 from finetune.recipe import Recipe
@@ -72,7 +73,13 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
     """
     options = options or Options()
     training.prepare_environment()  # before anything imports torch
-    _check_folder(out, options)
+    _check_unfinished(out)
+    with held(out / LOG_NAME):
+        _check_folder(out, options)
+        return _run(recipe, out, progress, options)
+
+
+def _run(recipe: Recipe, out: Path, progress: Progress, options: Options) -> RunResult:
     summary = prepare(recipe.data, out / "data", progress)
     check_disk(out, 300_000_000, "the adapter, its checkpoints, the tokenizer and the plots")
     for folder in (out, out / "data", out / "tokenizer"):
@@ -85,9 +92,13 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
     return _finish(inputs, outcome) if not outcome.ended.reason else _result(inputs, outcome)
 
 
-def _check_folder(out: Path, options: Options) -> None:
+def _check_unfinished(out: Path) -> None:
     if is_finished(out):
         raise ArtifactError(f"{out}: already holds a finished run. Choose another folder with --out, or remove it.")
+
+
+def _check_folder(out: Path, options: Options) -> None:
+    _check_unfinished(out)  # another process may have ended it meanwhile
     saved = checkpoints.saved(out / checkpoints.FOLDER)
     if saved and not options.resume:
         raise ArtifactError(
@@ -95,7 +106,7 @@ def _check_folder(out: Path, options: Options) -> None:
             "choose another folder with --out, or remove it."
         )
     if not saved:
-        (out / LOG_NAME).unlink(missing_ok=True)
+        os.truncate(out / LOG_NAME, 0)
 
 
 @dataclass(frozen=True)
@@ -107,8 +118,10 @@ class _Outcome:
 
 def _newest(inputs: Inputs, progress: Progress) -> checkpoints.Checkpoint | None:
     """The newest whole checkpoint. Raises ArtifactError with the differences if it is of another run."""
+    folder = inputs.out / checkpoints.FOLDER
+    told: list[str] = []
     with step(progress, "Reading the newest checkpoint"):
-        found = checkpoints.newest_whole(inputs.out / checkpoints.FOLDER, partial(progress.update, None))
+        found = checkpoints.newest_whole(folder, told.append)
         if found is None:
             progress.update(None, "there is none: beginning anew")
             return None
@@ -122,7 +135,8 @@ def _newest(inputs: Inputs, progress: Progress) -> checkpoints.Checkpoint | None
                     changed,
                 )
             )
-        progress.update(None, f"going on after step {saved.step}")
+        checkpoints.set_aside(folder, saved.step)
+        progress.update(None, "; ".join([*told, f"going on after step {saved.step}"]))
     return saved
 
 
