@@ -22,13 +22,15 @@ from finetune.journal import History, Journal, StepStats
 from finetune.labels import Example, token_count
 from finetune.optimizer import learning_rates, make_optimizer
 from finetune.recipe import Recipe
-from finetune.stopping import RESERVE, Interruption, Limits
+from finetune.stopping import RESERVE, Interrupted, Interruption, Limits
 from finetune.trainable import Trainable, out_of_memory, release_memory
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
 
 METRICS = "metrics.jsonl"
+OUT_OF_MEMORY = "out of memory"  # kind of an event
 EARLY_STEPS = 10  # mean loss of the first ones, and of the last ones, where an exploding loss is looked for
 NAMED_ROWS = 8
+NO_GRADIENT = "step 1 has no gradient: nothing would be learnt. Do the layers of lora.targets reach the answers?"
 
 
 class Watcher(Protocol):
@@ -92,7 +94,8 @@ class Loop:
         half = job.trainable.device_kind == "cuda" and job.trainable.dtype == "float16"
         self._scaler = torch.amp.GradScaler(job.trainable.device_kind, enabled=half)
         self._step = 0
-        self._saved_step, self._saved_s, self._saving_s = -1, time.monotonic(), 0.0
+        self._saved_step, self._saved_s = -1, time.monotonic()
+        self.saving_s = 0.0  # what the slowest checkpoint of this call took
         self.seconds = dict.fromkeys(("data", "step", "evaluation", "saving"), 0.0)
         self.notes: dict[str, Any] = {}
         if found is None:
@@ -125,14 +128,18 @@ class Loop:
         self.notes, self.seconds = state["notes"], self.seconds | state["seconds"]
         self._saved_step = saved.step
 
-    def run(self) -> Ended:
-        """Train until the recipe's end or a limit. Raises DataError for a loss that is lost, and ArtifactError."""
-        begun = self._step, self.history.tokens
-        with Interruption() as interruption:
-            try:
-                reason = self._run(interruption, begun)
-            finally:
-                self._model.train()
+    def run(self, interruption: Interruption | None = None) -> Ended:
+        """Train until the recipe's end, a limit or an interruption, which may be the caller's.
+
+        Raises DataError for a loss that is lost, and ArtifactError.
+        """
+        if interruption is None:
+            with Interruption() as own:
+                return self.run(own)
+        try:
+            reason = self._run(interruption, (self._step, self.history.tokens))
+        finally:
+            self._model.train()
         return Ended(reason, self.history, self.seconds, self.notes)
 
     def _put(self, trained: Mapping[str, Any]) -> None:
@@ -160,9 +167,11 @@ class Loop:
         self._journal.close()
 
     def _run(self, interruption: Interruption, begun: tuple[int, int]) -> str:
-        self._judge.interrupted = lambda: interruption.caught is not None
+        self._judge.interrupted = lambda: (
+            interruption.caught is not None or self._limits.out_of_time(RESERVE * self.saving_s)
+        )
         while True:
-            with suppress(KeyboardInterrupt):  # the validation is made when the run goes on
+            with suppress(Interrupted):  # the validation is made when the run goes on
                 self._judge_if_due()
             made, trained = self._step - begun[0], self.history.tokens - begun[1]
             reason = interruption.name or self._finished() or self._limits.reached(made, trained, self._next_s())
@@ -192,7 +201,7 @@ class Loop:
         last = [stats.step_s for stats in self.history.steps[-20:]]
         step_s = max(last, default=0.0)
         judging_s = self._judge.seconds if self._judge.due(self._step + 1, self.total) else 0.0
-        return step_s + judging_s + RESERVE * self._saving_s
+        return step_s + judging_s + RESERVE * self.saving_s
 
     def _make_step(self) -> StepStats:
         number = self._step
@@ -214,7 +223,7 @@ class Loop:
         return stats
 
     def _attempt(self, rows: Sequence[int], number: int, begin_s: float) -> StepStats:
-        """Forward, backward and update. Nothing is changed if it runs out of memory."""
+        """Forward, backward and update. Nothing is changed if forward or backward runs out of memory."""
         import torch
 
         self._optimizer.zero_grad(set_to_none=True)
@@ -230,8 +239,7 @@ class Loop:
             parameters = [each for each in self._parameters.values() if each.grad is not None]
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._training.max_grad_norm))
             self._check(number, loss, norm, rows)
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
+            self._update(number)
         tokens, slots = sum(batch.tokens for batch in batches), sum(batch.slots for batch in batches)
         rate = max(group["lr"] for group in self._optimizer.param_groups)
         return StepStats(
@@ -245,11 +253,25 @@ class Loop:
             step_s=time.monotonic() - begin_s,
         )
 
+    def _update(self, number: int) -> None:
+        try:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UnsupportedError(  # half of the adapter may be changed: the step cannot be made again
+                f"out of memory in the update of step {number + 1}. Lower lora.rank, or take an optimizer that holds "
+                "less, as training.optimizer=sgd; what was saved is whole."
+            ) from error
+
     def _gradient(self, batches: Sequence[Batch], targets: int) -> float:
         total: Any = 0.0
         for batch in batches:
             with self._job.trainable.autocast():
                 loss = self._forward.loss(batch, targets)
+            if not loss.requires_grad:
+                raise DataError(NO_GRADIENT)
             self._scaler.scale(loss).backward()
             total = total + loss.detach()
         return float(total)
@@ -261,7 +283,7 @@ class Loop:
                 f"{self._named(rows)}."
             )
         if number == 0 and norm == 0:
-            raise DataError("step 1 has no gradient: nothing would be learnt. Is every layer of lora.targets frozen?")
+            raise DataError(NO_GRADIENT)
         if not math.isfinite(norm) and not self._scaler.is_enabled():  # a scaler skips such a step by itself
             raise DataError(
                 f"the gradient of step {number + 1} is {norm}: lower training.learning_rate, or look at its rows: "
@@ -299,7 +321,7 @@ class Loop:
             ) from error
         largest = max(sum(self._lengths[row] for row in batch) for batch in cut)
         self._budget = min(self._budget, largest) // 2
-        self._journal.note("out of memory", self._step + 1, batch_tokens=self._budget)
+        self._journal.note(OUT_OF_MEMORY, self._step + 1, batch_tokens=self._budget)
         error.__traceback__ = None  # its frames hold the tensors that did not fit
         release_memory()
 
@@ -350,7 +372,7 @@ class Loop:
             best = self.history.best
             checkpoints.prune(self._job.folder, self._training.keep_checkpoints, best[0] if best else None)
         self._saved_step, self._saved_s = self._step, time.monotonic()
-        self._saving_s = max(self._saving_s, self._saved_s - begin_s)
+        self.saving_s = max(self.saving_s, self._saved_s - begin_s)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

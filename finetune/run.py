@@ -1,10 +1,13 @@
 """`finetune run`: from a recipe to a finished run folder, in one call or in several."""
 
+import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,10 @@ from finetune.evaluation import Judge, measure_loss
 from finetune.inputs import Inputs, differences, read_inputs, write_inputs
 from finetune.journal import StepStats
 from finetune.lock import held
-from finetune.loop import METRICS, Ended, Job, Loop, Watcher
+from finetune.loop import METRICS, OUT_OF_MEMORY, Ended, Job, Loop, Watcher
 from finetune.plots import plot_loss
 from finetune.recipe import Recipe
-from finetune.stopping import Limits
+from finetune.stopping import RESERVE, Interrupted, Interruption, Limits
 from gladstone.artifacts import (
     Manifest,
     is_finished,
@@ -38,6 +41,7 @@ from gladstone.tokenizer import TOKENIZER_FILES
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "datasets")
 LOG_NAME = "train.log"
+PLOTTING_S = 5.0  # more than drawing the plots and hashing the files takes
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,10 @@ class Options:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run tells; `stopped` says why it is not finished ('' if it is), the losses are then not measured."""
+    """What a run tells; `stopped` says why it is not finished ('' if it is), the losses are then not measured.
+
+    `warnings` are what the user should know of how it went.
+    """
 
     folder: Path
     rows: dict[str, int]
@@ -60,6 +67,7 @@ class RunResult:
     train_s: float
     shares: dict[str, float]
     stopped: str = ""
+    warnings: tuple[str, ...] = ()
     loss_before: float | None = None
     loss_after: float | None = None
     best_validation: tuple[int, float] | None = None
@@ -152,15 +160,31 @@ class _Training:
             trainable = load_trainable(inputs.base, recipe, inputs.tokenizer.padding_id, inputs.sets["train"].examples)
         loop = self._loop(trainable, found)
         try:
-            if found is None:
-                name = "Measuring the held-out loss before training"
-                loop.notes["held_out_loss_before"] = self._measure(trainable, name)
-            with step(progress, "Training"):
-                ended = loop.run()
-            after = None if ended.reason else self._close(trainable, loop)
+            with Interruption() as interruption:
+                stops = partial(self._stops, interruption)
+                with suppress(Interrupted):  # the loop sees it, too, and stops before its first step
+                    self._measure_before(trainable, loop, stops)
+                begun = len(loop.history.steps)
+                with step(progress, "Training"):
+                    ended = loop.run(interruption)
+                limits = self._options.limits
+                if len(loop.history.steps) == begun and ended.reason and ended.reason == limits.time_name:
+                    ended = replace(ended, reason=f"{ended.reason}, which the start alone took,")
+                return self._close(trainable, loop, ended, stops)
         finally:
             loop.close()
-        return _Outcome(ended, after, self._facts(trainable))
+
+    def _stops(self, interruption: Interruption) -> str:
+        """Why a measurement must be given up; '' if it need not."""
+        limits = self._options.limits
+        return interruption.name or (limits.time_name if limits.out_of_time(0) else "")
+
+    def _measure_before(self, trainable: training.Trainable, loop: Loop, stops: Callable[[], str]) -> None:
+        if loop.history.steps or "held_out_loss_before" in loop.notes:
+            return
+        begin_s = time.monotonic()
+        loss = self._measure(trainable, "Measuring the held-out loss before training", stops)
+        loop.notes |= {"held_out_loss_before": loss, "measuring_s": time.monotonic() - begin_s}
 
     def _loop(self, trainable: training.Trainable, found: checkpoints.Checkpoint | None) -> Loop:
         inputs = self._inputs
@@ -175,23 +199,38 @@ class _Training:
         judge = Judge(trainable, inputs.sets["validation"].examples, inputs.recipe.training)
         return Loop(job, judge, self._options.limits, (_Shown(self._progress), *self._options.watchers), found)
 
-    def _close(self, trainable: training.Trainable, loop: Loop) -> float:
-        """Put the best step's adapter in place, measure it, save it."""
+    def _close(self, trainable: training.Trainable, loop: Loop, ended: Ended, stops: Callable[[], str]) -> _Outcome:
+        """Put the best step's adapter in place, measure it, save it, unless the run stops before that."""
         inputs, best = self._inputs, loop.history.best
-        last = len(loop.history.steps)
+        last, after = len(loop.history.steps), None
+        if not ended.reason and self._options.limits.out_of_time(
+            RESERVE * (loop.notes.get("measuring_s", 0) + loop.saving_s) + PLOTTING_S
+        ):
+            ended = replace(ended, reason=f"{self._options.limits.time_name}, too soon to measure and save the end,")
+        if ended.reason:
+            return _Outcome(ended, None, self._facts(trainable))
         if best is not None and best[0] != last and inputs.recipe.training.final == "best":
             with step(self._progress, f"Going back to step {best[0]}, the best on the validation rows"):
                 loop.go_back(best[0])
-        after = self._measure(trainable, "Measuring the held-out loss after training")
+        try:
+            after = self._measure(trainable, "Measuring the held-out loss after training", stops)
+        except Interrupted:
+            return _Outcome(replace(ended, reason=stops()), None, self._facts(trainable))
         with step(self._progress, "Saving the adapter"):
             _save_adapter(trainable, inputs.base, inputs.out)
             plot_loss(inputs.out / "loss.png", loop.history.steps, loop.history.validation)
-        return after
+        return _Outcome(ended, after, self._facts(trainable))
 
-    def _measure(self, trainable: training.Trainable, name: str) -> float:
+    def _measure(self, trainable: training.Trainable, name: str, stops: Callable[[], str]) -> float:
         with step(self._progress, name):
-            loss = measure_loss(trainable, self._inputs.sets["test"].examples, self._progress.update)
+            rows = self._inputs.sets["test"].examples
+            loss = measure_loss(trainable, rows, self._progress.update, lambda: bool(stops()))
             self._progress.update(None, f"{loss:.3f} nats per answer token")
+        if not math.isfinite(loss):
+            raise DataError(
+                f"the held-out loss is {loss}: {self._inputs.base.name} computes no probabilities for these rows. Are "
+                "its weights damaged?"
+            )
         return loss
 
     def _facts(self, trainable: training.Trainable) -> dict[str, Any]:
@@ -252,6 +291,12 @@ def _result(inputs: Inputs, outcome: _Outcome) -> RunResult:
         train_s=spent,
         shares={name: seconds / spent for name, seconds in ended.seconds.items()},
         stopped=ended.reason,
+        warnings=tuple(
+            f"memory did not suffice in step {event['step']}: from there on a micro-batch has at most "
+            f"{event['batch_tokens']:,} tokens"
+            for event in ended.history.events
+            if event["kind"] == OUT_OF_MEMORY
+        ),
         loss_before=ended.notes.get("held_out_loss_before"),
         loss_after=outcome.loss_after,
         best_validation=ended.history.best,

@@ -114,11 +114,11 @@ class Server:
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "tests.faults.forked"]
-        log = (self._folder / "server.log").open("w")
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-            cwd=Path(__file__).parents[2],
-        )  # fmt: skip
+        with (self._folder / "server.log").open("w") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                cwd=Path(__file__).parents[2],
+            )  # fmt: skip
         return self
 
     def __exit__(self, *_: object) -> None:
