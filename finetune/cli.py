@@ -69,21 +69,31 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     source = (str(data), format_name or "auto") if data is not None else None
     loaded = load_recipe(recipe, [*overrides, *(["data.skip_bad=true"] if skip_bad else [])], source)
     require_packages("finetune", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
+    from finetune.checkpoint import FOLDER, saved
     from finetune.run import Options
     from finetune.run import run as run_recipe
 
-    result = run_recipe(loaded, out or Path("runs") / loaded.name, Lines(), Options(resume, limits))
+    folder = out or Path("runs") / loaded.name
+    try:
+        result = run_recipe(loaded, folder, Lines(), Options(resume, limits))
+    except KeyboardInterrupt:
+        if not saved(folder / FOLDER):
+            raise
+        click.echo(
+            f"\nStopped at once. Go on from the newest checkpoint: finetune run --resume --out {folder}", err=True
+        )
+        click.get_current_context().exit(EXIT_INTERRUPTED)
     _tell(result)
 
 
 def _tell(result: "RunResult") -> None:
     """What became of a run, and what to do next; exits with 130 or 143 where a signal stopped it."""
     speed = f"{result.steps} steps, {result.tokens_per_s:.0f} tokens/s"
+    for warning in result.warnings:
+        click.echo(f"Note: {warning}.")
     if result.stopped:
-        click.echo(
-            f"Stopped by {result.stopped} after {speed}; everything is saved.\n"
-            f"Go on: finetune run --resume --out {result.folder}"
-        )
+        made = f"after {speed}; everything is saved" if result.steps else "before the first step"
+        click.echo(f"Stopped by {result.stopped} {made}.\nGo on: finetune run --resume --out {result.folder}")
         click.get_current_context().exit(EXIT_SIGNALS.get(result.stopped, 0))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in result.shares.items())
     click.echo(

@@ -8,6 +8,7 @@ from finetune.batches import micro_batches
 from finetune.journal import History, Journal
 from finetune.labels import Example, token_count
 from finetune.recipe import TrainingSection
+from finetune.stopping import Interrupted
 from finetune.trainable import Trainable, out_of_memory, release_memory
 
 TOKENS_AT_ONCE = 4096  # of an evaluation's batches on the CPU, where larger ones gain nothing
@@ -21,8 +22,8 @@ def measure_loss(
 ) -> float:
     """Mean nats per target token over all examples, batched by length. Leaves the model in training mode.
 
-    Memory that does not suffice makes its own batches smaller, never those of the training. Raises KeyboardInterrupt
-    if `interrupted` becomes true.
+    Memory that does not suffice makes its own batches smaller, never those of the training. Raises Interrupted if
+    `interrupted` becomes true.
     """
     import torch
 
@@ -35,7 +36,7 @@ def measure_loss(
         with torch.no_grad(), trainable.uncompiled():
             while waiting:
                 if interrupted():
-                    raise KeyboardInterrupt
+                    raise Interrupted
                 rows = waiting.pop(0)
                 batch = forward.batch([examples[row] for row in rows])
                 try:
@@ -73,7 +74,7 @@ class Judge:
         return step * times // total > (step - 1) * times // total
 
     def judge(self, step: int, journal: Journal) -> float:
-        """The validation loss, noted in the journal. Raises KeyboardInterrupt if the user stops the run meanwhile."""
+        """The validation loss, noted in the journal. Raises Interrupted if the run is to stop meanwhile."""
         begin_s = time.monotonic()
         loss = measure_loss(self.trainable, self.held_out, interrupted=self.interrupted)
         self.seconds = time.monotonic() - begin_s

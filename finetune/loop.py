@@ -22,13 +22,15 @@ from finetune.journal import History, Journal, StepStats
 from finetune.labels import Example, token_count
 from finetune.optimizer import learning_rates, make_optimizer
 from finetune.recipe import Recipe
-from finetune.stopping import RESERVE, Interruption, Limits
+from finetune.stopping import RESERVE, Interrupted, Interruption, Limits
 from finetune.trainable import Trainable, out_of_memory, release_memory
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
 
 METRICS = "metrics.jsonl"
+OUT_OF_MEMORY = "out of memory"  # kind of an event
 EARLY_STEPS = 10  # mean loss of the first ones, and of the last ones, where an exploding loss is looked for
 NAMED_ROWS = 8
+NO_GRADIENT = "step 1 has no gradient: nothing would be learnt. Do the layers of lora.targets reach the answers?"
 
 
 class Watcher(Protocol):
@@ -92,11 +94,12 @@ class Loop:
         half = job.trainable.device_kind == "cuda" and job.trainable.dtype == "float16"
         self._scaler = torch.amp.GradScaler(job.trainable.device_kind, enabled=half)
         self._step = 0
-        self._saved_step, self._saved_s, self._saving_s = -1, time.monotonic(), 0.0
+        self._saved_step, self._saved_s = -1, time.monotonic()
+        self.saving_s = 0.0  # what the slowest checkpoint of this call took
         self.seconds = dict.fromkeys(("data", "step", "evaluation", "saving"), 0.0)
         self.notes: dict[str, Any] = {}
         if found is None:
-            self._journal = Journal.new(job.folder / METRICS)
+            self._journal = Journal(job.folder / METRICS)
             torch.manual_seed(training.seed)
         else:
             self._restore(found)
@@ -113,46 +116,62 @@ class Loop:
 
     def _restore(self, saved: Checkpoint) -> None:
         self._put(saved.trained)
-        self._optimizer.load_state_dict(saved.optimizer)
         state = saved.state
-        self._journal = Journal.at(self._job.folder / METRICS, state["journal_bytes"])
+        try:
+            self._optimizer.load_state_dict(saved.optimizer)
+            self._scaler.load_state_dict(state["scaler"])
+            _set_random_state(saved.random)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ArtifactError(f"{self._job.folder}: step {saved.step}'s checkpoint does not fit: {error}.") from None
+        self._journal = Journal(self._job.folder / METRICS, saved.journal)
         self._step, self._budget = saved.step, state["budget_tokens"]
-        self.notes, self.seconds = state["notes"], state["seconds"]
-        self._scaler.load_state_dict(state["scaler"])
-        _set_random_state(saved.random)
+        self.notes, self.seconds = state["notes"], self.seconds | state["seconds"]
         self._saved_step = saved.step
 
-    def run(self) -> Ended:
-        """Train until the recipe's end or a limit. Raises DataError for a loss that is lost, and ArtifactError."""
-        begun = self._step, self.history.tokens
-        with Interruption() as interruption:
-            try:
-                reason = self._run(interruption, begun)
-            finally:
-                self._model.train()
+    def run(self, interruption: Interruption | None = None) -> Ended:
+        """Train until the recipe's end, a limit or an interruption, which may be the caller's.
+
+        Raises DataError for a loss that is lost, and ArtifactError.
+        """
+        if interruption is None:
+            with Interruption() as own:
+                return self.run(own)
+        try:
+            reason = self._run(interruption, (self._step, self.history.tokens))
+        finally:
+            self._model.train()
         return Ended(reason, self.history, self.seconds, self.notes)
 
     def _put(self, trained: Mapping[str, Any]) -> None:
         import torch
 
-        if trained.keys() != self._parameters.keys():
+        shapes = ({name: each.shape for name, each in side.items()} for side in (trained, self._parameters))
+        if next(shapes) != next(shapes):
             raise ArtifactError(f"{self._job.folder}: the checkpoint is of an adapter with other layers.")
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(trained[name])
 
     def go_back(self, step: int) -> None:
-        """Put the trained tensors of an earlier step's checkpoint in place."""
-        self._put(checkpoints.load_trained(self._job.folder, step))
+        """Put the trained tensors of an earlier step's checkpoint in place. Raises ArtifactError if it is damaged."""
+        try:
+            self._put(checkpoints.load_trained(self._job.folder, step))
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"the checkpoint of step {step}, the best one, is damaged: {error} To keep the last step's adapter, "
+                "go on with --resume --set training.final=last."
+            ) from None
 
     def close(self) -> None:
         """Release the journal."""
         self._journal.close()
 
     def _run(self, interruption: Interruption, begun: tuple[int, int]) -> str:
-        self._judge.interrupted = lambda: interruption.caught is not None
+        self._judge.interrupted = lambda: (
+            interruption.caught is not None or self._limits.out_of_time(RESERVE * self.saving_s)
+        )
         while True:
-            with suppress(KeyboardInterrupt):  # the validation is made when the run goes on
+            with suppress(Interrupted):  # the validation is made when the run goes on
                 self._judge_if_due()
             made, trained = self._step - begun[0], self.history.tokens - begun[1]
             reason = interruption.name or self._finished() or self._limits.reached(made, trained, self._next_s())
@@ -160,8 +179,17 @@ class Loop:
                 self.save()
             if reason:
                 return "" if reason == "done" else reason
-            self._make_step()
+            stats = self._make_step()
             self._step += 1
+            self._tell(stats)
+
+    def _tell(self, stats: StepStats) -> None:
+        try:
+            for watcher in self._watchers:
+                watcher.on_step(stats, self.total)
+        except Exception:
+            self.save()
+            raise
 
     def _finished(self) -> str:
         patience = self._training.patience
@@ -173,9 +201,9 @@ class Loop:
         last = [stats.step_s for stats in self.history.steps[-20:]]
         step_s = max(last, default=0.0)
         judging_s = self._judge.seconds if self._judge.due(self._step + 1, self.total) else 0.0
-        return step_s + judging_s + RESERVE * self._saving_s
+        return step_s + judging_s + RESERVE * self.saving_s
 
-    def _make_step(self) -> None:
+    def _make_step(self) -> StepStats:
         number = self._step
         rows = self._order.rows(number)
         self._set_learning_rate(number)
@@ -192,11 +220,10 @@ class Loop:
             _set_random_state(before)
         self._journal.step(stats)
         self._check_course()
-        for watcher in self._watchers:
-            watcher.on_step(stats, self.total)
+        return stats
 
     def _attempt(self, rows: Sequence[int], number: int, begin_s: float) -> StepStats:
-        """Forward, backward and update. Nothing is changed if it runs out of memory."""
+        """Forward, backward and update. Nothing is changed if forward or backward runs out of memory."""
         import torch
 
         self._optimizer.zero_grad(set_to_none=True)
@@ -212,8 +239,7 @@ class Loop:
             parameters = [each for each in self._parameters.values() if each.grad is not None]
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._training.max_grad_norm))
             self._check(number, loss, norm, rows)
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
+            self._update(number)
         tokens, slots = sum(batch.tokens for batch in batches), sum(batch.slots for batch in batches)
         rate = max(group["lr"] for group in self._optimizer.param_groups)
         return StepStats(
@@ -227,11 +253,25 @@ class Loop:
             step_s=time.monotonic() - begin_s,
         )
 
+    def _update(self, number: int) -> None:
+        try:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UnsupportedError(  # half of the adapter may be changed: the step cannot be made again
+                f"out of memory in the update of step {number + 1}. Lower lora.rank, or take an optimizer that holds "
+                "less, as training.optimizer=sgd; what was saved is whole."
+            ) from error
+
     def _gradient(self, batches: Sequence[Batch], targets: int) -> float:
         total: Any = 0.0
         for batch in batches:
             with self._job.trainable.autocast():
                 loss = self._forward.loss(batch, targets)
+            if not loss.requires_grad:
+                raise DataError(NO_GRADIENT)
             self._scaler.scale(loss).backward()
             total = total + loss.detach()
         return float(total)
@@ -243,7 +283,7 @@ class Loop:
                 f"{self._named(rows)}."
             )
         if number == 0 and norm == 0:
-            raise DataError("step 1 has no gradient: nothing would be learnt. Is every layer of lora.targets frozen?")
+            raise DataError(NO_GRADIENT)
         if not math.isfinite(norm) and not self._scaler.is_enabled():  # a scaler skips such a step by itself
             raise DataError(
                 f"the gradient of step {number + 1} is {norm}: lower training.learning_rate, or look at its rows: "
@@ -281,7 +321,7 @@ class Loop:
             ) from error
         largest = max(sum(self._lengths[row] for row in batch) for batch in cut)
         self._budget = min(self._budget, largest) // 2
-        self._journal.note("out of memory", self._step + 1, batch_tokens=self._budget)
+        self._journal.note(OUT_OF_MEMORY, self._step + 1, batch_tokens=self._budget)
         error.__traceback__ = None  # its frames hold the tensors that did not fit
         release_memory()
 
@@ -321,18 +361,18 @@ class Loop:
         with self._timed("saving"):
             state = {
                 "budget_tokens": self._budget,
-                "journal_bytes": self._journal.position,
                 "notes": self.notes,
                 "scaler": self._scaler.state_dict(),
                 "seconds": self.seconds,
             }
             trained = {name: each.detach().cpu() for name, each in self._parameters.items()}
-            saved = Checkpoint(self._step, trained, self._optimizer.state_dict(), _random_state(), state)
+            optimizer = self._optimizer.state_dict()
+            saved = Checkpoint(self._step, trained, optimizer, _random_state(), state, self._journal.told)
             checkpoints.save(self._job.folder, saved, self._job.identity)
             best = self.history.best
             checkpoints.prune(self._job.folder, self._training.keep_checkpoints, best[0] if best else None)
         self._saved_step, self._saved_s = self._step, time.monotonic()
-        self._saving_s = max(self._saving_s, self._saved_s - begin_s)
+        self.saving_s = max(self.saving_s, self._saved_s - begin_s)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -357,4 +397,6 @@ def _set_random_state(states: dict[str, Any]) -> None:
 
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([states[f"cuda:{place}"] for place in range(len(states) - 1)])
+        for place in range(torch.cuda.device_count()):
+            if f"cuda:{place}" in states:  # else the run went on where there are more of them
+                torch.cuda.set_rng_state(states[f"cuda:{place}"], place)

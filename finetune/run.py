@@ -1,9 +1,12 @@
 """`finetune run`: from a recipe to a finished run folder, in one call or in several."""
 
+import math
+import os
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,11 @@ from finetune.data.prepare import DROPPED, PERSONAL, SUMMARY, prepare
 from finetune.evaluation import Judge, measure_loss
 from finetune.inputs import Inputs, differences, read_inputs, write_inputs
 from finetune.journal import StepStats
-from finetune.loop import METRICS, Ended, Job, Loop, Watcher
+from finetune.lock import held
+from finetune.loop import METRICS, OUT_OF_MEMORY, Ended, Job, Loop, Watcher
 from finetune.plots import plot_loss
 from finetune.recipe import Recipe
-from finetune.stopping import Limits
+from finetune.stopping import RESERVE, Interrupted, Interruption, Limits
 from gladstone.artifacts import (
     Manifest,
     is_finished,
@@ -37,6 +41,7 @@ from gladstone.tokenizer import TOKENIZER_FILES
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "datasets")
 LOG_NAME = "train.log"
+PLOTTING_S = 5.0  # more than drawing the plots and hashing the files takes
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,10 @@ class Options:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run tells; `stopped` says why it is not finished ('' if it is), the losses are then not measured."""
+    """What a run tells; `stopped` says why it is not finished ('' if it is), the losses are then not measured.
+
+    `warnings` are what the user should know of how it went.
+    """
 
     folder: Path
     rows: dict[str, int]
@@ -59,6 +67,7 @@ class RunResult:
     train_s: float
     shares: dict[str, float]
     stopped: str = ""
+    warnings: tuple[str, ...] = ()
     loss_before: float | None = None
     loss_after: float | None = None
     best_validation: tuple[int, float] | None = None
@@ -72,7 +81,13 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
     """
     options = options or Options()
     training.prepare_environment()  # before anything imports torch
-    _check_folder(out, options)
+    _check_unfinished(out)
+    with held(out / LOG_NAME):
+        _check_folder(out, options)
+        return _run(recipe, out, progress, options)
+
+
+def _run(recipe: Recipe, out: Path, progress: Progress, options: Options) -> RunResult:
     summary = prepare(recipe.data, out / "data", progress)
     check_disk(out, 300_000_000, "the adapter, its checkpoints, the tokenizer and the plots")
     for folder in (out, out / "data", out / "tokenizer"):
@@ -85,9 +100,13 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
     return _finish(inputs, outcome) if not outcome.ended.reason else _result(inputs, outcome)
 
 
-def _check_folder(out: Path, options: Options) -> None:
+def _check_unfinished(out: Path) -> None:
     if is_finished(out):
         raise ArtifactError(f"{out}: already holds a finished run. Choose another folder with --out, or remove it.")
+
+
+def _check_folder(out: Path, options: Options) -> None:
+    _check_unfinished(out)  # another process may have ended it meanwhile
     saved = checkpoints.saved(out / checkpoints.FOLDER)
     if saved and not options.resume:
         raise ArtifactError(
@@ -95,7 +114,7 @@ def _check_folder(out: Path, options: Options) -> None:
             "choose another folder with --out, or remove it."
         )
     if not saved:
-        (out / LOG_NAME).unlink(missing_ok=True)
+        os.truncate(out / LOG_NAME, 0)
 
 
 @dataclass(frozen=True)
@@ -107,8 +126,10 @@ class _Outcome:
 
 def _newest(inputs: Inputs, progress: Progress) -> checkpoints.Checkpoint | None:
     """The newest whole checkpoint. Raises ArtifactError with the differences if it is of another run."""
+    folder = inputs.out / checkpoints.FOLDER
+    told: list[str] = []
     with step(progress, "Reading the newest checkpoint"):
-        found = checkpoints.newest_whole(inputs.out / checkpoints.FOLDER, partial(progress.update, None))
+        found = checkpoints.newest_whole(folder, told.append)
         if found is None:
             progress.update(None, "there is none: beginning anew")
             return None
@@ -122,7 +143,8 @@ def _newest(inputs: Inputs, progress: Progress) -> checkpoints.Checkpoint | None
                     changed,
                 )
             )
-        progress.update(None, f"going on after step {saved.step}")
+        checkpoints.set_aside(folder, saved.step)
+        progress.update(None, "; ".join([*told, f"going on after step {saved.step}"]))
     return saved
 
 
@@ -138,15 +160,31 @@ class _Training:
             trainable = load_trainable(inputs.base, recipe, inputs.tokenizer.padding_id, inputs.sets["train"].examples)
         loop = self._loop(trainable, found)
         try:
-            if found is None:
-                name = "Measuring the held-out loss before training"
-                loop.notes["held_out_loss_before"] = self._measure(trainable, name)
-            with step(progress, "Training"):
-                ended = loop.run()
-            after = None if ended.reason else self._close(trainable, loop)
+            with Interruption() as interruption:
+                stops = partial(self._stops, interruption)
+                with suppress(Interrupted):  # the loop sees it, too, and stops before its first step
+                    self._measure_before(trainable, loop, stops)
+                begun = len(loop.history.steps)
+                with step(progress, "Training"):
+                    ended = loop.run(interruption)
+                limits = self._options.limits
+                if len(loop.history.steps) == begun and ended.reason and ended.reason == limits.time_name:
+                    ended = replace(ended, reason=f"{ended.reason}, which the start alone took,")
+                return self._close(trainable, loop, ended, stops)
         finally:
             loop.close()
-        return _Outcome(ended, after, self._facts(trainable))
+
+    def _stops(self, interruption: Interruption) -> str:
+        """Why a measurement must be given up; '' if it need not."""
+        limits = self._options.limits
+        return interruption.name or (limits.time_name if limits.out_of_time(0) else "")
+
+    def _measure_before(self, trainable: training.Trainable, loop: Loop, stops: Callable[[], str]) -> None:
+        if loop.history.steps or "held_out_loss_before" in loop.notes:
+            return
+        begin_s = time.monotonic()
+        loss = self._measure(trainable, "Measuring the held-out loss before training", stops)
+        loop.notes |= {"held_out_loss_before": loss, "measuring_s": time.monotonic() - begin_s}
 
     def _loop(self, trainable: training.Trainable, found: checkpoints.Checkpoint | None) -> Loop:
         inputs = self._inputs
@@ -161,23 +199,38 @@ class _Training:
         judge = Judge(trainable, inputs.sets["validation"].examples, inputs.recipe.training)
         return Loop(job, judge, self._options.limits, (_Shown(self._progress), *self._options.watchers), found)
 
-    def _close(self, trainable: training.Trainable, loop: Loop) -> float:
-        """Put the best step's adapter in place, measure it, save it."""
+    def _close(self, trainable: training.Trainable, loop: Loop, ended: Ended, stops: Callable[[], str]) -> _Outcome:
+        """Put the best step's adapter in place, measure it, save it, unless the run stops before that."""
         inputs, best = self._inputs, loop.history.best
-        last = len(loop.history.steps)
+        last, after = len(loop.history.steps), None
+        if not ended.reason and self._options.limits.out_of_time(
+            RESERVE * (loop.notes.get("measuring_s", 0) + loop.saving_s) + PLOTTING_S
+        ):
+            ended = replace(ended, reason=f"{self._options.limits.time_name}, too soon to measure and save the end,")
+        if ended.reason:
+            return _Outcome(ended, None, self._facts(trainable))
         if best is not None and best[0] != last and inputs.recipe.training.final == "best":
             with step(self._progress, f"Going back to step {best[0]}, the best on the validation rows"):
                 loop.go_back(best[0])
-        after = self._measure(trainable, "Measuring the held-out loss after training")
+        try:
+            after = self._measure(trainable, "Measuring the held-out loss after training", stops)
+        except Interrupted:
+            return _Outcome(replace(ended, reason=stops()), None, self._facts(trainable))
         with step(self._progress, "Saving the adapter"):
             _save_adapter(trainable, inputs.base, inputs.out)
             plot_loss(inputs.out / "loss.png", loop.history.steps, loop.history.validation)
-        return after
+        return _Outcome(ended, after, self._facts(trainable))
 
-    def _measure(self, trainable: training.Trainable, name: str) -> float:
+    def _measure(self, trainable: training.Trainable, name: str, stops: Callable[[], str]) -> float:
         with step(self._progress, name):
-            loss = measure_loss(trainable, self._inputs.sets["test"].examples, self._progress.update)
+            rows = self._inputs.sets["test"].examples
+            loss = measure_loss(trainable, rows, self._progress.update, lambda: bool(stops()))
             self._progress.update(None, f"{loss:.3f} nats per answer token")
+        if not math.isfinite(loss):
+            raise DataError(
+                f"the held-out loss is {loss}: {self._inputs.base.name} computes no probabilities for these rows. Are "
+                "its weights damaged?"
+            )
         return loss
 
     def _facts(self, trainable: training.Trainable) -> dict[str, Any]:
@@ -239,6 +292,12 @@ def _result(inputs: Inputs, outcome: _Outcome) -> RunResult:
         train_s=spent,
         shares={name: seconds / spent for name, seconds in ended.seconds.items()},
         stopped=ended.reason,
+        warnings=tuple(
+            f"memory did not suffice in step {event['step']}: from there on a micro-batch has at most "
+            f"{event['batch_tokens']:,} tokens"
+            for event in ended.history.events
+            if event["kind"] == OUT_OF_MEMORY
+        ),
         loss_before=ended.notes.get("held_out_loss_before"),
         loss_after=outcome.loss_after,
         best_validation=ended.history.best,
