@@ -7,6 +7,7 @@ final name, metrics.jsonl, when the training is done.
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -47,6 +48,41 @@ class History:
         """Real tokens trained on."""
         return sum(stats.tokens for stats in self.steps)
 
+    def keep(self, record: Mapping[str, Any]) -> None:
+        """Take in what a line of metrics.jsonl says; raises KeyError or TypeError if it is none."""
+        facts = dict(record)
+        kind = facts.pop("kind")
+        if kind == "step":
+            self.steps.append(StepStats(**facts))
+        elif kind == "validation":
+            self.validation.append((facts["step"], facts["loss_nats_per_token"]))
+        elif kind == "scores":
+            self.scores.append((facts.pop("step"), facts))
+        elif kind != "sample":
+            self.events.append(dict(record))
+
+
+def read_history(path: Path) -> History:
+    """What a run has told so far, while it may still be writing: a last line without its end is left out.
+
+    Raises ArtifactError if the file cannot be read or another line is damaged.
+    """
+    history, lines = History(), _lines(path)
+    for number, line in enumerate(lines[:-1], 1):  # behind the last line's end comes nothing
+        try:
+            history.keep(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path}:{number}: damaged ({error}).") from None
+    return history
+
+
+def _lines(path: Path) -> list[str]:
+    """Split at line ends alone: a sample may hold other characters that Python takes for one."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
+
 
 class Journal:
     """The history and its file."""
@@ -71,11 +107,7 @@ class Journal:
         with path.open("rb+") as file:
             file.truncate(position)
         journal = cls(path)
-        try:
-            for line in path.read_text(encoding="utf-8").splitlines():
-                journal._keep(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}: damaged ({error}).") from None
+        journal.history = read_history(path)
         return journal
 
     @property
@@ -100,16 +132,4 @@ class Journal:
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
         self._file.flush()
-        self._keep(record)
-
-    def _keep(self, record: dict[str, Any]) -> None:
-        facts = dict(record)
-        kind = facts.pop("kind")
-        if kind == "step":
-            self.history.steps.append(StepStats(**facts))
-        elif kind == "validation":
-            self.history.validation.append((facts["step"], facts["loss_nats_per_token"]))
-        elif kind == "scores":
-            self.history.scores.append((facts.pop("step"), facts))
-        elif kind != "sample":
-            self.history.events.append(record)
+        self.history.keep(record)

@@ -16,8 +16,9 @@ from finetune.data.prepare import DROPPED, PERSONAL, SUMMARY, prepare
 from finetune.evaluation import Judge, measure_loss
 from finetune.inputs import Inputs, differences, read_inputs, write_inputs
 from finetune.journal import StepStats
+from finetune.labels import token_count
 from finetune.loop import METRICS, Ended, Job, Loop, Watcher
-from finetune.plots import plot_loss
+from finetune.plots import PLOTS, plot_run
 from finetune.recipe import Recipe
 from finetune.stopping import Limits
 from gladstone.artifacts import (
@@ -171,7 +172,8 @@ class _Training:
         after = self._measure(trainable, "Measuring the held-out loss after training")
         with step(self._progress, "Saving the adapter"):
             _save_adapter(trainable, inputs.base, inputs.out)
-            plot_loss(inputs.out / "loss.png", loop.history.steps, loop.history.validation)
+            lengths = [token_count(example) for example in inputs.sets["train"].examples]
+            plot_run(inputs.out, loop.history, lengths, (loop.notes["held_out_loss_before"], after))
         return after
 
     def _measure(self, trainable: training.Trainable, name: str) -> float:
@@ -285,7 +287,7 @@ def _finish(inputs: Inputs, outcome: _Outcome) -> RunResult:
 
 
 def _made_files(out: Path) -> Sequence[Path]:
-    names = ["recipe.yaml", "chat_template.jinja", "metrics.jsonl", "loss.png"]
+    names = ["recipe.yaml", "chat_template.jinja", "metrics.jsonl", *PLOTS]
     names += [f"data/{name}" for name in (*(f"{name}.jsonl" for name in SETS), DROPPED, PERSONAL, SUMMARY)]
     names += [f"tokenizer/{name}" for name in TOKENIZER_FILES if (out / "tokenizer" / name).is_file()]
     return [out / name for name in names] + sorted((out / "adapter").iterdir())
