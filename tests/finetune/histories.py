@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from finetune.journal import History, Journal, StepStats
-from gladstone.artifacts import Manifest, write_manifest
+from gladstone.artifacts import Manifest, record_file, write_manifest
 
 
 def made_up_history(steps: int, validations: int = 4, seed: int = 0, level: float = 1.6) -> History:
@@ -50,10 +52,11 @@ def write_metrics(path: Path, history: History) -> None:
 def write_finished_run(folder: Path, history: History, config: Mapping[str, Any], **facts: Any) -> Path:
     """A finished run's folder as far as its manifest, its metrics and its test set tell of it."""
     write_metrics(folder / "metrics.jsonl", history)
-    write_test_set(folder)
+    write_sets(folder, facts.pop("test_question", "What is asthma?"))
+    files = [folder / "data" / f"{name}.jsonl" for name in ("train", "validation", "test")]
     manifest = Manifest(
-        stage="finetune",
-        files=(),
+        stage=facts.pop("stage", "finetune"),
+        files=tuple(record_file(folder, file) for file in (*files, folder / "tokenizer" / "tokenizer.json")),
         parents={"base": facts.pop("base", "base-1")},
         config=dict(config),
         versions={"gladstone": "0.1.0"},
@@ -76,9 +79,19 @@ def write_finished_run(folder: Path, history: History, config: Mapping[str, Any]
     return folder
 
 
-def write_test_set(folder: Path, question: str = "What is asthma?") -> None:
-    """A test set of one row, and a tokenizer's file."""
+def write_sets(folder: Path, test_question: str = "What is asthma?") -> None:
+    """Sets of one row each, and a tokenizer's file."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    (folder / "data" / "test.jsonl").write_text(json.dumps({"question": question}) + "\n", encoding="utf-8")
+    for name in ("train", "validation", "test"):
+        row = {"question": test_question if name == "test" else f"What is {name}?"}
+        (folder / "data" / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     (folder / "tokenizer").mkdir(exist_ok=True)
     (folder / "tokenizer" / "tokenizer.json").write_text("{}", encoding="utf-8")
+
+
+def write_run_under_way(folder: Path, history: History, config: Mapping[str, Any]) -> Path:
+    """A run's folder before its first checkpoint."""
+    write_metrics(folder / "checkpoints" / "metrics.jsonl", history)
+    write_sets(folder)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
+    return folder
