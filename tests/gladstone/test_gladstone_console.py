@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -215,7 +214,7 @@ def test_a_line_on_a_terminal_never_wraps() -> None:
     stream = Terminal()  # of unknown size: 80 columns
     with step(Lines(stream), "Merging") as progress:
         progress.update(0.5, "tensor " * 40)
-        wait_for(lambda: "Merging …" in stream.getvalue())
+        wait_for(stream, "tensor")
     renewed = re.findall(r"\r\x1b\[2K(Merging ….*?)(?=\r|$)", stream.getvalue())
     assert renewed
     assert {len(line) for line in renewed} == {79}
@@ -227,10 +226,3 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
     with step(Lines(stream), "Merging") as progress:
         progress.update(0.5)
     assert re.fullmatch(r"Merging …\nMerging: done in \d+\.\d s   50%\n", stream.getvalue())
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
