@@ -98,7 +98,12 @@ def _tell(result: "RunResult") -> None:
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Also write the comparison into FOLDER.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Also write the comparison into FOLDER.",
+)
 def compare(runs: tuple[Path, ...], out: Path | None) -> None:
     """Put run folders side by side, finished or not: the settings that differ, losses, speed, memory.
 
