@@ -290,3 +290,8 @@ def test_a_duration_is_told_in_its_two_largest_units(seconds: float, text: str) 
 def test_twenty_thousand_steps_make_a_small_page(tmp_path: Path) -> None:
     runs = compared(*(write_finished_run(tmp_path / name, made_up_history(20000), RECIPE) for name in "ab"))
     assert sys.getsizeof(render_page(runs)) < 60_000
+
+
+def test_no_two_of_eighteen_runs_are_drawn_alike(run: Made) -> None:
+    svg = curves_svg("t", training_lines(compared(*(run(f"run-{number}", steps=2) for number in range(18))).runs))
+    assert len(set(re.findall(r'style="stroke:(.*?)" stroke-dasharray="(.*?)"', svg))) == 18
