@@ -9,6 +9,7 @@ from finetune.compiling import compile_layers, decide
 from finetune.forward import Flat, choose
 from finetune.fused import fuse
 from finetune.labels import Example, token_count
+from finetune.processes import ALONE, Processes, shard
 from finetune.recipe import Recipe
 from finetune.trainable import Trainable
 from gladstone.basemodel import Base
@@ -26,7 +27,9 @@ def import_first(base: Base) -> None:
         decoder.import_unsloth()
 
 
-def load_trainable(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example]) -> Trainable:
+def load_trainable(
+    base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], processes: Processes = ALONE
+) -> Trainable:
     """The base with a fresh adapter, for these rows. Raises UnsupportedError for what cannot be trained so."""
     kind = seq2seq if is_seq2seq(base) else decoder
     longest = max(len(example.input_ids) for example in examples)
@@ -34,12 +37,15 @@ def load_trainable(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[E
     forward = choose(model, pad_id, examples)
     compiled = False
     if isinstance(forward, Flat):
-        compiled = not checkpointing and decide(recipe.training.compile, _flop(model, recipe, examples))
+        as_is = checkpointing or processes.sharded
+        compiled = not as_is and decide(recipe.training.compile, _flop(model, recipe, examples))
         if compiled:
             compile_layers(forward.body)
         else:
             fuse(model)
-    return Trainable(model, forward, checkpointing, compiled)
+    if processes.sharded:
+        shard(model)
+    return Trainable(model, forward, checkpointing, compiled, processes)
 
 
 def _flop(model: Any, recipe: Recipe, examples: Sequence[Example]) -> float:

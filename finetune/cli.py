@@ -73,8 +73,9 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     loaded = load_recipe(recipe, [*overrides, *(["data.skip_bad=true"] if skip_bad else [])], source)
     require_packages("finetune", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
     from finetune.checkpoint import FOLDER, saved
-    from finetune.run import Options
+    from finetune.processes import is_first
     from finetune.run import run as run_recipe
+    from finetune.session import Options
 
     folder = out or Path("runs") / loaded.name
     display = make_display()
@@ -88,7 +89,8 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
             f"\nStopped at once. Go on from the newest checkpoint: finetune run --resume --out {folder}", err=True
         )
         click.get_current_context().exit(EXIT_INTERRUPTED)
-    _tell(result)
+    if is_first():
+        _tell(result)
 
 
 def _tell(result: "RunResult") -> None:

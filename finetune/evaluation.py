@@ -31,7 +31,10 @@ def measure_loss(
 
     lengths = [token_count(example) for example in examples]
     forward = trainable.forward
-    waiting = micro_batches(range(len(examples)), lengths, TOKENS_AT_ONCE, padded=forward.padded)
+    processes = trainable.processes
+    whole = micro_batches(range(len(examples)), lengths, TOKENS_AT_ONCE, padded=forward.padded)
+    waiting = processes.share(whole)
+    idle = -(-len(whole) // processes.count) - len(waiting)  # where weights are spread, all compute equally often
     nats, targets, seen = 0.0, 0, 0
     trainable.model.eval()
     try:
@@ -55,9 +58,12 @@ def measure_loss(
                 seen += len(rows)
                 if on_part:
                     on_part(seen / len(examples))
+            if idle and processes.sharded:
+                forward.loss(forward.batch([examples[row] for row in whole[0]]), 1)
     finally:
         trainable.model.train()
-    return nats / targets
+    nats, scored = processes.sum(nats, targets)
+    return nats / scored
 
 
 @dataclass

@@ -73,6 +73,7 @@ class Loop:
         self._job, self._judge, self._limits, self._watchers = job, judge, limits, watchers
         self._training = training = job.recipe.training
         self._model, self._forward = job.trainable.model, job.trainable.forward
+        self._processes = job.trainable.processes
         self._lengths = [token_count(example) for example in job.examples]
         rows_per_step = training.batch_size * training.accumulation
         self._order = Order(self._lengths, rows_per_step, training.seed, grouped=self._grouped)
@@ -145,10 +146,10 @@ class Loop:
             for name, parameter in self._parameters.items():
                 parameter.copy_(trained[name])
 
-    def go_back(self, step: int) -> None:
+    def go_back(self, folder: Path, step: int) -> None:
         """Put the trained tensors of an earlier step's checkpoint in place. Raises ArtifactError if it is damaged."""
         try:
-            self._put(checkpoints.load_trained(self._job.folder, step))
+            self._put(checkpoints.load_trained(folder, step))
         except ArtifactError as error:
             raise ArtifactError(
                 f"the checkpoint of step {step}, the best one, is damaged: {error} To keep the last step's adapter, "
@@ -161,13 +162,15 @@ class Loop:
 
     def _run(self, interruption: Interruption, begun: tuple[int, int]) -> str:
         self._judge.interrupted = lambda: (
-            interruption.caught is not None or self._limits.out_of_time(RESERVE * self.saving_s)
+            self._processes.count == 1
+            and (interruption.caught is not None or self._limits.out_of_time(RESERVE * self.saving_s))
         )
         while True:
             with suppress(Interrupted):  # the validation is made when the run goes on
                 self._judge_if_due()
             made, trained = self._step - begun[0], self.history.tokens - begun[1]
             reason = interruption.name or self._finished() or self._limits.reached(made, trained, self._next_s())
+            reason = self._processes.agree(reason)
             if reason or self._save_is_due():
                 self.save()
             if reason:
@@ -207,7 +210,7 @@ class Loop:
                 stats = self._attempt(rows, number, begin_s)
                 break
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if not out_of_memory(error) or self._processes.sharded:  # the others wait for this one's part
                     raise
                 self._shrink(rows, error)
             _set_random_state(before)
@@ -221,9 +224,10 @@ class Loop:
 
         self._optimizer.zero_grad(set_to_none=True)
         with self._timed("data"):
-            cut = micro_batches(rows, self._lengths, self._budget, padded=self._forward.padded)
+            own = self._processes.share(sorted(rows, key=lambda row: -self._lengths[row]))
+            cut = micro_batches(own, self._lengths, self._budget, padded=self._forward.padded)
             batches = [self._forward.batch([self._job.examples[row] for row in batch]) for batch in cut]
-        targets = sum(batch.target_tokens for batch in batches)
+        targets = sum(self._job.examples[row].target_tokens for row in rows)
         if targets == 0:
             raise DataError(f"step {number + 1} has no scored token: nothing can be learnt from {self._named(rows)}.")
         with self._timed("step"):
@@ -233,7 +237,8 @@ class Loop:
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._training.max_grad_norm))
             self._check(number, loss, norm, rows)
             self._update(number)
-        tokens, slots = sum(batch.tokens for batch in batches), sum(batch.slots for batch in batches)
+        tokens = sum(batch.tokens for batch in batches), sum(batch.slots for batch in batches)
+        all_tokens, slots = self._processes.sum(*tokens)
         rate = max(group["lr"] for group in self._optimizer.param_groups)
         return StepStats(
             step=number + 1,
@@ -241,8 +246,8 @@ class Loop:
             learning_rate=rate,
             grad_norm=norm,
             target_tokens=targets,
-            tokens=tokens,
-            padding_share=1 - tokens / slots,
+            tokens=int(all_tokens),
+            padding_share=1 - all_tokens / slots,
             step_s=time.monotonic() - begin_s,
         )
 
@@ -267,7 +272,16 @@ class Loop:
                 raise DataError(NO_GRADIENT)
             self._scaler.scale(loss).backward()
             total = total + loss.detach()
-        return float(total)
+        self._keep_step(batches, targets)
+        self._processes.sum_gradients(list(self._parameters.values()))
+        return self._processes.sum(float(total))[0]
+
+    def _keep_step(self, batches: Sequence[Batch], targets: int) -> None:
+        """Where weights are spread over processes, all must compute as often as the one with most micro-batches."""
+        if not self._processes.sharded:
+            return
+        for _ in range(int(self._processes.most(len(batches))) - len(batches)):
+            (self._forward.loss(batches[-1], targets) * 0).backward()
 
     def _check(self, number: int, loss: float, norm: float, rows: Sequence[int]) -> None:
         if not math.isfinite(loss):
@@ -347,7 +361,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint of the last step and remove those that are not kept."""
 
-        if self._saved_step == self._step:
+        if self._saved_step == self._step or not self._processes.first:
             return
         begin_s = time.monotonic()
         with self._timed("saving"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.forward import Forward
+from finetune.processes import ALONE, Processes
 from finetune.recipe import Recipe
 from gladstone.errors import UnsupportedError
 from gladstone.host import available_memory_bytes, cache_dir
@@ -30,6 +31,7 @@ class Trainable:
     forward: Forward
     checkpointing: bool
     compiled: bool = False
+    processes: Processes = ALONE
 
     @property
     def device_kind(self) -> str:
