@@ -7,8 +7,9 @@ from finetune import decoder, seq2seq
 from finetune.forward import choose
 from finetune.labels import Example
 from finetune.recipe import Recipe
-from finetune.trainable import Trainable
+from finetune.trainable import Trainable, out_of_memory
 from gladstone.basemodel import Base
+from gladstone.errors import UnsupportedError
 
 
 def is_seq2seq(base: Base) -> bool:
@@ -27,5 +28,12 @@ def load_trainable(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[E
     """The base with a fresh adapter, for these rows. Raises UnsupportedError for what cannot be trained so."""
     kind = seq2seq if is_seq2seq(base) else decoder
     longest = max(len(example.input_ids) for example in examples)
-    model, checkpointing = kind.load_model(base, recipe, longest)
-    return Trainable(model, choose(model, pad_id, examples), checkpointing)
+    try:
+        model, checkpointing = kind.load_model(base, recipe, longest)
+        return Trainable(model, choose(model, pad_id, examples), checkpointing)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UnsupportedError(
+            f"out of memory while {base.name} is loaded. Set base.load_in_4bit=true, or choose a smaller base."
+        ) from error

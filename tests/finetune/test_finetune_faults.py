@@ -365,9 +365,40 @@ def test_an_evaluation_short_of_memory_does_not_shrink_the_training(
     assert steps[0] == steps[1]
 
 
+# the memory of a process may grow by no more than this from the first step on: real allocations fail
+SHORT = """
+import resource
+import finetune.loop as l
+was = l.Loop.run
+def run(*arguments):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + {room}, -1))
+    return was(*arguments)
+l.Loop.run = run
+"""
+
+
+def test_memory_that_really_ends_makes_the_pieces_smaller_and_leaves_the_losses(
+    server: Server, recipe: Path, tmp_path: Path
+) -> None:
+    rows = [{"question": f"Number {n}?", "answer": "the heart " * 150} for n in range(40)]
+    data = write_rows_file(tmp_path / "long.jsonl", rows)
+    options = ("--data", data, "--set", "base.max_tokens=1024", "--set", "lora.dropout=0.0", "--set", "training.max_steps=4",
+               "--set", "training.batch_tokens=16000", "--set", "training.batch_size=8")  # fmt: skip
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    code, _, told = server.run("run", recipe, "--out", whole, *options)
+    assert code == 0, told
+    code, printed, told = server.run("run", recipe, "--out", out, *options, before=SHORT.format(room=20_000_000))
+    assert code == 0, told
+    assert "Note: memory did not suffice in step 1: " in printed
+    assert read_manifest(whole).facts["events"] == []
+    losses = [[line["loss_nats_per_token"] for line in outcome(folder)[0]] for folder in (whole, out)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
 def test_a_single_row_whose_loss_cannot_be_measured_is_refused(server: Server, recipe: Path, tmp_path: Path) -> None:
     before = STARVED.format(
-        tokens=8, where="not torch.is_grad_enabled() and not self._body.training", error=TORCH_ERROR
+        tokens=45, where="not torch.is_grad_enabled() and not self._body.training", error=TORCH_ERROR
     )
     message = error_of(server.run("run", recipe, "--out", tmp_path / "out", before=before))
     assert re.match(r"Error: out of memory while the loss of a single row of \d+ tokens is measured\. Set ", message)
