@@ -28,7 +28,10 @@ BREAKS = {
     "step 1": 1, "in mid-epoch": 2, "an epoch's border": 6, "before a validation": 4, "in a validation": 5,
     "after a validation": 7,
 }  # fmt: skip
-PAIRS = "{% for m in messages %}{{ m.content }}{% if not loop.last %}\n{% endif %}{% endfor %}{{ eos_token }}"
+QUESTION_ANSWER = (
+    "{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\nA:{% else %} {{ m.content }}{{ eos_token }}"
+    "{% endif %}{% endfor %}"
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def load_case(case: Case, base: Path, work: Path) -> Subject:
     recipe = Recipe.model_validate(tiny_recipe(base, rows, base=case.base, lora=lora, training=training))
     found = resolve_base(str(base), Silent())
     tokenizer = load_tokenizer(found.folder)
-    template = tokenizer.template(PAIRS if FAMILIES[case.family].template is None else None)
+    template = tokenizer.template(QUESTION_ANSWER if FAMILIES[case.family].template is None else None)
     conversations = read_conversations(rows, "qa")
     examples = tokenize_all(conversations, template, tokenizer, recipe.limits, pairs=is_seq2seq(found)).examples
     trainable = load_trainable(found, recipe, tokenizer.padding_id, examples)
