@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from finetune import decoder, seq2seq
-from finetune.forward import choose
-from finetune.labels import Example
+from finetune.compiling import compile_layers, decide
+from finetune.forward import Flat, choose
+from finetune.fused import fuse
+from finetune.labels import Example, token_count
 from finetune.recipe import Recipe
 from finetune.trainable import Trainable, out_of_memory
 from gladstone.basemodel import Base
@@ -26,14 +29,35 @@ def import_first(base: Base) -> None:
 
 def load_trainable(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example]) -> Trainable:
     """The base with a fresh adapter, for these rows. Raises UnsupportedError for what cannot be trained so."""
-    kind = seq2seq if is_seq2seq(base) else decoder
-    longest = max(len(example.input_ids) for example in examples)
     try:
-        model, checkpointing = kind.load_model(base, recipe, longest)
-        return Trainable(model, choose(model, pad_id, examples), checkpointing)
+        return _load(base, recipe, pad_id, examples)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         raise UnsupportedError(
             f"out of memory while {base.name} is loaded. Set base.load_in_4bit=true, or choose a smaller base."
         ) from error
+
+
+def _load(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example]) -> Trainable:
+    kind = seq2seq if is_seq2seq(base) else decoder
+    longest = max(len(example.input_ids) for example in examples)
+    model, checkpointing = kind.load_model(base, recipe, longest)
+    forward = choose(model, pad_id, examples)
+    compiled = False
+    if isinstance(forward, Flat):
+        compiled = not checkpointing and decide(recipe.training.compile, _flop(model, recipe, examples))
+        if compiled:
+            compile_layers(forward.body)
+        else:
+            fuse(model)
+    return Trainable(model, forward, checkpointing, compiled)
+
+
+def _flop(model: Any, recipe: Recipe, examples: Sequence[Example]) -> float:
+    """Floating-point operations of a run: 2 a weight and token forwards, and 2 backwards."""
+    weights = sum(each.numel() for each in model.parameters())
+    tokens = sum(token_count(example) for example in examples)
+    rows = recipe.training.batch_size * recipe.training.accumulation * (recipe.training.max_steps or 0)
+    epochs = rows / len(examples) if rows else recipe.training.epochs
+    return float(4 * weights * tokens * epochs)

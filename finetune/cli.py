@@ -1,5 +1,8 @@
 """The command `finetune`."""
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,15 +58,17 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     resume: bool,
 ) -> None:
     """Train RECIPE: a name from `finetune recipes` or a YAML file (default: the demo's)."""
+    from finetune.live import LiveView, make_display
     from finetune.recipe import load_recipe
     from finetune.stopping import Limits
-    from gladstone.progress import Lines
 
     limits = Limits(max_hours, max_steps, max_tokens)
     if format_name is not None and data is None:
         raise click.UsageError("--format describes --data, which is not given.")
-    if recipe is None and resume and out is not None and (out / "recipe.yaml").is_file():
+    if recipe is None and resume and out is not None:
         recipe = str(out / "recipe.yaml")  # what this folder was begun with
+        if not Path(recipe).is_file():
+            raise click.UsageError(f"{out} holds no run to go on with. Name the RECIPE to begin one.")
     source = (str(data), format_name or "auto") if data is not None else None
     loaded = load_recipe(recipe, [*overrides, *(["data.skip_bad=true"] if skip_bad else [])], source)
     require_packages("finetune", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
@@ -72,8 +77,10 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     from finetune.run import run as run_recipe
 
     folder = out or Path("runs") / loaded.name
+    display = make_display()
+    watchers = (display,) if isinstance(display, LiveView) else ()
     try:
-        result = run_recipe(loaded, folder, Lines(), Options(resume, limits))
+        result = run_recipe(loaded, folder, display, Options(resume, limits, watchers))
     except KeyboardInterrupt:
         if not saved(folder / FOLDER):
             raise
@@ -101,6 +108,35 @@ def _tell(result: "RunResult") -> None:
         f"Run folder: {result.folder}\n"
         f"Next: gladstone export gguf {result.folder} --quant q8_0 --quant q4_k_m"
     )
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Also write the comparison into FOLDER.",
+)
+def compare(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Put run folders side by side, finished or not: the settings that differ, losses, speed, memory.
+
+    --out writes compare.html with overlaid curves, compare.md, compare.csv and compare.png.
+    """
+    from finetune.compare.runs import read_runs
+    from finetune.compare.table import compare as compare_runs
+    from finetune.compare.text import render_terminal
+
+    comparison = compare_runs(read_runs(runs))
+    terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    colours = terminal and not os.environ.get("NO_COLOR")
+    width = shutil.get_terminal_size().columns if terminal else None
+    click.echo(render_terminal(comparison, width, colours=colours), nl=False)
+    if out is not None:
+        from finetune.compare.page import FILES, write_comparison
+
+        write_comparison(out, comparison)
+        click.echo("\nWritten:\n" + "\n".join(f"  {out / name}" for name in FILES))
 
 
 @main.group(cls=Group, invoke_without_command=True)

@@ -26,7 +26,7 @@ from gladstone.tokenizer import TOKENIZER_FILES, FolderTokenizer, load_tokenizer
 
 # of a recipe, what may differ between the calls of one run: none of it changes how it is trained
 FREE_FIELDS = ("description", "hub", "training.checkpoint_minutes", "training.checkpoint_steps",
-               "training.keep_checkpoints", "training.final")  # fmt: skip
+               "training.keep_checkpoints", "training.report_to", "training.final")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,28 @@ class History:
             self.events.append(dict(record))
 
 
+def read_history(path: Path) -> History:
+    """What a run has told so far, while it may still be writing: a last line without its end is left out.
+
+    Raises ArtifactError if the file cannot be read or another line is damaged.
+    """
+    history, lines = History(), _lines(path)
+    for number, line in enumerate(lines[:-1], 1):  # behind the last line's end comes nothing
+        try:
+            history.keep(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path}:{number}: damaged ({error}).") from None
+    return history
+
+
+def _lines(path: Path) -> list[str]:
+    """Split at line ends alone: a sample may hold other characters that Python takes for one."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
 class Journal:
     """The history and its file."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from finetune import checkpoint as checkpoints
 from finetune.batches import Order, micro_batches
@@ -24,6 +24,7 @@ from finetune.optimizer import learning_rates, make_optimizer
 from finetune.recipe import Recipe
 from finetune.stopping import RESERVE, Interrupted, Interruption, Limits
 from finetune.trainable import Trainable, out_of_memory, release_memory
+from finetune.watching import Watcher
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
 
 METRICS = "metrics.jsonl"
@@ -31,16 +32,6 @@ OUT_OF_MEMORY = "out of memory"  # kind of an event
 EARLY_STEPS = 10  # mean loss of the first ones, and of the last ones, where an exploding loss is looked for
 NAMED_ROWS = 8
 NO_GRADIENT = "step 1 has no gradient: nothing would be learnt. Do the layers of lora.targets reach the answers?"
-
-
-class Watcher(Protocol):
-    """Someone who is told what the loop does; what it raises ends the training, after a checkpoint."""
-
-    def on_step(self, stats: StepStats, total: int) -> None:
-        """A step was made."""
-
-    def on_judged(self, step: int, loss: float) -> None:
-        """The validation loss was measured."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +127,8 @@ class Loop:
         if interruption is None:
             with Interruption() as own:
                 return self.run(own)
+        for watcher in self._watchers:
+            watcher.on_begin(self.history, self.total)
         try:
             reason = self._run(interruption, (self._step, self.history.tokens))
         finally:
@@ -181,12 +174,12 @@ class Loop:
                 return "" if reason == "done" else reason
             stats = self._make_step()
             self._step += 1
-            self._tell(stats)
+            self._tell(lambda watcher, stats=stats: watcher.on_step(stats, self.total))  # type: ignore[misc]
 
-    def _tell(self, stats: StepStats) -> None:
+    def _tell(self, what: Callable[[Watcher], None]) -> None:
         try:
             for watcher in self._watchers:
-                watcher.on_step(stats, self.total)
+                what(watcher)
         except Exception:
             self.save()
             raise
@@ -335,12 +328,11 @@ class Loop:
         if self._step == 0 or judged or not self._judge.due(self._step, self.total):
             return
         with self._timed("evaluation"):
-            loss = self._judge.judge(self._step, self._journal)
+            tell = self._judge.judge(self._step, self._journal)
         best = self.history.best
         if best is not None and best[0] == self._step:
             self.save()
-        for watcher in self._watchers:
-            watcher.on_judged(self._step, loss)
+        self._tell(tell)
 
     def _save_is_due(self) -> bool:
         every = self._training.checkpoint_steps

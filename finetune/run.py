@@ -19,11 +19,14 @@ from finetune.data.prepare import DROPPED, PERSONAL, SUMMARY, prepare
 from finetune.evaluation import Judge, measure_loss
 from finetune.inputs import Inputs, differences, read_inputs, write_inputs
 from finetune.journal import StepStats
+from finetune.labels import token_count
 from finetune.lock import held
-from finetune.loop import METRICS, OUT_OF_MEMORY, Ended, Job, Loop, Watcher
-from finetune.plots import plot_loss
+from finetune.loop import METRICS, OUT_OF_MEMORY, Ended, Job, Loop
+from finetune.plots import PLOTS, plot_run
 from finetune.recipe import Recipe
 from finetune.stopping import RESERVE, Interrupted, Interruption, Limits
+from finetune.trackers import Reporter, check_trackers
+from finetune.watching import Watcher
 from gladstone.artifacts import (
     Manifest,
     is_finished,
@@ -81,6 +84,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
     """
     options = options or Options()
     training.prepare_environment()  # before anything imports torch
+    check_trackers(recipe.training.report_to)
     _check_unfinished(out)
     with held(out / LOG_NAME):
         _check_folder(out, options)
@@ -96,7 +100,11 @@ def _run(recipe: Recipe, out: Path, progress: Progress, options: Options) -> Run
         inputs = read_inputs(recipe, out, progress, summary)
         found = _newest(inputs, progress) if options.resume else None
         write_inputs(inputs)
-        outcome = _Training(inputs, progress, options).run(found)
+        config = recipe.model_dump(mode="json")
+        with Reporter(recipe.training.report_to, recipe.name, out, config, resume=found is not None) as reporter:
+            outcome = _Training(inputs, progress, options, reporter).run(found)
+            if outcome.loss_after is not None:
+                reporter.on_measured(outcome.ended.notes["held_out_loss_before"], outcome.loss_after)
     return _finish(inputs, outcome) if not outcome.ended.reason else _result(inputs, outcome)
 
 
@@ -151,8 +159,9 @@ def _newest(inputs: Inputs, progress: Progress) -> checkpoints.Checkpoint | None
 class _Training:
     """One call's work on the model: from a checkpoint or the start to the saved adapter, or to where it was stopped."""
 
-    def __init__(self, inputs: Inputs, progress: Progress, options: Options) -> None:
+    def __init__(self, inputs: Inputs, progress: Progress, options: Options, reporter: Reporter) -> None:
         self._inputs, self._progress, self._options = inputs, progress, options
+        self._watchers = (_Shown(progress), *options.watchers, reporter)
 
     def run(self, found: checkpoints.Checkpoint | None) -> _Outcome:
         inputs, recipe, progress = self._inputs, self._inputs.recipe, self._progress
@@ -196,8 +205,8 @@ class _Training:
             inputs.identity,
             inputs.sources,
         )
-        judge = Judge(trainable, inputs.sets["validation"].examples, inputs.recipe.training)
-        return Loop(job, judge, self._options.limits, (_Shown(self._progress), *self._options.watchers), found)
+        judge = Judge(trainable, inputs.sets["validation"].examples, inputs.recipe.training, inputs.tokenizer.decode)
+        return Loop(job, judge, self._options.limits, self._watchers, found)
 
     def _close(self, trainable: training.Trainable, loop: Loop, ended: Ended, stops: Callable[[], str]) -> _Outcome:
         """Put the best step's adapter in place, measure it, save it, unless the run stops before that."""
@@ -218,7 +227,8 @@ class _Training:
             return _Outcome(replace(ended, reason=stops()), None, self._facts(trainable))
         with step(self._progress, "Saving the adapter"):
             _save_adapter(trainable, inputs.base, inputs.out)
-            plot_loss(inputs.out / "loss.png", loop.history.steps, loop.history.validation)
+            lengths = [token_count(example) for example in inputs.sets["train"].examples]
+            plot_run(inputs.out, loop.history, lengths, (loop.notes["held_out_loss_before"], after))
         return _Outcome(ended, after, self._facts(trainable))
 
     def _measure(self, trainable: training.Trainable, name: str, stops: Callable[[], str]) -> float:
@@ -239,11 +249,12 @@ class _Training:
             "dtype": trainable.dtype,
             "gradient_checkpointing": trainable.checkpointing,
             "rows_padded": trainable.forward.padded,
+            "compiled": trainable.compiled,
             "peak_memory_bytes": peak_memory_bytes(),
         }
 
 
-class _Shown:
+class _Shown(Watcher):
     """The line that tells where a training is."""
 
     def __init__(self, progress: Progress) -> None:
@@ -258,9 +269,6 @@ class _Shown:
         if stats.step < total:
             note += f"  {left_s / 60:.1f} min left"
         self._progress.update(stats.step / total, note)
-
-    def on_judged(self, step: int, loss: float) -> None:
-        """The validation losses are in the metrics."""
 
 
 def _speed(steps: Sequence[StepStats]) -> float:
@@ -344,7 +352,7 @@ def _finish(inputs: Inputs, outcome: _Outcome) -> RunResult:
 
 
 def _made_files(out: Path) -> Sequence[Path]:
-    names = ["recipe.yaml", "chat_template.jinja", "metrics.jsonl", "loss.png"]
+    names = ["recipe.yaml", "chat_template.jinja", "metrics.jsonl", *PLOTS]
     names += [f"data/{name}" for name in (*(f"{name}.jsonl" for name in SETS), DROPPED, PERSONAL, SUMMARY)]
     names += [f"tokenizer/{name}" for name in TOKENIZER_FILES if (out / "tokenizer" / name).is_file()]
     return [out / name for name in names] + sorted((out / "adapter").iterdir())

@@ -14,6 +14,7 @@ from finetune.labels import Example, tokenize_all
 from finetune.recipe import Recipe
 from finetune.stopping import Interruption, Limits
 from finetune.trainable import Trainable
+from finetune.watching import Watcher
 from gladstone.basemodel import resolve_base
 from gladstone.formats import read_conversations
 from gladstone.progress import Silent
@@ -48,6 +49,8 @@ T5 = {"targets": ["q", "v"]}
 CASES = {
     "LoRA, rows end to end": Case(),
     "LoRA dropout 0.1": Case(lora={"dropout": 0.1}),
+    "layers compiled, dropout 0.1": Case(lora={"dropout": 0.1}, training={"compile": "on"}),
+    "answers at each validation": Case(lora={"dropout": 0.1}, training={"samples": 1, "sample_tokens": 8}),
     "QLoRA (NF4), dropout 0.1": Case(base={"load_in_4bit": True}, lora={"dropout": 0.1}),
     "gradient checkpointing, dropout 0.1": Case(lora={"dropout": 0.1}, training={"gradient_checkpointing": "on"}),
     "micro-batches of 64 tokens, dropout 0.1": Case(lora={"dropout": 0.1}, training={"batch_tokens": 64}),
@@ -109,7 +112,7 @@ def whole(subject: Subject, work: Path) -> History:
     return loop.history
 
 
-class Interrupting:
+class Interrupting(Watcher):
     """Stops the run after a step, as Ctrl-C does."""
 
     def __init__(self, step: int, interruption: Interruption) -> None:
@@ -118,8 +121,6 @@ class Interrupting:
     def on_step(self, stats: StepStats, total: int) -> None:
         if stats.step == self._step:
             self._interruption.caught = signal.SIGINT
-
-    def on_judged(self, step: int, loss: float) -> None: ...
 
 
 def broken(subject: Subject, work: Path, where: str) -> History:
