@@ -11,8 +11,9 @@ from finetune.fused import fuse
 from finetune.labels import Example, token_count
 from finetune.processes import ALONE, Processes, shard
 from finetune.recipe import Recipe
-from finetune.trainable import Trainable
+from finetune.trainable import Trainable, out_of_memory
 from gladstone.basemodel import Base
+from gladstone.errors import UnsupportedError
 
 
 def is_seq2seq(base: Base) -> bool:
@@ -31,6 +32,17 @@ def load_trainable(
     base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], processes: Processes = ALONE
 ) -> Trainable:
     """The base with a fresh adapter, for these rows. Raises UnsupportedError for what cannot be trained so."""
+    try:
+        return _load(base, recipe, pad_id, examples)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UnsupportedError(
+            f"out of memory while {base.name} is loaded. Set base.load_in_4bit=true, or choose a smaller base."
+        ) from error
+
+
+def _load(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example]) -> Trainable:
     kind = seq2seq if is_seq2seq(base) else decoder
     longest = max(len(example.input_ids) for example in examples)
     model, checkpointing = kind.load_model(base, recipe, longest)

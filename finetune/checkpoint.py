@@ -202,7 +202,9 @@ def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
     def plain(value: Any, path: str) -> Any:
         if isinstance(value, torch.Tensor):
-            tensors[path] = value.detach().cpu().contiguous()
+            tensors[path] = (
+                value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            )  # safetensors: none is shared
             return {"tensor": path}
         if isinstance(value, Mapping):
             return {"items": [[key, plain(each, f"{path}/{key}")] for key, each in value.items()]}

@@ -12,6 +12,7 @@ from finetune.samples import Prompt, answer, prompts_of, scores
 from finetune.stopping import Interrupted
 from finetune.trainable import Trainable, out_of_memory, release_memory
 from finetune.watching import Watcher
+from gladstone.errors import UnsupportedError
 
 TOKENS_AT_ONCE = 4096  # of an evaluation's batches on the CPU, where larger ones gain nothing
 
@@ -48,8 +49,13 @@ def measure_loss(
                     with trainable.autocast():
                         nats += float(forward.loss(batch, 1))
                 except (RuntimeError, MemoryError) as error:
-                    if len(rows) == 1 or not out_of_memory(error):
+                    if not out_of_memory(error):
                         raise
+                    if len(rows) == 1:
+                        raise UnsupportedError(
+                            f"out of memory while the loss of a single row of {lengths[rows[0]]:,} tokens is measured. "
+                            "Set base.load_in_4bit=true or lower base.max_tokens."
+                        ) from error
                     half = len(rows) // 2
                     waiting[:0] = [rows[:half], rows[half:]]
                     release_memory()

@@ -38,8 +38,8 @@ class Limits:
 
     @property
     def time_name(self) -> str:
-        """The limit of time, as the user gave it."""
-        return f"--max-hours {self.max_hours:g}"
+        """The limit of time, as the user gave it; '' if there is none."""
+        return "" if self.max_hours is None else f"--max-hours {self.max_hours:g}"
 
 
 class Interruption:

@@ -110,7 +110,7 @@ def test_damage_to_a_stopped_run_is_told_and_does_not_change_its_end(
     assert code == 0, told
     wanted = (
         rf"Reading the newest checkpoint: done in .* s  step-00000006 is damaged and is skipped: {folder}/.*: 8 bytes, "
-        r".*; going on after step 4\n"
+        r".*; going on after step 5\n"
         if harm == "checkpoint"
         else r"Reading the newest checkpoint: done in .* s  going on after step 6\n"
     )
@@ -138,16 +138,16 @@ def test_a_damaged_best_checkpoint_is_told_and_the_last_step_can_be_had(
     server: Server, recipe: Path, stopped: Path, tmp_path: Path
 ) -> None:
     out = stopped_copy(stopped, tmp_path)
-    best = out / "checkpoints" / "step-00000004"
+    best = out / "checkpoints" / "step-00000005"
     before = (
         "import finetune.loop as l\n"
         "from finetune.journal import History\n"
-        "History.best = property(lambda self: (4, 0.1) if self.validation else None)\n"
+        "History.best = property(lambda self: (5, 0.1) if self.validation else None)\n"
     )
     (best / "trained.safetensors").write_bytes(b"")
     message = error_of(server.run("run", recipe, "--out", out, "--resume", before=before))
     assert re.search(
-        r"Error: the checkpoint of step 4, the best one, is damaged: .*trained\.safetensors: 0 bytes, .* "
+        r"Error: the checkpoint of step 5, the best one, is damaged: .*trained\.safetensors: 0 bytes, .* "
         r"To keep the last step's adapter, go on with --resume --set training\.final=last\.\n",
         message,
     )
@@ -250,7 +250,7 @@ def test_a_time_that_the_start_alone_takes_is_told_as_such(
     assert outcome(out) == unbroken
 
 
-SLOW_STEPS = "import time, finetune.loop as l; was = l.Loop._attempt\ndef slow(*a):\n time.sleep(1)\n return was(*a)\nl.Loop._attempt = slow"
+SLOW_STEPS = "import time, finetune.loop as l; was = l.Loop._attempt\ndef slow(*a):\n time.sleep(2)\n return was(*a)\nl.Loop._attempt = slow"
 
 
 def test_max_hours_stops_before_the_time_is_over_and_leaves_time_for_the_end(
@@ -258,13 +258,11 @@ def test_max_hours_stops_before_the_time_is_over_and_leaves_time_for_the_end(
 ) -> None:
     out = tmp_path / "out"
     begin_s = time.monotonic()
-    code, printed, told = server.run("run", recipe, "--out", out, "--max-hours", 20 / 3600, before=SLOW_STEPS)
+    code, printed, told = server.run("run", recipe, "--out", out, "--max-hours", 14 / 3600, before=SLOW_STEPS)
     assert code == 0, told
-    stopped = re.match(
-        r"Stopped by --max-hours 0\.00555556(, too soon to measure and save the end,)? after (\d+) steps, ", printed
-    )
+    stopped = re.match(r"Stopped by --max-hours 0\.00388889(, .*,)? (after \d+ steps|before the first)", printed)
     assert stopped, printed
-    assert time.monotonic() - begin_s < 20 + 5
+    assert time.monotonic() - begin_s < 14 + 5
     code, _, told = server.run("run", recipe, "--out", out, "--resume")
     assert code == 0, told
     assert outcome(out) == unbroken
@@ -309,7 +307,7 @@ def test_a_step_that_does_not_fit_is_made_in_smaller_pieces_told_and_recorded(
     no_dropout = ("--set", "lora.dropout=0.0")  # what is dropped depends on how a step is cut
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert server.run("run", recipe, "--out", whole, *no_dropout)[0] == 0
-    before = STARVED.format(tokens=60, where="torch.is_grad_enabled()", error=error)
+    before = STARVED.format(tokens=100, where="torch.is_grad_enabled()", error=error)
     code, printed, told = server.run("run", recipe, "--out", out, *no_dropout, before=before)
     assert code == 0, told
     events = read_manifest(out).facts["events"]
@@ -334,7 +332,7 @@ def test_a_step_that_does_not_fit_is_made_in_smaller_pieces_told_and_recorded(
 def test_a_run_short_of_memory_goes_on_with_the_smaller_pieces_that_it_had(
     server: Server, recipe: Path, tmp_path: Path
 ) -> None:
-    before = STARVED.format(tokens=60, where="torch.is_grad_enabled()", error=TORCH_ERROR)
+    before = STARVED.format(tokens=100, where="torch.is_grad_enabled()", error=TORCH_ERROR)
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert server.run("run", recipe, "--out", whole, before=before)[0] == 0
     assert server.run("run", recipe, "--out", out, "--max-steps", 5, before=before)[0] == 0
@@ -357,7 +355,7 @@ def test_an_evaluation_short_of_memory_does_not_shrink_the_training(
 ) -> None:
     out = tmp_path / "out"
     before = STARVED.format(
-        tokens=60, where="not torch.is_grad_enabled() and self._body.training is False", error=TORCH_ERROR
+        tokens=100, where="not torch.is_grad_enabled() and not self._body.training", error=TORCH_ERROR
     )
     code, printed, told = server.run("run", recipe, "--out", out, before=before)
     assert code == 0, told
@@ -365,6 +363,45 @@ def test_an_evaluation_short_of_memory_does_not_shrink_the_training(
     assert read_manifest(out).facts["events"] == []
     steps = [[line for line in lines if line["kind"] == "step"] for lines in (outcome(out)[0], unbroken[0])]
     assert steps[0] == steps[1]
+
+
+# the memory of a process may grow by no more than this from the first step on: real allocations fail
+SHORT = """
+import resource
+import finetune.loop as l
+was = l.Loop.run
+def run(*arguments):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + {room}, -1))
+    return was(*arguments)
+l.Loop.run = run
+"""
+
+
+def test_memory_that_really_ends_makes_the_pieces_smaller_and_leaves_the_losses(
+    server: Server, recipe: Path, tmp_path: Path
+) -> None:
+    rows = [{"question": f"Number {n}?", "answer": "the heart " * 150} for n in range(40)]
+    data = write_rows_file(tmp_path / "long.jsonl", rows)
+    options = ("--data", data, "--set", "base.max_tokens=1024", "--set", "lora.dropout=0.0", "--set", "training.max_steps=4",
+               "--set", "training.batch_tokens=16000", "--set", "training.batch_size=8")  # fmt: skip
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    code, _, told = server.run("run", recipe, "--out", whole, *options)
+    assert code == 0, told
+    code, printed, told = server.run("run", recipe, "--out", out, *options, before=SHORT.format(room=20_000_000))
+    assert code == 0, told
+    assert "Note: memory did not suffice in step 1: " in printed
+    assert read_manifest(whole).facts["events"] == []
+    losses = [[line["loss_nats_per_token"] for line in outcome(folder)[0]] for folder in (whole, out)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_a_single_row_whose_loss_cannot_be_measured_is_refused(server: Server, recipe: Path, tmp_path: Path) -> None:
+    before = STARVED.format(
+        tokens=45, where="not torch.is_grad_enabled() and not self._body.training", error=TORCH_ERROR
+    )
+    message = error_of(server.run("run", recipe, "--out", tmp_path / "out", before=before))
+    assert re.match(r"Error: out of memory while the loss of a single row of \d+ tokens is measured\. Set ", message)
 
 
 def test_an_update_that_does_not_fit_is_no_step_to_be_made_again(server: Server, recipe: Path, tmp_path: Path) -> None:
