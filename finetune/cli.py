@@ -6,7 +6,10 @@ import click
 
 from gladstone.command import Group, require_packages
 
-LAZY = {"data": ("finetune.data.commands:data", "Check, clean, divide and compare data files.")}
+LAZY = {
+    "data": ("finetune.data.commands:data", "Check, clean, divide and compare data files."),
+    "sweep": ("finetune.sweep.commands:sweep", "Try settings of a recipe in many runs, and compare them in a table."),
+}
 
 
 @click.group(cls=Group, resumes=True, lazy=LAZY)
