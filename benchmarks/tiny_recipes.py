@@ -8,20 +8,22 @@ Shows that rows, labels, adapter and trainer fit together for each family; says 
 import tempfile
 from pathlib import Path
 
-from finetune import trainable as training
-from finetune.backend import backend_of, is_seq2seq
+from finetune.backend import is_seq2seq, load_trainable
+from finetune.evaluation import measure_loss
 from finetune.labels import tokenize_all
 from finetune.recipe import load_recipe
+from finetune.trainable import prepare_environment
 from gladstone.basemodel import resolve_base
 from gladstone.progress import Silent
 from gladstone.quiet import output_to
 from gladstone.tokenizer import load_tokenizer
 from tests.families import recipe_families, write_family
+from tests.finetune.looped import train
 from tests.finetune.test_finetune_families import faster, rows
 
 
 def main() -> None:
-    training.prepare_environment()
+    prepare_environment()
     with tempfile.TemporaryDirectory() as folder:
         for name, family in recipe_families().items():
             with output_to(Path(folder) / "log"):
@@ -37,10 +39,10 @@ def measure(name: str, family: str, root: Path) -> str:
     recipe, tokenizer = faster(load_recipe(name, [])), load_tokenizer(base.folder)
     template = tokenizer.template(recipe.own_template())
     examples = tokenize_all(rows(), template, tokenizer, recipe.limits, pairs=is_seq2seq(base)).examples
-    trainable = backend_of(base).load_trainable(base, recipe, tokenizer.padding_id, 64)
-    before = training.measure_loss(trainable, examples)
-    backend_of(base).train(trainable, examples, recipe, lambda *_: None, root / "work")
-    after = training.measure_loss(trainable, examples)
+    trainable = load_trainable(base, recipe, tokenizer.padding_id, examples)
+    before = measure_loss(trainable, examples)
+    train(trainable, examples, recipe, root / "work")
+    after = measure_loss(trainable, examples)
     kind = type(trainable.model.get_base_model()).__name__
     return f"| {name} | {kind} | {'NF4' if recipe.base.load_in_4bit else 'float32'} | {before:.2f} → {after:.2f} |"
 

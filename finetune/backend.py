@@ -1,27 +1,14 @@
-"""Which way a base model is trained: a decoder by `trainer`, an encoder and decoder by `seq2seq`; both alike to use."""
+"""Which way a base model is loaded for training: a decoder or an encoder and decoder."""
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
 
-from finetune import seq2seq, trainer
+from finetune import decoder, seq2seq
+from finetune.forward import choose
 from finetune.labels import Example
 from finetune.recipe import Recipe
-from finetune.trainable import OnStep, Trainable
+from finetune.trainable import Trainable
 from gladstone.basemodel import Base
-
-
-class Backend(Protocol):
-    """How a model is loaded and trained."""
-
-    def load_trainable(self, base: Base, recipe: Recipe, pad_id: int, longest_tokens: int) -> Trainable:
-        """The base with a fresh adapter."""
-
-    def train(
-        self, trainable: Trainable, examples: Sequence[Example], recipe: Recipe, on_step: OnStep, work: Path
-    ) -> None:
-        """Train the adapter."""
 
 
 def is_seq2seq(base: Base) -> bool:
@@ -30,6 +17,15 @@ def is_seq2seq(base: Base) -> bool:
     return bool(config.get("is_encoder_decoder"))
 
 
-def backend_of(base: Base) -> Backend:
-    """The module that trains a base."""
-    return seq2seq if is_seq2seq(base) else trainer
+def import_first(base: Base) -> None:
+    """Import what patches other libraries, before anything imports those."""
+    if not is_seq2seq(base):
+        decoder.import_unsloth()
+
+
+def load_trainable(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example]) -> Trainable:
+    """The base with a fresh adapter, for these rows. Raises UnsupportedError for what cannot be trained so."""
+    kind = seq2seq if is_seq2seq(base) else decoder
+    longest = max(len(example.input_ids) for example in examples)
+    model, checkpointing = kind.load_model(base, recipe, longest)
+    return Trainable(model, choose(model, pad_id, examples), checkpointing)

@@ -1,10 +1,16 @@
 """The command `finetune`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from gladstone.command import Group, require_packages
+from gladstone.command import EXIT_INTERRUPTED, Group, require_packages
+
+if TYPE_CHECKING:
+    from finetune.run import RunResult
+
+EXIT_SIGNALS = {"Ctrl-C": EXIT_INTERRUPTED, "SIGTERM": 143}
 
 LAZY = {
     "data": ("finetune.data.commands:data", "Check, clean, divide and compare data files."),
@@ -34,30 +40,57 @@ class RecipeCommand(click.Command):
 @click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be read, and count them.")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/NAME]")
-def run(  # noqa: PLR0913 - one parameter an option
+@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out; begin if there is none.")
+@click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop, saved, within as many hours.")
+@click.option("--max-steps", type=click.IntRange(min=1), help="Stop, saved, after as many steps of this call.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Stop, saved, after as many tokens of this call.")
+def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     recipe: str | None,
     data: Path | None,
     format_name: str | None,
     overrides: tuple[str, ...],
     out: Path | None,
+    max_hours: float | None,
+    max_steps: int | None,
+    max_tokens: int | None,
     *,
     skip_bad: bool,
+    resume: bool,
 ) -> None:
     """Train RECIPE: a name from `finetune recipes` or a YAML file (default: the demo's)."""
     from finetune.recipe import load_recipe
+    from finetune.stopping import Limits
     from gladstone.progress import Lines
 
+    limits = Limits(max_hours, max_steps, max_tokens)
     if format_name is not None and data is None:
         raise click.UsageError("--format describes --data, which is not given.")
+    if recipe is None and resume and out is not None and (out / "recipe.yaml").is_file():
+        recipe = str(out / "recipe.yaml")  # what this folder was begun with
     source = (str(data), format_name or "auto") if data is not None else None
     loaded = load_recipe(recipe, [*overrides, *(["data.skip_bad=true"] if skip_bad else [])], source)
-    require_packages("finetune", "finetune", ["torch", "unsloth", "trl", "peft", "bitsandbytes", "datasets"])
+    require_packages("finetune", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
+    from finetune.run import Options
     from finetune.run import run as run_recipe
 
-    result = run_recipe(loaded, out or Path("runs") / loaded.name, Lines())
+    result = run_recipe(loaded, out or Path("runs") / loaded.name, Lines(), Options(resume, limits))
+    _tell(result)
+
+
+def _tell(result: "RunResult") -> None:
+    """What became of a run, and what to do next; exits with 130 or 143 where a signal stopped it."""
+    speed = f"{result.steps} steps, {result.tokens_per_s:.0f} tokens/s"
+    if result.stopped:
+        click.echo(
+            f"Stopped by {result.stopped} after {speed}; everything is saved.\n"
+            f"Go on: finetune run --resume --out {result.folder}"
+        )
+        click.get_current_context().exit(EXIT_SIGNALS.get(result.stopped, 0))
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in result.shares.items())
     click.echo(
         f"Held-out loss {result.loss_before:.3f} → {result.loss_after:.3f} nats per answer token "
-        f"({result.rows['test']} rows, {result.steps} steps, {result.tokens_per_s:.0f} tokens/s).\n"
+        f"({result.rows['test']} rows, {speed}).\n"
+        f"Time: {shares}\n"
         f"Run folder: {result.folder}\n"
         f"Next: gladstone export gguf {result.folder} --quant q8_0 --quant q4_k_m"
     )

@@ -68,6 +68,11 @@ class PairExample:
 Example = TokenizedExample | PairExample
 
 
+def token_count(example: Example) -> int:
+    """Tokens that are computed for a row: of a pair, both what is read and what is written."""
+    return len(example.input_ids) + (len(example.labels) if isinstance(example, PairExample) else 0)
+
+
 @dataclass(frozen=True)
 class Limits:
     """What becomes of rows of more than `max_tokens`, and of reasoning of more than `reasoning_tokens` (None: any)."""
@@ -83,6 +88,7 @@ class Tokenized:
     """The rows of a set, and how many the limits hit: left out, cut, or with their reasoning cut."""
 
     examples: tuple[Example, ...]
+    rows: tuple[int, ...] = ()  # of each example, the row of the set that it comes from, from 0
     too_long: int = 0
     cut: int = 0
     reasoning_cut: int = 0
@@ -251,9 +257,10 @@ def tokenize_all(
     """
     labeller = Labeller(template, tokenizer, limits, pairs=pairs)
     examples: list[Example] = []
+    rows: list[int] = []
     problems = Problems()
     hit = {"": 0, "too long": 0, "cut": 0, "reasoning": 0}
-    for conversation in conversations:
+    for row, conversation in enumerate(conversations):
         shorter = labeller.shorten_reasoning(conversation)
         hit["reasoning"] += shorter is not conversation
         try:
@@ -263,10 +270,11 @@ def tokenize_all(
             continue
         hit[what] += 1
         examples += made
+        rows += [row] * len(made)
     problems.check("rows cannot be turned into tokens")
     if not examples:
         raise DataError(f"all {hit['too long']:,} rows have more than {limits.max_tokens} tokens (base.max_tokens).")
-    return Tokenized(tuple(examples), hit["too long"], hit["cut"], hit["reasoning"])
+    return Tokenized(tuple(examples), tuple(rows), hit["too long"], hit["cut"], hit["reasoning"])
 
 
 def scored_texts(example: Example, tokenizer: TextTokenizer) -> Iterator[tuple[str, bool]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.trainable import StepStats
+from finetune.journal import StepStats
 from gladstone.artifacts import whole_file
 
 

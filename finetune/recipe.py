@@ -61,33 +61,68 @@ class LoraSection(Config):
     alpha: PositiveFloat = Field(16, description="strength: the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the adapter's input that is dropped while training")
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead")
+    dora: bool = Field(False, description="train the length of each weight's columns apart from their direction (DoRA)")
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora"] = Field(
+        "default", description="how the factors begin; pissa and olora take the base's main directions out of it"
+    )
     targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         min_length=1,
         description="names of the linear layers that get an adapter",
     )
 
+    @property
+    def changes_base(self) -> bool:
+        """True where the adapter's beginning is taken out of the base's weights."""
+        return self.init.startswith(("pissa", "olora"))
+
+    @property
+    def peft_init(self) -> bool | str:
+        """The beginning as PEFT names it."""
+        return True if self.init == "default" else self.init
+
 
 class TrainingSection(Config):
     """The optimisation."""
 
     learning_rate: PositiveFloat = Field(2e-4, description="peak learning rate")
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        "linear", description="how the learning rate falls"
+    schedule: Literal[
+        "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "inverse_sqrt",
+        "warmup_stable_decay", "constant", "constant_with_warmup",
+    ] = Field("linear", description="how the learning rate falls")  # fmt: skip
+    schedule_settings: dict[str, float] = Field(
+        {}, description="what a schedule takes besides, by transformers' names: num_cycles, power, min_lr_rate …"
     )
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay on the adapter")
     optimizer: str = Field("adamw_torch", description="optimizer by its transformers name")
+    loraplus_ratio: PositiveFloat | None = Field(
+        None, description="LoRA+: how many times the learning rate the factors B get, 16 as published; null: the same"
+    )
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this norm")
     epochs: PositiveFloat = Field(1.0, description="passes over the training rows; ignored where max_steps is set")
     max_steps: PositiveInt | None = Field(None, description="optimizer steps")
     batch_size: PositiveInt = Field(8, description="rows in a micro-batch")
     accumulation: PositiveInt = Field(1, description="micro-batches in an optimizer step")
-    group_by_length: bool = Field(True, description="batch rows of similar length: little padding, much speed")
+    batch_tokens: PositiveInt | None = Field(
+        None, description="most tokens in a micro-batch, whatever its rows; null: batch_size rows of the longest length"
+    )
+    group_by_length: bool | Literal["auto"] = Field(
+        "auto", description="make steps of rows of similar length; auto: only where rows are padded, since it is faster"
+    )
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto", description="recompute activations to save memory; auto: only where memory does not allow otherwise"
     )
     evaluations: int = Field(4, ge=1, description="how often the validation loss is measured while training")
+    patience: PositiveInt | None = Field(
+        None, description="stop after as many validations without a lower loss; null: train to the end"
+    )
+    final: Literal["best", "last"] = Field(
+        "best", description="keep the adapter of the lowest validation loss, or that of the last step"
+    )
+    checkpoint_minutes: PositiveFloat = Field(10, description="time between checkpoints: what a killed session loses")
+    checkpoint_steps: PositiveInt | None = Field(None, description="steps between checkpoints, in place of minutes")
+    keep_checkpoints: PositiveInt = Field(2, description="how many checkpoints are kept, besides the best one")
     seed: int = Field(0, description="decides the adapter's start, the order of rows and dropout")
 
 

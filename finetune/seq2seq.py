@@ -1,27 +1,18 @@
-"""Training an encoder and decoder (T5) with transformers' Seq2SeqTrainer and PEFT. Names torch, transformers, peft.
+"""An encoder and decoder (T5) with a LoRA adapter. Names torch, transformers, peft.
 
 Always in float32: T5 overflows in float16.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from finetune.labels import Example
 from finetune.recipe import Recipe
-from finetune.trainable import (
-    OnStep,
-    Trainable,
-    check_targets,
-    counting_trainer,
-    needs_checkpointing,
-    trainer_arguments,
-)
+from finetune.trainable import check_targets, needs_checkpointing
 from gladstone.basemodel import Base
 from gladstone.errors import UnsupportedError
 
 
-def load_trainable(base: Base, recipe: Recipe, pad_id: int, longest_tokens: int) -> Trainable:
-    """Load the base and put a LoRA adapter on it. Raises UnsupportedError for 4 bit or layers that it has not."""
+def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bool]:
+    """As `finetune.decoder.load_model`. Raises UnsupportedError for 4 bit or layers that it has not."""
     import torch
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import AutoModelForSeq2SeqLM, set_seed
@@ -35,24 +26,22 @@ def load_trainable(base: Base, recipe: Recipe, pad_id: int, longest_tokens: int)
     set_seed(recipe.training.seed)
     checkpointing = needs_checkpointing(model, recipe, longest_tokens)
     if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
+    model.config.use_cache = False
+    lora = recipe.lora
     adapted = get_peft_model(
         model,
         LoraConfig(
             task_type=TaskType.SEQ_2_SEQ_LM,
-            r=recipe.lora.rank,
-            lora_alpha=recipe.lora.alpha,
-            lora_dropout=recipe.lora.dropout,
-            target_modules=list(recipe.lora.targets),
-            use_rslora=recipe.lora.rslora,
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.targets),
+            use_rslora=lora.rslora,
+            use_dora=lora.dora,
+            init_lora_weights=lora.peft_init,
         ),
     )
-    return Trainable(adapted, pad_id, checkpointing, seq2seq=True)
-
-
-def train(trainable: Trainable, examples: Sequence[Example], recipe: Recipe, on_step: OnStep, work: Path) -> None:
-    """Run the optimisation, as `finetune.trainer.train` does."""
-    from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
-
-    arguments = Seq2SeqTrainingArguments(**trainer_arguments(trainable, recipe, work))
-    counting_trainer(Seq2SeqTrainer, trainable, examples, arguments, on_step).train()
+    adapted.train()
+    return adapted, checkpointing

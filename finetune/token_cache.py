@@ -18,7 +18,7 @@ from gladstone.artifacts import whole_file
 from gladstone.errors import ArtifactError
 from gladstone.host import cache_dir
 
-LAYOUT = 1  # changes with the labels that are computed of the same rows, and with this file's arrays
+LAYOUT = 2  # changes with the labels that are computed of the same rows, and with this file's arrays
 KEPT_FILES = 24
 COUNTS = ("too_long", "cut", "reasoning_cut")
 
@@ -48,6 +48,7 @@ def _write(made: Tokenized, path: Path) -> None:
     arrays = {
         "counts": np.array([getattr(made, name) for name in COUNTS], dtype=np.int64),
         "pairs": np.array(isinstance(made.examples[0], PairExample)),
+        "rows": np.array(made.rows, dtype=np.int64),
     }
     for name in ("input_ids", "labels"):
         values = [getattr(example, name) for example in made.examples]
@@ -62,13 +63,14 @@ def _read(path: Path) -> Tokenized | None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             kind = PairExample if arrays["pairs"] else TokenizedExample
             columns = [np.split(arrays[name], arrays[f"{name}_ends"][:-1]) for name in ("input_ids", "labels")]
+            rows = tuple(arrays["rows"].tolist())
             counts = dict(zip(COUNTS, arrays["counts"].tolist(), strict=True))
     except (OSError, ValueError, KeyError, BadZipFile, EOFError):  # not there, or damaged: made again
         return None
     examples: tuple[Example, ...] = tuple(
         kind(tuple(ids.tolist()), tuple(labels.tolist())) for ids, labels in zip(*columns, strict=True)
     )
-    return Tokenized(examples, **counts)
+    return Tokenized(examples, rows, **counts)
 
 
 def _remove_oldest(folder: Path) -> None:

@@ -43,7 +43,7 @@ class Demo:
 
     def train(self) -> None:
         """Fine-tune the default recipe."""
-        self._stage("fine-tune", self.run, ["finetune", "run", RECIPE, "--out", str(self.run)])
+        self._stage("fine-tune", self.run, ["finetune", "run", RECIPE, "--resume", "--out", str(self.run)])
 
     def export(self) -> None:
         """Merge, convert, quantise and prove the tuned model, and the base in the same way."""

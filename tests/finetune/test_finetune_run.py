@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -16,9 +17,10 @@ from finetune.recipe import load_recipe
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.formats import read_conversations
 from gladstone.template import template_sha256
-from tests.stopped import interrupt, wait_until
+from tests.stopped import wait_until
 from tests.tiny_models import tiny_recipe, write_rows_file
 
+QUOTED = [sys.executable, "-c", "'from finetune.cli import main; main()'"]
 COMMAND = [sys.executable, "-c", "from finetune.cli import main; main()"]
 
 
@@ -119,6 +121,7 @@ def test_a_run_shows_its_steps_its_losses_and_the_next_command(finished: tuple[P
     out, result = finished
     assert re.fullmatch(
         r"Held-out loss \d+\.\d{3} → \d+\.\d{3} nats per answer token \(4 rows, 4 steps, \d+ tokens/s\)\.\n"
+        r"Time: data \d+%, step \d+%, evaluation \d+%, saving \d+%\n"
         rf"Run folder: {re.escape(str(out))}\n"
         rf"Next: gladstone export gguf {re.escape(str(out))} --quant q8_0 --quant q4_k_m\n",
         result.stdout,
@@ -146,24 +149,49 @@ def test_the_same_recipe_trains_the_same_adapter(finished: tuple[Path, Result], 
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_half_file_and_the_same_command_finishes(tmp_path: Path, tiny_base: Path) -> None:
+@pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)])
+def test_a_signal_stops_the_run_saved_and_it_goes_on_to_the_same_losses(
+    tmp_path: Path, tiny_base: Path, number: signal.Signals, name: str, code: int
+) -> None:
     recipe = write_recipe(tmp_path, tiny_base, training={"max_steps": 40})
     out = tmp_path / "out"
-    command = [*COMMAND, "run", str(recipe), "--out", str(out)]
-    errors = interrupt(command, partial(steps_are_made, out))
-    assert errors.endswith("\nStopped. The same command again finishes the work.\n")
+    child = subprocess.Popen(
+        [*COMMAND, "run", str(recipe), "--out", str(out)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    wait_until(partial(steps_are_made, out), child)
+    child.send_signal(number)
+    printed, errors = child.communicate(timeout=60)
+    assert child.returncode == code, errors
+    assert re.match(rf"Stopped by {name} after \d+ steps, \d+ tokens/s; everything is saved\.\nGo on: ", printed)
     check_no_half_files(out)
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    refused = finetune("run", recipe, "--out", out)
+    assert refused.exit_code == 1
+    assert re.search(r"holds a run that was stopped after step \d+\. Go on with --resume, ", refused.output)
+    again = subprocess.run(printed.splitlines()[-1].replace("Go on: finetune", " ".join(QUOTED)),
+                           shell=True, capture_output=True, text=True, check=False)  # fmt: skip
     assert again.returncode == 0, again.stderr
     manifest = read_manifest(out)
     check_files(out, manifest)
     assert manifest.facts["steps"] == 40
     assert not list(out.glob(".*"))
+    assert not (out / "checkpoints").exists()
+    whole = finetune("run", recipe, "--out", tmp_path / "whole")
+    assert whole.exit_code == 0, whole.output
+    assert told(out) == told(tmp_path / "whole")
+    adapters = [folder / "adapter" / "adapter_model.safetensors" for folder in (out, tmp_path / "whole")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def told(run: Path) -> list[dict[str, Any]]:
+    """The metrics without the times."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "step_s"} for line in lines]
 
 
 def steps_are_made(out: Path) -> bool:
     """True once the metrics hold a step of the training that is under way."""
-    return any(path.stat().st_size for path in out.glob(".metrics.jsonl.*.partial"))
+    journal = out / "checkpoints" / "metrics.jsonl"
+    return journal.is_file() and journal.stat().st_size > 0
 
 
 def check_no_half_files(out: Path) -> None:
@@ -171,7 +199,7 @@ def check_no_half_files(out: Path) -> None:
     assert not (out / "manifest.json").exists()
     assert not (out / "metrics.jsonl").exists()
     assert not (out / "adapter").exists()
-    assert not list(out.rglob(".*.partial")) or [path.name for path in out.rglob(".*.partial")] == [".work.partial"]
+    assert not list(out.rglob(".*.partial"))
     load_recipe(str(out / "recipe.yaml"), [])
     json.loads((out / "tokenizer" / "tokenizer.json").read_text())
     sets = [out / "data" / f"{name}.jsonl" for name in ("train", "validation", "test")]
@@ -198,16 +226,19 @@ def test_nothing_of_a_stopped_run_with_another_base_stays(finished: tuple[Path, 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
-def test_a_killed_run_is_finished_by_the_same_command(tmp_path: Path, tiny_base: Path) -> None:
-    recipe = write_recipe(tmp_path, tiny_base, training={"max_steps": 40})
+def test_a_killed_run_goes_on_from_its_newest_checkpoint(tmp_path: Path, tiny_base: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_base, training={"max_steps": 40, "checkpoint_steps": 3})
     out = tmp_path / "out"
     command = [*COMMAND, "run", str(recipe), "--out", str(out)]
     child = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, text=True)
-    wait_until(partial(steps_are_made, out), child)
+    wait_until((out / "checkpoints" / "step-00000006").exists, child)
     child.kill()
     child.wait()
-    assert not (out / "metrics.jsonl").exists()
-    result = finetune("run", recipe, "--out", out, "--set", "training.max_steps=2")
+    result = finetune("run", recipe, "--out", out, "--resume")
     assert result.exit_code == 0, result.output
+    assert "going on after step " in result.output
     check_files(out, read_manifest(out))
     assert not list(out.glob(".*"))
+    whole = finetune("run", recipe, "--out", tmp_path / "whole")
+    assert whole.exit_code == 0, whole.output
+    assert told(out) == told(tmp_path / "whole")

@@ -7,7 +7,7 @@ from finetune import token_cache
 from finetune.labels import IGNORED, PairExample, Tokenized, TokenizedExample
 
 PARTS = {"rows": "a", "template": "b", "limits": {"max_tokens": 8}}
-MADE = Tokenized((TokenizedExample((5, 6, 7), (IGNORED, 6, 7)), TokenizedExample((1, 2), (IGNORED, 2))), 3, 2, 1)
+MADE = Tokenized((TokenizedExample((5, 6, 7), (IGNORED, 6, 7)), TokenizedExample((1, 2), (IGNORED, 2))), (0, 4), 3, 2, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def fail() -> Tokenized:
     raise AssertionError("made again")
 
 
-@pytest.mark.parametrize("made", [MADE, Tokenized((PairExample((5, 6), (7, 8, 9)),))])
+@pytest.mark.parametrize("made", [MADE, Tokenized((PairExample((5, 6), (7, 8, 9)),), (1,))])
 def test_what_was_made_comes_back_equal(made: Tokenized) -> None:
     assert token_cache.cached(PARTS, lambda: made) == (made, False)
     assert token_cache.cached(PARTS, fail) == (made, True)

@@ -1,25 +1,30 @@
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from finetune import trainable as parts
+from finetune.backend import load_trainable
+from finetune.evaluation import measure_loss
+from finetune.forward import Flat, Padded
+from finetune.journal import StepStats
 from finetune.labels import IGNORED, Example, Limits, TokenizedExample, tokenize_all
 from finetune.recipe import Recipe
-from finetune.trainable import StepStats, Trainable, collate, measure_loss, save_adapter
-from finetune.trainer import load_trainable, train
+from finetune.trainable import Trainable, save_adapter
 from gladstone.basemodel import Base, resolve_base
 from gladstone.errors import DataError, UnsupportedError
 from gladstone.formats import read_conversations
 from gladstone.progress import Silent
 from gladstone.template import ChatTemplate
 from gladstone.tokenizer import FolderTokenizer
+from tests.finetune.looped import train
 from tests.tiny_models import tiny_recipe, write_rows_file
 
 PAD = 2
 MakeRecipe = Callable[..., Recipe]
+Load = Callable[[Recipe], Trainable]
 
 
 @pytest.fixture(scope="module")
@@ -46,43 +51,45 @@ def examples(
 
 
 def run(trainable: Trainable, examples: tuple[Example, ...], recipe: Recipe, work: Path) -> list[StepStats]:
-    seen: list[StepStats] = []
-    train(trainable, examples, recipe, lambda stats, _last: seen.append(stats), work)
-    return seen
+    return train(trainable, examples, recipe, work).history.steps
 
 
-def as_rows(examples: tuple[Example, ...]) -> list[dict[str, Any]]:
-    return [{"input_ids": example.input_ids, "labels": example.labels} for example in examples]
+@pytest.fixture
+def load(base: Base, examples: tuple[Example, ...]) -> Load:
+    return lambda recipe: load_trainable(base, recipe, PAD, examples)
 
 
-def test_a_batch_is_padded_on_the_right_and_padding_is_not_scored() -> None:
-    batch = collate([{"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}, {"input_ids": [8], "labels": [8]}], PAD)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, PAD, PAD]]
-    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+def test_a_padded_batch_is_padded_on_the_right_and_padding_is_not_scored(load: Load, recipe: MakeRecipe) -> None:
+    rows = [TokenizedExample((5, 6, 7), (IGNORED, 6, 7)), TokenizedExample((8,), (8,))]
+    batch = Padded(load(recipe()).model, PAD, seq2seq=False).batch(rows)
+    assert batch.tensors["input_ids"].tolist() == [[5, 6, 7], [8, PAD, PAD]]
+    assert batch.tensors["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
+    assert batch.tensors["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert (batch.target_tokens, batch.tokens, batch.slots) == (2, 4, 6)
 
 
-def test_batches_for_measuring_hold_every_example_once_within_the_budget(
-    examples: tuple[Example, ...],
-) -> None:
-    batches = parts._batches_within(examples, 100)
-    assert sorted(map(id, (example for batch in batches for example in batch))) == sorted(map(id, examples))
-    assert len(batches) > 1
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(len(example.input_ids) for example in batch) <= 100
+def test_a_flat_batch_has_no_padding_and_scores_no_row_by_the_one_before(load: Load, recipe: MakeRecipe) -> None:
+    rows = [TokenizedExample((5, 6, 7), (IGNORED, 6, 7)), TokenizedExample((8, 9), (8, 9))]
+    batch = Flat(load(recipe()).model).batch(rows)
+    assert batch.tensors["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
+    assert batch.tensors["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    assert batch.tensors["borders"].tolist() == [0, 3, 5]
+    assert batch.tensors["scored"].tolist() == [0, 1, 3]
+    assert batch.tensors["targets"].tolist() == [6, 7, 9]
+    assert (batch.target_tokens, batch.tokens, batch.slots) == (3, 5, 5)
 
 
 def test_the_measured_loss_is_the_cross_entropy_of_the_answers_row_by_row(
-    base: Base, recipe: MakeRecipe, examples: tuple[Example, ...]
+    load: Load, recipe: MakeRecipe, examples: tuple[Example, ...]
 ) -> None:
     import torch
 
-    trainable = load_trainable(base, recipe(), PAD, 100)
+    trainable = load(recipe())
     measured = measure_loss(trainable, examples)
     nats, tokens = 0.0, 0
     trainable.model.eval()
     for example in examples:
-        with torch.no_grad():
+        with torch.no_grad(), trainable.forward.plain():
             logits = trainable.model(torch.tensor([example.input_ids])).logits[0].double()
         log_p = logits.log_softmax(-1)
         for position, label in enumerate(example.labels[1:]):
@@ -95,7 +102,7 @@ def test_the_measured_loss_is_the_cross_entropy_of_the_answers_row_by_row(
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2), (2, 4)])
 def test_the_first_logged_loss_is_the_mean_over_all_tokens_of_the_step(
-    base: Base,
+    load: Load,
     recipe: MakeRecipe,
     examples: tuple[Example, ...],
     tmp_path: Path,
@@ -104,7 +111,7 @@ def test_the_first_logged_loss_is_the_mean_over_all_tokens_of_the_step(
 ) -> None:
     training = {"batch_size": batch_size, "accumulation": accumulation, "max_steps": 1, "learning_rate": 1e-9}
     chosen = recipe(training=training)
-    trainable = load_trainable(base, chosen, PAD, 100)
+    trainable = load(chosen)
     expected = measure_loss(trainable, examples)
     of_rows = [measure_loss(trainable, (example,)) for example in examples]
     (stats,) = run(trainable, examples, chosen, tmp_path)
@@ -113,26 +120,31 @@ def test_the_first_logged_loss_is_the_mean_over_all_tokens_of_the_step(
     assert abs(sum(of_rows) / len(of_rows) - expected) > 0.02
 
 
+@pytest.mark.parametrize("padded", [False, True], ids=["flat", "padded"])
 def test_a_step_counts_its_tokens_and_its_padding(
-    base: Base, recipe: MakeRecipe, examples: tuple[Example, ...], tmp_path: Path
+    load: Load, recipe: MakeRecipe, examples: tuple[Example, ...], tmp_path: Path, padded: bool
 ) -> None:
     chosen = recipe(training={"batch_size": 8, "max_steps": 1})
-    (stats,) = run(load_trainable(base, chosen, PAD, 100), examples, chosen, tmp_path)
+    trainable = load(chosen)
+    if padded:
+        trainable = dataclasses.replace(trainable, forward=Padded(trainable.model, PAD, seq2seq=False))
+        trainable.model.get_base_model().set_attn_implementation("sdpa")
+    (stats,) = run(trainable, examples, chosen, tmp_path)
     lengths = [len(example.input_ids) for example in examples]
     assert stats.tokens == sum(lengths)
     assert stats.target_tokens == sum(example.target_tokens for example in examples)
-    assert stats.padding_share == pytest.approx(1 - sum(lengths) / (8 * max(lengths)))
+    assert stats.padding_share == pytest.approx(1 - sum(lengths) / (8 * max(lengths)) if padded else 0)
     assert stats.step_s > 0
 
 
 @pytest.mark.parametrize("four_bit", [False, True], ids=["LoRA", "QLoRA"])
 def test_twenty_steps_reduce_the_loss_and_touch_only_the_adapter(
-    base: Base, recipe: MakeRecipe, examples: tuple[Example, ...], tmp_path: Path, four_bit: bool
+    load: Load, recipe: MakeRecipe, examples: tuple[Example, ...], tmp_path: Path, four_bit: bool
 ) -> None:
     import torch
 
     chosen = recipe(base={"load_in_4bit": four_bit}, training={"max_steps": 20, "learning_rate": 1e-2})
-    trainable = load_trainable(base, chosen, PAD, 100)
+    trainable = load(chosen)
     parameters = dict(trainable.model.named_parameters())
     frozen = {name: value.detach().clone() for name, value in parameters.items() if not value.requires_grad}
     before = measure_loss(trainable, examples)
@@ -149,9 +161,9 @@ def test_twenty_steps_reduce_the_loss_and_touch_only_the_adapter(
     assert all(torch.equal(value, now[name]) for name, value in frozen.items())
 
 
-def test_the_saved_adapter_names_the_base_as_the_recipe_does(base: Base, recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_the_saved_adapter_names_the_base_as_the_recipe_does(load: Load, recipe: MakeRecipe, tmp_path: Path) -> None:
     chosen = recipe(lora={"rank": 4, "alpha": 8, "rslora": True, "targets": ["q_proj", "down_proj"]})
-    save_adapter(load_trainable(base, chosen, PAD, 100), "owner/model", tmp_path / "adapter")
+    save_adapter(load(chosen), "owner/model", tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "owner/model"
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (4, 8, True)
@@ -162,13 +174,13 @@ def test_the_saved_adapter_names_the_base_as_the_recipe_does(base: Base, recipe:
     }
 
 
-def test_a_target_that_the_model_lacks_is_refused_with_those_it_has(base: Base, recipe: MakeRecipe) -> None:
+def test_a_target_that_the_model_lacks_is_refused_with_those_it_has(load: Load, recipe: MakeRecipe) -> None:
     with pytest.raises(UnsupportedError, match=r"lora\.targets: .* has no layers called c_attn; .*down_proj.*q_proj"):
-        load_trainable(base, recipe(lora={"targets": ["q_proj", "c_attn"]}), PAD, 100)
+        load(recipe(lora={"targets": ["q_proj", "c_attn"]}))
 
 
-def test_activations_are_recomputed_only_where_memory_demands_it(base: Base, recipe: MakeRecipe) -> None:
-    model = load_trainable(base, recipe(), PAD, 100).model
+def test_activations_are_recomputed_only_where_memory_demands_it(load: Load, recipe: MakeRecipe) -> None:
+    model = load(recipe()).model
     for wish, tokens, expected in (
         ("auto", 100, False),
         ("auto", 10**10, True),
@@ -180,27 +192,27 @@ def test_activations_are_recomputed_only_where_memory_demands_it(base: Base, rec
 
 
 def test_recomputing_activations_does_not_change_the_loss(
-    base: Base, recipe: MakeRecipe, examples: tuple[Example, ...], tmp_path: Path
+    load: Load, recipe: MakeRecipe, examples: tuple[Example, ...], tmp_path: Path
 ) -> None:
     losses = []
     for wish in ("on", "off"):
         chosen = recipe(training={"gradient_checkpointing": wish, "max_steps": 3, "batch_size": 8})
-        trainable = load_trainable(base, chosen, PAD, 100)
+        trainable = load(chosen)
         assert trainable.checkpointing is (wish == "on")
         losses.append([stats.loss_nats_per_token for stats in run(trainable, examples, chosen, tmp_path / wish)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(
-    base: Base, recipe: MakeRecipe, examples: tuple[Example, ...], tmp_path: Path
+    load: Load, recipe: MakeRecipe, examples: tuple[Example, ...], tmp_path: Path
 ) -> None:
     chosen = recipe(training={"learning_rate": 1e30, "max_steps": 4})
     with pytest.raises(DataError, match=r"the loss of step 2 is (nan|inf): lower training\.learning_rate"):
-        run(load_trainable(base, chosen, PAD, 100), examples, chosen, tmp_path)
+        run(load(chosen), examples, chosen, tmp_path)
 
 
-def test_a_step_with_nothing_scored_is_told_as_such(base: Base, recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_a_step_with_nothing_scored_is_told_as_such(load: Load, recipe: MakeRecipe, tmp_path: Path) -> None:
     chosen = recipe(training={"max_steps": 1, "batch_size": 2})
     nothing = (TokenizedExample((5, 6, 7), (IGNORED,) * 3),) * 2
     with pytest.raises(DataError, match="step 1 has no scored token"):
-        run(load_trainable(base, chosen, PAD, 100), nothing, chosen, tmp_path)
+        run(load(chosen), nothing, chosen, tmp_path)

@@ -1,0 +1,68 @@
+"""A decoder with a LoRA adapter, as Unsloth loads and patches it. Names torch, unsloth, transformers."""
+
+from typing import Any
+
+from finetune.recipe import Recipe
+from finetune.trainable import check_targets, needs_checkpointing
+from gladstone.basemodel import Base
+from gladstone.errors import UnsupportedError
+
+
+def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bool]:
+    """The base with a fresh adapter, and whether its activations are recomputed.
+
+    Raises UnsupportedError if the model has none of the recipe's target layers or 4-bit does not work here.
+    """
+    fast_language_model = import_unsloth()
+    import torch
+    from transformers import set_seed
+
+    try:
+        model, _ = fast_language_model.from_pretrained(
+            str(base.folder),
+            max_seq_length=recipe.base.max_tokens,
+            load_in_4bit=recipe.base.load_in_4bit,
+            dtype=None,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (ImportError, NotImplementedError) as error:
+        raise UnsupportedError(f"{base.name} cannot be loaded for training here: {error}") from error
+    check_targets(model, recipe)
+    set_seed(recipe.training.seed)
+    checkpointing = needs_checkpointing(model, recipe, longest_tokens)
+    lora = recipe.lora
+    model = fast_language_model.get_peft_model(
+        model,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        init_lora_weights=lora.peft_init,
+        **({"fan_in_fan_out": True} if has_conv1d(model) else {}),
+        use_gradient_checkpointing=("unsloth" if torch.cuda.is_available() else True) if checkpointing else False,
+        random_state=recipe.training.seed,
+    )
+    _hold_adapter_in_float32(model)
+    return model, checkpointing
+
+
+def has_conv1d(model: Any) -> bool:
+    """True for GPT-2's kind, which keeps the weights of its layers transposed: PEFT wants to be told."""
+    return any(type(each).__name__ == "Conv1D" for each in model.modules())
+
+
+def _hold_adapter_in_float32(model: Any) -> None:
+    """With the eight significant bits of bfloat16 most updates of a step would be rounded away."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def import_unsloth() -> Any:
+    """Unsloth's model class; imported before torch's other users, since it patches them."""
+    from unsloth import FastLanguageModel
+
+    return FastLanguageModel

@@ -1,0 +1,151 @@
+"""What goes into a run: recipe, base, tokenizer, template and tokenised rows, and how a later call knows them again."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune import token_cache
+from finetune.backend import import_first, is_seq2seq
+from finetune.data.division import SETS
+from finetune.data.prepare import Summary, read_set
+from finetune.labels import Tokenized, tokenize_all
+from finetune.recipe import Recipe
+from gladstone.artifacts import sha256_path, whole_file, write_text
+from gladstone.basemodel import Base, resolve_base
+from gladstone.errors import DataError
+from gladstone.host import installed_versions
+from gladstone.progress import Progress, step
+from gladstone.template import ChatTemplate
+from gladstone.tokenizer import TOKENIZER_FILES, FolderTokenizer, load_tokenizer
+
+# of a recipe, what may differ between the calls of one run: none of it changes what is computed
+FREE_FIELDS = ("description", "hub", "training.checkpoint_minutes", "training.checkpoint_steps",
+               "training.keep_checkpoints")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What goes into a run."""
+
+    out: Path
+    recipe: Recipe
+    base: Base
+    tokenizer: FolderTokenizer
+    template: ChatTemplate
+    sets: dict[str, Tokenized]
+    summary: Summary
+
+    @cached_property
+    def parents(self) -> dict[str, str]:
+        """Hashes of the base and of the rows' files, as they were when the rows were read."""
+        files = {f"data:{source.path}": sha256_path(source.file()) for source in self.recipe.data.sources}
+        return {"base": self.base.fingerprint} | files
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a call that goes on must share with the one that began."""
+        rows = {f"rows:{name}": sha256_path(self.out / "data" / f"{name}.jsonl") for name in SETS}
+        inputs = self.parents | rows | {"chat template": self.template.sha256}
+        return {"recipe": self.recipe.model_dump(mode="json"), "inputs": inputs}
+
+    def sources(self, examples: Sequence[int]) -> list[str]:
+        """The training examples' places in the files that they come from."""
+        wanted = {self.sets["train"].rows[example] for example in examples}
+        rows = enumerate(read_set(self.out / "data", "train"))
+        return [conversation.source for row, conversation in rows if row in wanted]
+
+
+def read_inputs(recipe: Recipe, out: Path, progress: Progress, summary: Summary) -> Inputs:
+    """Load and tokenise. Raises DataError if the rows do not fill a step, and whatever its parts raise."""
+    base = resolve_base(recipe.base.model, progress)
+    with step(progress, "Loading the tokenizer and the rows"):
+        import_first(base)
+        tokenizer = load_tokenizer(base.folder)
+        template = tokenizer.template(recipe.own_template())
+        sets = _tokenize(out / "data", template, tokenizer, (recipe, base))
+        progress.update(None, _hits(sets, recipe.base.max_tokens))
+    rows, per_step = len(sets["train"].examples), recipe.training.batch_size * recipe.training.accumulation
+    if per_step > rows:
+        raise DataError(
+            f"a step takes {per_step:,} rows (training.batch_size × training.accumulation), and there are only "
+            f"{rows:,} to train on. Lower training.batch_size or bring more rows."
+        )
+    inputs = Inputs(out, recipe, base, tokenizer, template, sets, summary)
+    inputs.parents  # noqa: B018 - hashed now, whatever becomes of the files while training
+    return inputs
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two identities do not share, in words."""
+
+    def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(values, dict):
+            return {prefix: values}
+        return {name: value for key, inner in values.items() for name, value in flat(
+            inner, f"{prefix}.{key}" if prefix else key).items()}  # fmt: skip
+
+    old, new = (flat(each.get("recipe", {})) for each in (before, now))
+    told = [
+        f"{name}: {json.dumps(old.get(name))} before, {json.dumps(new.get(name))} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(FREE_FIELDS)
+    ]
+    files, found = before.get("inputs", {}), now["inputs"]
+    told += [
+        f"{name} has changed" for name in sorted(files.keys() | found.keys()) if files.get(name) != found.get(name)
+    ]
+    return told
+
+
+def _tokenize(
+    data: Path, template: ChatTemplate, tokenizer: FolderTokenizer, chosen: tuple[Recipe, Base]
+) -> dict[str, Tokenized]:
+    recipe, base = chosen
+    pairs = is_seq2seq(base)
+
+    def tokenize(name: str) -> Tokenized:
+        return tokenize_all(read_set(data, name), template, tokenizer, recipe.limits, pairs=pairs)
+
+    parts = {
+        "template": template.sha256,
+        "tokenizer": {
+            name: sha256_path(base.folder / name) for name in TOKENIZER_FILES if (base.folder / name).is_file()
+        },
+        "limits": vars(recipe.limits),
+        "pairs": pairs,
+        "versions": installed_versions("gladstone", "transformers", "tokenizers"),
+    }
+    return {
+        name: token_cache.cached(parts | {"rows": sha256_path(data / f"{name}.jsonl")}, partial(tokenize, name))[0]
+        for name in SETS
+    }
+
+
+def _hits(sets: dict[str, Tokenized], max_tokens: int) -> str:
+    """What the limits did to the rows, in words."""
+    counts = {
+        f"rows of more than {max_tokens:,} tokens left out": sum(each.too_long for each in sets.values()),
+        f"cut to {max_tokens:,} tokens": sum(each.cut for each in sets.values()),
+        "with their reasoning cut": sum(each.reasoning_cut for each in sets.values()),
+    }
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+
+
+def write_inputs(inputs: Inputs) -> None:
+    """Put recipe, template and tokenizer into the run folder."""
+    out, folder = inputs.out, inputs.base.folder
+    write_text(out / "recipe.yaml", yaml.safe_dump(inputs.recipe.model_dump(mode="json"), sort_keys=False))
+    write_text(out / "chat_template.jinja", inputs.template.source)
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            with whole_file(out / "tokenizer" / name) as copy:
+                shutil.copyfile(folder / name, copy)
+        else:  # of a run with another base, stopped in this folder
+            (out / "tokenizer" / name).unlink(missing_ok=True)
+    write_text(out / "tokenizer" / "chat_template.jinja", inputs.template.source)

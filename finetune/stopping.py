@@ -1,0 +1,65 @@
+"""When a training stops before its end: the user's limits, and Ctrl-C or SIGTERM."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Self
+
+RESERVE = 1.5  # times what saving took when it was measured: another disk, a busy one
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one call: hours since `begin_s` (of `time.monotonic`), optimizer steps, trained tokens; None: no limit."""
+
+    max_hours: float | None = None
+    max_steps: int | None = None
+    max_tokens: int | None = None
+    begin_s: float = field(default_factory=time.monotonic)
+
+    def reached(self, steps: int, tokens: int, next_s: float) -> str:
+        """Why the call must stop before its next step ('' if it need not); `next_s`: what a step and a saving take."""
+        if self.max_steps is not None and steps >= self.max_steps:
+            return f"--max-steps {self.max_steps}"
+        if self.max_tokens is not None and tokens >= self.max_tokens:
+            return f"--max-tokens {self.max_tokens}"
+        if self.max_hours is not None:
+            left_s = self.max_hours * 3600 - (time.monotonic() - self.begin_s)
+            if left_s < next_s:
+                return f"--max-hours {self.max_hours:g}"
+        return ""
+
+
+class Interruption:
+    """While it is entered, the first Ctrl-C or SIGTERM is noted for the loop to see; the second one stops at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.caught: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody handle signals
+            for number in self.SIGNALS:
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.caught is not None:
+            signal.signal(number, self._before[signal.Signals(number)])
+            os.kill(os.getpid(), number)
+            return
+        self.caught = signal.Signals(number)
+
+    @property
+    def name(self) -> str:
+        """What the user did, in words; '' if nothing."""
+        return {None: "", signal.SIGINT: "Ctrl-C"}.get(self.caught, "SIGTERM")

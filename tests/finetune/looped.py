@@ -1,0 +1,41 @@
+"""The training loop on its own, without a run folder around it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.evaluation import Judge
+from finetune.labels import Example
+from finetune.loop import Ended, Job, Loop, Watcher
+from finetune.recipe import Recipe
+from finetune.stopping import Limits
+from finetune.trainable import Trainable
+
+LOADED: dict[str, Any] = {"load_in_4bit": False}
+
+
+def loop_over(
+    trainable: Trainable,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    limits: Limits | None = None,
+    watchers: Sequence[Watcher] = (),
+    **found: Any,
+) -> Loop:
+    """A loop that trains and validates on the same rows."""
+    job = Job(
+        trainable, examples, recipe, folder, {"recipe": {}}, lambda rows: [f"rows.jsonl:{row + 1}" for row in rows]
+    )
+    judge = Judge(trainable, examples, recipe.training)
+    return Loop(job, judge, limits or Limits(), watchers, **found)
+
+
+def train(trainable: Trainable, examples: Sequence[Example], recipe: Recipe, folder: Path, **options: Any) -> Ended:
+    """Run the loop to its end."""
+    loop = loop_over(trainable, examples, recipe, folder, **options)
+    try:
+        return loop.run()
+    finally:
+        loop.close()
