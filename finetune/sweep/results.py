@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.checkpoint import FOLDER as CHECKPOINTS
+from finetune.loop import METRICS
 from finetune.sweep.folder import trial_folder
 from finetune.sweep.plan import Plan, Settings
 from finetune.sweep.study import REASON, SAME_AS, Study
-from finetune.sweep.trial import CHECKPOINTS, METRICS
 from gladstone.artifacts import is_finished, read_manifest
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "under way"}
@@ -38,7 +39,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Row:
-    """A trial: its number from 1, its settings, what became of it and why, and its figures."""
+    """A trial: its number from 1, its settings, what became of it and why, its run folder within the sweep's."""
 
     number: int
     settings: Settings
@@ -83,7 +84,8 @@ def read_table(folder: Path, plan: Plan, study: Study) -> Table:
         if same:
             reason = f"the settings of trial {same}, which was not made again"
         state = f"same as {same}" if same else STATES[trial.state.name]
-        rows.append(Row(number, plan.settings(trial.params), state, reason, out, read_figures(out)))
+        within = out.relative_to(folder)
+        rows.append(Row(number, plan.settings(trial.params), state, reason, within, read_figures(out)))
     return Table(plan.recipe["name"], tuple(plan.space), tuple(rows), plan.total, tuple(plan.notes))
 
 

@@ -93,7 +93,7 @@ class _Report:
         return {
             "trial": row.number,
             "validation_loss_nats_per_token": row.figures.validation_loss,
-            "run_folder": str(row.folder.relative_to(self.folder)),
+            "run_folder": row.folder.as_posix(),
             "recipe": BEST_NAME,
             "settings": row.settings,
         }

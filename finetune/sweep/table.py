@@ -105,7 +105,7 @@ def render_csv(table: Table) -> str:
     writer.writerow([*(column.name for column in columns(table)), "best", "reason", "run_folder"])
     for row in table.rows:
         values = [column.value(row) for column in columns(table)]
-        ends = ["yes" if row is table.best else "", row.reason, str(row.folder)]
+        ends = ["yes" if row is table.best else "", row.reason, row.folder.as_posix()]
         writer.writerow([_csv_cell(value) for value in [*values, *ends]])
     return out.getvalue()
 
@@ -130,7 +130,7 @@ def ending(table: Table, folder: Path) -> str:
     lines = [render_text(table), "", verdict(table), *table.notes, *reasons(table)]
     lines.append(f"Table: {folder / 'table.md'}, also .csv and .html")
     if table.best is not None:
-        lines += [f"Best recipe: {folder / BEST_NAME}", f"Next: gladstone export gguf {_near(table.best.folder)}"]
+        lines += [f"Best recipe: {folder / BEST_NAME}", f"Next: gladstone export gguf {folder / table.best.folder}"]
     return "\n".join(lines)
 
 
@@ -156,11 +156,6 @@ def readable_time(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _near(folder: Path) -> Path:
-    """The folder as it is reached from here, where that is shorter."""
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _setting(name: str, row: Row) -> Any:

@@ -3,8 +3,11 @@
 import shutil
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from finetune.checkpoint import FOLDER as CHECKPOINTS
+from finetune.checkpoint import saved
+from finetune.journal import StepStats
+from finetune.loop import METRICS
 from finetune.recipe import Recipe
 from finetune.sweep.folder import stored_plan, trial_folder, trial_lock
 from finetune.sweep.study import Study
@@ -12,12 +15,7 @@ from gladstone.artifacts import is_finished, read_manifest, write_text
 from gladstone.errors import DataError, GladstoneError
 from gladstone.progress import Progress
 
-if TYPE_CHECKING:
-    from finetune.journal import StepStats
-
 ERROR_NAME = "error.txt"
-METRICS = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
 
 
 class _PrunedError(Exception):
@@ -30,7 +28,7 @@ class _Reporter:
     def __init__(self, study: Study, number: int) -> None:
         self._study, self._number = study, number
 
-    def on_step(self, stats: "StepStats", total: int) -> None:
+    def on_step(self, stats: StepStats, total: int) -> None:
         """Only validations count."""
 
     def on_judged(self, step: int, loss: float) -> None:
@@ -66,7 +64,8 @@ def _lowest_loss(recipe: Recipe, out: Path, reporter: _Reporter, progress: Progr
     if not is_finished(out):
         from finetune.run import Options, run
 
-        if run(recipe, out, progress, Options(resume=True, watchers=(reporter,))).stopped:
+        begun = bool(saved(out / CHECKPOINTS))
+        if run(recipe, out, progress, Options(resume=begun, watchers=(reporter,))).stopped:
             raise KeyboardInterrupt
     validation = read_manifest(out).facts["validation_loss"]
     if not validation:
