@@ -6,6 +6,7 @@ where they go on from the checkpoint in their run folder.
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from finetune.sweep.study import Study
 from gladstone.errors import ConfigError, ToolError
 
 LOCAL = "local"
+SCRATCH = ".ray"  # Ray Tune's own notes; the study is what is kept
 RETRIES = 3
 # read by Ray when it is imported: nothing leaves the machine, and Ctrl-C is ours
 SETTINGS = {
@@ -66,14 +68,16 @@ def make_on_ray(folder: Path, study: Study, cluster: Cluster, begun: Told, ended
             tune.with_resources(make, {"CPU": cluster.cpus, "GPU": cluster.gpus}),
             tune_config=tune.TuneConfig(search_alg=_searcher(study), num_samples=-1, metric="trial", mode="min"),
             run_config=tune.RunConfig(
-                name="ray",
+                name=SCRATCH,
                 storage_path=str(folder),
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 callbacks=[report],
                 verbose=0,
             ),
         )
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of a sweep that was killed
         tuner.fit()
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)
 
 
 @contextmanager
@@ -83,7 +87,7 @@ def _connected(cluster: Cluster) -> Iterator[None]:
 
     try:
         ray.init(
-            address=None if cluster.address == LOCAL else cluster.address,
+            address=cluster.address,
             include_dashboard=False if cluster.address == LOCAL else None,
             log_to_driver=False,
             logging_level="error",
@@ -151,7 +155,14 @@ def _callback(study: Study, begun: Told, ended: Told) -> Any:
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             number = trial.config["trial"]
             if study.state(number) == "RUNNING":
-                study.fail(number, f"its worker died {RETRIES + 1} times: {trial.error_file or 'no message'}")
+                study.fail(number, f"its worker failed {RETRIES + 1} times, the last time with: {_last_line(trial)}")
             ended(number)
 
     return Report()
+
+
+def _last_line(trial: Any) -> str:
+    """The end of a Ray trial's traceback."""
+    path = Path(trial.error_file or "")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no message")

@@ -1,7 +1,7 @@
 """What the trials' run folders say, side by side."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from finetune.checkpoint import FOLDER as CHECKPOINTS
 from finetune.loop import METRICS
 from finetune.sweep.folder import trial_folder
 from finetune.sweep.plan import Plan, Settings
-from finetune.sweep.study import REASON, SAME_AS, Study
+from finetune.sweep.study import PEAK, REASON, SAME_AS, Study
 from gladstone.artifacts import is_finished, read_manifest
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "under way"}
@@ -85,7 +85,10 @@ def read_table(folder: Path, plan: Plan, study: Study) -> Table:
             reason = f"the settings of trial {same}, which was not made again"
         state = f"same as {same}" if same else STATES[trial.state.name]
         within = out.relative_to(folder)
-        rows.append(Row(number, plan.settings(trial.params), state, reason, within, read_figures(out)))
+        figures = read_figures(out)
+        if figures.peak_memory_bytes is None:
+            figures = replace(figures, peak_memory_bytes=trial.user_attrs.get(PEAK))
+        rows.append(Row(number, plan.settings(trial.params), state, reason, within, figures))
     return Table(plan.recipe["name"], tuple(plan.space), tuple(rows), plan.total, tuple(plan.notes))
 
 

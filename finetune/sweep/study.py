@@ -15,7 +15,7 @@ from finetune.sweep.section import Range, combinations
 
 JOURNAL_NAME = "study.journal"
 NAME = "sweep"
-REASON, SAME_AS, JUDGED = "reason", "same as", "judged steps"
+REASON, SAME_AS, JUDGED, PEAK = "reason", "same as", "judged steps", "peak memory bytes"
 RANDOM_SHARE = 3  # of a TPE search's trials, one of three is drawn before any is proposed, at most Optuna's own 10
 
 
@@ -101,10 +101,11 @@ class Study:
         """The trial is done."""
         self._study.tell(number - 1, loss)
 
-    def prune(self, number: int) -> None:
-        """The trial is given up since others do better."""
+    def prune(self, number: int, peak_bytes: int | None = None) -> None:
+        """The trial is given up since others do better; it has no manifest to keep the peak of its memory."""
         from optuna.trial import TrialState
 
+        self._running(number - 1).set_user_attr(PEAK, peak_bytes)
         self._study.tell(number - 1, state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:

@@ -13,6 +13,7 @@ from finetune.sweep.folder import stored_plan, trial_folder, trial_lock
 from finetune.sweep.study import Study
 from gladstone.artifacts import is_finished, read_manifest, write_text
 from gladstone.errors import DataError, GladstoneError
+from gladstone.host import peak_memory_bytes
 from gladstone.progress import Progress
 
 ERROR_NAME = "error.txt"
@@ -51,7 +52,7 @@ def make_trial(folder: Path, number: int, progress: Progress) -> None:
             recipe = plan.recipe_of(study.settings(number), number)
             study.finish(number, _lowest_loss(recipe, out, _Reporter(study, number), progress))
         except _PrunedError:
-            study.prune(number)
+            study.prune(number, peak_memory_bytes())
             _keep_metrics(out)
         except GladstoneError as error:
             study.fail(number, str(error))
