@@ -27,10 +27,13 @@ class SweepCommand(click.Command):
     is_flag=False,
     flag_value="local",
     metavar="[ADDRESS]",
-    help="Spread the trials over a Ray cluster: HOST:PORT, 'auto', or nothing for this machine's processors.",
+    help="Spread the trials over a Ray cluster, whose machines share the folder: HOST:PORT, 'auto' for one that runs "
+    "here, or, at the end of the line, nothing for this machine's own processors.",
 )
 @click.option("--cpus", type=click.FloatRange(min=0, min_open=True), help="With --ray: of each trial.  [default: 1]")
-@click.option("--gpus", type=click.FloatRange(min=0), help="With --ray: of each trial.  [default: 0]")
+@click.option(
+    "--gpus", type=click.FloatRange(min=0), help="With --ray: of each trial.  [default: 1 where there are any]"
+)
 def sweep(sweep_file: Path, out: Path | None, address: str | None, cpus: float | None, gpus: float | None) -> None:
     """Try settings of a recipe in many runs, and compare them in a table.
 
@@ -47,7 +50,7 @@ def sweep(sweep_file: Path, out: Path | None, address: str | None, cpus: float |
     from finetune.sweep.sweep import Place, run_sweep
     from finetune.sweep.table import ending
 
-    cluster = Cluster(address, cpus or 1, gpus or 0) if address is not None else None
+    cluster = Cluster(address, cpus or 1, gpus) if address is not None else None
     folder = out or Path("sweeps") / sweep_file.stem
     table = run_sweep(sweep_file, Place(folder, cluster), lambda line: click.echo(line, err=True))
     click.echo(ending(table, folder))

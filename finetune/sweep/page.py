@@ -4,7 +4,7 @@ from importlib import resources
 
 from finetune.sweep.plots import curves_plot, field_plots, losses_plot
 from finetune.sweep.results import Table
-from finetune.sweep.table import LOSSES, cells, columns, heading, reasons, verdict
+from finetune.sweep.table import LOSSES, cells, columns, heading, reasons, short_names, verdict
 
 
 def render_page(table: Table) -> str:
@@ -14,8 +14,9 @@ def render_page(table: Table) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = resources.files("finetune").joinpath("templates/sweep.html").read_text(encoding="utf-8")
+    settings = ", ".join(["number", *short_names(table.fields)])
     plots = [
-        ("Lowest validation loss of each trial. Less is better.", losses_plot(table)),
+        (f"Lowest validation loss of each trial: {settings}. Less is better.", losses_plot(table)),
         ("Validation loss while training; the numbers are the trials'.", curves_plot(table)),
     ]
     return environment.from_string(source).render(

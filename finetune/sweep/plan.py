@@ -76,13 +76,13 @@ def phrase(settings: Settings) -> str:
 def setting_text(value: Any) -> str:
     """A value as people read it: four significant digits.
 
-    >>> [setting_text(value) for value in (0.000134893, 2e-4, 16, True, None, "cosine", ["q_proj", "v_proj"])]
-    ['1.349e-04', '2e-04', '16', 'true', 'null', 'cosine', 'q_proj v_proj']
+    >>> [setting_text(value) for value in (0.000134893, 2e-4, 0.05, 16, True, None, "cosine", ["q_proj", "v_proj"])]
+    ['1.349e-4', '2e-4', '0.05', '16', 'true', 'null', 'cosine', 'q_proj v_proj']
     """
     if isinstance(value, float):
         mantissa, _, exponent = f"{value:.3e}".partition("e")
-        small = 0 < abs(value) < 1e-3 or abs(value) >= 1e6
-        return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}" if small else f"{value:.4g}"
+        far = 0 < abs(value) < 1e-2 or abs(value) >= 1e6
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}" if far else f"{value:.4g}"
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return " ".join(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -11,6 +11,7 @@ from finetune.sweep.results import Row, Table
 from finetune.sweep.table import short_names
 
 LABEL_CHARACTERS, CHARACTER_WIDTH, ROW = 34, 6.4, 20
+NUMBER_HEIGHT, MOST_NUMBERS = 11, 16
 LOG_FROM = 20  # times the lowest value that the highest is from where on a logarithmic axis shows more
 
 
@@ -34,7 +35,7 @@ def losses_plot(table: Table) -> str:
     rows = [row for row in table.rows if row.figures.validation_loss is not None]
     if not rows:
         return ""
-    labels = [_cut(f"{row.number}  {_settings(table, row)}") for row in rows]
+    labels = [_cut(" · ".join([str(row.number), *map(setting_text, row.settings.values())])) for row in rows]
     left = 16 + CHARACTER_WIDTH * max(map(len, labels))
     losses = [row.figures.validation_loss or 0.0 for row in rows]
     axis = Axis(_ticks(min(losses), max(losses)), left, 660)
@@ -60,6 +61,7 @@ def curves_plot(table: Table) -> str:
     up = Axis(_ticks(min(loss for _, loss in points), max(loss for _, loss in points)), 230, 16)
     parts = [_upright(across.place(tick), up.end, up.begin, tick) for tick in across.ticks]
     parts += [_level(up.place(tick), across, tick) for tick in up.ticks]
+    ends: list[tuple[float, float, int]] = []
     for row in sorted(rows, key=lambda row: row is table.best):  # the best one lies on top
         places = [(across.place(step), up.place(loss)) for step, loss in row.figures.validation]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -67,10 +69,21 @@ def curves_plot(table: Table) -> str:
         parts.append(
             f'<polyline class="curve {tone}" points="{line}"/>'
             f'<circle class="{tone}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
-            f'<text class="tick" x="{x + 8:.1f}" y="{y + 4:.1f}">{row.number}</text>'
         )
+        ends.append((y, x, row.number))
+    parts += _numbers(ends)
     parts.append('<text class="tick" text-anchor="end" x="640" y="266">optimizer step</text>')
     return _svg("Validation loss while training", 720, 272, parts)
+
+
+def _numbers(ends: list[tuple[float, float, int]]) -> list[str]:
+    """The trials' numbers beside the ends of their curves; those at the same step keep their distance."""
+    lowest: dict[float, float] = {}
+    parts = []
+    for y, x, number in sorted(ends):
+        lowest[x] = max(y, lowest.get(x, 0.0) + NUMBER_HEIGHT)
+        parts.append(f'<text class="tick" x="{x + 8:.1f}" y="{lowest[x] + 4:.1f}">{number}</text>')
+    return parts if len(ends) <= MOST_NUMBERS else []
 
 
 def field_plots(table: Table) -> list[tuple[str, str]]:
@@ -114,11 +127,6 @@ def _across(values: Sequence[Any]) -> tuple[list[tuple[float, str]], dict[str, f
 
 def _key(value: Any) -> str:
     return repr(value) if isinstance(value, float) else setting_text(value)
-
-
-def _settings(table: Table, row: Row) -> str:
-    names = zip(table.fields, short_names(table.fields), strict=True)
-    return " ".join(f"{title}={setting_text(row.settings[name])}" for name, title in names)
 
 
 def _tone(table: Table, row: Row) -> str:

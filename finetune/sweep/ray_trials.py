@@ -27,16 +27,20 @@ SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
-Told = Callable[[int], None]
+Begun = Callable[[int, bool], None]
+Ended = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster by its address ('local': one on this machine), and what of a machine each trial takes."""
+    """A cluster by its address ('local': one on this machine), and what of a machine each trial takes.
+
+    `gpus` None: one where the cluster has any, since Ray hides the GPUs from a trial that asks for none.
+    """
 
     address: str = LOCAL
     cpus: float = 1
-    gpus: float = 0
+    gpus: float | None = None
 
 
 def check_address(address: str) -> None:
@@ -48,9 +52,9 @@ def check_address(address: str) -> None:
         )
 
 
-def make_on_ray(folder: Path, study: Study, cluster: Cluster, begun: Told, ended: Told) -> None:
+def make_on_ray(folder: Path, study: Study, cluster: Cluster, begun: Begun, ended: Ended) -> None:
     """Make all trials that are left. Raises ToolError if the cluster cannot be reached or has no room for a trial."""
-    with _connected(cluster):
+    with _connected(cluster) as takes:
         from ray import tune
 
         report = _callback(study, begun, ended)
@@ -65,7 +69,7 @@ def make_on_ray(folder: Path, study: Study, cluster: Cluster, begun: Told, ended
             tune.report({"trial": config["trial"]})
 
         tuner = tune.Tuner(
-            tune.with_resources(make, {"CPU": cluster.cpus, "GPU": cluster.gpus}),
+            tune.with_resources(make, takes),
             tune_config=tune.TuneConfig(search_alg=_searcher(study), num_samples=-1, metric="trial", mode="min"),
             run_config=tune.RunConfig(
                 name=SCRATCH,
@@ -81,7 +85,8 @@ def make_on_ray(folder: Path, study: Study, cluster: Cluster, begun: Told, ended
 
 
 @contextmanager
-def _connected(cluster: Cluster) -> Iterator[None]:
+def _connected(cluster: Cluster) -> Iterator[dict[str, float]]:
+    """What each trial takes, while the cluster is held."""
     os.environ |= SETTINGS
     import ray
 
@@ -95,21 +100,22 @@ def _connected(cluster: Cluster) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ToolError(f"--ray {cluster.address}: no cluster there: {error}") from error
     try:
-        _check_room(cluster, ray.cluster_resources(), ray.nodes())
-        yield
+        whole = ray.cluster_resources()
+        gpus = min(1, whole.get("GPU", 0)) if cluster.gpus is None else cluster.gpus
+        takes = {"CPU": cluster.cpus, "GPU": gpus}
+        _check_room(cluster, takes, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        yield takes
     finally:
         ray.shutdown()
 
 
-def _check_room(cluster: Cluster, whole: dict[str, float], nodes: list[dict[str, Any]]) -> None:
+def _check_room(cluster: Cluster, takes: dict[str, float], machines: list[dict[str, float]]) -> None:
     """Ray would wait for ever for a machine that is large enough."""
-    wanted = {"CPU": cluster.cpus, "GPU": cluster.gpus}
-    rooms = [node["Resources"] for node in nodes if node["Alive"]]
-    if not any(all(room.get(kind, 0) >= count for kind, count in wanted.items()) for room in rooms):
+    if not any(all(machine.get(kind, 0) >= count for kind, count in takes.items()) for machine in machines):
+        rooms = "; ".join(f"{each.get('CPU', 0):g} and {each.get('GPU', 0):g}" for each in machines)
         raise ToolError(
-            f"--ray {cluster.address}: no machine has the {cluster.cpus:g} processors and {cluster.gpus:g} GPUs that a "
-            f"trial takes; the cluster has {whole.get('CPU', 0):g} and {whole.get('GPU', 0):g} in all. "
-            "Change --cpus and --gpus."
+            f"--ray {cluster.address}: no machine has the {takes['CPU']:g} processors and {takes['GPU']:g} GPUs that a "
+            f"trial takes; they have {rooms}. Change --cpus or --gpus."
         )
 
 
@@ -141,13 +147,13 @@ def _searcher(study: Study) -> Any:
     return Claims()
 
 
-def _callback(study: Study, begun: Told, ended: Told) -> Any:
+def _callback(study: Study, begun: Begun, ended: Ended) -> Any:
     """Ray Tune's events, told by the trials' own numbers."""
     from ray import tune
 
     class Report(tune.Callback):  # type: ignore[misc]  # ray is no package of the checks
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            begun(trial.config["trial"])
+            begun(trial.config["trial"], trial.num_failures > 0)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             ended(trial.config["trial"])

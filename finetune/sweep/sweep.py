@@ -61,9 +61,10 @@ class _Report:
         self.folder, self.study = folder, study
         self._plan, self._tell = plan, tell
 
-    def begun(self, number: int) -> None:
-        """A trial begins or goes on."""
-        self._tell(f"Trial {number} of {self._plan.total}: {phrase(self.study.settings(number))}")
+    def begun(self, number: int, again: bool) -> None:
+        """A trial begins, or goes on after its process died."""
+        settings = phrase(self.study.settings(number))
+        self._tell(f"Trial {number} of {self._plan.total}: {settings}{' (goes on)' if again else ''}")
 
     def ended(self, number: int) -> None:
         """A trial ended, whatever its end."""
@@ -101,7 +102,7 @@ class _Report:
 
 def _make_in_turn(report: _Report) -> None:
     while (claim := report.study.claim()) is not None:
-        report.begun(claim.number)
+        report.begun(claim.number, claim.begun)
         ended = run_child(report.folder, claim.number)
         if report.study.state(claim.number) == "RUNNING":  # it died before it could tell
             report.study.fail(claim.number, ended)
