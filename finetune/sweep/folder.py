@@ -62,7 +62,7 @@ def begin(folder: Path, plan: Plan) -> None:
     if changes:
         raise ArtifactError(
             listed(f"{folder}: holds a sweep that was begun with other settings", changes)
-            + "\nChange them back, or choose another folder with --out."
+            + "\nChange them back, choose another folder with --out, or remove this one."
         )
 
 

@@ -3,7 +3,7 @@
 import difflib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,14 +112,11 @@ def read_plan(file: Path) -> Plan:
     problems += _value_problems(Plan(section, values), tried)
     if problems:
         raise ConfigError(listed(f"sweep {file.name}", problems))
-    plan = Plan(section, values)
-    if section.search == "grid":
-        check_points(plan, list(plan.grid()), file.name)
-    return plan
+    return Plan(section, values)
 
 
-def check_points(plan: Plan, points: list[dict[str, Any]], where: str) -> None:
-    """Raises ConfigError that lists every combination that the recipe refuses."""
+def check_points(plan: Plan, points: Iterable[dict[str, Any]]) -> None:
+    """Raises ConfigError that lists every combination of settings that the recipe refuses."""
     problems = []
     for point in points:
         try:
@@ -127,7 +124,7 @@ def check_points(plan: Plan, points: list[dict[str, Any]], where: str) -> None:
         except ConfigError as error:
             problems.append(str(error))
     if problems:
-        raise ConfigError(listed(f"sweep {where}", problems))
+        raise ConfigError(listed(f"settings that {plan.section.search} would try", problems))
 
 
 def _name_problems(section: SweepSection) -> list[str]:

@@ -5,7 +5,7 @@ A journal, not SQLite: it also works on the network folder that the machines of 
 
 import random
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,8 @@ class Study:
                 pruner=_pruner(plan),
             )
 
-    def enlist(self) -> None:
-        """Put what a grid or a random search will try into the study. Raises ConfigError for refused settings."""
-        if self._plan.section.search == "tpe":
-            return
-        points = _points(self._plan)
-        check_points(self._plan, points, "points")
+    def enlist(self, points: Sequence[dict[str, Any]]) -> None:
+        """Put what a grid or a random search will try into the study."""
         for point in points[len(self.trials()) :]:  # a killed process may have put in the first ones
             self._study.enqueue_trial(point)
 
@@ -158,17 +154,30 @@ def _suggest(trial: Any, plan: Plan) -> dict[str, Any]:
     return dict(trial.params)
 
 
-def _points(plan: Plan) -> list[dict[str, Any]]:
-    """All that a grid tries, or what a random search will: known from the start, so a killed sweep draws no other."""
+def draw_points(plan: Plan) -> list[dict[str, Any]]:
+    """All that a grid tries, or what a random search will: known from the start, so a killed sweep draws no other.
+
+    Empty for TPE, which proposes one after the other. Raises ConfigError that lists what the recipe refuses.
+    """
     section = plan.section
+    if section.search == "tpe":
+        return []
     if section.search == "grid":
-        return list(plan.grid())
-    if combinations(plan.space) is not None:
+        points = list(plan.grid())
+    elif combinations(plan.space) is not None:
         draw = random.Random(section.seed)  # noqa: S311 - a draw, not a secret
-        return draw.sample(list(plan.grid()), plan.total)
+        points = draw.sample(list(plan.grid()), plan.total)
+    else:
+        points = _draw(plan)
+    check_points(plan, points)
+    return points
+
+
+def _draw(plan: Plan) -> list[dict[str, Any]]:
     import optuna
 
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=section.seed))
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=plan.section.seed))
     return [_suggest(study.ask(), plan) for _ in range(plan.total)]
 
 

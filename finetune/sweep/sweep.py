@@ -12,7 +12,7 @@ from finetune.sweep.page import render_page
 from finetune.sweep.plan import Plan, phrase, read_plan
 from finetune.sweep.ray_trials import Cluster, make_on_ray
 from finetune.sweep.results import Row, Table, read_table
-from finetune.sweep.study import Study, mend_journal
+from finetune.sweep.study import Study, draw_points, mend_journal
 from finetune.sweep.table import render_csv, render_markdown
 from gladstone.artifacts import remove_partials, write_json, write_text
 from gladstone.errors import ToolError, listed
@@ -35,6 +35,7 @@ def run_sweep(file: Path, place: Place, tell: Tell) -> Table:
     if all trials failed. A trial that fails by itself is noted in the table.
     """
     plan = read_plan(file)
+    points = draw_points(plan)
     folder = place.folder.absolute()
     with sweep_lock(folder):
         begin(folder, plan)
@@ -43,7 +44,7 @@ def run_sweep(file: Path, place: Place, tell: Tell) -> Table:
         for note in plan.notes:
             tell(f"Note: {note}")
         study = Study(folder, plan)
-        study.enlist()
+        study.enlist(points)
         report = _Report(folder, plan, study, tell)
         if place.cluster is None:
             _make_in_turn(report)

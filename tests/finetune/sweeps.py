@@ -9,7 +9,7 @@ import yaml
 from finetune.sweep.folder import begin
 from finetune.sweep.plan import Plan, read_plan
 from finetune.sweep.results import Table, read_table
-from finetune.sweep.study import Study
+from finetune.sweep.study import Study, draw_points
 from finetune.sweep.trial import make_trial
 from gladstone.progress import Silent
 from tests.tiny_models import tiny_recipe, write_rows_file
@@ -32,7 +32,7 @@ def open_sweep(path: Path, folder: Path) -> tuple[Plan, Study]:
     plan = read_plan(path)
     begin(folder, plan)
     study = Study(folder, plan)
-    study.enlist()
+    study.enlist(draw_points(plan))
     return plan, study
 
 

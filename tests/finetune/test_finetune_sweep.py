@@ -17,7 +17,7 @@ from finetune.sweep.page import render_page
 from finetune.sweep.plan import Plan, read_plan
 from finetune.sweep.results import Figures, Row, Table
 from finetune.sweep.section import SweepSection
-from finetune.sweep.study import JOURNAL_NAME, Study, mend_journal
+from finetune.sweep.study import JOURNAL_NAME, Study, draw_points, mend_journal
 from finetune.sweep.table import render_csv, render_markdown, render_text
 from gladstone.errors import ArtifactError, ConfigError
 from tests.finetune.sweeps import open_sweep, write_sweep
@@ -124,11 +124,18 @@ def test_every_mistake_is_in_one_message(tmp_path: Path) -> None:
         ({"fields": {"lora.rank": [4]}, "objective": "ROUGE"}, "objective: expected 'validation loss'"),
         ({"fields": {"lora.rank": [4]}, "recipe": "smollm2"}, "recipe: no recipe 'smollm2'"),
         ({"fields": {"lora.rank": [4]}, "overrides": {"training.epochs": "many"}}, "training.epochs: expected"),
-        ({"fields": {"data.test": [0.1, 0.7], "data.validation": [0.1, 0.5]}}, "leave less than a tenth"),
     ],
 )
 def test_a_mistake_is_told(tmp_path: Path, sweep: dict[str, Any], told: str) -> None:
     assert told in refusal(tmp_path, **sweep)
+
+
+@pytest.mark.parametrize("search", [{"search": "grid"}, {"search": "random", "trials": 4}])
+def test_values_that_the_recipe_refuses_together_are_told(tmp_path: Path, search: dict[str, Any]) -> None:
+    plan = plan_of(tmp_path, fields={"data.test": [0.1, 0.7], "data.validation": [0.1, 0.5]}, **search)
+    with pytest.raises(ConfigError, match=r"data.test 0\.7, data.validation 0\.5: .*leave less than a tenth") as caught:
+        draw_points(plan)
+    assert "problems" not in str(caught.value)  # the other three are good
 
 
 def test_the_command_tells_a_mistake_before_anything_is_made(tmp_path: Path) -> None:
@@ -319,7 +326,7 @@ def test_another_sweep_in_the_folder_is_refused_with_the_difference(tmp_path: Pa
         f"{out}: holds a sweep that was begun with other settings (2 problems):\n"
         "  - sweep.fields.lora.rank: was [4, 8], is [4, 16]\n"
         "  - recipe.training.max_steps: was 4, is 5\n"
-        "Change them back, or choose another folder with --out."
+        "Change them back, choose another folder with --out, or remove this one."
     )
     assert (out / "sweep.json").read_bytes() == before
 

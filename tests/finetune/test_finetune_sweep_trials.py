@@ -247,9 +247,11 @@ def test_the_trial_of_a_killed_sweep_stops_by_itself(unbroken: tuple[Path, Path,
     wait_until(partial(steps_are_made, run), parent)
     trials = psutil.Process(parent.pid).children(recursive=True)
     parent.kill()
+    parent.wait()
     result = sweep(path, out)  # at once, while the trial's process may still be saving
+    parent.communicate()
     assert result.exit_code == 0, result.output
-    assert not [trial for trial in trials if trial.is_running()]
+    assert not psutil.wait_procs(trials, timeout=STOP_S)[1]
     check_equal(whole, out)
 
 
