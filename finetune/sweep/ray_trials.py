@@ -133,7 +133,7 @@ def _searcher(study: Study) -> Any:
             if claim is None:
                 return Searcher.FINISHED
             self._taken[trial_id] = claim.number
-            return {"trial": claim.number}
+            return {"trial": claim.number, "begun": claim.begun}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             self._taken.pop(trial_id, None)
@@ -153,7 +153,7 @@ def _callback(study: Study, begun: Begun, ended: Ended) -> Any:
 
     class Report(tune.Callback):  # type: ignore[misc]  # ray is no package of the checks
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            begun(trial.config["trial"], trial.num_failures > 0)
+            begun(trial.config["trial"], trial.config["begun"] or trial.num_failures > 0)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             ended(trial.config["trial"])
