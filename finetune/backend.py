@@ -33,7 +33,7 @@ def load_trainable(
 ) -> Trainable:
     """The base with a fresh adapter, for these rows. Raises UnsupportedError for what cannot be trained so."""
     try:
-        return _load(base, recipe, pad_id, examples)
+        return _load(base, recipe, pad_id, examples, processes)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -42,7 +42,7 @@ def load_trainable(
         ) from error
 
 
-def _load(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example]) -> Trainable:
+def _load(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], processes: Processes) -> Trainable:
     kind = seq2seq if is_seq2seq(base) else decoder
     longest = max(len(example.input_ids) for example in examples)
     model, checkpointing = kind.load_model(base, recipe, longest)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 EXIT_SIGNALS = {"Ctrl-C": EXIT_INTERRUPTED, "SIGTERM": 143}
 
-LAZY = {"data": ("finetune.data.commands:data", "Check, clean, divide and compare data files.")}
+LAZY = {
+    "data": ("finetune.data.commands:data", "Check, clean, divide and compare data files."),
+    "sweep": ("finetune.sweep.commands:sweep", "Try settings of a recipe in many runs, and compare them in a table."),
+}
 
 
 @click.group(cls=Group, resumes=True, lazy=LAZY)

@@ -26,7 +26,9 @@ def make_optimizer(model: Any, training: TrainingSection) -> Any:
             report_to="none",
         )
         if not training.optimizer.startswith("adamw_torch"):  # there unsloth chooses the faster of equals
-            arguments.optim = OptimizerNames(training.optimizer)  # elsewhere it takes another one, since 8 bit needed a GPU once
+            arguments.optim = OptimizerNames(
+                training.optimizer
+            )  # elsewhere it takes another one, since 8 bit needed a GPU once
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         settings["weight_decay"] = training.weight_decay
         if training.loraplus_ratio is not None:
