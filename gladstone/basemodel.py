@@ -202,16 +202,28 @@ def _download(name: str, progress: Progress) -> Path:
 
 def _check_folder(name: str, folder: Path) -> None:
     """Raises ConfigError if the folder is not a model with safetensors weights and a tokenizer."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None
-    if not isinstance(config, dict) or "model_type" not in config:
+    adapters = [each for each in (folder, folder / "adapter") if (each / "adapter_config.json").is_file()]
+    config = _json(folder / "config.json")
+    if config is None and adapters:
+        of = (_json(adapters[0] / "adapter_config.json") or {}).get("base_model_name_or_path", "an unnamed model")
+        raise ConfigError(
+            f"base.model: {name!r} is no model but an adapter of {of}. Give {of} to train another adapter of it, or "
+            "export this one first and give the merged model."
+        )
+    if config is None or "model_type" not in config:
         raise ConfigError(f"base.model: {name!r} is not a model folder: it has no usable config.json.")
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(f"base.model: {name!r} holds no .safetensors weights (pickled weights are never loaded).")
     if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "spiece.model")):
         raise ConfigError(f"base.model: {name!r} holds no tokenizer.")
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _edges(path: Path, sample_bytes: int = 1 << 20) -> bytes:
