@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from finetune.recipe import LoraSection, Recipe, TrainingSection
 
-# of transformers' OptimizerNames, those that train an adapter alone on a CPU or a GPU
+# of transformers' OptimizerNames, those that train an adapter alone and whose state a checkpoint can hold
 OPTIMIZERS = (
-    "adafactor", "adagrad", "adamw_8bit", "adamw_anyprecision", "adamw_bnb_8bit", "adamw_torch", "adamw_torch_4bit",
-    "adamw_torch_8bit", "adamw_torch_fused", "ademamix", "ademamix_8bit", "grokadamw", "lion_32bit", "lion_8bit",
+    "adafactor", "adagrad", "adamw_8bit", "adamw_anyprecision", "adamw_bnb_8bit", "adamw_torch",
+    "adamw_torch_fused", "ademamix", "ademamix_8bit", "grokadamw", "lion_32bit", "lion_8bit",
     "paged_adamw_32bit", "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit",
     "paged_lion_8bit", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_32bit", "rmsprop_bnb_8bit", "schedule_free_adamw",
     "schedule_free_radam", "schedule_free_sgd", "sgd", "stable_adamw",
@@ -63,6 +63,8 @@ def _adapter(lora: "LoraSection", recipe: "Recipe") -> Iterator[str]:
             f"lora.init: {lora.init!r} takes the main directions out of the base's weights, which 4 bit cannot hold. "
             "Set base.load_in_4bit=false or another lora.init."
         )
+    if lora.init == "orthogonal" and lora.rank % 2:
+        yield f"lora.init: 'orthogonal' needs an even lora.rank, found {lora.rank}."
     if len(set(lora.targets)) < len(lora.targets):
         yield "lora.targets: a layer's name is given twice."
 

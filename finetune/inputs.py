@@ -18,7 +18,7 @@ from finetune.data.prepare import Summary, read_set
 from finetune.labels import Tokenized, tokenize_all
 from finetune.recipe import Recipe
 from gladstone.artifacts import sha256_path, whole_file, write_text
-from gladstone.basemodel import Base, resolve_base
+from gladstone.basemodel import Base, check_weights, resolve_base
 from gladstone.errors import DataError, UnsupportedError
 from gladstone.host import installed_versions
 from gladstone.progress import Progress, step
@@ -66,6 +66,7 @@ class Inputs:
 def read_inputs(recipe: Recipe, out: Path, progress: Progress, summary: Summary) -> Inputs:
     """Load and tokenise. Raises DataError if the rows do not fill a step, and whatever its parts raise."""
     base = resolve_base(recipe.base.model, progress)
+    check_weights(base)
     if recipe.base.load_in_4bit and is_seq2seq(base):
         raise UnsupportedError(f"{base.name}: encoder and decoder are trained in float32; set base.load_in_4bit=false.")
     with step(progress, "Loading the tokenizer and the rows"):

@@ -31,6 +31,8 @@ def told(tmp_path: Path, **sections: dict[str, Any]) -> str:
         ({"training": {"schedule": "warmup_stable_decay"}}, "needs num_decay_steps"),
         ({"training": {"schedule": "polynomial", "schedule_settings": {"lr_end": 0.1}}}, "lr_end must be smaller"),
         ({"lora": {"init": "pissa"}, "base": {"load_in_4bit": True}}, "which 4 bit cannot hold"),
+        ({"lora": {"init": "orthogonal", "rank": 7}}, "needs an even lora.rank, found 7"),
+        ({"training": {"optimizer": "adamw_torch_4bit"}}, "no optimizer 'adamw_torch_4bit'"),
         ({"lora": {"targets": ["q_proj", "q_proj"]}}, "given twice"),
         ({"training": {"patience": 2, "evaluations": 2}}, "cannot come among training.evaluations=2"),
     ],

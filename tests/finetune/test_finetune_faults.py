@@ -556,3 +556,40 @@ def test_sigterm_while_loading_ends_the_process_and_leaves_nothing_half(
     code, _, told = server.run("run", recipe, "--out", out)
     assert code == 0, told
     assert outcome(out) == unbroken
+
+
+NO_4_BIT = "import unsloth_zoo.cpu.loader as l; l.cpu_bnb_4bit_supported = lambda *a: False"
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+def test_where_4_bit_does_not_work_the_base_is_not_held_in_16_bit_unasked(
+    server: Server, recipe: Path, tmp_path: Path
+) -> None:
+    options = ("--out", tmp_path / "out", "--set", "base.load_in_4bit=true")
+    message = error_of(server.run("run", recipe, *options, before=NO_4_BIT))
+    assert re.match(r"Error: .*/base cannot be held in 4 bit here: .* Set base\.load_in_4bit=false\.\n", message)
+
+
+def test_a_template_whose_tokens_the_vocabulary_lacks_is_refused(server: Server, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "chatml.jinja").write_text(CHATML)
+    options = ("--out", tmp_path / "out", "--set", f"base.chat_template={tmp_path}/chatml.jinja")
+    message = error_of(server.run("run", recipe, *options))
+    assert message.startswith(
+        "Error: base.chat_template: it names <|im_end|>, <|im_start|>, which the base's vocabulary lacks: "
+    )
+    assert not (tmp_path / "out" / "recipe.yaml").exists()
+
+
+def test_rows_that_have_changed_are_refused_with_all_that_differs(
+    server: Server, recipe: Path, stopped: Path, tmp_path: Path
+) -> None:
+    out = stopped_copy(stopped, tmp_path)
+    other = write_rows_file(
+        tmp_path / "rows.jsonl", [{"question": f"Number {n}?", "answer": "Yes."} for n in range(40)]
+    )
+    options = ("--data", other, "--set", "lora.rank=4", "--set", "training.checkpoint_steps=7")
+    message = error_of(server.run("run", recipe, "--out", out, "--resume", *options))
+    assert message.startswith(f"Error: {out}: the run was begun with other settings, and cannot go on with these. ")
+    for told in ("lora.rank: 8 before, 4 now", "data.sources: ", "rows:train has changed"):
+        assert f"\n  - {told}" in message
+    assert "checkpoint_steps" not in message
