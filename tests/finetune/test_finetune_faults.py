@@ -272,7 +272,7 @@ def test_where_the_time_is_too_short_to_measure_and_save_the_end_the_next_call_d
     server: Server, recipe: Path, unbroken: tuple[Any, ...], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    before = "import finetune.run as r; r.PLOTTING_S = 3600.0"
+    before = "import finetune.session as r; r.PLOTTING_S = 3600.0"
     code, printed, told = server.run("run", recipe, "--out", out, "--max-hours", 0.5, before=before)
     assert code == 0, told
     assert printed.startswith(
@@ -413,7 +413,7 @@ def test_an_update_that_does_not_fit_is_no_step_to_be_made_again(server: Server,
 def test_damaged_weights_of_the_base_are_told_before_the_first_step(
     server: Server, recipe: Path, tmp_path: Path
 ) -> None:
-    before = "from finetune import evaluation\nimport finetune.run as r\nreal = r.load_trainable\ndef spoilt(*a):\n    made = real(*a)\n    next(made.model.parameters()).data.fill_(float('nan'))\n    return made\nr.load_trainable = spoilt"
+    before = "from finetune import evaluation\nimport finetune.session as r\nreal = r.load_trainable\ndef spoilt(*a):\n    made = real(*a)\n    next(made.model.parameters()).data.fill_(float('nan'))\n    return made\nr.load_trainable = spoilt"
     message = error_of(server.run("run", recipe, "--out", tmp_path / "out", before=before))
     assert re.fullmatch(
         r"Error: the held-out loss is nan: .*/base computes no probabilities .* weights damaged\?\n", message
@@ -438,7 +438,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing_half(
     server: Server, recipe: Path, unbroken: tuple[Any, ...], tmp_path: Path, moment: str
 ) -> None:
     out, mark = tmp_path / "out", tmp_path / "mark"
-    child = server.start("run", recipe, "--out", out, before=slowed(f"finetune.run:{moment}", mark))
+    child = server.start("run", recipe, "--out", out, before=slowed(f"finetune.session:{moment}", mark))
     child.wait_until(mark.exists).send(signal.SIGINT)
     assert child.wait() == 130, child.told
     assert "Traceback" not in child.told
@@ -478,7 +478,7 @@ MOMENTS = {
     "a step": ("finetune.loop:Loop._attempt", 3),
     "a validation": ("finetune.evaluation:measure_loss", 1),
     "a checkpoint": ("finetune.checkpoint:write_manifest", 2),
-    "the end's measurement": ("finetune.run:measure_loss", 2),
+    "the end's measurement": ("finetune.session:measure_loss", 2),
 }
 
 
@@ -512,7 +512,9 @@ def test_a_signal_while_the_adapter_is_saved_does_not_stop_the_last_second_of_th
     server: Server, recipe: Path, unbroken: tuple[Any, ...], tmp_path: Path
 ) -> None:
     out, mark = tmp_path / "out", tmp_path / "mark"
-    child = server.start("run", recipe, "--out", out, before=slowed("finetune.run:_save_adapter", mark, seconds=0.5))
+    child = server.start(
+        "run", recipe, "--out", out, before=slowed("finetune.session:_save_adapter", mark, seconds=0.5)
+    )
     child.wait_until(mark.exists).send(signal.SIGINT)
     assert child.wait() == 0, child.told
     assert outcome(out) == unbroken
@@ -547,7 +549,7 @@ def test_sigterm_while_loading_ends_the_process_and_leaves_nothing_half(
     server: Server, recipe: Path, unbroken: tuple[Any, ...], tmp_path: Path
 ) -> None:
     out, mark = tmp_path / "out", tmp_path / "mark"
-    child = server.start("run", recipe, "--out", out, before=slowed("finetune.run:load_trainable", mark))
+    child = server.start("run", recipe, "--out", out, before=slowed("finetune.session:load_trainable", mark))
     child.wait_until(mark.exists).send(signal.SIGTERM)
     assert child.wait() == -signal.SIGTERM
     assert not (out / "manifest.json").exists()
