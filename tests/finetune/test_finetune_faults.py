@@ -171,6 +171,18 @@ def test_a_second_process_in_the_same_folder_is_refused_and_the_first_goes_on(
     assert outcome(out) == unbroken
 
 
+def test_a_run_killed_right_behind_its_manifest_is_finished_and_tidied_up(
+    server: Server, recipe: Path, unbroken: tuple[Any, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(recipe.parent / "unbroken", out)
+    (out / "checkpoints" / "step-00000010").mkdir(parents=True)
+    message = error_of(server.run("run", recipe, "--out", out, "--resume"))
+    assert message.startswith(f"Error: {out}: already holds a finished run. ")
+    assert not (out / "checkpoints").exists()
+    assert outcome(out) == unbroken
+
+
 def test_a_folder_that_cannot_be_written_to_is_told(server: Server, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     message = error_of(server.run("run", recipe, "--out", tmp_path / "file" / "out"))
