@@ -74,6 +74,43 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     _tell(result)
 
 
+@main.command(cls=RecipeCommand)
+@click.argument("recipe", required=False)
+@click.option("--data", type=click.Path(path_type=Path), help="Rows in place of the recipe's.")
+@click.option("--format", "format_name", help="Row format of --data.  [default: auto]")
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
+@click.option("--device", help="A machine that is not here: t4, p100, v100, l4, a10, a100, h100, 6gb, 8gb, 12gb, …")
+@click.option("--fit", "fitted", is_flag=True, help="Change the recipe so that it fits; the effective batch stays.")
+@click.option("--json", "as_data", is_flag=True, help="Print numbers as JSON.")
+def estimate(  # noqa: PLR0913 - one parameter an option
+    recipe: str | None,
+    data: Path | None,
+    format_name: str | None,
+    overrides: tuple[str, ...],
+    device: str | None,
+    *,
+    fitted: bool,
+    as_data: bool,
+) -> None:
+    """Tell memory, disk and time of a run of RECIPE beforehand; no model is fetched, nothing is trained."""
+    import json
+
+    from finetune.devices import find_device
+    from finetune.recipe import load_recipe
+    from gladstone.progress import Lines
+
+    if format_name is not None and data is None:
+        raise click.UsageError("--format describes --data, which is not given.")
+    if device is not None:
+        find_device(device)  # an unknown one is told before anything is loaded
+    loaded = load_recipe(recipe, [*overrides], (str(data), format_name or "auto") if data is not None else None)
+    require_packages("finetune estimate", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
+    from finetune import estimate as estimates
+
+    found = estimates.estimate(loaded, Lines(), device, fitted=fitted)
+    click.echo(json.dumps(estimates.as_json(found)) if as_data else "\n".join(estimates.lines(found)))
+
+
 def _tell(result: "RunResult") -> None:
     """What became of a run, and what to do next; exits with 130 or 143 where a signal stopped it."""
     speed = f"{result.steps} steps, {result.tokens_per_s:.0f} tokens/s"

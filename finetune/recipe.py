@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from finetune.data.section import DataSection
 from finetune.labels import Limits, LongRows
@@ -84,6 +84,12 @@ class LoraSection(Config):
 
 class TrainingSection(Config):
     """The optimisation."""
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        """YAML reads a bare on or off as true or false."""
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
     learning_rate: PositiveFloat = Field(2e-4, description="peak learning rate")
     schedule: Literal[
