@@ -8,6 +8,7 @@ import click
 from gladstone.command import EXIT_INTERRUPTED, Group, require_packages
 
 if TYPE_CHECKING:
+    from finetune.recipe import Recipe
     from finetune.run import RunResult
 
 EXIT_SIGNALS = {"Ctrl-C": EXIT_INTERRUPTED, "SIGTERM": 143}
@@ -41,6 +42,7 @@ class RecipeCommand(click.Command):
 @click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop, saved, within as many hours.")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop, saved, after as many steps of this call.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Stop, saved, after as many tokens of this call.")
+@click.option("--fit", "fitted", is_flag=True, help="Change the recipe so that it fits; the effective batch stays.")
 def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     recipe: str | None,
     data: Path | None,
@@ -53,6 +55,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     *,
     skip_bad: bool,
     resume: bool,
+    fitted: bool,
 ) -> None:
     """Train RECIPE: a name from `finetune recipes` or a YAML file (default: the demo's)."""
     from finetune.recipe import load_recipe
@@ -70,7 +73,10 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     from finetune.run import Options
     from finetune.run import run as run_recipe
 
-    result = run_recipe(loaded, out or Path("runs") / loaded.name, Lines(), Options(resume, limits))
+    if fitted:
+        loaded = _fitted(loaded)
+    options = Options(resume, limits, estimate=not resume)
+    result = run_recipe(loaded, out or Path("runs") / loaded.name, Lines(), options)
     _tell(result)
 
 
@@ -109,6 +115,19 @@ def estimate(  # noqa: PLR0913 - one parameter an option
 
     found = estimates.estimate(loaded, Lines(), device, fitted=fitted)
     click.echo(json.dumps(estimates.as_json(found)) if as_data else "\n".join(estimates.lines(found)))
+
+
+def _fitted(recipe: "Recipe") -> "Recipe":
+    """The recipe as it fits into this machine, told."""
+    from finetune.estimate import estimate as estimate_recipe
+    from gladstone.progress import Lines
+
+    way = estimate_recipe(recipe, Lines(), fitted=True).way
+    if way is None or not way.changes:
+        return recipe
+    lost = f" ({way.lost_rows:,} training rows are lost)" if way.lost_rows else ""
+    click.echo(f"To fit: {' '.join(way.set_lines)}{lost}")
+    return way.recipe
 
 
 def _tell(result: "RunResult") -> None:

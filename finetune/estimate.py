@@ -21,7 +21,7 @@ from finetune.memory import Memory, Setting, disk_bytes
 from finetune.plan import Plan, Row, assumed_rows, row_of
 from finetune.recipe import Recipe
 from finetune.shape import Shape, shape_of_facts, shape_of_folder
-from finetune.timing import Measured, Rates, Times, computed_rates, measure, times
+from finetune.timing import BUDGET_S, Measured, Rates, Sample, Times, computed_rates, measure, times
 from gladstone.basemodel import EMBEDDED, Base, find_base, resolve_base
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.host import available_memory_bytes, core_count, processor_name, readable_bytes
@@ -30,6 +30,7 @@ from gladstone.quiet import output_to
 from gladstone.tokenizer import load_tokenizer
 
 LIBRARIES_BYTES = 650_000_000  # of a process that trains, before the model, where it cannot be looked up
+RUN_BUDGET_S = 4.0  # of a measurement in front of a run, which will soon tell its own speed
 FIRST_STEP_BYTES = 130_000_000  # kernels, thread buffers and code that the first step brings into memory
 
 
@@ -65,6 +66,7 @@ class _Subject:
     examples: Sequence[Example]
     pad_id: int
     notes: tuple[str, ...]
+    budget_s: float = BUDGET_S
 
 
 def estimate(recipe: Recipe, progress: Progress, device_name: str | None = None, *, fitted: bool = False) -> Estimate:
@@ -84,7 +86,7 @@ def estimate_inputs(inputs: Inputs, progress: Progress) -> Estimate:
     shape, file_bytes = shape_of_folder(inputs.base.folder)
     rows = {name: list(map(row_of, inputs.sets[name].examples)) for name in SETS}
     examples, pad_id = inputs.sets["train"].examples, inputs.tokenizer.padding_id
-    subject = _Subject(inputs.recipe, inputs.base, shape, file_bytes, rows, examples, pad_id, ())
+    subject = _Subject(inputs.recipe, inputs.base, shape, file_bytes, rows, examples, pad_id, (), RUN_BUDGET_S)
     return _estimate(subject, None, progress, fitted=False)
 
 
@@ -97,8 +99,8 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
     else:
         if recipe.hub is None:
             raise ConfigError(
-                f"base.model: {recipe.base.model} is not here, and the recipe has no `hub:` facts about it. Fetch it, or "
-                "give its architecture, parameters, layers, width and vocabulary under `hub:`."
+                f"base.model: {recipe.base.model} is not here, and the recipe has no `hub:` facts about it. Fetch it, "
+                "or give its architecture, parameters, layers, width and vocabulary under `hub:`."
             )
         shape, file_bytes = shape_of_facts(recipe.hub), 0
         reader = resolve_base(EMBEDDED, progress)
@@ -194,7 +196,8 @@ def _ways(case: Case) -> list[Way]:
 def _measure(subject: _Subject, recipe: Recipe) -> Measured:
     if subject.base is None:
         raise AssertionError("only a base that is here is measured")
-    return measure(subject.base, subject.shape, recipe, subject.pad_id, subject.examples)
+    sample = Sample(subject.base, subject.shape, subject.examples, subject.pad_id, subject.budget_s)
+    return measure(sample, recipe)
 
 
 def _setting_here(shape: Shape) -> Setting:
@@ -247,15 +250,16 @@ def lines(found: Estimate) -> list[str]:
     told = [
         f"{recipe.name} on {found.machine}",
         f"  rows      {len(rows):,} to train on, {sum(lengths) / len(lengths):.0f} tokens on average, "
-        f"{max(lengths):,} the longest; {len(found.rows['validation']):,} to validate, {len(found.rows['test']):,} to test",
+        f"{max(lengths):,} the longest; {len(found.rows['validation']):,} to validate, "
+        f"{len(found.rows['test']):,} to test",
         f"  steps     {plan.steps:,} of {effective} rows, {plan.slots_per_step:,.0f} slots each; largest micro-batch "
         f"{plan.largest.total:,} slots{', activations recomputed' if found.recomputes else ''}",
         f"  memory    {readable_bytes(memory.peak)} at the peak; {readable_bytes(found.limit_bytes)} are there"
         f"{'' if found.fits else ': IT DOES NOT FIT'}",
         f"            {_parts(memory)}",
         f"  disk      {', '.join(f'{name} {readable_bytes(size)}' for name, size in found.disk.items())}",
-        f"  time      {_span(taken.total_s)} in all ({how}): {_span(taken.epoch_s)} an epoch, {taken.step_s:.2f} s a step, "
-        f"evaluations {_span(taken.evaluation_s)}",
+        f"  time      {_span(taken.total_s)} in all ({how}): {_span(taken.epoch_s)} an epoch, "
+        f"{taken.step_s:.2f} s a step, evaluations {_span(taken.evaluation_s)}",
     ]  # fmt: skip
     told += [f"  note      {note}" for note in found.notes]
     if found.way and found.way.changes:
@@ -277,7 +281,7 @@ def _told_ways(found: Estimate) -> list[str]:
     return told
 
 
-def summary(found: Estimate) -> str:
+def one_line(found: Estimate) -> str:
     """The estimate in one line, for the first line of a run."""
     fits = "" if found.fits else ", WHICH IS NOT THERE: see finetune estimate, or --fit"
     disk = sum(size for name, size in found.disk.items() if name in ("adapter", "checkpoints"))

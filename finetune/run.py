@@ -13,6 +13,7 @@ from finetune import trainable as training
 from finetune.backend import load_trainable
 from finetune.data.division import SETS
 from finetune.data.prepare import DROPPED, PERSONAL, SUMMARY, prepare
+from finetune.estimate import estimate_inputs, one_line
 from finetune.evaluation import Judge, measure_loss
 from finetune.inputs import Inputs, differences, read_inputs, write_inputs
 from finetune.journal import StepStats
@@ -31,7 +32,7 @@ from gladstone.artifacts import (
 from gladstone.basemodel import Base
 from gladstone.errors import ArtifactError, DataError, listed
 from gladstone.host import check_disk, installed_versions, peak_memory_bytes
-from gladstone.progress import Progress, step
+from gladstone.progress import Progress, Silent, step
 from gladstone.quiet import output_to
 from gladstone.tokenizer import TOKENIZER_FILES
 
@@ -46,6 +47,7 @@ class Options:
     resume: bool = False
     limits: Limits = field(default_factory=Limits)
     watchers: tuple[Watcher, ...] = ()
+    estimate: bool = False  # tell memory, disk and time beforehand, from a short measurement
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
         inputs = read_inputs(recipe, out, progress, summary)
         found = _newest(inputs, progress) if options.resume else None
         write_inputs(inputs)
+        if options.estimate:
+            with step(progress, "Estimating"):
+                progress.update(None, one_line(estimate_inputs(inputs, Silent())))
         outcome = _Training(inputs, progress, options).run(found)
     return _finish(inputs, outcome) if not outcome.ended.reason else _result(inputs, outcome)
 

@@ -127,7 +127,8 @@ def shape_of_facts(facts: HubFacts) -> Shape:
         known = {"Gemma3ForCausalLM": "gemma3_text", "Qwen3ForCausalLM": "qwen3"}
         config = {"model_type": "phi3" if fused else known.get(facts.architecture, "llama"),
                   "hidden_size": facts.width, "num_hidden_layers": facts.layers, "num_attention_heads": heads,
-                  "num_key_value_heads": heads // SHARED_KEYS, "tie_word_embeddings": tied, "head_dim": facts.width // heads,
+                  "num_key_value_heads": heads // SHARED_KEYS, "head_dim": facts.width // heads,
+                  "tie_word_embeddings": tied,
                   "intermediate_size": max(facts.width, round((block - attention) / 3 / facts.width))}  # fmt: skip
     shape = shape_of_config(config | {"vocab_size": facts.vocabulary})
     return replace(shape, total=int(facts.parameters))

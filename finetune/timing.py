@@ -24,7 +24,7 @@ from gladstone.basemodel import Base
 BUDGET_S = 10.0
 MEASURED_WEIGHTS = 60e6  # in the layers that are measured, so that a large model is quickly loaded
 MOST_LAYERS = 6
-LARGE_TOKENS, SMALL_TOKENS = 2048, 256  # of the micro-batches that are timed; the time of others is between or beyond
+LARGE_TOKENS, SMALL_TOKENS = 1024, 256  # of the micro-batches that are timed; the time of others is between or beyond
 LAYER_FIELDS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
 LAYER_LISTS = (".layers", ".h", ".block")
 DEQUANTISED_BYTES = 4.5  # read and written for a weight that is in 4 bit, each time a product needs it
@@ -104,17 +104,29 @@ def computed_rates(shape: Shape, recipe: Recipe, plan: Plan, device: Device, set
     )  # fmt: skip
 
 
-def measure(base: Base, shape: Shape, recipe: Recipe, pad_id: int, examples: Sequence[Example]) -> Measured:
-    """Time some layers of the base on rows of `examples`. Raises what loading a base raises."""
+@dataclass(frozen=True)
+class Sample:
+    """What is timed: a base of this shape, on these rows, for about so long."""
+
+    base: Base
+    shape: Shape
+    examples: Sequence[Example]
+    pad_id: int
+    budget_s: float = BUDGET_S
+
+
+def measure(sample: Sample, recipe: Recipe) -> Measured:
+    """Time some layers of the base. Raises what loading a base raises."""
+    shape, base, examples, budget_s = sample.shape, sample.base, sample.examples, sample.budget_s
     per_layer = max(1.0, shape.linear_weights / shape.layers)
     layers = min(shape.layers, MOST_LAYERS, max(2, int(MEASURED_WEIGHTS / per_layer)))
     with tempfile.TemporaryDirectory(prefix="gladstone-estimate-") as folder:
-        trainable = load_trainable(_with_layers(base, Path(folder), layers), recipe, pad_id, examples)
-    many = _time(trainable, recipe, examples, BUDGET_S * 0.55)
+        trainable = load_trainable(_with_layers(base, Path(folder), layers), recipe, sample.pad_id, examples)
+    many = _time(trainable, recipe, examples, budget_s * 0.55)
     found = many
     if shape.layers > layers:
         _keep_layers(trainable.model, layers, 1)
-        one = _time(trainable, recipe, examples, BUDGET_S * 0.45)
+        one = _time(trainable, recipe, examples, budget_s * 0.45)
         found = _extrapolated(one, many, (shape.layers - 1) / (layers - 1))
     return Measured(found, trainable.dtype, trainable.device_kind, trainable.forward.padded)
 

@@ -7,7 +7,9 @@ from finetune import token_cache
 from finetune.labels import IGNORED, PairExample, Tokenized, TokenizedExample
 
 PARTS = {"rows": "a", "template": "b", "limits": {"max_tokens": 8}}
-MADE = Tokenized((TokenizedExample((5, 6, 7), (IGNORED, 6, 7)), TokenizedExample((1, 2), (IGNORED, 2))), (0, 4), 3, 2, 1)
+MADE = Tokenized(
+    (TokenizedExample((5, 6, 7), (IGNORED, 6, 7)), TokenizedExample((1, 2), (IGNORED, 2))), (0, 4), 3, 2, 1
+)
 
 
 @pytest.fixture(autouse=True)
