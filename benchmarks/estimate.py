@@ -4,7 +4,7 @@
 
 For each case: the estimate in one process, directly after it the run in another, both through the commands. Bases are
 the embedded model and random weights in the shapes of others. Prints a Markdown table; fails if memory is off by more
-than 15 % or time by more than 25 %, which `--lenient` forbids where other work keeps the machine busy.
+than 15 % or time by more than 25 %; with `--lenient`, for a machine that is busy, it only prints.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from tests.families import FAMILIES
 from tests.families import write_tokenizer as write_family_tokenizer
 from tests.tiny_models import write_tokenizer
 
+ROWS = 150
 MEMORY_LIMIT, TIME_LIMIT = 0.15, 0.25
 EMBEDDED = "embedded:smollm2-135m-instruct"
 GPT2 = ("lora.targets=[c_attn, c_proj]", "base.chat_template=template:instruction")
@@ -73,13 +74,20 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only cases whose name holds this")
     parser.add_argument("--lenient", action="store_true", help="print, and do not fail: for a machine that is busy")
     chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.json"
+        rows.write_text(json.dumps(json.loads(chosen.data.read_text())[:ROWS]))
+        run_cases(rows, chosen.only, lenient=chosen.lenient)
+
+
+def run_cases(rows: Path, only: str, *, lenient: bool) -> None:
     columns = ("run", "batch", "max tokens", "base", "activations", "peak, estimate / measured", "ratio",
                "step, estimate / measured", "ratio")  # fmt: skip
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     missed = []
-    for case in [case for case in CASES if chosen.only in case.name]:
+    for case in [case for case in CASES if only in case.name]:
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(case, chosen.data, Path(folder))
+            found = measure(case, rows, Path(folder))
         memory, step = found.memory[0] / found.memory[1], found.step[0] / found.step[1]
         print(
             f"| {case.name} | {case.batch} | {case.max_tokens} | {'NF4' if case.four_bit else '16/32 bit'} "
@@ -90,7 +98,7 @@ def main() -> None:
         )
         if abs(memory - 1) > MEMORY_LIMIT or abs(step - 1) > TIME_LIMIT:
             missed.append(case.name)
-    if missed and not chosen.lenient:
+    if missed and not lenient:
         sys.exit(f"outside of the limits: {', '.join(missed)}")
 
 
@@ -102,7 +110,7 @@ def measure(case: Case, data: Path, folder: Path) -> Found:
         f"base.model={base}", f"base.max_tokens={case.max_tokens}", f"base.load_in_4bit={str(case.four_bit).lower()}",
         "base.long_rows=cut", f"training.batch_size={case.batch}", "training.accumulation=1",
         f"training.max_steps={case.steps}", f"training.gradient_checkpointing={switch}", "training.evaluations=1",
-        "data.max_rows=120", "data.test=8", "data.validation=8", *case.more,
+        "data.test=8", "data.validation=8", *case.more,
     ]  # fmt: skip
     common = ["smollm2-135m-medical", "--data", str(data), "--format", "alpaca"]
     common += [part for each in settings for part in ("--set", each)]
