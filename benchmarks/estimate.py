@@ -12,7 +12,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.families import FAMILIES
@@ -71,21 +72,24 @@ class Found:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="rows in the alpaca format")
-    parser.add_argument("--only", default="", help="only cases whose name holds this")
+    parser.add_argument("--only", default="", help="only cases whose name holds one of these, after commas")
+    parser.add_argument("--steps", type=int, help="optimizer steps of every case, in place of its own")
     parser.add_argument("--lenient", action="store_true", help="print, and do not fail: for a machine that is busy")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.json"
         rows.write_text(json.dumps(json.loads(chosen.data.read_text())[:ROWS]))
-        run_cases(rows, chosen.only, lenient=chosen.lenient)
+        cases = [case for case in CASES if any(name in case.name for name in chosen.only.split(","))]
+        cases = [replace(case, steps=chosen.steps or case.steps) for case in cases]
+        run_cases(rows, cases, lenient=chosen.lenient)
 
 
-def run_cases(rows: Path, only: str, *, lenient: bool) -> None:
+def run_cases(rows: Path, cases: Sequence[Case], *, lenient: bool) -> None:
     columns = ("run", "batch", "max tokens", "base", "activations", "peak, estimate / measured", "ratio",
                "step, estimate / measured", "ratio")  # fmt: skip
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     missed = []
-    for case in [case for case in CASES if only in case.name]:
+    for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             found = measure(case, rows, Path(folder))
         memory, step = found.memory[0] / found.memory[1], found.step[0] / found.step[1]
