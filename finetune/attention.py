@@ -4,6 +4,7 @@ A custom operator, so that the compiler takes it as one node whatever the number
 compiled once. Of a decoder on the CPU only; a GPU has kernels of its own.
 """
 
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any
@@ -43,59 +44,55 @@ def register() -> str:
 
 
 def _operator() -> Any:
-    """`(query, key, value, ends, scale, window) → (attended, log of the sums)`, all of (1, heads, tokens, width)."""
+    """`(query, key, value, borders, scale, window) → (attended, sums)`, all but borders (1, heads, tokens, width).
+
+    Rows of similar length are attended beside one another. What pads them lies behind them, where a causal mask never
+    looks, so that no other mask is needed.
+    """
     import torch
 
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-    def mask_of(tokens: int, window: int, like: torch.Tensor) -> torch.Tensor | None:
-        """None where the plain causal mask is right; else what a window leaves, as an addend."""
-        if not 0 < window < tokens:
-            return None
-        place = torch.arange(tokens)
-        seen = (place[:, None] >= place) & (place[:, None] - place < window)
-        return torch.zeros(tokens, tokens, dtype=like.dtype).masked_fill_(~seen, float("-inf"))
-
     @torch.library.custom_op("gladstone::rows_attention", mutates_args=())  # type: ignore[untyped-decorator]
     def attend(  # noqa: PLR0913, PLR0917 - an operator takes tensors, not objects
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: torch.Tensor, scale: float, window: int
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, borders: torch.Tensor, scale: float, window: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         attended = torch.empty_like(query, memory_format=torch.contiguous_format)
-        sums = query.new_empty(query.shape[:3], dtype=torch.float32)
+        sums = query.new_empty((*query.shape[:3], 1), dtype=torch.float32)
         shared = query.shape[1] // key.shape[1]
-        for begin, end in pairwise(ends.tolist()):
-            row = (slice(None), slice(None), slice(begin, end))
-            keys, values = (each[row].repeat_interleave(shared, 1) for each in (key, value))
-            mask = mask_of(end - begin, window, query)
-            attended[row], sums[row] = flash(query[row], keys, values, 0.0, mask is None, attn_mask=mask, scale=scale)
+        for rows in _groups(borders.tolist()):
+            queries, keys, values = rows.apart(query), rows.apart(key, shared), rows.apart(value, shared)
+            mask = rows.mask(window, query)
+            found, logs = flash(queries, keys, values, 0.0, mask is None, attn_mask=mask, scale=scale)
+            rows.put(found, attended)
+            rows.put(logs[..., None], sums)
         return attended, sums
 
     @attend.register_fake  # type: ignore[untyped-decorator]
     def _(query: torch.Tensor, *_others: Any) -> tuple[torch.Tensor, torch.Tensor]:
         attended = torch.empty_like(query, memory_format=torch.contiguous_format)
-        return attended, query.new_empty(query.shape[:3], dtype=torch.float32)
+        return attended, query.new_empty((*query.shape[:3], 1), dtype=torch.float32)
 
     @torch.library.custom_op("gladstone::rows_attention_backward", mutates_args=())  # type: ignore[untyped-decorator]
     def attend_backward(  # noqa: PLR0913, PLR0917 - as above
         gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attended: torch.Tensor,
-        sums: torch.Tensor, ends: torch.Tensor, scale: float, window: int
+        sums: torch.Tensor, borders: torch.Tensor, scale: float, window: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
         of_query, of_key, of_value = (
             torch.empty_like(each, memory_format=torch.contiguous_format) for each in (query, key, value)
         )
         heads = key.shape[1]
         shared = query.shape[1] // heads
-        for begin, end in pairwise(ends.tolist()):
-            row = (slice(None), slice(None), slice(begin, end))
-            keys, values = (each[row].repeat_interleave(shared, 1) for each in (key, value))
-            mask = mask_of(end - begin, window, query)
-            of_query[row], wide_key, wide_value = flash_backward(
-                gradient[row], query[row], keys, values, attended[row], sums[row], 0.0, mask is None,
-                attn_mask=mask, scale=scale,
+        for rows in _groups(borders.tolist()):
+            mask = rows.mask(window, query)
+            found = flash_backward(
+                rows.apart(gradient), rows.apart(query), rows.apart(key, shared), rows.apart(value, shared),
+                rows.apart(attended), rows.apart(sums)[..., 0], 0.0, mask is None, attn_mask=mask, scale=scale,
             )  # fmt: skip
-            for whole, wide in ((of_key, wide_key), (of_value, wide_value)):
-                whole[row] = wide.unflatten(1, (heads, shared)).sum(2)
+            rows.put(found[0], of_query)
+            rows.put(found[1].unflatten(1, (heads, shared)).sum(2), of_key)
+            rows.put(found[2].unflatten(1, (heads, shared)).sum(2), of_value)
         return of_query, of_key, of_value
 
     @attend_backward.register_fake  # type: ignore[untyped-decorator]
@@ -106,8 +103,8 @@ def _operator() -> Any:
         return like(query), like(key), like(value)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        query, key, value, ends, ctx.scale, ctx.window = inputs
-        ctx.save_for_backward(query, key, value, *output, ends)
+        query, key, value, borders, ctx.scale, ctx.window = inputs
+        ctx.save_for_backward(query, key, value, *output, borders)
 
     def backward(ctx: Any, gradient: Any, _of_sums: Any) -> tuple[Any, ...]:
         grads = attend_backward(gradient, *ctx.saved_tensors, ctx.scale, ctx.window)
@@ -115,3 +112,53 @@ def _operator() -> Any:
 
     attend.register_autograd(backward, setup_context=keep)
     return attend
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Neighbouring rows: where each begins and ends among the tokens."""
+
+    borders: tuple[tuple[int, int], ...]
+
+    @property
+    def longest(self) -> int:
+        return max(end - begin for begin, end in self.borders)
+
+    def apart(self, tokens: Any, shared: int = 1) -> Any:
+        """(1, heads, tokens, width) → (rows, heads × shared, longest, width), zeros behind each row."""
+        _, heads, _, width = tokens.shape
+        if len(self.borders) == 1:
+            begin, end = self.borders[0]
+            out = tokens[:, :, begin:end]
+        else:
+            out = tokens.new_zeros(len(self.borders), heads, self.longest, width)
+            for row, (begin, end) in enumerate(self.borders):
+                out[row, :, : end - begin] = tokens[0, :, begin:end]
+        return out.repeat_interleave(shared, 1) if shared > 1 else out.contiguous()
+
+    def put(self, apart: Any, tokens: Any) -> None:
+        """Copy what `apart` made back to its place among the tokens."""
+        for row, (begin, end) in enumerate(self.borders):
+            tokens[0, :, begin:end] = apart[row, :, : end - begin]
+
+    def mask(self, window: int, like: Any) -> Any:
+        """What a sliding window leaves, as an addend; None where the causal mask alone is right."""
+        import torch
+
+        if not 0 < window < self.longest:
+            return None
+        place = torch.arange(self.longest)
+        seen = (place[:, None] >= place) & (place[:, None] - place < window)
+        return torch.zeros(seen.shape, dtype=like.dtype).masked_fill_(~seen, float("-inf"))[None, None]
+
+
+def _groups(borders: list[int]) -> list[_Rows]:
+    """Neighbouring rows, each at most as long as its group's first and at least half as long."""
+    groups: list[list[tuple[int, int]]] = []
+    for begin, end in pairwise(borders):
+        first = groups[-1][0] if groups else (0, 0)
+        if groups and (first[1] - first[0]) / 2 <= end - begin <= first[1] - first[0]:
+            groups[-1].append((begin, end))
+        else:
+            groups.append([(begin, end)])
+    return [_Rows(tuple(group)) for group in groups]

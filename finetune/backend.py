@@ -2,13 +2,18 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from finetune import decoder, seq2seq
-from finetune.forward import choose
-from finetune.labels import Example
+from finetune.compiling import compile_layers, decide
+from finetune.forward import Flat, choose
+from finetune.fused import fuse
+from finetune.labels import Example, token_count
+from finetune.processes import ALONE, Processes, shard
 from finetune.recipe import Recipe
-from finetune.trainable import Trainable, release_memory, steady_memory
+from finetune.trainable import Trainable, out_of_memory, release_memory
 from gladstone.basemodel import Base
+from gladstone.errors import UnsupportedError
 
 
 def is_seq2seq(base: Base) -> bool:
@@ -23,11 +28,43 @@ def import_first(base: Base) -> None:
         decoder.import_unsloth()
 
 
-def load_trainable(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example]) -> Trainable:
+def load_trainable(
+    base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], processes: Processes = ALONE
+) -> Trainable:
     """The base with a fresh adapter, for these rows. Raises UnsupportedError for what cannot be trained so."""
-    steady_memory()
+    try:
+        return _load(base, recipe, pad_id, examples, processes)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UnsupportedError(
+            f"out of memory while {base.name} is loaded. Set base.load_in_4bit=true, or choose a smaller base."
+        ) from error
+
+
+def _load(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], processes: Processes) -> Trainable:
     kind = seq2seq if is_seq2seq(base) else decoder
     longest = max(len(example.input_ids) for example in examples)
     model, checkpointing = kind.load_model(base, recipe, longest)
-    release_memory()  # what loading and quantising left behind
-    return Trainable(model, choose(model, pad_id, examples), checkpointing)
+    release_memory()  # what reading and quantising the weights left behind
+    forward = choose(model, pad_id, examples)
+    compiled = False
+    if isinstance(forward, Flat):
+        as_is = checkpointing or processes.sharded
+        compiled = not as_is and decide(recipe.training.compile, _flop(model, recipe, examples))
+        if compiled:
+            compile_layers(forward.body)
+        else:
+            fuse(model)
+    if processes.sharded:
+        shard(model)
+    return Trainable(model, forward, checkpointing, compiled, processes)
+
+
+def _flop(model: Any, recipe: Recipe, examples: Sequence[Example]) -> float:
+    """Floating-point operations of a run: 2 a weight and token forwards, and 2 backwards."""
+    weights = sum(each.numel() for each in model.parameters())
+    tokens = sum(token_count(example) for example in examples)
+    rows = recipe.training.batch_size * recipe.training.accumulation * (recipe.training.max_steps or 0)
+    epochs = rows / len(examples) if rows else recipe.training.epochs
+    return float(4 * weights * tokens * epochs)

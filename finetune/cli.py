@@ -1,5 +1,8 @@
 """The command `finetune`."""
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +16,10 @@ if TYPE_CHECKING:
 
 EXIT_SIGNALS = {"Ctrl-C": EXIT_INTERRUPTED, "SIGTERM": 143}
 
-LAZY = {"data": ("finetune.data.commands:data", "Check, clean, divide and compare data files.")}
+LAZY = {
+    "data": ("finetune.data.commands:data", "Check, clean, divide and compare data files."),
+    "sweep": ("finetune.sweep.commands:sweep", "Try settings of a recipe in many runs, and compare them in a table."),
+}
 
 
 @click.group(cls=Group, resumes=True, lazy=LAZY)
@@ -58,26 +64,41 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     fitted: bool,
 ) -> None:
     """Train RECIPE: a name from `finetune recipes` or a YAML file (default: the demo's)."""
+    from finetune.live import LiveView, make_display
     from finetune.recipe import load_recipe
     from finetune.stopping import Limits
-    from gladstone.progress import Lines
 
     limits = Limits(max_hours, max_steps, max_tokens)
     if format_name is not None and data is None:
         raise click.UsageError("--format describes --data, which is not given.")
-    if recipe is None and resume and out is not None and (out / "recipe.yaml").is_file():
+    if recipe is None and resume and out is not None:
         recipe = str(out / "recipe.yaml")  # what this folder was begun with
+        if not Path(recipe).is_file():
+            raise click.UsageError(f"{out} holds no run to go on with. Name the RECIPE to begin one.")
     source = (str(data), format_name or "auto") if data is not None else None
     loaded = load_recipe(recipe, [*overrides, *(["data.skip_bad=true"] if skip_bad else [])], source)
     require_packages("finetune", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
-    from finetune.run import Options
+    from finetune.checkpoint import FOLDER, saved
+    from finetune.processes import is_first
     from finetune.run import run as run_recipe
+    from finetune.session import Options
 
     if fitted:
         loaded = _fitted(loaded)
-    options = Options(resume, limits, estimate=not resume)
-    result = run_recipe(loaded, out or Path("runs") / loaded.name, Lines(), options)
-    _tell(result)
+    folder = out or Path("runs") / loaded.name
+    display = make_display()
+    watchers = (display,) if isinstance(display, LiveView) else ()
+    try:
+        result = run_recipe(loaded, folder, display, Options(resume, limits, watchers, estimate=not resume))
+    except KeyboardInterrupt:
+        if not saved(folder / FOLDER):
+            raise
+        click.echo(
+            f"\nStopped at once. Go on from the newest checkpoint: finetune run --resume --out {folder}", err=True
+        )
+        click.get_current_context().exit(EXIT_INTERRUPTED)
+    if is_first():
+        _tell(result)
 
 
 @main.command(cls=RecipeCommand)
@@ -133,11 +154,11 @@ def _fitted(recipe: "Recipe") -> "Recipe":
 def _tell(result: "RunResult") -> None:
     """What became of a run, and what to do next; exits with 130 or 143 where a signal stopped it."""
     speed = f"{result.steps} steps, {result.tokens_per_s:.0f} tokens/s"
+    for warning in result.warnings:
+        click.echo(f"Note: {warning}.")
     if result.stopped:
-        click.echo(
-            f"Stopped by {result.stopped} after {speed}; everything is saved.\n"
-            f"Go on: finetune run --resume --out {result.folder}"
-        )
+        made = f"after {speed}; everything is saved" if result.steps else "before the first step"
+        click.echo(f"Stopped by {result.stopped} {made}.\nGo on: finetune run --resume --out {result.folder}")
         click.get_current_context().exit(EXIT_SIGNALS.get(result.stopped, 0))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in result.shares.items())
     click.echo(
@@ -147,6 +168,35 @@ def _tell(result: "RunResult") -> None:
         f"Run folder: {result.folder}\n"
         f"Next: gladstone export gguf {result.folder} --quant q8_0 --quant q4_k_m"
     )
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN RUN…", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Also write the comparison into FOLDER.",
+)
+def compare(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Put run folders side by side, finished or not: the settings that differ, losses, speed, memory.
+
+    --out writes compare.html with overlaid curves, compare.md, compare.csv and compare.png.
+    """
+    from finetune.compare.runs import read_runs
+    from finetune.compare.table import compare as compare_runs
+    from finetune.compare.text import render_terminal
+
+    comparison = compare_runs(read_runs(runs))
+    terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    colours = terminal and not os.environ.get("NO_COLOR")
+    width = shutil.get_terminal_size().columns if terminal else None
+    click.echo(render_terminal(comparison, width, colours=colours), nl=False)
+    if out is not None:
+        from finetune.compare.page import FILES, write_comparison
+
+        write_comparison(out, comparison)
+        click.echo("\nWritten:\n" + "\n".join(f"  {out / name}" for name in FILES))
 
 
 @main.group(cls=Group, invoke_without_command=True)

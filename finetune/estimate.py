@@ -21,7 +21,7 @@ from finetune.memory import Memory, Setting, disk_bytes
 from finetune.plan import Plan, Row, assumed_rows, row_of
 from finetune.recipe import Recipe
 from finetune.shape import Shape, shape_of_facts, shape_of_folder
-from finetune.timing import BUDGET_S, Measured, Rates, Sample, Times, computed_rates, measure, times
+from finetune.timing import BUDGET_S, Measured, Rates, Sample, Times, compiles, computed_rates, measure, times
 from gladstone.basemodel import EMBEDDED, Base, find_base, resolve_base
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.host import available_memory_bytes, core_count, processor_name, readable_bytes
@@ -165,6 +165,9 @@ def _described(
         used = device or _device_here()
         rates = computed_rates(case.shape, case.recipe, plan, used, replace(case.setting, recomputes=recomputes))
         notes.append(f"the time is computed, not measured: {EFFICIENCY:.0%} of {used.flop_per_s / 1e12:.1f} TFLOP/s")
+    compiled = device is None and compiles(case.shape, case.recipe, plan, replace(case.setting, recomputes=recomputes))
+    if compiled:
+        notes.append("the layers will be compiled: their time is taken from what that saves elsewhere")
     fits = memory.peak <= case.room_bytes
     return Estimate(
         recipe=case.recipe,
@@ -175,7 +178,7 @@ def _described(
         disk=disk_bytes(case.shape, case.recipe),
         plan=plan,
         rows=case.rows,
-        times=times(plan, rates),
+        times=times(plan, rates, compiled=compiled),
         fits=fits,
         recomputes=recomputes,
         notes=tuple(notes),

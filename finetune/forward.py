@@ -57,6 +57,11 @@ class Flat:
             raise TypeError("the head is trained")
         base.set_attn_implementation(attention.register())
 
+    @property
+    def body(self) -> Any:
+        """The decoder without its head."""
+        return self._body
+
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Tokens and positions (1, T), the borders of the rows (B + 1), and where and what is scored (N)."""
         import torch

@@ -24,9 +24,9 @@ from gladstone.progress import Progress, step
 from gladstone.template import ChatTemplate
 from gladstone.tokenizer import TOKENIZER_FILES, FolderTokenizer, load_tokenizer
 
-# of a recipe, what may differ between the calls of one run: none of it changes what is computed
+# of a recipe, what may differ between the calls of one run: none of it changes how it is trained
 FREE_FIELDS = ("description", "hub", "training.checkpoint_minutes", "training.checkpoint_steps",
-               "training.keep_checkpoints")  # fmt: skip
+               "training.keep_checkpoints", "training.report_to", "training.final")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
 """What a run tells about itself while it trains: one JSON line a step, a validation, a sample or an event.
 
-The file grows under the checkpoints' folder; a run that goes on cuts off what came after its checkpoint. It gets its
-final name, metrics.jsonl, when the training is done.
+The file grows in the checkpoints' folder; each checkpoint holds a copy, from which a run that goes on writes it anew.
+When the training is done it moves up, beside the adapter.
 """
 
 import dataclasses
 import json
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from gladstone.errors import ArtifactError
+
+GO_ON = "What the checkpoints hold is whole: make room and go on with --resume."
 
 
 @dataclass(frozen=True)
@@ -47,43 +49,65 @@ class History:
         """Real tokens trained on."""
         return sum(stats.tokens for stats in self.steps)
 
+    def keep(self, record: Mapping[str, Any]) -> None:
+        """Take in what a line of metrics.jsonl says; raises KeyError or TypeError if it is none."""
+        facts = dict(record)
+        kind = facts.pop("kind")
+        if kind == "step":
+            self.steps.append(StepStats(**facts))
+        elif kind == "validation":
+            self.validation.append((facts["step"], facts["loss_nats_per_token"]))
+        elif kind == "scores":
+            self.scores.append((facts.pop("step"), facts))
+        elif kind != "sample":
+            self.events.append(dict(record))
+
+
+def read_history(path: Path) -> History:
+    """What a run has told so far, while it may still be writing: a last line without its end is left out.
+
+    Raises ArtifactError if the file cannot be read or another line is damaged.
+    """
+    history, lines = History(), _lines(path)
+    for number, line in enumerate(lines[:-1], 1):  # behind the last line's end comes nothing
+        try:
+            history.keep(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path}:{number}: damaged ({error}).") from None
+    return history
+
+
+def _lines(path: Path) -> list[str]:
+    """Split at line ends alone: a sample may hold other characters that Python takes for one."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
+
 
 class Journal:
     """The history and its file."""
 
-    def __init__(self, path: Path) -> None:
-        """Append to a file; `new` and `at` say behind what."""
+    def __init__(self, path: Path, told: bytes = b"") -> None:
+        """A file that begins with what was `told` before, and grows. Raises ArtifactError if that is no journal."""
         self.history = History()
-        self._file = path.open("ab")
-
-    @classmethod
-    def new(cls, path: Path) -> Self:
-        """Begin anew."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-        return cls(path)
-
-    @classmethod
-    def at(cls, path: Path, position: int) -> Self:
-        """Go on behind the first `position` bytes. Raises ArtifactError if the file has not as many."""
-        if not path.is_file() or path.stat().st_size < position:
-            raise ArtifactError(f"{path}: shorter than when the checkpoint was saved.")
-        with path.open("rb+") as file:
-            file.truncate(position)
-        journal = cls(path)
+        self._path, self._told = path, bytearray()
         try:
-            for line in path.read_text(encoding="utf-8").splitlines():
-                journal._keep(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}: damaged ({error}).") from None
-        return journal
+            for line in told.splitlines():
+                self.history.keep(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ArtifactError(f"{path}: cannot go on behind damaged lines ({error}).") from None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb", buffering=0)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be written: {error.strerror}.") from None
+        self._append(told)
 
     @property
-    def position(self) -> int:
-        """Bytes written; they are on the disk when this returns."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+    def told(self) -> bytes:
+        """All lines so far."""
+        return bytes(self._told)
 
     def step(self, stats: StepStats) -> None:
         """Note a step."""
@@ -98,18 +122,14 @@ class Journal:
         self._file.close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
-        self._file.flush()
-        self._keep(record)
+        self._append((json.dumps(record, ensure_ascii=False) + "\n").encode())
+        self.history.keep(record)
 
-    def _keep(self, record: dict[str, Any]) -> None:
-        facts = dict(record)
-        kind = facts.pop("kind")
-        if kind == "step":
-            self.history.steps.append(StepStats(**facts))
-        elif kind == "validation":
-            self.history.validation.append((facts["step"], facts["loss_nats_per_token"]))
-        elif kind == "scores":
-            self.history.scores.append((facts.pop("step"), facts))
-        elif kind != "sample":
-            self.history.events.append(record)
+    def _append(self, lines: bytes) -> None:
+        try:
+            written = self._file.write(lines)
+        except OSError as error:
+            raise ArtifactError(f"{self._path}: cannot be written: {error.strerror}. {GO_ON}") from error
+        if written != len(lines):
+            raise ArtifactError(f"{self._path}: cannot be written: the disk is full. {GO_ON}")
+        self._told += lines

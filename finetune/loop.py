@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from finetune import checkpoint as checkpoints
 from finetune.batches import Order, micro_batches
@@ -22,23 +22,16 @@ from finetune.journal import History, Journal, StepStats
 from finetune.labels import Example, token_count
 from finetune.optimizer import learning_rates, make_optimizer
 from finetune.recipe import Recipe
-from finetune.stopping import RESERVE, Interruption, Limits
+from finetune.stopping import RESERVE, Interrupted, Interruption, Limits
 from finetune.trainable import Trainable, out_of_memory, release_memory
+from finetune.watching import Watcher
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
 
 METRICS = "metrics.jsonl"
+OUT_OF_MEMORY = "out of memory"  # kind of an event
 EARLY_STEPS = 10  # mean loss of the first ones, and of the last ones, where an exploding loss is looked for
 NAMED_ROWS = 8
-
-
-class Watcher(Protocol):
-    """Someone who is told what the loop does; what it raises ends the training, after a checkpoint."""
-
-    def on_step(self, stats: StepStats, total: int) -> None:
-        """A step was made."""
-
-    def on_judged(self, step: int, loss: float) -> None:
-        """The validation loss was measured."""
+NO_GRADIENT = "step 1 has no gradient: nothing would be learnt. Do the layers of lora.targets reach the answers?"
 
 
 @dataclass(frozen=True)
@@ -80,6 +73,7 @@ class Loop:
         self._job, self._judge, self._limits, self._watchers = job, judge, limits, watchers
         self._training = training = job.recipe.training
         self._model, self._forward = job.trainable.model, job.trainable.forward
+        self._processes = job.trainable.processes
         self._lengths = [token_count(example) for example in job.examples]
         rows_per_step = training.batch_size * training.accumulation
         self._order = Order(self._lengths, rows_per_step, training.seed, grouped=self._grouped)
@@ -92,11 +86,12 @@ class Loop:
         half = job.trainable.device_kind == "cuda" and job.trainable.dtype == "float16"
         self._scaler = torch.amp.GradScaler(job.trainable.device_kind, enabled=half)
         self._step = 0
-        self._saved_step, self._saved_s, self._saving_s = -1, time.monotonic(), 0.0
+        self._saved_step, self._saved_s = -1, time.monotonic()
+        self.saving_s = 0.0  # what the slowest checkpoint of this call took
         self.seconds = dict.fromkeys(("data", "step", "evaluation", "saving"), 0.0)
         self.notes: dict[str, Any] = {}
         if found is None:
-            self._journal = Journal.new(job.folder / METRICS)
+            self._journal = Journal(job.folder / METRICS)
             torch.manual_seed(training.seed)
         else:
             self._restore(found)
@@ -113,55 +108,84 @@ class Loop:
 
     def _restore(self, saved: Checkpoint) -> None:
         self._put(saved.trained)
-        self._optimizer.load_state_dict(saved.optimizer)
         state = saved.state
-        self._journal = Journal.at(self._job.folder / METRICS, state["journal_bytes"])
+        try:
+            self._optimizer.load_state_dict(saved.optimizer)
+            self._scaler.load_state_dict(state["scaler"])
+            _set_random_state(saved.random)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ArtifactError(f"{self._job.folder}: step {saved.step}'s checkpoint does not fit: {error}.") from None
+        self._journal = Journal(self._job.folder / METRICS, saved.journal)
         self._step, self._budget = saved.step, state["budget_tokens"]
-        self.notes, self.seconds = state["notes"], state["seconds"]
-        self._scaler.load_state_dict(state["scaler"])
-        _set_random_state(saved.random)
+        self.notes, self.seconds = state["notes"], self.seconds | state["seconds"]
         self._saved_step = saved.step
 
-    def run(self) -> Ended:
-        """Train until the recipe's end or a limit. Raises DataError for a loss that is lost, and ArtifactError."""
-        begun = self._step, self.history.tokens
-        with Interruption() as interruption:
-            try:
-                reason = self._run(interruption, begun)
-            finally:
-                self._model.train()
+    def run(self, interruption: Interruption | None = None) -> Ended:
+        """Train until the recipe's end, a limit or an interruption, which may be the caller's.
+
+        Raises DataError for a loss that is lost, and ArtifactError.
+        """
+        if interruption is None:
+            with Interruption() as own:
+                return self.run(own)
+        for watcher in self._watchers:
+            watcher.on_begin(self.history, self.total)
+        try:
+            reason = self._run(interruption, (self._step, self.history.tokens))
+        finally:
+            self._model.train()
         return Ended(reason, self.history, self.seconds, self.notes)
 
     def _put(self, trained: Mapping[str, Any]) -> None:
         import torch
 
-        if trained.keys() != self._parameters.keys():
+        shapes = ({name: each.shape for name, each in side.items()} for side in (trained, self._parameters))
+        if next(shapes) != next(shapes):
             raise ArtifactError(f"{self._job.folder}: the checkpoint is of an adapter with other layers.")
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(trained[name])
 
-    def go_back(self, step: int) -> None:
-        """Put the trained tensors of an earlier step's checkpoint in place."""
-        self._put(checkpoints.load_trained(self._job.folder, step))
+    def go_back(self, folder: Path, step: int) -> None:
+        """Put the trained tensors of an earlier step's checkpoint in place. Raises ArtifactError if it is damaged."""
+        try:
+            self._put(checkpoints.load_trained(folder, step))
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"the checkpoint of step {step}, the best one, is damaged: {error} To keep the last step's adapter, "
+                "go on with --resume --set training.final=last."
+            ) from None
 
     def close(self) -> None:
         """Release the journal."""
         self._journal.close()
 
     def _run(self, interruption: Interruption, begun: tuple[int, int]) -> str:
-        self._judge.interrupted = lambda: interruption.caught is not None
+        self._judge.interrupted = lambda: (
+            self._processes.count == 1
+            and (interruption.caught is not None or self._limits.out_of_time(RESERVE * self.saving_s))
+        )
         while True:
-            with suppress(KeyboardInterrupt):  # the validation is made when the run goes on
+            with suppress(Interrupted):  # the validation is made when the run goes on
                 self._judge_if_due()
             made, trained = self._step - begun[0], self.history.tokens - begun[1]
             reason = interruption.name or self._finished() or self._limits.reached(made, trained, self._next_s())
+            reason = self._processes.agree(reason)
             if reason or self._save_is_due():
                 self.save()
             if reason:
                 return "" if reason == "done" else reason
-            self._make_step()
+            stats = self._make_step()
             self._step += 1
+            self._tell(lambda watcher, stats=stats: watcher.on_step(stats, self.total))  # type: ignore[misc]
+
+    def _tell(self, what: Callable[[Watcher], None]) -> None:
+        try:
+            for watcher in self._watchers:
+                what(watcher)
+        except Exception:
+            self.save()
+            raise
 
     def _finished(self) -> str:
         patience = self._training.patience
@@ -173,9 +197,9 @@ class Loop:
         last = [stats.step_s for stats in self.history.steps[-20:]]
         step_s = max(last, default=0.0)
         judging_s = self._judge.seconds if self._judge.due(self._step + 1, self.total) else 0.0
-        return step_s + judging_s + RESERVE * self._saving_s
+        return step_s + judging_s + RESERVE * self.saving_s
 
-    def _make_step(self) -> None:
+    def _make_step(self) -> StepStats:
         number = self._step
         rows = self._order.rows(number)
         self._set_learning_rate(number)
@@ -186,24 +210,24 @@ class Loop:
                 stats = self._attempt(rows, number, begin_s)
                 break
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if not out_of_memory(error) or self._processes.sharded:  # the others wait for this one's part
                     raise
                 self._shrink(rows, error)
             _set_random_state(before)
         self._journal.step(stats)
         self._check_course()
-        for watcher in self._watchers:
-            watcher.on_step(stats, self.total)
+        return stats
 
     def _attempt(self, rows: Sequence[int], number: int, begin_s: float) -> StepStats:
-        """Forward, backward and update. Nothing is changed if it runs out of memory."""
+        """Forward, backward and update. Nothing is changed if forward or backward runs out of memory."""
         import torch
 
         self._optimizer.zero_grad(set_to_none=True)
         with self._timed("data"):
-            cut = micro_batches(rows, self._lengths, self._budget, padded=self._forward.padded)
+            own = self._processes.share(sorted(rows, key=lambda row: -self._lengths[row]))
+            cut = micro_batches(own, self._lengths, self._budget, padded=self._forward.padded)
             batches = [self._forward.batch([self._job.examples[row] for row in batch]) for batch in cut]
-        targets = sum(batch.target_tokens for batch in batches)
+        targets = sum(self._job.examples[row].target_tokens for row in rows)
         if targets == 0:
             raise DataError(f"step {number + 1} has no scored token: nothing can be learnt from {self._named(rows)}.")
         with self._timed("step"):
@@ -212,9 +236,9 @@ class Loop:
             parameters = [each for each in self._parameters.values() if each.grad is not None]
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._training.max_grad_norm))
             self._check(number, loss, norm, rows)
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-        tokens, slots = sum(batch.tokens for batch in batches), sum(batch.slots for batch in batches)
+            self._update(number)
+        tokens = sum(batch.tokens for batch in batches), sum(batch.slots for batch in batches)
+        all_tokens, slots = self._processes.sum(*tokens)
         rate = max(group["lr"] for group in self._optimizer.param_groups)
         return StepStats(
             step=number + 1,
@@ -222,19 +246,42 @@ class Loop:
             learning_rate=rate,
             grad_norm=norm,
             target_tokens=targets,
-            tokens=tokens,
-            padding_share=1 - tokens / slots,
+            tokens=int(all_tokens),
+            padding_share=1 - all_tokens / slots,
             step_s=time.monotonic() - begin_s,
         )
+
+    def _update(self, number: int) -> None:
+        try:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UnsupportedError(  # half of the adapter may be changed: the step cannot be made again
+                f"out of memory in the update of step {number + 1}. Lower lora.rank, or take an optimizer that holds "
+                "less, as training.optimizer=sgd; what was saved is whole."
+            ) from error
 
     def _gradient(self, batches: Sequence[Batch], targets: int) -> float:
         total: Any = 0.0
         for batch in batches:
             with self._job.trainable.autocast():
                 loss = self._forward.loss(batch, targets)
+            if not loss.requires_grad:
+                raise DataError(NO_GRADIENT)
             self._scaler.scale(loss).backward()
             total = total + loss.detach()
-        return float(total)
+        self._keep_step(batches, targets)
+        self._processes.sum_gradients(list(self._parameters.values()))
+        return self._processes.sum(float(total))[0]
+
+    def _keep_step(self, batches: Sequence[Batch], targets: int) -> None:
+        """Where weights are spread over processes, all must compute as often as the one with most micro-batches."""
+        if not self._processes.sharded:
+            return
+        for _ in range(int(self._processes.most(len(batches))) - len(batches)):
+            (self._forward.loss(batches[-1], targets) * 0).backward()
 
     def _check(self, number: int, loss: float, norm: float, rows: Sequence[int]) -> None:
         if not math.isfinite(loss):
@@ -243,7 +290,7 @@ class Loop:
                 f"{self._named(rows)}."
             )
         if number == 0 and norm == 0:
-            raise DataError("step 1 has no gradient: nothing would be learnt. Is every layer of lora.targets frozen?")
+            raise DataError(NO_GRADIENT)
         if not math.isfinite(norm) and not self._scaler.is_enabled():  # a scaler skips such a step by itself
             raise DataError(
                 f"the gradient of step {number + 1} is {norm}: lower training.learning_rate, or look at its rows: "
@@ -281,7 +328,7 @@ class Loop:
             ) from error
         largest = max(sum(self._lengths[row] for row in batch) for batch in cut)
         self._budget = min(self._budget, largest) // 2
-        self._journal.note("out of memory", self._step + 1, batch_tokens=self._budget)
+        self._journal.note(OUT_OF_MEMORY, self._step + 1, batch_tokens=self._budget)
         error.__traceback__ = None  # its frames hold the tensors that did not fit
         release_memory()
 
@@ -295,12 +342,11 @@ class Loop:
         if self._step == 0 or judged or not self._judge.due(self._step, self.total):
             return
         with self._timed("evaluation"):
-            loss = self._judge.judge(self._step, self._journal)
+            tell = self._judge.judge(self._step, self._journal)
         best = self.history.best
         if best is not None and best[0] == self._step:
             self.save()
-        for watcher in self._watchers:
-            watcher.on_judged(self._step, loss)
+        self._tell(tell)
 
     def _save_is_due(self) -> bool:
         every = self._training.checkpoint_steps
@@ -315,24 +361,24 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint of the last step and remove those that are not kept."""
 
-        if self._saved_step == self._step:
+        if self._saved_step == self._step or not self._processes.first:
             return
         begin_s = time.monotonic()
         with self._timed("saving"):
             state = {
                 "budget_tokens": self._budget,
-                "journal_bytes": self._journal.position,
                 "notes": self.notes,
                 "scaler": self._scaler.state_dict(),
                 "seconds": self.seconds,
             }
             trained = {name: each.detach().cpu() for name, each in self._parameters.items()}
-            saved = Checkpoint(self._step, trained, self._optimizer.state_dict(), _random_state(), state)
+            optimizer = self._optimizer.state_dict()
+            saved = Checkpoint(self._step, trained, optimizer, _random_state(), state, self._journal.told)
             checkpoints.save(self._job.folder, saved, self._job.identity)
             best = self.history.best
             checkpoints.prune(self._job.folder, self._training.keep_checkpoints, best[0] if best else None)
         self._saved_step, self._saved_s = self._step, time.monotonic()
-        self._saving_s = max(self._saving_s, self._saved_s - begin_s)
+        self.saving_s = max(self.saving_s, self._saved_s - begin_s)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -357,4 +403,6 @@ def _set_random_state(states: dict[str, Any]) -> None:
 
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([states[f"cuda:{place}"] for place in range(len(states) - 1)])
+        for place in range(torch.cuda.device_count()):
+            if f"cuda:{place}" in states:  # else the run went on where there are more of them
+                torch.cuda.set_rng_state(states[f"cuda:{place}"], place)

@@ -14,6 +14,7 @@ def make_optimizer(model: Any, training: TrainingSection) -> Any:
     Raises UnsupportedError if the optimizer's package does not work here.
     """
     from transformers import Trainer, TrainingArguments
+    from transformers.training_args import OptimizerNames
 
     try:
         arguments = TrainingArguments(
@@ -24,6 +25,10 @@ def make_optimizer(model: Any, training: TrainingSection) -> Any:
             use_cpu=model.device.type == "cpu",
             report_to="none",
         )
+        if not training.optimizer.startswith("adamw_torch"):  # there unsloth chooses the faster of equals
+            arguments.optim = OptimizerNames(
+                training.optimizer
+            )  # elsewhere it takes another one, since 8 bit needed a GPU once
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         settings["weight_decay"] = training.weight_decay
         if training.loraplus_ratio is not None:

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from finetune.data.section import DataSection
 from finetune.labels import Limits, LongRows
@@ -85,12 +85,6 @@ class LoraSection(Config):
 class TrainingSection(Config):
     """The optimisation."""
 
-    @field_validator("gradient_checkpointing", mode="before")
-    @classmethod
-    def _on_or_off(cls, value: Any) -> Any:
-        """YAML reads a bare on or off as true or false."""
-        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-
     learning_rate: PositiveFloat = Field(2e-4, description="peak learning rate")
     schedule: Literal[
         "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "inverse_sqrt",
@@ -119,7 +113,17 @@ class TrainingSection(Config):
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto", description="recompute activations to save memory; auto: only where memory does not allow otherwise"
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="compile the decoder's layers on a CPU; auto: where the run is long enough to pay it back"
+    )
     evaluations: int = Field(4, ge=1, description="how often the validation loss is measured while training")
+    samples: int = Field(
+        0, ge=0, le=100, description="how many validation rows are answered at each evaluation, shown and scored"
+    )
+    sample_tokens: PositiveInt = Field(64, description="longest such answer")
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (), description="trackers that get the figures; only what is named here is ever sent anywhere"
+    )
     patience: PositiveInt | None = Field(
         None, description="stop after as many validations without a lower loss; null: train to the end"
     )

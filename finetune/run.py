@@ -1,26 +1,25 @@
 """`finetune run`: from a recipe to a finished run folder, in one call or in several."""
 
+import os
 import shutil
-import time
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from finetune import checkpoint as checkpoints
 from finetune import trainable as training
-from finetune.backend import load_trainable
 from finetune.data.division import SETS
-from finetune.data.prepare import DROPPED, PERSONAL, SUMMARY, prepare
+from finetune.data.prepare import DROPPED, PERSONAL, SUMMARY, Summary, prepare
 from finetune.estimate import estimate_inputs, one_line
-from finetune.evaluation import Judge, measure_loss
 from finetune.inputs import Inputs, differences, read_inputs, write_inputs
-from finetune.journal import StepStats
-from finetune.loop import METRICS, Ended, Job, Loop, Watcher
-from finetune.plots import plot_loss
+from finetune.lock import held
+from finetune.loop import METRICS, OUT_OF_MEMORY
+from finetune.plots import PLOTS
+from finetune.processes import Processes, join
 from finetune.recipe import Recipe
-from finetune.stopping import Limits
+from finetune.session import Options, Outcome, Session, speed
+from finetune.trackers import Reporter, check_trackers
 from gladstone.artifacts import (
     Manifest,
     is_finished,
@@ -29,9 +28,8 @@ from gladstone.artifacts import (
     whole_file,
     write_manifest,
 )
-from gladstone.basemodel import Base
 from gladstone.errors import ArtifactError, DataError, listed
-from gladstone.host import check_disk, installed_versions, peak_memory_bytes
+from gladstone.host import check_disk, installed_versions
 from gladstone.progress import Progress, Silent, step
 from gladstone.quiet import output_to
 from gladstone.tokenizer import TOKENIZER_FILES
@@ -41,18 +39,11 @@ LOG_NAME = "train.log"
 
 
 @dataclass(frozen=True)
-class Options:
-    """How one call of a run goes: from the newest checkpoint or from the start, until when, and who looks on."""
-
-    resume: bool = False
-    limits: Limits = field(default_factory=Limits)
-    watchers: tuple[Watcher, ...] = ()
-    estimate: bool = False  # tell memory, disk and time beforehand, from a short measurement
-
-
-@dataclass(frozen=True)
 class RunResult:
-    """What a run tells; `stopped` says why it is not finished ('' if it is), the losses are then not measured."""
+    """What a run tells; `stopped` says why it is not finished ('' if it is), the losses are then not measured.
+
+    `warnings` are what the user should know of how it went.
+    """
 
     folder: Path
     rows: dict[str, int]
@@ -61,6 +52,7 @@ class RunResult:
     train_s: float
     shares: dict[str, float]
     stopped: str = ""
+    warnings: tuple[str, ...] = ()
     loss_before: float | None = None
     loss_after: float | None = None
     best_validation: tuple[int, float] | None = None
@@ -74,7 +66,18 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
     """
     options = options or Options()
     training.prepare_environment()  # before anything imports torch
-    _check_folder(out, options)
+    check_trackers(recipe.training.report_to)
+    processes = join()
+    if not processes.first:
+        return _follow(recipe, out, options, processes)
+    _check_unfinished(out)
+    with held(out / LOG_NAME):
+        _check_folder(out, options)
+        return _lead(recipe, out, progress, options, processes)
+
+
+def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, processes: Processes) -> RunResult:
+    """The work of the only process, or of the first of several: it alone writes into the run folder."""
     summary = prepare(recipe.data, out / "data", progress)
     check_disk(out, 300_000_000, "the adapter, its checkpoints, the tokenizer and the plots")
     for folder in (out, out / "data", out / "tokenizer"):
@@ -86,13 +89,33 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
         if options.estimate:
             with step(progress, "Estimating"):
                 progress.update(None, one_line(estimate_inputs(inputs, Silent())))
-        outcome = _Training(inputs, progress, options).run(found)
+        processes.wait()  # the others read what is there now
+        config = recipe.model_dump(mode="json")
+        with Reporter(recipe.training.report_to, recipe.name, out, config, resume=found is not None) as reporter:
+            watched = replace(options, watchers=(*options.watchers, reporter))
+            outcome = Session(inputs, progress, watched, out / checkpoints.FOLDER, processes).run(found)
+            if outcome.loss_after is not None:
+                reporter.on_measured(outcome.ended.notes["held_out_loss_before"], outcome.loss_after)
     return _finish(inputs, outcome) if not outcome.ended.reason else _result(inputs, outcome)
 
 
-def _check_folder(out: Path, options: Options) -> None:
+def _follow(recipe: Recipe, out: Path, options: Options, processes: Processes) -> RunResult:
+    """The work of another process than the first: the same training on its share of the rows, nothing written."""
+    processes.wait()
+    with tempfile.TemporaryDirectory() as scratch, output_to(Path(scratch) / LOG_NAME):
+        inputs = read_inputs(recipe, out, Silent(), Summary())
+        found = _newest(inputs, Silent()) if options.resume else None
+        outcome = Session(inputs, Silent(), options, Path(scratch), processes).run(found)
+    return _result(inputs, outcome)
+
+
+def _check_unfinished(out: Path) -> None:
     if is_finished(out):
         raise ArtifactError(f"{out}: already holds a finished run. Choose another folder with --out, or remove it.")
+
+
+def _check_folder(out: Path, options: Options) -> None:
+    _check_unfinished(out)  # another process may have ended it meanwhile
     saved = checkpoints.saved(out / checkpoints.FOLDER)
     if saved and not options.resume:
         raise ArtifactError(
@@ -100,20 +123,15 @@ def _check_folder(out: Path, options: Options) -> None:
             "choose another folder with --out, or remove it."
         )
     if not saved:
-        (out / LOG_NAME).unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    ended: Ended
-    loss_after: float | None
-    facts: dict[str, Any]
+        os.truncate(out / LOG_NAME, 0)
 
 
 def _newest(inputs: Inputs, progress: Progress) -> checkpoints.Checkpoint | None:
     """The newest whole checkpoint. Raises ArtifactError with the differences if it is of another run."""
+    folder = inputs.out / checkpoints.FOLDER
+    told: list[str] = []
     with step(progress, "Reading the newest checkpoint"):
-        found = checkpoints.newest_whole(inputs.out / checkpoints.FOLDER, partial(progress.update, None))
+        found = checkpoints.newest_whole(folder, told.append)
         if found is None:
             progress.update(None, "there is none: beginning anew")
             return None
@@ -127,129 +145,35 @@ def _newest(inputs: Inputs, progress: Progress) -> checkpoints.Checkpoint | None
                     changed,
                 )
             )
-        progress.update(None, f"going on after step {saved.step}")
+        checkpoints.set_aside(folder, saved.step)
+        progress.update(None, "; ".join([*told, f"going on after step {saved.step}"]))
     return saved
 
 
-class _Training:
-    """One call's work on the model: from a checkpoint or the start to the saved adapter, or to where it was stopped."""
-
-    def __init__(self, inputs: Inputs, progress: Progress, options: Options) -> None:
-        self._inputs, self._progress, self._options = inputs, progress, options
-
-    def run(self, found: checkpoints.Checkpoint | None) -> _Outcome:
-        inputs, recipe, progress = self._inputs, self._inputs.recipe, self._progress
-        with step(progress, "Loading the base model" + (" in 4 bit" if recipe.base.load_in_4bit else "")):
-            trainable = load_trainable(inputs.base, recipe, inputs.tokenizer.padding_id, inputs.sets["train"].examples)
-        loop = self._loop(trainable, found)
-        try:
-            if found is None:
-                name = "Measuring the held-out loss before training"
-                loop.notes["held_out_loss_before"] = self._measure(trainable, name)
-            with step(progress, "Training"):
-                ended = loop.run()
-            after = None if ended.reason else self._close(trainable, loop)
-        finally:
-            loop.close()
-        return _Outcome(ended, after, self._facts(trainable))
-
-    def _loop(self, trainable: training.Trainable, found: checkpoints.Checkpoint | None) -> Loop:
-        inputs = self._inputs
-        job = Job(
-            trainable,
-            inputs.sets["train"].examples,
-            inputs.recipe,
-            inputs.out / checkpoints.FOLDER,
-            inputs.identity,
-            inputs.sources,
-        )
-        judge = Judge(trainable, inputs.sets["validation"].examples, inputs.recipe.training)
-        return Loop(job, judge, self._options.limits, (_Shown(self._progress), *self._options.watchers), found)
-
-    def _close(self, trainable: training.Trainable, loop: Loop) -> float:
-        """Put the best step's adapter in place, measure it, save it."""
-        inputs, best = self._inputs, loop.history.best
-        last = len(loop.history.steps)
-        if best is not None and best[0] != last and inputs.recipe.training.final == "best":
-            with step(self._progress, f"Going back to step {best[0]}, the best on the validation rows"):
-                loop.go_back(best[0])
-        after = self._measure(trainable, "Measuring the held-out loss after training")
-        with step(self._progress, "Saving the adapter"):
-            _save_adapter(trainable, inputs.base, inputs.out)
-            plot_loss(inputs.out / "loss.png", loop.history.steps, loop.history.validation)
-        return after
-
-    def _measure(self, trainable: training.Trainable, name: str) -> float:
-        with step(self._progress, name):
-            loss = measure_loss(trainable, self._inputs.sets["test"].examples, self._progress.update)
-            self._progress.update(None, f"{loss:.3f} nats per answer token")
-        return loss
-
-    def _facts(self, trainable: training.Trainable) -> dict[str, Any]:
-        return {
-            "device": trainable.device_kind,
-            "dtype": trainable.dtype,
-            "gradient_checkpointing": trainable.checkpointing,
-            "rows_padded": trainable.forward.padded,
-            "peak_memory_bytes": peak_memory_bytes(),
-        }
-
-
-class _Shown:
-    """The line that tells where a training is."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._begin_s, self._begun = time.monotonic(), 0
-
-    def on_step(self, stats: StepStats, total: int) -> None:
-        """Renew the line."""
-        self._begun += 1
-        left_s = (time.monotonic() - self._begin_s) / self._begun * (total - stats.step)
-        note = f"step {stats.step}/{total}  loss {stats.loss_nats_per_token:.3f}  {_speed([stats]):.0f} tokens/s"
-        if stats.step < total:
-            note += f"  {left_s / 60:.1f} min left"
-        self._progress.update(stats.step / total, note)
-
-    def on_judged(self, step: int, loss: float) -> None:
-        """The validation losses are in the metrics."""
-
-
-def _speed(steps: Sequence[StepStats]) -> float:
-    return sum(stats.tokens for stats in steps) / sum(stats.step_s for stats in steps) if steps else 0.0
-
-
-def _save_adapter(trainable: training.Trainable, base: Base, out: Path) -> None:
-    partial_folder = out / ".adapter.partial"
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    try:
-        training.save_adapter(trainable, base.name, partial_folder)
-        shutil.rmtree(out / "adapter", ignore_errors=True)  # of a call that was stopped before its manifest
-        partial_folder.replace(out / "adapter")
-    except OSError as error:
-        raise ArtifactError(f"{out}: the adapter cannot be saved: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
-
-
-def _result(inputs: Inputs, outcome: _Outcome) -> RunResult:
+def _result(inputs: Inputs, outcome: Outcome) -> RunResult:
     ended = outcome.ended
     spent = sum(ended.seconds.values()) or 1.0
     return RunResult(
         folder=inputs.out,
         rows={name: len(tokenized.examples) for name, tokenized in inputs.sets.items()},
         steps=len(ended.history.steps),
-        tokens_per_s=_speed(ended.history.steps),
+        tokens_per_s=speed(ended.history.steps),
         train_s=spent,
         shares={name: seconds / spent for name, seconds in ended.seconds.items()},
         stopped=ended.reason,
+        warnings=tuple(
+            f"memory did not suffice in step {event['step']}: from there on a micro-batch has at most "
+            f"{event['batch_tokens']:,} tokens"
+            for event in ended.history.events
+            if event["kind"] == OUT_OF_MEMORY
+        ),
         loss_before=ended.notes.get("held_out_loss_before"),
         loss_after=outcome.loss_after,
         best_validation=ended.history.best,
     )
 
 
-def _finish(inputs: Inputs, outcome: _Outcome) -> RunResult:
+def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
     out, history = inputs.out, outcome.ended.history
     if not history.steps:
         raise DataError("no optimizer step was made.")
@@ -290,7 +214,7 @@ def _finish(inputs: Inputs, outcome: _Outcome) -> RunResult:
 
 
 def _made_files(out: Path) -> Sequence[Path]:
-    names = ["recipe.yaml", "chat_template.jinja", "metrics.jsonl", "loss.png"]
+    names = ["recipe.yaml", "chat_template.jinja", "metrics.jsonl", *PLOTS]
     names += [f"data/{name}" for name in (*(f"{name}.jsonl" for name in SETS), DROPPED, PERSONAL, SUMMARY)]
     names += [f"tokenizer/{name}" for name in TOKENIZER_FILES if (out / "tokenizer" / name).is_file()]
     return [out / name for name in names] + sorted((out / "adapter").iterdir())

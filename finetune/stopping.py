@@ -11,6 +11,10 @@ from typing import Any, Self
 RESERVE = 1.5  # times what saving took when it was measured: another disk, a busy one
 
 
+class Interrupted(Exception):  # noqa: N818 - no error
+    """A measurement was given up, since the user or a limit stops the run."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Of one call: hours since `begin_s` (of `time.monotonic`), optimizer steps, trained tokens; None: no limit."""
@@ -26,11 +30,16 @@ class Limits:
             return f"--max-steps {self.max_steps}"
         if self.max_tokens is not None and tokens >= self.max_tokens:
             return f"--max-tokens {self.max_tokens}"
-        if self.max_hours is not None:
-            left_s = self.max_hours * 3600 - (time.monotonic() - self.begin_s)
-            if left_s < next_s:
-                return f"--max-hours {self.max_hours:g}"
-        return ""
+        return self.time_name if self.out_of_time(next_s) else ""
+
+    def out_of_time(self, needed_s: float) -> bool:
+        """True if there is a limit and less time is left than is needed."""
+        return self.max_hours is not None and self.max_hours * 3600 - (time.monotonic() - self.begin_s) < needed_s
+
+    @property
+    def time_name(self) -> str:
+        """The limit of time, as the user gave it; '' if there is none."""
+        return "" if self.max_hours is None else f"--max-hours {self.max_hours:g}"
 
 
 class Interruption:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.backend import load_trainable
+from finetune.compiling import decide
 from finetune.devices import EFFICIENCY, Device
 from finetune.labels import Example, token_count
 from finetune.memory import Setting, Slots, adapter_parameters
@@ -26,6 +27,7 @@ MEASURED_WEIGHTS = 60e6  # in the layers that are measured, so that a large mode
 MOST_LAYERS = 6
 LARGE_TOKENS, SMALL_TOKENS = 1024, 256  # of the micro-batches that are timed; the time of others is between or beyond
 LAYER_FIELDS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
+COMPILED_SHARE, COMPILING_S = 0.85, 30.0  # see `compiling`
 LAYER_LISTS = (".layers", ".h", ".block")
 DEQUANTISED_BYTES = 4.5  # read and written for a weight that is in 4 bit, each time a product needs it
 
@@ -76,12 +78,21 @@ class Times:
         return self.training_s + self.evaluation_s
 
 
-def times(plan: Plan, rates: Rates) -> Times:
-    """The time that a plan takes."""
-    planned = rates.training.of(plan.training) + rates.optimizer_s * plan.planned_steps
+def times(plan: Plan, rates: Rates, *, compiled: bool = False) -> Times:
+    """The time that a plan takes; of compiled layers it is known from other runs what they save and cost."""
+    share, once_s = (COMPILED_SHARE, COMPILING_S) if compiled else (1.0, 0.0)
+    planned = share * rates.training.of(plan.training) + rates.optimizer_s * plan.planned_steps
     step_s = planned / plan.planned_steps
     evaluation_s = plan.evaluations * rates.evaluation.of(plan.validation) + 2 * rates.evaluation.of(plan.test)
-    return Times(step_s * plan.steps, evaluation_s, step_s * plan.steps_per_epoch, step_s)
+    return Times(step_s * plan.steps + once_s, evaluation_s, step_s * plan.steps_per_epoch, step_s)
+
+
+def compiles(shape: Shape, recipe: Recipe, plan: Plan, setting: Setting) -> bool:
+    """Whether a run on the CPU will compile its layers."""
+    if setting.padded or setting.on_gpu or setting.recomputes:
+        return False
+    per_step = sum(batch.total for batch in plan.training) / plan.planned_steps
+    return decide(recipe.training.compile, 4 * shape.parameters * per_step * plan.steps)
 
 
 def computed_rates(shape: Shape, recipe: Recipe, plan: Plan, device: Device, setting: Setting) -> Rates:
@@ -118,6 +129,7 @@ class Sample:
 def measure(sample: Sample, recipe: Recipe) -> Measured:
     """Time some layers of the base. Raises what loading a base raises."""
     shape, base, examples, budget_s = sample.shape, sample.base, sample.examples, sample.budget_s
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"compile": "off"})})
     per_layer = max(1.0, shape.linear_weights / shape.layers)
     layers = min(shape.layers, MOST_LAYERS, max(2, int(MEASURED_WEIGHTS / per_layer)))
     with tempfile.TemporaryDirectory(prefix="gladstone-estimate-") as folder:

@@ -15,13 +15,13 @@ from typing import Any
 
 from finetune.forward import Forward
 from finetune.memory import Setting, fullest, needs_recomputing
+from finetune.processes import ALONE, Processes
 from finetune.recipe import Recipe
 from finetune.shape import shape_of_config
 from gladstone.errors import UnsupportedError
 from gladstone.host import available_memory_bytes, cache_dir
 
-M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-MAPPED_BYTES = 1 << 20  # tensors from this size on are mapped by themselves
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
 
 
 @dataclass
@@ -31,6 +31,8 @@ class Trainable:
     model: Any
     forward: Forward
     checkpointing: bool
+    compiled: bool = False
+    processes: Processes = ALONE
 
     @property
     def device_kind(self) -> str:
@@ -51,6 +53,15 @@ class Trainable:
         casting: AbstractContextManager[Any] = torch.autocast(self.device_kind, dtype=self.model.dtype)
         return casting
 
+    def uncompiled(self) -> AbstractContextManager[Any]:
+        """While it is entered, layers run as they are: what is computed without gradients would be compiled anew."""
+        import torch
+
+        if not self.compiled:
+            return nullcontext()
+        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
+
 
 def prepare_environment() -> None:
     """Settings that libraries read when they are imported; call it before anything imports torch.
@@ -62,6 +73,21 @@ def prepare_environment() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads starve each other beside any other work
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc hand out again what a step has freed, in place of returning it to the kernel.
+
+    Every step allocates the same hundreds of megabytes; fetched anew, each page of them is zeroed once more. Measured:
+    elementwise operations take 35 % less time, large products 10 to 20 %.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 256 << 20)):
+            mallopt(option, value)
 
 
 def save_adapter(trainable: Trainable, base_name: str, folder: Path) -> None:
@@ -102,16 +128,6 @@ def needs_checkpointing(model: Any, recipe: Recipe, longest_tokens: int) -> bool
     return needs_recomputing(shape, recipe, setting, fullest(shape, recipe, longest_tokens), free)
 
 
-def steady_memory() -> None:
-    """Give freed tensors back to the system at once, so that what a training takes does not grow with its steps.
-
-    glibc raises its limit for that to 32 MiB by itself, and its heap then falls into pieces between batches of unequal
-    length: of SmolLM2-135M with 4,012 tokens in a micro-batch it grew from 6.4 to 10.8 GB in two steps.
-    """
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
-
-
 def out_of_memory(error: BaseException) -> bool:
     """True for what torch raises, on a GPU or on the CPU, when memory does not suffice."""
     import torch
@@ -119,7 +135,7 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
+        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
     )
 
 

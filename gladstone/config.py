@@ -25,7 +25,7 @@ C = TypeVar("C", bound=Config)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and reads 1e-4 as a number, as YAML 1.2 does."""
+    """SafeLoader that refuses a key given twice and reads 1e-4 as a number and `on` as a text, as YAML 1.2 does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -43,6 +43,16 @@ for _start in "-+0123456789.":
         ("tag:yaml.org,2002:int", _INTEGER),
         ("tag:yaml.org,2002:float", _FLOAT),
         *_Loader.yaml_implicit_resolvers.get(_start, []),
+    ]
+
+
+_BOOLEAN = "tag:yaml.org,2002:bool"
+_TRUE_OR_FALSE = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+for _start in "yYnNoOtTfF":
+    _others = [each for each in _Loader.yaml_implicit_resolvers.get(_start, []) if each[0] != _BOOLEAN]
+    _Loader.yaml_implicit_resolvers[_start] = [
+        (_BOOLEAN, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")),
+        *_others,
     ]
 
 

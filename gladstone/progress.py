@@ -47,16 +47,16 @@ class Lines:
     """Progress on a stream: a line that renews itself on a terminal, sparse plain lines elsewhere."""
 
     def __init__(self, stream: TextIO | None = None, plain_interval_s: float = 15.0) -> None:
-        self._stream = stream or _own_stderr()
-        self._live = self._stream.isatty()
+        self._stream = stream or own_stderr()
+        self._live = is_terminal(self._stream)
         self._interval_s = 0.2 if self._live else plain_interval_s
         self._lock = threading.Lock()
-        self._name, self._state, self._begin_s, self._shown = "", "", 0.0, ""
+        self._name, self._state, self._begin_s = "", "", 0.0
         self._stop: threading.Event | None = None
         self._ticker: threading.Thread | None = None
 
     def start(self, name: str) -> None:
-        self._name, self._state, self._shown, self._begin_s = name, "", "", time.monotonic()
+        self._name, self._state, self._begin_s = name, "", time.monotonic()
         if not self._live:
             self._write(f"{name} …\n")
         self._stop = threading.Event()
@@ -72,16 +72,25 @@ class Lines:
             raise RuntimeError("finish() without start()")
         self._stop.set()
         self._ticker.join()
+        clear = "\r\x1b[2K" if self._live else ""
+        self._write(f"{clear}{self._summary(failed)}\n")
+
+    def _summary(self, failed: bool) -> str:
         state = f"  {self._state}" if self._state and not failed else ""
         mark = "stopped after" if failed else "done in"
-        clear = "\r\x1b[2K" if self._live else ""
-        self._write(f"{clear}{self._name}: {mark} {time.monotonic() - self._begin_s:.1f} s{state}\n")
+        return f"{self._name}: {mark} {time.monotonic() - self._begin_s:.1f} s{state}"
+
+    def _present(self) -> str:
+        elapsed = f"{time.monotonic() - self._begin_s:.0f} s"
+        return "  ".join(part for part in (f"{self._name} …", self._state, elapsed) if part)
 
     def _tick(self, stop: threading.Event) -> None:
         while not stop.wait(self._interval_s):
-            elapsed = f"{time.monotonic() - self._begin_s:.0f} s"
-            line = "  ".join(part for part in (f"{self._name} …", self._state, elapsed) if part)
-            self._write(f"\r\x1b[2K{line}" if self._live else f"{line}\n")
+            line = self._present()
+            if self._live:  # a line that wraps could not be cleared
+                self._write(f"\r\x1b[2K{line[: terminal_size(self._stream).columns - 1]}")
+            else:
+                self._write(f"{line}\n")
 
     def _write(self, text: str) -> None:
         with self._lock:
@@ -89,7 +98,21 @@ class Lines:
             self._stream.flush()
 
 
-def _own_stderr() -> TextIO:
+def is_terminal(stream: TextIO) -> bool:
+    """True if lines on the stream can be renewed."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
+def terminal_size(stream: TextIO) -> os.terminal_size:
+    """Columns and lines of the stream's own terminal, whatever became of the standard streams; 80 × 24 if unknown."""
+    try:
+        found = os.get_terminal_size(stream.fileno())
+    except (OSError, io.UnsupportedOperation, AttributeError):
+        return os.terminal_size((80, 24))
+    return os.terminal_size((found.columns or 80, found.lines or 24))
+
+
+def own_stderr() -> TextIO:
     """A duplicate of stderr, so that `quiet.output_to` silences libraries and not the progress."""
     try:
         return os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="replace")

@@ -10,7 +10,8 @@ import click
 
 from gladstone.chat import Message
 from gladstone.errors import DataError
-from runtime.console import Waiting, tolerate_narrow_encodings, visible, write
+from gladstone.terminal import visible
+from runtime.console import Waiting, tolerate_narrow_encodings, write
 from runtime.options import ASK, build_sampling, engine_options, load_engine, model_argument, sampling_options
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ import click
 
 from gladstone.chat import NO_MEDICAL_ADVICE, Message
 from gladstone.errors import GladstoneError
+from gladstone.terminal import visible
 from runtime.console import (
     LineSource,
     Waiting,
     cancel_on_interrupt,
     open_lines,
     tolerate_narrow_encodings,
-    visible,
     write,
 )
 from runtime.options import CHAT, build_sampling, engine_options, load_engine, model_argument, sampling_options

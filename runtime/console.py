@@ -14,15 +14,6 @@ from gladstone.errors import DataError
 
 PATIENCE_S = 2.0
 
-# control characters as their visible symbols: an answer must not steer the terminal. Newline and tab stay.
-_VISIBLE = {code: 0x2400 + code for code in range(0x20)} | dict.fromkeys(range(128, 160), 65533) | {0x7F: 0x2421}
-_VISIBLE = {code: symbol for code, symbol in _VISIBLE.items() if chr(code) not in "\n\t"}
-
-
-def visible(text: str) -> str:
-    """The text with its control characters made visible and harmless."""
-    return text.translate(_VISIBLE)
-
 
 def write(text: str, *, dim: bool = False, err: bool = False) -> None:
     """Show a piece of text at once, dimmed if the stream is a terminal."""

@@ -10,7 +10,8 @@ import click
 from gladstone.artifacts import MANIFEST_NAME, check_file, read_manifest
 from gladstone.errors import ArtifactError
 from gladstone.host import readable_bytes
-from runtime.console import tolerate_narrow_encodings, visible
+from gladstone.terminal import visible
+from runtime.console import tolerate_narrow_encodings
 from runtime.options import model_argument
 
 if TYPE_CHECKING:

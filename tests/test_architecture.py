@@ -23,7 +23,7 @@ MAY_IMPORT = {
 }
 REACH_ALL = {"gladstone/cli.py", "gladstone/demo.py"}
 HEAVY = {
-    "torch", "transformers", "unsloth", "trl", "peft", "llama_cpp", "gradio", "ray", "matplotlib", "datasets",
+    "torch", "transformers", "unsloth", "trl", "peft", "llama_cpp", "gradio", "ray", "optuna", "matplotlib", "datasets",
     "safetensors", "tokenizers", "bitsandbytes", "evaluate", "huggingface_hub",
 }  # fmt: skip
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc", "base"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = {"finetune", "export", "ui", "ray", "gpu", "dev", "all"}
+EXTRAS = {"finetune", "export", "ui", "ray", "trackers", "gpu", "dev", "all"}
 HIDE_TORCH = """
 import importlib.util, sys
 found = importlib.util.find_spec

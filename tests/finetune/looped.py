@@ -6,10 +6,11 @@ from typing import Any
 
 from finetune.evaluation import Judge
 from finetune.labels import Example
-from finetune.loop import Ended, Job, Loop, Watcher
+from finetune.loop import Ended, Job, Loop
 from finetune.recipe import Recipe
 from finetune.stopping import Limits
 from finetune.trainable import Trainable
+from finetune.watching import Watcher
 
 LOADED: dict[str, Any] = {"load_in_4bit": False}
 

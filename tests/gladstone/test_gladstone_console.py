@@ -208,3 +208,21 @@ def test_progress_reaches_the_user_while_libraries_are_quiet(tmp_path: Path) -> 
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "log"], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"Training …\nTraining: done in \d+\.\d s\n", done.stderr)
     assert (tmp_path / "log").read_text() == "noise\n"
+
+
+def test_a_line_on_a_terminal_never_wraps() -> None:
+    stream = Terminal()  # of unknown size: 80 columns
+    with step(Lines(stream), "Merging") as progress:
+        progress.update(0.5, "tensor " * 40)
+        wait_for(stream, "tensor")
+    renewed = re.findall(r"\r\x1b\[2K(Merging ….*?)(?=\r|$)", stream.getvalue())
+    assert renewed
+    assert {len(line) for line in renewed} == {79}
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with step(Lines(stream), "Merging") as progress:
+        progress.update(0.5)
+    assert re.fullmatch(r"Merging …\nMerging: done in \d+\.\d s   50%\n", stream.getvalue())

@@ -7,8 +7,9 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from gladstone.terminal import visible
 from runtime.chat import _AnswerScreen
-from runtime.console import TypedLines, Waiting, cancel_on_interrupt, visible
+from runtime.console import TypedLines, Waiting, cancel_on_interrupt
 from runtime.text import Piece
 
 ANSWER = [Piece("Low", True), Piece(" iron.", True), Piece("Ana", False), Piece("emia\n\x1b[31m", False)]

@@ -1,0 +1,42 @@
+"""`finetune compare --out`: the comparison as files."""
+
+from pathlib import Path
+from typing import Any
+
+from finetune.compare.charts import COLOURS, DASHES, curves_svg, training_lines, validation_lines, write_picture
+from finetune.compare.table import Comparison
+from finetune.compare.text import render_csv, render_markdown
+from finetune.recipe import template_folder
+from gladstone.artifacts import check_writable, write_text
+
+FILES = ("compare.html", "compare.md", "compare.csv", "compare.png")
+
+
+def write_comparison(folder: Path, comparison: Comparison) -> None:
+    """Write FILES into the folder, each whole. Raises ArtifactError if that cannot be done."""
+    check_writable(folder)
+    write_text(folder / "compare.md", render_markdown(comparison))
+    write_text(folder / "compare.csv", render_csv(comparison))
+    write_picture(folder / "compare.png", comparison.runs)
+    write_text(folder / "compare.html", render_page(comparison))
+
+
+def render_page(comparison: Comparison) -> str:
+    """HTML with its styles and curves inside; texts pass Jinja's autoescape, its policy forbids every request."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    source = (template_folder() / "compare.html").read_text(encoding="utf-8")
+    drawn = {
+        "Training loss, running mean": training_lines(comparison.runs),
+        "Validation loss": validation_lines(comparison.runs),
+    }
+    curves: list[tuple[str, Any]] = [
+        (title, Markup(svg))  # noqa: S704 - made by finetune.compare.charts of numbers alone
+        for title, svg in ((title, curves_svg(title, lines)) for title, lines in drawn.items())
+        if svg
+    ]
+    return environment.from_string(source).render(
+        comparison=comparison, curves=curves, colours=len(COLOURS), dashes=DASHES
+    )

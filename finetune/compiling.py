@@ -1,0 +1,54 @@
+"""Compiled decoder layers for training on the CPU: 15 % less time a step, for half a minute once. Names torch."""
+
+import shutil
+from functools import cache
+from typing import Any, Literal
+
+from gladstone.errors import UnsupportedError
+
+# of a whole run; at 100 GFLOP/s, which two laptop cores do, that is a run of ten minutes
+WORTH_FLOP = 6e13
+COMPILERS = ("g++", "c++", "clang++", "cl")
+
+
+def decide(wish: Literal["auto", "on", "off"], flop: float) -> bool:
+    """Whether to compile for a run of so many floating-point operations.
+
+    It depends on nothing that varies between two calls of a run on one machine, since compiled and uncompiled layers
+    differ in their last bits. Raises UnsupportedError if it is asked for and there is no C++ compiler.
+    """
+    if wish == "off" or (wish == "auto" and flop < WORTH_FLOP):
+        return False
+    reason = _broken()
+    if reason and wish == "on":
+        raise UnsupportedError(f"training.compile=on: {reason}")
+    return not reason
+
+
+def compile_layers(body: Any) -> int:
+    """Compile each decoder layer of a model's body for any number of tokens; returns how many there are."""
+    import torch
+
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
+    lists = [each for each in body.children() if isinstance(each, torch.nn.ModuleList)]
+    layers = max(lists, key=len, default=())
+    for layer in layers:
+        layer.compile(dynamic=True)
+    return len(layers)
+
+
+@cache
+def _broken() -> str:
+    """Why nothing can be compiled here, '' if a small function could."""
+    import torch
+
+    if not any(shutil.which(name) for name in COMPILERS):
+        return f"no C++ compiler here (none of {', '.join(COMPILERS)})."
+    x = torch.linspace(-4, 4, 64)
+    try:
+        found = torch.compile(lambda t: torch.nn.functional.silu(t) * 2)(x)
+    except Exception as error:  # noqa: BLE001 - whatever the compiler tool chain raises, the answer is the same
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+    finally:
+        torch._dynamo.reset()
+    return "" if torch.allclose(found, torch.nn.functional.silu(x) * 2) else "a compiled function computes wrongly."

@@ -1,0 +1,48 @@
+"""One process at a time in a run folder."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gladstone.errors import ArtifactError
+
+_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+
+
+@contextmanager
+def held(log: Path) -> Iterator[None]:
+    """Hold a run's log while the block runs; the operating system lets go of it however the process ends.
+
+    Raises ArtifactError if another process holds it or it cannot be written.
+    """
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("ab", buffering=0)
+    except OSError as error:
+        raise ArtifactError(f"{log.parent}: cannot be written to: {error.strerror}.") from None
+    with file:
+        try:
+            _lock(file.fileno())
+        except OSError as error:
+            if error.errno in _TAKEN:
+                raise ArtifactError(
+                    f"{log.parent}: another process is training in this folder. Wait for it, stop it, or choose "
+                    "another folder with --out."
+                ) from None
+            file.write(f"this folder cannot be locked against a second process: {error.strerror}\n".encode())
+        yield
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # far behind the text: what is locked there cannot be read
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

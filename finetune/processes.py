@@ -1,0 +1,141 @@
+"""One training on several processes, as torchrun or `accelerate launch` start them. Names torch.
+
+Each process takes a share of a step's rows; what they learnt is summed once a step. The adapter's gradients are small
+(megabytes), so that summing them after the last micro-batch costs next to nothing, and the sum is exactly the gradient
+that one process would have had of all the rows.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gladstone.errors import UnsupportedError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among `count`; `sharded`: each holds only a part of the base's weights (FSDP)."""
+
+    rank: int = 0
+    count: int = 1
+    sharded: bool = False
+
+    @property
+    def first(self) -> bool:
+        """True for the process that writes files and talks to the user."""
+        return self.rank == 0
+
+    def share(self, rows: Sequence[T]) -> list[T]:
+        """This process's part, as long as the others' but for one."""
+        return list(rows[self.rank :: self.count])
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over the processes."""
+        if self.count == 1:
+            return list(values)
+        import torch
+
+        tensor = torch.tensor(values, dtype=torch.float64, device=_device())
+        torch.distributed.all_reduce(tensor)
+        return [float(value) for value in tensor]
+
+    def most(self, value: float) -> float:
+        """The greatest of the processes' values."""
+        if self.count == 1:
+            return value
+        import torch
+
+        tensor = torch.tensor(value, dtype=torch.float64, device=_device())
+        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+        return float(tensor)
+
+    def sum_gradients(self, parameters: Sequence[Any]) -> None:
+        """Sum the parameters' gradients over the processes, in one message."""
+        if self.count == 1:
+            return
+        import torch
+
+        for each in parameters:  # a process whose share is empty has none
+            if each.grad is None:
+                each.grad = torch.zeros_like(each)
+        whole = torch._utils._flatten_dense_tensors([each.grad for each in parameters])
+        torch.distributed.all_reduce(whole)
+        for each, summed in zip(
+            parameters, torch._utils._unflatten_dense_tensors(whole, [each.grad for each in parameters]), strict=True
+        ):
+            each.grad.copy_(summed)
+
+    def agree(self, value: T) -> T:
+        """What the first process says."""
+        if self.count == 1:
+            return value
+        import torch
+
+        said = [value]
+        torch.distributed.broadcast_object_list(said, src=0)
+        return said[0]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            import torch
+
+            torch.distributed.barrier()
+
+
+ALONE = Processes()
+
+
+def is_first() -> bool:
+    """True in the process that talks to the user, before or after they have met."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def join() -> Processes:
+    """Meet the processes that a launcher started; alone where there is none.
+
+    Raises UnsupportedError if the processes of a GPU machine are more than its GPUs.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return ALONE
+    import torch
+
+    local, here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if torch.cuda.is_available():
+        if here > torch.cuda.device_count():
+            raise UnsupportedError(f"{here} processes for {torch.cuda.device_count()} GPUs: start one for each GPU.")
+        torch.cuda.set_device(local)
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // here))
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return Processes(torch.distributed.get_rank(), count, sharded)
+
+
+def shard(model: Any) -> None:
+    """Spread the layers' frozen weights over the processes; embeddings, head and adapter stay whole in each.
+
+    Raises UnsupportedError for weights in 4 bit.
+    """
+    import torch
+    from torch.distributed.fsdp import fully_shard
+
+    frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
+    odd = [name for name, each in model.named_parameters() if name in frozen and not each.is_floating_point()]
+    if odd:
+        raise UnsupportedError("weights in 4 bit cannot be spread over processes (FSDP): set base.load_in_4bit=false.")
+    trained = {each for each in model.parameters() if each.requires_grad}
+    for lists in [each for each in model.modules() if isinstance(each, torch.nn.ModuleList)]:
+        for layer in lists:
+            fully_shard(layer, ignored_params={each for each in layer.parameters() if each in trained})
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

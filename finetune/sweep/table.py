@@ -1,0 +1,186 @@
+"""The experiments table as published runs print it: Markdown, CSV, plain text; `page` has the HTML."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from finetune.sweep.folder import BEST_NAME
+from finetune.sweep.plan import setting_text
+from finetune.sweep.results import Row, Table
+from gladstone.host import readable_bytes
+
+SCORE_TITLES = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "bleu": "BLEU",
+    "perplexity": "perplexity",
+}
+LOSSES = "Losses are in nats per target token; the training loss is the mean of the last tenth of the steps."
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its title for people, its name with the unit for programs, its value, and how that is shown."""
+
+    title: str
+    name: str
+    value: Callable[[Row], Any]
+    show: Callable[[Any], str] = setting_text
+    number: bool = True
+
+
+def columns(table: Table) -> list[Column]:
+    """Trial, settings, losses, scores where there are any, cost, state."""
+    found = [Column("trial", "trial", lambda row: row.number)]
+    found += [
+        Column(title, name, partial(_setting, name), number=False)
+        for name, title in zip(table.fields, short_names(table.fields), strict=True)
+    ]
+    found += [
+        Column("training loss", "training_loss_nats_per_token", lambda row: row.figures.training_loss, _loss),
+        Column(
+            "validation loss", "best_validation_loss_nats_per_token", lambda row: row.figures.validation_loss, _loss
+        ),
+        Column("held-out loss", "held_out_loss_nats_per_token", lambda row: row.figures.held_out_loss, _loss),
+    ]
+    found += [Column(SCORE_TITLES.get(name, name), name, partial(_score, name), _loss) for name in table.score_names]
+    return [
+        *found,
+        Column("time", "training_s", lambda row: row.figures.train_s, readable_time),
+        Column("peak memory", "peak_memory_bytes", lambda row: row.figures.peak_memory_bytes, readable_bytes),
+        Column("tokens/s", "tokens_per_s", lambda row: row.figures.tokens_per_s, lambda value: f"{value:,.0f}"),
+        Column("state", "state", lambda row: row.state, number=False),
+    ]
+
+
+def short_names(fields: Sequence[str]) -> list[str]:
+    """The last part of each field's name, where it tells them apart.
+
+    >>> short_names(["training.learning_rate", "training.seed", "data.seed"])
+    ['learning_rate', 'training.seed', 'data.seed']
+    """
+    ends = [name.rpartition(".")[2] for name in fields]
+    return [end if ends.count(end) == 1 else name for name, end in zip(fields, ends, strict=True)]
+
+
+def cells(table: Table, row: Row) -> list[str]:
+    """A row as it is shown; '—' where nothing was measured."""
+    found = ((column, column.value(row)) for column in columns(table))
+    return ["—" if value is None and column.number else column.show(value) for column, value in found]
+
+
+def reasons(table: Table) -> list[str]:
+    """Why a trial was not finished, a line each."""
+    return [f"Trial {row.number} ({row.state}): {row.reason}" for row in table.rows if row.reason]
+
+
+def render_markdown(table: Table) -> str:
+    """A table for a README; the best trial in bold."""
+    titles = [column.title for column in columns(table)]
+    lines = [
+        f"# {_markdown(heading(table))}",
+        "",
+        _line(titles),
+        _line("--:" if c.number else "---" for c in columns(table)),
+    ]
+    for row in table.rows:
+        best = row is table.best
+        shown = [_markdown(cell) for cell in cells(table, row)]
+        lines.append(_line(f"**{cell}**" if best else cell for cell in shown))
+    told = [verdict(table), LOSSES, *table.notes, *reasons(table)]
+    return "\n".join([*lines, "", *(f"{_markdown(each)}  " for each in told if each)]) + "\n"
+
+
+def render_csv(table: Table) -> str:
+    """Bare numbers, units in the names; no cell is a formula to a spreadsheet."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*(column.name for column in columns(table)), "best", "reason", "run_folder"])
+    for row in table.rows:
+        values = [column.value(row) for column in columns(table)]
+        ends = ["yes" if row is table.best else "", row.reason, row.folder.as_posix()]
+        writer.writerow([_csv_cell(value) for value in [*values, *ends]])
+    return out.getvalue()
+
+
+def render_text(table: Table) -> str:
+    """Aligned columns for a terminal; the best trial is marked."""
+    lines = [[column.title for column in columns(table)], *(cells(table, row) for row in table.rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    marks = [" ", *("*" if row is table.best else " " for row in table.rows)]
+    right = [column.number for column in columns(table)]
+    return "\n".join(
+        f"{mark} "
+        + "  ".join(
+            cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for mark, line in zip(marks, lines, strict=True)
+    )
+
+
+def ending(table: Table, folder: Path) -> str:
+    """What the command prints last: the table, what to mind, and what to do next."""
+    lines = [render_text(table), "", verdict(table), *table.notes, *reasons(table)]
+    lines.append(f"Table: {folder / 'table.md'}, also .csv and .html")
+    if table.best is not None:
+        lines += [f"Best recipe: {folder / BEST_NAME}", f"Next: gladstone export gguf {folder / table.best.folder}"]
+    return "\n".join(lines)
+
+
+def heading(table: Table) -> str:
+    """What the table is of."""
+    return f"{table.name}: {len(table.rows)} of {table.total} trials"
+
+
+def verdict(table: Table) -> str:
+    """Which trial is best."""
+    best = table.best
+    if best is None or best.figures.validation_loss is None:
+        return "No trial is finished."
+    return f"Best: trial {best.number}, validation loss {_loss(best.figures.validation_loss)}."
+
+
+def readable_time(seconds: float) -> str:
+    """Seconds up to two minutes, then minutes, from two hours on hours.
+
+    >>> [readable_time(seconds) for seconds in (12.34, 174, 9000)]
+    ['12.3 s', '2.9 min', '2.5 h']
+    """
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _setting(name: str, row: Row) -> Any:
+    return row.settings[name]
+
+
+def _score(name: str, row: Row) -> float | None:
+    return row.figures.scores.get(name)
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _line(parts: Iterable[str]) -> str:
+    return f"| {' | '.join(parts)} |"
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def _csv_cell(value: Any) -> Any:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    text = setting_text(value)
+    return f"'{text}" if text.startswith(FORMULA) else text

@@ -1,0 +1,80 @@
+"""One trial: a run of its own folder that tells the study how it goes, wherever it is made."""
+
+import shutil
+import traceback
+from pathlib import Path
+
+from finetune.checkpoint import FOLDER as CHECKPOINTS
+from finetune.checkpoint import saved
+from finetune.loop import METRICS
+from finetune.recipe import Recipe
+from finetune.sweep.folder import stored_plan, trial_folder, trial_lock
+from finetune.sweep.study import Study
+from finetune.watching import Watcher
+from gladstone.artifacts import is_finished, read_manifest, write_text
+from gladstone.errors import DataError, GladstoneError
+from gladstone.host import peak_memory_bytes
+from gladstone.progress import Progress
+
+ERROR_NAME = "error.txt"
+
+
+class _PrunedError(Exception):
+    """The study gives the trial up."""
+
+
+class _Reporter(Watcher):
+    """Reports each validation loss to the study."""
+
+    def __init__(self, study: Study, number: int) -> None:
+        self._study, self._number = study, number
+
+    def on_judged(self, step: int, loss: float) -> None:
+        """Raises _PrunedError if the trial is worse than the others."""
+        if self._study.judge(self._number, step, loss):
+            raise _PrunedError
+
+
+def make_trial(folder: Path, number: int, progress: Progress) -> None:
+    """Make the trial, or go on with it, and tell the study what became of it.
+
+    Raises KeyboardInterrupt if the user stopped it: its checkpoint is saved, and it counts as under way.
+    """
+    plan, out = stored_plan(folder), trial_folder(folder, number)
+    study = Study(folder, plan)
+    with trial_lock(folder, number):
+        if study.state(number) != "RUNNING":  # the process of a killed sweep has finished it meanwhile
+            return
+        try:
+            recipe = plan.recipe_of(study.settings(number), number)
+            study.finish(number, _lowest_loss(recipe, out, _Reporter(study, number), progress))
+        except _PrunedError:
+            study.prune(number, peak_memory_bytes())
+            _keep_metrics(out)
+        except GladstoneError as error:
+            study.fail(number, str(error))
+        except Exception as error:  # noqa: BLE001 - a library's refusal of odd settings must not end the night's work
+            write_text(out / ERROR_NAME, traceback.format_exc())
+            study.fail(number, f"{type(error).__name__}: {error} (see {out / ERROR_NAME})")
+
+
+def _lowest_loss(recipe: Recipe, out: Path, reporter: _Reporter, progress: Progress) -> float:
+    if not is_finished(out):
+        from finetune.run import run
+        from finetune.session import Options
+
+        begun = bool(saved(out / CHECKPOINTS))
+        if run(recipe, out, progress, Options(resume=begun, watchers=(reporter,))).stopped:
+            raise KeyboardInterrupt
+    validation = read_manifest(out).facts["validation_loss"]
+    if not validation:
+        raise DataError(f"{out}: the run measured no validation loss.")
+    return float(min(loss for _, loss in validation))
+
+
+def _keep_metrics(out: Path) -> None:
+    """Of a trial that nobody will go on with only its figures stay, not its checkpoints."""
+    metrics = out / CHECKPOINTS / METRICS
+    if metrics.is_file():
+        metrics.replace(out / METRICS)
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)

@@ -1,0 +1,212 @@
+"""Kills a short training with SIGKILL at random moments, goes on with --resume, and compares with an unbroken one.
+
+python -m tests.faults.kill_training --times 100 --seed 0
+"""
+
+import argparse
+import json
+import mmap
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.families import write_family
+from tests.faults.forked import exit_code, fork, warm_up
+from tests.tiny_models import tiny_recipe, write_rows_file
+
+# what the child is at, told by one shared byte; the later ones lie inside the earlier ones
+PHASES = (
+    "preparing", "loading", "measuring", "training", "noting", "evaluating", "saving", "pruning", "saving the adapter",
+    "finishing", "tidying",
+)  # fmt: skip
+HALF = 0.5
+STEPS = 30
+
+
+class Phase:
+    """The shared byte, and the hooks in the child that set it."""
+
+    def __init__(self) -> None:
+        self._byte = mmap.mmap(-1, 1)
+
+    @property
+    def name(self) -> str:
+        return PHASES[self._byte[0]]
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._byte[0] = PHASES.index(name)
+
+    def trace(self) -> None:
+        """Note in the child what it is at."""
+        from finetune import checkpoint, inputs, journal, loop, run
+        from finetune.evaluation import Judge
+
+        self.name = "preparing"
+        self._wrap(run, "load_trainable", "loading")
+        self._wrap(run, "measure_loss", "measuring")
+        self._wrap(loop.Loop, "run", "training")
+        self._wrap(journal.Journal, "_write", "noting")
+        self._wrap(Judge, "judge", "evaluating")
+        self._wrap(checkpoint, "save", "saving")
+        self._wrap(checkpoint, "prune", "pruning")
+        self._wrap(run, "_save_adapter", "saving the adapter")
+        self._wrap(run, "_finish", "finishing")
+        self._wrap(run, "write_manifest", "finishing", "tidying")
+        self._wrap(inputs, "write_inputs", "preparing")
+
+    def _wrap(self, owner: Any, name: str, phase: str, after: str | None = None) -> None:
+        call: Callable[..., Any] = getattr(owner, name)
+
+        @wraps(call)
+        def traced(*arguments: Any, **named: Any) -> Any:
+            before, self.name = self.name, phase
+            try:
+                return call(*arguments, **named)
+            finally:
+                self.name = after or before
+
+        setattr(owner, name, traced)
+
+
+class Training:
+    """A recipe on a tiny model in a folder of its own, and what an unbroken run of it comes to."""
+
+    def __init__(self, work: Path) -> None:
+        self.work, self.phase = work, Phase()
+        training = {
+            "max_steps": STEPS, "checkpoint_steps": 2, "batch_size": 2, "accumulation": 2, "batch_tokens": 80,
+            "evaluations": 6, "schedule": "cosine", "warmup_share": 0.1,
+        }  # fmt: skip
+        base, rows = write_family("llama3", work / "base"), write_rows_file(work / "rows.jsonl")
+        self.recipe = work / "tiny.yaml"
+        self.recipe.write_text(yaml.safe_dump(tiny_recipe(base, rows, lora={"dropout": 0.1}, training=training)))
+        begin_s = time.monotonic()
+        code = self.wait(self.start(work / "unbroken"))
+        self.length_s = time.monotonic() - begin_s
+        if code:
+            sys.exit(f"the unbroken run fails:\n{self.told}")
+        self.expected = outcome(work / "unbroken")
+
+    @property
+    def told(self) -> str:
+        return (self.work / "stderr").read_text(errors="replace")
+
+    def start(self, out: Path) -> int:
+        """Begin, or go on."""
+        arguments = ["run", str(self.recipe), "--out", str(out), "--resume"]
+        return fork(arguments, self.work / "stdout", self.work / "stderr", self.phase.trace)
+
+    @staticmethod
+    def wait(pid: int) -> int:
+        return exit_code(os.waitpid(pid, 0)[1])
+
+
+def outcome(out: Path) -> tuple[list[dict[str, Any]], bytes, dict[str, Any]]:
+    """Metrics without times, the adapter's bytes, and the manifest's losses."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{name: value for name, value in line.items() if name != "step_s"} for line in lines]
+    facts = json.loads((out / "manifest.json").read_text())["facts"]
+    losses = {name: facts[name] for name in ("held_out_loss_before", "held_out_loss_after", "best_step", "steps")}
+    return metrics, (out / "adapter" / "adapter_model.safetensors").read_bytes(), losses
+
+
+def kill(training: Training, pid: int, chance: random.Random) -> str | None:
+    """Kill a run at a random moment, or a moment after it has come to a random phase; None if it ended before."""
+    aim = chance.choice(PHASES) if chance.random() < HALF else None
+    skipped = chance.randrange(8) if aim in ("noting", "evaluating", "saving", "pruning") else 0
+    moment_s = chance.uniform(0, training.length_s) if aim is None else chance.uniform(0, 0.03)
+    if aim is not None and not _reached(training, pid, aim, skipped):
+        return None
+    deadline_s = time.monotonic() + moment_s
+    while time.monotonic() < deadline_s:
+        time.sleep(0.0002)
+    phase = training.phase.name
+    if not _alive(pid):
+        return None
+    os.kill(pid, signal.SIGKILL)
+    return phase
+
+
+def _reached(training: Training, pid: int, aim: str, skipped: int) -> bool:
+    inside = False
+    while _alive(pid):
+        was, inside = inside, training.phase.name == aim
+        if inside and not was:
+            skipped -= 1
+            if skipped < 0:
+                return True
+        time.sleep(0.0001)
+    return False
+
+
+def _alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def attack(training: Training, out: Path, chance: random.Random, most: int) -> Counter[str]:
+    """Kill and go on until a run ends; checks that it ends as the unbroken one. Returns the kills by phase."""
+    kills: Counter[str] = Counter()
+    while True:
+        pid = training.start(out)
+        broken = sum(kills.values()) < most and chance.random() < (1 if not kills else HALF)
+        phase = kill(training, pid, chance) if broken else None
+        code = training.wait(pid)
+        if code == -signal.SIGKILL and phase is not None:
+            kills[phase] += 1
+            if (out / "manifest.json").is_file():
+                break
+            continue
+        if code:
+            sys.exit(f"after {dict(kills)} the run fails with {code}:\n{training.told}")
+        break
+    found = outcome(out)
+    for name, expected, mine in zip(("metrics", "adapter", "losses"), training.expected, found, strict=True):
+        if expected != mine:
+            sys.exit(f"after {dict(kills)} the {name} differ from the unbroken run's: {out}")
+    left = [path for path in out.rglob(".*.partial") if "checkpoints" not in path.parts]
+    if left:
+        sys.exit(f"after {dict(kills)} these are left: {left}")
+    return kills
+
+
+@contextmanager
+def work_folder() -> Iterator[Path]:
+    """A folder that stays if the comparison fails, to be looked into."""
+    folder = Path(tempfile.mkdtemp(prefix="kill-training-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=100, help="how many kills")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    warm_up()
+    chance, kills, runs, begin_s = random.Random(options.seed), Counter[str](), 0, time.monotonic()
+    with work_folder() as work:
+        training = Training(work)
+        while sum(kills.values()) < options.times:
+            kills += attack(training, work / f"run-{runs}", chance, options.times - sum(kills.values()))
+            shutil.rmtree(work / f"run-{runs}")
+            runs += 1
+    by_phase = ", ".join(f"{name} {kills[name]}" for name in PHASES if kills[name])
+    print(f"{sum(kills.values())} kills over {runs} runs ({by_phase}) in {time.monotonic() - begin_s:.0f} s:")
+    print("every run ended with the metrics, losses and adapter bytes of the unbroken one.")
+
+
+if __name__ == "__main__":
+    main()

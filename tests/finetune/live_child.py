@@ -1,0 +1,41 @@
+"""What a training shows on its stderr, without a training: run by the tests of the live view in a child process."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from finetune.live import LiveView, make_display
+from gladstone.progress import step
+from gladstone.quiet import output_to
+from tests.finetune.histories import made_up_history
+
+HOSTILE = "\x1b]0;taken over\x07[bold red]plain[/]\r\x9b2Jend\nof the answer 🩺 " + "and so on " * 40
+STEPS, TOTAL = 9, 12
+
+
+def main() -> None:
+    """Steps, a validation and a sample; then waits for a line on stdin, or for Ctrl-C."""
+    log = Path(sys.argv[1])
+    display = make_display()
+    with output_to(log):
+        with step(display, "Loading"):
+            display.update(0.5, "a note " * 20)
+            time.sleep(0.3)
+        with step(display, "Training"):
+            for stats in made_up_history(TOTAL).steps[:STEPS]:
+                print("a library says this")
+                os.write(2, b"and C code this\n")
+                display.update(stats.step / TOTAL, f"step {stats.step}/{TOTAL}")
+                if isinstance(display, LiveView):
+                    display.on_step(stats, TOTAL)
+                    if stats.step in (2, 6):
+                        display.on_judged(stats.step, 1.9 if stats.step == 2 else 2.25)
+            if isinstance(display, LiveView):
+                display.on_sample(8, "What is asthma?", HOSTILE)
+            sys.stdin.readline()
+    print("done")
+
+
+if __name__ == "__main__":
+    main()

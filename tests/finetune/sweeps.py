@@ -1,0 +1,44 @@
+"""Sweeps over the tiny model, for the tests: made in this process, or by the command."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune.sweep.folder import begin
+from finetune.sweep.plan import Plan, read_plan
+from finetune.sweep.results import Table, read_table
+from finetune.sweep.study import Study, draw_points
+from finetune.sweep.trial import make_trial
+from gladstone.progress import Silent
+from tests.tiny_models import tiny_recipe, write_rows_file
+
+COMMAND = [sys.executable, "-c", "from finetune.cli import main; main()", "sweep"]
+
+
+def write_sweep(folder: Path, base: Path | str, /, training: dict[str, Any] | None = None, **sweep: Any) -> Path:
+    """SWEEP.yaml and the recipe that it names."""
+    rows = write_rows_file(folder / "rows.jsonl")
+    recipe = tiny_recipe(Path(base), rows, training=training or {})
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({"recipe": str(folder / "tiny.yaml"), **sweep}, sort_keys=False))
+    return path
+
+
+def open_sweep(path: Path, folder: Path) -> tuple[Plan, Study]:
+    """The plan and the study, as the command opens them."""
+    plan = read_plan(path)
+    begin(folder, plan)
+    study = Study(folder, plan)
+    study.enlist(draw_points(plan))
+    return plan, study
+
+
+def make_here(path: Path, folder: Path) -> Table:
+    """All trials in this process: no import is paid twice."""
+    plan, study = open_sweep(path, folder)
+    while (claim := study.claim()) is not None:
+        make_trial(folder, claim.number, Silent())
+    return read_table(folder, plan, study)
