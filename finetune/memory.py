@@ -17,6 +17,7 @@ MOMENT_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw_bnb_8bit": 2, "pa
                 "lion_32bit": 4, "lion_8bit": 1, "adafactor": 0.1}  # fmt: skip
 ADAM_MOMENT_BYTES = 8  # two in float32
 CUDA_BYTES = 1 << 30  # CUDA's own, and what its allocator leaves unused
+HEAP = 1.43  # of what blocks keep on the CPU, measured: glibc's heap is kept between steps, and has gaps
 HEAD_ROWS = 512  # positions whose logits exist at the same time, where rows are not padded
 EVALUATED_TOKENS = 4096  # of an evaluation's batch
 
@@ -113,7 +114,8 @@ def training_activations(shape: Shape, recipe: Recipe, setting: Setting, batch: 
     last_norm = batch.total * shape.width * 4
     backward = moment + batch.total * (3 * shape.inner + 2 * shape.width) * setting.dtype_bytes
     dequantised = _largest_linear(shape) * setting.dtype_bytes if recipe.base.load_in_4bit else 0
-    return int(kept + last_norm + max(head_bytes(shape, setting, batch), backward + dequantised))
+    share = 1 if setting.on_gpu else HEAP
+    return int((kept + last_norm) * share + max(head_bytes(shape, setting, batch), backward + dequantised))
 
 
 def evaluation_activations(shape: Shape, recipe: Recipe, setting: Setting, batch: Slots) -> int:
