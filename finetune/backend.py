@@ -11,7 +11,7 @@ from finetune.fused import fuse
 from finetune.labels import Example, token_count
 from finetune.processes import ALONE, Processes, shard
 from finetune.recipe import Recipe
-from finetune.trainable import Trainable, out_of_memory
+from finetune.trainable import Trainable, out_of_memory, release_memory
 from gladstone.basemodel import Base
 from gladstone.errors import UnsupportedError
 
@@ -49,6 +49,7 @@ def _load(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], 
     beginning = None
     if recipe.lora.changes_base:
         beginning = {name: each.detach().cpu().clone() for name, each in model.named_parameters() if each.requires_grad}
+    release_memory()  # what reading and quantising the weights left behind
     forward = choose(model, pad_id, examples)
     compiled = False
     if isinstance(forward, Flat):

@@ -11,6 +11,7 @@ import click
 from gladstone.command import EXIT_INTERRUPTED, Group, require_packages
 
 if TYPE_CHECKING:
+    from finetune.recipe import Recipe
     from finetune.run import RunResult
 
 EXIT_SIGNALS = {"Ctrl-C": EXIT_INTERRUPTED, "SIGTERM": 143}
@@ -47,6 +48,7 @@ class RecipeCommand(click.Command):
 @click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop, saved, within as many hours.")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop, saved, after as many steps of this call.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Stop, saved, after as many tokens of this call.")
+@click.option("--fit", "fitted", is_flag=True, help="Change the recipe so that it fits; the effective batch stays.")
 def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     recipe: str | None,
     data: Path | None,
@@ -59,6 +61,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     *,
     skip_bad: bool,
     resume: bool,
+    fitted: bool,
 ) -> None:
     """Train RECIPE: a name from `finetune recipes` or a YAML file (default: the demo's)."""
     from finetune.live import LiveView, make_display
@@ -80,11 +83,13 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     from finetune.run import run as run_recipe
     from finetune.session import Options
 
+    if fitted:
+        loaded = _fitted(loaded)
     folder = out or Path("runs") / loaded.name
     display = make_display()
     watchers = (display,) if isinstance(display, LiveView) else ()
     try:
-        result = run_recipe(loaded, folder, display, Options(resume, limits, watchers))
+        result = run_recipe(loaded, folder, display, Options(resume, limits, watchers, estimate=not resume))
     except KeyboardInterrupt:
         if not saved(folder / FOLDER):
             raise
@@ -94,6 +99,56 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
         click.get_current_context().exit(EXIT_INTERRUPTED)
     if is_first():
         _tell(result)
+
+
+@main.command(cls=RecipeCommand)
+@click.argument("recipe", required=False)
+@click.option("--data", type=click.Path(path_type=Path), help="Rows in place of the recipe's.")
+@click.option("--format", "format_name", help="Row format of --data.  [default: auto]")
+@click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
+@click.option("--device", help="A machine that is not here: t4, p100, v100, l4, a10, a100, h100, 6gb, 8gb, 12gb, …")
+@click.option("--fit", "fitted", is_flag=True, help="Change the recipe so that it fits; the effective batch stays.")
+@click.option("--json", "as_data", is_flag=True, help="Print numbers as JSON.")
+def estimate(  # noqa: PLR0913 - one parameter an option
+    recipe: str | None,
+    data: Path | None,
+    format_name: str | None,
+    overrides: tuple[str, ...],
+    device: str | None,
+    *,
+    fitted: bool,
+    as_data: bool,
+) -> None:
+    """Tell memory, disk and time of a run of RECIPE beforehand; no model is fetched, nothing is trained."""
+    import json
+
+    from finetune.devices import find_device
+    from finetune.recipe import load_recipe
+    from gladstone.progress import Lines
+
+    if format_name is not None and data is None:
+        raise click.UsageError("--format describes --data, which is not given.")
+    if device is not None:
+        find_device(device)  # an unknown one is told before anything is loaded
+    loaded = load_recipe(recipe, [*overrides], (str(data), format_name or "auto") if data is not None else None)
+    require_packages("finetune estimate", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
+    from finetune import estimate as estimates
+
+    found = estimates.estimate(loaded, Lines(), device, fitted=fitted)
+    click.echo(json.dumps(estimates.as_json(found)) if as_data else "\n".join(estimates.lines(found)))
+
+
+def _fitted(recipe: "Recipe") -> "Recipe":
+    """The recipe as it fits into this machine, told."""
+    from finetune.estimate import estimate as estimate_recipe
+    from gladstone.progress import Lines
+
+    way = estimate_recipe(recipe, Lines(), fitted=True).way
+    if way is None or not way.changes:
+        return recipe
+    lost = f" ({way.lost_rows:,} training rows are lost)" if way.lost_rows else ""
+    click.echo(f"To fit: {' '.join(way.set_lines)}{lost}")
+    return way.recipe
 
 
 def _tell(result: "RunResult") -> None:

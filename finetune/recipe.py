@@ -221,11 +221,19 @@ def load_recipe(recipe: str | None, overrides: list[str], data: tuple[str, str] 
         section = values.setdefault("data", {})
         if isinstance(section, dict):
             section["sources"] = [{"path": data[0], "format": data[1]}]
-    made = build_config(Recipe, apply_overrides(values, overrides), f"recipe {path.name}")
+    changed = apply_overrides(values, overrides)
+    if _base_name(changed) != _base_name(values):
+        changed.pop("hub", None)  # the facts are about the file's own base
+    made = build_config(Recipe, changed, f"recipe {path.name}")
     problems = impossible(made)
     if problems:
         raise ConfigError(listed(f"recipe {path.name}", problems))
     return made
+
+
+def _base_name(values: dict[str, Any]) -> Any:
+    base = values.get("base")
+    return base.get("model") if isinstance(base, dict) else None
 
 
 def _find(recipe: str) -> Path:

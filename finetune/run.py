@@ -11,6 +11,7 @@ from finetune import checkpoint as checkpoints
 from finetune import trainable as training
 from finetune.data.division import SETS
 from finetune.data.prepare import DROPPED, PERSONAL, SUMMARY, Summary, prepare
+from finetune.estimate import estimate_inputs, one_line
 from finetune.inputs import Inputs, differences, read_inputs, write_inputs
 from finetune.lock import held
 from finetune.loop import METRICS, OUT_OF_MEMORY
@@ -85,6 +86,9 @@ def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, proce
         inputs = read_inputs(recipe, out, progress, summary)
         found = _newest(inputs, progress) if options.resume else None
         write_inputs(inputs)
+        if options.estimate:
+            with step(progress, "Estimating"):
+                progress.update(None, one_line(estimate_inputs(inputs, Silent())))
         processes.wait()  # the others read what is there now
         config = recipe.model_dump(mode="json")
         with Reporter(recipe.training.report_to, recipe.name, out, config, resume=found is not None) as reporter:

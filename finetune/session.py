@@ -37,6 +37,7 @@ class Options:
     resume: bool = False
     limits: Limits = field(default_factory=Limits)
     watchers: tuple[Watcher, ...] = ()
+    estimate: bool = False  # tell memory, disk and time beforehand, from a short measurement
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.forward import Forward
+from finetune.memory import Setting, fullest, needs_recomputing
 from finetune.processes import ALONE, Processes
 from finetune.recipe import Recipe
+from finetune.shape import shape_of_config
 from gladstone.errors import UnsupportedError
 from gladstone.host import available_memory_bytes, cache_dir
 
-ACTIVATION_BYTES_PER_UNIT = 72  # per token, layer and hidden unit, fp32, measured on SmolLM2-135M; half in 16 bit
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
 
 
@@ -141,19 +142,14 @@ def check_targets(model: Any, recipe: Recipe) -> None:
 
 
 def needs_checkpointing(model: Any, recipe: Recipe, longest_tokens: int) -> bool:
-    """True where the activations of the largest micro-batch would take more than half of the free memory."""
+    """True where the activations of the largest micro-batch would not fit beside the weights that are loaded."""
     import torch
 
-    wish = recipe.training.gradient_checkpointing
-    if wish != "auto":
-        return wish == "on"
-    config = model.config
-    unit_bytes = ACTIVATION_BYTES_PER_UNIT if model.dtype == torch.float32 else ACTIVATION_BYTES_PER_UNIT // 2
-    tokens = recipe.training.batch_size * longest_tokens
-    needed = tokens * config.num_hidden_layers * config.hidden_size * unit_bytes
     on_gpu = model.device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if on_gpu else available_memory_bytes()
-    return bool(needed > free // 2)
+    shape = shape_of_config(model.config.to_dict())
+    setting = Setting(4 if model.dtype == torch.float32 else 2, on_gpu, padded=on_gpu or shape.refuses_flat)
+    return needs_recomputing(shape, recipe, setting, fullest(shape, recipe, longest_tokens), free)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -66,6 +66,28 @@ def check_weights(base: Base) -> None:
             )
 
 
+def find_base(name: str, progress: Progress) -> Base | None:
+    """As `resolve_base`, but nothing is fetched: None for a Hub id whose model is not in the local cache."""
+    if (
+        name == EMBEDDED
+        or name.startswith(("embedded:", ".", "/", "~"))
+        or name.count("/") != 1
+        or _local(name).is_dir()
+    ):
+        return resolve_base(name, progress)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError:
+        raise _no_model(name) from None
+    _check_folder(name, folder)
+    return Base(name, folder, fingerprint(folder))
+
+
 def _local(name: str) -> Path:
     try:
         return Path(name).expanduser()

@@ -1,0 +1,333 @@
+"""`finetune estimate`: memory, disk and time of a run before it begins, from its rows, its shape and this machine.
+
+Names torch, inside the function that asks whether there is a GPU.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from finetune import trainable as training
+from finetune.backend import import_first, is_seq2seq
+from finetune.data.division import SETS
+from finetune.data.prepare import prepare, read_set
+from finetune.devices import EFFICIENCY, Device, find_device
+from finetune.fit import Case, Way, fit, judge, single_ways
+from finetune.inputs import Inputs
+from finetune.labels import Example, tokenize_all
+from finetune.memory import Memory, Setting, disk_bytes
+from finetune.plan import Plan, Row, assumed_rows, row_of
+from finetune.recipe import Recipe
+from finetune.shape import Shape, shape_of_facts, shape_of_folder
+from finetune.timing import BUDGET_S, Measured, Rates, Sample, Times, compiles, computed_rates, measure, times
+from gladstone.basemodel import EMBEDDED, Base, find_base, resolve_base
+from gladstone.errors import ConfigError, DataError, UnsupportedError
+from gladstone.host import available_memory_bytes, core_count, processor_name, readable_bytes
+from gladstone.progress import Progress, step
+from gladstone.quiet import output_to
+from gladstone.tokenizer import load_tokenizer
+
+LIBRARIES_BYTES = 650_000_000  # of a process that trains, before the model, where it cannot be looked up
+RUN_BUDGET_S = 4.0  # of a measurement in front of a run, which will soon tell its own speed
+FIRST_STEP_BYTES = 380_000_000  # kernels, thread buffers, and heap that loading leaves and glibc holds in reserve
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes; `notes` say what was assumed, `ways` what would make it fit and `way` what was applied."""
+
+    recipe: Recipe
+    machine: str
+    measured: bool
+    limit_bytes: int
+    memory: Memory
+    disk: dict[str, int]
+    plan: Plan
+    rows: dict[str, list[Row]]
+    times: Times
+    fits: bool
+    recomputes: bool
+    notes: tuple[str, ...]
+    ways: tuple[Way, ...] = ()
+    way: Way | None = None
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is estimated: the base (None: it is not here), its shape, the rows as counts and as examples."""
+
+    recipe: Recipe
+    base: Base | None
+    shape: Shape
+    file_bytes: int
+    rows: dict[str, list[Row]]
+    examples: Sequence[Example]
+    pad_id: int
+    notes: tuple[str, ...]
+    budget_s: float = BUDGET_S
+
+
+def estimate(recipe: Recipe, progress: Progress, device_name: str | None = None, *, fitted: bool = False) -> Estimate:
+    """The estimate of a recipe on this machine or on a named one; `fitted`: of what was changed so that it fits.
+
+    No weights are fetched. Raises ConfigError for an unknown device or a base about which nothing is known,
+    UnsupportedError if nothing makes it fit, and what reading the rows raises.
+    """
+    device = find_device(device_name) if device_name else None
+    training.prepare_environment()
+    with tempfile.TemporaryDirectory(prefix="gladstone-estimate-") as folder, output_to(Path(folder) / "log"):
+        return _estimate(_subject(recipe, Path(folder), progress), device, progress, fitted=fitted)
+
+
+def estimate_inputs(inputs: Inputs, progress: Progress) -> Estimate:
+    """The estimate of a run whose rows are read, on this machine."""
+    shape, file_bytes = shape_of_folder(inputs.base.folder)
+    rows = {name: list(map(row_of, inputs.sets[name].examples)) for name in SETS}
+    examples, pad_id = inputs.sets["train"].examples, inputs.tokenizer.padding_id
+    subject = _Subject(inputs.recipe, inputs.base, shape, file_bytes, rows, examples, pad_id, (), RUN_BUDGET_S)
+    return _estimate(subject, None, progress, fitted=False)
+
+
+def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
+    base = find_base(recipe.base.model, progress)
+    notes = []
+    if base is not None:
+        shape, file_bytes = shape_of_folder(base.folder)
+        reader = base
+    else:
+        if recipe.hub is None:
+            raise ConfigError(
+                f"base.model: {recipe.base.model} is not here, and the recipe has no `hub:` facts about it. Fetch it, "
+                "or give its architecture, parameters, layers, width and vocabulary under `hub:`."
+            )
+        shape, file_bytes = shape_of_facts(recipe.hub), 0
+        reader = resolve_base(EMBEDDED, progress)
+        notes.append(f"{recipe.base.model} is not here: its shape is of the recipe's facts, its rows are counted with "
+                     "the tokens of the embedded model")  # fmt: skip
+    try:
+        prepare(recipe.data, folder / "data", progress)
+    except DataError:
+        if not recipe.hub or not recipe.hub.rows or not recipe.data.sources[0].path.startswith("hub:"):
+            raise
+        rows = assumed_rows(recipe, recipe.data.max_rows or recipe.hub.rows)
+        notes.append(f"the rows are not here: counted as {recipe.hub.rows:,} of the longest length")
+        return _Subject(recipe, base, shape, file_bytes, rows, (), 0, tuple(notes))
+    with step(progress, "Counting tokens"):
+        sets, pad_id = _tokenized(recipe, reader, folder / "data", own=base is not None)
+    rows = {name: list(map(row_of, sets[name])) for name in SETS}
+    return _Subject(recipe, base, shape, file_bytes, rows, sets["train"], pad_id, tuple(notes))
+
+
+def _tokenized(recipe: Recipe, reader: Base, data: Path, *, own: bool) -> tuple[dict[str, tuple[Example, ...]], int]:
+    import_first(reader)
+    tokenizer = load_tokenizer(reader.folder)
+    template = tokenizer.template(recipe.own_template() if own else None)
+    pairs = is_seq2seq(reader)
+    sets = {
+        name: tokenize_all(read_set(data, name), template, tokenizer, recipe.limits, pairs=pairs).examples
+        for name in SETS
+    }
+    return sets, tokenizer.padding_id
+
+
+def _estimate(subject: _Subject, device: Device | None, progress: Progress, *, fitted: bool) -> Estimate:
+    found: Measured | None = None
+    if device is None and subject.base is not None and subject.examples:
+        setting = _setting_here(subject.shape)
+        with step(progress, "Measuring this machine"):
+            found = _measure(subject, subject.recipe)
+        setting = replace(setting, dtype_bytes=4 if found.dtype == "float32" else 2, padded=found.padded)
+    elif device is None:
+        setting = _setting_here(subject.shape)
+    else:
+        setting = Setting(dtype_bytes=4 if subject.shape.seq2seq else 2, on_gpu=True, padded=True)
+    limit = int(device.memory_bytes) if device else _limit_here(setting)
+    case = Case(subject.shape, subject.recipe, setting, subject.rows, limit, subject.file_bytes)
+    way = fit(case) if fitted else None
+    if way and way.changes:
+        case = replace(case, recipe=way.recipe, rows=way.rows)
+        if found is not None:
+            with step(progress, "Measuring this machine as changed"):
+                found = _measure(subject, way.recipe)
+    return _described(subject, case, device, (found.rates if found else None, way))
+
+
+def _described(
+    subject: _Subject, case: Case, device: Device | None, chosen: tuple[Rates | None, Way | None]
+) -> Estimate:
+    rates, way = chosen
+    plan, memory, recomputes = judge(case)
+    notes = list(subject.notes)
+    here = f"this machine ({processor_name()}, {core_count()} cores)"
+    if rates is None:
+        used = device or _device_here()
+        rates = computed_rates(case.shape, case.recipe, plan, used, replace(case.setting, recomputes=recomputes))
+        notes.append(f"the time is computed, not measured: {EFFICIENCY:.0%} of {used.flop_per_s / 1e12:.1f} TFLOP/s")
+    compiled = device is None and compiles(case.shape, case.recipe, plan, replace(case.setting, recomputes=recomputes))
+    if compiled:
+        notes.append("the layers will be compiled: their time is taken from what that saves elsewhere")
+    fits = memory.peak <= case.room_bytes
+    return Estimate(
+        recipe=case.recipe,
+        machine=device.name if device else here,
+        measured=chosen[0] is not None,
+        limit_bytes=int(case.limit_bytes),
+        memory=memory,
+        disk=disk_bytes(case.shape, case.recipe),
+        plan=plan,
+        rows=case.rows,
+        times=times(plan, rates, compiled=compiled),
+        fits=fits,
+        recomputes=recomputes,
+        notes=tuple(notes),
+        ways=() if fits else tuple(_ways(case)),
+        way=way,
+    )
+
+
+def _ways(case: Case) -> list[Way]:
+    """Single measures, and last what makes it fit, if anything does."""
+    ways = single_ways(case)
+    try:
+        return [*ways, fit(case)]
+    except UnsupportedError:
+        return ways
+
+
+def _measure(subject: _Subject, recipe: Recipe) -> Measured:
+    if subject.base is None:
+        raise AssertionError("only a base that is here is measured")
+    sample = Sample(subject.base, subject.shape, subject.examples, subject.pad_id, subject.budget_s)
+    return measure(sample, recipe)
+
+
+def _setting_here(shape: Shape) -> Setting:
+    import torch
+
+    if torch.cuda.is_available():
+        half = 2 if torch.cuda.is_bf16_supported() else 4
+        return Setting(dtype_bytes=4 if shape.seq2seq else half, on_gpu=True, padded=True)
+    return Setting(padded=shape.refuses_flat, process_bytes=_process_bytes() + FIRST_STEP_BYTES)
+
+
+def _process_bytes() -> int:
+    import psutil
+
+    return max(LIBRARIES_BYTES, int(psutil.Process().memory_info().rss))
+
+
+def _limit_here(setting: Setting) -> int:
+    """What a run may take: of a GPU its free memory, else what is free and what this process already has."""
+    if not setting.on_gpu:
+        return available_memory_bytes() + setting.process_bytes
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0])
+
+
+def _device_here() -> Device:
+    """This machine by the rate of a large product; `EFFICIENCY` of it is what training is taken to reach."""
+    import time
+
+    import torch
+
+    size = 1536
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    left @ right
+    begin_s, rounds = time.perf_counter(), 4
+    for _ in range(rounds):
+        left @ right
+    rate = rounds * 2 * size**3 / (time.perf_counter() - begin_s)
+    return Device("this machine", 0, rate, 10e9)
+
+
+def lines(found: Estimate) -> list[str]:
+    """The estimate for a terminal."""
+    plan, memory, taken, recipe = found.plan, found.memory, found.times, found.recipe
+    rows = found.rows["train"]
+    lengths = [row.tokens for row in rows]
+    how = "measured" if found.measured else "computed, not measured"
+    effective = recipe.training.batch_size * recipe.training.accumulation
+    told = [
+        f"{recipe.name} on {found.machine}",
+        f"  rows      {len(rows):,} to train on, {sum(lengths) / len(lengths):.0f} tokens on average, "
+        f"{max(lengths):,} the longest; {len(found.rows['validation']):,} to validate, "
+        f"{len(found.rows['test']):,} to test",
+        f"  steps     {plan.steps:,} of {effective} rows, {plan.slots_per_step:,.0f} slots each; largest micro-batch "
+        f"{plan.largest.total:,} slots{', activations recomputed' if found.recomputes else ''}",
+        f"  memory    {readable_bytes(memory.peak)} at the peak; {readable_bytes(found.limit_bytes)} are there"
+        f"{'' if found.fits else ': IT DOES NOT FIT'}",
+        f"            {_parts(memory)}",
+        f"  disk      {', '.join(f'{name} {readable_bytes(size)}' for name, size in found.disk.items())}",
+        f"  time      {_span(taken.total_s)} in all ({how}): {_span(taken.epoch_s)} an epoch, "
+        f"{taken.step_s:.2f} s a step, evaluations {_span(taken.evaluation_s)}",
+    ]  # fmt: skip
+    told += [f"  note      {note}" for note in found.notes]
+    if found.way and found.way.changes:
+        lost = f"; {found.way.lost_rows:,} rows are lost" if found.way.lost_rows else ""
+        told.append(f"  changed   {' '.join(found.way.set_lines)}{lost}")
+    return told + _told_ways(found)
+
+
+def _told_ways(found: Estimate) -> list[str]:
+    if found.fits:
+        return []
+    told = ["  what takes less, the cheapest first:"]
+    for way in found.ways:
+        lost = f", {way.lost_rows:,} rows lost" if way.lost_rows else ""
+        fits = "  ← fits" if way.memory.peak <= found.limit_bytes * 0.95 else ""
+        told.append(f"            {readable_bytes(way.memory.peak):>8}  {' '.join(way.set_lines)}{lost}{fits}")
+    if not any(way.memory.peak <= found.limit_bytes * 0.95 for way in found.ways):
+        told.append("            nothing makes it fit: choose a smaller base.model or another machine")
+    return told
+
+
+def one_line(found: Estimate) -> str:
+    """The estimate in one line, for the first line of a run."""
+    fits = "" if found.fits else ", WHICH IS NOT THERE: see finetune estimate, or --fit"
+    disk = sum(size for name, size in found.disk.items() if name in ("adapter", "checkpoints"))
+    return (
+        f"memory {readable_bytes(found.memory.peak)} of {readable_bytes(found.limit_bytes)}{fits}; disk "
+        f"{readable_bytes(disk)}; {_span(found.times.total_s)} ({_span(found.times.epoch_s)} an epoch)"
+    )
+
+
+def as_json(found: Estimate) -> dict[str, Any]:
+    """The estimate's numbers; bytes and seconds."""
+    return {
+        "recipe": found.recipe.name,
+        "machine": found.machine,
+        "time_is": "measured" if found.measured else "computed",
+        "fits": found.fits,
+        "limit_bytes": found.limit_bytes,
+        "memory_bytes": found.memory.told(),
+        "disk_bytes": found.disk,
+        "steps": found.plan.steps,
+        "steps_per_epoch": found.plan.steps_per_epoch,
+        "rows": {name: len(rows) for name, rows in found.rows.items()},
+        "largest_micro_batch_slots": found.plan.largest.total,
+        "activations_recomputed": found.recomputes,
+        "total_s": found.times.total_s,
+        "epoch_s": found.times.epoch_s,
+        "step_s": found.times.step_s,
+        "evaluation_s": found.times.evaluation_s,
+        "notes": list(found.notes),
+        "changes": found.way.changes if found.way else {},
+        "ways": [
+            {"changes": way.changes, "peak_bytes": way.memory.peak, "lost_rows": way.lost_rows} for way in found.ways
+        ],
+    }
+
+
+def _parts(memory: Memory) -> str:
+    told = memory.told()
+    return ", ".join(f"{name} {readable_bytes(told[name])}" for name in
+                     ("process", "weights", "adapter", "optimizer", "activations"))  # fmt: skip
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

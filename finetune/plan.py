@@ -1,0 +1,110 @@
+"""What a run will compute, exactly: its steps, the slots of every micro-batch, its evaluations. No torch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from finetune.batches import Order, micro_batches
+from finetune.labels import IGNORED, Example, PairExample
+from finetune.memory import EVALUATED_TOKENS, Slots
+from finetune.recipe import Recipe
+
+PLANNED_STEPS = 20_000  # of longer runs the rest is taken to be like these
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tokens of a row: read, written (of a pair), scored."""
+
+    read: int
+    written: int
+    scored: int
+
+    @property
+    def tokens(self) -> int:
+        """As the loop counts them."""
+        return self.read + self.written
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The micro-batches of the steps that were planned, and what is evaluated."""
+
+    steps: int
+    steps_per_epoch: int
+    training: tuple[Slots, ...]
+    planned_steps: int
+    validation: tuple[Slots, ...]
+    test: tuple[Slots, ...]
+    evaluations: int
+
+    @property
+    def largest(self) -> Slots:
+        """The micro-batch that takes most memory."""
+        return max(self.training, key=lambda batch: batch.total)
+
+    @property
+    def evaluated(self) -> Slots:
+        """The largest batch of an evaluation."""
+        return max(self.validation + self.test, key=lambda batch: batch.total, default=Slots(0))
+
+    @property
+    def slots_per_step(self) -> float:
+        """Mean."""
+        return sum(batch.total for batch in self.training) / self.planned_steps
+
+
+def row_of(example: Example) -> Row:
+    """The counts of an example."""
+    if isinstance(example, PairExample):
+        return Row(len(example.input_ids), len(example.labels), len(example.labels))
+    return Row(len(example.input_ids), 0, sum(label != IGNORED for label in example.labels[1:]))
+
+
+def make_plan(recipe: Recipe, sets: dict[str, list[Row]], *, padded: bool) -> Plan:
+    """The plan for the rows of train, validation and test."""
+    training, rows = recipe.training, sets["train"]
+    lengths = [row.tokens for row in rows]
+    wish = training.group_by_length
+    order = Order(
+        lengths, training.batch_size * training.accumulation, training.seed, grouped=padded if wish == "auto" else wish
+    )
+    steps = training.max_steps or math.ceil(training.epochs * order.steps_per_epoch)
+    budget = training.batch_tokens or training.batch_size * max(lengths)
+    planned = min(steps, PLANNED_STEPS)
+    cut = (micro_batches(order.rows(step), lengths, budget, padded=padded) for step in range(planned))
+    return Plan(
+        steps=steps,
+        steps_per_epoch=order.steps_per_epoch,
+        training=tuple(slots([rows[row] for row in batch], padded=padded) for step in cut for batch in step),
+        planned_steps=planned,
+        validation=_evaluation(sets["validation"], padded=padded),
+        test=_evaluation(sets["test"], padded=padded),
+        evaluations=min(training.evaluations, steps),
+    )
+
+
+def slots(rows: Sequence[Row], *, padded: bool) -> Slots:
+    """What is computed for a micro-batch."""
+    read, written, scored = ([getattr(row, name) for row in rows] for name in ("read", "written", "scored"))
+    if padded:
+        return Slots(len(rows) * max(read), len(rows) * max(written), len(rows), sum(scored))
+    return Slots(sum(read), sum(written), len(rows), sum(scored))
+
+
+def _evaluation(rows: Sequence[Row], *, padded: bool) -> tuple[Slots, ...]:
+    cut = micro_batches(range(len(rows)), [row.tokens for row in rows], EVALUATED_TOKENS, padded=padded)
+    return tuple(slots([rows[row] for row in batch], padded=padded) for batch in cut)
+
+
+def assumed_rows(recipe: Recipe, count: int) -> dict[str, list[Row]]:
+    """As many rows of the longest length as were published, where the rows themselves are not here."""
+    longest, written = recipe.base.max_tokens, recipe.base.max_target_tokens or 0
+    rows = iter([Row(longest, written, written or longest)] * count)
+    held_out = min(count // 10, 200)
+    return {
+        "validation": list(islice(rows, held_out)),
+        "test": list(islice(rows, held_out)),
+        "train": list(rows),
+    }
