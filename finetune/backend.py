@@ -46,6 +46,9 @@ def _load(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], 
     kind = seq2seq if is_seq2seq(base) else decoder
     longest = max(len(example.input_ids) for example in examples)
     model, checkpointing = kind.load_model(base, recipe, longest)
+    beginning = None
+    if recipe.lora.changes_base:
+        beginning = {name: each.detach().cpu().clone() for name, each in model.named_parameters() if each.requires_grad}
     release_memory()  # what reading and quantising the weights left behind
     forward = choose(model, pad_id, examples)
     compiled = False
@@ -58,7 +61,7 @@ def _load(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], 
             fuse(model)
     if processes.sharded:
         shard(model)
-    return Trainable(model, forward, checkpointing, compiled, processes)
+    return Trainable(model, forward, checkpointing, compiled, processes, beginning)
 
 
 def _flop(model: Any, recipe: Recipe, examples: Sequence[Example]) -> float:

@@ -28,6 +28,11 @@ def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bo
         )
     except (ImportError, NotImplementedError) as error:
         raise UnsupportedError(f"{base.name} cannot be loaded for training here: {error}") from error
+    if recipe.base.load_in_4bit and not getattr(model, "is_loaded_in_4bit", False):
+        raise UnsupportedError(  # unsloth goes on in 16 bit, which takes four times the memory
+            f"{base.name} cannot be held in 4 bit here: its layers are too narrow, or bitsandbytes does not work on "
+            "this processor. Set base.load_in_4bit=false."
+        )
     check_targets(model, recipe)
     set_seed(recipe.training.seed)
     checkpointing = needs_checkpointing(model, recipe, longest_tokens)

@@ -1,6 +1,7 @@
 """What goes into a run: recipe, base, tokenizer, template and tokenised rows, and how a later call knows them again."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from finetune.data.prepare import Summary, read_set
 from finetune.labels import Tokenized, tokenize_all
 from finetune.recipe import Recipe
 from gladstone.artifacts import sha256_path, whole_file, write_text
-from gladstone.basemodel import Base, resolve_base
-from gladstone.errors import DataError
+from gladstone.basemodel import Base, check_weights, resolve_base
+from gladstone.errors import DataError, UnsupportedError
 from gladstone.host import installed_versions
 from gladstone.progress import Progress, step
 from gladstone.template import ChatTemplate
@@ -27,6 +28,7 @@ from gladstone.tokenizer import TOKENIZER_FILES, FolderTokenizer, load_tokenizer
 # of a recipe, what may differ between the calls of one run: none of it changes how it is trained
 FREE_FIELDS = ("description", "hub", "training.checkpoint_minutes", "training.checkpoint_steps",
                "training.keep_checkpoints", "training.report_to", "training.final")  # fmt: skip
+_CONTROL = re.compile(r"<\|[^|<>\s{}]+\|>")  # how most vocabularies write a token that is no text
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,20 @@ class Inputs:
 def read_inputs(recipe: Recipe, out: Path, progress: Progress, summary: Summary) -> Inputs:
     """Load and tokenise. Raises DataError if the rows do not fill a step, and whatever its parts raise."""
     base = resolve_base(recipe.base.model, progress)
+    check_weights(base)
+    if recipe.base.load_in_4bit and is_seq2seq(base):
+        raise UnsupportedError(f"{base.name}: encoder and decoder are trained in float32; set base.load_in_4bit=false.")
     with step(progress, "Loading the tokenizer and the rows"):
         import_first(base)
         tokenizer = load_tokenizer(base.folder)
         template = tokenizer.template(recipe.own_template())
+        if recipe.base.chat_template is not None:  # a base's own may spell them out, as TinyLlama's does
+            _check_vocabulary(template, tokenizer)
         sets = _tokenize(out / "data", template, tokenizer, (recipe, base))
         progress.update(None, _hits(sets, recipe.base.max_tokens))
+    for name, tokenized in sets.items():
+        if not any(example.target_tokens for example in tokenized.examples):
+            raise DataError(f"no token of the {name} rows is scored: nothing can be learnt or measured from them.")
     rows, per_step = len(sets["train"].examples), recipe.training.batch_size * recipe.training.accumulation
     if per_step > rows:
         raise DataError(
@@ -79,6 +89,17 @@ def read_inputs(recipe: Recipe, out: Path, progress: Progress, summary: Summary)
     inputs = Inputs(out, recipe, base, tokenizer, template, sets, summary)
     inputs.parents  # noqa: B018 - hashed now, whatever becomes of the files while training
     return inputs
+
+
+def _check_vocabulary(template: ChatTemplate, tokenizer: FolderTokenizer) -> None:
+    named = sorted(set(_CONTROL.findall(template.source)))
+    lacking = [text for text in named if len(tokenizer.encode(text)) != 1]
+    if lacking:
+        raise DataError(
+            f"base.chat_template: it names {', '.join(lacking)}, which the base's vocabulary lacks: the model would "
+            "learn them letter by letter, and nothing would end its answers. Choose a template of this model's "
+            "kind, or template:question-answer."
+        )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

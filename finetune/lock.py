@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gladstone.errors import ArtifactError
@@ -33,7 +33,19 @@ def held(log: Path) -> Iterator[None]:
                     "another folder with --out."
                 ) from None
             file.write(f"this folder cannot be locked against a second process: {error.strerror}\n".encode())
-        yield
+        try:
+            yield
+        except BaseException:
+            _leave_nothing(log)
+            raise
+
+
+def _leave_nothing(log: Path) -> None:
+    """Remove an empty log, and its folder if there is nothing else in it: a run that failed before it began."""
+    if log.stat().st_size == 0:
+        with suppress(OSError):
+            log.unlink()
+            log.parent.rmdir()
 
 
 def _lock(descriptor: int) -> None:

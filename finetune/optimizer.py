@@ -19,16 +19,15 @@ def make_optimizer(model: Any, training: TrainingSection) -> Any:
     try:
         arguments = TrainingArguments(
             output_dir=".",  # nothing is written: only the optimizer's class and settings are asked for
-            optim=training.optimizer,
+            optim=training.optimizer if training.optimizer.startswith("adamw_torch") else "adamw_torch",
             learning_rate=training.learning_rate,
             weight_decay=training.weight_decay,
             use_cpu=model.device.type == "cpu",
             report_to="none",
         )
         if not training.optimizer.startswith("adamw_torch"):  # there unsloth chooses the faster of equals
-            arguments.optim = OptimizerNames(
-                training.optimizer
-            )  # elsewhere it takes another one, since 8 bit needed a GPU once
+            # elsewhere it silently takes another one on a CPU, where bitsandbytes works by now
+            arguments.optim = OptimizerNames(training.optimizer)
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         settings["weight_decay"] = training.weight_decay
         if training.loraplus_ratio is not None:
@@ -49,7 +48,7 @@ def learning_rates(training: TrainingSection, steps: int) -> Callable[[int], flo
     import torch
     from transformers import get_scheduler
 
-    unused = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    unused = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=training.learning_rate)
     schedule = get_scheduler(
         training.schedule,
         unused,

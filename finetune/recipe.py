@@ -3,6 +3,7 @@
 A field's help text is its `description`; it is written here and nowhere else.
 """
 
+import difflib
 import json
 from importlib import resources
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any, Literal, TypeGuard, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from finetune.combinations import impossible
 from finetune.data.section import DataSection
 from finetune.labels import Limits, LongRows
 from gladstone.config import Config, apply_overrides, build_config, read_yaml
-from gladstone.errors import ConfigError
+from gladstone.errors import ConfigError, listed
 
 TEMPLATE_PREFIX = "template:"
 DEFAULT_RECIPE = "smollm2-135m-medical"
@@ -222,7 +224,11 @@ def load_recipe(recipe: str | None, overrides: list[str], data: tuple[str, str] 
     changed = apply_overrides(values, overrides)
     if _base_name(changed) != _base_name(values):
         changed.pop("hub", None)  # the facts are about the file's own base
-    return build_config(Recipe, changed, f"recipe {path.name}")
+    made = build_config(Recipe, changed, f"recipe {path.name}")
+    problems = impossible(made)
+    if problems:
+        raise ConfigError(listed(f"recipe {path.name}", problems))
+    return made
 
 
 def _base_name(values: dict[str, Any]) -> Any:
@@ -236,7 +242,9 @@ def _find(recipe: str) -> Path:
     path = Path(recipe).expanduser()
     if path.is_file():
         return path
-    raise ConfigError(f"no recipe {recipe!r}: neither a file nor one of {', '.join(recipe_names())}.")
+    near = difflib.get_close_matches(recipe, recipe_names(), n=1)
+    suggestion = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"no recipe {recipe!r}: neither a file nor one of {', '.join(recipe_names())}.{suggestion}")
 
 
 def _recipe_folder() -> Path:

@@ -111,6 +111,7 @@ def _follow(recipe: Recipe, out: Path, options: Options, processes: Processes) -
 
 def _check_unfinished(out: Path) -> None:
     if is_finished(out):
+        shutil.rmtree(out / checkpoints.FOLDER, ignore_errors=True)  # of a process killed right behind its manifest
         raise ArtifactError(f"{out}: already holds a finished run. Choose another folder with --out, or remove it.")
 
 

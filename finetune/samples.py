@@ -30,6 +30,8 @@ def _prompt(example: Example, decode: Callable[[list[int]], str]) -> Prompt | No
         asked, answer = list(example.input_ids), list(example.labels)
     else:
         scored = [at for at, label in enumerate(example.labels) if label != IGNORED]
+        if not scored:
+            return None
         begin = scored[0]
         asked, answer = list(example.input_ids[:begin]), [example.labels[at] for at in scored]
     if len(asked) < 2:

@@ -6,6 +6,7 @@ Everything that the libraries print goes to the run's log.
 import ctypes
 import gc
 import json
+import math
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -33,6 +34,7 @@ class Trainable:
     checkpointing: bool
     compiled: bool = False
     processes: Processes = ALONE
+    beginning: dict[str, Any] | None = None  # the untrained adapter, where it was taken out of the base
 
     @property
     def device_kind(self) -> str:
@@ -91,18 +93,40 @@ def _keep_freed_memory() -> None:
 
 
 def save_adapter(trainable: Trainable, base_name: str, folder: Path) -> None:
-    """Write the adapter as safetensors; its config names the base as the recipe does, not this machine's path."""
+    """Write the adapter as safetensors; its config names the base as the recipe does, not this machine's path.
+
+    One that was begun with a part of the base (PiSSA, OLoRA) is written as its difference from that beginning, of twice
+    the rank, so that it fits the base as everyone has it.
+    """
     from safetensors import SafetensorError
 
     try:
         trainable.model.save_pretrained(folder, safe_serialization=True)
+        (folder / "README.md").unlink(missing_ok=True)
+        path = folder / "adapter_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = base_name
+        if trainable.beginning is not None:
+            config |= _save_difference(trainable.beginning, config, folder / "adapter_model.safetensors")
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except SafetensorError as error:  # how a full disk shows itself there
         raise OSError(str(error)) from error
-    (folder / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base_name
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _save_difference(beginning: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """B A - B₀ A₀ as one product of twice the rank; returns the settings that keep its scale."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    for name, before in beginning.items():
+        saved = name.replace(".default.", ".")
+        first = ".lora_A." in name
+        parts = [tensors[saved], before.to(tensors[saved]) * (1 if first else -1)]
+        tensors[saved] = torch.cat(parts, dim=0 if first else 1).contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+    scale = math.sqrt(2) if config["use_rslora"] else 2
+    return {"r": 2 * config["r"], "lora_alpha": scale * config["lora_alpha"], "init_lora_weights": True}
 
 
 def check_targets(model: Any, recipe: Recipe) -> None:

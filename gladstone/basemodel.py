@@ -48,6 +48,24 @@ def resolve_base(name: str, progress: Progress) -> Base:
     return Base(name, folder, fingerprint(folder))
 
 
+def check_weights(base: Base) -> None:
+    """Raises ArtifactError if a weights' file is missing or cut short; reads their headers only."""
+    folder = base.folder
+    index = _json(folder / "model.safetensors.index.json") or {}
+    listed = index.get("weight_map")
+    shards = set(listed.values()) if isinstance(listed, dict) else set()
+    missing = sorted(shard for shard in shards if not (folder / str(shard)).is_file())
+    if missing:
+        raise ArtifactError(f"{folder}: lacks {', '.join(missing)}: its download is not finished.")
+    for path in sorted(folder.glob("*.safetensors")):
+        expected = _length_in_header(path)
+        if expected != path.stat().st_size:
+            raise ArtifactError(
+                f"{path}: damaged: {path.stat().st_size:,} bytes"
+                + (f", its header says {expected:,}." if expected else " that are no safetensors.")
+            )
+
+
 def find_base(name: str, progress: Progress) -> Base | None:
     """As `resolve_base`, but nothing is fetched: None for a Hub id whose model is not in the local cache."""
     if (
@@ -224,16 +242,42 @@ def _download(name: str, progress: Progress) -> Path:
 
 def _check_folder(name: str, folder: Path) -> None:
     """Raises ConfigError if the folder is not a model with safetensors weights and a tokenizer."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None
-    if not isinstance(config, dict) or "model_type" not in config:
+    adapters = [each for each in (folder, folder / "adapter") if (each / "adapter_config.json").is_file()]
+    config = _json(folder / "config.json")
+    if config is None and adapters:
+        of = (_json(adapters[0] / "adapter_config.json") or {}).get("base_model_name_or_path", "an unnamed model")
+        raise ConfigError(
+            f"base.model: {name!r} is no model but an adapter of {of}. Give {of} to train another adapter of it, or "
+            "export this one first and give the merged model."
+        )
+    if config is None or "model_type" not in config:
         raise ConfigError(f"base.model: {name!r} is not a model folder: it has no usable config.json.")
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(f"base.model: {name!r} holds no .safetensors weights (pickled weights are never loaded).")
     if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "spiece.model")):
         raise ConfigError(f"base.model: {name!r} holds no tokenizer.")
+
+
+def _length_in_header(path: Path) -> int | None:
+    """How long a safetensors file is by its own header; None if that is none."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if 8 + length > path.stat().st_size:
+            return None
+        try:
+            tensors = json.loads(file.read(length))
+            ends = [each["data_offsets"][1] for name, each in tensors.items() if name != "__metadata__"]
+            return 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+            return None
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _edges(path: Path, sample_bytes: int = 1 << 20) -> bytes:

@@ -51,21 +51,21 @@ class Phase:
 
     def trace(self) -> None:
         """Note in the child what it is at."""
-        from finetune import checkpoint, inputs, journal, loop, run
+        from finetune import checkpoint, journal, loop, run, session
         from finetune.evaluation import Judge
 
         self.name = "preparing"
-        self._wrap(run, "load_trainable", "loading")
-        self._wrap(run, "measure_loss", "measuring")
+        self._wrap(session, "load_trainable", "loading")
+        self._wrap(session, "measure_loss", "measuring")
         self._wrap(loop.Loop, "run", "training")
         self._wrap(journal.Journal, "_write", "noting")
         self._wrap(Judge, "judge", "evaluating")
         self._wrap(checkpoint, "save", "saving")
         self._wrap(checkpoint, "prune", "pruning")
-        self._wrap(run, "_save_adapter", "saving the adapter")
+        self._wrap(session, "_save_adapter", "saving the adapter")
         self._wrap(run, "_finish", "finishing")
         self._wrap(run, "write_manifest", "finishing", "tidying")
-        self._wrap(inputs, "write_inputs", "preparing")
+        self._wrap(run, "write_inputs", "preparing")
 
     def _wrap(self, owner: Any, name: str, phase: str, after: str | None = None) -> None:
         call: Callable[..., Any] = getattr(owner, name)

@@ -73,7 +73,7 @@ def test_a_recipe_with_three_mistakes_tells_all_three(tmp_path: Path) -> None:
     assert sorted(lines[1:]) == [
         "  - data.tests: unknown field (did you mean 'test'?).",
         "  - lora.rank: expected greater than 0, found 0.",
-        "  - training.schedule: expected 'linear', 'cosine', 'constant' or 'constant_with_warmup', found 'steep'.",
+        "  - training.schedule: expected 'linear', 'cosine', 'cosine_with_restarts', 'cosine_with_min_lr', 'polynomial', 'inverse_sqrt', 'warmup_stable_decay', 'constant' or 'constant_with_warmup', found 'steep'.",
     ]
 
 
@@ -122,7 +122,7 @@ def test_a_disk_without_room_is_told_before_any_work(small_disk: Path, rows_file
     out = small_disk / "out"
     message = refused(finetune("run", "--data", rows_file, "--out", out))
     assert message == (
-        f"{out}: no space: the adapter, the tokenizer and the plots needs 300.0 MB, 1.0 MB are free. "
+        f"{out}: no space: the adapter, its checkpoints, the tokenizer and the plots needs 300.0 MB, 1.0 MB are free. "
         "Free some space or choose another folder with --out."
     )
 

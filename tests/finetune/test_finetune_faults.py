@@ -171,6 +171,18 @@ def test_a_second_process_in_the_same_folder_is_refused_and_the_first_goes_on(
     assert outcome(out) == unbroken
 
 
+def test_a_run_killed_right_behind_its_manifest_is_finished_and_tidied_up(
+    server: Server, recipe: Path, unbroken: tuple[Any, ...], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(recipe.parent / "unbroken", out)
+    (out / "checkpoints" / "step-00000010").mkdir(parents=True)
+    message = error_of(server.run("run", recipe, "--out", out, "--resume"))
+    assert message.startswith(f"Error: {out}: already holds a finished run. ")
+    assert not (out / "checkpoints").exists()
+    assert outcome(out) == unbroken
+
+
 def test_a_folder_that_cannot_be_written_to_is_told(server: Server, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     message = error_of(server.run("run", recipe, "--out", tmp_path / "file" / "out"))
@@ -272,7 +284,7 @@ def test_where_the_time_is_too_short_to_measure_and_save_the_end_the_next_call_d
     server: Server, recipe: Path, unbroken: tuple[Any, ...], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    before = "import finetune.run as r; r.PLOTTING_S = 3600.0"
+    before = "import finetune.session as r; r.PLOTTING_S = 3600.0"
     code, printed, told = server.run("run", recipe, "--out", out, "--max-hours", 0.5, before=before)
     assert code == 0, told
     assert printed.startswith(
@@ -413,7 +425,7 @@ def test_an_update_that_does_not_fit_is_no_step_to_be_made_again(server: Server,
 def test_damaged_weights_of_the_base_are_told_before_the_first_step(
     server: Server, recipe: Path, tmp_path: Path
 ) -> None:
-    before = "from finetune import evaluation\nimport finetune.run as r\nreal = r.load_trainable\ndef spoilt(*a):\n    made = real(*a)\n    next(made.model.parameters()).data.fill_(float('nan'))\n    return made\nr.load_trainable = spoilt"
+    before = "from finetune import evaluation\nimport finetune.session as r\nreal = r.load_trainable\ndef spoilt(*a):\n    made = real(*a)\n    next(made.model.parameters()).data.fill_(float('nan'))\n    return made\nr.load_trainable = spoilt"
     message = error_of(server.run("run", recipe, "--out", tmp_path / "out", before=before))
     assert re.fullmatch(
         r"Error: the held-out loss is nan: .*/base computes no probabilities .* weights damaged\?\n", message
@@ -438,7 +450,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing_half(
     server: Server, recipe: Path, unbroken: tuple[Any, ...], tmp_path: Path, moment: str
 ) -> None:
     out, mark = tmp_path / "out", tmp_path / "mark"
-    child = server.start("run", recipe, "--out", out, before=slowed(f"finetune.run:{moment}", mark))
+    child = server.start("run", recipe, "--out", out, before=slowed(f"finetune.session:{moment}", mark))
     child.wait_until(mark.exists).send(signal.SIGINT)
     assert child.wait() == 130, child.told
     assert "Traceback" not in child.told
@@ -478,7 +490,7 @@ MOMENTS = {
     "a step": ("finetune.loop:Loop._attempt", 3),
     "a validation": ("finetune.evaluation:measure_loss", 1),
     "a checkpoint": ("finetune.checkpoint:write_manifest", 2),
-    "the end's measurement": ("finetune.run:measure_loss", 2),
+    "the end's measurement": ("finetune.session:measure_loss", 2),
 }
 
 
@@ -512,7 +524,9 @@ def test_a_signal_while_the_adapter_is_saved_does_not_stop_the_last_second_of_th
     server: Server, recipe: Path, unbroken: tuple[Any, ...], tmp_path: Path
 ) -> None:
     out, mark = tmp_path / "out", tmp_path / "mark"
-    child = server.start("run", recipe, "--out", out, before=slowed("finetune.run:_save_adapter", mark, seconds=0.5))
+    child = server.start(
+        "run", recipe, "--out", out, before=slowed("finetune.session:_save_adapter", mark, seconds=0.5)
+    )
     child.wait_until(mark.exists).send(signal.SIGINT)
     assert child.wait() == 0, child.told
     assert outcome(out) == unbroken
@@ -547,7 +561,7 @@ def test_sigterm_while_loading_ends_the_process_and_leaves_nothing_half(
     server: Server, recipe: Path, unbroken: tuple[Any, ...], tmp_path: Path
 ) -> None:
     out, mark = tmp_path / "out", tmp_path / "mark"
-    child = server.start("run", recipe, "--out", out, before=slowed("finetune.run:load_trainable", mark))
+    child = server.start("run", recipe, "--out", out, before=slowed("finetune.session:load_trainable", mark))
     child.wait_until(mark.exists).send(signal.SIGTERM)
     assert child.wait() == -signal.SIGTERM
     assert not (out / "manifest.json").exists()
@@ -556,3 +570,40 @@ def test_sigterm_while_loading_ends_the_process_and_leaves_nothing_half(
     code, _, told = server.run("run", recipe, "--out", out)
     assert code == 0, told
     assert outcome(out) == unbroken
+
+
+NO_4_BIT = "import unsloth_zoo.cpu.loader as l; l.cpu_bnb_4bit_supported = lambda *a: False"
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+def test_where_4_bit_does_not_work_the_base_is_not_held_in_16_bit_unasked(
+    server: Server, recipe: Path, tmp_path: Path
+) -> None:
+    options = ("--out", tmp_path / "out", "--set", "base.load_in_4bit=true")
+    message = error_of(server.run("run", recipe, *options, before=NO_4_BIT))
+    assert re.match(r"Error: .*/base cannot be held in 4 bit here: .* Set base\.load_in_4bit=false\.\n", message)
+
+
+def test_a_template_whose_tokens_the_vocabulary_lacks_is_refused(server: Server, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "chatml.jinja").write_text(CHATML)
+    options = ("--out", tmp_path / "out", "--set", f"base.chat_template={tmp_path}/chatml.jinja")
+    message = error_of(server.run("run", recipe, *options))
+    assert message.startswith(
+        "Error: base.chat_template: it names <|im_end|>, <|im_start|>, which the base's vocabulary lacks: "
+    )
+    assert not (tmp_path / "out" / "recipe.yaml").exists()
+
+
+def test_rows_that_have_changed_are_refused_with_all_that_differs(
+    server: Server, recipe: Path, stopped: Path, tmp_path: Path
+) -> None:
+    out = stopped_copy(stopped, tmp_path)
+    other = write_rows_file(
+        tmp_path / "rows.jsonl", [{"question": f"Number {n}?", "answer": "Yes."} for n in range(40)]
+    )
+    options = ("--data", other, "--set", "lora.rank=4", "--set", "training.checkpoint_steps=7")
+    message = error_of(server.run("run", recipe, "--out", out, "--resume", *options))
+    assert message.startswith(f"Error: {out}: the run was begun with other settings, and cannot go on with these. ")
+    for told in ("lora.rank: 8 before, 4 now", "data.sources: ", "rows:train has changed"):
+        assert f"\n  - {told}" in message
+    assert "checkpoint_steps" not in message

@@ -135,6 +135,7 @@ report([sys.argv[1]], Path(sys.argv[2]), first=5, resume=True)
 @pytest.mark.slow
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
 def test_a_tracker_keeps_every_figure_here_and_reaches_for_no_network(offline: Path, tracker: str) -> None:
+    pytest.importorskip(tracker, reason="the extra trackers is not installed")
     # a process of its own: both leave threads, and W&B a service, behind
     done = subprocess.run(
         [sys.executable, "-c", CHILD, tracker, str(offline / "out")],
@@ -149,6 +150,7 @@ def test_a_tracker_keeps_every_figure_here_and_reaches_for_no_network(offline: P
 
 @pytest.mark.slow
 def test_both_calls_of_a_broken_run_are_one_run_of_wandb(offline: Path) -> None:
+    pytest.importorskip("wandb", reason="the extra trackers is not installed")
     (offline / "out").mkdir()
     subprocess.run(
         [sys.executable, "-c", CHILD, "wandb", str(offline / "out")],
@@ -205,6 +207,7 @@ def test_a_missing_package_is_refused_with_its_installation(monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_wandb_without_a_key_is_refused_before_it_could_ask(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra trackers is not installed")
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(offline / "netrc"))

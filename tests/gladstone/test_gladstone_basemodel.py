@@ -3,11 +3,21 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gladstone.artifacts import Manifest, record_file, sha256_file, write_manifest
-from gladstone.basemodel import EMBEDDED, embedded_folder, embedded_gguf, fingerprint, resolve_base, write_bpe_tokenizer
+from gladstone.basemodel import (
+    EMBEDDED,
+    Base,
+    check_weights,
+    embedded_folder,
+    embedded_gguf,
+    fingerprint,
+    resolve_base,
+    write_bpe_tokenizer,
+)
 from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
 from gladstone.gguf import read_header
 from gladstone.llama import Model
@@ -168,6 +178,53 @@ def test_a_hub_id_without_a_network_says_quickly_how_to_bring_a_local_copy() -> 
         "base.model: 'no-such-owner/no-such-model' is not in the local cache and the Hub cannot be reached ("
     )
     assert str(caught.value).endswith("Without a network, give the path of a folder that holds the model.")
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["adapter folder", "run folder"])
+def test_an_adapter_is_refused_with_the_name_of_its_base(tmp_path: Path, inside: bool) -> None:
+    adapter = tmp_path / "adapter" if inside else tmp_path
+    adapter.mkdir(exist_ok=True)
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/model"}))
+    with pytest.raises(ConfigError, match="is no model but an adapter of owner/model"):
+        resolve_base(str(tmp_path), Silent())
+
+
+def weights_of(header: dict[str, Any], data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+WHOLE = weights_of(
+    {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "__metadata__": {"format": "pt"}}, bytes(8)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (WHOLE[:-1], r"damaged: \d+ bytes, its header says \d+\."),
+        (WHOLE + b"x", r"damaged: \d+ bytes, its header says \d+\."),
+        (WHOLE[:20], r"damaged: 20 bytes that are no safetensors\."),
+        (b"", r"damaged: 0 bytes that are no safetensors\."),
+        (b"\x80\x04" + bytes(100), r"damaged: 102 bytes.*"),
+        ((10**6).to_bytes(8, "little") + b"[" * 10**6, r"damaged: 1,000,008 bytes that are no safetensors\."),
+        (weights_of({"w": {"dtype": "F32"}}, b""), r"damaged: \d+ bytes that are no safetensors\."),
+        (weights_of({"w": {"data_offsets": ["a", "b"]}}, b""), r"damaged: \d+ bytes that are no safetensors\."),
+    ],
+)
+def test_damaged_weights_are_told_before_they_are_loaded(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"/model\.safetensors: {message}"):
+        check_weights(Base("mine", tmp_path, ""))
+
+
+def test_whole_weights_pass_and_a_missing_shard_is_named(tmp_path: Path) -> None:
+    (tmp_path / "one.safetensors").write_bytes(WHOLE)
+    check_weights(Base("mine", tmp_path, ""))
+    index = {"weight_map": {"w": "one.safetensors", "v": "two.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ArtifactError, match=r": lacks two\.safetensors: its download is not finished\."):
+        check_weights(Base("mine", tmp_path, ""))
 
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path: Path) -> None:

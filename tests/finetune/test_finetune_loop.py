@@ -1,0 +1,262 @@
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune import checkpoint as checkpoints
+from finetune.evaluation import Judge
+from finetune.journal import Journal, StepStats
+from finetune.labels import IGNORED, TokenizedExample
+from finetune.loop import Ended, Loop
+from finetune.recipe import Recipe
+from finetune.stopping import Interruption, Limits
+from finetune.watching import Watcher
+from gladstone.errors import ArtifactError, DataError, UnsupportedError
+from tests.families import write_family
+from tests.finetune.looped import loop_over
+from tests.finetune.resumed import CASES, Case, Subject, load_case, trained
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    work = tmp_path_factory.mktemp("loop")
+    return load_case(Case(), write_family("llama3", work / "base"), work)
+
+
+@pytest.fixture
+def subject(loaded: Subject) -> Subject:
+    loaded.set_back()
+    return loaded
+
+
+def changed(subject: Subject, **training: Any) -> Recipe:
+    """The subject's recipe with other settings of the training."""
+    section = subject.recipe.training.model_copy(update=training)
+    return subject.recipe.model_copy(update={"training": section})
+
+
+def ended(loop: Loop) -> Ended:
+    try:
+        return loop.run()
+    finally:
+        loop.close()
+
+
+def test_a_loss_without_progress_ends_the_training_after_as_many_validations(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter([3.0, 2.0, 2.5, 2.1, 1.0])
+    monkeypatch.setattr("finetune.evaluation.measure_loss", lambda *a, **k: next(told))
+    recipe = changed(subject, max_steps=10, evaluations=10, patience=2)
+    found = ended(loop_over(subject.trainable, subject.examples, recipe, tmp_path))
+    assert found.reason == ""
+    assert found.history.validation == [(1, 3.0), (2, 2.0), (3, 2.5), (4, 2.1)]
+    assert len(found.history.steps) == 4
+    assert found.history.best == (2, 2.0)
+
+
+def test_going_back_to_the_best_step_puts_its_tensors_in_place(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    told = iter([3.0, 2.0, 2.5, 2.6])
+    at_best: list[dict[str, Any]] = []
+
+    def measured(*arguments: Any, **named: Any) -> float:
+        loss = next(told)
+        if loss == 2.0:
+            at_best.append(trained(subject))
+        return loss
+
+    monkeypatch.setattr("finetune.evaluation.measure_loss", measured)
+    recipe = changed(subject, max_steps=8, evaluations=4, checkpoint_steps=1)
+    loop = loop_over(subject.trainable, subject.examples, recipe, tmp_path)
+    ended(loop)
+    assert not all(torch.equal(value, trained(subject)[name]) for name, value in at_best[0].items())
+    loop.go_back(tmp_path, 4)
+    assert all(torch.equal(value, trained(subject)[name]) for name, value in at_best[0].items())
+
+
+def test_an_exploding_loss_is_told_with_the_rows_of_the_last_step(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Loop._attempt
+
+    def exploding(self: Loop, rows: Any, number: int, begin_s: float) -> StepStats:
+        stats = real(self, rows, number, begin_s)
+        return dataclasses.replace(stats, loss_nats_per_token=stats.loss_nats_per_token if number < 12 else 99.0)
+
+    monkeypatch.setattr(Loop, "_attempt", exploding)
+    loop = loop_over(subject.trainable, subject.examples, changed(subject, max_steps=40), tmp_path)
+    with pytest.raises(DataError) as caught:
+        ended(loop)
+    assert re.fullmatch(
+        r"the loss has exploded: \d\.\d\d nats in the first 10 steps, \d+\.\d\d in those up to step \d+, where guessing "
+        r"gives 6\.\d\d\. Lower training\.learning_rate\. The last step's rows: rows\.jsonl:\d+(, rows\.jsonl:\d+)*\.",
+        str(caught.value),
+    )
+
+
+@pytest.mark.parametrize("frozen", ["no parameter wants a gradient", "gradients are zero"])
+def test_a_training_that_learns_nothing_is_an_error_at_its_first_step(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: str
+) -> None:
+    loop = loop_over(subject.trainable, subject.examples, subject.recipe, tmp_path)
+    if frozen == "gradients are zero":
+        monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda parameters, norm: 0.0)
+    else:
+        monkeypatch.setattr(
+            subject.trainable.forward, "loss", lambda batch, divisor: __import__("torch").tensor(2.0), raising=False
+        )
+    with pytest.raises(DataError, match=r"step 1 has no gradient: nothing would be learnt\."):
+        ended(loop)
+    assert loop.history.steps == []
+
+
+def test_a_row_without_a_scored_token_among_others_is_no_error(subject: Subject, tmp_path: Path) -> None:
+    silent = TokenizedExample((5, 6, 7), (IGNORED,) * 3)
+    examples = [*subject.examples[:3], silent]
+    found = ended(loop_over(subject.trainable, examples, changed(subject, max_steps=2), tmp_path))
+    assert len(found.history.steps) == 2
+
+
+class Raising(Watcher):
+    def on_step(self, stats: StepStats, total: int) -> None:
+        if stats.step == 2:
+            raise RuntimeError("enough")
+
+
+def test_what_a_watcher_raises_ends_the_training_after_a_checkpoint(subject: Subject, tmp_path: Path) -> None:
+    loop = loop_over(subject.trainable, subject.examples, subject.recipe, tmp_path, watchers=[Raising()])
+    with pytest.raises(RuntimeError, match="enough"):
+        ended(loop)
+    found = checkpoints.newest_whole(tmp_path, pytest.fail)
+    assert found is not None
+    assert found[0].step == 2
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(subject: Subject, tmp_path: Path) -> None:
+    recipe = changed(subject, max_steps=1)
+    ended(loop_over(subject.trainable, subject.examples, recipe, tmp_path))
+    found = checkpoints.newest_whole(tmp_path, pytest.fail)
+    assert found is not None
+    name = next(iter(found[0].trained))
+    for trained_tensors in (
+        {key: value for key, value in found[0].trained.items() if key != name},
+        found[0].trained | {name: found[0].trained[name][:1]},
+    ):
+        other = dataclasses.replace(found[0], trained=trained_tensors)
+        with pytest.raises(ArtifactError, match="the checkpoint is of an adapter with other layers"):
+            loop_over(subject.trainable, subject.examples, recipe, tmp_path, found=other)
+
+
+@pytest.mark.parametrize("part", ["optimizer", "random"])
+def test_a_checkpoint_that_does_not_fit_is_told(subject: Subject, tmp_path: Path, part: str) -> None:
+    import torch
+
+    recipe = changed(subject, max_steps=1)
+    ended(loop_over(subject.trainable, subject.examples, recipe, tmp_path))
+    found = checkpoints.newest_whole(tmp_path, pytest.fail)
+    assert found is not None
+    spoilt: dict[str, Any] = {
+        "optimizer": {"state": {}, "param_groups": []},
+        "random": {"cpu": torch.zeros(3, dtype=torch.uint8)},
+    }
+    other = dataclasses.replace(found[0], **{part: spoilt[part]})
+    with pytest.raises(ArtifactError, match="step 1's checkpoint does not fit: "):
+        loop_over(subject.trainable, subject.examples, recipe, tmp_path, found=other)
+
+
+def test_a_journal_on_a_full_disk_says_so(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal._file.close()
+    journal._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115 - closed below
+    with pytest.raises(
+        ArtifactError, match=r"metrics\.jsonl: cannot be written: No space left on device\. What the check"
+    ):
+        journal.note("validation", 1, loss_nats_per_token=2.0)
+    assert journal.history.validation == []
+    assert journal.told == b""
+    journal.close()
+
+
+def test_a_journal_goes_on_behind_what_was_told_before(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "metrics.jsonl")
+    first.note("sample", 1, prompt="p", text="a line\u2028with a separator")
+    first.note("validation", 1, loss_nats_per_token=2.0)
+    kept = first.told
+    first.note("validation", 2, loss_nats_per_token=9.0)
+    first.close()
+    second = Journal(tmp_path / "metrics.jsonl", kept)
+    second.note("validation", 2, loss_nats_per_token=1.0)
+    second.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_bytes().splitlines()]
+    assert [line["step"] for line in lines] == [1, 1, 2]
+    assert second.history.validation == [(1, 2.0), (2, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "made", "expected"),
+    [
+        (Limits(), (9, 9, 9.0), ""),
+        (Limits(max_steps=3), (2, 0, 0.0), ""),
+        (Limits(max_steps=3), (3, 0, 0.0), "--max-steps 3"),
+        (Limits(max_tokens=100), (0, 99, 0.0), ""),
+        (Limits(max_tokens=100), (0, 100, 0.0), "--max-tokens 100"),
+        (Limits(max_hours=1.0), (0, 0, 3000.0), ""),
+        (Limits(max_hours=1.0), (0, 0, 3601.0), "--max-hours 1"),
+        (Limits(max_hours=0.5, max_steps=1), (1, 0, 9999.0), "--max-steps 1"),
+    ],
+)
+def test_a_limit_stops_before_the_step_that_would_pass_it(
+    limits: Limits, made: tuple[int, int, float], expected: str
+) -> None:
+    assert limits.reached(*made) == expected
+
+
+def test_without_a_limit_of_time_there_is_always_enough(subject: Subject, tmp_path: Path) -> None:
+    assert not Limits().out_of_time(1e12)
+    assert Limits().time_name == ""
+    assert Interruption().name == ""
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "sgd", "adamw_torch"])
+def test_the_optimizer_is_the_one_that_was_asked_for(subject: Subject, name: str) -> None:
+    from finetune.optimizer import make_optimizer
+
+    made = make_optimizer(subject.trainable.model, changed(subject, optimizer=name).training)
+    kinds = {
+        "adamw_8bit": "AdamW", "paged_adamw_8bit": "AdamW", "lion_8bit": "Lion", "adafactor": "Adafactor", "sgd": "SGD",
+        "adamw_torch": "AdamW",
+    }  # fmt: skip
+    assert type(made).__name__ == kinds[name]
+    assert type(made).__module__.startswith("bitsandbytes") == ("8bit" in name)
+    if "8bit" in name:
+        assert made.args.optim_bits == 8
+
+
+def test_an_optimizer_whose_package_is_not_there_is_refused(subject: Subject) -> None:
+    from finetune.optimizer import make_optimizer
+
+    with pytest.raises(
+        UnsupportedError, match=r"training\.optimizer: schedule_free_adamw does not work here: .*install"
+    ):
+        make_optimizer(subject.trainable.model, changed(subject, optimizer="schedule_free_adamw").training)
+
+
+def test_validations_are_spread_evenly_and_the_last_step_has_one(subject: Subject) -> None:
+    judge = Judge(subject.trainable, subject.examples, changed(subject, evaluations=4).training)
+    assert [step for step in range(1, 10) if judge.due(step, 9)] == [3, 5, 7, 9]
+    assert [step for step in range(1, 3) if judge.due(step, 2)] == [1, 2]
+
+
+def test_the_table_of_broken_trainings_has_every_optimizer_of_a_recipe() -> None:
+    from finetune.recipe import load_recipe, recipe_names
+
+    used = {load_recipe(name, []).training.optimizer for name in recipe_names()}
+    tried = {case.training.get("optimizer", "adamw_torch") for case in CASES.values()}
+    assert {each.removeprefix("paged_") for each in used} <= tried
