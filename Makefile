@@ -14,6 +14,9 @@ demo: set-up
 	@.venv/bin/gladstone demo
 
 test: set-up
+	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
+
+test-all: set-up
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: set-up

@@ -30,7 +30,6 @@ from gladstone.quiet import output_to
 from gladstone.tokenizer import load_tokenizer
 
 LIBRARIES_BYTES = 650_000_000  # of a process that trains, before the model, where it cannot be looked up
-RUN_BUDGET_S = 4.0  # of a measurement in front of a run, which will soon tell its own speed
 FIRST_STEP_BYTES = 380_000_000  # kernels, thread buffers, and heap that loading leaves and glibc holds in reserve
 
 
@@ -66,7 +65,6 @@ class _Subject:
     examples: Sequence[Example]
     pad_id: int
     notes: tuple[str, ...]
-    budget_s: float = BUDGET_S
 
 
 def estimate(recipe: Recipe, progress: Progress, device_name: str | None = None, *, fitted: bool = False) -> Estimate:
@@ -82,12 +80,12 @@ def estimate(recipe: Recipe, progress: Progress, device_name: str | None = None,
 
 
 def estimate_inputs(inputs: Inputs, progress: Progress) -> Estimate:
-    """The estimate of a run whose rows are read, on this machine."""
+    """The estimate of a run whose rows are read, of memory and disk: its first steps tell the time themselves."""
     shape, file_bytes = shape_of_folder(inputs.base.folder)
     rows = {name: list(map(row_of, inputs.sets[name].examples)) for name in SETS}
     examples, pad_id = inputs.sets["train"].examples, inputs.tokenizer.padding_id
-    subject = _Subject(inputs.recipe, inputs.base, shape, file_bytes, rows, examples, pad_id, (), RUN_BUDGET_S)
-    return _estimate(subject, None, progress, fitted=False)
+    subject = _Subject(inputs.recipe, inputs.base, shape, file_bytes, rows, examples, pad_id, ())
+    return _estimate(subject, None, progress, fitted=False, measure=False)
 
 
 def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
@@ -132,9 +130,11 @@ def _tokenized(recipe: Recipe, reader: Base, data: Path, *, own: bool) -> tuple[
     return sets, tokenizer.padding_id
 
 
-def _estimate(subject: _Subject, device: Device | None, progress: Progress, *, fitted: bool) -> Estimate:
+def _estimate(
+    subject: _Subject, device: Device | None, progress: Progress, *, fitted: bool, measure: bool = True
+) -> Estimate:
     found: Measured | None = None
-    if device is None and subject.base is not None and subject.examples:
+    if measure and device is None and subject.base is not None and subject.examples:
         setting = _setting_here(subject.shape)
         with step(progress, "Measuring this machine"):
             found = _measure(subject, subject.recipe)
@@ -199,7 +199,7 @@ def _ways(case: Case) -> list[Way]:
 def _measure(subject: _Subject, recipe: Recipe) -> Measured:
     if subject.base is None:
         raise AssertionError("only a base that is here is measured")
-    sample = Sample(subject.base, subject.shape, subject.examples, subject.pad_id, subject.budget_s)
+    sample = Sample(subject.base, subject.shape, subject.examples, subject.pad_id, BUDGET_S)
     return measure(sample, recipe)
 
 
@@ -290,7 +290,7 @@ def one_line(found: Estimate) -> str:
     disk = sum(size for name, size in found.disk.items() if name in ("adapter", "checkpoints"))
     return (
         f"memory {readable_bytes(found.memory.peak)} of {readable_bytes(found.limit_bytes)}{fits}; disk "
-        f"{readable_bytes(disk)}; {_span(found.times.total_s)} ({_span(found.times.epoch_s)} an epoch)"
+        f"{readable_bytes(disk)}"
     )
 
 

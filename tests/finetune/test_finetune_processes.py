@@ -102,6 +102,7 @@ def test_what_two_processes_began_one_goes_on_with(recipe: Path, alone: list[dic
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_accelerate_starts_it_too(recipe: Path, alone: list[dict[str, Any]], tmp_path: Path) -> None:
     call(ACCELERATE, recipe, tmp_path / "out")
     check_equal(metrics(tmp_path / "out"), alone)

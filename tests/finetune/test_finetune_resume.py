@@ -11,8 +11,13 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bases")
 
 
+SHORT = ("LoRA dropout 0.1", "QLoRA (NF4), dropout 0.1", "T5 (padded, grouped by length), dropout 0.1")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in SHORT else [pytest.mark.long]) for name in CASES]
+)
 def test_a_training_broken_anywhere_gives_the_losses_and_the_adapter_of_an_unbroken_one(
     name: str, bases: Path, tmp_path: Path
 ) -> None:

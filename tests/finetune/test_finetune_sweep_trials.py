@@ -194,6 +194,7 @@ def test_a_changed_file_is_refused(unbroken: tuple[Path, Path, Result], tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_saves_the_trial_and_the_same_command_finishes_it(
     unbroken: tuple[Path, Path, Result], tmp_path: Path
 ) -> None:
@@ -239,6 +240,7 @@ def test_a_sweep_that_is_killed_in_mid_trial_goes_on(unbroken: tuple[Path, Path,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_trial_of_a_killed_sweep_stops_by_itself(unbroken: tuple[Path, Path, Result], tmp_path: Path) -> None:
     path, whole, _ = unbroken
     out = tmp_path / "out"
@@ -256,6 +258,7 @@ def test_the_trial_of_a_killed_sweep_stops_by_itself(unbroken: tuple[Path, Path,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_that_is_killed_fails_alone(tmp_path: Path, tiny_base: Path) -> None:
     path = write_sweep(tmp_path, tiny_base, training=LONG, fields=TWO_RATES)
     out = tmp_path / "out"
@@ -270,6 +273,7 @@ def test_a_trial_that_is_killed_fails_alone(tmp_path: Path, tiny_base: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_whose_trials_all_fail_is_an_error(tmp_path: Path, tiny_base: Path) -> None:
     path = write_sweep(tmp_path, tiny_base, fields={"training.batch_size": [400, 500]})
     told: list[str] = []
@@ -312,6 +316,7 @@ def worker_of(run: Path) -> psutil.Process | None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_whose_ray_worker_is_killed_goes_on_in_another(
     unbroken: tuple[Path, Path, Result], tmp_path: Path, cluster: str
 ) -> None:
@@ -333,6 +338,7 @@ def test_a_trial_whose_ray_worker_is_killed_goes_on_in_another(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_without_room_for_a_trial_is_told(tmp_path: Path, tiny_base: Path, cluster: str) -> None:
     path = write_sweep(tmp_path, tiny_base, fields={"lora.rank": [4]})
     command = start(path, tmp_path / "out", "--ray", cluster, "--cpus", "2")
