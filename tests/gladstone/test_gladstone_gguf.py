@@ -256,7 +256,7 @@ def archive() -> bytes:
         (b"<!DOCTYPE html>\n<html>", "expected a GGUF model, this is a text file."),
         ("é".encode() * 300, "expected a GGUF model, this is a text file."),
         (archive(), "expected a GGUF model, this is a zip archive."),
-        (gzip.compress(b"GGUF"), "expected a GGUF model, this is a gzip file."),
+        (gzip.compress(b"GGUF", mtime=0), "expected a GGUF model, this is a gzip file."),
         (pickle.dumps([1], protocol=2), "expected a GGUF model, this is a Python pickle."),
         (b"\xde\xad\xbe\xef" * 9, "expected a GGUF model, this is not one (its first bytes are not 'GGUF')."),
         (b"FUGG" + b"\xff" * 99, "expected a GGUF model, this is not one (its first bytes are not 'GGUF')."),
