@@ -207,7 +207,7 @@ def test_info_shows_what_the_file_holds(runtime: Run, smollm: Path) -> None:
 def test_info_shows_a_template_that_is_not_utf8_and_chat_refuses_it(runtime: Run, rewrite: Rewrite) -> None:
     path = rewrite("tokenizer.chat_template", "a\udcff\x1b[31m")
     output = runtime("info", path).output
-    assert output.endswith("\n  | a?␛[31m\n")
+    assert output.endswith("\n  | a\ufffd␛[31m\n")
     result = runtime("chat", path, stdin="")
     assert (result.exit_code, result.output) == (1, f"Error: {path}: its chat template is not UTF-8.\n")
 
