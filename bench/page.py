@@ -1,12 +1,12 @@
 """The report as one self-contained page. Every text passes Jinja's autoescape: what a model wrote is hostile."""
 
-from importlib import resources
 from typing import Any
 
 from bench.plots import COLOURS, decode_plot, perplexity_plot, scores_plot, size_plot
 from bench.results import BETTER, HIGHER, LOWER, NOT_COMPARABLE, SAME, WORSE, Report
 from bench.tables import all_tables
 from gladstone.chat import NO_MEDICAL_ADVICE
+from gladstone.page import render_template
 
 OPEN_ANSWERS = 5
 TONES = {BETTER: "good", WORSE: "bad", SAME: "even", NOT_COMPARABLE: "even", HIGHER: "plain", LOWER: "plain"}
@@ -14,11 +14,9 @@ TONES = {BETTER: "good", WORSE: "bad", SAME: "even", NOT_COMPARABLE: "even", HIG
 
 def render_page(report: Report) -> str:
     """HTML with its styles and plots inside; its content policy forbids every request."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = resources.files("bench").joinpath("templates/report.html").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    return render_template(
+        "bench",
+        "report.html",
         report=report,
         tables=all_tables(report),
         plots=_plots(report),

@@ -1,12 +1,12 @@
 """Plots as inline SVG: they take the page's fonts and colours, so they read in the dark as well as in the light."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 from bench.figures import figure
 from bench.results import Report, Result, Spread
+from gladstone.axis import round_ticks
 
 WIDTH, RIGHT, ROW, BAND_GAP, AXIS = 720, 24, 18, 10, 34
 LABEL_CHARACTERS, CHARACTER_WIDTH = 30, 7
@@ -169,11 +169,7 @@ def _ticks(low: float, high: float, count: int = 6) -> tuple[float, ...]:
     """Round values that enclose low and high."""
     if high <= low:
         low, high = low - 0.5, low + 0.5
-    rough = (high - low) / (count - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return tuple(number * step for number in range(first, last + 1))
+    return round_ticks(low, high, count)
 
 
 def _colour(place: int) -> str:

@@ -22,6 +22,7 @@ from gladstone.artifacts import (
     read_manifest,
     record_file,
     remove_partials,
+    sync,
     write_manifest,
 )
 from gladstone.errors import ArtifactError, listed
@@ -69,12 +70,12 @@ def save(folder: Path, checkpoint: Checkpoint, run: Mapping[str, Any]) -> Path:
         (partial / JOURNAL).write_bytes(checkpoint.journal)
         files = [partial / name for name in FILES]
         for file in files:
-            _sync(file)
+            sync(file)
         records = tuple(record_file(partial, file) for file in files)
         write_manifest(partial, Manifest(STAGE, records, {}, dict(run), {}, facts={"step": checkpoint.step}))
         _remove(final)
         partial.replace(final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError, ArtifactError) as error:
         needed = sum(value.nbytes for value in (*checkpoint.trained.values(), *tensors.values()))
         needed += len(checkpoint.journal)
@@ -225,13 +226,3 @@ def _unflatten(tensors: Mapping[str, Any], plain: Any) -> Any:
     if "tensor" in plain:
         return tensors[plain["tensor"]]
     return {key: _unflatten(tensors, each) for key, each in plain["items"]}
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

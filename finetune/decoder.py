@@ -36,16 +36,9 @@ def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bo
     check_targets(model, recipe)
     set_seed(recipe.training.seed)
     checkpointing = needs_checkpointing(model, recipe, longest_tokens)
-    lora = recipe.lora
     model = fast_language_model.get_peft_model(
         model,
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
-        use_rslora=lora.rslora,
-        use_dora=lora.dora,
-        init_lora_weights=lora.peft_init,
+        **recipe.lora.peft_settings,
         **({"fan_in_fan_out": True} if has_conv1d(model) else {}),
         use_gradient_checkpointing=("unsloth" if torch.cuda.is_available() else True) if checkpointing else False,
         random_state=recipe.training.seed,

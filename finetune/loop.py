@@ -131,7 +131,7 @@ class Loop:
         for watcher in self._watchers:
             watcher.on_begin(self.history, self.total)
         try:
-            reason = self._run(interruption, (self._step, self.history.tokens))
+            reason = self._run(interruption)
         finally:
             self._model.train()
         return Ended(reason, self.history, self.seconds, self.notes)
@@ -160,7 +160,8 @@ class Loop:
         """Release the journal."""
         self._journal.close()
 
-    def _run(self, interruption: Interruption, begun: tuple[int, int]) -> str:
+    def _run(self, interruption: Interruption) -> str:
+        made, trained = 0, 0  # by this call
         self._judge.interrupted = lambda: (
             self._processes.count == 1
             and (interruption.caught is not None or self._limits.out_of_time(RESERVE * self.saving_s))
@@ -168,7 +169,6 @@ class Loop:
         while True:
             with suppress(Interrupted):  # the validation is made when the run goes on
                 self._judge_if_due()
-            made, trained = self._step - begun[0], self.history.tokens - begun[1]
             reason = interruption.name or self._finished() or self._limits.reached(made, trained, self._next_s())
             reason = self._processes.agree(reason)
             if reason or self._save_is_due():
@@ -176,8 +176,7 @@ class Loop:
             if reason:
                 return "" if reason == "done" else reason
             stats = self._make_step()
-            self._step += 1
-            self._tell(lambda watcher, stats=stats: watcher.on_step(stats, self.total))  # type: ignore[misc]
+            made, trained = made + 1, trained + stats.tokens
 
     def _tell(self, what: Callable[[Watcher], None]) -> None:
         try:
@@ -216,6 +215,8 @@ class Loop:
             _set_random_state(before)
         self._journal.step(stats)
         self._check_course()
+        self._step += 1
+        self._tell(lambda watcher: watcher.on_step(stats, self.total))
         return stats
 
     def _attempt(self, rows: Sequence[int], number: int, begin_s: float) -> StepStats:
@@ -299,10 +300,13 @@ class Loop:
 
     def _check_course(self) -> None:
         """A loss that has risen far above its beginning and above guessing among all tokens does not come back."""
-        losses = [stats.loss_nats_per_token for stats in self.history.steps]
-        if len(losses) < 2 * EARLY_STEPS:
+        steps = self.history.steps
+        if len(steps) < 2 * EARLY_STEPS:
             return
-        early, late = (sum(part) / EARLY_STEPS for part in (losses[:EARLY_STEPS], losses[-EARLY_STEPS:]))
+        early, late = (
+            sum(stats.loss_nats_per_token for stats in part) / EARLY_STEPS
+            for part in (steps[:EARLY_STEPS], steps[-EARLY_STEPS:])
+        )
         guessing = math.log(self._model.get_input_embeddings().weight.shape[0])
         if late > max(guessing, early + 1):
             rows = self._order.rows(self._step)

@@ -79,9 +79,17 @@ class LoraSection(Config):
         return self.init.startswith(("pissa", "olora"))
 
     @property
-    def peft_init(self) -> bool | str:
-        """The beginning as PEFT names it."""
-        return True if self.init == "default" else self.init
+    def peft_settings(self) -> dict[str, Any]:
+        """The adapter in the words of PEFT's LoraConfig."""
+        return {
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "target_modules": list(self.targets),
+            "use_rslora": self.rslora,
+            "use_dora": self.dora,
+            "init_lora_weights": True if self.init == "default" else self.init,
+        }
 
 
 class TrainingSection(Config):

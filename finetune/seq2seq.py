@@ -29,18 +29,11 @@ def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bo
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     model.config.use_cache = False
-    lora = recipe.lora
     adapted = get_peft_model(
         model,
         LoraConfig(
             task_type=TaskType.SEQ_2_SEQ_LM,
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.targets),
-            use_rslora=lora.rslora,
-            use_dora=lora.dora,
-            init_lora_weights=lora.peft_init,
+            **recipe.lora.peft_settings,
         ),
     )
     adapted.train()

@@ -95,7 +95,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}.") from error
     finally:
@@ -198,10 +198,11 @@ def check_writable(folder: Path) -> None:
         raise ArtifactError(f"{folder}: cannot be written to: {error.strerror or error}.") from None
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # directories cannot be opened there
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk. Raises OSError."""
+    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 from finetune.compare.runs import Run
 from finetune.curves import losses, running_mean, thinned
 from finetune.plots import LOSS_UNIT, legend_above, new_figure, save_figure, step_axis
+from gladstone.axis import round_ticks
 from gladstone.terminal import one_line
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 300, 64, 16, 24, 44
@@ -69,11 +70,7 @@ def ticks(low: float, high: float, count: int = 6, *, whole: bool = False) -> tu
     least = 1.0 if whole else 1e-6 * max(1.0, abs(low))
     if high - low < least:
         low, high = low - least, high + least
-    rough = max((high - low) / (count - 1), 1.0 if whole else 0.0)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return tuple(number * step for number in range(first, last + 1))
+    return round_ticks(low, high, count, factors=(1, 2, 5, 10), least=1.0 if whole else 0.0)
 
 
 def write_picture(path: Path, runs: Sequence[Run]) -> None:

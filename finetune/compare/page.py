@@ -6,8 +6,8 @@ from typing import Any
 from finetune.compare.charts import COLOURS, DASHES, curves_svg, training_lines, validation_lines, write_picture
 from finetune.compare.table import Comparison
 from finetune.compare.text import render_csv, render_markdown
-from finetune.recipe import template_folder
 from gladstone.artifacts import check_writable, write_text
+from gladstone.page import render_template
 
 FILES = ("compare.html", "compare.md", "compare.csv", "compare.png")
 
@@ -23,11 +23,8 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
 
 def render_page(comparison: Comparison) -> str:
     """HTML with its styles and curves inside; texts pass Jinja's autoescape, its policy forbids every request."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = (template_folder() / "compare.html").read_text(encoding="utf-8")
     drawn = {
         "Training loss, running mean": training_lines(comparison.runs),
         "Validation loss": validation_lines(comparison.runs),
@@ -37,6 +34,5 @@ def render_page(comparison: Comparison) -> str:
         for title, svg in ((title, curves_svg(title, lines)) for title, lines in drawn.items())
         if svg
     ]
-    return environment.from_string(source).render(
-        comparison=comparison, curves=curves, colours=len(COLOURS), dashes=DASHES
-    )
+    values = {"comparison": comparison, "curves": curves, "colours": len(COLOURS), "dashes": DASHES}
+    return render_template("finetune", "compare.html", **values)

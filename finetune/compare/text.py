@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune.compare.table import Comparison, Row, Value
+from gladstone.spreadsheet import cell_text
 from gladstone.terminal import one_line
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 WIDEST = 100_000  # of a table in a file
 LONGEST_CELL = 40
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>#|&~!$])")
-_FORMULA = ("=", "+", "-", "@")  # what makes a spreadsheet take a text for a formula
 
 
 def render_terminal(comparison: Comparison, width: int | None, *, colours: bool) -> str:
@@ -102,8 +102,6 @@ def render_csv(comparison: Comparison) -> str:
 
 
 def _cell(value: Value) -> str | float | int | None:
-    """A text that a spreadsheet would take for a formula gets an apostrophe before it, as spreadsheets write text."""
     if isinstance(value, str):
-        flat = one_line(value)
-        return f"'{flat}" if flat.startswith(_FORMULA) else flat
+        return cell_text(one_line(value))
     return value

@@ -9,7 +9,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from finetune.recipe import Recipe
 from gladstone.artifacts import write_json, write_text
 from gladstone.chat import NO_MEDICAL_ADVICE, Conversation
 from gladstone.errors import DataError
+from gladstone.page import render_template
 from gladstone.progress import Progress, step
 from gladstone.rows import read_rows
 
@@ -203,8 +203,5 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def render(report: Report) -> str:
     """HTML with its styles inside; every text passes Jinja's autoescape, its content policy forbids every request."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = resources.files("finetune").joinpath("templates/data_report.html").read_text(encoding="utf-8")
-    return environment.from_string(source).render(report=report, summary=report.summary, advice=NO_MEDICAL_ADVICE)
+    values = {"report": report, "summary": report.summary, "advice": NO_MEDICAL_ADVICE}
+    return render_template("finetune", "data_report.html", **values)

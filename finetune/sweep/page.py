@@ -1,25 +1,23 @@
 """The experiments table as one self-contained page. Every text passes Jinja's autoescape."""
 
-from importlib import resources
-
 from finetune.sweep.plots import curves_plot, field_plots, losses_plot
 from finetune.sweep.results import Table
 from finetune.sweep.table import LOSSES, cells, columns, heading, reasons, short_names, verdict
+from gladstone.page import render_template
 
 
 def render_page(table: Table) -> str:
     """HTML with its styles and plots inside; its content policy forbids every request."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = resources.files("finetune").joinpath("templates/sweep.html").read_text(encoding="utf-8")
     settings = ", ".join(["number", *short_names(table.fields)])
     plots = [
         (f"Lowest validation loss of each trial: {settings}. Less is better.", losses_plot(table)),
         ("Validation loss while training; the numbers are the trials'.", curves_plot(table)),
     ]
-    return environment.from_string(source).render(
+    return render_template(
+        "finetune",
+        "sweep.html",
         heading=heading(table),
         verdict=verdict(table),
         columns=columns(table),

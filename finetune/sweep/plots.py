@@ -9,6 +9,7 @@ from typing import Any
 from finetune.sweep.plan import setting_text
 from finetune.sweep.results import Row, Table
 from finetune.sweep.table import short_names
+from gladstone.axis import round_ticks
 
 LABEL_CHARACTERS, CHARACTER_WIDTH, ROW = 34, 6.4, 20
 NUMBER_HEIGHT, MOST_NUMBERS = 11, 16
@@ -160,11 +161,7 @@ def _ticks(low: float, high: float, count: int = 6) -> tuple[float, ...]:
     if high <= low:
         pad = abs(low) / 10 or 0.5
         low, high = low - pad, low + pad
-    rough = (high - low) / (count - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return tuple(number * step for number in range(first, last + 1))
+    return round_ticks(low, high, count)
 
 
 def _powers(low: float, high: float) -> tuple[float, ...]:

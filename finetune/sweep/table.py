@@ -13,6 +13,7 @@ from finetune.sweep.folder import BEST_NAME
 from finetune.sweep.plan import setting_text
 from finetune.sweep.results import Row, Table
 from gladstone.host import readable_bytes
+from gladstone.spreadsheet import cell_text
 
 SCORE_TITLES = {
     "rouge1": "ROUGE-1",
@@ -22,7 +23,6 @@ SCORE_TITLES = {
     "perplexity": "perplexity",
 }
 LOSSES = "Losses are in nats per target token; the training loss is the mean of the last tenth of the steps."
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 @dataclass(frozen=True)
@@ -182,5 +182,4 @@ def _markdown(text: str) -> str:
 def _csv_cell(value: Any) -> Any:
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
-    text = setting_text(value)
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return cell_text(setting_text(value))

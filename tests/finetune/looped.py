@@ -12,8 +12,6 @@ from finetune.stopping import Limits
 from finetune.trainable import Trainable
 from finetune.watching import Watcher
 
-LOADED: dict[str, Any] = {"load_in_4bit": False}
-
 
 def loop_over(
     trainable: Trainable,
