@@ -284,7 +284,8 @@ def train_peer(base: Any, examples: Any, options: argparse.Namespace) -> None:
     settings: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": options.batch, "max_steps": 100_000,
         "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "report_to": "none", "disable_tqdm": True,
-        "save_strategy": "no", "logging_steps": 1, "remove_unused_columns": False, "optim": "adamw_torch",
+        "save_strategy": "no", "logging_steps": 1, "remove_unused_columns": False,
+        "optim": "adamw_torch_fused",
     }  # fmt: skip
     if options.curves:
         settings["train_sampling_strategy"] = "sequential"

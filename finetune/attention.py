@@ -1,11 +1,14 @@
 """Attention for rows laid end to end without padding: each row sees itself alone. Names torch, transformers.
 
+What all rows begin with (a system prompt) lies before them once. Each row attends to it as if it were its own.
+
 A custom operator, so that the compiler takes it as one node whatever the number of rows: the layer around it is
 compiled once. Of a decoder on the CPU only; a GPU has kernels of its own.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -37,17 +40,18 @@ def register() -> str:
             raise NotImplementedError(f"attention over rows laid end to end: {unknown or 'dropout or an encoder'}")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         attended, _ = attend(query, key, value, cu_seq_lens_q, float(scale), sliding_window or 0)
-        return attended.transpose(1, 2).contiguous(), None
+        return attended, None
 
     AttentionInterface.register(NAME, rows_attention)
     return NAME
 
 
 def _operator() -> Any:
-    """`(query, key, value, borders, scale, window) → (attended, sums)`, all but borders (1, heads, tokens, width).
+    """`(query, key, value, borders, scale, window) → (attended, sums)`.
 
-    Rows of similar length are attended beside one another. What pads them lies behind them, where a causal mask never
-    looks, so that no other mask is needed.
+    query (1, heads, tokens, width), key and value with as many heads or fewer, attended (1, tokens, heads, width), sums
+    (tokens, heads). `borders` (rows + 1) are where each row begins among the tokens, and the end; before the first lies
+    what they share.
     """
     import torch
 
@@ -58,49 +62,49 @@ def _operator() -> Any:
     def attend(  # noqa: PLR0913, PLR0917 - an operator takes tensors, not objects
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, borders: torch.Tensor, scale: float, window: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        attended = torch.empty_like(query, memory_format=torch.contiguous_format)
-        sums = query.new_empty((*query.shape[:3], 1), dtype=torch.float32)
-        shared = query.shape[1] // key.shape[1]
-        for rows in _groups(borders.tolist()):
-            queries, keys, values = rows.apart(query), rows.apart(key, shared), rows.apart(value, shared)
-            mask = rows.mask(window, query)
-            found, logs = flash(queries, keys, values, 0.0, mask is None, attn_mask=mask, scale=scale)
-            rows.put(found, attended)
-            rows.put(logs[..., None], sums)
+        attended = _by_token(query)
+        sums = query.new_empty((query.shape[2], query.shape[1]), dtype=torch.float32)
+        rows, heads = layout(tuple(borders.tolist())), key.shape[1]
+        read = rows.apart(query), rows.apart(key), rows.apart(value)
+        for row in rows.rows:
+            mask = _window_mask(window, row.length, query)
+            inputs = (row.of(each, heads) for each in read)
+            found, logs = flash(*_alike(inputs), 0.0, mask is None, attn_mask=mask, scale=scale)
+            row.put(found, attended[0])
+            row.put(logs[..., None], sums[..., None])
         return attended, sums
 
     @attend.register_fake  # type: ignore[untyped-decorator]
     def _(query: torch.Tensor, *_others: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        attended = torch.empty_like(query, memory_format=torch.contiguous_format)
-        return attended, query.new_empty((*query.shape[:3], 1), dtype=torch.float32)
+        return _by_token(query), query.new_empty((query.shape[2], query.shape[1]), dtype=torch.float32)
 
     @torch.library.custom_op("gladstone::rows_attention_backward", mutates_args=())  # type: ignore[untyped-decorator]
     def attend_backward(  # noqa: PLR0913, PLR0917 - as above
         gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attended: torch.Tensor,
         sums: torch.Tensor, borders: torch.Tensor, scale: float, window: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-        of_query, of_key, of_value = (
-            torch.empty_like(each, memory_format=torch.contiguous_format) for each in (query, key, value)
-        )
-        heads = key.shape[1]
-        shared = query.shape[1] // heads
-        for rows in _groups(borders.tolist()):
-            mask = rows.mask(window, query)
-            found = flash_backward(
-                rows.apart(gradient), rows.apart(query), rows.apart(key, shared), rows.apart(value, shared),
-                rows.apart(attended), rows.apart(sums)[..., 0], 0.0, mask is None, attn_mask=mask, scale=scale,
-            )  # fmt: skip
-            rows.put(found[0], of_query)
-            rows.put(found[1].unflatten(1, (heads, shared)).sum(2), of_key)
-            rows.put(found[2].unflatten(1, (heads, shared)).sum(2), of_value)
-        return of_query, of_key, of_value
+        rows, heads = layout(tuple(borders.tolist())), key.shape[1]
+        found = _by_token(query), _by_token(key), _by_token(value)
+        read = (
+            rows.apart(gradient.transpose(1, 2), outgoing=True), rows.apart(query), rows.apart(key), rows.apart(value),
+            rows.apart(attended.transpose(1, 2)), rows.apart(sums.t()[None, ..., None]),
+        )  # fmt: skip
+        for each in found:
+            each[:, : rows.shared] = 0
+        for row in rows.rows:
+            mask = _window_mask(window, row.length, query)
+            *inputs, logs = _alike(row.of(each, heads) for each in read)
+            of_query, *of_others = flash_backward(*inputs, logs[..., 0], 0.0, mask is None, attn_mask=mask, scale=scale)
+            row.add(of_query, found[0][0])
+            for each, whole in zip(of_others, found[1:], strict=True):
+                row.add(each.sum(0, keepdim=True), whole[0])  # what reached it through each head that reads it
+        return found
 
     @attend_backward.register_fake  # type: ignore[untyped-decorator]
     def _(
         _gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_others: Any
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        like = partial(torch.empty_like, memory_format=torch.contiguous_format)
-        return like(query), like(key), like(value)
+        return _by_token(query), _by_token(key), _by_token(value)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         query, key, value, borders, ctx.scale, ctx.window = inputs
@@ -108,57 +112,109 @@ def _operator() -> Any:
 
     def backward(ctx: Any, gradient: Any, _of_sums: Any) -> tuple[Any, ...]:
         grads = attend_backward(gradient, *ctx.saved_tensors, ctx.scale, ctx.window)
-        return (*grads, None, None, None)
+        return (*(each.transpose(1, 2) for each in grads), None, None, None)
 
     attend.register_autograd(backward, setup_context=keep)
     return attend
 
 
+def _by_token(heads_first: Any) -> Any:
+    """(1, heads, tokens, width) → an empty (1, tokens, heads, width): as projections write and read it."""
+    one, heads, tokens, width = heads_first.shape
+    return heads_first.new_empty((one, tokens, heads, width))
+
+
+def _alike(groups: Iterable[Any]) -> list[Any]:
+    """Heads of keys and values as often as heads of queries read them, without a copy."""
+    found = list(groups)
+    most = max(len(each) for each in found)
+    return [each.expand(most, -1, -1, -1) for each in found]
+
+
 @dataclass(frozen=True)
-class _Rows:
-    """Neighbouring rows: where each begins and ends among the tokens."""
+class Row:
+    """A row: where it begins with what it shares written out, its length so, and where its own tokens lie."""
 
-    borders: tuple[tuple[int, int], ...]
+    place: int
+    length: int
+    shared: int
+    begin: int
+    end: int
 
-    @property
-    def longest(self) -> int:
-        return max(end - begin for begin, end in self.borders)
+    def of(self, apart: Any, heads: int) -> Any:
+        """Its part of what `Layout.apart` made: (heads of queries for one of keys, `heads` of keys, length, width)."""
+        return apart[0, :, self.place : self.place + self.length].unflatten(0, (heads, -1)).transpose(0, 1)
 
-    def apart(self, tokens: Any, shared: int = 1) -> Any:
-        """(1, heads, tokens, width) → (rows, heads × shared, longest, width), zeros behind each row."""
-        _, heads, _, width = tokens.shape
-        if len(self.borders) == 1:
-            begin, end = self.borders[0]
-            out = tokens[:, :, begin:end]
-        else:
-            out = tokens.new_zeros(len(self.borders), heads, self.longest, width)
-            for row, (begin, end) in enumerate(self.borders):
-                out[row, :, : end - begin] = tokens[0, :, begin:end]
-        return out.repeat_interleave(shared, 1) if shared > 1 else out.contiguous()
+    def put(self, found: Any, by_token: Any) -> None:
+        """Copy what has the shape of `of` to its place in (tokens, heads, width)."""
+        own = _flat(found)
+        by_token[self.begin : self.end] = own[self.shared :]
+        if not self.place:  # the first row speaks for what all of them compute alike
+            by_token[: self.shared] = own[: self.shared]
 
-    def put(self, apart: Any, tokens: Any) -> None:
-        """Copy what `apart` made back to its place among the tokens."""
-        for row, (begin, end) in enumerate(self.borders):
-            tokens[0, :, begin:end] = apart[row, :, : end - begin]
+    def add(self, found: Any, by_token: Any) -> None:
+        """As `put`; what reached the shared part through each row is added up."""
+        own = _flat(found)
+        by_token[self.begin : self.end] = own[self.shared :]
+        if self.shared:
+            by_token[: self.shared] += own[: self.shared]
 
-    def mask(self, window: int, like: Any) -> Any:
-        """What a sliding window leaves, as an addend; None where the causal mask alone is right."""
+
+def _flat(found: Any) -> Any:
+    """(per head of keys, heads of keys, length, width) → (length, heads, width)."""
+    return found.permute(2, 1, 0, 3).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows laid end to end, behind what they share."""
+
+    shared: int
+    rows: tuple[Row, ...]
+
+    def apart(self, tokens: Any, *, outgoing: bool = False) -> Any:
+        """(1, heads, tokens, width) → (1, heads, tokens with what is shared in each row, width).
+
+        Of what is `outgoing`, as a gradient, the shared part leaves through the first row alone.
+        """
+        by_token = tokens[0].transpose(0, 1)
+        if self.shared:
+            by_token = by_token.index_select(0, self._written_out)
+            if outgoing:
+                by_token.index_fill_(0, self._repeats, 0)
+        return by_token.transpose(0, 1)[None]
+
+    @cached_property
+    def _written_out(self) -> Any:
         import torch
 
-        if not 0 < window < self.longest:
-            return None
-        place = torch.arange(self.longest)
-        seen = (place[:, None] >= place) & (place[:, None] - place < window)
-        return torch.zeros(seen.shape, dtype=like.dtype).masked_fill_(~seen, float("-inf"))[None, None]
+        ranges = [(range(self.shared), range(row.begin, row.end)) for row in self.rows]
+        return torch.tensor([token for pair in ranges for each in pair for token in each])
+
+    @cached_property
+    def _repeats(self) -> Any:
+        import torch
+
+        return torch.tensor([row.place + at for row in self.rows[1:] for at in range(self.shared)], dtype=torch.long)
 
 
-def _groups(borders: list[int]) -> list[_Rows]:
-    """Neighbouring rows, each at most as long as its group's first and at least half as long."""
-    groups: list[list[tuple[int, int]]] = []
+@lru_cache(maxsize=8)
+def layout(borders: tuple[int, ...]) -> Layout:
+    """The layout of rows with these borders; what they share lies before the first."""
+    shared, place = borders[0], 0
+    rows = []
     for begin, end in pairwise(borders):
-        first = groups[-1][0] if groups else (0, 0)
-        if groups and (first[1] - first[0]) / 2 <= end - begin <= first[1] - first[0]:
-            groups[-1].append((begin, end))
-        else:
-            groups.append([(begin, end)])
-    return [_Rows(tuple(group)) for group in groups]
+        rows.append(Row(place, shared + end - begin, shared, begin, end))
+        place += rows[-1].length
+    return Layout(shared, tuple(rows))
+
+
+def _window_mask(window: int, length: int, like: Any) -> Any:
+    """What a sliding window leaves, as an addend; None where the causal mask alone is right."""
+    import torch
+
+    if not 0 < window < length:
+        return None
+    place = torch.arange(length)
+    seen = (place[:, None] >= place) & (place[:, None] - place < window)
+    return torch.zeros(seen.shape, dtype=like.dtype).masked_fill_(~seen, float("-inf"))[None, None]

@@ -55,10 +55,9 @@ def _load(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], 
     if isinstance(forward, Flat):
         as_is = checkpointing or processes.sharded
         compiled = not as_is and decide(recipe.training.compile, _flop(model, recipe, examples))
+        fuse(model)
         if compiled:
             compile_layers(forward.body)
-        else:
-            fuse(model)
     if processes.sharded:
         shard(model)
     return Trainable(model, forward, checkpointing, compiled, processes, beginning)

@@ -27,12 +27,20 @@ def decide(wish: Literal["auto", "on", "off"], flop: float) -> bool:
 
 
 def compile_layers(body: Any) -> int:
-    """Compile each decoder layer of a model's body for any number of tokens; returns how many there are."""
+    """Compile each decoder layer of a model's body for any number of tokens; returns how many there are.
+
+    What the first layer reads is given a gradient, though nobody needs it: so all layers are one and the same function,
+    which is compiled once.
+    """
     import torch
+
+    def needs_gradient(_module: Any, _inputs: Any, output: Any) -> Any:
+        return output.requires_grad_() if torch.is_grad_enabled() else output
 
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
     lists = [each for each in body.children() if isinstance(each, torch.nn.ModuleList)]
     layers = max(lists, key=len, default=())
+    body.get_input_embeddings().register_forward_hook(needs_gradient)
     for layer in layers:
         layer.compile(dynamic=True)
     return len(layers)

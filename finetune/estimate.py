@@ -18,7 +18,7 @@ from finetune.fit import Case, Way, fit, judge, single_ways
 from finetune.inputs import Inputs
 from finetune.labels import Example, tokenize_all
 from finetune.memory import Memory, Setting, disk_bytes
-from finetune.plan import Plan, Row, assumed_rows, row_of
+from finetune.plan import Plan, Row, assumed_rows, rows_of
 from finetune.recipe import Recipe
 from finetune.shape import Shape, shape_of_facts, shape_of_folder
 from finetune.timing import BUDGET_S, Measured, Rates, Sample, Times, compiles, computed_rates, measure, times
@@ -82,7 +82,7 @@ def estimate(recipe: Recipe, progress: Progress, device_name: str | None = None,
 def estimate_inputs(inputs: Inputs, progress: Progress) -> Estimate:
     """The estimate of a run whose rows are read, of memory and disk: its first steps tell the time themselves."""
     shape, file_bytes = shape_of_folder(inputs.base.folder)
-    rows = {name: list(map(row_of, inputs.sets[name].examples)) for name in SETS}
+    rows = {name: rows_of(inputs.sets[name].examples, inputs.recipe.lora) for name in SETS}
     examples, pad_id = inputs.sets["train"].examples, inputs.tokenizer.padding_id
     subject = _Subject(inputs.recipe, inputs.base, shape, file_bytes, rows, examples, pad_id, ())
     return _estimate(subject, None, progress, fitted=False, measure=False)
@@ -114,7 +114,7 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
         return _Subject(recipe, base, shape, file_bytes, rows, (), 0, tuple(notes))
     with step(progress, "Counting tokens"):
         sets, pad_id = _tokenized(recipe, reader, folder / "data", own=base is not None)
-    rows = {name: list(map(row_of, sets[name])) for name in SETS}
+    rows = {name: rows_of(sets[name], recipe.lora) for name in SETS}
     return _Subject(recipe, base, shape, file_bytes, rows, sets["train"], pad_id, tuple(notes))
 
 

@@ -9,16 +9,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from finetune import attention
-from finetune.labels import IGNORED, Example, PairExample
+from finetune.fused import head_product
+from finetune.labels import IGNORED, Example, PairExample, common_opening
 
 HEAD_ROWS = 512  # positions whose logits exist at the same time
-PROBE_TOKENS = 24  # of each of the two rows on which the two ways are compared
+PROBE_TOKENS, PROBE_SHARED = 24, 6  # of each of the two rows on which the two ways are compared
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}  # relative difference of their losses
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch as tensors, with its counts: scored tokens, real tokens, and slots that are computed."""
+    """A micro-batch as tensors, with its counts: scored tokens, the rows' tokens, and slots that are computed.
+
+    Padding makes the slots more than the tokens, what rows share makes them fewer.
+    """
 
     tensors: dict[str, Any]
     target_tokens: int
@@ -42,7 +46,11 @@ class Forward(Protocol):
 
 
 class Flat:
-    """Rows laid end to end: nothing is computed for padding, and the order of rows is free of their lengths."""
+    """Rows laid end to end: nothing is computed for padding, and the order of rows is free of their lengths.
+
+    What all rows of a micro-batch begin with, as a system prompt, is computed once: with causal attention the same
+    tokens at the same places give the same values in every row.
+    """
 
     padded = False
 
@@ -50,11 +58,14 @@ class Flat:
         """`model` is a decoder with an adapter. Raises AttributeError or TypeError if it is not built as most are."""
         base = model.get_base_model()
         self._base, self._body, self._head = base, base.base_model, base.get_output_embeddings()
+        self._product = head_product(self._head)
         self._config, self._usual = base.config, base.config._attn_implementation
         if self._body is base:
             raise TypeError("the model has no body apart from its head")
         if any(each.requires_grad for each in self._head.parameters()):
             raise TypeError("the head is trained")
+        # each row drops other features, so that nothing of it is shared
+        self._shares = not any(type(each).__name__ == "Dropout" and each.p > 0 for each in model.modules())
         base.set_attn_implementation(attention.register())
 
     @property
@@ -66,19 +77,20 @@ class Flat:
         """Tokens and positions (1, T), the borders of the rows (B + 1), and where and what is scored (N)."""
         import torch
 
-        tokens: list[int] = []
-        positions: list[int] = []
+        shared = common_opening(examples) if self._shares else 0
+        tokens = list(examples[0].input_ids[:shared])
+        positions = list(range(shared))
         scored: list[int] = []
         targets: list[int] = []
-        borders = [0]
+        borders = [shared]
         for example in examples:
-            begin = len(tokens)
+            moved = len(tokens) - shared  # by how much the row's own part lies behind its place in the row
             for at, label in enumerate(example.labels[1:]):
                 if label != IGNORED:
-                    scored.append(begin + at)
+                    scored.append(at if at < shared else moved + at)
                     targets.append(label)
-            tokens += example.input_ids
-            positions += range(len(example.input_ids))
+            tokens += example.input_ids[shared:]
+            positions += range(shared, len(example.input_ids))
             borders.append(len(tokens))
         tensors = {
             "input_ids": torch.tensor([tokens]),
@@ -87,7 +99,7 @@ class Flat:
             "scored": torch.tensor(scored, dtype=torch.long),
             "targets": torch.tensor(targets, dtype=torch.long),
         }
-        return Batch(tensors, len(targets), len(tokens), len(tokens))
+        return Batch(tensors, len(targets), sum(len(example.input_ids) for example in examples), len(tokens))
 
     def loss(self, batch: Batch, divisor: int) -> Any:
         """As `Forward.loss`."""
@@ -111,7 +123,7 @@ class Flat:
             self._base.set_attn_implementation(attention.register())
 
     def _logits(self, hidden: Any) -> Any:
-        logits = self._head(hidden).float()
+        logits = self._product(hidden).float()
         logits = logits * getattr(self._config, "logit_scale", 1) / getattr(self._config, "logits_scaling", 1)
         cap = getattr(self._config, "final_logit_softcapping", None)
         return logits if cap is None else (logits / cap).tanh() * cap
@@ -185,12 +197,12 @@ def choose(model: Any, pad_id: int, examples: Sequence[Example]) -> Forward:
 
 
 def _probe(examples: Sequence[Example]) -> list[Example]:
-    """Two rows of unequal length, wholly scored."""
-    ids = [example.input_ids for example in examples[:2]]
-    return [
-        type(examples[0])(row[: PROBE_TOKENS - 7 * place], row[: PROBE_TOKENS - 7 * place])
-        for place, row in enumerate(ids)
-    ]
+    """Two rows of unequal length that begin alike; all behind that is scored."""
+    opening = examples[0].input_ids[: min(PROBE_SHARED, len(examples[0].input_ids) // 2)]
+    rows = [(*opening, *example.input_ids[len(opening) :]) for example in examples[:2]]
+    rows = [row[: PROBE_TOKENS - 7 * place] for place, row in enumerate(rows)]
+    unscored = (IGNORED,) * len(opening)
+    return [type(examples[0])(row, (*unscored, *row[len(opening) :])) for row in rows]
 
 
 def _probed(model: Any, forward: Forward, probe: Sequence[Example], *, training: bool = False) -> float:
@@ -216,17 +228,19 @@ def nats(hidden: Any, targets: Any, logits_of: Callable[[Any], Any], divisor: in
         @staticmethod
         def forward(ctx: Any, hidden: Any) -> Any:
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            wanted = ctx.needs_input_grad[0]
-            gradient = torch.empty_like(hidden) if wanted else None
+            ctx.gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
             for begin in range(0, len(hidden), HEAD_ROWS):
                 piece = slice(begin, begin + HEAD_ROWS)
-                with torch.set_grad_enabled(wanted):
-                    part = hidden[piece].detach().requires_grad_(wanted)
-                    loss = torch.nn.functional.cross_entropy(logits_of(part), targets[piece], reduction="sum")
-                    if gradient is not None:
-                        (gradient[piece],) = torch.autograd.grad(loss / divisor, part)
-                total += loss.detach()
-            ctx.gradient = gradient
+                if ctx.gradient is None:
+                    loss = torch.nn.functional.cross_entropy(logits_of(hidden[piece]), targets[piece], reduction="sum")
+                else:
+                    with torch.enable_grad():
+                        part = hidden[piece].detach().requires_grad_()
+                        logits = logits_of(part)
+                    loss, of_logits = _nats_and_gradient(logits.detach(), targets[piece])
+                    (of_part,) = torch.autograd.grad(logits, part, of_logits)
+                    ctx.gradient[piece] = of_part / divisor
+                total += loss
             return total / divisor
 
         @staticmethod
@@ -234,3 +248,17 @@ def nats(hidden: Any, targets: Any, logits_of: Callable[[Any], Any], divisor: in
             return ctx.gradient * of_loss
 
     return Nats.apply(hidden)
+
+
+def _nats_and_gradient(logits: Any, targets: Any) -> tuple[Any, Any]:
+    """The summed cross entropy of logits (N, V), and its gradient for them: probabilities less one at the target.
+
+    In three passes over the logits where autograd takes seven. The greatest probability tells the sum that all were
+    divided by, and is never too small for its logarithm.
+    """
+    greatest, where = logits.max(dim=1, keepdim=True)
+    wanted = logits.gather(1, targets[:, None])
+    gradient = logits.softmax(dim=1)
+    summed = (greatest - wanted - gradient.gather(1, where).log()).sum()
+    gradient[range(len(targets)), targets] -= 1
+    return summed, gradient

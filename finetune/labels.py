@@ -73,6 +73,28 @@ def token_count(example: Example) -> int:
     return len(example.input_ids) + (len(example.labels) if isinstance(example, PairExample) else 0)
 
 
+def common_opening(examples: Sequence[Example]) -> int:
+    """How many tokens all rows begin with, none of them scored; at least one of each row remains its own.
+
+    0 for a single row, which shares with none, and for pairs.
+    """
+    first, *others = examples
+    if not others or any(isinstance(example, PairExample) for example in examples):
+        return 0
+    room = min(_unscored(example.labels) for example in examples)
+    opening = first.input_ids[: min(room, *(len(example.input_ids) - 1 for example in examples))]
+    for example in others:
+        found = example.input_ids[: len(opening)]
+        if found != opening:
+            opening = opening[: next(place for place, token in enumerate(opening) if token != found[place])]
+    return len(opening)
+
+
+def _unscored(labels: Sequence[int]) -> int:
+    """Tokens before the first that is scored; the very first token never is."""
+    return next((place for place, label in enumerate(labels) if place and label != IGNORED), len(labels))
+
+
 @dataclass(frozen=True)
 class Limits:
     """What becomes of rows of more than `max_tokens`, and of reasoning of more than `reasoning_tokens` (None: any)."""

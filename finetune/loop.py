@@ -248,7 +248,7 @@ class Loop:
             grad_norm=norm,
             target_tokens=targets,
             tokens=int(all_tokens),
-            padding_share=1 - all_tokens / slots,
+            padding_share=max(0.0, 1 - all_tokens / slots),  # what rows share makes slots fewer
             step_s=time.monotonic() - begin_s,
         )
 

@@ -6,20 +6,21 @@ from dataclasses import dataclass
 from itertools import islice
 
 from finetune.batches import Order, micro_batches
-from finetune.labels import IGNORED, Example, PairExample
+from finetune.labels import IGNORED, Example, PairExample, common_opening
 from finetune.memory import EVALUATED_TOKENS, Slots
-from finetune.recipe import Recipe
+from finetune.recipe import LoraSection, Recipe
 
 PLANNED_STEPS = 20_000  # of longer runs the rest is taken to be like these
 
 
 @dataclass(frozen=True)
 class Row:
-    """Tokens of a row: read, written (of a pair), scored."""
+    """Tokens of a row: read, written (of a pair), scored, and those it begins with as every other row does."""
 
     read: int
     written: int
     scored: int
+    opening: int = 0
 
     @property
     def tokens(self) -> int:
@@ -55,11 +56,16 @@ class Plan:
         return sum(batch.total for batch in self.training) / self.planned_steps
 
 
-def row_of(example: Example) -> Row:
-    """The counts of an example."""
+def rows_of(examples: Sequence[Example], lora: LoraSection) -> list[Row]:
+    """The counts of examples. With dropout each row is computed for itself, whatever it begins with."""
+    opening = common_opening(examples) if examples and not lora.dropout else 0
+    return [_row_of(example, opening) for example in examples]
+
+
+def _row_of(example: Example, opening: int) -> Row:
     if isinstance(example, PairExample):
         return Row(len(example.input_ids), len(example.labels), len(example.labels))
-    return Row(len(example.input_ids), 0, sum(label != IGNORED for label in example.labels[1:]))
+    return Row(len(example.input_ids), 0, sum(label != IGNORED for label in example.labels[1:]), opening)
 
 
 def make_plan(recipe: Recipe, sets: dict[str, list[Row]], *, padded: bool) -> Plan:
@@ -90,7 +96,8 @@ def slots(rows: Sequence[Row], *, padded: bool) -> Slots:
     read, written, scored = ([getattr(row, name) for row in rows] for name in ("read", "written", "scored"))
     if padded:
         return Slots(len(rows) * max(read), len(rows) * max(written), len(rows), sum(scored))
-    return Slots(sum(read), sum(written), len(rows), sum(scored))
+    shared = min(row.opening for row in rows) * (len(rows) - 1)
+    return Slots(sum(read) - shared, sum(written), len(rows), sum(scored))
 
 
 def _evaluation(rows: Sequence[Row], *, padded: bool) -> tuple[Slots, ...]:

@@ -105,7 +105,7 @@ class TrainingSection(Config):
     )
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay on the adapter")
-    optimizer: str = Field("adamw_torch", description="optimizer by its transformers name")
+    optimizer: str = Field("adamw_torch_fused", description="optimizer by its transformers name")
     loraplus_ratio: PositiveFloat | None = Field(
         None, description="LoRA+: how many times the learning rate the factors B get, 16 as published; null: the same"
     )

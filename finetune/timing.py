@@ -17,8 +17,8 @@ from finetune.compiling import decide
 from finetune.devices import EFFICIENCY, Device
 from finetune.labels import Example, token_count
 from finetune.memory import Setting, Slots, adapter_parameters
-from finetune.plan import Plan, row_of, slots
-from finetune.recipe import Recipe
+from finetune.plan import Plan, rows_of, slots
+from finetune.recipe import LoraSection, Recipe
 from finetune.shape import Shape
 from gladstone.basemodel import Base
 
@@ -197,19 +197,20 @@ def _time(trainable: Any, recipe: Recipe, examples: Sequence[Example], budget_s:
         _wait(trainable)
 
     train(small)  # the first step loads kernels
-    training = _line(train, small, large, trainable, budget_s * 0.6)
-    evaluation = _line(evaluate, small, large, trainable, budget_s * 0.3)
+    padded, lora = trainable.forward.padded, recipe.lora
+    training = _line(train, (small, large), lora, budget_s * 0.6, padded=padded)
+    evaluation = _line(evaluate, (small, large), lora, budget_s * 0.3, padded=padded)
     optimizer_s = _median_s(optimizer.step, budget_s * 0.1)
     optimizer.zero_grad(set_to_none=True)
     return Rates(training, evaluation, optimizer_s)
 
 
 def _line(
-    work: Callable[[Sequence[Example]], None], small: Sequence[Example], large: Sequence[Example], trainable: Any,
-    budget_s: float,
+    work: Callable[[Sequence[Example]], None], pair: tuple[Sequence[Example], Sequence[Example]], lora: LoraSection,
+    budget_s: float, *, padded: bool,
 ) -> Line:  # fmt: skip
-    padded = trainable.forward.padded
-    few, many = (slots([row_of(example) for example in rows], padded=padded).total for rows in (small, large))
+    small, large = pair
+    few, many = (slots(rows_of(rows, lora), padded=padded).total for rows in (small, large))
     large_s = _median_s(lambda: work(large), budget_s * 0.7)
     if few >= many:
         return Line(0.0, large_s / many)

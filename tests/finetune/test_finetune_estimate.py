@@ -18,7 +18,7 @@ from finetune.estimate import estimate
 from finetune.fit import Case, fit, judge, single_ways
 from finetune.labels import PairExample, TokenizedExample
 from finetune.memory import Setting, Slots, adapter_parameters, block_bytes, estimate_memory, training_bytes
-from finetune.plan import Plan, Row, make_plan, row_of, slots
+from finetune.plan import Plan, Row, make_plan, rows_of, slots
 from finetune.recipe import Recipe, load_recipe, recipe_names
 from finetune.shape import Shape, shape_of_config, shape_of_facts, shape_of_folder
 from finetune.timing import Line, Rates
@@ -106,10 +106,11 @@ def test_what_blocks_keep_is_what_autograd_keeps(family: str, targets: str, fami
     ids = tuple(range(8, 208))
     example = PairExample(ids, ids[:90]) if is_seq2seq(base) else TokenizedExample(ids, (-100,) * 199 + ids[-1:])
     pad_id = load_tokenizer(base.folder).padding_id
-    trainable = load_trainable(base, chosen, pad_id, [example, example])
+    other = replace(example, input_ids=ids[::-1])  # so that the two share no beginning
+    trainable = load_trainable(base, chosen, pad_id, [example, other])
     shape, _ = shape_of_folder(base.folder)
-    batch = slots([row_of(example)] * 2, padded=trainable.forward.padded)
-    kept = saved_bytes(trainable, [example, example], shape)
+    batch = slots(rows_of([example, other], chosen.lora), padded=trainable.forward.padded)
+    kept = saved_bytes(trainable, [example, other], shape)
     setting = Setting(padded=trainable.forward.padded)
     assert block_bytes(shape, chosen.lora, setting, batch) == pytest.approx(kept, rel=0.08)
 
@@ -172,6 +173,14 @@ def test_the_plan_is_the_one_that_the_loop_makes() -> None:
     assert plan.largest.total <= 4 * 239
     padded = make_plan(recipe("training.batch_size=4"), ROWS, padded=True)
     assert sum(batch.total for batch in padded.training) > sum(row.tokens for row in ROWS["train"])
+
+
+def test_what_rows_share_is_planned_once_unless_dropout_parts_them() -> None:
+    rows = [TokenizedExample((1, 2, 3, end, 9), (-100, -100, -100, end, 9)) for end in (4, 5, 6)]
+    assert rows_of(rows, recipe().lora) == [Row(5, 0, 2, 3)] * 3
+    assert rows_of(rows, recipe("lora.dropout=0.1").lora) == [Row(5, 0, 2)] * 3
+    assert slots(rows_of(rows, recipe().lora), padded=False) == Slots(9, 0, 3, 6)
+    assert slots(rows_of(rows, recipe().lora), padded=True) == Slots(15, 0, 3, 6)
 
 
 def test_time_is_that_of_every_micro_batch_and_of_the_evaluations() -> None:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from finetune.backend import load_trainable
 from finetune.evaluation import measure_loss
 from finetune.forward import Flat, Padded
 from finetune.journal import StepStats
-from finetune.labels import IGNORED, Example, Limits, TokenizedExample, tokenize_all
+from finetune.labels import IGNORED, Example, Limits, TokenizedExample, common_opening, tokenize_all
 from finetune.recipe import Recipe
 from finetune.trainable import Trainable, save_adapter
 from gladstone.basemodel import Base, resolve_base
@@ -77,6 +78,66 @@ def test_a_flat_batch_has_no_padding_and_scores_no_row_by_the_one_before(load: L
     assert batch.tensors["scored"].tolist() == [0, 1, 3]
     assert batch.tensors["targets"].tolist() == [6, 7, 9]
     assert (batch.target_tokens, batch.tokens, batch.slots) == (3, 5, 5)
+
+
+def test_what_rows_begin_with_is_laid_before_them_once(load: Load, recipe: MakeRecipe) -> None:
+    rows = [
+        TokenizedExample((5, 6, 7, 8), (IGNORED, IGNORED, 7, 8)),
+        TokenizedExample((5, 6, 9), (IGNORED, IGNORED, 9)),
+    ]
+    batch = Flat(load(recipe()).model).batch(rows)
+    assert batch.tensors["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
+    assert batch.tensors["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
+    assert batch.tensors["borders"].tolist() == [2, 4, 5]
+    assert batch.tensors["scored"].tolist() == [1, 2, 1]  # the last shared token predicts the next of each row
+    assert batch.tensors["targets"].tolist() == [7, 8, 9]
+    assert (batch.target_tokens, batch.tokens, batch.slots) == (3, 7, 5)
+    assert Flat(load(recipe(lora={"dropout": 0.1})).model).batch(rows).slots == 7
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared"),
+    [
+        ([((1, 2, 3), 3)], 0),
+        ([((1, 2, 3), 2), ((1, 2, 4), 2)], 2),
+        ([((1, 2, 3), 3), ((1, 2, 3), 3)], 2),
+        ([((1, 2, 3), 1), ((1, 2, 3), 3)], 1),
+        ([((1, 2, 3), 3), ((7, 2, 3), 3)], 0),
+        ([((1,), 1), ((1, 2), 2)], 0),
+        ([((1, 2, 3, 4), 4), ((1, 2, 3, 4), 4), ((1, 2, 8, 4), 4)], 2),
+    ],
+)
+def test_the_common_opening_is_unscored_and_leaves_each_row_a_token(
+    rows: list[tuple[tuple[int, ...], int]], shared: int
+) -> None:
+    examples = [TokenizedExample(ids, (IGNORED,) * begin + ids[begin:]) for ids, begin in rows]
+    assert common_opening(examples) == shared
+
+
+def test_gradients_of_rows_that_share_their_beginning_are_those_of_padded_ones(
+    load: Load, recipe: MakeRecipe, examples: tuple[Example, ...]
+) -> None:
+    import torch
+
+    trainable = load(recipe(lora={"init": "gaussian"}))
+    for parameter in trainable.model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert isinstance(trainable.forward, Flat)
+    assert common_opening(examples) > 5
+    found = []
+    for padded in (False, True):
+        forward = Padded(trainable.model, PAD, seq2seq=False) if padded else trainable.forward
+        with trainable.forward.plain() if padded else nullcontext():
+            batch = forward.batch(examples)
+            loss = forward.loss(batch, batch.target_tokens)
+            trainable.model.zero_grad()
+            loss.backward()
+        found.append({n: p.grad.clone() for n, p in trainable.model.named_parameters() if p.grad is not None})
+    flat, wanted = found
+    assert flat.keys() == wanted.keys()
+    for name, gradient in flat.items():
+        assert torch.allclose(gradient, wanted[name], rtol=1e-3, atol=1e-6 * float(wanted[name].abs().max() + 1)), name
 
 
 def test_the_measured_loss_is_the_cross_entropy_of_the_answers_row_by_row(
