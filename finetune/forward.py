@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from finetune import attention
 from finetune.fused import head_product
-from finetune.labels import IGNORED, Example, PairExample, common_opening
+from finetune.labels import IGNORED, Example, PairExample, common_opening, needed_tokens
 
 HEAD_ROWS = 512  # positions whose logits exist at the same time
 PROBE_TOKENS, PROBE_SHARED = 24, 6  # of each of the two rows on which the two ways are compared
@@ -49,7 +49,7 @@ class Flat:
     """Rows laid end to end: nothing is computed for padding, and the order of rows is free of their lengths.
 
     What all rows of a micro-batch begin with, as a system prompt, is computed once: with causal attention the same
-    tokens at the same places give the same values in every row.
+    tokens at the same places give the same values in every row. What follows a row's last prediction is not computed.
     """
 
     padded = False
@@ -89,8 +89,9 @@ class Flat:
                 if label != IGNORED:
                     scored.append(at if at < shared else moved + at)
                     targets.append(label)
-            tokens += example.input_ids[shared:]
-            positions += range(shared, len(example.input_ids))
+            needed = needed_tokens(example)
+            tokens += example.input_ids[shared:needed]
+            positions += range(shared, needed)
             borders.append(len(tokens))
         tensors = {
             "input_ids": torch.tensor([tokens]),

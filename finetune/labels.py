@@ -73,16 +73,22 @@ def token_count(example: Example) -> int:
     return len(example.input_ids) + (len(example.labels) if isinstance(example, PairExample) else 0)
 
 
+def needed_tokens(example: Example) -> int:
+    """How many tokens of a decoder's row have to be computed: those before the last that is scored; one at least."""
+    places = range(len(example.labels) - 1, 0, -1)
+    return next((place for place in places if example.labels[place] != IGNORED), 1)
+
+
 def common_opening(examples: Sequence[Example]) -> int:
-    """How many tokens all rows begin with, none of them scored; at least one of each row remains its own.
+    """How many tokens all rows begin with, none of them scored; one at least that each row needs remains its own.
 
     0 for a single row, which shares with none, and for pairs.
     """
     first, *others = examples
-    if not others or any(isinstance(example, PairExample) for example in examples):
+    if not others or isinstance(first, PairExample):
         return 0
-    room = min(_unscored(example.labels) for example in examples)
-    opening = first.input_ids[: min(room, *(len(example.input_ids) - 1 for example in examples))]
+    room = min(min(_unscored(example.labels), needed_tokens(example) - 1) for example in examples)
+    opening = first.input_ids[:room]
     for example in others:
         found = example.input_ids[: len(opening)]
         if found != opening:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from finetune.batches import Order, micro_batches
-from finetune.labels import IGNORED, Example, PairExample, common_opening
+from finetune.labels import Example, PairExample, common_opening, needed_tokens
 from finetune.memory import EVALUATED_TOKENS, Slots
 from finetune.recipe import LoraSection, Recipe
 
@@ -15,12 +15,16 @@ PLANNED_STEPS = 20_000  # of longer runs the rest is taken to be like these
 
 @dataclass(frozen=True)
 class Row:
-    """Tokens of a row: read, written (of a pair), scored, and those it begins with as every other row does."""
+    """Tokens of a row: read, written (of a pair), scored.
+
+    `opening`: those it begins with as every other row does; `behind`: those that no prediction needs.
+    """
 
     read: int
     written: int
     scored: int
     opening: int = 0
+    behind: int = 0
 
     @property
     def tokens(self) -> int:
@@ -65,7 +69,8 @@ def rows_of(examples: Sequence[Example], lora: LoraSection) -> list[Row]:
 def _row_of(example: Example, opening: int) -> Row:
     if isinstance(example, PairExample):
         return Row(len(example.input_ids), len(example.labels), len(example.labels))
-    return Row(len(example.input_ids), 0, sum(label != IGNORED for label in example.labels[1:]), opening)
+    behind = len(example.input_ids) - needed_tokens(example)
+    return Row(len(example.input_ids), 0, example.target_tokens, opening, behind)
 
 
 def make_plan(recipe: Recipe, sets: dict[str, list[Row]], *, padded: bool) -> Plan:
@@ -96,8 +101,8 @@ def slots(rows: Sequence[Row], *, padded: bool) -> Slots:
     read, written, scored = ([getattr(row, name) for row in rows] for name in ("read", "written", "scored"))
     if padded:
         return Slots(len(rows) * max(read), len(rows) * max(written), len(rows), sum(scored))
-    shared = min(row.opening for row in rows) * (len(rows) - 1)
-    return Slots(sum(read) - shared, sum(written), len(rows), sum(scored))
+    saved = min(row.opening for row in rows) * (len(rows) - 1) + sum(row.behind for row in rows)
+    return Slots(sum(read) - saved, sum(written), len(rows), sum(scored))
 
 
 def _evaluation(rows: Sequence[Row], *, padded: bool) -> tuple[Slots, ...]:

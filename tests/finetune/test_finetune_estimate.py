@@ -177,9 +177,9 @@ def test_the_plan_is_the_one_that_the_loop_makes() -> None:
 
 def test_what_rows_share_is_planned_once_unless_dropout_parts_them() -> None:
     rows = [TokenizedExample((1, 2, 3, end, 9), (-100, -100, -100, end, 9)) for end in (4, 5, 6)]
-    assert rows_of(rows, recipe().lora) == [Row(5, 0, 2, 3)] * 3
-    assert rows_of(rows, recipe("lora.dropout=0.1").lora) == [Row(5, 0, 2)] * 3
-    assert slots(rows_of(rows, recipe().lora), padded=False) == Slots(9, 0, 3, 6)
+    assert rows_of(rows, recipe().lora) == [Row(5, 0, 2, 3, 1)] * 3
+    assert rows_of(rows, recipe("lora.dropout=0.1").lora) == [Row(5, 0, 2, 0, 1)] * 3
+    assert slots(rows_of(rows, recipe().lora), padded=False) == Slots(6, 0, 3, 6)
     assert slots(rows_of(rows, recipe().lora), padded=True) == Slots(15, 0, 3, 6)
 
 

@@ -72,42 +72,51 @@ def test_a_padded_batch_is_padded_on_the_right_and_padding_is_not_scored(load: L
 def test_a_flat_batch_has_no_padding_and_scores_no_row_by_the_one_before(load: Load, recipe: MakeRecipe) -> None:
     rows = [TokenizedExample((5, 6, 7), (IGNORED, 6, 7)), TokenizedExample((8, 9), (8, 9))]
     batch = Flat(load(recipe()).model).batch(rows)
-    assert batch.tensors["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
-    assert batch.tensors["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
-    assert batch.tensors["borders"].tolist() == [0, 3, 5]
-    assert batch.tensors["scored"].tolist() == [0, 1, 3]
+    assert batch.tensors["input_ids"].tolist() == [[5, 6, 8]]  # nothing is predicted from the last of each row
+    assert batch.tensors["position_ids"].tolist() == [[0, 1, 0]]
+    assert batch.tensors["borders"].tolist() == [0, 2, 3]
+    assert batch.tensors["scored"].tolist() == [0, 1, 2]
     assert batch.tensors["targets"].tolist() == [6, 7, 9]
-    assert (batch.target_tokens, batch.tokens, batch.slots) == (3, 5, 5)
+    assert (batch.target_tokens, batch.tokens, batch.slots) == (3, 5, 3)
 
 
 def test_what_rows_begin_with_is_laid_before_them_once(load: Load, recipe: MakeRecipe) -> None:
     rows = [
-        TokenizedExample((5, 6, 7, 8), (IGNORED, IGNORED, 7, 8)),
-        TokenizedExample((5, 6, 9), (IGNORED, IGNORED, 9)),
+        TokenizedExample((5, 6, 7, 8, 1), (IGNORED, IGNORED, IGNORED, 8, 1)),
+        TokenizedExample((5, 6, 9, 1, 4, 4), (IGNORED, IGNORED, IGNORED, 1, IGNORED, IGNORED)),
     ]
     batch = Flat(load(recipe()).model).batch(rows)
     assert batch.tensors["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
     assert batch.tensors["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
     assert batch.tensors["borders"].tolist() == [2, 4, 5]
-    assert batch.tensors["scored"].tolist() == [1, 2, 1]  # the last shared token predicts the next of each row
-    assert batch.tensors["targets"].tolist() == [7, 8, 9]
-    assert (batch.target_tokens, batch.tokens, batch.slots) == (3, 7, 5)
+    assert batch.tensors["scored"].tolist() == [2, 3, 4]
+    assert batch.tensors["targets"].tolist() == [8, 1, 1]
+    assert (batch.target_tokens, batch.tokens, batch.slots) == (3, 11, 5)
     assert Flat(load(recipe(lora={"dropout": 0.1})).model).batch(rows).slots == 7
+
+
+def test_the_last_token_that_rows_share_predicts_the_next_of_each(load: Load, recipe: MakeRecipe) -> None:
+    rows = [TokenizedExample((5, 6, each, 1), (IGNORED, IGNORED, each, 1)) for each in (7, 8)]
+    batch = Flat(load(recipe()).model).batch(rows)
+    assert batch.tensors["input_ids"].tolist() == [[5, 6, 7, 8]]
+    assert batch.tensors["scored"].tolist() == [1, 2, 1, 3]
+    assert batch.tensors["targets"].tolist() == [7, 1, 8, 1]
 
 
 @pytest.mark.parametrize(
     ("rows", "shared"),
     [
-        ([((1, 2, 3), 3)], 0),
-        ([((1, 2, 3), 2), ((1, 2, 4), 2)], 2),
-        ([((1, 2, 3), 3), ((1, 2, 3), 3)], 2),
-        ([((1, 2, 3), 1), ((1, 2, 3), 3)], 1),
-        ([((1, 2, 3), 3), ((7, 2, 3), 3)], 0),
-        ([((1,), 1), ((1, 2), 2)], 0),
-        ([((1, 2, 3, 4), 4), ((1, 2, 3, 4), 4), ((1, 2, 8, 4), 4)], 2),
+        ([((1, 2, 3, 4), 3)], 0),
+        ([((1, 2, 3, 4), 2), ((1, 2, 5, 4), 2)], 2),
+        ([((1, 2, 3, 4), 3), ((1, 2, 3, 4), 3)], 2),
+        ([((1, 2, 3, 4), 1), ((1, 2, 3, 4), 3)], 1),
+        ([((1, 2, 3, 4), 3), ((7, 2, 3, 4), 3)], 0),
+        ([((1, 2), 1), ((1, 2, 3), 1)], 0),
+        ([((1, 2, 3, 4, 5), 4), ((1, 2, 3, 4, 5), 4), ((1, 2, 8, 4, 5), 4)], 2),
+        ([((1, 2, 3), 3), ((1, 2, 3), 3)], 0),  # nothing is scored
     ],
 )
-def test_the_common_opening_is_unscored_and_leaves_each_row_a_token(
+def test_the_common_opening_is_unscored_and_leaves_each_row_a_token_that_it_needs(
     rows: list[tuple[tuple[int, ...], int]], shared: int
 ) -> None:
     examples = [TokenizedExample(ids, (IGNORED,) * begin + ids[begin:]) for ids, begin in rows]
