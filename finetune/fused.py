@@ -1,4 +1,4 @@
-"""A LoRA layer in the fewest passes over memory, for training on the CPU without compilation. Names torch, peft.
+"""A LoRA layer in the fewest passes over memory, and the head, for training on the CPU. Names torch, peft.
 
 PEFT computes the base's product, the adapter's, its scaling and their sum one after another, each with a pass over a
 tensor as large as the output. Here the adapter's product is added into the base's as it is computed, forwards and

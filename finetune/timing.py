@@ -27,7 +27,7 @@ MEASURED_WEIGHTS = 60e6  # in the layers that are measured, so that a large mode
 MOST_LAYERS = 6
 LARGE_TOKENS, SMALL_TOKENS = 1024, 256  # of the micro-batches that are timed; the time of others is between or beyond
 LAYER_FIELDS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
-COMPILED_SHARE, COMPILING_S = 0.85, 30.0  # see `compiling`
+COMPILED_SHARE, COMPILING_S = 0.94, 25.0  # see `compiling`
 LAYER_LISTS = (".layers", ".h", ".block")
 DEQUANTISED_BYTES = 4.5  # read and written for a weight that is in 4 bit, each time a product needs it
 
