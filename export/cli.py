@@ -8,6 +8,7 @@ import click
 from gladstone.command import Group, require_packages
 
 if TYPE_CHECKING:
+    from export.merge import Onto
     from export.verify import Point
 
 NEEDED = ["torch", "transformers", "peft", "safetensors"]
@@ -38,6 +39,49 @@ def gguf(run: Path, quants: tuple[str, ...], with_base: bool, out: Path | None) 
     for path in result.files.values():
         click.echo(f"{readable_bytes(path.stat().st_size):>9}  {path}")
     click.echo(f"Next: runtime chat {next(iter(result.files.values()))}")
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.option("--out", type=FOLDER, help="Folder for the model.  [default: RUN/merged]")
+@click.option(
+    "--onto",
+    type=click.Choice(["16bit", "nf4"]),
+    default="16bit",
+    show_default=True,
+    help="Merge onto the base as it is, or onto its weights as QLoRA held them in training.",
+)
+@click.option("--weight", type=float, default=1.0, show_default=True, help="Strength of the run's adapter.")
+@click.option(
+    "--adapter", "others", multiple=True, metavar="FOLDER=WEIGHT", help="A further adapter of the same base; repeats."
+)
+@click.option("--shard-gb", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="Largest file.")
+def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
+    run: Path, out: Path | None, onto: "Onto", weight: float, others: tuple[str, ...], shard_gb: float
+) -> None:
+    """Merge a finished RUN into an ordinary folder of safetensors, for what reads no GGUF.
+
+    No more than a tensor at a time is in memory.
+    """
+    require_packages("gladstone export", "export", NEEDED)
+    if onto == "nf4":
+        require_packages("gladstone export merge --onto nf4", "finetune", ["bitsandbytes"])
+    from export.merged import Merging, merge_run
+    from gladstone.host import readable_bytes
+    from gladstone.progress import Lines
+
+    out = out or run / "merged"
+    merging = Merging(run, onto, weight, tuple(map(_weighted, others)), int(shard_gb * 1e9))
+    for path in merge_run(merging, out, Lines()):
+        click.echo(f"{readable_bytes(path.stat().st_size):>9}  {path}")
+
+
+def _weighted(text: str) -> tuple[Path, float]:
+    folder, separator, weight = text.rpartition("=")
+    try:
+        return Path(folder if separator else text), float(weight) if separator else 1.0
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: expected FOLDER=WEIGHT, as adapters/other=0.5.") from None
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""Base and adapter to an F16 GGUF."""
+"""Base and adapters to a GGUF of 16 or 32 bit, from which all others are quantised."""
 
 import tempfile
 from dataclasses import dataclass
@@ -6,33 +6,42 @@ from pathlib import Path
 
 from export.children import run_child
 from export.converter import converter_folder
+from export.merge import Onto
 from gladstone.artifacts import whole_file
 from gladstone.progress import Progress, step
 from gladstone.tokenizer import TOKENIZER_FILES
 
-MODEL_FILES = ("*.safetensors", "*.index.json", "config.json", "generation_config.json")
+MODEL_FILES = ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to convert: the base's weights, the trained tokenizer and template, the adapter or None."""
+    """What to convert: the base's weights, the trained tokenizer and template, the adapters with their weights."""
 
     name: str
     base: Path
     tokenizer: Path
-    adapter: Path | None
+    adapters: tuple[tuple[Path, float], ...] = ()
+    onto: Onto = "16bit"
 
 
-def convert_to_f16(conversion: Conversion, out: Path, progress: Progress) -> None:
-    """Write the F16 GGUF whole. Raises ToolError with the converter's last lines if it fails."""
+def convert(conversion: Conversion, out: Path, progress: Progress, file_type: str = "f16") -> None:
+    """Write the GGUF whole. Raises ToolError with the converter's last lines if it fails."""
     converter = converter_folder(progress)
-    what = "Merging and converting" if conversion.adapter else "Converting the base"
-    with step(progress, f"{what} to F16"), tempfile.TemporaryDirectory() as work, whole_file(out) as partial:
+    what = "Merging and converting" if conversion.adapters else "Converting the base"
+    with (
+        step(progress, f"{what} to {file_type.upper()}"),
+        tempfile.TemporaryDirectory() as work,
+        whole_file(out) as partial,
+    ):
         model = Path(work) / conversion.name
         _stage(conversion, model)
         job = {
             "model": str(model),
-            "adapter": str(conversion.adapter.resolve()) if conversion.adapter else None,
+            "base": str(conversion.base.resolve()),
+            "adapters": [(str(path.resolve()), weight) for path, weight in conversion.adapters],
+            "onto": conversion.onto,
+            "type": file_type,
             "out": str(partial.resolve()),
             "name": conversion.name,
         }
@@ -40,7 +49,7 @@ def convert_to_f16(conversion: Conversion, out: Path, progress: Progress) -> Non
 
 
 def _stage(conversion: Conversion, model: Path) -> None:
-    """A folder of links: weights and shape of the base, tokenizer and template as trained."""
+    """A folder of links: shape of the base, tokenizer and template as trained. The weights come from the merge."""
     model.mkdir()
     for pattern in MODEL_FILES:
         for path in conversion.base.glob(pattern):

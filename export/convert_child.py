@@ -1,95 +1,95 @@
-"""The converter's own process: llama.cpp's `conversion` package with the adapter merged tensor by tensor.
+"""The converter's own process: llama.cpp's `conversion` package, fed with merged tensors one at a time.
 
 Run by `export.convert` with the converter's folders first on PYTHONPATH, since its `gguf` and `conversion` packages
 share their names with others on the registry. The job comes as JSON on stdin. No merged copy of the model is ever on
-disk: each tensor passes from the shard through `W + scale · B·A` in float32 into the GGUF. Names torch, safetensors.
+disk, nor more than a tensor of it in memory. Names torch.
 """
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from export.adapter import WEIGHTS, AdapterConfig, read_adapter_config
+from export.adapter import read_adapter
+from export.merge import Plan, plan_merge, read_model_config
+from export.shards import DTYPES
 from gladstone.errors import GladstoneError, UnsupportedError
 
 Tensors = dict[str, Callable[[], Any]]
+FLOAT16_MOST = 65504.0
 
 
 def convert(job: dict[str, Any]) -> None:
-    """Write `job["out"]` from `job["model"]` and, if there is one, `job["adapter"]`."""
+    """Write `job["out"]` from the base `job["base"]` and its adapters; `job["model"]` holds tokenizer and config."""
     import gguf
     import torch
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
 
-    folder = Path(job["model"])
+    folder, base = Path(job["model"]), Path(job["base"])
+    model_type = str(read_model_config(base).get("model_type", ""))
+    adapters = [read_adapter(Path(path), weight, model_type=model_type) for path, weight in job["adapters"]]
+    plan = plan_merge(base, adapters, job["onto"])
     hparams = ModelBase.load_hparams(folder, False)
+    if plan.untied:
+        hparams["tie_word_embeddings"] = False
     architecture = get_model_architecture(hparams, ModelType.TEXT)
     try:
         known = get_model_class(architecture)
     except NotImplementedError:
         raise UnsupportedError(f"llama.cpp's converter does not know the architecture {architecture!r}.") from None
-    adapter = Path(job["adapter"]) if job["adapter"] else None
 
     class Merging(known):  # type: ignore[misc, valid-type]
-        """The model class with the adapter folded into the tensors it hands out."""
+        """The model class, handed the plan's tensors in place of the folder's."""
 
         model_arch = known.model_arch
 
         def index_tensors(self, remote_hf_model_id: str | None = None) -> Tensors:
-            tensors: Tensors = super().index_tensors(remote_hf_model_id)
-            return merged_tensors(tensors, adapter) if adapter else tensors
+            named = ((name, lazy_tensor(plan, name, job["type"])) for name in plan.sources)
+            kept = (self.filter_tensors(each) for each in named)
+            return dict(filter(None, kept))
 
+    file_type = {"f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "f32": "ALL_F32"}[job["type"]]
     with torch.inference_mode():
-        Merging(folder, gguf.LlamaFileType.MOSTLY_F16, Path(job["out"]), model_name=job["name"]).write()
+        Merging(
+            folder, gguf.LlamaFileType[file_type], Path(job["out"]), model_name=job["name"], hparams=hparams
+        ).write()
+    if plan.untied and not _has_tensor(Path(job["out"]), "output.weight"):
+        raise UnsupportedError(
+            f"{architecture}: its converter gives the head no tensor of its own, but the adapter was trained with head "
+            "and embedding apart."
+        )
 
 
-def merged_tensors(tensors: Tensors, adapter: Path) -> Tensors:
-    """The model's lazy tensors with the adapter's updates folded in.
-
-    Raises UnsupportedError if an adapter tensor has no place in the model: nothing that was trained is dropped.
-    """
+def lazy_tensor(plan: Plan, name: str, file_type: str) -> Callable[[], Any]:
+    """A tensor that is read and merged when the converter writes it."""
     from conversion.base import LazyTorchTensor
-    from safetensors.torch import load_file
 
-    config = read_adapter_config(adapter)
-    factors = dict(_pairs(load_file(adapter / WEIGHTS)))
-    lost = [name for name in factors if name not in tensors]
-    if lost:
-        raise UnsupportedError(f"the model has no tensor for the adapter's {', '.join(lost[:3])} (of {len(lost)}).")
+    stored = plan.sources[name]
 
-    def fold(name: str, load: Callable[[], Any]) -> Callable[[], Any]:
-        def lazy() -> Any:
-            import torch
+    def load() -> Any:
+        import torch
 
-            base = load()
-            meta = LazyTorchTensor.meta_with_dtype_and_shape(torch.float32, tuple(base.shape))
-            return LazyTorchTensor(meta=meta, args=(base,), func=lambda weight: merge(weight, factors[name], config))
+        kind = torch.float32 if name in plan.changed else getattr(torch, DTYPES[stored.dtype])
+        meta = LazyTorchTensor.meta_with_dtype_and_shape(kind, stored.shape)
+        return LazyTorchTensor(meta=meta, args=(name,), func=lambda name: _checked(plan.read(name), name, file_type))
 
-        return lazy
-
-    return {name: fold(name, load) if name in factors else load for name, load in tensors.items()}
+    return load
 
 
-def merge(weight: Any, factors: tuple[Any, Any], config: AdapterConfig) -> Any:
-    """W + scale · B·A in float32; W (out, in), A (r, in), B (out, r); Conv1D keeps W transposed."""
-    down, up = (factor.float() for factor in factors)
-    update = up @ down
-    return weight.float() + config.scale * (update.T if config.fan_in_fan_out else update)
+def _checked(tensor: Any, name: str, file_type: str) -> Any:
+    """Raises UnsupportedError for a weight that F16 cannot hold: it would become infinite without a word."""
+    if file_type == "f16" and tensor.is_floating_point() and tensor.dim() > 1:
+        low, high = tensor.aminmax()
+        if max(-float(low), float(high)) > FLOAT16_MOST:
+            raise UnsupportedError(f"{name} has weights beyond what F16 holds ({FLOAT16_MOST:,.0f}): use --quant bf16.")
+    return tensor
 
 
-def _pairs(tensors: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Base tensor name → (A, B). PEFT names them `base_model.model.<layer>.lora_A.weight`."""
-    for name, down in tensors.items():
-        stem, is_down, _ = name.partition(".lora_A.")
-        if is_down:
-            up = tensors.get(name.replace(".lora_A.", ".lora_B."))
-            if up is None:
-                raise UnsupportedError(f"the adapter has {name} without its lora_B.")
-            yield f"{stem.removeprefix('base_model.model.')}.weight", (down, up)
-        elif ".lora_B." not in name:
-            raise UnsupportedError(f"the adapter holds {name}, which is no LoRA factor.")
+def _has_tensor(path: Path, name: str) -> bool:
+    import gguf
+
+    return any(tensor.name == name for tensor in gguf.GGUFReader(path).tensors)
 
 
 def main() -> None:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.convert import Conversion, convert_to_f16
+from export.convert import Conversion, convert
 from export.converter import installed_version
 from export.quantise import F16, check_quants, quantise
+from export.run import Run, open_run, read_run_manifest
 from export.verify import Point, Trained, verify_file, verify_same_header
 from gladstone.artifacts import (
     MANIFEST_NAME,
     FileRecord,
     Manifest,
     check_file,
-    check_files,
     check_writable,
     is_finished,
     read_manifest,
@@ -28,7 +28,7 @@ from gladstone.artifacts import (
     write_json,
     write_manifest,
 )
-from gladstone.basemodel import Base, resolve_base
+from gladstone.basemodel import Base
 from gladstone.errors import ArtifactError, ConfigError, listed
 from gladstone.formats import read_conversations
 from gladstone.gguf import read_info
@@ -40,25 +40,6 @@ from gladstone.tokenizer import load_tokenizer
 
 VERSIONED = ("llama-cpp-python", "torch", "transformers", "peft")
 PROOF_NAME, STATE_NAME, LOG_NAME = "proof.json", ".export-state.json", "export.log"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished fine-tuning run and the base it was trained on."""
-
-    folder: Path
-    manifest: Manifest
-    base: Base
-
-    @property
-    def name(self) -> str:
-        """The recipe's name, which the files carry."""
-        return str(self.manifest.config["name"])
-
-    @property
-    def template_source(self) -> str:
-        """The chat template as trained."""
-        return (self.folder / "chat_template.jinja").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -80,16 +61,11 @@ def export_gguf(
     """
     wanted = check_quants(quants)
     out = out or run_folder / "gguf"
-    manifest = read_manifest(run_folder)
-    if manifest.stage != "finetune":
-        raise ArtifactError(
-            f"{run_folder}: made by the stage {manifest.stage!r}, expected a folder made by `finetune run`."
-        )
-    check_files(run_folder, manifest)
+    read_run_manifest(run_folder)
     check_writable(out)
     remove_partials(out)
     with output_to(out / LOG_NAME):
-        run = Run(run_folder, manifest, _same_base(manifest, progress))
+        run = open_run(run_folder, progress)
         check_disk(out, _needed_bytes(run.base, len(wanted), 2 if with_base else 1), "the GGUF files")
         workbench = _Workbench(run, out, progress)
         proof = {run.name: workbench.make(run.name, run.folder / "adapter", wanted)}
@@ -100,20 +76,12 @@ def export_gguf(
 
 def verify_against_run(path: Path, run_folder: Path, progress: Progress) -> list[Point]:
     """Prove any F16 GGUF against a run: `gladstone export verify FILE --against RUN`."""
-    manifest = read_manifest(run_folder)
     info = read_info(path)
     if info.quantisation not in ("F16", "F32", "BF16"):
         raise ConfigError(f"{path}: quantised to {info.quantisation}; the proof compares an F16 file with torch.")
     with output_to(run_folder / LOG_NAME):
-        run = Run(run_folder, manifest, _same_base(manifest, progress))
+        run = open_run(run_folder, progress)
         return verify_file(path, _trained(run, run_folder / "adapter"), progress)
-
-
-def _same_base(manifest: Manifest, progress: Progress) -> Base:
-    base = resolve_base(str(manifest.config["base"]["model"]), progress)
-    if base.fingerprint != manifest.parents["base"]:
-        raise ArtifactError(f"{base.folder}: not the base that the adapter was trained on (its files have changed).")
-    return base
 
 
 def _trained(run: Run, adapter: Path | None) -> Trained:
@@ -141,10 +109,11 @@ class _Workbench:
     def make(self, name: str, adapter: Path | None, quants: tuple[str, ...]) -> list[Point]:
         """The model's files in every quant, and the proof of them; the F16 goes unless it was asked for."""
         f16 = self.out / f"{name}-{F16}.gguf"
-        conversion = Conversion(name, self.run.base.folder, self.run.folder / "tokenizer", adapter)
+        adapters = ((adapter, 1.0),) if adapter else ()
+        conversion = Conversion(name, self.run.base.folder, self.run.folder / "tokenizer", adapters)
         with self._once(f16) as missing:
             if missing:
-                convert_to_f16(conversion, f16, self.progress)
+                convert(conversion, f16, self.progress)
         points = verify_file(f16, _trained(self.run, adapter), self.progress)
         _refuse_failed(f16, points)
         for quant in quants:

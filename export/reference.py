@@ -1,4 +1,8 @@
-"""The trained model in torch, merged by PEFT: what a GGUF is proven against. Names torch, transformers and peft."""
+"""The trained model in torch: what a GGUF is proven against. Names torch, transformers and peft.
+
+The adapter is not merged but applied as it was in training: of a model whose embedding and head are one matrix, PEFT's
+merge would change both where training changed one.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ from gladstone.host import available_memory_bytes
 
 
 class Reference:
-    """Base and adapter merged by PEFT's own code, in float32 where memory allows, else in the base's 16-bit type."""
+    """Base and adapter as PEFT runs them, in float32 where memory allows, else in the base's 16-bit type."""
 
     def __init__(self, base: Path, adapter: Path | None) -> None:
         import torch
@@ -26,7 +30,7 @@ class Reference:
         if adapter is not None:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+            model = PeftModel.from_pretrained(model, str(adapter))
         self._model = model.eval()
 
     def logits(self, tokens: list[int]) -> npt.NDArray[np.float32]:

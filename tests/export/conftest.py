@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from export.convert import Conversion, convert_to_f16
+from export.convert import Conversion, convert
 from export.verify import Trained
 from gladstone.formats import read_conversations
 from gladstone.progress import Silent
@@ -26,7 +26,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
 def f16(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_run: Path) -> Path:
     """The run's model, merged and converted."""
     path = tmp_path_factory.mktemp("export") / "tiny-f16.gguf"
-    convert_to_f16(Conversion("tiny", tiny_base, tiny_run / "tokenizer", tiny_run / "adapter"), path, Silent())
+    convert(Conversion("tiny", tiny_base, tiny_run / "tokenizer", ((tiny_run / "adapter", 1.0),)), path, Silent())
     return path
 
 

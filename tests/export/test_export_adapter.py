@@ -1,65 +1,135 @@
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from export.adapter import AdapterConfig, read_adapter_config
+from export.adapter import LowRank, read_adapter, scaling
 from gladstone.errors import ArtifactError, UnsupportedError
 
-SOUND = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "bias": "none", "fan_in_fan_out": False}
+SOUND: dict[str, Any] = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "bias": "none", "fan_in_fan_out": False}
+LAYER = "base_model.model.model.layers.0.q_proj"
 
 
-def adapter(folder: Path, *, weights: bool = True, **fields: Any) -> Path:
+def adapter(folder: Path, tensors: Mapping[str, tuple[int, ...]] | None = None, **fields: Any) -> Path:
+    """An adapter of zeros with these shapes."""
+    import torch
+    from safetensors.torch import save_file
+
     (folder / "adapter_config.json").write_text(json.dumps(SOUND | fields))
-    if weights:
-        (folder / "adapter_model.safetensors").write_bytes(b"not read here")
+    shapes = tensors or {f"{LAYER}.lora_A.weight": (16, 8), f"{LAYER}.lora_B.weight": (4, 16)}
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, folder / "adapter_model.safetensors")
     return folder
 
 
-def test_the_strength_is_alpha_by_rank(tmp_path: Path) -> None:
-    assert read_adapter_config(adapter(tmp_path)) == AdapterConfig(rank=16, scale=2.0, fan_in_fan_out=False)
+def only_update(folder: Path, **settings: Any) -> LowRank:
+    ((update,),) = read_adapter(folder, **settings).updates.values()
+    assert isinstance(update, LowRank)
+    return update
 
 
-def test_the_strength_of_rslora_is_alpha_by_the_root_of_the_rank(tmp_path: Path) -> None:
-    assert read_adapter_config(adapter(tmp_path, use_rslora=True)).scale == 8.0
+@pytest.mark.parametrize(
+    ("fields", "strength"),
+    [
+        ({}, 2.0),
+        ({"use_rslora": True}, 8.0),
+        ({"alpha_pattern": {"q_proj": 8}}, 0.5),
+        ({"alpha_pattern": {"k_proj": 8}}, 2.0),
+        ({"alpha_pattern": {"proj": 8}}, 2.0),  # a whole name is asked for
+        ({"alpha_pattern": {"^model.layers.0.q_proj": 8, "q_proj": 4}}, 0.5),
+        ({"alpha_pattern": {"layers.0.*": 8}, "use_rslora": True}, 2.0),
+        ({"rank_pattern": {"q_proj": 16}, "r": 4}, 2.0),  # the tensors say it
+    ],
+)
+def test_the_strength_is_pefts(tmp_path: Path, fields: dict[str, Any], strength: float) -> None:
+    from peft import LoraConfig
+    from peft.utils.other import get_pattern_key
+
+    assert only_update(adapter(tmp_path, **fields)).scale == strength
+    assert only_update(adapter(tmp_path, **fields), weight=0.5).scale == strength / 2
+    config = LoraConfig(**{key: value for key, value in (SOUND | fields).items() if key != "peft_type"})
+    key = get_pattern_key(config.alpha_pattern.keys(), "model.layers.0.q_proj")
+    alpha = config.alpha_pattern.get(key, config.lora_alpha)
+    assert scaling(SOUND | fields, "model.layers.0.q_proj", 16) == alpha / (4 if config.use_rslora else 16)
 
 
-def test_the_orientation_of_conv1d_is_read(tmp_path: Path) -> None:
-    assert read_adapter_config(adapter(tmp_path, fan_in_fan_out=True)).fan_in_fan_out
+@pytest.mark.parametrize(
+    ("model_type", "flag", "transposed"),
+    [("gpt2", False, True), ("llama", True, False), ("", True, True), ("", False, False)],
+)
+def test_the_model_decides_about_conv1d_before_the_flag(
+    tmp_path: Path, model_type: str, flag: bool, transposed: bool
+) -> None:
+    folder = adapter(tmp_path, fan_in_fan_out=flag)
+    assert only_update(folder, model_type=model_type).transposed is transposed
+
+
+def test_gpt2s_head_is_no_conv1d(tmp_path: Path) -> None:
+    head = {"base_model.model.lm_head.lora_A.weight": (16, 8), "base_model.model.lm_head.lora_B.weight": (4, 16)}
+    assert not only_update(adapter(tmp_path, head, fan_in_fan_out=True), model_type="gpt2").transposed
 
 
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"use_dora": True}, "DoRA"),
-        ({"modules_to_save": ["lm_head"]}, "fully trained modules (modules_to_save)"),
-        ({"rank_pattern": {"q_proj": 4}}, "ranks that differ by layer (rank_pattern)"),
-        ({"alpha_pattern": {"q_proj": 4}}, "strengths that differ by layer (alpha_pattern)"),
-        ({"bias": "lora_only"}, "trained biases"),
-        ({"use_dora": True, "bias": "all"}, "DoRA, trained biases"),
+        ({"use_qalora": True}, "use_qalora = true"),
+        ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens = \[1, 2\]"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"target_parameters": ["experts"]}, "target_parameters"),
+        ({"something_new": 3}, "something_new = 3"),
+        ({"init_lora_weights": "pissa_niter_4"}, "a part of the base was moved into the adapter"),
+        ({"init_lora_weights": "loftq"}, "a part of the base was moved into the adapter"),
     ],
 )
-def test_an_adapter_that_would_be_merged_wrongly_is_refused(tmp_path: Path, fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(UnsupportedError) as caught:
-        read_adapter_config(adapter(tmp_path, **fields))
-    assert str(caught.value) == f"{tmp_path}: the adapter has {told}, which this export cannot merge."
+def test_a_setting_that_the_merge_does_not_know_is_refused(tmp_path: Path, fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(UnsupportedError, match=told):
+        read_adapter(adapter(tmp_path, **fields))
+
+
+def test_everything_that_peft_writes_by_default_is_known(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert read_adapter(adapter(tmp_path, **config)).updates.keys() == {"model.layers.0.q_proj.weight"}
 
 
 def test_another_kind_of_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="an adapter of type 'LOHA'; LORA can be merged"):
-        read_adapter_config(adapter(tmp_path, peft_type="LOHA"))
+        read_adapter(adapter(tmp_path, peft_type="LOHA"))
 
 
-def test_empty_patterns_are_no_obstacle(tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}}
-    assert read_adapter_config(adapter(tmp_path, **fields)).rank == 16
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        ({f"{LAYER}.lora_A.weight": (16, 8)}, "without its lora_B"),
+        ({f"{LAYER}.lora_B.weight": (4, 16)}, "which has no other half"),
+        ({f"{LAYER}.lora_C.weight": (4, 16)}, "which has no other half or which this export cannot merge"),
+        ({f"{LAYER}.token_adapter.trainable_tokens_delta": (2, 4)}, "do not say which"),
+    ],
+)
+def test_no_tensor_is_dropped(tmp_path: Path, tensors: dict[str, tuple[int, ...]], told: str) -> None:
+    with pytest.raises(UnsupportedError, match=told):
+        read_adapter(adapter(tmp_path, tensors))
+
+
+def test_a_dora_without_its_lengths_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"has no lora_magnitude_vector for model\.layers\.0\.q_proj"):
+        read_adapter(adapter(tmp_path, use_dora=True))
 
 
 def test_missing_weights_are_told(tmp_path: Path) -> None:
-    (tmp_path / "adapter_model.bin").write_bytes(b"pickled")
+    (adapter(tmp_path) / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
     with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors is missing \(pickled adapters are not loaded"):
-        read_adapter_config(adapter(tmp_path, weights=False))
+        read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 40, b"\x02\0\0\0\0\0\0\0[]", b"\x02\0\0\0\0\0\0\0{}"])
+def test_damaged_weights_are_told(tmp_path: Path, damage: bytes) -> None:
+    (adapter(tmp_path) / "adapter_model.safetensors").write_bytes(damage)
+    with pytest.raises(ArtifactError, match=r"damaged|holds no tensor"):
+        read_adapter(tmp_path)
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"r": "many", "lora_alpha": 1}', '{"r": 8}'])
@@ -67,10 +137,17 @@ def test_a_config_that_says_nothing_usable_is_refused(tmp_path: Path, text: str 
     if text is not None:
         (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"not a LoRA adapter: adapter_config\.json is missing or unusable"):
-        read_adapter_config(tmp_path)
+        read_adapter(tmp_path)
 
 
 @pytest.mark.parametrize("rank", [0, -1])
 def test_an_impossible_rank_is_refused(tmp_path: Path, rank: int) -> None:
     with pytest.raises(ArtifactError, match="not a LoRA adapter"):
-        read_adapter_config(adapter(tmp_path, r=rank))
+        read_adapter(adapter(tmp_path, r=rank))
+
+
+def test_an_update_of_another_shape_belongs_to_another_base(tmp_path: Path) -> None:
+    import torch
+
+    with pytest.raises(UnsupportedError, match="it belongs to another base"):
+        only_update(adapter(tmp_path)).apply(torch.zeros(5, 8))

@@ -4,9 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.adapter import AdapterConfig, read_adapter_config
-from export.convert import Conversion, convert_to_f16
-from export.convert_child import _pairs, merge
+from export.adapter import LowRank, read_adapter
+from export.convert import Conversion, convert
+from export.merge import as_nf4, plan_merge, write_folder
+from export.shards import Stored, read_folder, read_header
 from gladstone.errors import ToolError, UnsupportedError
 from gladstone.progress import Silent
 from tests.export.tiny_runs import edit_json, write_adapter
@@ -28,42 +29,104 @@ def tensors_of(path: Path) -> dict[str, Any]:
     return {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"use_rslora": True}, {"r": 3, "lora_alpha": 7}, {"target_modules": ["q_proj", "down_proj"]}],
-    ids=["LoRA", "rsLoRA", "odd rank", "two targets"],
-)
-def test_the_merge_equals_pefts_own(tiny_base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+SETTINGS: dict[str, dict[str, Any]] = {
+    "LoRA": {},
+    "rsLoRA": {"use_rslora": True},
+    "odd rank": {"r": 3, "lora_alpha": 7},
+    "two targets": {"target_modules": ["q_proj", "down_proj"]},
+    "DoRA": {"use_dora": True},
+    "DoRA and rsLoRA": {"use_dora": True, "use_rslora": True, "target_modules": ["k_proj", "up_proj"]},
+    "patterns": {"rank_pattern": {"q_proj": 4, "layers.1.mlp.up_proj": 16}, "alpha_pattern": {"q_proj": 3, "^model.layers.0.mlp.*": 40}},
+    "patterns of rsLoRA": {"use_rslora": True, "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 5}},
+    "head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "embedding": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "embedding and head": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "norms": {"target_modules": ["q_proj"], "modules_to_save": ["input_layernorm", "norm"]},
+    "LoRA of the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "DoRA of the embedding": {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
+    "LoRA of the head": {"target_modules": ["q_proj", "lm_head"]},
+    "trained tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [5, 17, 300]},
+    "biases": {"bias": "all"},
+}  # fmt: skip
+
+
+def logits_of(model: Any) -> Any:
     import torch
-    from safetensors.torch import load_file
 
-    write_adapter(tiny_base, tmp_path / "adapter", **settings)
-    expected = peft_merged(tiny_base, tmp_path / "adapter").state_dict()
-    weights = load_file(tiny_base / "model.safetensors")
-    factors = dict(_pairs(load_file(tmp_path / "adapter" / "adapter_model.safetensors")))
-    config = read_adapter_config(tmp_path / "adapter")
-    assert len(factors) == 2 * len(settings.get("target_modules", range(7)))
-    for name, weight in weights.items():
-        ours = merge(weight, factors[name], config) if name in factors else weight.float()
-        assert torch.allclose(ours, expected[name], rtol=0, atol=1e-6), name
-        assert (name not in factors) == torch.equal(weight.float(), expected[name])
+    with torch.inference_mode():
+        return model.eval()(torch.arange(3, 60)[None]).logits[0]
 
 
-def test_the_merge_of_a_conv1d_layer_is_transposed() -> None:
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings", "ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_the_merged_model_is_the_one_that_was_trained(
+    tiny_base: Path, tmp_path: Path, settings: dict[str, Any], tied: bool
+) -> None:
+    """Against PEFT's own merge in every tensor; where a tied matrix had to be parted, against PEFT's logits."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = with_head(tiny_base, tmp_path / "base", tied=tied)
+    write_adapter(base, tmp_path / "adapter", **settings)
+    plan = plan_merge(base, [read_adapter(tmp_path / "adapter", model_type="llama")])
+    write_folder(plan, base, tmp_path / "merged", 100_000, Silent())
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    adapted = PeftModel.from_pretrained(model, str(tmp_path / "adapter"))
+    expected = logits_of(adapted)
+    untouched = logits_of(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32, local_files_only=True)
+    trained = {*settings.get("target_modules", ()), *settings.get("modules_to_save", ())}
+    # PEFT adds the 49,152 squares of an embedding's length in float32, ours are added in float64
+    lengths_of_columns = "use_dora" in settings and "embed_tokens" in trained
+    rtol = 5e-5 if lengths_of_columns else 1e-6
+    assert torch.allclose(logits_of(merged), expected, rtol=10 * rtol, atol=5e-4)
+    assert (untouched - expected).abs().max() > 1e-2, "the adapter does nothing"
+    assert plan.untied == (tied and bool({"embed_tokens", "lm_head"} & trained))
+    if not plan.untied:
+        theirs = adapted.merge_and_unload(safe_merge=True).state_dict()
+        for name, tensor in merged.state_dict().items():
+            assert torch.allclose(tensor, theirs[name], rtol=rtol, atol=1e-6), name
+
+
+def with_head(source: Path, folder: Path, *, tied: bool) -> Path:
+    """The tiny model in float32, with a head of its own if it is not `tied`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    copy_model(source, folder)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True)
+    if not tied:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.05)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_the_merge_of_a_conv1d_layer_is_transposed(tmp_path: Path) -> None:
     import torch
 
     weight = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])  # (in 2, out 3), as GPT-2 keeps it
-    down, up = torch.tensor([[1.0, 10.0]]), torch.tensor([[1.0], [2.0], [3.0]])  # (1, in 2), (out 3, 1)
-    merged = merge(weight, (down, up), AdapterConfig(rank=1, scale=0.5, fan_in_fan_out=True))
+    down, up = stored(tmp_path / "down", [[1.0, 10.0]]), stored(tmp_path / "up", [[1.0], [2.0], [3.0]])
+    merged = LowRank("c_attn", down, up, 0.5, conv1d=True).apply(weight)
     assert merged.tolist() == [[1.5, 3.0, 4.5], [9.0, 15.0, 21.0]]
 
 
-def test_a_merge_of_16_bit_weights_is_done_in_float32() -> None:
+def stored(path: Path, values: list[list[float]]) -> Stored:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"it": torch.tensor(values)}, path)
+    return read_header(path)["it"]
+
+
+def test_a_merge_of_16_bit_weights_is_done_in_float32(tmp_path: Path) -> None:
     import torch
 
-    weight = torch.ones(1, 1, dtype=torch.bfloat16)
-    factors = (torch.full((1, 1), 2**-6, dtype=torch.bfloat16), torch.full((1, 1), 2**-6, dtype=torch.bfloat16))
-    merged = merge(weight, factors, AdapterConfig(rank=1, scale=1.0, fan_in_fan_out=False))
+    down = stored(tmp_path / "down", [[2**-6]])
+    merged = LowRank("q", down, down, 1.0).apply(torch.ones(1, 1, dtype=torch.bfloat16).float())
     assert merged.dtype == torch.float32
     assert merged.item() == 1 + 2**-12
 
@@ -76,7 +139,7 @@ def test_the_gguf_equals_the_conversion_of_pefts_merged_folder(
     (folder / "model.safetensors").unlink()
     peft_merged(tiny_base, tiny_run / "adapter").save_pretrained(folder)
     expected = tmp_path / "expected.gguf"
-    convert_to_f16(Conversion("tiny", folder, tiny_run / "tokenizer", None), expected, Silent())
+    convert(Conversion("tiny", folder, tiny_run / "tokenizer"), expected, Silent())
     ours, theirs = tensors_of(f16), tensors_of(expected)
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
@@ -90,7 +153,7 @@ def test_the_adapter_changes_the_tensors_it_targets_and_no_others(
     tiny_base: Path, tiny_run: Path, f16: Path, tmp_path: Path
 ) -> None:
     plain = tmp_path / "plain.gguf"
-    convert_to_f16(Conversion("tiny", tiny_base, tiny_run / "tokenizer", None), plain, Silent())
+    convert(Conversion("tiny", tiny_base, tiny_run / "tokenizer"), plain, Silent())
     ours, base = tensors_of(f16), tensors_of(plain)
     changed = {name for name, tensor in ours.items() if not np.array_equal(tensor, base[name])}
     assert {name.split(".")[2] for name in changed} == {
@@ -110,19 +173,9 @@ def test_an_adapter_for_layers_the_model_lacks_is_refused_and_leaves_no_file(
     tensors = {name.replace("layers.1.", "layers.7."): value for name, value in load_file(path).items()}
     save_file(tensors, path)
     out = tmp_path / "gguf" / "out.gguf"
-    with pytest.raises(UnsupportedError, match=r"no tensor for the adapter's model\.layers\.7\..* \(of 7\)"):
-        convert_to_f16(Conversion("tiny", tiny_base, tiny_run / "tokenizer", adapter), out, Silent())
+    with pytest.raises(UnsupportedError, match=r"no tensor for its model\.layers\.7\..* \(of 7\)"):
+        convert(Conversion("tiny", tiny_base, tiny_run / "tokenizer", ((adapter, 1.0),)), out, Silent())
     assert list(out.parent.iterdir()) == []
-
-
-def test_an_adapter_with_half_of_a_pair_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"the adapter has .*lora_A\.weight without its lora_B"):
-        dict(_pairs({"base_model.model.q.lora_A.weight": 1}))
-
-
-def test_an_adapter_with_other_tensors_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"holds base_model\.model\.lm_head\.weight, which is no LoRA factor"):
-        dict(_pairs({"base_model.model.lm_head.weight": 1}))
 
 
 def test_an_architecture_that_the_converter_does_not_know_is_told(
@@ -131,16 +184,92 @@ def test_an_architecture_that_the_converter_does_not_know_is_told(
     base = copy_model(tiny_base, tmp_path / "base")
     edit_json(base / "config.json", architectures=["NoSuchForCausalLM"], model_type="nosuch")
     with pytest.raises(UnsupportedError, match="does not know the architecture 'NoSuchForCausalLM'"):
-        convert_to_f16(Conversion("tiny", base, tiny_run / "tokenizer", None), tmp_path / "out.gguf", Silent())
+        convert(Conversion("tiny", base, tiny_run / "tokenizer"), tmp_path / "out.gguf", Silent())
 
 
 @pytest.mark.slow
-def test_a_conversion_that_fails_gives_the_converters_last_lines_and_no_file(
+def test_a_conversion_of_damaged_weights_is_told_and_leaves_no_file(
     tiny_base: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     base = copy_model(tiny_base, tmp_path / "base")
     (base / "model.safetensors").write_bytes(b"cut")
     out = tmp_path / "gguf" / "out.gguf"
-    with pytest.raises(ToolError, match=r"(?s)llama\.cpp's converter failed \(exit code 1\).*Traceback|Error"):
-        convert_to_f16(Conversion("tiny", base, tiny_run / "tokenizer", None), out, Silent())
+    with pytest.raises(UnsupportedError, match=r"model\.safetensors: no safetensors file, or damaged"):
+        convert(Conversion("tiny", base, tiny_run / "tokenizer"), out, Silent())
     assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_converter_that_fails_gives_its_last_lines_and_no_file(
+    tiny_base: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    base = copy_model(tiny_base, tmp_path / "base")
+    edit_json(base / "config.json", num_hidden_layers="two")
+    out = tmp_path / "gguf" / "out.gguf"
+    with pytest.raises(ToolError, match=r"(?s)llama\.cpp's converter failed \(exit code 1\).*Error"):
+        convert(Conversion("tiny", base, tiny_run / "tokenizer"), out, Silent())
+    assert list(out.parent.iterdir()) == []
+
+
+def test_two_adapters_add_up_by_their_weights(tiny_base: Path, tmp_path: Path) -> None:
+    import torch
+
+    for name, settings in (("first", {}), ("second", {"r": 4, "target_modules": ["q_proj"]})):
+        write_adapter(tiny_base, tmp_path / name, **settings)
+    base = read_folder(tiny_base)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    parts = [plan_merge(tiny_base, [read_adapter(tmp_path / each)]).read(name) for each in ("first", "second")]
+    adapters = [read_adapter(tmp_path / "first", 0.75), read_adapter(tmp_path / "second", -0.5)]
+    merged = plan_merge(tiny_base, adapters).read(name)
+    weight = base[name].read().float()
+    expected = weight + 0.75 * (parts[0] - weight) - 0.5 * (parts[1] - weight)
+    assert torch.allclose(merged, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"modules_to_save": ["norm"]}], ids=["DoRA", "whole"])
+def test_what_does_not_add_up_is_refused(tiny_base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    for name in ("first", "second"):
+        write_adapter(tiny_base, tmp_path / name, **settings)
+    with pytest.raises(UnsupportedError, match="in ways that do not add up"):
+        plan_merge(tiny_base, [read_adapter(tmp_path / "first"), read_adapter(tmp_path / "second")])
+    with pytest.raises(UnsupportedError, match=r"cannot act with the weight 0\.5"):
+        read_adapter(tmp_path / "first", 0.5)
+
+
+def test_nf4_is_what_bitsandbytes_computes_with() -> None:
+    """bitsandbytes' own layer, whose weight is quantised when it is moved, against our round trip of the weight."""
+    import torch
+    from bitsandbytes.nn import Linear4bit
+
+    torch.manual_seed(0)
+    weight = torch.randn(128, 192)
+    layer = Linear4bit(192, 128, bias=False, compute_dtype=torch.float32, compress_statistics=True, quant_type="nf4")
+    layer.load_state_dict({"weight": weight})
+    layer = layer.to("cpu")
+    x = torch.randn(5, 192)
+    assert torch.allclose(layer(x), x @ as_nf4(weight).T, atol=1e-4)
+    assert 0.01 < (as_nf4(weight) - weight).abs().mean() < 0.2
+
+
+def test_onto_nf4_only_the_layers_matrices_change(tiny_base: Path) -> None:
+    import torch
+
+    plan = plan_merge(tiny_base, [], "nf4")
+    changed = {
+        name for name in plan.sources if not torch.equal(plan.read(name).float(), plan.sources[name].read().float())
+    }
+    assert changed == plan.nf4 == {name for name in plan.sources if name.endswith("_proj.weight")}
+
+
+def test_a_merge_that_is_not_finite_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    write_adapter(tiny_base, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(each for each in tensors if "q_proj.lora_B" in each)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, path)
+    plan = plan_merge(tiny_base, [read_adapter(tmp_path / "adapter")])
+    with pytest.raises(UnsupportedError, match="is not finite after the merge: the adapter is broken"):
+        plan.read(name.removeprefix("base_model.model.").replace(".lora_B", ""))

@@ -195,9 +195,9 @@ def test_an_adapter_changed_since_its_run_is_refused(run: Path, damage: str) -> 
 @pytest.mark.slow
 def test_an_adapter_that_cannot_be_merged_is_refused_before_any_file_is_made(run: Path, tiny_base: Path) -> None:
     manifest = read_manifest(run)
-    edit_json(run / "adapter" / "adapter_config.json", use_dora=True)
+    edit_json(run / "adapter" / "adapter_config.json", use_qalora=True)
     finish(run, manifest.config, manifest.template_sha256 or "", tiny_base)
-    assert refused(export("gguf", run)).endswith("the adapter has DoRA, which this export cannot merge.")
+    assert refused(export("gguf", run)).endswith("the adapter has what this export cannot merge: use_qalora = true")
     assert not list((run / "gguf").glob("*.gguf"))
 
 

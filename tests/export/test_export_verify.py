@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.convert import Conversion, convert_to_f16
+from export.convert import Conversion, convert
 from export.texts import HAND_PICKED, proof_texts
 from export.verify import (
     TIE_LOGITS,
@@ -124,7 +124,7 @@ def test_an_adapter_merged_with_the_wrong_strength_is_found(
     adapter = copy_model(tiny_run / "adapter", tmp_path / "adapter")
     edit_json(adapter / "adapter_config.json", use_rslora=True)
     faulty = tmp_path / "faulty.gguf"
-    convert_to_f16(Conversion("tiny", tiny_base, tiny_run / "tokenizer", adapter), faulty, Silent())
+    convert(Conversion("tiny", tiny_base, tiny_run / "tokenizer", ((adapter, 1.0),)), faulty, Silent())
     found = failed(verify_answers(faulty, trained, Silent()))
     assert found.keys() == {"distributions", "greedy answers"}
 

@@ -1,0 +1,185 @@
+"""The base's tensors with adapters folded in, one at a time: each is read, changed in float32 and handed on.
+
+Where a model shares one matrix between its embedding and its head (tied) and an adapter changes only one of them, the
+head becomes a tensor of its own: what was trained is the model with the two apart. Names torch, bitsandbytes.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from export.adapter import Adapter, LowRank, Rows, Shift, Update
+from export.shards import INDEX, Planned, Stored, plan_shards, read_folder, writing
+from gladstone.artifacts import write_json
+from gladstone.errors import UnsupportedError
+from gladstone.progress import Progress
+
+Onto = Literal["16bit", "nf4"]
+HEAD = "lm_head.weight"
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "shared.weight", "embed_in.weight", "word_embeddings.weight")
+ONE_LEVEL = ("model.", "transformer.", "base_model.")  # what a checkpoint may leave out before its names
+NF4_BLOCK = 64  # weights with a scale of their own, as QLoRA has it
+SCORED_HEADS = ("lm_head", "embed_out", "output")  # never held in 4 bit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of a base's tensors: the source of each and what changes it."""
+
+    sources: Mapping[str, Stored]
+    updates: Mapping[str, tuple[Update, ...]]
+    untied: bool
+    nf4: frozenset[str] = frozenset()
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """Names of the tensors that differ from the base's."""
+        return frozenset(self.updates) | self.nf4
+
+    def read(self, name: str) -> Any:
+        """A tensor: as stored if nothing changes it, in float32 otherwise. Raises UnsupportedError if it is broken."""
+        import torch
+
+        weight = self.sources[name].read()
+        if name not in self.changed:
+            return weight
+        weight = weight.float()
+        if name in self.nf4:
+            weight = as_nf4(weight)
+        for update in self.updates.get(name, ()):
+            weight = update.apply(weight)
+        if not torch.isfinite(weight).all():
+            raise UnsupportedError(f"{name} is not finite after the merge: the adapter is broken.")
+        return weight
+
+
+def plan_merge(base: Path, adapters: Sequence[Adapter], onto: Onto = "16bit") -> Plan:
+    """Find each update's tensor. Raises UnsupportedError for one that the base lacks or that two adapters train."""
+    stored = read_folder(base)
+    config = read_model_config(base)
+    sources = dict(stored)
+    found: dict[str, list[tuple[Update, ...]]] = {}  # of each adapter
+    head = _own_head(stored, adapters)
+    if head:
+        sources[HEAD] = stored[head]
+    for adapter in adapters:
+        lost = []
+        for name, updates in adapter.updates.items():
+            place = _place(name, sources)
+            if place:
+                found.setdefault(place, []).append(updates)
+            elif not (name == HEAD and _embedding(stored)):  # tied: the embedding's update is the head's too
+                lost.append(name)
+        if lost:
+            told = ", ".join(lost[:3])
+            raise UnsupportedError(f"{adapter.folder}: the base has no tensor for its {told} (of {len(lost)}).")
+    _refuse_clashes(found)
+    if head and config.get("model_type") in ("t5", "mt5", "umt5"):
+        raise UnsupportedError("a T5 whose tied embedding or head was trained cannot be merged: its head has a scale.")
+    nf4 = frozenset(_held_in_4_bit(stored, config)) if onto == "nf4" else frozenset[str]()
+    together = {name: tuple(chain.from_iterable(each)) for name, each in found.items()}
+    return Plan(sources, together, head is not None, nf4)
+
+
+def read_model_config(base: Path) -> dict[str, Any]:
+    """config.json of a model's folder."""
+    config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def _own_head(stored: Mapping[str, Stored], adapters: Sequence[Adapter]) -> str | None:
+    """The embedding from which a tied head has to be parted, if an adapter changes one of the two alone."""
+    embedding = _embedding(stored)
+    if embedding is None or HEAD in stored or "embed_out.weight" in stored:
+        return None
+    for adapter in adapters:
+        ours = {_place(name, stored) or name: updates for name, updates in adapter.updates.items()}
+        of_embedding = [each for each in ours.get(embedding, ()) if not isinstance(each, Rows)]
+        if not adapter.ties and (of_embedding or HEAD in ours):
+            return embedding
+    return None
+
+
+def _embedding(stored: Mapping[str, Stored]) -> str | None:
+    return next((name for name in stored if name.endswith(EMBEDDINGS)), None)
+
+
+def _place(name: str, sources: Mapping[str, Stored]) -> str | None:
+    """The base's name for a tensor that PEFT calls `name`; checkpoints leave out or add one level."""
+    for level in ONE_LEVEL:
+        for each in (name, name.removeprefix(level), level + name):
+            if each in sources:
+                return each
+    return None
+
+
+def _refuse_clashes(found: Mapping[str, Sequence[tuple[Update, ...]]]) -> None:
+    """Several adapters may change a tensor if all of them add to it."""
+    for name, by_adapter in found.items():
+        adds = all(
+            isinstance(each, Shift) or (isinstance(each, LowRank) and each.magnitude is None)
+            for updates in by_adapter
+            for each in updates
+        )
+        if len(by_adapter) > 1 and not adds:
+            raise UnsupportedError(f"{name} is changed by several adapters in ways that do not add up.")
+
+
+def _held_in_4_bit(stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[str]:
+    """The layers' matrices, which QLoRA quantises; neither embeddings nor the head."""
+    kept = set((config.get("quantization_config") or {}).get("llm_int8_skip_modules") or ())
+    for name, tensor in stored.items():
+        module = name.removesuffix(".weight")
+        last = module.rpartition(".")[2]
+        embeds = name.endswith(EMBEDDINGS) or last in {"wpe", "embed_positions", "relative_attention_bias"}
+        linear = name.endswith(".weight") and len(tensor.shape) == 2 and not embeds
+        if linear and last not in SCORED_HEADS and last not in kept:
+            yield name
+
+
+def as_nf4(weight: Any) -> Any:
+    """What QLoRA computes with in place of a weight: quantised to NF4 in blocks of 64, scales in 8 bit, and back."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed, state = quantize_4bit(weight, blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4")
+    return dequantize_4bit(packed, state)
+
+
+def write_folder(plan: Plan, base: Path, out: Path, shard_bytes: int, progress: Progress) -> list[Path]:
+    """The merged model as sharded safetensors in the base's types, with its config; returns the files.
+
+    In memory is never more than a tensor and its changed copy. The caller adds tokenizer and template.
+    """
+    planned = [Planned(name, stored.dtype, stored.shape) for name, stored in plan.sources.items()]
+    shards = plan_shards(planned, shard_bytes)
+    written = 0
+    for file, tensors in shards.items():
+        with writing(out / file, tensors) as shard:
+            for tensor in tensors:
+                shard.write(plan.read(tensor.name))
+                written += 1
+                progress.update(written / len(planned))
+    files = [out / file for file in shards]
+    if len(shards) > 1:
+        where = {tensor.name: file for file, tensors in shards.items() for tensor in tensors}
+        total = sum(tensor.size_bytes for tensor in planned)
+        write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+        files.append(out / INDEX)
+    return files + copy_config(plan, base, out)
+
+
+def copy_config(plan: Plan, base: Path, out: Path) -> list[Path]:
+    """config.json (with the head untied where it is) and generation_config.json."""
+    config = read_model_config(base)
+    if plan.untied:
+        config["tie_word_embeddings"] = False
+    write_json(out / "config.json", config)
+    files = [out / "config.json"]
+    if (base / "generation_config.json").is_file():
+        shutil.copyfile(base / "generation_config.json", out / "generation_config.json")
+        files.append(out / "generation_config.json")
+    return files

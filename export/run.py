@@ -1,0 +1,48 @@
+"""A finished fine-tuning run, checked, with the base that it was trained on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gladstone.artifacts import Manifest, check_files, read_manifest
+from gladstone.basemodel import Base, resolve_base
+from gladstone.errors import ArtifactError
+from gladstone.progress import Progress
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished fine-tuning run and the base it was trained on."""
+
+    folder: Path
+    manifest: Manifest
+    base: Base
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, which the files carry."""
+        return str(self.manifest.config["name"])
+
+    @property
+    def template_source(self) -> str:
+        """The chat template as trained."""
+        return (self.folder / "chat_template.jinja").read_text(encoding="utf-8")
+
+
+def read_run_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder that `finetune run` finished, its files whole. Raises ArtifactError otherwise."""
+    manifest = read_manifest(folder)
+    if manifest.stage != "finetune":
+        raise ArtifactError(
+            f"{folder}: made by the stage {manifest.stage!r}, expected a folder made by `finetune run`."
+        )
+    check_files(folder, manifest)
+    return manifest
+
+
+def open_run(folder: Path, progress: Progress) -> Run:
+    """The run and its base. Raises ArtifactError if the base is not the one that the adapter was trained on."""
+    manifest = read_run_manifest(folder)
+    base = resolve_base(str(manifest.config["base"]["model"]), progress)
+    if base.fingerprint != manifest.parents["base"]:
+        raise ArtifactError(f"{base.folder}: not the base that the adapter was trained on (its files have changed).")
+    return Run(folder, manifest, base)
