@@ -149,24 +149,28 @@ def as_nf4(weight: Any) -> Any:
     return dequantize_4bit(packed, state)
 
 
+def planned_shards(plan: Plan, shard_bytes: int) -> dict[str, list[Planned]]:
+    """The files of the merged model and their tensors, in the base's types."""
+    return plan_shards([Planned(name, each.dtype, each.shape) for name, each in plan.sources.items()], shard_bytes)
+
+
 def write_folder(plan: Plan, base: Path, out: Path, shard_bytes: int, progress: Progress) -> list[Path]:
     """The merged model as sharded safetensors in the base's types, with its config; returns the files.
 
     In memory is never more than a tensor and its changed copy. The caller adds tokenizer and template.
     """
-    planned = [Planned(name, stored.dtype, stored.shape) for name, stored in plan.sources.items()]
-    shards = plan_shards(planned, shard_bytes)
+    shards = planned_shards(plan, shard_bytes)
     written = 0
     for file, tensors in shards.items():
         with writing(out / file, tensors) as shard:
             for tensor in tensors:
                 shard.write(plan.read(tensor.name))
                 written += 1
-                progress.update(written / len(planned))
+                progress.update(written / len(plan.sources))
     files = [out / file for file in shards]
     if len(shards) > 1:
         where = {tensor.name: file for file, tensors in shards.items() for tensor in tensors}
-        total = sum(tensor.size_bytes for tensor in planned)
+        total = sum(tensor.size_bytes for tensors in shards.values() for tensor in tensors)
         write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
         files.append(out / INDEX)
     return files + copy_config(plan, base, out)

@@ -1,17 +1,19 @@
 """`gladstone export merge`: base and adapter as an ordinary folder of safetensors, for what reads no GGUF."""
 
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from export.adapter import read_adapter
-from export.merge import Onto, Plan, plan_merge, read_model_config, write_folder
+from export.merge import Onto, Plan, plan_merge, planned_shards, read_model_config, write_folder
 from export.run import Run, open_run
 from gladstone.artifacts import (
     MANIFEST_NAME,
     Manifest,
     check_writable,
     is_finished,
+    read_manifest,
     record_file,
     remove_partials,
     sha256_file,
@@ -43,8 +45,8 @@ def merge_run(merging: Merging, out: Path, progress: Progress) -> list[Path]:
     Raises ArtifactError for a folder that holds something else, UnsupportedError for adapters that do not fit.
     """
     run = open_run(merging.run, progress)
-    _check_target(run, out)
     plan = _plan(merging, run)
+    _check_target(run, out, planned_shards(plan, merging.shard_bytes))
     needed = sum(stored.size_bytes for stored in plan.sources.values())
     check_disk(out, needed + (1 << 20), "the merged model")
     check_writable(out)
@@ -74,13 +76,16 @@ def _plan(merging: Merging, run: Run) -> Plan:
     )
 
 
-def _check_target(run: Run, out: Path) -> None:
-    """Raises ArtifactError if the files would go among those of the run or the base, or of another model."""
+def _check_target(run: Run, out: Path, files: Collection[str]) -> None:
+    """Raises ArtifactError if the files would go among those of the run, of the base or of another model."""
     for taken, what in ((run.folder, "the run"), (run.base.folder, "the base")):
         if out.exists() and out.samefile(taken):
             raise ArtifactError(f"{out}: is the folder of {what}. Choose another one with --out.")
-    if out.is_dir() and not is_finished(out) and any(out.glob("*.safetensors")) and not (out / "config.json").exists():
-        raise ArtifactError(f"{out}: holds other weights. Choose another folder with --out.")
+    if is_finished(out) and read_manifest(out).stage != "merge":
+        raise ArtifactError(f"{out}: holds another stage's files. Choose another folder with --out.")
+    others = sorted(path.name for path in out.glob("*.safetensors") if path.name not in files)
+    if others:
+        raise ArtifactError(f"{out}: holds other weights ({others[0]}). Choose another folder with --out.")
 
 
 def _copy_tokenizer(run: Run, out: Path) -> list[Path]:

@@ -85,6 +85,22 @@ def test_wrong_weights_and_folders_are_told(tiny_run: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
+def test_a_merge_that_was_stopped_is_made_again_and_other_weights_are_left_alone(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "merged"
+    assert merge(tiny_run, "--out", out).exit_code == 0
+    (out / "manifest.json").unlink()  # as if killed before the end
+    (out / "config.json").unlink()
+    (out / "model.safetensors").write_bytes(b"cut")
+    assert merge(tiny_run, "--out", out).exit_code == 0
+    assert merge(tiny_run, "--out", out).exit_code == 0  # a finished one as well
+    check_files(out, read_manifest(out))
+    (out / "pytorch.safetensors").write_bytes(b"mine")
+    assert "holds other weights (pytorch.safetensors)" in refused(merge(tiny_run, "--out", out))
+    assert (out / "pytorch.safetensors").read_bytes() == b"mine"
+
+
 def test_the_largest_tensor_sets_the_memory(tiny_run: Path, tmp_path: Path) -> None:
     """A merge in a process of its own; what it takes beside its libraries does not grow with the shards."""
     out = tmp_path / "merged"
