@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,15 +41,10 @@ class LowRank:
     name: str
     down: Stored  # (rank, in); of an embedding (rank, entries)
     up: Stored  # (out, rank); of an embedding (width, rank)
+    magnitude: Stored | None
     scale: float
-    magnitude: Stored | None = None
     conv1d: bool = False  # the base keeps W as (in, out)
     embedding: bool = False
-
-    @property
-    def rank(self) -> int:
-        """Rows of A."""
-        return self.down.shape[0]
 
     @property
     def transposed(self) -> bool:
@@ -181,17 +176,21 @@ def _updates(
     config: dict[str, Any], tensors: dict[str, Stored], weight: float, model_type: str
 ) -> list[tuple[str, Update]]:
     """(name of the base's tensor, update) for every tensor of the adapter; pairs are taken together."""
-    left, dora = dict(tensors), bool(config.get("use_dora"))
+    left = dict(tensors)
     found: list[tuple[str, Update]] = []
-    for key, down in tensors.items():
+    for key in tensors:
         for kind in (".lora_A.weight", ".lora_embedding_A"):
             if key.endswith(kind):
                 module = key.removeprefix(PREFIX).removesuffix(kind)
-                scale = weight * scaling(config, module, down.shape[0])
-                conv1d = kind == ".lora_A.weight" and _is_conv1d(config, model_type, module)
-                found += _pair(
-                    key.removesuffix(kind), kind, LowRank(module, down, down, scale, None, conv1d), left, dora=dora
-                )
+                scale = weight * scaling(config, module, tensors[key].shape[0])
+                embedding = kind == ".lora_embedding_A"
+                conv1d = not embedding and _is_conv1d(config, model_type, module)
+                factors = _take(key, kind, left, dora=bool(config.get("use_dora")))
+                low = LowRank(module, *factors, conv1d=conv1d, embedding=embedding, scale=scale)
+                found.append((f"{module}.weight", low))
+                bias = left.pop(key.removesuffix(kind) + ".lora_B.bias", None)
+                if bias is not None:
+                    found.append((f"{module}.bias", Shift(f"{module}.bias", bias, scale)))
     for key, trained in left.items():
         name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
         if key.endswith(".token_adapter.trainable_tokens_delta"):
@@ -206,21 +205,17 @@ def _updates(
     return found
 
 
-def _pair(stem: str, kind: str, half: LowRank, left: dict[str, Stored], *, dora: bool) -> list[tuple[str, Update]]:
-    """The updates of one module, of which `half` has but the first factor; what they use is taken out of `left`."""
-    left.pop(stem + kind)
-    up = left.pop(stem + kind.replace("_A", "_B"), None)
+def _take(key: str, kind: str, left: dict[str, Stored], *, dora: bool) -> tuple[Stored, Stored, Stored | None]:
+    """A, B and the magnitude of the module whose A is called `key`, taken out of `left`."""
+    stem = key.removesuffix(kind)
+    down, up = left.pop(key), left.pop(stem + kind.replace("_A", "_B"), None)
     if up is None:
-        raise UnsupportedError(f"the adapter has {stem}{kind} without its lora_B.")
+        raise UnsupportedError(f"the adapter has {key} without its lora_B.")
     magnitude = left.pop(f"{stem}.lora_magnitude_vector", None)
     if dora and magnitude is None:
-        raise UnsupportedError(f"the adapter is a DoRA, but has no lora_magnitude_vector for {half.name}.")
-    low = replace(half, up=up, magnitude=magnitude, embedding=kind == ".lora_embedding_A")
-    updates: list[tuple[str, Update]] = [(f"{half.name}.weight", low)]
-    bias = left.pop(f"{stem}.lora_B.bias", None)
-    if bias is not None:
-        updates.append((f"{half.name}.bias", Shift(f"{half.name}.bias", bias, half.scale)))
-    return updates
+        module = stem.removeprefix(PREFIX)
+        raise UnsupportedError(f"the adapter is a DoRA, but has no lora_magnitude_vector for {module}.")
+    return down, up, magnitude
 
 
 def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:

@@ -9,7 +9,7 @@ from export.converter import converter_folder
 from export.merge import Onto
 from gladstone.artifacts import whole_file
 from gladstone.progress import Progress, step
-from gladstone.tokenizer import TOKENIZER_FILES
+from gladstone.tokenizer import tokenizer_files
 
 MODEL_FILES = ("config.json", "generation_config.json")
 
@@ -51,9 +51,8 @@ def convert(conversion: Conversion, out: Path, progress: Progress, file_type: st
 def _stage(conversion: Conversion, model: Path) -> None:
     """A folder of links: shape of the base, tokenizer and template as trained. The weights come from the merge."""
     model.mkdir()
-    for pattern in MODEL_FILES:
-        for path in conversion.base.glob(pattern):
-            (model / path.name).symlink_to(path.resolve())
-    for name in TOKENIZER_FILES:
-        if (conversion.tokenizer / name).is_file():
-            (model / name).symlink_to((conversion.tokenizer / name).resolve())
+    for name in MODEL_FILES:
+        if (conversion.base / name).is_file():
+            (model / name).symlink_to((conversion.base / name).resolve())
+    for path in tokenizer_files(conversion.tokenizer):
+        (model / path.name).symlink_to(path.resolve())

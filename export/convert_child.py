@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from export.adapter import read_adapter
-from export.merge import Plan, plan_merge, read_model_config
+from export.merge import Plan, read_plan
 from export.shards import DTYPES
 from gladstone.errors import GladstoneError, UnsupportedError
 
@@ -27,9 +26,7 @@ def convert(job: dict[str, Any]) -> None:
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
 
     folder, base = Path(job["model"]), Path(job["base"])
-    model_type = str(read_model_config(base).get("model_type", ""))
-    adapters = [read_adapter(Path(path), weight, model_type=model_type) for path, weight in job["adapters"]]
-    plan = plan_merge(base, adapters, job["onto"])
+    plan = read_plan(base, [(Path(path), weight) for path, weight in job["adapters"]], job["onto"])
     hparams = ModelBase.load_hparams(folder, False)
     if plan.untied:
         hparams["tie_word_embeddings"] = False

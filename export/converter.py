@@ -12,7 +12,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from gladstone.artifacts import sha256_file, whole_file
+from gladstone.artifacts import copy_file, sha256_file
 from gladstone.errors import ArtifactError, ToolError, UnsupportedError
 from gladstone.host import cache_dir
 from gladstone.progress import Progress, step
@@ -61,8 +61,7 @@ def install_archive(source: Path | None, progress: Progress) -> Path:
         if not source.is_file():
             raise ArtifactError(f"{source}: no such archive.")
         _check(source, installed_version())
-        with whole_file(archive_path()) as partial:
-            shutil.copyfile(source, partial)
+        copy_file(source, archive_path())
     return converter_folder(progress)
 
 

@@ -5,16 +5,15 @@ head becomes a tensor of its own: what was trained is the model with the two apa
 """
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from export.adapter import Adapter, LowRank, Rows, Shift, Update
+from export.adapter import Adapter, LowRank, Rows, Shift, Update, read_adapter
 from export.shards import INDEX, Planned, Stored, plan_shards, read_folder, writing
-from gladstone.artifacts import write_json
+from gladstone.artifacts import copy_file, write_json
 from gladstone.errors import UnsupportedError
 from gladstone.progress import Progress
 
@@ -55,6 +54,12 @@ class Plan:
         if not torch.isfinite(weight).all():
             raise UnsupportedError(f"{name} is not finite after the merge: the adapter is broken.")
         return weight
+
+
+def read_plan(base: Path, adapters: Iterable[tuple[Path, float]], onto: Onto) -> Plan:
+    """The plan of a base and the adapters in folders, each with its weight. Raises what both raise."""
+    kind = str(read_model_config(base).get("model_type", ""))
+    return plan_merge(base, [read_adapter(folder, weight, model_type=kind) for folder, weight in adapters], onto)
 
 
 def plan_merge(base: Path, adapters: Sequence[Adapter], onto: Onto = "16bit") -> Plan:
@@ -184,6 +189,6 @@ def copy_config(plan: Plan, base: Path, out: Path) -> list[Path]:
     write_json(out / "config.json", config)
     files = [out / "config.json"]
     if (base / "generation_config.json").is_file():
-        shutil.copyfile(base / "generation_config.json", out / "generation_config.json")
+        copy_file(base / "generation_config.json", out / "generation_config.json")
         files.append(out / "generation_config.json")
     return files

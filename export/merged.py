@@ -1,17 +1,16 @@
 """`gladstone export merge`: base and adapter as an ordinary folder of safetensors, for what reads no GGUF."""
 
-import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.adapter import read_adapter
-from export.merge import Onto, Plan, plan_merge, planned_shards, read_model_config, write_folder
-from export.run import Run, open_run
+from export.merge import Onto, planned_shards, read_plan, write_folder
+from export.run import Run, open_run, read_run_manifest
 from gladstone.artifacts import (
     MANIFEST_NAME,
     Manifest,
     check_writable,
+    copy_file,
     is_finished,
     read_manifest,
     record_file,
@@ -22,7 +21,7 @@ from gladstone.artifacts import (
 from gladstone.errors import ArtifactError
 from gladstone.host import check_disk, installed_versions
 from gladstone.progress import Progress, step
-from gladstone.tokenizer import TOKENIZER_FILES
+from gladstone.tokenizer import tokenizer_files
 
 SHARD_BYTES = 2_000_000_000
 VERSIONED = ("torch", "transformers", "peft")
@@ -44,8 +43,9 @@ def merge_run(merging: Merging, out: Path, progress: Progress) -> list[Path]:
 
     Raises ArtifactError for a folder that holds something else, UnsupportedError for adapters that do not fit.
     """
-    run = open_run(merging.run, progress)
-    plan = _plan(merging, run)
+    run = open_run(merging.run, read_run_manifest(merging.run), progress)
+    adapters = ((run.folder / "adapter", merging.weight), *merging.others)
+    plan = read_plan(run.base.folder, adapters, merging.onto)
     _check_target(run, out, planned_shards(plan, merging.shard_bytes))
     needed = sum(stored.size_bytes for stored in plan.sources.values())
     check_disk(out, needed + (1 << 20), "the merged model")
@@ -68,14 +68,6 @@ def merge_run(merging: Merging, out: Path, progress: Progress) -> list[Path]:
     return [path for path in files if path.suffix == ".safetensors"]
 
 
-def _plan(merging: Merging, run: Run) -> Plan:
-    kind = str(read_model_config(run.base.folder).get("model_type", ""))
-    wanted = ((run.folder / "adapter", merging.weight), *merging.others)
-    return plan_merge(
-        run.base.folder, [read_adapter(path, weight, model_type=kind) for path, weight in wanted], merging.onto
-    )
-
-
 def _check_target(run: Run, out: Path, files: Collection[str]) -> None:
     """Raises ArtifactError if the files would go among those of the run, of the base or of another model."""
     for taken, what in ((run.folder, "the run"), (run.base.folder, "the base")):
@@ -89,10 +81,7 @@ def _check_target(run: Run, out: Path, files: Collection[str]) -> None:
 
 
 def _copy_tokenizer(run: Run, out: Path) -> list[Path]:
-    files = []
-    for name in TOKENIZER_FILES:
-        source = run.folder / "tokenizer" / name
-        if source.is_file():
-            shutil.copyfile(source, out / name)
-            files.append(out / name)
-    return files
+    sources = tokenizer_files(run.folder / "tokenizer")
+    for source in sources:
+        copy_file(source, out / source.name)
+    return [out / source.name for source in sources]

@@ -61,11 +61,11 @@ def export_gguf(
     """
     wanted = check_quants(quants)
     out = out or run_folder / "gguf"
-    read_run_manifest(run_folder)
+    manifest = read_run_manifest(run_folder)
     check_writable(out)
     remove_partials(out)
     with output_to(out / LOG_NAME):
-        run = open_run(run_folder, progress)
+        run = open_run(run_folder, manifest, progress)
         check_disk(out, _needed_bytes(run.base, len(wanted), 2 if with_base else 1), "the GGUF files")
         workbench = _Workbench(run, out, progress)
         proof = {run.name: workbench.make(run.name, run.folder / "adapter", wanted)}
@@ -76,11 +76,12 @@ def export_gguf(
 
 def verify_against_run(path: Path, run_folder: Path, progress: Progress) -> list[Point]:
     """Prove any F16 GGUF against a run: `gladstone export verify FILE --against RUN`."""
+    manifest = read_run_manifest(run_folder)
     info = read_info(path)
     if info.quantisation not in ("F16", "F32", "BF16"):
         raise ConfigError(f"{path}: quantised to {info.quantisation}; the proof compares an F16 file with torch.")
     with output_to(run_folder / LOG_NAME):
-        run = open_run(run_folder, progress)
+        run = open_run(run_folder, manifest, progress)
         return verify_file(path, _trained(run, run_folder / "adapter"), progress)
 
 

@@ -39,9 +39,8 @@ def read_run_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def open_run(folder: Path, progress: Progress) -> Run:
-    """The run and its base. Raises ArtifactError if the base is not the one that the adapter was trained on."""
-    manifest = read_run_manifest(folder)
+def open_run(folder: Path, manifest: Manifest, progress: Progress) -> Run:
+    """The run of a manifest and its base. Raises ArtifactError if that is not the one it was trained on."""
     base = resolve_base(str(manifest.config["base"]["model"]), progress)
     if base.fingerprint != manifest.parents["base"]:
         raise ArtifactError(f"{base.folder}: not the base that the adapter was trained on (its files have changed).")

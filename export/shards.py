@@ -25,19 +25,25 @@ HEADER_LIMIT = 100_000_000  # bytes, as the format's own reader has it
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor in a file."""
+class Planned:
+    """A tensor that a file is going to hold."""
 
-    path: Path
     name: str
     dtype: str  # as in DTYPES
     shape: tuple[int, ...]
-    offset: int  # bytes from the file's beginning
 
     @property
     def size_bytes(self) -> int:
         """Length of the tensor's bytes."""
         return math.prod(self.shape) * BYTES.get(self.dtype, 1)
+
+
+@dataclass(frozen=True)
+class Stored(Planned):
+    """A tensor that a file holds."""
+
+    path: Path
+    offset: int  # bytes from the file's beginning
 
     def read(self) -> Any:
         """The tensor. Raises ArtifactError if the file has been cut short since."""
@@ -75,7 +81,7 @@ def read_header(path: Path) -> dict[str, Stored]:
 
 def _stored(path: Path, name: str, entry: Mapping[str, Any], begin: int, size: int) -> Stored:
     shape = tuple(int(each) for each in entry["shape"])
-    stored = Stored(path, name, str(entry["dtype"]), shape, begin + int(entry["data_offsets"][0]))
+    stored = Stored(name, str(entry["dtype"]), shape, path, begin + int(entry["data_offsets"][0]))
     end = begin + int(entry["data_offsets"][1])
     if stored.dtype not in DTYPES:
         raise ValueError(f"{name} is of type {stored.dtype}")
@@ -100,20 +106,6 @@ def read_folder(folder: Path) -> dict[str, Stored]:
     if not tensors:
         raise ArtifactError(f"{folder}: holds no .safetensors weights.")
     return tensors
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A tensor that is going to be written."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Length of the tensor's bytes."""
-        return math.prod(self.shape) * BYTES.get(self.dtype, 1)
 
 
 def plan_shards(tensors: Iterable[Planned], limit_bytes: int) -> dict[str, list[Planned]]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,13 +16,13 @@ from finetune.data.division import SETS
 from finetune.data.prepare import Summary, read_set
 from finetune.labels import Tokenized, tokenize_all
 from finetune.recipe import Recipe
-from gladstone.artifacts import sha256_path, whole_file, write_text
+from gladstone.artifacts import copy_file, sha256_path, write_text
 from gladstone.basemodel import Base, check_weights, resolve_base
 from gladstone.errors import DataError, UnsupportedError
 from gladstone.host import installed_versions
 from gladstone.progress import Progress, step
 from gladstone.template import ChatTemplate
-from gladstone.tokenizer import TOKENIZER_FILES, FolderTokenizer, load_tokenizer
+from gladstone.tokenizer import TOKENIZER_FILES, FolderTokenizer, load_tokenizer, tokenizer_files
 
 # of a recipe, what may differ between the calls of one run: none of it changes how it is trained
 FREE_FIELDS = ("description", "hub", "training.checkpoint_minutes", "training.checkpoint_steps",
@@ -135,9 +134,7 @@ def _tokenize(
 
     parts = {
         "template": template.sha256,
-        "tokenizer": {
-            name: sha256_path(base.folder / name) for name in TOKENIZER_FILES if (base.folder / name).is_file()
-        },
+        "tokenizer": {path.name: sha256_path(path) for path in tokenizer_files(base.folder)},
         "limits": vars(recipe.limits),
         "pairs": pairs,
         "versions": installed_versions("gladstone", "transformers", "tokenizers"),
@@ -165,8 +162,7 @@ def write_inputs(inputs: Inputs) -> None:
     write_text(out / "chat_template.jinja", inputs.template.source)
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
-            with whole_file(out / "tokenizer" / name) as copy:
-                shutil.copyfile(folder / name, copy)
+            copy_file(folder / name, out / "tokenizer" / name)
         else:  # of a run with another base, stopped in this folder
             (out / "tokenizer" / name).unlink(missing_ok=True)
     write_text(out / "tokenizer" / "chat_template.jinja", inputs.template.source)

@@ -32,7 +32,7 @@ from gladstone.errors import ArtifactError, DataError, listed
 from gladstone.host import check_disk, installed_versions
 from gladstone.progress import Progress, Silent, step
 from gladstone.quiet import output_to
-from gladstone.tokenizer import TOKENIZER_FILES
+from gladstone.tokenizer import tokenizer_files
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "datasets")
 LOG_NAME = "train.log"
@@ -217,5 +217,5 @@ def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
 def _made_files(out: Path) -> Sequence[Path]:
     names = ["recipe.yaml", "chat_template.jinja", "metrics.jsonl", *PLOTS]
     names += [f"data/{name}" for name in (*(f"{name}.jsonl" for name in SETS), DROPPED, PERSONAL, SUMMARY)]
-    names += [f"tokenizer/{name}" for name in TOKENIZER_FILES if (out / "tokenizer" / name).is_file()]
-    return [out / name for name in names] + sorted((out / "adapter").iterdir())
+    made = [out / name for name in names]
+    return [*made, *tokenizer_files(out / "tokenizer"), *sorted((out / "adapter").iterdir())]

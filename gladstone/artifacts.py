@@ -109,6 +109,12 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file so that it appears whole. Raises ArtifactError."""
+    with whole_file(path) as partial:
+        shutil.copyfile(source, partial)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole, readable by people."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -34,18 +34,31 @@ class Base:
 
 def resolve_base(name: str, progress: Progress) -> Base:
     """Bring the base model to a local folder. Raises ConfigError or UnsupportedError if there is no way to it."""
-    if name == EMBEDDED:
-        folder = embedded_folder(progress)
-    elif name.startswith("embedded:"):
-        raise ConfigError(f"base.model: {name!r} is not embedded; the embedded model is {EMBEDDED!r}.")
-    elif name and _local(name).is_dir():
-        folder = _local(name).resolve()
-    elif name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise _no_model(name)
-    else:
-        folder = _download(name, progress)
+    folder = _here(name, progress) or _download(name, progress)
     _check_folder(name, folder)
     return Base(name, folder, fingerprint(folder))
+
+
+def find_base(name: str, progress: Progress) -> Base | None:
+    """As `resolve_base`, but nothing is fetched: None for a Hub id whose model is not in the local cache."""
+    folder = _here(name, progress) or _cached(name)
+    if folder is None:
+        return None
+    _check_folder(name, folder)
+    return Base(name, folder, fingerprint(folder))
+
+
+def _here(name: str, progress: Progress) -> Path | None:
+    """The folder of the embedded model or a local one; None for a Hub id. Raises ConfigError for anything else."""
+    if name == EMBEDDED:
+        return embedded_folder(progress)
+    if name.startswith("embedded:"):
+        raise ConfigError(f"base.model: {name!r} is not embedded; the embedded model is {EMBEDDED!r}.")
+    if name and _local(name).is_dir():
+        return _local(name).resolve()
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise _no_model(name)
+    return None
 
 
 def check_weights(base: Base) -> None:
@@ -64,28 +77,6 @@ def check_weights(base: Base) -> None:
                 f"{path}: damaged: {path.stat().st_size:,} bytes"
                 + (f", its header says {expected:,}." if expected else " that are no safetensors.")
             )
-
-
-def find_base(name: str, progress: Progress) -> Base | None:
-    """As `resolve_base`, but nothing is fetched: None for a Hub id whose model is not in the local cache."""
-    if (
-        name == EMBEDDED
-        or name.startswith(("embedded:", ".", "/", "~"))
-        or name.count("/") != 1
-        or _local(name).is_dir()
-    ):
-        return resolve_base(name, progress)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    except HFValidationError:
-        raise _no_model(name) from None
-    _check_folder(name, folder)
-    return Base(name, folder, fingerprint(folder))
 
 
 def _local(name: str) -> Path:
@@ -213,6 +204,19 @@ def write_bpe_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(folder)
+
+
+def _cached(name: str) -> Path | None:
+    """The folder of a Hub id in the local cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError:
+        raise _no_model(name) from None
 
 
 def _download(name: str, progress: Progress) -> Path:

@@ -21,6 +21,11 @@ TOKENIZER_FILES = (
 )
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Those of TOKENIZER_FILES that a model's folder has."""
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
 @dataclass(frozen=True)
 class FolderTokenizer:
     """A tokenizer and the chat template stored with it.
