@@ -125,7 +125,9 @@ class Flat:
 
     def _logits(self, hidden: Any) -> Any:
         logits = self._product(hidden).float()
-        logits = logits * getattr(self._config, "logit_scale", 1) / getattr(self._config, "logits_scaling", 1)
+        scale = getattr(self._config, "logit_scale", 1) / getattr(self._config, "logits_scaling", 1)
+        if scale != 1:  # a pass over the largest tensor of all, and a copy of it
+            logits = logits * scale
         cap = getattr(self._config, "final_logit_softcapping", None)
         return logits if cap is None else (logits / cap).tanh() * cap
 

@@ -18,7 +18,7 @@ MOMENT_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw_bnb_8bit": 2, "pa
 ADAM_MOMENT_BYTES = 8  # two in float32
 CUDA_BYTES = 1 << 30  # CUDA's own, and what its allocator leaves unused
 HEAP = 1.43  # of what blocks keep on the CPU, measured: glibc's heap is kept between steps, and has gaps
-RECOMPUTED_GAPS = 0.25  # of what blocks would keep: gaps that recomputing leaves there, measured on one model only
+RECOMPUTED_GAPS = 0.35  # of what blocks would keep: gaps that recomputing leaves there, measured
 HEAD_ROWS = 512  # positions whose logits exist at the same time, where rows are not padded
 EVALUATED_TOKENS = 4096  # of an evaluation's batch
 
