@@ -17,8 +17,9 @@ MOMENT_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw_bnb_8bit": 2, "pa
                 "lion_32bit": 4, "lion_8bit": 1, "adafactor": 0.1}  # fmt: skip
 ADAM_MOMENT_BYTES = 8  # two in float32
 CUDA_BYTES = 1 << 30  # CUDA's own, and what its allocator leaves unused
-HEAP = 1.43  # of what blocks keep on the CPU, measured: glibc's heap is kept between steps, and has gaps
-RECOMPUTED_GAPS = 0.35  # of what blocks would keep: gaps that recomputing leaves there, measured
+HEAP = 1.33  # of what blocks keep on the CPU, measured: glibc's heap is kept between steps, and has gaps
+HEAP_FOUR_BIT = 1.6  # more of them where weights come and go
+RECOMPUTED_GAPS = 0.27  # of what blocks would keep: gaps that recomputing leaves there, measured
 HEAD_ROWS = 512  # positions whose logits exist at the same time, where rows are not padded
 EVALUATED_TOKENS = 4096  # of an evaluation's batch
 
@@ -116,7 +117,8 @@ def training_activations(shape: Shape, recipe: Recipe, setting: Setting, batch: 
     last_norm = batch.total * shape.width * 4
     backward = moment + batch.total * (3 * shape.inner + 2 * shape.width) * setting.dtype_bytes
     dequantised = _largest_linear(shape) * setting.dtype_bytes if recipe.base.load_in_4bit else 0
-    share = 1 if setting.on_gpu else HEAP
+    heap = HEAP_FOUR_BIT if recipe.base.load_in_4bit else HEAP
+    share = 1 if setting.on_gpu else heap
     return int((kept + last_norm) * share + max(head_bytes(shape, setting, batch), backward + dequantised))
 
 
@@ -129,14 +131,15 @@ def evaluation_activations(shape: Shape, recipe: Recipe, setting: Setting, batch
 
 
 def head_bytes(shape: Shape, setting: Setting, batch: Slots) -> int:
-    """Logits in float32, their probabilities and their gradient; in 16 bit also the product itself, twice.
+    """Logits in float32 and their gradient, which are their probabilities at first; in 16 bit also the product itself.
 
     On a GPU Unsloth's fused loss takes them piece by piece: one copy is an upper bound.
     """
     if setting.on_gpu:
         return (batch.written or batch.read) * shape.vocabulary * 4
     rows = (batch.written or batch.read) if setting.padded else min(batch.scored, HEAD_ROWS)
-    return rows * shape.vocabulary * (12 if setting.dtype_bytes == 4 else 16)
+    kept = 12 if setting.padded else 10  # the last ones are given back only when the next are there
+    return rows * shape.vocabulary * (kept if setting.dtype_bytes == 4 else kept + 4)
 
 
 def block_bytes(shape: Shape, lora: LoraSection, setting: Setting, batch: Slots) -> float:

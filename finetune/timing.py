@@ -23,8 +23,8 @@ from finetune.shape import Shape
 from gladstone.basemodel import Base
 
 BUDGET_S = 10.0
-MEASURED_WEIGHTS = 60e6  # in the layers that are measured, so that a large model is quickly loaded
-MOST_LAYERS = 6
+MEASURED_WEIGHTS = 150e6  # in the layers that are measured, so that a large model is quickly loaded
+SMALL_WEIGHTS = 60e6  # up to which a micro-batch of the larger size takes a second or so
 LARGE_TOKENS, SMALL_TOKENS = 1024, 256  # of the micro-batches that are timed; the time of others is between or beyond
 LAYER_FIELDS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
 COMPILED_SHARE, COMPILING_S = 0.94, 25.0  # see `compiling`
@@ -131,12 +131,13 @@ def measure(sample: Sample, recipe: Recipe) -> Measured:
     shape, base, examples, budget_s = sample.shape, sample.base, sample.examples, sample.budget_s
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"compile": "off"})})
     per_layer = max(1.0, shape.linear_weights / shape.layers)
-    layers = min(shape.layers, MOST_LAYERS, max(2, int(MEASURED_WEIGHTS / per_layer)))
+    layers = min(shape.layers, max(2, int(MEASURED_WEIGHTS / per_layer)))
     with tempfile.TemporaryDirectory(prefix="gladstone-estimate-") as folder:
         trainable = load_trainable(_with_layers(base, Path(folder), layers), recipe, sample.pad_id, examples)
-    many = _time(trainable, recipe, examples, budget_s * 0.55)
-    found = many
-    if shape.layers > layers:
+    if shape.layers == layers:
+        found = _time(trainable, recipe, examples, budget_s)
+    else:
+        many = _time(trainable, recipe, examples, budget_s * 0.55)
         _keep_layers(trainable.model, layers, 1)
         one = _time(trainable, recipe, examples, budget_s * 0.45)
         found = _extrapolated(one, many, (shape.layers - 1) / (layers - 1))
@@ -175,7 +176,7 @@ def _time(trainable: Any, recipe: Recipe, examples: Sequence[Example], budget_s:
 
     from finetune.optimizer import make_optimizer
 
-    share = min(1.0, MEASURED_WEIGHTS / sum(each.numel() for each in trainable.model.parameters()))
+    share = min(1.0, SMALL_WEIGHTS / sum(each.numel() for each in trainable.model.parameters()))
     large, small = (
         _rows_of(examples, tokens) for tokens in (max(SMALL_TOKENS, LARGE_TOKENS * share), SMALL_TOKENS / 2)
     )
