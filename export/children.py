@@ -5,38 +5,48 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gladstone.errors import ToolError, UnsupportedError
+from gladstone.progress import Progress, Silent
 
 USER_ERROR, SHOWN_LINES = 3, 20
 
 
-def run_child(module: str, job: dict[str, Any], what: str, python_path: Sequence[Path] = ()) -> None:
-    """Run `python -m MODULE` with the job on stdin until it ends; it ends with us.
+def run_child(
+    module: str, job: dict[str, Any], what: str, python_path: Sequence[Path] = (), progress: Progress | None = None
+) -> Any:
+    """Run `python -m MODULE` with the job on stdin until it ends; it ends with us. Returns what it reports, if it does.
 
-    Raises UnsupportedError with the child's message if it exits with 3, ToolError with its last lines if it fails.
+    A child reports a line of JSON on stdout: `{"fraction": 0.3}` is shown, `{"result": …}` is returned. Raises
+    UnsupportedError with the child's message if it exits with 3, ToolError with its last lines if it fails.
     """
     paths = [str(path) for path in python_path] + [path for path in (os.environ.get("PYTHONPATH"),) if path]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} if paths else None
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", module],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env=environment,
-    ) as child:
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+            env=environment,
+        ) as child,
+    ):
         try:
-            _, errors = child.communicate(json.dumps(job))
+            result = _talk(child, job, progress or Silent())
         except BaseException:  # Ctrl-C above all: no child may go on writing
             child.kill()
             child.wait()  # Popen itself waits no longer than a quarter of a second after Ctrl-C
             raise
-    lines = errors.strip().splitlines()
+        errors.seek(0)
+        lines = errors.read().decode("utf-8", "replace").strip().splitlines()
     if child.returncode == USER_ERROR and lines:
         raise UnsupportedError(lines[-1])
     if child.returncode == -signal.SIGINT:
@@ -44,3 +54,28 @@ def run_child(module: str, job: dict[str, Any], what: str, python_path: Sequence
     if child.returncode:
         tail = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
         raise ToolError(f"{what} failed (exit code {child.returncode}). Its last lines:\n{tail}")
+    return result
+
+
+def _talk(child: subprocess.Popen[str], job: dict[str, Any], progress: Progress) -> Any:
+    """Hand over the job, show the progress, and wait for the end."""
+    result = None
+    assert child.stdin is not None and child.stdout is not None  # noqa: PT018, S101 - both are pipes
+    with suppress(BrokenPipeError), child.stdin:  # a child that died says why on its stderr
+        child.stdin.write(json.dumps(job))
+    for line in child.stdout:
+        said = _report(line)
+        if "fraction" in said:
+            progress.update(float(said["fraction"]))
+        result = said.get("result", result)
+    child.wait()
+    return result
+
+
+def _report(line: str) -> dict[str, Any]:
+    """A line of stdout, if it is a report; libraries print there too."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}

@@ -1,5 +1,6 @@
 """The command `gladstone export` (also `python -m export`)."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,11 +9,19 @@ import click
 from gladstone.command import Group, require_packages
 
 if TYPE_CHECKING:
+    from export.fit import Size
     from export.merge import Onto
-    from export.verify import Point
+    from export.proof.point import Point
 
 NEEDED = ["torch", "transformers", "peft", "safetensors"]
 FOLDER = click.Path(path_type=Path, file_okay=False)
+ONTO = click.option(
+    "--onto",
+    type=click.Choice(["16bit", "nf4"]),
+    default="16bit",
+    show_default=True,
+    help="Merge onto the base as it is, or onto its weights as QLoRA held them in training.",
+)
 
 
 @click.group(cls=Group, resumes=True)
@@ -25,32 +34,93 @@ def main() -> None:
 @click.option("--quant", "quants", multiple=True, default=("q8_0",), show_default=True, help="Type to write; repeats.")
 @click.option("--with-base", is_flag=True, help="Export the untouched base the same way, for a fair comparison.")
 @click.option("--out", type=FOLDER, help="Folder for the files.  [default: RUN/gguf]")
-def gguf(run: Path, quants: tuple[str, ...], with_base: bool, out: Path | None) -> None:
+@ONTO
+@click.option(
+    "--imatrix",
+    metavar="train|FILE",
+    help="Weigh columns by their use, on the run's training rows, your own rows or text, or as a file says.",
+)
+@click.option(
+    "--imatrix-chunks", type=click.IntRange(min=1), default=100, show_default=True, help="Times 512 tokens to look at."
+)
+@click.option(
+    "--tensor-type", "overrides", multiple=True, metavar="PATTERN=TYPE", help="Another type for some tensors; repeats."
+)
+@click.option(
+    "--fit", metavar="SIZE", help="Write the best type that runs in so much memory, as 4GB; in place of --quant."
+)
+@click.option(
+    "--context", type=click.IntRange(min=1), default=4096, show_default=True, help="Tokens to reckon with for memory."
+)
+@click.option("--split", metavar="SIZE", help="Cut files into parts of at most this size, as 2GB.")
+@click.option("--dry-run", is_flag=True, help="Show what each file would weigh, and make none.")
+def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
+    run: Path,
+    quants: tuple[str, ...],
+    with_base: bool,
+    out: Path | None,
+    onto: "Onto",
+    imatrix: str | None,
+    imatrix_chunks: int,
+    overrides: tuple[str, ...],
+    fit: str | None,
+    context: int,
+    split: str | None,
+    dry_run: bool,
+) -> None:
     """Merge, convert, quantise and prove the model of a finished RUN folder."""
     require_packages("gladstone export", "export", NEEDED)
-    from export.pipeline import export_gguf
+    if onto == "nf4":
+        require_packages("gladstone export gguf --onto nf4", "finetune", ["bitsandbytes"])
+    from export.fit import parse_bytes
+    from export.pipeline import Wanted, export_gguf, export_sizes
+    from export.quants import parse_override
     from gladstone.host import readable_bytes
     from gladstone.progress import Lines
 
-    result = export_gguf(run, quants, out, with_base, Lines())
+    _check_fit(fit)
+    split_bytes = parse_bytes(split) if split else None
+    parsed = tuple(map(parse_override, overrides))
+    wanted = Wanted(quants, with_base, onto, parsed, imatrix, imatrix_chunks, split_bytes)
+    if fit or dry_run:
+        sizes = export_sizes(run, wanted, context, parse_bytes(fit) if fit else None, Lines())
+        _show_sizes(sizes, context)
+        if dry_run:
+            return
+        wanted = replace(wanted, quants=(sizes[0].quant,))
+    result = export_gguf(run, wanted, out, Lines())
     for name, points in result.proof.items():
         click.echo(f"Proof of {name}:")
         _show(points)
+    for note in result.notes:
+        click.echo(f"Note: {note}")
     for path in result.files.values():
         click.echo(f"{readable_bytes(path.stat().st_size):>9}  {path}")
     click.echo(f"Next: runtime chat {next(iter(result.files.values()))}")
 
 
+def _check_fit(fit: str | None) -> None:
+    source = click.get_current_context().get_parameter_source("quants")
+    if fit and source == click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--fit chooses the type itself: leave --quant out.")
+
+
+def _show_sizes(sizes: "list[Size]", context: int) -> None:
+    from export.quantise import told_fallbacks
+    from gladstone.host import readable_bytes
+
+    click.echo(f"{'type':<10}{'file':>11}{f'with {context:,} tokens':>22}")
+    for size in sizes:
+        click.echo(f"{size.quant:<10}{readable_bytes(size.file_bytes):>11}{readable_bytes(size.memory_bytes):>22}")
+    for size in sizes:
+        if size.fallbacks:
+            click.echo(f"Note: {told_fallbacks(size.quant, size.fallbacks)}")
+
+
 @main.command()
 @click.argument("run", type=FOLDER)
 @click.option("--out", type=FOLDER, help="Folder for the model.  [default: RUN/merged]")
-@click.option(
-    "--onto",
-    type=click.Choice(["16bit", "nf4"]),
-    default="16bit",
-    show_default=True,
-    help="Merge onto the base as it is, or onto its weights as QLoRA held them in training.",
-)
+@ONTO
 @click.option("--weight", type=float, default=1.0, show_default=True, help="Strength of the run's adapter.")
 @click.option(
     "--adapter", "others", multiple=True, metavar="FOLDER=WEIGHT", help="A further adapter of the same base; repeats."
@@ -86,18 +156,21 @@ def _weighted(text: str) -> tuple[Path, float]:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--against", "run", type=FOLDER, required=True, help="The run folder that trained the model.")
-def verify(file: Path, run: Path) -> None:
-    """Prove that an F16 GGUF is the model that a run trained."""
+@click.option("--against", "folder", type=FOLDER, required=True, help="The run that trained it, or a model's folder.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Rows to ask a model's folder and the file; a run has its own."
+)
+def verify(file: Path, folder: Path, data: Path | None) -> None:
+    """Prove that a GGUF is the model of a run, or of a folder as the Hub holds it."""
     require_packages("gladstone export", "export", NEEDED)
-    from export.pipeline import verify_against_run
+    from export.pipeline import verify_against
     from gladstone.errors import ArtifactError
     from gladstone.progress import Lines
 
-    points = verify_against_run(file, run, Lines())
+    points = verify_against(file, folder, data, Lines())
     _show(points)
     if not all(point.passed for point in points):
-        raise ArtifactError(f"{file}: not the model that {run} trained.")
+        raise ArtifactError(f"{file}: not the model of {folder}.")
 
 
 @main.command()
@@ -111,5 +184,5 @@ def setup(archive: Path | None) -> None:
 
 
 def _show(points: "list[Point]") -> None:
-    for point in points:
-        click.echo(f"  {'proven' if point.passed else 'FAILED':7} {point.name}: {point.detail}")
+    for line in (line for point in points for line in point.told().splitlines()):
+        click.echo(f"  {line}")

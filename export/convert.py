@@ -26,26 +26,37 @@ class Conversion:
 
 
 def convert(conversion: Conversion, out: Path, progress: Progress, file_type: str = "f16") -> None:
-    """Write the GGUF whole. Raises ToolError with the converter's last lines if it fails."""
-    converter = converter_folder(progress)
-    what = "Merging and converting" if conversion.adapters else "Converting the base"
-    with (
-        step(progress, f"{what} to {file_type.upper()}"),
-        tempfile.TemporaryDirectory() as work,
-        whole_file(out) as partial,
-    ):
-        model = Path(work) / conversion.name
+    """Write `out` whole, of type f16, bf16 or f32.
+
+    Raises UnsupportedError for an adapter that cannot be merged or an architecture that the converter does not know,
+    ToolError if the converter fails.
+    """
+    what = "Merging and converting" if conversion.adapters else "Converting"
+    _convert(conversion, out, progress, f"{what} to {file_type.upper()}", {"type": file_type, "outline": False})
+
+
+def outline(conversion: Conversion, out: Path, progress: Progress, file_type: str = "f16") -> None:
+    """What `convert` would write but for the weights: a file with holes, which takes hardly any disk.
+
+    It says of every quantisation what it will weigh. Raises as `convert` does.
+    """
+    _convert(conversion, out, progress, "Measuring the model", {"type": file_type, "outline": True})
+
+
+def _convert(conversion: Conversion, out: Path, progress: Progress, what: str, how: dict[str, object]) -> None:
+    folder = converter_folder(progress)
+    with step(progress, what), whole_file(out) as partial, tempfile.TemporaryDirectory() as work:
+        model = Path(work) / "model"
         _stage(conversion, model)
-        job = {
+        job = how | {
             "model": str(model),
-            "base": str(conversion.base.resolve()),
-            "adapters": [(str(path.resolve()), weight) for path, weight in conversion.adapters],
+            "base": str(conversion.base),
+            "adapters": [(str(path), weight) for path, weight in conversion.adapters],
             "onto": conversion.onto,
-            "type": file_type,
-            "out": str(partial.resolve()),
+            "out": str(partial),
             "name": conversion.name,
         }
-        run_child("export.convert_child", job, "llama.cpp's converter", (converter, converter / "gguf-py"))
+        run_child("export.convert_child", job, "converting to GGUF", [folder / "gguf-py", folder], progress)
 
 
 def _stage(conversion: Conversion, model: Path) -> None:

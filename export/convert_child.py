@@ -48,14 +48,31 @@ def convert(job: dict[str, Any]) -> None:
 
     file_type = {"f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "f32": "ALL_F32"}[job["type"]]
     with torch.inference_mode():
-        Merging(
-            folder, gguf.LlamaFileType[file_type], Path(job["out"]), model_name=job["name"], hparams=hparams
-        ).write()
+        made = Merging(folder, gguf.LlamaFileType[file_type], Path(job["out"]), model_name=job["name"], hparams=hparams)
+        if job["outline"]:
+            write_outline(made, Path(job["out"]))
+        else:
+            made.write()
     if plan.untied and not _has_tensor(Path(job["out"]), "output.weight"):
         raise UnsupportedError(
             f"{architecture}: its converter gives the head no tensor of its own, but the adapter was trained with head "
             "and embedding apart."
         )
+
+
+def write_outline(made: Any, out: Path) -> None:
+    """The header alone, in a file of the length that the whole would have: no weight is read."""
+    made.prepare_tensors()
+    made.prepare_metadata(vocab_only=False)
+    writer = made.gguf_writer
+    writer.write_header_to_file(path=out)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    pad = writer.ggml_pad
+    size = pad(writer.fout[0].tell(), writer.data_alignment)
+    size += sum(pad(info.nbytes, writer.data_alignment) for info in writer.tensors[0].values())
+    writer.fout[0].truncate(size)
+    writer.fout[0].flush()
 
 
 def lazy_tensor(plan: Plan, name: str, file_type: str) -> Callable[[], Any]:

@@ -2,183 +2,268 @@
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.convert import Conversion, convert
+from export import fit
+from export.convert import Conversion, convert, outline
 from export.converter import installed_version
-from export.quantise import F16, check_quants, quantise
+from export.imatrix import Calibration, calibration, check_fits, compute_imatrix, is_imatrix, read_imatrix
+from export.merge import Onto
+from export.proof.file import proof_page, verify_file
+from export.proof.point import Point
+from export.proof.quantised import check_header, check_quantised
+from export.proof.trained import of_folder, of_run
+from export.quantise import quantise, told_fallbacks
+from export.quants import PLAIN, Override, Quantisation, check_quants
 from export.run import Run, open_run, read_run_manifest
-from export.verify import Point, Trained, verify_file, verify_same_header
+from export.shards import read_folder
+from export.split import split_gguf
+from export.workbench import Made, Piece, Workbench
 from gladstone.artifacts import (
     MANIFEST_NAME,
-    FileRecord,
     Manifest,
-    check_file,
     check_writable,
     is_finished,
-    read_manifest,
     record_file,
     remove_partials,
     sha256_file,
     write_json,
     write_manifest,
+    write_text,
 )
-from gladstone.basemodel import Base
 from gladstone.errors import ArtifactError, ConfigError, listed
 from gladstone.formats import read_conversations
-from gladstone.gguf import read_info
+from gladstone.gguf import read_header, read_info
 from gladstone.host import check_disk, installed_versions
+from gladstone.lock import held
 from gladstone.progress import Progress, step
 from gladstone.quiet import output_to
-from gladstone.template import ChatTemplate
-from gladstone.tokenizer import load_tokenizer
 
 VERSIONED = ("llama-cpp-python", "torch", "transformers", "peft")
-PROOF_NAME, STATE_NAME, LOG_NAME = "proof.json", ".export-state.json", "export.log"
+PROOF_NAME, PAGE_NAME, LOG_NAME = "proof.json", "proof.txt", "export.log"
+# bits a weight that a file never has more of: those of the largest type that its mixture falls back to
+MOST_BITS = {"f32": 33, "f16": 17, "bf16": 17, "q8": 9, "q6": 8.6, "q5": 7, "mx": 7, "q4": 6.6, "iq4": 5.6}
+MOST_BITS_BELOW = 5.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an export is to make, and how."""
+
+    quants: tuple[str, ...]
+    with_base: bool = False
+    onto: Onto = "16bit"
+    overrides: tuple[Override, ...] = ()
+    imatrix: str | None = None  # 'train', or a file of rows, of text, or an importance matrix
+    imatrix_chunks: int = 100
+    split_bytes: int | None = None
+
+    def checked(self) -> "Wanted":
+        """With the quants in order. Raises ConfigError for what cannot be made."""
+        return dataclasses.replace(
+            self, quants=check_quants(self.quants, self.overrides, imatrix=self.imatrix is not None)
+        )
+
+    @property
+    def carrier(self) -> str:
+        """The type that the conversion writes and all others are made of: one that holds every plain type asked for."""
+        plain = set(self.quants) & {*PLAIN}
+        if plain <= {"f16"}:
+            return "f16"
+        return "bf16" if plain == {"bf16"} else "f32"
 
 
 @dataclass(frozen=True)
 class Export:
-    """What came out: the files by name, and the points of each proof."""
+    """What came out: the files by name, the points of each proof, and what a user has to know of them."""
 
     folder: Path
     files: dict[str, Path]
     proof: dict[str, list[Point]]
+    notes: tuple[str, ...]
 
 
-def export_gguf(
-    run_folder: Path, quants: tuple[str, ...], out: Path | None, with_base: bool, progress: Progress
-) -> Export:
+def export_gguf(run_folder: Path, wanted: Wanted, out: Path | None, progress: Progress) -> Export:
     """Merge, convert, quantise and prove into `out` (default RUN/gguf); the manifest is written last.
 
     What an earlier, stopped call finished is used again. Raises ArtifactError if the proof fails: the files stay, for
     looking into, without a manifest.
     """
-    wanted = check_quants(quants)
+    wanted = wanted.checked()
     out = out or run_folder / "gguf"
     manifest = read_run_manifest(run_folder)
     check_writable(out)
-    remove_partials(out)
-    with output_to(out / LOG_NAME):
+    with held(out / LOG_NAME, "exporting"), output_to(out / LOG_NAME):
+        remove_partials(out)
         run = open_run(run_folder, manifest, progress)
-        check_disk(out, _needed_bytes(run.base, len(wanted), 2 if with_base else 1), "the GGUF files")
-        workbench = _Workbench(run, out, progress)
-        proof = {run.name: workbench.make(run.name, run.folder / "adapter", wanted)}
-        if with_base:
-            proof[f"{run.name}-base"] = workbench.make(f"{run.name}-base", None, wanted)
-    return _finish(workbench, proof)
+        making = _Making(run, wanted, Workbench(out, _key(run, wanted.onto), progress), progress)
+        check_disk(out, making.needed_bytes(), "the GGUF files")
+        making.read_calibration()
+        proof = {run.name: making.model(run.name, run.folder / "adapter")}
+        if wanted.with_base:
+            proof[f"{run.name}-base"] = making.model(f"{run.name}-base", None)
+        return _finish(making, proof)
 
 
-def verify_against_run(path: Path, run_folder: Path, progress: Progress) -> list[Point]:
-    """Prove any F16 GGUF against a run: `gladstone export verify FILE --against RUN`."""
-    manifest = read_run_manifest(run_folder)
-    info = read_info(path)
-    if info.quantisation not in ("F16", "F32", "BF16"):
-        raise ConfigError(f"{path}: quantised to {info.quantisation}; the proof compares an F16 file with torch.")
-    with output_to(run_folder / LOG_NAME):
-        run = open_run(run_folder, manifest, progress)
-        return verify_file(path, _trained(run, run_folder / "adapter"), progress)
+def export_sizes(
+    run_folder: Path, wanted: Wanted, context: int, fit_bytes: int | None, progress: Progress
+) -> list[fit.Size]:
+    """What each type would weigh, or the one that fits; no weight is read and nothing is kept.
+
+    Raises ConfigError if none fits.
+    """
+    wanted = wanted.checked()
+    run = open_run(run_folder, read_run_manifest(run_folder), progress)
+    with tempfile.TemporaryDirectory() as work, output_to(Path(work) / LOG_NAME):
+        path = Path(work) / "outline.gguf"
+        outline(_conversion(run, run.name, run.folder / "adapter", wanted.onto), path, progress)
+        if fit_bytes is not None:
+            return [fit.best_fit(path, fit_bytes, wanted.overrides, context, imatrix=wanted.imatrix is not None)]
+        return fit.sizes(path, wanted.quants, wanted.overrides, context)
 
 
-def _trained(run: Run, adapter: Path | None) -> Trained:
-    tokenizer = load_tokenizer(run.folder / "tokenizer")
-    template = ChatTemplate(run.template_source, tokenizer.named_tokens)
-    held_out = [run.folder / "data" / f"{name}.jsonl" for name in ("test", "validation")]
-    rows = [row for path in held_out for row in read_conversations(path, "prepared")]
-    return Trained(tokenizer, template, run.base.folder, adapter, rows)
+def verify_against(path: Path, folder: Path, rows: Path | None, progress: Progress) -> list[Point]:
+    """Prove any GGUF against a run or a model's folder: `gladstone export verify FILE --against FOLDER`."""
+    read_info(path)
+    if not is_finished(folder):
+        return verify_file(path, of_folder(folder, rows), progress)
+    if rows is not None:
+        raise ConfigError("--data: a run brings its own held-out rows.")
+    manifest = read_run_manifest(folder)
+    with output_to(folder / LOG_NAME):
+        run = open_run(folder, manifest, progress)
+        return verify_file(path, of_run(run, folder / "adapter"), progress)
 
 
-def _needed_bytes(base: Base, quants: int, models: int) -> int:
-    """An F16 file and each quantised one at Q8_0's size, from the base's weights (16 bit in most)."""
-    weights = sum(path.stat().st_size for path in base.folder.glob("*.safetensors"))
-    return int(weights * (1.05 + 0.6 * quants * models))
+def _conversion(run: Run, name: str, adapter: Path | None, onto: Onto) -> Conversion:
+    adapters = ((adapter, 1.0),) if adapter else ()
+    return Conversion(name, run.base.folder, run.folder / "tokenizer", adapters, onto)
 
 
-class _Workbench:
-    """Makes the files of an export and remembers, in a file, which are whole: a stopped export goes on from there."""
+class _Making:
+    """Makes the files of one export after another on its workbench."""
 
-    def __init__(self, run: Run, out: Path, progress: Progress) -> None:
-        self.run, self.out, self.progress = run, out, progress
-        self.records: dict[str, FileRecord] = {}
-        self._finished = self._earlier()
+    def __init__(self, run: Run, wanted: Wanted, bench: Workbench, progress: Progress) -> None:
+        self.run, self.wanted, self.bench, self.progress = run, wanted, bench, progress
+        self.notes: list[str] = []
+        self._calibration: Calibration | None = None
 
-    def make(self, name: str, adapter: Path | None, quants: tuple[str, ...]) -> list[Point]:
-        """The model's files in every quant, and the proof of them; the F16 goes unless it was asked for."""
-        f16 = self.out / f"{name}-{F16}.gguf"
-        adapters = ((adapter, 1.0),) if adapter else ()
-        conversion = Conversion(name, self.run.base.folder, self.run.folder / "tokenizer", adapters)
-        with self._once(f16) as missing:
-            if missing:
-                convert(conversion, f16, self.progress)
-        points = verify_file(f16, _trained(self.run, adapter), self.progress)
-        _refuse_failed(f16, points)
-        for quant in quants:
-            target = self.out / f"{name}-{quant}.gguf"
-            with self._once(target) as missing:
-                if missing:
-                    quantise(f16, target, quant, self.progress)
-            same = dataclasses.replace(verify_same_header(target, f16), name=f"{quant}: metadata")
-            points.append(same)
-        _refuse_failed(f16, points)
-        if F16 not in quants:
-            f16.unlink()
-            del self.records[f16.name]
+    def needed_bytes(self) -> int:
+        """The carrier and each file that is not there yet, at the most that its type can weigh."""
+        elements = sum(math.prod(stored.shape) for stored in read_folder(self.run.base.folder).values())
+        quants = [quant for quant in self.wanted.quants if f"{self.run.name}-{quant}.gguf" not in self.bench.pieces]
+        models = 2 if self.wanted.with_base else 1
+        bits = _most_bits(self.wanted.carrier) + models * sum(map(_most_bits, quants))
+        return int(elements * bits / 8 * 1.02) + (16 << 20)
+
+    def read_calibration(self) -> None:
+        """Read the rows or the text of the importance matrix, before anything is made. Raises DataError."""
+        source = self.wanted.imatrix
+        if source is None or (source != "train" and is_imatrix(Path(source))):
+            return
+        path = self.run.folder / "data" / "train.jsonl" if source == "train" else Path(source)
+        if path.suffix == ".txt":
+            self._calibration = Calibration(path.name, path.read_text(encoding="utf-8"), self.wanted.imatrix_chunks)
+            return
+        rows = read_conversations(path, "prepared" if source == "train" else "auto")
+        trained = of_run(self.run, None)
+        end = trained.tokenizer.hf.eos_token or ""
+        self._calibration = calibration(path.name, rows, trained.template, end, self.wanted.imatrix_chunks)
+
+    def model(self, name: str, adapter: Path | None) -> list[Point]:
+        """The model's files in every quant, and the proof of them; the carrier goes unless it was asked for."""
+        carrier = self.wanted.carrier
+        first = f"{name}-{carrier}.gguf"
+        base = self.bench.out / first
+
+        def converted() -> Made:
+            convert(_conversion(self.run, name, adapter, self.wanted.onto), base, self.progress, carrier)
+            return [base], {}
+
+        self.bench.piece(first, ["convert"], converted)
+        trained = of_run(self.run, adapter)
+        points = verify_file(base, trained, self.progress)
+        _refuse_failed(base, points)
+        matrix = self._imatrix(name, base)
+        others = [quant for quant in self.wanted.quants if quant != carrier]
+        made = {quant: self._quant(base, f"{name}-{quant}.gguf", Quantisation(quant, self.wanted.overrides, matrix))
+                for quant in others}  # fmt: skip
+        points += [same for same, _ in made.values()]
+        if made:
+            with step(self.progress, f"Proving {', '.join(made)} against {carrier}"):
+                files = {quant: path for quant, (_, path) in made.items()}
+                costs = check_quantised(base, files, trained, self.progress)
+            points += [dataclasses.replace(point, name=quant) for quant, point in costs.items()]
+        _refuse_failed(base, points)
+        limit = self.wanted.split_bytes
+        if limit and carrier in self.wanted.quants:
+            self.bench.piece(
+                f"{first} in parts", ["split", limit], lambda: (split_gguf(base, limit, self.progress), {})
+            )
+        if limit or carrier not in self.wanted.quants:
+            self.bench.drop(first)
         return points
 
-    def whole_files(self) -> dict[str, FileRecord]:
-        """Records of this call's files and of those that an earlier call left in the folder."""
-        return {name: record for name, record in self._finished.items() if (self.out / name).is_file()}
+    def _imatrix(self, name: str, base: Path) -> Path | None:
+        """The importance matrix of a model, made once and kept beside its files, or the one that was given."""
+        if self.wanted.imatrix is None:
+            return None
+        if self._calibration is None:
+            given = Path(self.wanted.imatrix)
+            check_fits(read_imatrix(given), read_header(base), given)
+            return given
+        text, path = self._calibration, self.bench.out / f"{name}-imatrix.gguf"
 
-    def forget_state(self) -> None:
-        """Called when the manifest is written."""
-        (self.out / STATE_NAME).unlink(missing_ok=True)
+        def computed() -> Made:
+            compute_imatrix(base, text, path, self.progress)
+            return [path], {"text": text.name, "chunks": read_imatrix(path).chunks}
 
-    @contextmanager
-    def _once(self, path: Path) -> Iterator[bool]:
-        """Yields whether `path` is still to be made; records it after."""
-        known = self._finished.get(path.name)
-        whole = known is not None and path.is_file() and path.stat().st_size == known.size_bytes
-        if whole and known is not None:
-            with step(self.progress, f"Checking {path.name}, made before"):
-                check_file(path, known)
-        yield not whole
-        self.records[path.name] = known if whole and known is not None else record_file(self.out, path)
-        self._finished[path.name] = self.records[path.name]
-        state = {"key": self.key(), "files": [dataclasses.asdict(record) for record in self._finished.values()]}
-        write_json(self.out / STATE_NAME, state)
+        self.bench.piece(path.name, ["imatrix", text.sha256], computed)
+        return path
 
-    def key(self) -> str:
-        """Changes with anything that the files are made from."""
-        adapter = self.run.manifest.record("adapter/adapter_model.safetensors").sha256
-        tokenizer = [record.sha256 for record in self.run.manifest.files if record.path.startswith("tokenizer/")]
-        parts = [self.run.base.fingerprint, adapter, *tokenizer, installed_version(), self.run.name]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    def _quant(self, base: Path, name: str, how: Quantisation) -> tuple[Point, Path]:
+        """A quantised file, in parts if it is to be, and the proof that its header is the carrier's."""
+        target = self.bench.out / name
+        matrix = sha256_file(how.imatrix) if how.imatrix and how.is_quantised else ""
+        overrides = how.overrides if how.is_quantised else ()
 
-    def _earlier(self) -> dict[str, FileRecord]:
-        """Records of whole files in the folder, from a stopped export or a finished one of the same adapter."""
-        earlier: dict[str, FileRecord] = {}
-        if is_finished(self.out):
-            manifest = read_manifest(self.out)
-            if manifest.facts.get("key") != self.key():
-                raise ArtifactError(
-                    f"{self.out}: holds the export of another adapter or base. Choose another folder with --out."
-                )
-            earlier |= {record.path: record for record in manifest.files if record.path.endswith(".gguf")}
-        state = self.out / STATE_NAME
-        try:
-            saved = json.loads(state.read_text(encoding="utf-8"))
-            if saved["key"] == self.key():
-                earlier |= {record["path"]: FileRecord(**record) for record in saved["files"]}
-        except FileNotFoundError:
-            pass  # nothing was stopped here
-        except (ValueError, KeyError, TypeError):
-            state.unlink()  # unusable: everything is made again
-        return earlier
+        def quantised() -> Made:
+            made = quantise(base, target, how, self.progress)
+            same = check_header(target, base)
+            facts: dict[str, Any] = {"same": dataclasses.asdict(same), "imatrix": matrix or None}
+            facts["fallbacks"] = [dataclasses.asdict(each) for each in made.fallbacks]
+            facts["told"] = told_fallbacks(how.quant, made.fallbacks) if made.fallbacks else None
+            limit = self.wanted.split_bytes
+            return (split_gguf(target, limit, self.progress) if limit else [target]), facts
+
+        piece = self.bench.piece(
+            name, ["quantise", self.wanted.carrier, overrides, matrix, self.wanted.split_bytes], quantised
+        )
+        if piece.facts["told"]:
+            self.notes.append(piece.facts["told"])
+        same = dataclasses.replace(Point(**piece.facts["same"]), name=f"{how.quant}: metadata")
+        return same, self.bench.out / piece.files[0].path
+
+    def pieces(self) -> Iterable[Piece]:
+        """Those of this call."""
+        return (self.bench.pieces[name] for name in self.bench.used)
+
+
+def _key(run: Run, onto: Onto) -> str:
+    """Changes with anything that the model is made from."""
+    adapter = run.manifest.record("adapter/adapter_model.safetensors").sha256
+    tokenizer = [record.sha256 for record in run.manifest.files if record.path.startswith("tokenizer/")]
+    parts = [run.base.fingerprint, adapter, *tokenizer, installed_version(), run.name, onto]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _most_bits(quant: str) -> float:
+    return next((bits for start, bits in MOST_BITS.items() if quant.startswith(start)), MOST_BITS_BELOW)
 
 
 def _refuse_failed(path: Path, points: list[Point]) -> None:
@@ -187,30 +272,46 @@ def _refuse_failed(path: Path, points: list[Point]) -> None:
         raise ArtifactError(listed(f"{path}: the proof failed, this file is not the model that was trained", failed))
 
 
-def _finish(workbench: _Workbench, proof: dict[str, list[Point]]) -> Export:
-    run, out = workbench.run, workbench.out
-    write_json(out / PROOF_NAME, _proof_json(workbench, proof))
-    files = workbench.whole_files()
+def _finish(making: _Making, proof: dict[str, list[Point]]) -> Export:
+    run, bench = making.run, making.bench
+    said = _proof_json(making, proof)
+    write_json(bench.out / PROOF_NAME, said)
+    write_text(bench.out / PAGE_NAME, proof_page(proof, said["against"], said["files"]))
+    files = bench.files()
+    models = [name for name in files if name.endswith(".gguf") and not name.endswith("-imatrix.gguf")]
     manifest = Manifest(
         stage="export",
-        files=(*files.values(), record_file(out, out / PROOF_NAME)),
+        files=(*files.values(), *(record_file(bench.out, bench.out / name) for name in (PROOF_NAME, PAGE_NAME))),
         parents={"run": sha256_file(run.folder / MANIFEST_NAME), "base": run.base.fingerprint},
-        config={"name": run.name, "base": run.base.name},
+        config={"name": run.name, "base": run.base.name, "onto": making.wanted.onto},
         versions=installed_versions(*VERSIONED),
         template_sha256=run.manifest.template_sha256,
         seed=run.manifest.seed,
-        facts={"key": workbench.key(), "tensor_types": {name: read_info(out / name).tensor_types for name in files}},
+        facts={
+            "key": bench.key,
+            "pieces": bench.as_json(),
+            "tensor_types": {name: _tensor_types(bench.out / name) for name in models},
+        },
     )
-    write_manifest(out, manifest)
-    workbench.forget_state()
-    return Export(out, {name: out / name for name in workbench.records}, proof)
+    write_manifest(bench.out, manifest)
+    bench.forget_state()
+    made = [record.path for piece in making.pieces() for record in piece.files]
+    return Export(bench.out, {name: bench.out / name for name in made}, proof, tuple(dict.fromkeys(making.notes)))
 
 
-def _proof_json(workbench: _Workbench, proof: dict[str, list[Point]]) -> dict[str, Any]:
+def _tensor_types(path: Path) -> dict[str, int]:
+    """How many tensors of each type a file, or a part of one, has."""
+    found: dict[str, int] = {}
+    for tensor in read_header(path, is_model=False).tensors:
+        found[tensor.type_name] = found.get(tensor.type_name, 0) + 1
+    return found
+
+
+def _proof_json(making: _Making, proof: dict[str, list[Point]]) -> dict[str, Any]:
     return {
         "passed": all(point.passed for points in proof.values() for point in points),
-        "against": {"run": workbench.run.name, "base": workbench.run.base.name},
+        "against": {"run": making.run.name, "base": making.run.base.name},
         "models": {name: [dataclasses.asdict(point) for point in points] for name, points in proof.items()},
-        "files": {name: record.sha256 for name, record in workbench.records.items()},
+        "files": {record.path: record.sha256 for piece in making.pieces() for record in piece.files},
         "versions": installed_versions(*VERSIONED),
     }

@@ -1,42 +1,102 @@
 """F16 GGUF to a quantised one, through llama.cpp's own quantiser in a child process."""
 
+import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from export.children import run_child
+from export.quants import QUANTS, TENSOR_TYPE_IDS, Quantisation
 from gladstone.artifacts import whole_file
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.gguf import FILE_TYPES
+from gladstone.gguf import TENSOR_TYPES, read_header
 from gladstone.host import core_count
 from gladstone.progress import Progress, step
 
-F16 = "f16"
-NEED_IMATRIX = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs")
-NOT_FROM_F16 = ("f32", "f16", "bf16", "tq1_0", "tq2_0")
-QUANTS = {
-    name.lower(): number
-    for number, name in FILE_TYPES.items()
-    if name.lower() not in (*NEED_IMATRIX, *NOT_FROM_F16)
-}  # fmt: skip
+ALIGNMENT = 32  # bytes, llama.cpp's own
 
 
-def check_quants(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names in lower case, each once. Raises ConfigError for one that cannot be made here."""
-    wanted = tuple(dict.fromkeys(name.lower() for name in names))
-    for name in wanted:
-        if name in NEED_IMATRIX:
-            raise ConfigError(f"--quant {name}: needs an importance matrix, without which it is unusable.")
-        if name != F16 and name not in QUANTS:
-            raise ConfigError(f"--quant {name}: unknown; known: {F16}, {', '.join(QUANTS)}.")
-    return wanted
+@dataclass(frozen=True)
+class Fallback:
+    """A tensor whose rows do not divide into the blocks of the type that it was to have."""
+
+    tensor: str
+    columns: int
+    wanted: str
+    got: str
 
 
-def quantise(source: Path, out: Path, quant: str, progress: Progress) -> None:
+@dataclass(frozen=True)
+class Quantised:
+    """What the quantiser made or, asked for the size alone, would make."""
+
+    size_bytes: int
+    fallbacks: tuple[Fallback, ...]
+
+
+def quantise(source: Path, out: Path, quantisation: Quantisation, progress: Progress) -> Quantised:
     """Write `out` whole. llama.cpp has no guard of its own: writing onto the source would destroy it.
 
-    Raises ArtifactError if both are the same file, ToolError if the quantiser fails.
+    Raises ArtifactError if both are the same file, ConfigError for an override that fits no tensor, ToolError if the
+    quantiser fails.
     """
     if out.exists() and out.samefile(source):
         raise ArtifactError(f"{out}: source and target are the same file.")
-    with step(progress, f"Quantising to {quant.upper()}"), whole_file(out) as partial:
-        job = {"source": str(source), "out": str(partial), "file_type": QUANTS[quant], "threads": core_count()}
-        run_child("export.quantise_child", job, f"quantising to {quant}")
+    with step(progress, f"Quantising to {quantisation.quant.upper()}"), whole_file(out) as partial:
+        said = _call(source, quantisation, partial, progress)
+        size_bytes = partial.stat().st_size
+    return Quantised(size_bytes, _fallbacks(said))
+
+
+def predict(source: Path, quantisation: Quantisation) -> Quantised:
+    """What `quantise` would make of a GGUF, of which the header is enough. Raises as `quantise` does."""
+    said = _call(source, quantisation, None, None)
+    header = read_header(source)
+    kinds = {name: (block, size) for name, block, size in TENSOR_TYPES.values()}
+    total = header.data_offset
+    for tensor in header.tensors:
+        block, size = kinds[said["types"].get(tensor.name, tensor.type_name.lower()).upper()]
+        total += -(-(math.prod(tensor.shape) // block * size) // ALIGNMENT) * ALIGNMENT
+    return Quantised(total, _fallbacks(said))
+
+
+def _call(source: Path, quantisation: Quantisation, out: Path | None, progress: Progress | None) -> dict[str, Any]:
+    overrides = quantisation.overrides if quantisation.is_quantised else ()
+    if overrides:
+        names = [tensor.name for tensor in read_header(source).tensors]
+        for each in overrides:
+            if not any(re.search(each.pattern, name) for name in names):
+                told = ", ".join(sorted({re.sub(r"\.\d+\.", ".0.", name) for name in names})[:8])
+                raise ConfigError(
+                    f"--tensor-type {each.pattern}={each.kind}: no tensor is called so; there are {told}, …"
+                )
+    job = {
+        "source": str(source),
+        "out": str(out) if out else "",
+        "dry_run": out is None,
+        "file_type": QUANTS[quantisation.quant],
+        "overrides": [(each.pattern, TENSOR_TYPE_IDS[each.kind]) for each in overrides],
+        "imatrix": str(quantisation.imatrix) if quantisation.imatrix and quantisation.is_quantised else None,
+        "threads": core_count(),
+    }
+    said: dict[str, Any] = run_child(
+        "export.quantise_child", job, f"quantising to {quantisation.quant}", progress=progress
+    )
+    return said
+
+
+def _fallbacks(said: dict[str, Any]) -> tuple[Fallback, ...]:
+    return tuple(Fallback(*each) for each in said["fallbacks"])
+
+
+def told_fallbacks(quant: str, fallbacks: tuple[Fallback, ...]) -> str:
+    """The fallbacks in a sentence."""
+    groups: dict[tuple[str, str, int], list[str]] = {}
+    for each in fallbacks:
+        groups.setdefault((each.wanted, each.got, each.columns), []).append(each.tensor)
+    parts = [
+        f"{len(names)} with rows of {columns:,} weights are {got} and not {wanted}"
+        for (wanted, got, columns), names in groups.items()
+    ]
+    return f"{quant}: {len(fallbacks)} tensors cannot take their type: {', '.join(parts)}."

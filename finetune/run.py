@@ -13,7 +13,6 @@ from finetune.data.division import SETS
 from finetune.data.prepare import DROPPED, PERSONAL, SUMMARY, Summary, prepare
 from finetune.estimate import estimate_inputs, one_line
 from finetune.inputs import Inputs, differences, read_inputs, write_inputs
-from finetune.lock import held
 from finetune.loop import METRICS, OUT_OF_MEMORY
 from finetune.plots import PLOTS
 from finetune.processes import Processes, join
@@ -30,6 +29,7 @@ from gladstone.artifacts import (
 )
 from gladstone.errors import ArtifactError, DataError, listed
 from gladstone.host import check_disk, installed_versions
+from gladstone.lock import held
 from gladstone.progress import Progress, Silent, step
 from gladstone.quiet import output_to
 from gladstone.tokenizer import tokenizer_files
@@ -71,7 +71,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
     if not processes.first:
         return _follow(recipe, out, options, processes)
     _check_unfinished(out)
-    with held(out / LOG_NAME):
+    with held(out / LOG_NAME, "training"):
         _check_folder(out, options)
         return _lead(recipe, out, progress, options, processes)
 

@@ -6,6 +6,7 @@ tensor data. Little-endian. llama.cpp itself loads some damaged files without a 
 
 import math
 import mmap
+import re
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ TENSOR_TYPES = {
     20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
     24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
 }  # fmt: skip
 
 # general.file_type, llama.h's llama_ftype; the types a user meets
@@ -41,6 +43,7 @@ FILE_TYPES = {
     12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS",
     20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M",
     28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0",
+    38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
 
 
@@ -63,6 +66,7 @@ class GgufHeader:
     version: int
     metadata: dict[str, Any]
     tensors: tuple[Tensor, ...]
+    data_offset: int  # bytes from the file's beginning
     size_bytes: int
 
 
@@ -71,6 +75,7 @@ class GgufInfo:
     """What a person asks of a model file."""
 
     path: Path
+    parts: tuple[Path, ...]  # all files of a model that was split, else the one
     architecture: str
     name: str | None
     parameters: int
@@ -133,8 +138,11 @@ class _Cursor:
         return [self.value(kind, what, nesting) for _ in range(count)]
 
 
-def read_header(path: Path) -> GgufHeader:
-    """Read and check a GGUF header. Raises ArtifactError that says what the file is instead, or what is wrong in it."""
+def read_header(path: Path, *, is_model: bool = True) -> GgufHeader:
+    """Read and check a GGUF header. Raises ArtifactError that says what the file is instead, or what is wrong in it.
+
+    A file that holds no model, as an importance matrix, is not asked for an architecture and a sound vocabulary.
+    """
     try:
         if not path.is_file():
             raise ArtifactError(f"{path}: no such model file." if not path.exists() else f"{path}: not a regular file.")
@@ -143,11 +151,36 @@ def read_header(path: Path) -> GgufHeader:
                 raise ArtifactError(f"{path}: the file is empty, expected a GGUF model.")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 _check_kind(path, data[:512])
-                return _parse(path, data)
+                return _parse(path, data, is_model=is_model)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
     except DamagedError as problem:
         raise ArtifactError(f"{path}: not a usable GGUF file: {problem}. Export or copy it again.") from None
+
+
+def read_model(path: Path) -> tuple[GgufHeader, ...]:
+    """The headers of a model's file, or of all its parts if it was split; the first one has the metadata.
+
+    Raises ArtifactError as `read_header` does, or if a part is missing, or `path` is not the first one.
+    """
+    first = read_header(path)
+    count, number = first.metadata.get("split.count", 1), first.metadata.get("split.no", 0)
+    if not isinstance(count, int) or count <= 1:
+        return (first,)
+    named = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
+    if named is None or int(named[3]) != count:
+        raise ArtifactError(
+            f"{path}: one of {count} parts, but not called …-00001-of-{count:05}.gguf as llama.cpp needs."
+        )
+    if number != 0:
+        raise ArtifactError(f"{path}: part {number + 1} of {count}; give the first, {part_name(named[1], 1, count)}.")
+    others = (path.with_name(part_name(named[1], each, count)) for each in range(2, count + 1))
+    return (first, *(read_header(part, is_model=False) for part in others))
+
+
+def part_name(stem: str, number: int, count: int) -> str:
+    """The name of a part, from 1, of a model that was split, as llama.cpp looks for it."""
+    return f"{stem}-{number:05}-of-{count:05}.gguf"
 
 
 def _check_kind(path: Path, head: bytes) -> None:
@@ -170,7 +203,7 @@ def _looks_like_text(head: bytes) -> bool:
     return all(character.isprintable() or character in "\r\n\t" for character in text)
 
 
-def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
+def _parse(path: Path, data: mmap.mmap, *, is_model: bool) -> GgufHeader:
     cursor = _Cursor(data)
     cursor.take(len(MAGIC), "the magic number")
     version = cursor.scalar("<I", "the version")
@@ -180,13 +213,15 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
         raise DamagedError(f"it claims {tensor_count:,} tensors and {key_count:,} keys")
     metadata = _metadata(cursor, key_count)
+    if is_model:
+        check_metadata(metadata)
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
         raise DamagedError(f"alignment {alignment!r} is no power of two of at least 8")
     tensors = tuple(_tensor(cursor, number) for number in range(tensor_count))
     data_offset = -(-cursor.position // alignment) * alignment
     _check_tensors(tensors, alignment, len(data) - data_offset)
-    return GgufHeader(path, version, metadata, tensors, len(data))
+    return GgufHeader(path, version, metadata, tensors, data_offset, len(data))
 
 
 def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
@@ -196,7 +231,6 @@ def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
         if key in metadata:
             raise DamagedError(f"the key {key!r} is there twice")
         metadata[key] = cursor.value(cursor.scalar("<I", repr(key)), repr(key))
-    check_metadata(metadata)
     return metadata
 
 
@@ -233,19 +267,21 @@ def _check_tensors(tensors: tuple[Tensor, ...], alignment: int, data_bytes: int)
 
 def read_info(path: Path) -> GgufInfo:
     """The facts about a model file that `runtime info` shows. Raises ArtifactError as `read_header` does."""
-    header = read_header(path)
-    metadata = header.metadata
+    headers = read_model(path)
+    metadata = headers[0].metadata
     architecture = metadata["general.architecture"]
     template = metadata.get("tokenizer.chat_template")
-    types = Counter(tensor.type_name for tensor in header.tensors)
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    types = Counter(tensor.type_name for tensor in tensors)
     file_type, name = metadata.get("general.file_type"), metadata.get("general.name")
     return GgufInfo(
         path=path,
         architecture=architecture,
         name=name if isinstance(name, str) else None,
-        parameters=sum(math.prod(tensor.shape) for tensor in header.tensors),
+        parameters=sum(math.prod(tensor.shape) for tensor in tensors),
         quantisation=FILE_TYPES.get(file_type, "unknown") if isinstance(file_type, int) else "unknown",
-        size_bytes=header.size_bytes,
+        size_bytes=sum(header.size_bytes for header in headers),
+        parts=tuple(header.path for header in headers),
         context_tokens=metadata.get(f"{architecture}.context_length", 0),
         vocabulary=len(metadata.get("tokenizer.ggml.tokens", ())),
         tensor_types=dict(types.most_common()),

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gladstone.errors import ArtifactError, UnsupportedError
-from gladstone.gguf import read_header
+from gladstone.gguf import read_model
 from gladstone.host import core_count
 
 _log_tail: deque[str] = deque(maxlen=20)
@@ -51,7 +51,7 @@ class Model:
 
     def __init__(self, path: Path, *, vocab_only: bool = False, gpu_layers: int = 0) -> None:
         """Raises ArtifactError if the header is not sound or llama.cpp cannot load the file."""
-        read_header(path)
+        read_model(path)
         self.path = path
         self._lib = library()
         params = self._lib.llama_model_default_params()
@@ -73,6 +73,8 @@ class Model:
         self.pad: int = self._lib.llama_vocab_pad(self._vocab)
         self.adds_bos: bool = self._lib.llama_vocab_get_add_bos(self._vocab)
         self.has_encoder: bool = self._lib.llama_model_has_encoder(self.handle)
+        self.adds_eos: bool = self._lib.llama_vocab_get_add_eos(self._vocab)
+        self.decoder_start: int = self._lib.llama_model_decoder_start_token(self.handle)
 
     def close(self) -> None:
         """Free the weights. Closing twice is harmless."""
@@ -126,7 +128,7 @@ class Model:
 class Context:
     """The evaluation state of a model: KV cache and logits of the last batch."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one parameter for each of llama.cpp's
         self,
         model: Model,
         context_tokens: int,
@@ -134,18 +136,23 @@ class Context:
         batch_tokens: int = 512,
         sequences: int = 1,
         threads: int | None = None,
+        watch: Any = None,
     ) -> None:
-        """`context_tokens` are shared by all `sequences`. Raises UnsupportedError if there is no memory for it."""
-        if model.has_encoder:
-            raise UnsupportedError(f"{model.path}: encoder–decoder models are not supported by this command.")
+        """`context_tokens` are shared by all `sequences`; `watch` is called before and after each operation.
+
+        Raises UnsupportedError if there is no memory for it.
+        """
         self.model = model
         self._lib = library()
         params = self._lib.llama_context_default_params()
         params.n_ctx = context_tokens
-        params.n_batch = params.n_ubatch = min(batch_tokens, context_tokens)
+        # what an encoder reads goes through it in one piece: every token sees every other
+        params.n_batch = params.n_ubatch = context_tokens if model.has_encoder else min(batch_tokens, context_tokens)
         params.n_seq_max = sequences
         params.n_threads = params.n_threads_batch = threads or core_count()
         params.no_perf = True
+        if watch is not None:
+            params.cb_eval = watch
         _log_tail.clear()
         self.handle = self._lib.llama_init_from_model(model.handle, params)
         if not self.handle:
@@ -154,6 +161,7 @@ class Context:
         self.batch_tokens: int = self._lib.llama_n_batch(self.handle)
         self._memory = self._lib.llama_get_memory(self.handle)
         self._batch = self._lib.llama_batch_init(self.batch_tokens, 0, sequences)
+        self._encoded = False
 
     def close(self) -> None:
         """Free the context (before its model). Closing twice is harmless."""
@@ -171,8 +179,28 @@ class Context:
     def decode(self, tokens: Sequence[int], start: int, *, sequence: int = 0, all_logits: bool = False) -> None:
         """Evaluate at most `batch_tokens` tokens at positions `start`, `start`+1, …; logits of the last, or of all.
 
+        Raises ValueError for sizes that llama.cpp would abort on, and before an encoder has read anything.
+        """
+        if self.model.has_encoder and not self._encoded:
+            raise ValueError("nothing was encoded that the answer could be to")
+        self._fill(tokens, start, sequence, all_logits=all_logits)
+        code = self._lib.llama_decode(self.handle, self._batch)
+        if code != 0:
+            raise UnsupportedError(f"llama.cpp could not evaluate {len(tokens)} tokens (code {code}).\n{log_tail()}")
+
+    def encode(self, tokens: Sequence[int]) -> None:
+        """Let the encoder of an encoder–decoder model read a text; what was read and written before is forgotten.
+
         Raises ValueError for sizes that llama.cpp would abort on.
         """
+        self._lib.llama_memory_clear(self._memory, True)
+        self._fill(tokens, 0, 0, all_logits=True)
+        code = self._lib.llama_encode(self.handle, self._batch)
+        if code != 0:
+            raise UnsupportedError(f"llama.cpp could not encode {len(tokens)} tokens (code {code}).\n{log_tail()}")
+        self._encoded = True
+
+    def _fill(self, tokens: Sequence[int], start: int, sequence: int, *, all_logits: bool) -> None:
         count = len(tokens)
         if not 0 < count <= self.batch_tokens:
             raise ValueError(f"a batch holds 1 to {self.batch_tokens} tokens, not {count}")
@@ -189,9 +217,6 @@ class Context:
             batch.seq_id[index][0] = sequence
             batch.logits[index] = all_logits
         batch.logits[count - 1] = True
-        code = self._lib.llama_decode(self.handle, batch)
-        if code != 0:
-            raise UnsupportedError(f"llama.cpp could not evaluate {count} tokens (code {code}).\n{log_tail()}")
 
     def logits(self, index: int = -1) -> npt.NDArray[np.float32]:
         """Logits (V,) of the batch's token `index`; a view that the next `decode` overwrites: copy to keep."""

@@ -114,12 +114,12 @@ class Engine:
         """
         self._check_room(len(tokens), answer_tokens=1)
         begin_s = time.perf_counter()
-        cached = self._keep_common_prefix(tokens)
+        rest, cached = self._take_up(tokens)
         stream = TextStream(sampling.stop, reasoning_opened=self._opens_reasoning(tokens))
         answer = _Answer(self, stream, on_piece or (lambda _piece: None))
         stop_reason = "cancelled"
         with SamplerChain(sampling, self.model.vocab_size, tokens) as chain:
-            if self._evaluate(tokens[cached:], cancelled):
+            if self._evaluate(rest, cancelled):
                 answer.prefill_s = time.perf_counter() - begin_s
                 stop_reason = answer.generate(chain, sampling.max_tokens, cancelled)
         answer.tell(stream.flush())
@@ -146,8 +146,13 @@ class Engine:
             raise DataError("the chat template renders an empty prompt or an empty answer: nothing can be scored.")
         self._check_room(len(prompt), answer_tokens=len(answer))
         self.forget()
-        self._evaluate(prompt[:-1], lambda: False)
-        inputs = [prompt[-1], *answer[:-1]]  # the token before each scored one
+        if self.model.has_encoder:
+            self.context.encode(prompt)
+            before = [self.model.decoder_start]
+        else:
+            self._evaluate(prompt[:-1], lambda: False)
+            before = prompt[-1:]
+        inputs = [*before, *answer[:-1]]  # the token before each scored one
         nats = 0.0
         for begin in range(0, len(inputs), SCORING_BATCH_TOKENS):
             batch = inputs[begin : begin + SCORING_BATCH_TOKENS]
@@ -179,12 +184,22 @@ class Engine:
     def _check_room(self, prompt_tokens: int, answer_tokens: int) -> None:
         if not prompt_tokens:
             raise DataError("the prompt is empty: there is nothing to continue.")
-        if prompt_tokens + answer_tokens > self.context_tokens:
+        needed = max(prompt_tokens, answer_tokens) if self.model.has_encoder else prompt_tokens + answer_tokens
+        if needed > self.context_tokens:
             raise ContextFullError(
                 f"the prompt of {prompt_tokens:,} tokens and at least {answer_tokens:,} for the answer do not fit the "
                 f"context of {self.context_tokens:,} tokens. Shorten it, or take a larger context: "
                 f"the model was trained for {self.model.context_tokens:,}."
             )
+
+    def _take_up(self, tokens: list[int]) -> tuple[list[int], int]:
+        """What is still to be evaluated before the answer begins, and how much of the prompt the cache has."""
+        if self.model.has_encoder:
+            self._evaluated = []
+            self.context.encode(tokens)
+            return [self.model.decoder_start], 0
+        cached = self._keep_common_prefix(tokens)
+        return tokens[cached:], cached
 
     def _keep_common_prefix(self, tokens: list[int]) -> int:
         """Cut the cache to what it has in common with the prompt; the last token must give fresh logits."""

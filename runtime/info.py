@@ -59,7 +59,8 @@ def check_provenance(facts: "GgufInfo") -> Provenance:
     manifest = read_manifest(folder)
     if name not in {record.path for record in manifest.files}:
         return Provenance(f"no manifest (the one beside it does not list {name})", proof_passed=proof_passed)
-    check_file(facts.path, manifest.record(name))
+    for part in facts.parts:
+        check_file(part, manifest.record(part.name))
     if manifest.template_sha256 is not None and manifest.template_sha256 != facts.template_sha256:
         raise ArtifactError(
             f"{facts.path}: its chat template has the sha256 {facts.template_sha256}, the manifest says "
@@ -83,12 +84,13 @@ def render_info(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenan
     proofs = {None: "no proof", True: "passed", False: "FAILED: this file differs from the model that was trained"}
     bits = 8 * facts.size_bytes / max(1, facts.parameters)
     stage = f" (made by {provenance.stage}: size, sha256 and template as recorded)" if provenance.stage else ""
+    parts = f" in {len(facts.parts)} parts" if len(facts.parts) > 1 else ""
     rows = {
         "file": str(facts.path),
         "architecture": facts.architecture,
         "name": facts.name or "none",
         "parameters": f"{facts.parameters:,}",
-        "size": f"{readable_bytes(facts.size_bytes)} ({bits:.2f} bits a weight)",
+        "size": f"{readable_bytes(facts.size_bytes)} ({bits:.2f} bits a weight){parts}",
         "quantisation": f"{facts.quantisation} (tensors: {types})",
         "context": f"{facts.context_tokens:,} tokens",
         "vocabulary": f"{facts.vocabulary:,} tokens",

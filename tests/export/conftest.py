@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from export.convert import Conversion, convert
-from export.verify import Trained
+from export.proof.trained import Trained
 from gladstone.formats import read_conversations
 from gladstone.progress import Silent
 from gladstone.tokenizer import load_tokenizer

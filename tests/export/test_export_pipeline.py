@@ -17,6 +17,7 @@ from gladstone.gguf import read_info
 from tests.export.tiny_runs import edit_json, finish, write_adapter
 from tests.stopped import interrupt
 
+PROOF = {"proof.json", "proof.txt"}
 FILES = {"tiny-q8_0.gguf", "tiny-q4_k_m.gguf", "tiny-base-q8_0.gguf", "tiny-base-q4_k_m.gguf"}
 
 
@@ -50,8 +51,8 @@ def test_an_export_holds_exactly_the_files_of_its_manifest(exported: tuple[Path,
     out, _ = exported
     manifest = read_manifest(out)
     check_files(out, manifest)
-    assert {record.path for record in manifest.files} == FILES | {"proof.json"}
-    assert {path.name for path in out.iterdir()} == FILES | {"proof.json", "manifest.json", "export.log"}
+    assert {record.path for record in manifest.files} == FILES | PROOF
+    assert {path.name for path in out.iterdir()} == FILES | PROOF | {"manifest.json", "export.log"}
     assert manifest.facts["tensor_types"].keys() == FILES
 
 
@@ -74,8 +75,8 @@ def test_the_proof_holds_every_point_of_both_models(exported: tuple[Path, Result
     assert proof["models"].keys() == {"tiny", "tiny-base"}
     for points in proof["models"].values():
         assert [point["name"] for point in points] == [
-            "vocabulary", "texts", "special tokens", "chat template", "distributions", "greedy answers",
-            "q8_0: metadata", "q4_k_m: metadata",
+            "vocabulary", "texts", "typed tokens", "special tokens", "chat template", "rendered turns", "prompts", "context",
+            "distributions", "greedy answers", "q8_0: metadata", "q4_k_m: metadata", "q8_0", "q4_k_m",
         ]  # fmt: skip
         assert all(point["passed"] and point["measured"] for point in points)
     assert proof["files"].keys() == FILES
@@ -84,7 +85,7 @@ def test_the_proof_holds_every_point_of_both_models(exported: tuple[Path, Result
 @pytest.mark.slow
 def test_the_command_shows_the_proof_the_files_and_the_next_command(exported: tuple[Path, Result]) -> None:
     out, result = exported
-    assert result.stdout.count("  proven  ") == 16
+    assert result.stdout.count("  proven  ") == 28
     assert "FAILED" not in result.output
     assert all(str(out / name) in result.stdout for name in FILES)
     assert result.stdout.endswith(f"Next: runtime chat {out / 'tiny-q8_0.gguf'}\n")
@@ -99,7 +100,7 @@ def test_a_second_export_makes_no_whole_file_again(exported: tuple[Path, Result]
     assert {name: (out / name).stat().st_mtime_ns for name in FILES} == before
     manifest = read_manifest(out)
     check_files(out, manifest)
-    assert {record.path for record in manifest.files} == FILES | {"proof.json"}
+    assert {record.path for record in manifest.files} == FILES | PROOF
 
 
 @pytest.mark.slow
@@ -119,24 +120,42 @@ def test_verify_proves_the_f16_of_a_run_and_refuses_that_of_another(
 ) -> None:
     result = export("verify", f16, "--against", tiny_run)
     assert result.exit_code == 0, result.output
-    assert result.stdout.count("  proven  ") == 6
+    assert result.stdout.count("  proven  ") == 10
     manifest = read_manifest(run)
     write_adapter(tiny_base, run / "adapter", lora_alpha=64)
     finish(run, manifest.config, manifest.template_sha256 or "", tiny_base)
     other = export("verify", f16, "--against", run)
     assert other.exit_code == 1
     assert "FAILED  distributions" in other.stdout
-    assert other.stderr.endswith(f"Error: {f16}: not the model that {run} trained.\n")
+    assert other.stderr.endswith(f"Error: {f16}: not the model of {run}.\n")
 
 
-def test_verify_refuses_a_quantised_file(f16: Path, tiny_run: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_verify_holds_a_quantised_file_against_a_folder_of_the_hub(
+    f16: Path, tiny_run: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    from export.merged import Merging, merge_run
     from export.quantise import quantise
+    from export.quants import Quantisation
     from gladstone.progress import Silent
 
+    merge_run(Merging(tiny_run), tmp_path / "merged", Silent())
     path = tmp_path / "q8_0.gguf"
-    quantise(f16, path, "q8_0", Silent())
-    message = refused(export("verify", path, "--against", tiny_run))
-    assert message == f"{path}: quantised to Q8_0; the proof compares an F16 file with torch."
+    quantise(f16, path, Quantisation("q8_0"), Silent())
+    result = export("verify", path, "--against", tmp_path / "merged", "--data", tiny_run / "data" / "test.jsonl")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("  proven  ") == 10
+    other = export("verify", path, "--against", tiny_base)
+    assert other.exit_code == 1
+    assert "FAILED  distributions" in other.stdout
+    assert "Export again from the run" in other.stdout
+
+
+def test_verify_refuses_a_folder_that_is_neither_run_nor_model(f16: Path, tmp_path: Path) -> None:
+    message = refused(export("verify", f16, "--against", tmp_path))
+    assert (
+        message == f"{tmp_path}: neither a run nor a model: expected manifest.json, or config.json and *.safetensors."
+    )
 
 
 @pytest.mark.slow
@@ -235,7 +254,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_type_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     message = refused(export("gguf", tmp_path / "none", "--quant", "q8"))
-    assert message.startswith("--quant q8: unknown; known: f16, ")
+    assert message.startswith("--quant q8: unknown; known: f32, ")
 
 
 @pytest.mark.parametrize(

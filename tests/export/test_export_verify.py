@@ -9,25 +9,26 @@ import numpy as np
 import pytest
 
 from export.convert import Conversion, convert
-from export.texts import HAND_PICKED, proof_texts
-from export.verify import (
-    TIE_LOGITS,
-    Point,
-    Trained,
-    _Comparison,
-    kl_divergence,
-    log_softmax,
-    verify_answers,
-    verify_file,
-    verify_vocabulary,
-)
+from export.proof.answers import TIE_LOGITS, Comparison, check_answers, kl_divergence, kl_limit, log_softmax
+from export.proof.file import proof_page, verify_file, verify_vocabulary
+from export.proof.point import Point
+from export.proof.quantised import check_quantised
+from export.proof.texts import HAND_PICKED, proof_texts
+from export.proof.trained import Trained, of_folder
+from export.quantise import quantise
+from export.quants import Quantisation
+from gladstone.errors import ArtifactError
 from gladstone.gguf import read_header
 from gladstone.progress import Silent
 from gladstone.template import ChatTemplate
 from tests.export.tiny_runs import edit_json, rewrite_gguf
+from tests.gladstone import chat_templates
 from tests.tiny_models import add_bos_to_every_text, copy_model
 
-POINTS = ["vocabulary", "texts", "special tokens", "chat template", "distributions", "greedy answers"]
+POINTS = [
+    "vocabulary", "texts", "typed tokens", "special tokens", "chat template", "rendered turns", "prompts", "context",
+    "distributions", "greedy answers",
+]  # fmt: skip
 
 
 def failed(points: list[Point]) -> dict[str, str]:
@@ -41,7 +42,8 @@ def test_a_healthy_file_is_proven_in_every_point(f16: Path, trained: Trained) ->
     assert failed(points) == {}
     measured = {point.name: point.measured for point in points}
     assert measured["vocabulary"]["entries"] == 49_152
-    assert measured["texts"]["texts"] == 500
+    assert measured["texts"]["texts"] == 2_000
+    assert measured["rendered turns"]["conversations"] == 50
     assert measured["distributions"]["mean_kl_nats"] < 2e-4
     assert measured["greedy answers"]["different"] == 0
 
@@ -111,7 +113,7 @@ def test_a_flipped_bos_setting_is_found(
 def test_a_wrong_rope_base_is_found(f16: Path, trained: Trained, tmp_path: Path, factor: float) -> None:
     base = read_header(f16).metadata["llama.rope.freq_base"]
     faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", llama__rope__freq_base=base * factor)
-    found = failed(verify_answers(faulty, trained, Silent()))
+    found = failed(check_answers(faulty, "F16", trained, Silent()))
     assert "distributions" in found
     assert "mean KL" in found["distributions"]
 
@@ -125,25 +127,25 @@ def test_an_adapter_merged_with_the_wrong_strength_is_found(
     edit_json(adapter / "adapter_config.json", use_rslora=True)
     faulty = tmp_path / "faulty.gguf"
     convert(Conversion("tiny", tiny_base, tiny_run / "tokenizer", ((adapter, 1.0),)), faulty, Silent())
-    found = failed(verify_answers(faulty, trained, Silent()))
+    found = failed(check_answers(faulty, "F16", trained, Silent()))
     assert found.keys() == {"distributions", "greedy answers"}
 
 
 @pytest.mark.slow
 def test_a_file_without_the_adapter_is_found(f16: Path, trained: Trained) -> None:
-    found = failed(verify_answers(f16, dataclasses.replace(trained, adapter=None), Silent()))
+    found = failed(check_answers(f16, "F16", dataclasses.replace(trained, adapter=None), Silent()))
     assert found.keys() == {"distributions", "greedy answers"}
 
 
 def test_texts_for_the_proof_are_as_many_as_asked_for_and_hold_the_hard_ones(trained: Trained) -> None:
     special = list(trained.tokenizer.special_tokens)
-    texts = proof_texts(["a row", "another"], special)
+    texts = proof_texts(["a row", "another"], special, 500)
     assert len(texts) == 500
     assert set(HAND_PICKED) | {"a row", "another"} <= set(texts)
     assert all(any(token in text for text in texts) for token in special)
     assert "" in texts
     assert max(map(len, texts)) >= 20_000
-    assert texts == proof_texts(["a row", "another"], special)
+    assert texts == proof_texts(["a row", "another"], special, 500)
 
 
 def as_logits(rows: list[list[float]]) -> Any:
@@ -167,10 +169,117 @@ def test_the_divergence_stands_large_logits() -> None:
 def test_another_best_token_is_no_fault_where_the_two_are_all_but_equal(gap: float, passes: bool) -> None:
     theirs = as_logits([[gap, 0.0, -9.0]] * 20)
     ours = as_logits([[0.0, 0.001, -9.0]] * 20)
-    comparison = _Comparison()
+    comparison = Comparison()
     comparison.add(ours, theirs, [1], ended=False)
-    distributions, answers = comparison.points("float32")
+    distributions, answers = comparison.points("float32", "F16")
     assert distributions.measured["top1_agreement"] == 0
     assert distributions.measured["top1_agreement_but_for_ties"] == float(passes)
     assert answers.passed is passes
     assert answers.measured["equal_but_for_ties"] == int(passes)
+
+
+@pytest.mark.slow
+def test_a_wrong_context_is_found(f16: Path, trained: Trained, tmp_path: Path) -> None:
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", llama__context_length=8192)
+    found = failed(verify_vocabulary(faulty, trained))
+    assert found == {"context": "the GGUF says 8192 tokens, the base was made for 2,048"}
+
+
+@pytest.mark.slow
+def test_two_tokens_that_begin_a_text_are_found(f16: Path, trained: Trained, tmp_path: Path) -> None:
+    source = "{{ bos_token }}{{ bos_token }}" + trained.template.source
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", tokenizer__chat_template=source)
+    changed = dataclasses.replace(trained, template=ChatTemplate(source, trained.template.special_tokens))
+    assert failed(verify_vocabulary(faulty, trained)).keys() == {"chat template", "rendered turns"}
+    assert "begin with two BOS" in failed(verify_vocabulary(faulty, changed))["prompts"]
+
+
+@pytest.mark.slow
+def test_a_template_of_another_family_is_found(f16: Path, trained: Trained, tmp_path: Path) -> None:
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", tokenizer__chat_template=chat_templates.LLAMA_3)
+    assert failed(verify_vocabulary(faulty, trained)).keys() == {"chat template", "rendered turns"}
+
+
+@pytest.mark.slow
+def test_a_special_token_that_became_text_is_found(f16: Path, trained: Trained, tmp_path: Path) -> None:
+    types = list(read_header(f16).metadata["tokenizer.ggml.token_type"])
+    types[trained.tokenizer.special_tokens["<|im_start|>"]] = 1
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", tokenizer__ggml__token_type=types)
+    assert {"texts", "prompts"} <= failed(verify_vocabulary(faulty, trained)).keys()
+
+
+@pytest.mark.slow
+def test_lost_merges_are_found(f16: Path, trained: Trained, tmp_path: Path) -> None:
+    merges = read_header(f16).metadata["tokenizer.ggml.merges"]
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", tokenizer__ggml__merges=merges[:30_000])
+    assert {"vocabulary", "texts"} <= failed(verify_vocabulary(faulty, trained)).keys()
+
+
+def transposed(data: Any) -> Any:
+    return data.T.copy()
+
+
+def swapped(data: Any) -> Any:
+    return np.concatenate([data[len(data) // 2 :], data[: len(data) // 2]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("blk.0.attn_output.weight", transposed),
+        ("blk.1.ffn_down.weight", swapped),
+        ("blk.0.attn_norm.weight", np.zeros_like),
+        ("token_embd.weight", swapped),
+        ("output_norm.weight", lambda data: data * 0.5),
+    ],
+)
+def test_spoilt_weights_are_found(f16: Path, trained: Trained, tmp_path: Path, name: str, spoil: Any) -> None:
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", spoilt={name: spoil})
+    assert "distributions" in failed(check_answers(faulty, "F16", trained, Silent()))
+
+
+@pytest.mark.slow
+def test_a_missing_tensor_is_refused_before_anything_is_compared(f16: Path, trained: Trained, tmp_path: Path) -> None:
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", spoilt={"blk.1.ffn_up.weight": None})
+    with pytest.raises(ArtifactError, match=r"llama\.cpp cannot load it"):
+        check_answers(faulty, "F16", trained, Silent())
+
+
+@pytest.mark.slow
+def test_each_quantised_file_is_measured_against_the_whole(f16: Path, trained: Trained, tmp_path: Path) -> None:
+    files = {}
+    for quant in ("q8_0", "q2_k"):
+        files[quant] = tmp_path / f"{quant}.gguf"
+        quantise(f16, files[quant], Quantisation(quant), Silent())
+    found = check_quantised(f16, files | {"f16": f16}, trained, Silent())
+    assert all(point.passed for point in found.values())
+    kl = {name: point.measured["mean_kl_nats"] for name, point in found.items()}
+    assert kl["f16"] == 0
+    assert found["f16"].measured["perplexity_ratio"] == 1
+    assert 0 < kl["q8_0"] < kl["q2_k"]
+    low, high = found["q8_0"].measured["perplexity_ratio_interval"]
+    assert low <= found["q8_0"].measured["perplexity_ratio"] <= high
+
+
+def test_the_limit_of_a_type_is_wider_the_fewer_bits_it_has() -> None:
+    limits = [kl_limit(name) for name in ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_S", "Q2_K")]
+    assert limits == sorted(limits)
+    assert len({*limits}) == len(limits)
+
+
+def test_the_page_names_what_failed_and_the_cure() -> None:
+    proof = {
+        "tiny": [Point("context", True, "2,048 tokens"), Point("texts", False, "1 of 2 differ", {}, "Export again.")]
+    }
+    assert proof_page(proof, {"run": "tiny"}, {"tiny.gguf": "abc"}) == (
+        "NOT PROVEN: 1 of 2 points.\n\nrun       tiny\n\ntiny\n  proven  context: 2,048 tokens\n"
+        "  FAILED  texts: 1 of 2 differ\n          Export again.\n\nsha256\n  abc  tiny.gguf\n"
+    )
+
+
+def test_a_folder_is_asked_a_few_questions_where_there_are_no_rows(tiny_base: Path) -> None:
+    trained = of_folder(tiny_base, None)
+    assert trained.adapter is None
+    assert len(trained.rows) >= 5
+    assert not trained.seq2seq

@@ -1,6 +1,7 @@
 """Run folders of a tiny model with an adapter that changes much, and GGUF files with a changed header."""
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,8 @@ def _parts(path: Path) -> tuple[dict[str, tuple[Any, Any, Any]], list[Any]]:
     return fields, reader.tensors
 
 
-def rewrite_gguf(source: Path, target: Path, **changes: Any) -> Path:
-    """A copy with other metadata; names are written with `__` for a dot."""
+def rewrite_gguf(source: Path, target: Path, *, spoilt: Mapping[str, Any] | None = None, **changes: Any) -> Path:
+    """A copy with other metadata, names written with `__` for a dot; `spoilt` changes tensors, None leaves one out."""
     from gguf import GGUFWriter
 
     fields, tensors = _parts(source)
@@ -98,13 +99,16 @@ def rewrite_gguf(source: Path, target: Path, **changes: Any) -> Path:
     for name, (value, kind, inner) in fields.items():
         if name != "general.architecture":
             writer.add_key_value(name, wanted.get(name, value), kind, sub_type=inner)
+    spoilt = spoilt or {}
     for tensor in tensors:
-        data = tensor.data
-        writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, tensor.tensor_type)
+        change = spoilt.get(tensor.name, lambda data: data)
+        if change is not None:
+            data = change(tensor.data)
+            assert data.shape == tensor.data.shape
+            writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type)
+    assert spoilt.keys() <= {tensor.name for tensor in tensors}
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor in tensors:
-        writer.write_tensor_data(tensor.data)
+    writer.write_tensors_to_file()
     writer.close()
     return target

@@ -1,4 +1,4 @@
-"""One process at a time in a run folder."""
+"""One process at a time in a folder."""
 
 import errno
 import os
@@ -13,8 +13,8 @@ _TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
 @contextmanager
-def held(log: Path) -> Iterator[None]:
-    """Hold a run's log while the block runs; the operating system lets go of it however the process ends.
+def held(log: Path, doing: str) -> Iterator[None]:
+    """Hold the log of what is done in its folder while the block runs; the system lets go however the process ends.
 
     Raises ArtifactError if another process holds it or it cannot be written.
     """
@@ -29,7 +29,7 @@ def held(log: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in _TAKEN:
                 raise ArtifactError(
-                    f"{log.parent}: another process is training in this folder. Wait for it, stop it, or choose "
+                    f"{log.parent}: another process is {doing} in this folder. Wait for it, stop it, or choose "
                     "another folder with --out."
                 ) from None
             file.write(f"this folder cannot be locked against a second process: {error.strerror}\n".encode())
@@ -41,7 +41,7 @@ def held(log: Path) -> Iterator[None]:
 
 
 def _leave_nothing(log: Path) -> None:
-    """Remove an empty log, and its folder if there is nothing else in it: a run that failed before it began."""
+    """Remove an empty log, and its folder if there is nothing else in it: of what failed before it began."""
     if log.stat().st_size == 0:
         with suppress(OSError):
             log.unlink()

@@ -35,11 +35,11 @@ RANGES = ((32, 126), (160, 591), (880, 1279), (1424, 1791), (2304, 2559), (8192,
           (44032, 44543), (127744, 128591))  # fmt: skip
 
 
-def proof_texts(rows: Sequence[str], special_tokens: Sequence[str], count: int = 500, seed: int = 0) -> list[str]:
+def proof_texts(rows: Sequence[str], special_tokens: Sequence[str], count: int, seed: int = 0) -> list[str]:
     """`count` texts: the hand-picked, each special token in a sentence, rows, and random mixes for the rest."""
     draw = random.Random(seed)  # noqa: S311 - test texts, no secret
     texts = list(HAND_PICKED)
-    texts += [f"before{token}after {token}\n{token}" for token in special_tokens[:50]]
+    texts += [f"before{token}after {token}\n{token}" for token in special_tokens[: count // 4]]
     room = count - len(texts)
     texts += draw.sample(list(rows), min(len(rows), room // 2))
     texts += [_mix(draw) for _ in range(count - len(texts))]

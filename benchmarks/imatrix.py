@@ -1,0 +1,87 @@
+"""What an importance matrix buys, and whether ours is llama-imatrix's: on the embedded model or any run.
+
+    python -m benchmarks.imatrix runs/mine [--peers FOLDER] [--chunks 100]
+
+Quantises the run's model with and without the matrix of its own training rows, and prints for each type the cost
+against the F16 on held-out rows. `--peers` names a folder with llama.cpp's own llama-imatrix, built from the same
+version: its matrix of the same text is compared with ours, entry by entry.
+"""
+
+import argparse
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from export.convert import Conversion, convert
+from export.imatrix import Calibration, calibration, compute_imatrix, read_imatrix
+from export.proof.quantised import check_quantised
+from export.proof.trained import of_run
+from export.quantise import quantise
+from export.quants import Quantisation, needs_imatrix
+from export.run import open_run, read_run_manifest
+from gladstone.formats import read_conversations
+from gladstone.progress import Silent
+
+QUANTS = ("q4_k_m", "q3_k_m", "iq3_xs", "q2_k")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--peers", type=Path, help="folder with llama-imatrix")
+    parser.add_argument("--chunks", type=int, default=100, help="times 512 tokens")
+    chosen = parser.parse_args()
+    run = open_run(chosen.run, read_run_manifest(chosen.run), Silent())
+    trained = of_run(run, run.folder / "adapter")
+    rows = read_conversations(run.folder / "data" / "train.jsonl", "prepared")
+    text = calibration("train.jsonl", rows, trained.template, trained.tokenizer.hf.eos_token or "", chosen.chunks)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        f16, matrix = folder / "model-f16.gguf", folder / "imatrix.gguf"
+        adapters = ((run.folder / "adapter", 1.0),)
+        convert(Conversion("model", run.base.folder, run.folder / "tokenizer", adapters), f16, Silent())
+        begin_s = time.perf_counter()
+        compute_imatrix(f16, text, matrix, Silent())
+        print(f"{read_imatrix(matrix).chunks} chunks in {time.perf_counter() - begin_s:.0f} s\n")
+        if chosen.peers:
+            compare(chosen.peers / "llama-imatrix", f16, text, matrix, folder)
+        files = {}
+        for quant in QUANTS:
+            for with_matrix in (False, True):
+                if with_matrix or not needs_imatrix(quant):
+                    files[f"{quant}{' + matrix' if with_matrix else ''}"] = path = (
+                        folder / f"{quant}-{with_matrix}.gguf"
+                    )
+                    quantise(f16, path, Quantisation(quant, imatrix=matrix if with_matrix else None), Silent())
+        print("| type | file | mean KL, nats | top-1 | perplexity ratio [95 %] |\n|---|--:|--:|--:|--:|")
+        for name, point in check_quantised(f16, files, trained, Silent()).items():
+            found = point.measured
+            low, high = found["perplexity_ratio_interval"]
+            print(
+                f"| {name} | {files[name].stat().st_size / 1e6:.1f} MB | {found['mean_kl_nats']:.4f} "
+                f"| {found['top1_agreement']:.1%} | {found['perplexity_ratio']:.3f} [{low:.3f}, {high:.3f}] |"
+            )
+
+
+def compare(tool: Path, f16: Path, text: Calibration, ours: Path, folder: Path) -> None:
+    """Print how far ours is from what llama-imatrix makes of the same text."""
+    (folder / "text.txt").write_text(text.text, encoding="utf-8")
+    theirs = folder / "theirs.gguf"
+    subprocess.run(
+        [tool, "-m", f16, "-f", folder / "text.txt", "-o", theirs, "-c", "512", "-b", "512", "--chunks", str(text.chunks),
+         "--parse-special", "--no-ppl"], check=True, capture_output=True,
+    )  # fmt: skip
+    mine, other = read_imatrix(ours).weights, read_imatrix(theirs).weights
+    assert mine.keys() == other.keys(), "not the same weights"
+    differences = np.concatenate([np.abs(mine[name] - other[name]) / np.abs(other[name]) for name in mine])
+    print(
+        f"{len(mine)} weights as llama-imatrix has them; relative difference of an entry: median "
+        f"{np.median(differences):.1e}, 99.9 % {np.quantile(differences, 0.999):.1e}, largest {differences.max():.1e}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Does the file ask as the model was asked in training: template, rendered turns, beginning, room?"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from export.proof.point import Point
+from export.proof.trained import Trained
+from gladstone.chat import Message
+from gladstone.errors import DataError
+from gladstone.gguf import GgufHeader
+from gladstone.llama import Model
+from gladstone.template import ChatTemplate
+
+CONVERSATIONS = 50
+CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
+OTHER_TEMPLATE = (
+    "Export again from the run: a model asked in another form than in training answers worse, or never stops."
+)
+
+
+def check_template(header: GgufHeader, template: ChatTemplate) -> Point:
+    """The chat template byte for byte."""
+    found = header.metadata.get("tokenizer.chat_template")
+    if found == template.source:
+        return Point("chat template", True, "equal byte for byte", {"sha256": template.sha256})
+    detail = "the GGUF has none" if found is None else "differs from the trained one"
+    return Point("chat template", False, detail, {"trained_sha256": template.sha256}, OTHER_TEMPLATE)
+
+
+def check_rendering(header: GgufHeader, model: Model, trained: Trained) -> Point:
+    """Turns rendered with the file's template and tokens, against transformers with the trained ones."""
+    name, source = "rendered turns", header.metadata.get("tokenizer.chat_template")
+    if not isinstance(source, str):
+        return Point(name, False, "the GGUF has no template", {}, OTHER_TEMPLATE)
+    tokens = {"bos_token": model.bos, "eos_token": model.eos, "pad_token": model.pad}
+    named = {
+        key: model.token_text(token)
+        for key, token in tokens.items()
+        if key in trained.tokenizer.named_tokens and token >= 0
+    }
+    try:
+        ours = ChatTemplate(source, named)
+    except DataError as error:
+        return Point(name, False, str(error), {}, OTHER_TEMPLATE)
+    turns = conversations(trained)
+    wrong = []
+    for messages in turns:
+        for prompt in (False, True):
+            shown = messages[:-1] if prompt else messages
+            found = _rendered(lambda: ours.render(shown, add_generation_prompt=prompt))  # noqa: B023 - called at once
+            theirs = _rendered(lambda: _by_transformers(trained, shown, prompt=prompt))  # noqa: B023
+            wrong += [messages] if found != theirs else []
+    detail = f"{len(turns)} conversations, with and without an answer, as transformers renders them"
+    if wrong:
+        first = wrong[0][-2].content[:60]
+        detail = f"{len(wrong)} of {2 * len(turns)} renderings differ from transformers', first of {first!r}"
+    return Point(name, not wrong, detail, {"conversations": len(turns), "differing": len(wrong)}, OTHER_TEMPLATE)
+
+
+def _rendered(render: Callable[[], str]) -> str | None:
+    """The text, or None where the template refuses these turns."""
+    from jinja2 import TemplateError
+
+    try:
+        return render()
+    except (DataError, TemplateError, TypeError):
+        return None
+
+
+def _by_transformers(trained: Trained, messages: Sequence[Message], *, prompt: bool) -> str:
+    turns: list[dict[str, Any]] = [{"role": message.role, "content": message.content} for message in messages]
+    text: str = trained.tokenizer.hf.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=prompt, chat_template=trained.template.source
+    )
+    return text
+
+
+def conversations(trained: Trained) -> list[list[Message]]:
+    """Rows without their reasoning, turns with several questions, a system prompt, other scripts, and white space."""
+    rows = [[Message(turn.role, turn.content) for turn in row.messages] for row in trained.rows if not row.is_text]
+    texts = (
+        "What is anaemia?",
+        "  spaces  \n",
+        "Größe? 血液 😀",
+        "a\nb\n\nc",
+        "{{ x }} {% y %}",
+        "1. one\n2. two",
+        "?",
+    )
+    made = []
+    for place, text in enumerate(texts):
+        asked = [Message("user", text), Message("assistant", texts[place - 1])]
+        more = [Message("user", "And?"), Message("assistant", "So.")]
+        made += [asked, [*asked, *more], [Message("system", "Be brief."), *asked]]
+    return (made + rows)[:CONVERSATIONS] if rows else made
+
+
+def check_beginning(model: Model, trained: Trained) -> Point:
+    """Rendered prompts get the ids of training, with one BOS or none."""
+    prompts = [row for row in trained.rows if not row.is_text][:CONVERSATIONS]
+    wrong = doubled = 0
+    for row in prompts:
+        wanted = trained.prompt(row, 0)
+        rendered = trained.template.render(row.prompt, add_generation_prompt=True)
+        found = model.tokenize(rendered, parse_special=True)
+        if model.adds_bos and found[:1] != [model.bos]:
+            found = [model.bos, *found]
+        if trained.seq2seq and model.adds_eos:
+            found = [*found, model.eos]
+        wrong += found != wanted
+        doubled += found[:2] == [model.bos, model.bos] and model.bos >= 0
+    detail = f"{len(prompts)} rendered prompts get the ids of training, none with two BOS"
+    if doubled:
+        detail = f"{doubled} of {len(prompts)} rendered prompts begin with two BOS"
+    elif wrong:
+        detail = f"{wrong} of {len(prompts)} rendered prompts get other ids than in training"
+    cure = "The template writes BOS and the tokenizer adds it, or neither does: keep one of the two, and export again."
+    return Point("prompts", not wrong and not doubled, detail, {"prompts": len(prompts), "differing": wrong}, cure)
+
+
+def check_context(header: GgufHeader, trained: Trained) -> Point:
+    """The length that the model was made for."""
+    architecture = header.metadata["general.architecture"]
+    found = header.metadata.get(f"{architecture}.context_length")
+    wanted = next((trained.config[field] for field in CONTEXT_FIELDS if trained.config.get(field)), None)
+    if wanted is None:
+        return Point("context", True, f"{found:,} tokens; the base's config names none", {"context": found})
+    passed = found == wanted
+    detail = f"{wanted:,} tokens" if passed else f"the GGUF says {found} tokens, the base was made for {wanted:,}"
+    return Point(
+        "context", passed, detail, {"context": found, "base": wanted}, "Export again: a longer context is nonsense."
+    )

@@ -1,0 +1,112 @@
+"""What quantising cost: each quantised file against the one it was made of, on held-out rows, token by token."""
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from export.proof.answers import ANSWER_TOKENS, CONTEXT_TOKENS, PROMPTS, Logits, begin, kl_divergence, log_softmax
+from export.proof.point import Point
+from export.proof.trained import Trained
+from gladstone.gguf import read_header
+from gladstone.llama import Context, Model
+from gladstone.progress import Progress
+
+QUANTISERS_KEYS = {
+    "general.file_type",
+    "general.quantization_version",
+    "split.no",
+    "split.count",
+    "split.tensors.count",
+}
+Sequence = tuple[list[int], list[int]]
+
+
+def check_header(path: Path, carrier: Path) -> Point:
+    """A quantised file must carry the vocabulary, special tokens and template of what it was made of unchanged."""
+    ours, theirs = read_header(path).metadata, read_header(carrier).metadata
+    differing = sorted(
+        key for key in (ours.keys() | theirs.keys()) - QUANTISERS_KEYS if ours.get(key) != theirs.get(key)
+    )
+    kind = carrier.stem.rpartition("-")[2].upper()
+    detail = (
+        f"metadata equal to the {kind}'s" if not differing else f"differs from the {kind} in {', '.join(differing)}"
+    )
+    return Point("metadata", not differing, detail, {"keys": len(ours)}, "Export again: the header was changed.")
+
+
+def check_quantised(carrier: Path, files: Mapping[str, Path], trained: Trained, progress: Progress) -> dict[str, Point]:
+    """Of each file KL, top-1 agreement and perplexity ratio; it fails if it computes what is no number.
+
+    All files are open at a time, so that no logits are stored.
+    """
+    sequences = sequences_of(trained)
+    costs = {name: _Cost() for name in files}
+    with ExitStack() as stack:
+        opened = {}
+        for name, path in {"": carrier, **files}.items():
+            model = stack.enter_context(Model(path))
+            opened[name] = model, stack.enter_context(Context(model, CONTEXT_TOKENS))
+        for number, (prompt, answer) in enumerate(sequences, 1):
+            whole = np.stack(begin(*opened[""], prompt, answer)[0])
+            for name, cost in costs.items():
+                cost.add(np.stack(begin(*opened[name], prompt, answer)[0]), whole, answer)
+            progress.update(number / len(sequences))
+    return {name: cost.point() for name, cost in costs.items()}
+
+
+def sequences_of(trained: Trained) -> list[Sequence]:
+    """Prompts with the answers of the held-out rows; a plain text is cut into the two."""
+    found = []
+    for row in trained.rows:
+        prompt = trained.prompt(row, ANSWER_TOKENS)
+        answer = trained.tokenizer.encode(row.answer.content)
+        answer = answer[ANSWER_TOKENS if row.is_text else 0 :][: CONTEXT_TOKENS // 2]
+        if answer and 0 < len(prompt) <= CONTEXT_TOKENS // 2 - ANSWER_TOKENS:
+            found.append((prompt, answer))
+    return found[:PROMPTS]
+
+
+class _Cost:
+    """Collects how a quantised file differs."""
+
+    def __init__(self) -> None:
+        self._kl: list[npt.NDArray[np.float64]] = []
+        self._same: list[npt.NDArray[np.bool_]] = []
+        self._nats: list[npt.NDArray[np.float64]] = []  # of each answer's token, more than before
+
+    def add(self, ours: Logits, whole: Logits, answer: list[int]) -> None:
+        self._kl.append(kl_divergence(whole, ours))
+        self._same.append(ours.argmax(axis=1) == whole.argmax(axis=1))
+        places = slice(len(ours) - len(answer) - 1, len(ours) - 1)  # before each token of the answer
+        tokens = np.arange(len(answer)), np.array(answer)
+        self._nats.append(log_softmax(whole[places])[tokens] - log_softmax(ours[places])[tokens])
+
+    def point(self) -> Point:
+        kl, same = np.concatenate(self._kl), np.concatenate(self._same)
+        ratio, low, high = self._perplexity_ratio()
+        passed = bool(np.isfinite(kl).all())
+        measured = {"mean_kl_nats": float(kl.mean()), "p999_kl_nats": float(np.quantile(kl, 0.999)),
+                    "top1_agreement": float(same.mean()), "perplexity_ratio": ratio,
+                    "perplexity_ratio_interval": [low, high], "tokens": len(kl), "rows": len(self._nats)}  # fmt: skip
+        detail = (
+            f"KL {measured['mean_kl_nats']:.1e} nats (99.9 % below {measured['p999_kl_nats']:.1e}), "
+            f"top-1 {same.mean():.1%}, perplexity × {ratio:.3f} [{low:.3f}, {high:.3f}] on {len(self._nats)} answers"
+        )
+        if not passed:
+            detail = "its logits are no numbers"
+        return Point(
+            "against the whole", passed, detail, measured, "Choose another type: this one does not suit the model."
+        )
+
+    def _perplexity_ratio(self) -> tuple[float, float, float]:
+        """With its 95 % interval; it is rows, not their tokens, that were drawn independently."""
+        sums, counts = (np.array([measure(each) for each in self._nats]) for measure in (np.sum, len))
+        mean, rows = float(sums.sum() / counts.sum()), len(sums)
+        spread = float(np.sqrt(((sums - mean * counts) ** 2).sum() * rows / max(rows - 1, 1)))
+        error = 1.96 * spread / float(counts.sum()) if rows > 1 else math.inf
+        low, ratio, high = (math.exp(min(each, 700.0)) for each in (mean - error, mean, mean + error))
+        return ratio, low, high

@@ -1,0 +1,118 @@
+"""Does the file split every text as the tokenizer did in training, and start and end it alike?"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from export.proof.point import Point
+from export.proof.texts import proof_texts
+from export.proof.trained import Trained
+from gladstone.chat import Message
+from gladstone.llama import Model
+from gladstone.tokenizer import FolderTokenizer
+
+TEXTS = 2_000
+CONVERT_AGAIN = (
+    "The file was converted with another tokenizer, or by a converter that took it for another kind: export again."
+)
+
+
+def check_entries(model: Model, tokenizer: FolderTokenizer) -> Point:
+    """Every entry of the vocabulary by its text, and the ids that its text gets."""
+    size = len(tokenizer.hf)
+    if size > model.vocab_size:
+        detail = f"the GGUF has {model.vocab_size:,} entries, the tokenizer {size:,}"
+        return Point("vocabulary", False, detail, {"entries": model.vocab_size}, CONVERT_AGAIN)
+    names = tokenizer.hf.convert_ids_to_tokens(list(range(size)))
+    wrong = [index for index, name in enumerate(names) if model.token_text(index) != name]
+    decoded = [tokenizer.decode([index]) for index in range(size)]
+    split = _differing(model, tokenizer, decoded)
+    measured = {"entries": size, "differing_entries": len(wrong), "differing_encodings": len(split)}
+    if wrong:
+        first = wrong[0]
+        detail = f"{len(wrong)} entries differ, first id {first}: {model.token_text(first)!r}, trained {names[first]!r}"
+    elif split:
+        detail = f"{len(split)} entries are split differently, first {decoded[split[0]]!r}: the pre-tokenizer is wrong"
+    else:
+        detail = f"all {size:,} entries equal, and their texts split equally"
+    return Point("vocabulary", not wrong and not split, detail, measured, CONVERT_AGAIN)
+
+
+def check_texts(model: Model, trained: Trained) -> Point:
+    """Token ids of rows, many scripts, fuzzed mixes, and each special token within a text."""
+    rows = [message.content for row in trained.rows for message in row.messages]
+    texts = proof_texts(rows, list(trained.tokenizer.special_tokens), TEXTS)
+    wrong = [texts[index] for index in _differing(model, trained.tokenizer, texts)]
+    detail = f"token ids of all {len(texts):,} texts equal"
+    if wrong:
+        detail = f"{len(wrong):,} of {len(texts):,} texts get other token ids, first {wrong[0][:80]!r}"
+    return Point("texts", not wrong, detail, {"texts": len(texts), "differing": len(wrong)}, CONVERT_AGAIN)
+
+
+def check_typed(model: Model, trained: Trained) -> Point:
+    """A special token that a user types is a text like any other."""
+    texts = [f"a {token} b" for token in trained.tokenizer.special_tokens]
+    with _special_as_text(trained.tokenizer) as encode:
+        wanted = [encode(text) for text in texts]
+    ours = [model.tokenize(text) for text in texts]
+    wrong = [text for text, found, expected in zip(texts, ours, wanted, strict=True) if found != expected]
+    detail = f"none of {len(texts)} special tokens is more than text where a user types it"
+    if wrong:
+        detail = f"{len(wrong)} of {len(texts)} special tokens typed by a user get other ids, first {wrong[0]!r}"
+    return Point("typed tokens", not wrong, detail, {"tokens": len(texts), "differing": len(wrong)}, CONVERT_AGAIN)
+
+
+@contextmanager
+def _special_as_text(tokenizer: FolderTokenizer) -> Iterator[Any]:
+    """How the training tokenizer splits a text when it is told that special tokens in it are text."""
+    backend = tokenizer.hf.backend_tokenizer
+    was, backend.encode_special_tokens = backend.encode_special_tokens, True
+    try:
+        yield lambda text: backend.encode(text, add_special_tokens=False).ids
+    finally:
+        backend.encode_special_tokens = was
+
+
+def _differing(model: Model, tokenizer: FolderTokenizer, texts: Sequence[str]) -> list[int]:
+    """The texts that the two tokenizers split differently, by their numbers."""
+    trained = tokenizer.encode_all(list(texts))
+    return [
+        index
+        for index, (text, ids) in enumerate(zip(texts, trained, strict=True))
+        if model.tokenize(text, parse_special=True) != ids
+    ]
+
+
+def check_special(model: Model, trained: Trained) -> Point:
+    """BOS, EOS, padding, whether BOS is added, and whether the trained end of turn stops an answer."""
+    hf = trained.tokenizer.hf
+    expected = {"bos": hf.bos_token_id, "eos": hf.eos_token_id, "pad": hf.pad_token_id}
+    found = {"bos": model.bos, "eos": model.eos, "pad": model.pad}
+    problems = [
+        f"{name} is {found[name]}, trained {wanted}"
+        for name, wanted in expected.items()
+        if wanted is not None and found[name] != wanted
+    ]
+    adds_bos = trained.tokenizer.bos_id is not None
+    if model.adds_bos != adds_bos:
+        problems.append(f"the GGUF {'adds' if model.adds_bos else 'does not add'} BOS, training did the opposite")
+    end = end_of_turn(trained)
+    if end is None:
+        problems.append("the trained template ends an answer with no special token: nothing stops it")
+    elif not model.ends_generation(end):
+        problems.append(f"the trained end of turn ({end}, {hf.convert_ids_to_tokens(end)!r}) does not stop the answer")
+    measured = found | {"add_bos": model.adds_bos, "end_of_turn": end}
+    named = hf.convert_ids_to_tokens(end) if end is not None else None
+    detail = "; ".join(problems) or f"BOS, EOS, padding as trained; {named!r} stops the answer"
+    cure = "Set the tokenizer's eos_token to what ends a turn, train and export again; a wrong BOS doubles or drops it."
+    return Point("special tokens", not problems, detail, measured, cure)
+
+
+def end_of_turn(trained: Trained) -> int | None:
+    """The last special token of a rendered answer: what the model was trained to end with."""
+    if trained.seq2seq:
+        return trained.tokenizer.eos_id
+    turns = (Message("user", "?"), Message("assistant", "!"))
+    answer = trained.template.segments(turns)[-1].text
+    special = set(trained.tokenizer.special_tokens.values())
+    return next((token for token in reversed(trained.tokenizer.encode(answer)) if token in special), None)

@@ -1,0 +1,77 @@
+"""What a file is held against: a run of ours, or any folder of a model as the Hub holds it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from export.run import Run
+from gladstone.chat import Conversation, Message
+from gladstone.errors import ArtifactError
+from gladstone.formats import read_conversations
+from gladstone.template import ChatTemplate
+from gladstone.tokenizer import FolderTokenizer, load_tokenizer
+
+QUESTIONS = (
+    "What does the heart do?", "Explain anaemia to a child.", "Which vitamin prevents scurvy?", "Write one sentence.",
+    "How is blood pressure measured?", "2 + 2 =", "Name three bones.", "Why do we sleep?",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The training tokenizer and template, base and adapter, held-out rows."""
+
+    tokenizer: FolderTokenizer
+    template: ChatTemplate
+    base: Path
+    adapter: Path | None
+    rows: Sequence[Conversation]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The base's config.json; of a model with several parts, that of its text."""
+        config = json.loads((self.base / "config.json").read_text(encoding="utf-8"))
+        return config | (config.get("text_config") or {})
+
+    @property
+    def seq2seq(self) -> bool:
+        """Whether an encoder reads what a decoder answers."""
+        return bool(self.config.get("is_encoder_decoder"))
+
+    def prompt(self, row: Conversation, text_tokens: int) -> list[int]:
+        """Token ids of a rendered question, or of the beginning of a plain text, as in training."""
+        if row.is_text:
+            ids = self.tokenizer.encode(row.answer.content)[:text_tokens]
+        else:
+            ids = self.tokenizer.encode(self.template.render(row.prompt, add_generation_prompt=True))
+        if self.tokenizer.bos_id is not None and ids[:1] != [self.tokenizer.bos_id]:
+            ids = [self.tokenizer.bos_id, *ids]
+        end = self.tokenizer.eos_id
+        return [*ids, end] if self.seq2seq and end is not None else ids
+
+
+def of_run(run: Run, adapter: Path | None) -> Trained:
+    """What a run trained, or with no adapter its base with the run's tokenizer and template."""
+    tokenizer = load_tokenizer(run.folder / "tokenizer")
+    template = ChatTemplate(run.template_source, tokenizer.named_tokens)
+    held_out = [run.folder / "data" / f"{name}.jsonl" for name in ("test", "validation")]
+    rows = [row for path in held_out for row in read_conversations(path, "prepared")]
+    return Trained(tokenizer, template, run.base.folder, adapter, rows)
+
+
+def of_folder(folder: Path, rows: Path | None) -> Trained:
+    """A model's folder as the Hub holds it, on rows of one's own or on a few questions.
+
+    Raises ArtifactError for a folder without a model, ConfigError for one without a chat template, DataError for rows.
+    """
+    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+        raise ArtifactError(
+            f"{folder}: neither a run nor a model: expected manifest.json, or config.json and *.safetensors."
+        )
+    tokenizer = load_tokenizer(folder)
+    asked = [Conversation((Message("user", text), Message("assistant", "…")), "question") for text in QUESTIONS]
+    conversations = read_conversations(rows, "auto") if rows else asked
+    return Trained(tokenizer, tokenizer.template(), folder, None, conversations)

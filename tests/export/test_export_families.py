@@ -1,0 +1,95 @@
+"""Every family from its recipe's rows to an answer: train, export, prove, and the runtime's tokens against torch's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from export.pipeline import Wanted, export_gguf
+from export.proof.answers import TIE_LOGITS
+from export.proof.reference import Reference
+from export.proof.trained import of_run
+from export.run import open_run, read_run_manifest
+from gladstone.chat import Message
+from gladstone.progress import Silent
+from runtime.engine import Engine
+from runtime.sampler import Sampling
+from tests.families import FAMILIES, write_family
+from tests.tiny_models import tiny_recipe, write_rows_file
+
+ANSWER_TOKENS = 64
+TARGETS = {"flan-t5": ["q", "v"], "distilgpt2": ["c_attn", "c_proj"], "phi4": ["qkv_proj", "o_proj", "down_proj"]}
+TEMPLATES = {"flan-t5": "template:flan-t5-medical", "distilgpt2": "template:question-answer"}
+STEPS = 20
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run of 20 steps and its F16 file."""
+    name = request.param
+    folder = tmp_path_factory.mktemp(name)
+    recipe = tiny_recipe(write_family(name, folder / "base"), write_rows_file(folder / "rows.jsonl"))
+    recipe["training"] |= {"max_steps": STEPS, "evaluations": 1}
+    recipe["lora"] |= {"targets": TARGETS[name]} if name in TARGETS else {}
+    recipe["base"] |= {"chat_template": TEMPLATES[name]} if name in TEMPLATES else {}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    from click.testing import CliRunner
+
+    from finetune.cli import main
+
+    result = CliRunner().invoke(main, ["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")])
+    assert result.exit_code == 0, result.output
+    made = export_gguf(folder / "run", Wanted(("f16", "q8_0")), None, Silent())
+    return folder / "run", made.files["tiny-f16.gguf"]
+
+
+@pytest.mark.slow
+def test_the_proof_is_clean(exported: tuple[Path, Path]) -> None:
+    proof = json.loads((exported[1].parent / "proof.json").read_text())
+    assert proof["passed"] is True
+    points = {point["name"]: point for point in proof["models"]["tiny"]}
+    assert points["greedy answers"]["measured"]["different"] == 0
+
+
+@pytest.mark.slow
+def test_the_runtime_answers_as_torch_does(exported: tuple[Path, Path]) -> None:
+    run_folder, path = exported
+    run = open_run(run_folder, read_run_manifest(run_folder), Silent())
+    trained = of_run(run, run_folder / "adapter")
+    reference = Reference(trained)
+    question = next(row for row in trained.rows)
+    with Engine(path) as engine:
+        tokens = engine.prompt_tokens(question.prompt)
+        assert tokens == trained.prompt(question, 0)
+        chosen = Watched(engine)
+        engine.complete(tokens, Sampling(max_tokens=ANSWER_TOKENS))
+    answer = chosen.tokens
+    logits = reference.logits(tokens, answer)[-len(answer) - 1 : -1]
+    for token, scores in zip(answer, logits, strict=True):
+        assert scores.max() - scores[token] <= TIE_LOGITS
+
+
+class Watched:
+    """The tokens that an engine evaluates after the prompt."""
+
+    def __init__(self, engine: Any) -> None:
+        self.tokens: list[int] = []
+        extend = engine.extend
+
+        def watched(token: int) -> bool:
+            self.tokens.append(token)
+            return bool(extend(token))
+
+        engine.extend = watched
+
+
+@pytest.mark.slow
+def test_a_question_of_a_user_is_answered(exported: tuple[Path, Path]) -> None:
+    with Engine(exported[1]) as engine:
+        tokens = engine.prompt_tokens([Message("user", "What does the heart mainly do?")])
+        first = engine.complete(tokens, Sampling(max_tokens=ANSWER_TOKENS))
+        again = engine.complete(tokens, Sampling(max_tokens=ANSWER_TOKENS))
+    assert first.text == again.text
+    assert first.stop_reason in ("end", "length")
