@@ -38,8 +38,8 @@ def main() -> None:
     trained = of_run(run, run.folder / "adapter")
     rows = read_conversations(run.folder / "data" / "train.jsonl", "prepared")
     text = calibration("train.jsonl", rows, trained.template, trained.tokenizer.hf.eos_token or "", chosen.chunks)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
         f16, matrix = folder / "model-f16.gguf", folder / "imatrix.gguf"
         adapters = ((run.folder / "adapter", 1.0),)
         convert(Conversion("model", run.base.folder, run.folder / "tokenizer", adapters), f16, Silent())
@@ -50,12 +50,11 @@ def main() -> None:
             compare(chosen.peers / "llama-imatrix", f16, text, matrix, folder)
         files = {}
         for quant in QUANTS:
-            for with_matrix in (False, True):
-                if with_matrix or not needs_imatrix(quant):
-                    files[f"{quant}{' + matrix' if with_matrix else ''}"] = path = (
-                        folder / f"{quant}-{with_matrix}.gguf"
-                    )
-                    quantise(f16, path, Quantisation(quant, imatrix=matrix if with_matrix else None), Silent())
+            for used in (None, matrix):
+                if used or not needs_imatrix(quant):
+                    name = quant if used is None else f"{quant} + matrix"
+                    files[name] = folder / f"{name}.gguf"
+                    quantise(f16, files[name], Quantisation(quant, imatrix=used), Silent())
         print("| type | file | mean KL, nats | top-1 | perplexity ratio [95 %] |\n|---|--:|--:|--:|--:|")
         for name, point in check_quantised(f16, files, trained, Silent()).items():
             found = point.measured
@@ -71,8 +70,8 @@ def compare(tool: Path, f16: Path, text: Calibration, ours: Path, folder: Path) 
     (folder / "text.txt").write_text(text.text, encoding="utf-8")
     theirs = folder / "theirs.gguf"
     subprocess.run(
-        [tool, "-m", f16, "-f", folder / "text.txt", "-o", theirs, "-c", "512", "-b", "512", "--chunks", str(text.chunks),
-         "--parse-special", "--no-ppl"], check=True, capture_output=True,
+        [tool, "-m", f16, "-f", folder / "text.txt", "-o", theirs, "-c", "512", "-b", "512",
+         "--chunks", str(text.chunks), "--parse-special", "--no-ppl"], check=True, capture_output=True,
     )  # fmt: skip
     mine, other = read_imatrix(ours).weights, read_imatrix(theirs).weights
     assert mine.keys() == other.keys(), "not the same weights"

@@ -1,16 +1,21 @@
 """Base and adapters to a GGUF of 16 or 32 bit, from which all others are quantised."""
 
+import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from export.children import run_child
 from export.converter import converter_folder
 from export.merge import Onto
-from gladstone.artifacts import whole_file
+from export.pretokenizer import choose
+from gladstone.artifacts import whole_file, write_json
+from gladstone.errors import UnsupportedError
 from gladstone.progress import Progress, step
 from gladstone.tokenizer import tokenizer_files
 
+UNKNOWN_TOKENIZER = "the converter has never seen this tokenizer"
 MODEL_FILES = ("config.json", "generation_config.json")
 
 
@@ -44,11 +49,30 @@ def outline(conversion: Conversion, out: Path, progress: Progress, file_type: st
 
 
 def _convert(conversion: Conversion, out: Path, progress: Progress, what: str, how: dict[str, object]) -> None:
+    try:
+        _run_converter(conversion, out, progress, what, how | {"pre": None})
+    except UnsupportedError as error:
+        if str(error) != UNKNOWN_TOKENIZER:
+            raise
+        pre = _find_pretokenizer(conversion, progress)
+        _run_converter(conversion, out, progress, what, how | {"pre": pre})
+
+
+def _find_pretokenizer(conversion: Conversion, progress: Progress) -> str:
+    with tempfile.TemporaryDirectory() as work:
+        header = Path(work) / "outline.gguf"
+        how = {"type": "f16", "outline": True, "pre": "default"}
+        _run_converter(conversion, header, progress, "Reading the vocabulary", how)
+        return choose(header, conversion.tokenizer, progress)
+
+
+def _run_converter(conversion: Conversion, out: Path, progress: Progress, what: str, how: Mapping[str, object]) -> None:
     folder = converter_folder(progress)
     with step(progress, what), whole_file(out) as partial, tempfile.TemporaryDirectory() as work:
         model = Path(work) / "model"
         _stage(conversion, model)
-        job = how | {
+        job = {
+            **how,
             "model": str(model),
             "base": str(conversion.base),
             "adapters": [(str(path), weight) for path, weight in conversion.adapters],
@@ -56,7 +80,7 @@ def _convert(conversion: Conversion, out: Path, progress: Progress, what: str, h
             "out": str(partial),
             "name": conversion.name,
         }
-        run_child("export.convert_child", job, "converting to GGUF", [folder / "gguf-py", folder], progress)
+        run_child("export.convert_child", job, "llama.cpp's converter", [folder / "gguf-py", folder], progress)
 
 
 def _stage(conversion: Conversion, model: Path) -> None:
@@ -67,3 +91,20 @@ def _stage(conversion: Conversion, model: Path) -> None:
             (model / name).symlink_to((conversion.base / name).resolve())
     for path in tokenizer_files(conversion.tokenizer):
         (model / path.name).symlink_to(path.resolve())
+    _name_added_tokens(model)
+
+
+def _name_added_tokens(model: Path) -> None:
+    """Tell the converter which tokens are special: it reads of them where transformers 5 writes of them no more."""
+    config_path, path = model / "tokenizer_config.json", model / "tokenizer.json"
+    if not config_path.is_file() or not path.is_file():
+        return
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or []
+    if config.get("added_tokens_decoder") or not added:
+        return
+    config["added_tokens_decoder"] = {
+        str(each["id"]): {key: value for key, value in each.items() if key != "id"} for each in added
+    }
+    config_path.unlink()  # a link to the run's own
+    write_json(config_path, config)

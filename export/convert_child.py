@@ -11,12 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from export.convert import UNKNOWN_TOKENIZER
 from export.merge import Plan, read_plan
 from export.shards import DTYPES
 from gladstone.errors import GladstoneError, UnsupportedError
+from gladstone.tokenizer import load_tokenizer
 
 Tensors = dict[str, Callable[[], Any]]
 FLOAT16_MOST = 65504.0
+
+
+class UnknownTokenizerError(UnsupportedError):
+    """The converter has no hash of this tokenizer."""
 
 
 def convert(job: dict[str, Any]) -> None:
@@ -30,6 +36,8 @@ def convert(job: dict[str, Any]) -> None:
     hparams = ModelBase.load_hparams(folder, False)
     if plan.untied:
         hparams["tie_word_embeddings"] = False
+    if "n_positions" in hparams:  # of GPT-2 the converter asks for the older name, which transformers 5 writes no more
+        hparams.setdefault("n_ctx", hparams["n_positions"])
     architecture = get_model_architecture(hparams, ModelType.TEXT)
     try:
         known = get_model_class(architecture)
@@ -40,6 +48,24 @@ def convert(job: dict[str, Any]) -> None:
         """The model class, handed the plan's tensors in place of the folder's."""
 
         model_arch = known.model_arch
+
+        def set_vocab(self) -> None:
+            try:
+                super().set_vocab()
+            except (FileNotFoundError, ValueError):
+                if not _is_byte_level(folder):
+                    raise
+                self._set_vocab_gpt2()  # the family's own has a sentencepiece model, this tokenizer is of another kind
+            # said here, since what llama.cpp assumes where a file says nothing goes by the pre-tokenizer's name
+            self.gguf_writer.add_add_bos_token(load_tokenizer(folder).bos_id is not None)
+
+        def get_vocab_base_pre(self, tokenizer: Any) -> str:
+            try:
+                return str(super().get_vocab_base_pre(tokenizer))
+            except NotImplementedError:
+                if job["pre"] is None:
+                    raise UnknownTokenizerError(UNKNOWN_TOKENIZER) from None
+                return str(job["pre"])
 
         def index_tensors(self, remote_hf_model_id: str | None = None) -> Tensors:
             named = ((name, lazy_tensor(plan, name, job["type"])) for name in plan.sources)
@@ -98,6 +124,14 @@ def _checked(tensor: Any, name: str, file_type: str) -> Any:
         if max(-float(low), float(high)) > FLOAT16_MOST:
             raise UnsupportedError(f"{name} has weights beyond what F16 holds ({FLOAT16_MOST:,.0f}): use --quant bf16.")
     return tensor
+
+
+def _is_byte_level(folder: Path) -> bool:
+    """Whether a tokenizer is a BPE of bytes, as GPT-2's, and not a sentencepiece model."""
+    path = folder / "tokenizer.json"
+    if not path.is_file() or (folder / "tokenizer.model").is_file():
+        return False
+    return '"ByteLevel"' in path.read_text(encoding="utf-8")
 
 
 def _has_tensor(path: Path, name: str) -> bool:

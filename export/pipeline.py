@@ -29,6 +29,7 @@ from gladstone.artifacts import (
     Manifest,
     check_writable,
     is_finished,
+    read_manifest,
     record_file,
     remove_partials,
     sha256_file,
@@ -130,7 +131,7 @@ def export_sizes(
 def verify_against(path: Path, folder: Path, rows: Path | None, progress: Progress) -> list[Point]:
     """Prove any GGUF against a run or a model's folder: `gladstone export verify FILE --against FOLDER`."""
     read_info(path)
-    if not is_finished(folder):
+    if not is_finished(folder) or read_manifest(folder).stage != "finetune":
         return verify_file(path, of_folder(folder, rows), progress)
     if rows is not None:
         raise ConfigError("--data: a run brings its own held-out rows.")

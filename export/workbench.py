@@ -82,9 +82,10 @@ class Workbench:
         (self.out / STATE_NAME).unlink(missing_ok=True)
 
     def _open(self) -> None:
-        """Before a file changes: what is known goes into the state, and the folder is no longer a finished one."""
-        self._save()
-        (self.out / MANIFEST_NAME).unlink(missing_ok=True)
+        """Before a file of a finished folder changes: what is known goes into the state, and it is finished no more."""
+        if is_finished(self.out):
+            self._save()
+            (self.out / MANIFEST_NAME).unlink()
 
     def _save(self) -> None:
         write_json(self.out / STATE_NAME, {"key": self.key, "pieces": self.as_json()})

@@ -213,7 +213,7 @@ def _parse(path: Path, data: mmap.mmap, *, is_model: bool) -> GgufHeader:
     if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
         raise DamagedError(f"it claims {tensor_count:,} tensors and {key_count:,} keys")
     metadata = _metadata(cursor, key_count)
-    if is_model:
+    if is_model and not metadata.get("split.no"):  # only the first part of a model has its metadata
         check_metadata(metadata)
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):

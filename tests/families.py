@@ -55,7 +55,7 @@ FAMILIES = {
     ),
     "gemma3": Family(
         "spm", "Gemma3", templates.GEMMA, ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
-        "<bos>", "<end_of_turn>", "<pad>", settings=LLAMA | {"head_dim": 16, "sliding_window": 64}, space_in_front=False,
+        "<bos>", "<end_of_turn>", "<pad>", settings=LLAMA | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64}, space_in_front=False,
     ),
     "llama3": Family(LLAMA3_SPLIT, "Llama", templates.LLAMA_3, LLAMA3_SPECIAL, "<|begin_of_text|>", "<|eot_id|>", settings=LLAMA),
     "phi4": Family(
@@ -124,11 +124,13 @@ def _sentencepiece_bpe(family: Family, folder: Path) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     special = family.special
-    symbols = [each for each in special if each not in ("<unk>", "<s>", "</s>", "<pad>")]
+    gemma = "<bos>" in special
+    named = {"bos_piece": "<bos>", "eos_piece": "<eos>", "pad_id": 3} if gemma else {}
+    symbols = [each for each in special if each not in ("<unk>", "<s>", "</s>", "<pad>", "<bos>", "<eos>")]
     processor = _sentencepiece(
         family, folder, model_type="bpe", vocab_size=900, byte_fallback=True, character_coverage=1.0,
         user_defined_symbols=symbols, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        split_digits=True, add_dummy_prefix=family.space_in_front, **({"pad_id": 3} if "<pad>" in special else {}),
+        split_digits=True, add_dummy_prefix=family.space_in_front, **named,
     )  # fmt: skip
     pieces = {processor.id_to_piece(index): index for index in range(processor.vocab_size())}
     merges = []
@@ -149,6 +151,7 @@ def _sentencepiece_bpe(family: Family, folder: Path) -> Any:
 
 def _sentencepiece_unigram(family: Family, folder: Path) -> Any:
     """As T5's: unigram pieces with their scores, `</s>` behind every text."""
+    from sentencepiece import sentencepiece_model_pb2 as protocol
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     processor = _sentencepiece(
@@ -156,8 +159,9 @@ def _sentencepiece_unigram(family: Family, folder: Path) -> Any:
     )  # fmt: skip
     pieces = [(processor.id_to_piece(index), processor.get_score(index)) for index in range(processor.vocab_size())]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
-    tokenizer.normalizer = normalizers.Replace(" {2,}", " ")
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    proto: Any = protocol.ModelProto.FromString((folder / "spiece.model").read_bytes())  # type: ignore[attr-defined]
+    tokenizer.normalizer = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     tokenizer.decoder = decoders.Metaspace()
     tokenizer = _with_special(tokenizer, family)
     end = ("</s>", tokenizer.token_to_id("</s>"))

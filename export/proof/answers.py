@@ -15,8 +15,8 @@ from gladstone.progress import Progress
 PROMPTS, ANSWER_TOKENS, CONTEXT_TOKENS = 32, 32, 1024
 TOP1_LIMIT = 0.99
 TIE_LOGITS = 0.1  # candidates nearer than this may change places: F16 activations move logits by about 0.03
-# mean KL in nats; F16 against float32 is near 1e-5, a wrong scale or rope base far above. What a quantised file may lose
-# hides smaller faults: the proof of its F16 is the sharp one
+# mean KL in nats; F16 against float32 is near 1e-5, a wrong scale or rope base far above. What a quantised file may
+# lose hides smaller faults: the proof of its F16 is the sharp one
 MEAN_KL_LIMIT = 1e-3
 QUANTISED_KL_LIMIT = {"Q8": 0.02, "Q6": 0.05, "Q5": 0.1, "Q4": 0.4, "IQ4": 0.4, "MXFP4": 0.4, "Q3": 1.0, "IQ3": 1.0}
 FEWEST_BITS_KL_LIMIT = 4.0

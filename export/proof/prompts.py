@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from export.proof.point import Point
+from export.proof.texts import HAND_PICKED
 from export.proof.trained import Trained
 from gladstone.chat import Message
 from gladstone.errors import DataError
@@ -11,7 +12,7 @@ from gladstone.gguf import GgufHeader
 from gladstone.llama import Model
 from gladstone.template import ChatTemplate
 
-CONVERSATIONS = 50
+CONVERSATIONS, LONG = 50, 200
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
 OTHER_TEMPLATE = (
     "Export again from the run: a model asked in another form than in training answers worse, or never stops."
@@ -78,7 +79,7 @@ def _by_transformers(trained: Trained, messages: Sequence[Message], *, prompt: b
 def conversations(trained: Trained) -> list[list[Message]]:
     """Rows without their reasoning, turns with several questions, a system prompt, other scripts, and white space."""
     rows = [[Message(turn.role, turn.content) for turn in row.messages] for row in trained.rows if not row.is_text]
-    texts = (
+    texts: tuple[str, ...] = (
         "What is anaemia?",
         "  spaces  \n",
         "Größe? 血液 😀",
@@ -87,12 +88,13 @@ def conversations(trained: Trained) -> list[list[Message]]:
         "1. one\n2. two",
         "?",
     )
+    texts += tuple(text for text in HAND_PICKED if len(text) < LONG)[: CONVERSATIONS // 3]
     made = []
     for place, text in enumerate(texts):
         asked = [Message("user", text), Message("assistant", texts[place - 1])]
         more = [Message("user", "And?"), Message("assistant", "So.")]
         made += [asked, [*asked, *more], [Message("system", "Be brief."), *asked]]
-    return (made + rows)[:CONVERSATIONS] if rows else made
+    return [*rows[: CONVERSATIONS // 2], *made][:CONVERSATIONS]
 
 
 def check_beginning(model: Model, trained: Trained) -> Point:

@@ -55,7 +55,13 @@ def check_typed(model: Model, trained: Trained) -> Point:
     with _special_as_text(trained.tokenizer) as encode:
         wanted = [encode(text) for text in texts]
     ours = [model.tokenize(text) for text in texts]
-    wrong = [text for text, found, expected in zip(texts, ours, wanted, strict=True) if found != expected]
+    special = {*trained.tokenizer.special_tokens.values()}
+    wrong = [
+        text
+        for text, found, expected in zip(texts, ours, wanted, strict=True)
+        # a unigram model in transformers finds its special tokens in texts even so: nothing to be equal to
+        if any(map(model.is_control, found)) or (found != expected and not special & {*expected})
+    ]
     detail = f"none of {len(texts)} special tokens is more than text where a user types it"
     if wrong:
         detail = f"{len(wrong)} of {len(texts)} special tokens typed by a user get other ids, first {wrong[0]!r}"

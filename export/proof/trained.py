@@ -33,7 +33,7 @@ class Trained:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The base's config.json; of a model with several parts, that of its text."""
-        config = json.loads((self.base / "config.json").read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((self.base / "config.json").read_text(encoding="utf-8"))
         return config | (config.get("text_config") or {})
 
     @property

@@ -1,6 +1,7 @@
 """Every family from its recipe's rows to an answer: train, export, prove, and the runtime's tokens against torch's."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,14 @@ TEMPLATES = {"flan-t5": "template:flan-t5-medical", "distilgpt2": "template:ques
 STEPS = 20
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+def families() -> Iterator[Any]:
+    """Those that differ in kind always, the others with the long tests."""
+    for name in FAMILIES:
+        different = name in ("mistral", "flan-t5", "distilgpt2", "gemma3", "qwen3")
+        yield name if different else pytest.param(name, marks=pytest.mark.long)
+
+
+@pytest.fixture(scope="module", params=families())
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run of 20 steps and its F16 file."""
     name = request.param

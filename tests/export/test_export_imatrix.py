@@ -30,7 +30,7 @@ CHUNKS = 2
 
 @pytest.fixture(scope="module")
 def text(trained: Trained) -> Calibration:
-    rows = trained.rows * 40
+    rows = [*trained.rows] * 40
     return calibration("test.jsonl", rows, trained.template, "", CHUNKS)
 
 

@@ -19,6 +19,8 @@ from gladstone.gguf import read_header, read_info, read_model
 from gladstone.llama import Context, Model
 from gladstone.progress import Silent
 
+CUT_BYTES = 50_000  # less than the whole: the layers go into a second part, the embedding just fits the first
+
 
 @pytest.fixture(scope="module")
 def measured(tiny_base: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -52,7 +54,7 @@ def test_a_tensor_that_cannot_take_its_type_is_told(f16: Path, tmp_path: Path) -
     made = quantise(f16, tmp_path / "out.gguf", Quantisation("q4_k_m"), Silent())
     names = {tensor.name: tensor.type_name for tensor in read_header(tmp_path / "out.gguf").tensors}
     assert {each.tensor for each in made.fallbacks} == {
-        name for name in names if names[name] in ("Q5_0", "Q8_0", "Q5_1") or name == "token_embd.weight"
+        name for name in names if names[name] in ("Q5_0", "Q8_0") and name != "token_embd.weight"
     }
     assert all(names[each.tensor] == each.got.upper() for each in made.fallbacks)
     assert told_fallbacks("q4_k_m", made.fallbacks).startswith(
@@ -141,7 +143,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def parts(f16: Path, tmp_path: Path) -> list[Path]:
     copy = tmp_path / "tiny.v1-f16.gguf"
     copy.write_bytes(f16.read_bytes())
-    return split_gguf(copy, 11_000_000, Silent())
+    return split_gguf(copy, f16.stat().st_size - CUT_BYTES, Silent())
 
 
 def test_a_split_file_is_loaded_as_the_whole_one(parts: list[Path], f16: Path) -> None:
@@ -149,7 +151,8 @@ def test_a_split_file_is_loaded_as_the_whole_one(parts: list[Path], f16: Path) -
         f"tiny.v1-f16-{number:05}-of-{len(parts):05}.gguf" for number in range(1, len(parts) + 1)
     ]
     assert {path.name for path in parts[0].parent.iterdir()} == {path.name for path in parts}
-    assert all(path.stat().st_size <= 11_000_000 for path in parts)
+    assert len(parts) > 1
+    assert all(path.stat().st_size <= f16.stat().st_size - CUT_BYTES for path in parts)
     whole, split = read_info(f16), read_info(parts[0])
     assert (split.parameters, split.tensor_types, split.template) == (
         whole.parameters,
@@ -250,7 +253,7 @@ def test_an_export_with_importance_and_parts_goes_on_and_changes_with_what_is_as
     assert again.exit_code == 0, again.output
     assert "tiny-imatrix.gguf, made before" in again.stderr
     assert (out / "tiny-iq3_xxs.gguf").stat().st_mtime_ns == made_ns
-    split = export(*arguments, "--split", "11MB")
+    split = export(*arguments, "--split", (out / "tiny-f16.gguf").stat().st_size - CUT_BYTES)
     assert split.exit_code == 0, split.output
     names = {path.name for path in out.glob("*.gguf")}
     assert "tiny-f16.gguf" not in names

@@ -155,7 +155,7 @@ def test_memory_grows_with_what_needs_it_and_shrinks_with_what_saves_it() -> Non
     assert peak("lora.dora=true") > plain
     assert peak("lora.targets=[q_proj]") < plain
     assert peak("training.batch_tokens=500") < plain
-    assert peak("base.load_in_4bit=true") < plain
+    assert peak("base.load_in_4bit=true", "training.batch_size=2") < peak("training.batch_size=2")
     assert peak(recomputes=True) < plain
     assert peak(dtype_bytes=2) < plain
     assert peak(padded=True) > plain
@@ -231,8 +231,8 @@ def test_rows_that_are_lost_are_counted() -> None:
     most = shorter.recipe.base.max_tokens
     assert shorter.lost_rows == sum(row.read > most for row in ROWS["train"]) > 0
     assert [next(iter(way.changes)) for way in ways] == [
-        "training.batch_size", "training.gradient_checkpointing", "base.load_in_4bit", "base.max_tokens",
-    ]  # fmt: skip
+        "training.batch_size", "training.gradient_checkpointing", "base.max_tokens",
+    ]  # fmt: skip  # of so small a model 4-bit weights save less than their coming and going takes
 
 
 def test_nothing_that_fits_is_an_error_with_the_smallest_peak() -> None:
