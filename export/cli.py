@@ -160,14 +160,15 @@ def _weighted(text: str) -> tuple[Path, float]:
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Rows to ask a model's folder and the file; a run has its own."
 )
-def verify(file: Path, folder: Path, data: Path | None) -> None:
+@ONTO
+def verify(file: Path, folder: Path, data: Path | None, onto: "Onto") -> None:
     """Prove that a GGUF is the model of a run, or of a folder as the Hub holds it."""
     require_packages("gladstone export", "export", NEEDED)
     from export.pipeline import verify_against
     from gladstone.errors import ArtifactError
     from gladstone.progress import Lines
 
-    points = verify_against(file, folder, data, Lines())
+    points = verify_against(file, folder, data, onto, Lines())
     _show(points)
     if not all(point.passed for point in points):
         raise ArtifactError(f"{file}: not the model of {folder}.")

@@ -18,7 +18,7 @@ from export.children import run_child
 from export.converter import converter_folder
 from gladstone.artifacts import whole_file
 from gladstone.chat import Conversation
-from gladstone.errors import ArtifactError, UnsupportedError
+from gladstone.errors import ArtifactError, DataError, UnsupportedError
 from gladstone.gguf import GgufHeader, Tensor, read_header
 from gladstone.progress import Progress, step
 from gladstone.template import ChatTemplate
@@ -69,6 +69,14 @@ def compute_imatrix(model: Path, text: Calibration, out: Path, progress: Progres
         job = {"model": str(model), "out": str(partial), "text": text.text, "name": text.name, "chunks": text.chunks}
         job |= {"chunk_tokens": CHUNK_TOKENS}
         run_child("export.imatrix_child", job, "computing the importance matrix", [folder / "gguf-py"], progress)
+
+
+def read_text(path: Path) -> str:
+    """A text to calibrate on. Raises DataError if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start + 1} is not UTF-8.") from None
 
 
 def is_imatrix(path: Path) -> bool:

@@ -12,7 +12,15 @@ from typing import Any
 from export import fit
 from export.convert import Conversion, convert, outline
 from export.converter import installed_version
-from export.imatrix import Calibration, calibration, check_fits, compute_imatrix, is_imatrix, read_imatrix
+from export.imatrix import (
+    Calibration,
+    calibration,
+    check_fits,
+    compute_imatrix,
+    is_imatrix,
+    read_imatrix,
+    read_text,
+)
 from export.merge import Onto
 from export.proof.file import proof_page, verify_file
 from export.proof.point import Point
@@ -50,6 +58,7 @@ PROOF_NAME, PAGE_NAME, LOG_NAME = "proof.json", "proof.txt", "export.log"
 # bits a weight that a file never has more of: those of the largest type that its mixture falls back to
 MOST_BITS = {"f32": 33, "f16": 17, "bf16": 17, "q8": 9, "q6": 8.6, "q5": 7, "mx": 7, "q4": 6.6, "iq4": 5.6}
 MOST_BITS_BELOW = 5.0
+MATRIX = "-imatrix.gguf"
 
 
 @dataclass(frozen=True)
@@ -128,17 +137,17 @@ def export_sizes(
         return fit.sizes(path, wanted.quants, wanted.overrides, context)
 
 
-def verify_against(path: Path, folder: Path, rows: Path | None, progress: Progress) -> list[Point]:
+def verify_against(path: Path, folder: Path, rows: Path | None, onto: Onto, progress: Progress) -> list[Point]:
     """Prove any GGUF against a run or a model's folder: `gladstone export verify FILE --against FOLDER`."""
     read_info(path)
     if not is_finished(folder) or read_manifest(folder).stage != "finetune":
-        return verify_file(path, of_folder(folder, rows), progress)
+        return verify_file(path, dataclasses.replace(of_folder(folder, rows), onto=onto), progress)
     if rows is not None:
         raise ConfigError("--data: a run brings its own held-out rows.")
     manifest = read_run_manifest(folder)
     with output_to(folder / LOG_NAME):
         run = open_run(folder, manifest, progress)
-        return verify_file(path, of_run(run, folder / "adapter"), progress)
+        return verify_file(path, of_run(run, folder / "adapter", onto), progress)
 
 
 def _conversion(run: Run, name: str, adapter: Path | None, onto: Onto) -> Conversion:
@@ -159,7 +168,10 @@ class _Making:
         elements = sum(math.prod(stored.shape) for stored in read_folder(self.run.base.folder).values())
         quants = [quant for quant in self.wanted.quants if f"{self.run.name}-{quant}.gguf" not in self.bench.pieces]
         models = 2 if self.wanted.with_base else 1
-        bits = _most_bits(self.wanted.carrier) + models * sum(map(_most_bits, quants))
+        each = [_most_bits(quant) for quant in quants]
+        bits = _most_bits(self.wanted.carrier) + models * sum(each)
+        if self.wanted.split_bytes:  # a file and its parts are there together for a moment
+            bits += max(each, default=0)
         return int(elements * bits / 8 * 1.02) + (16 << 20)
 
     def read_calibration(self) -> None:
@@ -169,7 +181,7 @@ class _Making:
             return
         path = self.run.folder / "data" / "train.jsonl" if source == "train" else Path(source)
         if path.suffix == ".txt":
-            self._calibration = Calibration(path.name, path.read_text(encoding="utf-8"), self.wanted.imatrix_chunks)
+            self._calibration = Calibration(path.name, read_text(path), self.wanted.imatrix_chunks)
             return
         rows = read_conversations(path, "prepared" if source == "train" else "auto")
         trained = of_run(self.run, None)
@@ -187,7 +199,7 @@ class _Making:
             return [base], {}
 
         self.bench.piece(first, ["convert"], converted)
-        trained = of_run(self.run, adapter)
+        trained = of_run(self.run, adapter, self.wanted.onto)
         points = verify_file(base, trained, self.progress)
         _refuse_failed(base, points)
         matrix = self._imatrix(name, base)
@@ -218,7 +230,7 @@ class _Making:
             given = Path(self.wanted.imatrix)
             check_fits(read_imatrix(given), read_header(base), given)
             return given
-        text, path = self._calibration, self.bench.out / f"{name}-imatrix.gguf"
+        text, path = self._calibration, self.bench.out / f"{name}{MATRIX}"
 
         def computed() -> Made:
             compute_imatrix(base, text, path, self.progress)
@@ -279,7 +291,7 @@ def _finish(making: _Making, proof: dict[str, list[Point]]) -> Export:
     write_json(bench.out / PROOF_NAME, said)
     write_text(bench.out / PAGE_NAME, proof_page(proof, said["against"], said["files"]))
     files = bench.files()
-    models = [name for name in files if name.endswith(".gguf") and not name.endswith("-imatrix.gguf")]
+    models = [name for name in files if not name.endswith(MATRIX)]
     manifest = Manifest(
         stage="export",
         files=(*files.values(), *(record_file(bench.out, bench.out / name) for name in (PROOF_NAME, PAGE_NAME))),
@@ -296,7 +308,9 @@ def _finish(making: _Making, proof: dict[str, list[Point]]) -> Export:
     )
     write_manifest(bench.out, manifest)
     bench.forget_state()
-    made = [record.path for piece in making.pieces() for record in piece.files]
+    made = sorted(
+        (record.path for piece in making.pieces() for record in piece.files), key=lambda name: name.endswith(MATRIX)
+    )
     return Export(bench.out, {name: bench.out / name for name in made}, proof, tuple(dict.fromkeys(making.notes)))
 
 

@@ -67,6 +67,14 @@ class FolderTokenizer:
         text: str = self.hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
+    def decode_all(self, ids: list[list[int]]) -> list[str]:
+        """What `decode` gives of each list, many times as fast."""
+        backend = getattr(self.hf, "backend_tokenizer", None)
+        if backend is None:  # a tokenizer in Python
+            return [self.decode(each) for each in ids]
+        texts: list[str] = backend.decode_batch(ids, skip_special_tokens=False)
+        return texts
+
     def template(self, source: str | None = None) -> ChatTemplate:
         """The compiled chat template, or `source` in its place. Raises ConfigError if there is neither."""
         source = source if source is not None else self.template_source

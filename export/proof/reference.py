@@ -26,9 +26,10 @@ class Reference:
         self.dtype = "float32" if roomy else "bfloat16"
         self._seq2seq = trained.seq2seq
         kind = AutoModelForSeq2SeqLM if trained.seq2seq else AutoModelForCausalLM
-        model: Any = kind.from_pretrained(
-            trained.base, dtype=getattr(torch, self.dtype), local_files_only=True, trust_remote_code=False
-        )
+        options: dict[str, Any] = {"dtype": getattr(torch, self.dtype)}
+        if trained.onto == "nf4":
+            options["quantization_config"] = _as_trained_in_4bit(options["dtype"])
+        model: Any = kind.from_pretrained(trained.base, local_files_only=True, trust_remote_code=False, **options)
         if trained.adapter is not None:
             from peft import PeftModel
 
@@ -49,3 +50,12 @@ class Reference:
                 output = self._model(torch.tensor([prompt + answer]))
         result: npt.NDArray[np.float32] = output.logits[0].float().numpy()
         return result
+
+
+def _as_trained_in_4bit(dtype: Any) -> Any:
+    """bitsandbytes' own NF4, as QLoRA computes with it."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )

@@ -25,7 +25,7 @@ def check_entries(model: Model, tokenizer: FolderTokenizer) -> Point:
         return Point("vocabulary", False, detail, {"entries": model.vocab_size}, CONVERT_AGAIN)
     names = tokenizer.hf.convert_ids_to_tokens(list(range(size)))
     wrong = [index for index, name in enumerate(names) if model.token_text(index) != name]
-    decoded = [tokenizer.decode([index]) for index in range(size)]
+    decoded = tokenizer.decode_all([[index] for index in range(size)])
     split = _differing(model, tokenizer, decoded)
     measured = {"entries": size, "differing_entries": len(wrong), "differing_encodings": len(split)}
     if wrong:
@@ -71,7 +71,10 @@ def check_typed(model: Model, trained: Trained) -> Point:
 @contextmanager
 def _special_as_text(tokenizer: FolderTokenizer) -> Iterator[Any]:
     """How the training tokenizer splits a text when it is told that special tokens in it are text."""
-    backend = tokenizer.hf.backend_tokenizer
+    backend = getattr(tokenizer.hf, "backend_tokenizer", None)
+    if backend is None:  # a tokenizer in Python
+        yield lambda text: tokenizer.hf(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        return
     was, backend.encode_special_tokens = backend.encode_special_tokens, True
     try:
         yield lambda text: backend.encode(text, add_special_tokens=False).ids

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from export.merge import Onto
 from export.run import Run
 from gladstone.chat import Conversation, Message
 from gladstone.errors import ArtifactError
@@ -29,6 +30,7 @@ class Trained:
     base: Path
     adapter: Path | None
     rows: Sequence[Conversation]
+    onto: Onto = "16bit"  # whether the base is taken as it is, or as QLoRA held it
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -53,13 +55,13 @@ class Trained:
         return [*ids, end] if self.seq2seq and end is not None else ids
 
 
-def of_run(run: Run, adapter: Path | None) -> Trained:
+def of_run(run: Run, adapter: Path | None, onto: Onto = "16bit") -> Trained:
     """What a run trained, or with no adapter its base with the run's tokenizer and template."""
     tokenizer = load_tokenizer(run.folder / "tokenizer")
     template = ChatTemplate(run.template_source, tokenizer.named_tokens)
     held_out = [run.folder / "data" / f"{name}.jsonl" for name in ("test", "validation")]
     rows = [row for path in held_out for row in read_conversations(path, "prepared")]
-    return Trained(tokenizer, template, run.base.folder, adapter, rows)
+    return Trained(tokenizer, template, run.base.folder, adapter, rows, onto)
 
 
 def of_folder(folder: Path, rows: Path | None) -> Trained:

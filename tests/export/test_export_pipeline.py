@@ -264,3 +264,23 @@ def test_a_usage_error_exits_with_2(arguments: list[str]) -> None:
     result = export(*arguments)
     assert result.exit_code == 2
     assert result.stderr.startswith("Usage: ")
+
+
+@pytest.mark.slow
+def test_an_export_onto_the_weights_as_qlora_held_them_is_proven_against_those(tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = export("gguf", tiny_run, "--onto", "nf4", "--quant", "f16", "--out", out)
+    assert result.exit_code == 0, result.output
+    path = out / "tiny-f16.gguf"
+    assert export("verify", path, "--against", tiny_run, "--onto", "nf4").exit_code == 0
+    other = export("verify", path, "--against", tiny_run)
+    assert other.exit_code == 1
+    assert "FAILED  distributions" in other.stdout
+
+
+def test_a_text_that_is_not_utf8_is_refused_before_anything_is_made(tiny_run: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"abc\xff")
+    out = tmp_path / "out"
+    assert refused(export("gguf", tiny_run, "--imatrix", text, "--out", out)) == f"{text}: byte 4 is not UTF-8."
+    assert not list(out.glob("*.gguf"))

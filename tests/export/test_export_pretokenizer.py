@@ -15,7 +15,9 @@ ODD_SPLIT = r"[aeiou]+|[^aeiou]"  # at every vowel: no model's
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "split"), [("distilgpt2", "gpt-2"), ("llama3", "llama-bpe")])
+@pytest.mark.parametrize(
+    ("family", "split"), [("distilgpt2", "gpt-2"), pytest.param("llama3", "llama-bpe", marks=pytest.mark.long)]
+)
 def test_it_is_found_by_the_ids_of_texts(family: str, split: str, tmp_path: Path) -> None:
     base = write_family(family, tmp_path / "base")
     out = tmp_path / "out.gguf"

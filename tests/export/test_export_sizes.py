@@ -203,6 +203,7 @@ def test_a_dry_run_tells_sizes_and_makes_nothing(tiny_run: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_fit_makes_the_type_that_it_chose(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = export("gguf", tiny_run, "--fit", "2GB", "--context", 512, "--out", out)
@@ -212,6 +213,7 @@ def test_fit_makes_the_type_that_it_chose(tiny_run: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_one_pass_feeds_every_plain_type(tiny_run: Path, tmp_path: Path, trained: Trained) -> None:
     out = tmp_path / "out"
     result = export("gguf", tiny_run, "--quant", "bf16", "--quant", "f16", "--quant", "q8_0", "--out", out)

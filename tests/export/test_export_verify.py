@@ -111,7 +111,7 @@ def test_a_flipped_bos_setting_is_found(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("factor", [0.5, 4.0])
+@pytest.mark.parametrize("factor", [0.5, pytest.param(4.0, marks=pytest.mark.long)])
 def test_a_wrong_rope_base_is_found(f16: Path, trained: Trained, tmp_path: Path, factor: float) -> None:
     base = read_header(f16).metadata["llama.rope.freq_base"]
     faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", llama__rope__freq_base=base * factor)
@@ -231,9 +231,9 @@ def swapped(data: Any) -> Any:
     [
         ("blk.0.attn_output.weight", transposed),
         ("blk.1.ffn_down.weight", swapped),
-        ("blk.0.attn_norm.weight", np.zeros_like),
-        ("token_embd.weight", swapped),
-        ("output_norm.weight", lambda data: data * 0.5),
+        pytest.param("blk.0.attn_norm.weight", np.zeros_like, marks=pytest.mark.long),
+        pytest.param("token_embd.weight", swapped, marks=pytest.mark.long),
+        pytest.param("output_norm.weight", lambda data: data * 0.5, marks=pytest.mark.long),
     ],
 )
 def test_spoilt_weights_are_found(f16: Path, trained: Trained, tmp_path: Path, name: str, spoil: Any) -> None:
