@@ -24,6 +24,10 @@ from gladstone.host import available_memory_bytes, cache_dir
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
 
+# of torch's allocators, and of oneDNN where its product finds no room to work in
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a primitive",
+             "could not execute a primitive")  # fmt: skip
+
 
 @dataclass
 class Trainable:
@@ -157,9 +161,7 @@ def out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
-    )
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def release_memory() -> None:

@@ -267,6 +267,7 @@ def test_a_usage_error_exits_with_2(arguments: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_export_onto_the_weights_as_qlora_held_them_is_proven_against_those(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = export("gguf", tiny_run, "--onto", "nf4", "--quant", "f16", "--out", out)

@@ -227,6 +227,7 @@ def test_one_pass_feeds_every_plain_type(tiny_run: Path, tmp_path: Path, trained
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_export_with_importance_and_parts_goes_on_and_changes_with_what_is_asked(
     tiny_run: Path, tmp_path: Path
 ) -> None:
