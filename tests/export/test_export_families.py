@@ -9,13 +9,14 @@ import pytest
 import yaml
 
 from export.pipeline import Wanted, export_gguf
-from export.proof.answers import TIE_LOGITS
+from export.proof.answers import TIE_LOGITS, log_softmax
 from export.proof.reference import Reference
 from export.proof.trained import of_run
 from export.run import open_run, read_run_manifest
 from gladstone.chat import Message
 from gladstone.progress import Silent
 from runtime.engine import Engine
+from runtime.prompt import scored_tokens
 from runtime.sampler import Sampling
 from tests.families import FAMILIES, write_family
 from tests.tiny_models import tiny_recipe, write_rows_file
@@ -101,3 +102,17 @@ def test_a_question_of_a_user_is_answered(exported: tuple[Path, Path]) -> None:
         again = engine.complete(tokens, Sampling(max_tokens=ANSWER_TOKENS))
     assert first.text == again.text
     assert first.stop_reason in ("end", "length")
+
+
+@pytest.mark.slow
+def test_an_answer_is_scored_as_torch_scores_it(exported: tuple[Path, Path]) -> None:
+    run_folder, path = exported
+    trained = of_run(open_run(run_folder, read_run_manifest(run_folder), Silent()), run_folder / "adapter")
+    row = next(iter(trained.rows))
+    with Engine(path) as engine:
+        found = engine.answer_nats(row.messages)
+        prompt, answer = scored_tokens(engine.model, engine.template, row.messages)
+    scores = log_softmax(Reference(trained).logits(prompt, answer))[-len(answer) - 1 : -1]
+    expected = -sum(row[token] for row, token in zip(scores, answer, strict=True))
+    assert found.tokens == len(answer)
+    assert found.nats == pytest.approx(expected, rel=5e-3)
