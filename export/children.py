@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gladstone.errors import ToolError, UnsupportedError
+from gladstone.errors import GladstoneError, ToolError, UnsupportedError
 from gladstone.progress import Progress, Silent
 
 USER_ERROR, SHOWN_LINES = 3, 20
@@ -55,6 +55,25 @@ def run_child(
         tail = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
         raise ToolError(f"{what} failed (exit code {child.returncode}). Its last lines:\n{tail}")
     return result
+
+
+def serve(work: Callable[[dict[str, Any]], Any]) -> None:
+    """What a child's `main` does: take the job from stdin, do the work, report what it returns.
+
+    An error that is meant for the user becomes the last line of stderr, and the exit code `run_child` knows it by.
+    """
+    try:
+        result = work(json.load(sys.stdin))
+    except GladstoneError as error:
+        print(error, file=sys.stderr)
+        sys.exit(USER_ERROR)
+    if result is not None:
+        print(json.dumps({"result": result}))
+
+
+def report_share(fraction: float) -> None:
+    """Of a child: how far its work is."""
+    print(json.dumps({"fraction": fraction}), flush=True)
 
 
 def _talk(child: subprocess.Popen[str], job: dict[str, Any], progress: Progress) -> Any:

@@ -5,16 +5,16 @@ share their names with others on the registry. The job comes as JSON on stdin. N
 disk, nor more than a tensor of it in memory. Names torch.
 """
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from export.children import serve
 from export.convert import UNKNOWN_TOKENIZER
 from export.merge import Plan, read_plan
 from export.shards import DTYPES
-from gladstone.errors import GladstoneError, UnsupportedError
+from gladstone.errors import UnsupportedError
+from gladstone.gguf import read_header
 from gladstone.tokenizer import load_tokenizer
 
 Tensors = dict[str, Callable[[], Any]]
@@ -79,7 +79,7 @@ def convert(job: dict[str, Any]) -> None:
             write_outline(made, Path(job["out"]))
         else:
             made.write()
-    if plan.untied and not _has_tensor(Path(job["out"]), "output.weight"):
+    if plan.untied and all(tensor.name != "output.weight" for tensor in read_header(Path(job["out"])).tensors):
         raise UnsupportedError(
             f"{architecture}: its converter gives the head no tensor of its own, but the adapter was trained with head "
             "and embedding apart."
@@ -134,20 +134,5 @@ def _is_byte_level(folder: Path) -> bool:
     return '"ByteLevel"' in path.read_text(encoding="utf-8")
 
 
-def _has_tensor(path: Path, name: str) -> bool:
-    import gguf
-
-    return any(tensor.name == name for tensor in gguf.GGUFReader(path).tensors)
-
-
-def main() -> None:
-    """Exit code 3 marks an error whose message is meant for the user: the last line of stderr."""
-    try:
-        convert(json.load(sys.stdin))
-    except GladstoneError as error:
-        print(error, file=sys.stderr)
-        sys.exit(3)
-
-
 if __name__ == "__main__":
-    main()
+    serve(convert)

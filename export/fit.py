@@ -38,11 +38,7 @@ def context_bytes(outline: Path, tokens: int) -> int:
 def sizes(outline: Path, quants: Sequence[str], overrides: tuple[Override, ...], context: int) -> list[Size]:
     """Of each type. The importance matrix changes no size."""
     beside = context_bytes(outline, context)
-    found = []
-    for quant in quants:
-        made = predict(outline, Quantisation(quant, overrides))
-        found.append(Size(quant, made.size_bytes, made.size_bytes + beside, made.fallbacks))
-    return found
+    return [_size(outline, Quantisation(quant, overrides), beside) for quant in quants]
 
 
 def best_fit(outline: Path, limit_bytes: int, overrides: tuple[Override, ...], context: int, *, imatrix: bool) -> Size:
@@ -52,8 +48,7 @@ def best_fit(outline: Path, limit_bytes: int, overrides: tuple[Override, ...], c
     for quant in LADDER:
         if needs_imatrix(quant) and not imatrix:
             continue
-        made = predict(outline, Quantisation(quant, overrides))
-        size = Size(quant, made.size_bytes, made.size_bytes + beside, made.fallbacks)
+        size = _size(outline, Quantisation(quant, overrides), beside)
         if size.memory_bytes <= limit_bytes:
             return size
         smallest = min(size, smallest or size, key=lambda each: each.memory_bytes)
@@ -63,6 +58,11 @@ def best_fit(outline: Path, limit_bytes: int, overrides: tuple[Override, ...], c
         f"--fit {readable_bytes(limit_bytes)}: not even {smallest.quant} fits: {readable_bytes(smallest.file_bytes)} "
         f"and {readable_bytes(beside)} for a context of {context:,} tokens.{more} A smaller --context needs less."
     )
+
+
+def _size(outline: Path, how: Quantisation, beside: int) -> Size:
+    made = predict(outline, how)
+    return Size(how.quant, made.size_bytes, made.size_bytes + beside, made.fallbacks)
 
 
 def parse_bytes(text: str) -> int:

@@ -9,7 +9,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +24,6 @@ from gladstone.template import ChatTemplate
 
 CHUNK_TOKENS = 512
 SUMS, COUNTS = ".in_sum2", ".counts"
-
-Job = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,15 @@ and each expert's share of those with experts. Names llama_cpp.
 """
 
 import ctypes
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from export.imatrix import COUNTS, SUMS, Job
-from gladstone.errors import GladstoneError, UnsupportedError
+from export.children import report_share, serve
+from export.imatrix import COUNTS, SUMS
+from gladstone.errors import UnsupportedError
 from gladstone.llama import Context, Model, library
 
 FEWEST_ROWS = 16
@@ -147,7 +146,7 @@ def _name(pointer: Any) -> str:
     return name.split("#")[1] if "#" in name else name
 
 
-def evaluate(job: Job) -> tuple[Collector, int]:
+def evaluate(job: dict[str, Any]) -> tuple[Collector, int]:
     """Run the text through the model in chunks, each beginning anew. Raises UnsupportedError."""
     lib, size = library(), int(job["chunk_tokens"])
     collector = Collector()
@@ -166,11 +165,11 @@ def evaluate(job: Job) -> tuple[Collector, int]:
             context.forget()
             context.decode(chunk, 0, all_logits=True)  # else the last layer would see the last token alone
             collector.check()
-            print(json.dumps({"fraction": (number + 1) / chunks}), flush=True)
+            report_share((number + 1) / chunks)
     return collector, chunks
 
 
-def write(collector: Collector, chunks: int, job: Job) -> None:
+def write(collector: Collector, chunks: int, job: dict[str, Any]) -> None:
     """The file as llama-imatrix writes it."""
     import gguf
 
@@ -188,15 +187,10 @@ def write(collector: Collector, chunks: int, job: Job) -> None:
     writer.close()
 
 
-def main() -> None:
-    """Exit code 3 marks an error whose message is meant for the user: the last line of stderr."""
-    job = json.load(sys.stdin)
-    try:
-        write(*evaluate(job), job)
-    except GladstoneError as error:
-        print(error, file=sys.stderr)
-        sys.exit(3)
+def compute(job: dict[str, Any]) -> None:
+    """Write `job["out"]`, the importance matrix of the model `job["model"]` on a text."""
+    write(*evaluate(job), job)
 
 
 if __name__ == "__main__":
-    main()
+    serve(compute)

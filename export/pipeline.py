@@ -4,8 +4,10 @@ import dataclasses
 import hashlib
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from export.merge import Onto
 from export.proof.file import proof_page, verify_file
 from export.proof.point import Point
 from export.proof.quantised import check_header, check_quantised
-from export.proof.trained import of_folder, of_run
+from export.proof.trained import Trained, of_folder, of_run
 from export.quantise import quantise, told_fallbacks
 from export.quants import PLAIN, Override, Quantisation, check_quants
 from export.run import Run, open_run, read_run_manifest
@@ -184,9 +186,13 @@ class _Making:
             self._calibration = Calibration(path.name, read_text(path), self.wanted.imatrix_chunks)
             return
         rows = read_conversations(path, "prepared" if source == "train" else "auto")
-        trained = of_run(self.run, None)
-        end = trained.tokenizer.hf.eos_token or ""
-        self._calibration = calibration(path.name, rows, trained.template, end, self.wanted.imatrix_chunks)
+        end = self._base.tokenizer.hf.eos_token or ""
+        self._calibration = calibration(path.name, rows, self._base.template, end, self.wanted.imatrix_chunks)
+
+    @cached_property
+    def _base(self) -> Trained:
+        """The untouched base, with the run's tokenizer, template and rows."""
+        return of_run(self.run, None, self.wanted.onto)
 
     def model(self, name: str, adapter: Path | None) -> list[Point]:
         """The model's files in every quant, and the proof of them; the carrier goes unless it was asked for."""
@@ -199,7 +205,7 @@ class _Making:
             return [base], {}
 
         self.bench.piece(first, ["convert"], converted)
-        trained = of_run(self.run, adapter, self.wanted.onto)
+        trained = dataclasses.replace(self._base, adapter=adapter)
         points = verify_file(base, trained, self.progress)
         _refuse_failed(base, points)
         matrix = self._imatrix(name, base)
@@ -316,10 +322,7 @@ def _finish(making: _Making, proof: dict[str, list[Point]]) -> Export:
 
 def _tensor_types(path: Path) -> dict[str, int]:
     """How many tensors of each type a file, or a part of one, has."""
-    found: dict[str, int] = {}
-    for tensor in read_header(path, is_model=False).tensors:
-        found[tensor.type_name] = found.get(tensor.type_name, 0) + 1
-    return found
+    return dict(Counter(tensor.type_name for tensor in read_header(path, is_model=False).tensors))
 
 
 def _proof_json(making: _Making, proof: dict[str, list[Point]]) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """The quantiser's own process. The job comes as JSON on stdin; llama.cpp's log goes to stderr. Names llama_cpp."""
 
 import ctypes
-import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from export.children import report_share, serve
 from export.imatrix import read_imatrix
 
 FALLBACK = re.compile(
@@ -17,11 +17,10 @@ PREDICTED = re.compile(r"^\[ *\d+/ *\d+\] (\S+) +- .*MiB \((\S+)\)$", re.M)
 SHARE = re.compile(r"^\[ *(\d+)/ *(\d+)\] ")
 
 
-def main() -> None:
-    """Exit with llama.cpp's own return code; on success report the fallbacks and, of a dry run, each tensor's type."""
+def quantise(job: dict[str, Any]) -> dict[str, Any]:
+    """The fallbacks and, of a dry run, each tensor's type. Exits with llama.cpp's own return code if it fails."""
     from llama_cpp import llama_cpp
 
-    job = json.load(sys.stdin)
     log: list[str] = []
 
     def keep(_level: int, text: bytes, _data: object) -> None:
@@ -30,7 +29,7 @@ def main() -> None:
         sys.stderr.write(line)
         share = SHARE.match(line)
         if share:
-            print(json.dumps({"fraction": int(share[1]) / int(share[2])}), flush=True)
+            report_share(int(share[1]) / int(share[2]))
 
     callback = llama_cpp.llama_log_callback(keep)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
@@ -40,7 +39,7 @@ def main() -> None:
         sys.exit(int(code))
     text = "".join(log)
     fallbacks = [(name, int(columns), wanted, got) for name, columns, wanted, got in FALLBACK.findall(text)]
-    print(json.dumps({"result": {"fallbacks": fallbacks, "types": dict(PREDICTED.findall(text))}}))
+    return {"fallbacks": fallbacks, "types": dict(PREDICTED.findall(text))}
 
 
 def _params(llama_cpp: Any, job: dict[str, Any]) -> Any:
@@ -66,4 +65,4 @@ def _params(llama_cpp: Any, job: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    serve(quantise)

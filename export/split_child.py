@@ -1,9 +1,9 @@
 """Cuts a GGUF into parts that llama.cpp loads as one; a process of its own, with the converter's `gguf` package."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
+
+from export.children import serve
 
 
 def split(job: dict[str, Any]) -> list[str]:
@@ -29,10 +29,5 @@ def split(job: dict[str, Any]) -> list[str]:
     return names
 
 
-def main() -> None:
-    """Report the parts' names."""
-    print(json.dumps({"result": split(json.load(sys.stdin))}))
-
-
 if __name__ == "__main__":
-    main()
+    serve(split)

@@ -260,14 +260,13 @@ def tokenize_pair(conversation: Conversation, template: ChatTemplate, tokenizer:
     except DataError as error:
         raise DataError(f"{conversation.source}: {error}") from None
     answer = conversation.answer
-    opening, closing = template.thought_tags
+    opening = template.thought_tags[0]
     if answer.reasoning and tokenizer.decode(tokenizer.encode(opening)).strip() != opening:
         raise DataError(
             f"{conversation.source}: the tokenizer has no {opening!r}, so that reasoning cannot be told from the "
             "answer; set data.reasoning=drop."
         )
-    thought = f"{opening}\n{answer.reasoning}\n{closing}\n\n" if answer.reasoning else ""
-    read, written = tokenizer.encode(question), tokenizer.encode(thought + answer.content)
+    read, written = tokenizer.encode(question), tokenizer.encode(template.thinking_aloud(answer))
     return PairExample((*read, *end), (*written, *end))
 
 

@@ -100,6 +100,17 @@ class Model:
             room = -count
         raise ArtifactError(f"{self.path}: the vocabulary cannot tokenize a text of {len(data)} bytes.")
 
+    def framed(self, tokens: list[int]) -> list[int]:
+        """A prompt's tokens with BOS in front if the vocabulary wants one and the template did not write it.
+
+        What an encoder reads ends with EOS.
+        """
+        if self.adds_bos and self.bos >= 0 and tokens[:1] != [self.bos]:
+            tokens = [self.bos, *tokens]
+        if self.has_encoder and self.adds_eos and tokens[-1:] != [self.eos]:
+            tokens = [*tokens, self.eos]
+        return tokens
+
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes of a token, of any length; empty for a special token unless `special` is set."""
         room = 64

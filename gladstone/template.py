@@ -143,6 +143,13 @@ class ChatTemplate:
                 position = len(until)
         return segments
 
+    def thinking_aloud(self, message: Message) -> str:
+        """The answer with its reasoning, if it has any, written before it between the template's tags."""
+        if not message.reasoning:
+            return message.content
+        opening, closing = self.thought_tags
+        return f"{opening}\n{message.reasoning}\n{closing}\n\n{message.content}"
+
     def _thought_in(self, answer: str, message: Message) -> bool:
         return not message.reasoning or message.reasoning.strip() in answer
 
@@ -159,7 +166,7 @@ class ChatTemplate:
         if opened is not None and opened.strip() == opening:
             return f"{answer.reasoning or ''}\n{closing}\n\n{answer.content}{end}"
         if opened == "" and answer.reasoning:
-            return f"{opening}\n{answer.reasoning}\n{closing}\n\n{answer.content}{end}"
+            return self.thinking_aloud(answer) + end
         raise DataError("the chat template's full text does not continue its own generation prompt.")
 
     def _turn(self, message: Message) -> dict[str, Any]:
@@ -168,8 +175,7 @@ class ChatTemplate:
             return turn
         if self.has_reasoning_field:
             return turn | {"reasoning_content": message.reasoning}
-        opening, closing = self.thought_tags
-        return turn | {"content": f"{opening}\n{message.reasoning}\n{closing}\n\n{message.content}"}
+        return turn | {"content": self.thinking_aloud(message)}
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):

@@ -44,7 +44,7 @@ def prompt_tokens(model: Model, template: ChatTemplate, messages: Sequence[Messa
     marked = [marks.apply(message) for message in messages]
     rendered = template.render(messages, add_generation_prompt=True)
     if not marks.texts:
-        return framed(model, model.tokenize(rendered, parse_special=True))
+        return model.framed(model.tokenize(rendered, parse_special=True))
     parts = _MARKED.split(template.render(marked, add_generation_prompt=True))
     for place in range(1, len(parts), 2):
         parts[place] = marks.texts[int(parts[place])]
@@ -53,7 +53,7 @@ def prompt_tokens(model: Model, template: ChatTemplate, messages: Sequence[Messa
     tokens = []
     for place, part in enumerate(parts):
         tokens += model.tokenize(part, parse_special=place % 2 == 0) if part else []
-    return framed(model, tokens)
+    return model.framed(tokens)
 
 
 def scored_tokens(model: Model, template: ChatTemplate, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
@@ -67,7 +67,7 @@ def scored_tokens(model: Model, template: ChatTemplate, messages: Sequence[Messa
         return prompt_tokens(model, template, messages[:-1]), _written(model, template, messages[-1])
     texts = [part.text for part in template.segments(messages)]
     *before, answer = encode_parts(texts, lambda text: model.tokenize(text, parse_special=True))
-    prompt = framed(model, [token for part in before for token in part])
+    prompt = model.framed([token for part in before for token in part])
     ends = [place for place, token in enumerate(answer) if model.is_control(token)]
     return prompt, answer[: ends[-1] + 1] if ends else answer
 
@@ -76,21 +76,7 @@ def _written(model: Model, template: ChatTemplate, answer: Message) -> list[int]
     """What a decoder writes as the answer to what its encoder read."""
     if answer.role != "assistant":
         raise DataError("the last turn must be the assistant's: nothing would be scored.")
-    opening, closing = template.thought_tags
-    thought = f"{opening}\n{answer.reasoning}\n{closing}\n\n" if answer.reasoning else ""
-    return [*model.tokenize(thought + answer.content), model.eos]
-
-
-def framed(model: Model, tokens: list[int]) -> list[int]:
-    """The tokens with BOS in front if the vocabulary wants one and the template did not write it.
-
-    What an encoder reads ends with EOS.
-    """
-    if model.adds_bos and model.bos >= 0 and tokens[:1] != [model.bos]:
-        tokens = [model.bos, *tokens]
-    if model.has_encoder and model.adds_eos and tokens[-1:] != [model.eos]:
-        tokens = [*tokens, model.eos]
-    return tokens
+    return [*model.tokenize(template.thinking_aloud(answer)), model.eos]
 
 
 class _Marks:

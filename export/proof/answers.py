@@ -1,6 +1,7 @@
 """Does the file compute what the trained model computes: distributions over the next token, and greedy answers?"""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -158,8 +159,9 @@ def kl_divergence(reference: Logits, other: Logits) -> npt.NDArray[np.float64]:
     return divergence
 
 
-def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    """Log-probabilities of each row (T, V), in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
+def log_softmax(logits: Logits, dtype: Any = np.float64) -> npt.NDArray[Any]:
+    """Log-probabilities of each row (T, V), computed in the type."""
+    shifted: npt.NDArray[Any] = logits.astype(dtype)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted

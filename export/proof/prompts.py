@@ -104,11 +104,7 @@ def check_beginning(model: Model, trained: Trained) -> Point:
     for row in prompts:
         wanted = trained.prompt(row, 0)
         rendered = trained.template.render(row.prompt, add_generation_prompt=True)
-        found = model.tokenize(rendered, parse_special=True)
-        if model.adds_bos and found[:1] != [model.bos]:
-            found = [model.bos, *found]
-        if trained.seq2seq and model.adds_eos:
-            found = [*found, model.eos]
+        found = model.framed(model.tokenize(rendered, parse_special=True))
         wrong += found != wanted
         doubled += found[:2] == [model.bos, model.bos] and model.bos >= 0
     detail = f"{len(prompts)} rendered prompts get the ids of training, none with two BOS"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from export.proof.answers import ANSWER_TOKENS, CONTEXT_TOKENS, PROMPTS, Logits, begin
+from export.proof.answers import ANSWER_TOKENS, CONTEXT_TOKENS, PROMPTS, Logits, begin, log_softmax
 from export.proof.point import Point
 from export.proof.trained import Trained
 from gladstone.gguf import read_header
@@ -51,10 +51,11 @@ def check_quantised(carrier: Path, files: Mapping[str, Path], trained: Trained, 
             model = stack.enter_context(Model(path))
             opened[name] = model, stack.enter_context(Context(model, CONTEXT_TOKENS))
         for number, (prompt, answer) in enumerate(sequences, 1):
-            whole = _log_softmax(np.stack(begin(*opened[""], prompt, answer)[0]))
+            # float32 is enough for what quantising changes: this is most of the proof's time
+            whole = log_softmax(np.stack(begin(*opened[""], prompt, answer)[0]), np.float32)
             likely = np.exp(whole)
             for name, cost in costs.items():
-                ours = _log_softmax(np.stack(begin(*opened[name], prompt, answer)[0]))
+                ours = log_softmax(np.stack(begin(*opened[name], prompt, answer)[0]), np.float32)
                 cost.add(ours, whole, likely, answer)
             progress.update(number / len(sequences))
     return {name: cost.point() for name, cost in costs.items()}
@@ -113,10 +114,3 @@ class _Cost:
         error = 1.96 * spread / float(counts.sum()) if rows > 1 else math.inf
         low, ratio, high = (math.exp(min(each, 700.0)) for each in (mean - error, mean, mean + error))
         return ratio, low, high
-
-
-def _log_softmax(logits: Logits) -> Logits:
-    """In place and in float32, which is enough for what quantising changes: this is most of the proof's time."""
-    logits -= logits.max(axis=1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return logits

@@ -10,7 +10,7 @@ from gladstone.errors import ArtifactError, ConfigError, DataError
 from gladstone.llama import Context, Model
 from gladstone.template import ChatTemplate
 from runtime.engine import ContextFullError, Engine, Piece, Sampling
-from runtime.prompt import framed, prompt_tokens
+from runtime.prompt import prompt_tokens
 
 SUM = [Message("user", "What is 2+2?")]
 LONG = Sampling(max_tokens=40)
@@ -183,11 +183,11 @@ def test_half_a_character_is_refused(engine: Engine) -> None:
 def test_bos_is_added_once_and_only_if_the_vocabulary_adds_it(
     smollm: Path, rewrite: Callable[..., Path], engine: Engine
 ) -> None:
-    assert framed(engine.model, [5, 6]) == [5, 6]
+    assert engine.model.framed([5, 6]) == [5, 6]
     with Model(rewrite("tokenizer.ggml.add_bos_token", True), vocab_only=True) as adding:
         assert adding.adds_bos
-        assert framed(adding, [5, 6]) == [adding.bos, 5, 6]
-        assert framed(adding, [adding.bos, 5]) == [adding.bos, 5]
+        assert adding.framed([5, 6]) == [adding.bos, 5, 6]
+        assert adding.framed([adding.bos, 5]) == [adding.bos, 5]
         written = ChatTemplate("{{ bos_token }}{{ messages[0].content }}", {"bos_token": "<|im_start|>"})
         assert prompt_tokens(adding, written, [Message("user", "a")]).count(adding.bos) == 1
         silent = ChatTemplate("{{ messages[0].content }}")
