@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gladstone.errors import GladstoneError, ToolError, UnsupportedError
+from gladstone.errors import ArtifactError, GladstoneError, ToolError, UnsupportedError
 from gladstone.progress import Progress, Silent
 
 USER_ERROR, SHOWN_LINES = 3, 20
+LEAST_ROOM = 1 << 20  # bytes; with fewer left a child has failed for want of them
 
 
 def run_child(
@@ -52,9 +54,18 @@ def run_child(
     if child.returncode == -signal.SIGINT:
         raise KeyboardInterrupt
     if child.returncode:
+        _check_room(job)
         tail = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
         raise ToolError(f"{what} failed (exit code {child.returncode}). Its last lines:\n{tail}")
     return result
+
+
+def _check_room(job: dict[str, Any]) -> None:
+    """Raises ArtifactError if there is no room left where a child wrote: it says so in words of its own, or aborts."""
+    target = Path(str(job.get("out", ".")))
+    folder = target if target.is_dir() else target.parent
+    if "out" in job and shutil.disk_usage(folder).free < LEAST_ROOM:
+        raise ArtifactError(f"{folder}: cannot be written: No space left on device. Free some, and call it again.")
 
 
 def serve(work: Callable[[dict[str, Any]], Any]) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -11,16 +11,21 @@ from gladstone.command import Group, require_packages
 if TYPE_CHECKING:
     from export.fit import Size
     from export.merge import Onto
+    from export.pipeline import Export
     from export.proof.point import Point
 
 NEEDED = ["torch", "transformers", "peft", "safetensors"]
 FOLDER = click.Path(path_type=Path, file_okay=False)
+ONTO_HELP = "Merge onto the base as it is, or onto its weights as QLoRA held them in training"
 ONTO = click.option(
+    "--onto", type=click.Choice(["16bit", "nf4"]), default="16bit", show_default=True, help=f"{ONTO_HELP}."
+)
+ONTO_OR_BEST = click.option(
     "--onto",
-    type=click.Choice(["16bit", "nf4"]),
+    type=click.Choice(["16bit", "nf4", "best"]),
     default="16bit",
     show_default=True,
-    help="Merge onto the base as it is, or onto its weights as QLoRA held them in training.",
+    help=f"{ONTO_HELP}; best measures both on held-out rows.",
 )
 
 
@@ -34,7 +39,7 @@ def main() -> None:
 @click.option("--quant", "quants", multiple=True, default=("q8_0",), show_default=True, help="Type to write; repeats.")
 @click.option("--with-base", is_flag=True, help="Export the untouched base the same way, for a fair comparison.")
 @click.option("--out", type=FOLDER, help="Folder for the files.  [default: RUN/gguf]")
-@ONTO
+@ONTO_OR_BEST
 @click.option(
     "--imatrix",
     metavar="train|FILE",
@@ -53,42 +58,51 @@ def main() -> None:
     "--context", type=click.IntRange(min=1), default=4096, show_default=True, help="Tokens to reckon with for memory."
 )
 @click.option("--split", metavar="SIZE", help="Cut files into parts of at most this size, as 2GB.")
+@click.option("--author", metavar="NAME", help="Who made the model; goes into the files and the model card.")
+@click.option("--license", "license_id", metavar="ID", help="The model's licence, as mit.  [default: the base's]")
 @click.option("--dry-run", is_flag=True, help="Show what each file would weigh, and make none.")
 def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     run: Path,
     quants: tuple[str, ...],
     with_base: bool,
     out: Path | None,
-    onto: "Onto",
+    onto: 'Onto | Literal["best"]',
     imatrix: str | None,
     imatrix_chunks: int,
     overrides: tuple[str, ...],
     fit: str | None,
     context: int,
     split: str | None,
+    author: str | None,
+    license_id: str | None,
     dry_run: bool,
 ) -> None:
     """Merge, convert, quantise and prove the model of a finished RUN folder."""
     require_packages("gladstone export", "export", NEEDED)
-    if onto == "nf4":
-        require_packages("gladstone export gguf --onto nf4", "finetune", ["bitsandbytes"])
+    if onto != "16bit":
+        require_packages(f"gladstone export gguf --onto {onto}", "finetune", ["bitsandbytes"])
     from export.fit import parse_bytes
-    from export.pipeline import Wanted, export_gguf, export_sizes
+    from export.making import Wanted
+    from export.pipeline import export_gguf, export_sizes
     from export.quants import parse_override
-    from gladstone.host import readable_bytes
     from gladstone.progress import Lines
 
     _check_fit(fit)
-    split_bytes = parse_bytes(split) if split else None
+    split_bytes = parse_bytes(split, "--split") if split else None
     parsed = tuple(map(parse_override, overrides))
-    wanted = Wanted(quants, with_base, onto, parsed, imatrix, imatrix_chunks, split_bytes)
+    wanted = Wanted(quants, with_base, onto, parsed, imatrix, imatrix_chunks, split_bytes, False, author, license_id)
     if fit or dry_run:
-        sizes = export_sizes(run, wanted, context, parse_bytes(fit) if fit else None, Lines())
+        sizes = export_sizes(run, wanted, context, parse_bytes(fit, "--fit") if fit else None, Lines())
         _show_sizes(sizes, context)
         if dry_run:
             return
         wanted = replace(wanted, quants=(sizes[0].quant,))
-    result = export_gguf(run, wanted, out, Lines())
+    _show_export(export_gguf(run, wanted, out, Lines()))
+
+
+def _show_export(result: "Export") -> None:
+    from gladstone.host import readable_bytes
+
     for name, points in result.proof.items():
         click.echo(f"Proof of {name}:")
         _show(points)
@@ -96,7 +110,9 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
         click.echo(f"Note: {note}")
     for path in result.files.values():
         click.echo(f"{readable_bytes(path.stat().st_size):>9}  {path}")
-    click.echo(f"Next: runtime chat {next(iter(result.files.values()))}")
+    model, *others = result.files.values()
+    lora = next((f" --lora {path}" for path in others if path.name.endswith("-lora.gguf")), "")
+    click.echo(f"Next: runtime chat {model}{lora}")
 
 
 def _check_fit(fit: str | None) -> None:
@@ -115,6 +131,25 @@ def _show_sizes(sizes: "list[Size]", context: int) -> None:
     for size in sizes:
         if size.fallbacks:
             click.echo(f"Note: {told_fallbacks(size.quant, size.fallbacks)}")
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.option(
+    "--quant", "quants", multiple=True, default=("q8_0",), show_default=True, help="Type of the base's file; repeats."
+)
+@click.option("--out", type=FOLDER, help="Folder for the files.  [default: RUN/lora]")
+def lora(run: Path, quants: tuple[str, ...], out: Path | None) -> None:
+    """Write the adapter of a finished RUN alone, as GGUF, and the base's file that it is laid over.
+
+    Several adapters can share one base: `runtime chat BASE.gguf --lora ADAPTER.gguf`.
+    """
+    require_packages("gladstone export", "export", NEEDED)
+    from export.making import Wanted
+    from export.pipeline import export_gguf
+    from gladstone.progress import Lines
+
+    _show_export(export_gguf(run, Wanted(quants, lora=True), out, Lines()))
 
 
 @main.command()
@@ -155,20 +190,45 @@ def _weighted(text: str) -> tuple[Path, float]:
 
 
 @main.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("repo", metavar="OWNER/NAME")
+@click.option("--private", is_flag=True, help="Make the repository private, if it is not there yet.")
+@click.option("--dry-run", is_flag=True, help="Show what would go up, and send nothing.")
+def push(folder: Path, repo: str, private: bool, dry_run: bool) -> None:
+    """Upload a finished export (its FOLDER) to the Hub. A stopped upload goes on when the command is repeated.
+
+    This is the one command that sends something: the files that it lists.
+    """
+    require_packages("gladstone export push", "export", ["huggingface_hub"])
+    from export.handover.push import plan_upload, upload
+    from gladstone.host import readable_bytes
+    from gladstone.progress import Lines
+
+    planned = plan_upload(folder, repo)
+    for name, size in planned.files.items():
+        click.echo(f"{readable_bytes(size):>9}  {name}")
+    click.echo(f"{readable_bytes(sum(planned.files.values())):>9}  in {len(planned.files)} files to {repo}")
+    if not dry_run:
+        click.echo(upload(planned, private=private, progress=Lines()))
+
+
+@main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--against", "folder", type=FOLDER, required=True, help="The run that trained it, or a model's folder.")
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Rows to ask a model's folder and the file; a run has its own."
 )
+@click.option("--lora", "loras", multiple=True, metavar="FILE[=STRENGTH]", help="Adapter laid over FILE; repeats.")
 @ONTO
-def verify(file: Path, folder: Path, data: Path | None, onto: "Onto") -> None:
+def verify(file: Path, folder: Path, data: Path | None, loras: tuple[str, ...], onto: "Onto") -> None:
     """Prove that a GGUF is the model of a run, or of a folder as the Hub holds it."""
     require_packages("gladstone export", "export", NEEDED)
     from export.pipeline import verify_against
     from gladstone.errors import ArtifactError
+    from gladstone.lora import parse_lora
     from gladstone.progress import Lines
 
-    points = verify_against(file, folder, data, onto, Lines())
+    points = verify_against(file, folder, data, onto, tuple(map(parse_lora, loras)), Lines())
     _show(points)
     if not all(point.passed for point in points):
         raise ArtifactError(f"{file}: not the model of {folder}.")

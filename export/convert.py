@@ -3,8 +3,9 @@
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from export.children import run_child
 from export.converter import converter_folder
@@ -28,6 +29,7 @@ class Conversion:
     tokenizer: Path
     adapters: tuple[tuple[Path, float], ...] = ()
     onto: Onto = "16bit"
+    about: Mapping[str, Any] = field(default_factory=dict)  # fields of the GGUF's general metadata
 
 
 def convert(conversion: Conversion, out: Path, progress: Progress, file_type: str = "f16") -> None:
@@ -70,7 +72,7 @@ def _run_converter(conversion: Conversion, out: Path, progress: Progress, what: 
     folder = converter_folder(progress)
     with step(progress, what), whole_file(out) as partial, tempfile.TemporaryDirectory() as work:
         model = Path(work) / "model"
-        _stage(conversion, model)
+        stage(conversion, model)
         job = {
             **how,
             "model": str(model),
@@ -79,11 +81,12 @@ def _run_converter(conversion: Conversion, out: Path, progress: Progress, what: 
             "onto": conversion.onto,
             "out": str(partial),
             "name": conversion.name,
+            "about": dict(conversion.about),
         }
         run_child("export.convert_child", job, "llama.cpp's converter", [folder / "gguf-py", folder], progress)
 
 
-def _stage(conversion: Conversion, model: Path) -> None:
+def stage(conversion: Conversion, model: Path) -> None:
     """A folder of links: shape of the base, tokenizer and template as trained. The weights come from the merge."""
     model.mkdir()
     for name in MODEL_FILES:

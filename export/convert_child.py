@@ -29,7 +29,7 @@ def convert(job: dict[str, Any]) -> None:
     """Write `job["out"]` from the base `job["base"]` and its adapters; `job["model"]` holds tokenizer and config."""
     import gguf
     import torch
-    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+    from conversion import ModelBase
 
     folder, base = Path(job["model"]), Path(job["base"])
     plan = read_plan(base, [(Path(path), weight) for path, weight in job["adapters"]], job["onto"])
@@ -38,16 +38,16 @@ def convert(job: dict[str, Any]) -> None:
         hparams["tie_word_embeddings"] = False
     if "n_positions" in hparams:  # of GPT-2 the converter asks for the older name, which transformers 5 writes no more
         hparams.setdefault("n_ctx", hparams["n_positions"])
-    architecture = get_model_architecture(hparams, ModelType.TEXT)
-    try:
-        known = get_model_class(architecture)
-    except NotImplementedError:
-        raise UnsupportedError(f"llama.cpp's converter does not know the architecture {architecture!r}.") from None
+    known = known_class(hparams)
 
     class Merging(known):  # type: ignore[misc, valid-type]
         """The model class, handed the plan's tensors in place of the folder's."""
 
         model_arch = known.model_arch
+
+        def set_type(self) -> None:
+            describe(self.metadata, job["about"])
+            super().set_type()
 
         def set_vocab(self) -> None:
             try:
@@ -81,9 +81,26 @@ def convert(job: dict[str, Any]) -> None:
             made.write()
     if plan.untied and all(tensor.name != "output.weight" for tensor in read_header(Path(job["out"])).tensors):
         raise UnsupportedError(
-            f"{architecture}: its converter gives the head no tensor of its own, but the adapter was trained with head "
-            "and embedding apart."
+            f"{known.__name__}: llama.cpp's converter gives the head no tensor of its own, but the adapter was trained "
+            "with head and embedding apart."
         )
+
+
+def describe(metadata: Any, about: dict[str, Any]) -> None:
+    """What is known of the model takes the place of what the converter guesses from names."""
+    for name, value in about.items():
+        setattr(metadata, name, value)
+
+
+def known_class(hparams: dict[str, Any]) -> Any:
+    """The converter's class for a model. Raises UnsupportedError if it has none."""
+    from conversion import ModelType, get_model_architecture, get_model_class
+
+    architecture = get_model_architecture(hparams, ModelType.TEXT)
+    try:
+        return get_model_class(architecture)
+    except NotImplementedError:
+        raise UnsupportedError(f"llama.cpp's converter does not know the architecture {architecture!r}.") from None
 
 
 def write_outline(made: Any, out: Path) -> None:

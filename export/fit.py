@@ -65,10 +65,10 @@ def _size(outline: Path, how: Quantisation, beside: int) -> Size:
     return Size(how.quant, made.size_bytes, made.size_bytes + beside, made.fallbacks)
 
 
-def parse_bytes(text: str) -> int:
-    """'4GB', '3.5g' or '500 MB' (powers of ten), '4GiB' (powers of two). Raises ConfigError."""
+def parse_bytes(text: str, option: str) -> int:
+    """An option's '4GB', '3.5g' or '500 MB' (powers of ten), '4GiB' (powers of two). Raises ConfigError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)([iI]?)[bB]?", text.strip())
     if not found or not float(found[1]):
-        raise ConfigError(f"{text!r}: expected a size, as 4GB, 3.5GB or 500MB.")
+        raise ConfigError(f"{option} {text!r}: expected a size, as 4GB, 3.5GB or 500MB.")
     power = " kmgt".index(found[2].lower() or " ")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)

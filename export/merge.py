@@ -159,26 +159,22 @@ def planned_shards(plan: Plan, shard_bytes: int) -> dict[str, list[Planned]]:
     return plan_shards([Planned(name, each.dtype, each.shape) for name, each in plan.sources.items()], shard_bytes)
 
 
-def write_folder(plan: Plan, base: Path, out: Path, shard_bytes: int, progress: Progress) -> list[Path]:
-    """The merged model as sharded safetensors in the base's types, with its config; returns the files.
+def write_shard(plan: Plan, path: Path, tensors: Sequence[Planned], progress: Progress) -> None:
+    """A file of the merged model in the base's types. In memory is never more than a tensor and its changed copy."""
+    with writing(path, tensors) as shard:
+        for written, tensor in enumerate(tensors, 1):
+            shard.write(plan.read(tensor.name))
+            progress.update(written / len(tensors))
 
-    In memory is never more than a tensor and its changed copy. The caller adds tokenizer and template.
-    """
-    shards = planned_shards(plan, shard_bytes)
-    written = 0
-    for file, tensors in shards.items():
-        with writing(out / file, tensors) as shard:
-            for tensor in tensors:
-                shard.write(plan.read(tensor.name))
-                written += 1
-                progress.update(written / len(plan.sources))
-    files = [out / file for file in shards]
-    if len(shards) > 1:
-        where = {tensor.name: file for file, tensors in shards.items() for tensor in tensors}
-        total = sum(tensor.size_bytes for tensors in shards.values() for tensor in tensors)
-        write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-        files.append(out / INDEX)
-    return files + copy_config(plan, base, out)
+
+def write_index(shards: Mapping[str, Sequence[Planned]], out: Path) -> list[Path]:
+    """The index of a model in several files, if it is in several."""
+    if len(shards) == 1:
+        return []
+    where = {tensor.name: file for file, tensors in shards.items() for tensor in tensors}
+    total = sum(tensor.size_bytes for tensors in shards.values() for tensor in tensors)
+    write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+    return [out / INDEX]
 
 
 def copy_config(plan: Plan, base: Path, out: Path) -> list[Path]:

@@ -1,15 +1,18 @@
 """`gladstone export merge`: base and adapter as an ordinary folder of safetensors, for what reads no GGUF."""
 
-from collections.abc import Collection
+import hashlib
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.merge import Onto, planned_shards, read_plan, write_folder
-from export.run import Run, open_run, read_run_manifest
+from export.adapter import CONFIG, WEIGHTS
+from export.merge import Onto, Plan, copy_config, planned_shards, read_plan, write_index, write_shard
+from export.run import Run, check_apart, check_unchanged, open_run, read_run_manifest
+from export.shards import Planned
+from export.workbench import Made, Workbench
 from gladstone.artifacts import (
     MANIFEST_NAME,
     Manifest,
-    check_writable,
     copy_file,
     is_finished,
     read_manifest,
@@ -20,9 +23,11 @@ from gladstone.artifacts import (
 )
 from gladstone.errors import ArtifactError
 from gladstone.host import check_disk, installed_versions
+from gladstone.lock import held
 from gladstone.progress import Progress, step
 from gladstone.tokenizer import tokenizer_files
 
+LOG_NAME = "export.log"
 SHARD_BYTES = 2_000_000_000
 VERSIONED = ("torch", "transformers", "peft")
 
@@ -46,33 +51,61 @@ def merge_run(merging: Merging, out: Path, progress: Progress) -> list[Path]:
     run = open_run(merging.run, read_run_manifest(merging.run), progress)
     adapters = ((run.folder / "adapter", merging.weight), *merging.others)
     plan = read_plan(run.base.folder, adapters, merging.onto)
-    _check_target(run, out, planned_shards(plan, merging.shard_bytes))
+    shards = planned_shards(plan, merging.shard_bytes)
+    _check_target(run, out, shards)
     needed = sum(stored.size_bytes for stored in plan.sources.values())
     check_disk(out, needed + (1 << 20), "the merged model")
-    check_writable(out)
-    remove_partials(out)
-    with step(progress, "Merging") as running:
-        files = write_folder(plan, run.base.folder, out, merging.shard_bytes, running)
-    files += _copy_tokenizer(run, out)
-    manifest = Manifest(
+    with held(out / LOG_NAME, "merging"):
+        remove_partials(out)
+        bench = Workbench(out, _key(run, merging), progress)
+        for file, tensors in shards.items():
+            bench.piece(file, [tensor.name for tensor in tensors], _shard(plan, out / file, tensors, progress))
+        check_unchanged(run)
+        files = [out / file for file in shards] + write_index(shards, out)
+        files += copy_config(plan, run.base.folder, out) + _copy_tokenizer(run, out)
+        write_manifest(out, _manifest(run, merging, plan, bench, files))
+        bench.forget_state()
+    return [out / file for file in shards]
+
+
+def _shard(plan: Plan, path: Path, tensors: Sequence[Planned], progress: Progress) -> Callable[[], Made]:
+    def written() -> Made:
+        with step(progress, f"Merging {path.name}") as running:
+            write_shard(plan, path, tensors, running)
+        return [path], {}
+
+    return written
+
+
+def _manifest(run: Run, merging: Merging, plan: Plan, bench: Workbench, files: Sequence[Path]) -> Manifest:
+    return Manifest(
         stage="merge",
-        files=tuple(record_file(out, path) for path in files),
+        files=tuple(record_file(bench.out, path) for path in files),
         parents={"run": sha256_file(run.folder / MANIFEST_NAME), "base": run.base.fingerprint},
         config={"name": run.name, "base": run.base.name, "onto": merging.onto},
         versions=installed_versions(*VERSIONED),
         template_sha256=run.manifest.template_sha256,
         seed=run.manifest.seed,
-        facts={"changed_tensors": len(plan.changed), "head_untied": plan.untied},
+        facts={
+            "changed_tensors": len(plan.changed),
+            "head_untied": plan.untied,
+            "key": bench.key,
+            "pieces": bench.as_json(),
+        },
     )
-    write_manifest(out, manifest)
-    return [path for path in files if path.suffix == ".safetensors"]
+
+
+def _key(run: Run, merging: Merging) -> str:
+    """Changes with anything that the weights are made from, or are cut by."""
+    adapters = ((run.folder / "adapter", merging.weight), *merging.others)
+    parts = [f"{sha256_file(folder / name)} {weight}" for folder, weight in adapters for name in (WEIGHTS, CONFIG)]
+    parts += [run.base.fingerprint, merging.onto, str(merging.shard_bytes)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _check_target(run: Run, out: Path, files: Collection[str]) -> None:
     """Raises ArtifactError if the files would go among those of the run, of the base or of another model."""
-    for taken, what in ((run.folder, "the run"), (run.base.folder, "the base")):
-        if out.exists() and out.samefile(taken):
-            raise ArtifactError(f"{out}: is the folder of {what}. Choose another one with --out.")
+    check_apart(run, out)
     if is_finished(out) and read_manifest(out).stage != "merge":
         raise ArtifactError(f"{out}: holds another stage's files. Choose another folder with --out.")
     others = sorted(path.name for path in out.glob("*.safetensors") if path.name not in files)

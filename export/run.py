@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gladstone.artifacts import Manifest, check_files, read_manifest
-from gladstone.basemodel import Base, resolve_base
+from gladstone.basemodel import Base, fingerprint, resolve_base
 from gladstone.errors import ArtifactError
 from gladstone.progress import Progress
 
@@ -37,6 +37,20 @@ def read_run_manifest(folder: Path) -> Manifest:
         )
     check_files(folder, manifest)
     return manifest
+
+
+def check_apart(run: Run, out: Path) -> None:
+    """Raises ArtifactError if an export would go among the files that it is made from."""
+    for taken, what in ((run.folder, "the run"), (run.base.folder, "the base")):
+        if out.exists() and out.samefile(taken):
+            raise ArtifactError(f"{out}: is the folder of {what}. Choose another one with --out.")
+
+
+def check_unchanged(run: Run) -> None:
+    """Raises ArtifactError if base or adapter are not what they were when the run was opened."""
+    check_files(run.folder, run.manifest)
+    if fingerprint(run.base.folder) != run.base.fingerprint:
+        raise ArtifactError(f"{run.base.folder}: the base has changed while it was read. Export again.")
 
 
 def open_run(folder: Path, manifest: Manifest, progress: Progress) -> Run:

@@ -153,7 +153,8 @@ def _fitted(recipe: "Recipe") -> "Recipe":
 
 def _tell(result: "RunResult") -> None:
     """What became of a run, and what to do next; exits with 130 or 143 where a signal stopped it."""
-    speed = f"{result.steps} steps, {result.tokens_per_s:.0f} tokens/s"
+    steps = "1 step" if result.steps == 1 else f"{result.steps} steps"
+    speed = f"{steps}, {result.tokens_per_s:.0f} tokens/s"
     for warning in result.warnings:
         click.echo(f"Note: {warning}.")
     if result.stopped:

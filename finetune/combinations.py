@@ -1,6 +1,7 @@
 """What a recipe asks for that cannot be, or would silently not be done: found before anything is loaded."""
 
 import difflib
+import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,10 @@ OPTIMIZERS = (
     "paged_lion_8bit", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_32bit", "rmsprop_bnb_8bit", "schedule_free_adamw",
     "schedule_free_radam", "schedule_free_sgd", "sgd", "stable_adamw",
 )  # fmt: skip
+PACKAGES = {
+    "adamw_anyprecision": "torchdistx", "grokadamw": "grokadamw", "stable_adamw": "optimi",
+    "schedule_free_adamw": "schedulefree", "schedule_free_radam": "schedulefree", "schedule_free_sgd": "schedulefree",
+}  # fmt: skip
 # what each of transformers' schedules takes besides steps and warm-up
 SCHEDULE_SETTINGS = {
     "linear": (), "constant": (), "constant_with_warmup": (),
@@ -34,6 +39,9 @@ def _optimizer(training: "TrainingSection") -> Iterator[str]:
     if training.optimizer not in OPTIMIZERS:
         near = difflib.get_close_matches(training.optimizer, OPTIMIZERS, n=3) or OPTIMIZERS
         yield f"training.optimizer: no optimizer {training.optimizer!r} (near ones: {', '.join(near)})."
+    package = PACKAGES.get(training.optimizer)
+    if package and importlib.util.find_spec(package) is None:
+        yield f"training.optimizer: {training.optimizer} comes with the package {package}, which is not installed here."
 
 
 def _schedule(training: "TrainingSection") -> Iterator[str]:

@@ -121,7 +121,16 @@ class Judge:
         for prompt in prompts_of(self.held_out, self.training.samples, self.decode):
             if self.interrupted():
                 raise Interrupted
-            answers.append((prompt, answer(self.trainable, prompt, self.training.sample_tokens, self.decode)))
+            try:
+                text = answer(self.trainable, prompt, self.training.sample_tokens, self.decode)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                raise UnsupportedError(
+                    f"out of memory while {self.training.sample_tokens:,} tokens are answered to a prompt of "
+                    f"{len(prompt.ids):,}. Lower training.sample_tokens, or set training.samples=0."
+                ) from error
+            answers.append((prompt, text))
         return answers
 
     def without_progress(self, history: History) -> int:

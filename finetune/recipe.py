@@ -25,6 +25,7 @@ class BaseSection(Config):
     """The model to start from."""
 
     model: str = Field(description="'embedded:smollm2-135m-instruct', a local folder, or a Hub id 'owner/model'")
+    license: str | None = Field(None, description="under which it may be used, as apache-2.0; null: as its card says")
     load_in_4bit: bool = Field(True, description="hold the frozen weights as NF4 (QLoRA); false: 16 or 32 bit (LoRA)")
     chat_template: str | None = Field(
         None,

@@ -20,7 +20,7 @@ from gladstone.progress import Progress, step
 EMBEDDED = "embedded:smollm2-135m-instruct"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4  # llama.h: LLAMA_TOKEN_TYPE_*
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
 """Messages and conversations, the form in which every stage sees a row."""
 
 from dataclasses import dataclass
+from typing import Any
 
 ROLES = ("system", "user", "assistant")
+# Small models wander off at the temperatures that large ones like (SmolLM2's own card says 0.2, top-p 0.9), and repeat
+# themselves near 0: little randomness, a mild penalty on repeating.
+CHAT_SAMPLING: dict[str, Any] = {"temperature": 0.3, "top_p": 0.9, "repeat_penalty": 1.1}
 NO_MEDICAL_ADVICE = "This is a language model, not a doctor: its answers can be wrong and are no medical advice."
 
 

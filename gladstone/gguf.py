@@ -65,6 +65,7 @@ class GgufHeader:
     path: Path
     version: int
     metadata: dict[str, Any]
+    value_types: dict[str, int]  # of each key, as the format numbers them
     tensors: tuple[Tensor, ...]
     data_offset: int  # bytes from the file's beginning
     size_bytes: int
@@ -212,7 +213,7 @@ def _parse(path: Path, data: mmap.mmap, *, is_model: bool) -> GgufHeader:
     tensor_count, key_count = cursor.scalar("<Q", "the tensor count"), cursor.scalar("<Q", "the key count")
     if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
         raise DamagedError(f"it claims {tensor_count:,} tensors and {key_count:,} keys")
-    metadata = _metadata(cursor, key_count)
+    metadata, value_types = _metadata(cursor, key_count)
     if is_model and not metadata.get("split.no"):  # only the first part of a model has its metadata
         check_metadata(metadata)
     alignment = metadata.get("general.alignment", 32)
@@ -221,17 +222,19 @@ def _parse(path: Path, data: mmap.mmap, *, is_model: bool) -> GgufHeader:
     tensors = tuple(_tensor(cursor, number) for number in range(tensor_count))
     data_offset = -(-cursor.position // alignment) * alignment
     _check_tensors(tensors, alignment, len(data) - data_offset)
-    return GgufHeader(path, version, metadata, tensors, data_offset, len(data))
+    return GgufHeader(path, version, metadata, value_types, tensors, data_offset, len(data))
 
 
-def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
+def _metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, int]]:
     metadata: dict[str, Any] = {}
+    types: dict[str, int] = {}
     for number in range(count):
         key = cursor.text(f"key {number + 1} of {count}", MAX_KEY_BYTES)
         if key in metadata:
             raise DamagedError(f"the key {key!r} is there twice")
-        metadata[key] = cursor.value(cursor.scalar("<I", repr(key)), repr(key))
-    return metadata
+        types[key] = cursor.scalar("<I", repr(key))
+        metadata[key] = cursor.value(types[key], repr(key))
+    return metadata, types
 
 
 def _tensor(cursor: _Cursor, number: int) -> Tensor:

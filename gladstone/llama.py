@@ -19,6 +19,7 @@ import numpy.typing as npt
 from gladstone.errors import ArtifactError, UnsupportedError
 from gladstone.gguf import read_model
 from gladstone.host import core_count
+from gladstone.lora import Lora, check_lora
 
 _log_tail: deque[str] = deque(maxlen=20)
 _callbacks: list[object] = []  # a ctypes callback dies with its last reference
@@ -49,9 +50,13 @@ def log_tail() -> str:
 class Model:
     """A loaded GGUF: weights and vocabulary. Close it, or use it in a `with` block: it maps the whole file."""
 
-    def __init__(self, path: Path, *, vocab_only: bool = False, gpu_layers: int = 0) -> None:
-        """Raises ArtifactError if the header is not sound or llama.cpp cannot load the file."""
-        read_model(path)
+    def __init__(
+        self, path: Path, *, vocab_only: bool = False, gpu_layers: int = 0, loras: Sequence[Lora] = ()
+    ) -> None:
+        """With adapters laid over it. Raises ArtifactError if a header is not sound or llama.cpp cannot load a file."""
+        headers = read_model(path)
+        for lora in loras:
+            check_lora(lora.path, headers)
         self.path = path
         self._lib = library()
         params = self._lib.llama_model_default_params()
@@ -75,6 +80,15 @@ class Model:
         self.has_encoder: bool = self._lib.llama_model_has_encoder(self.handle)
         self.adds_eos: bool = self._lib.llama_vocab_get_add_eos(self._vocab)
         self.decoder_start: int = self._lib.llama_model_decoder_start_token(self.handle)
+        self.loras = [(self._load(lora.path), lora.scale) for lora in loras]
+
+    def _load(self, path: Path) -> Any:
+        """An adapter, which goes with the model."""
+        handle = self._lib.llama_adapter_lora_init(self.handle, os.fsencode(path))
+        if not handle:
+            self.close()
+            raise ArtifactError(f"{path}: llama.cpp cannot lay it over {self.path.name}. It says:\n{log_tail()}")
+        return handle
 
     def close(self) -> None:
         """Free the weights. Closing twice is harmless."""
@@ -168,11 +182,21 @@ class Context:
         self.handle = self._lib.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise UnsupportedError(f"no memory for a context of {context_tokens} tokens. llama.cpp says:\n{log_tail()}")
+        self._lay_over(model.loras)
         self.context_tokens: int = self._lib.llama_n_ctx(self.handle)
         self.batch_tokens: int = self._lib.llama_n_batch(self.handle)
         self._memory = self._lib.llama_get_memory(self.handle)
         self._batch = self._lib.llama_batch_init(self.batch_tokens, 0, sequences)
         self._encoded = False
+
+    def _lay_over(self, loras: Sequence[tuple[Any, float]]) -> None:
+        if not loras:
+            return
+        handles = (self._lib.llama_adapter_lora_p_ctypes * len(loras))(*(handle for handle, _ in loras))
+        scales = (ctypes.c_float * len(loras))(*(scale for _, scale in loras))
+        if self._lib.llama_set_adapters_lora(self.handle, handles, len(loras), scales) != 0:
+            self._lib.llama_free(self.handle)
+            raise UnsupportedError(f"llama.cpp cannot use these adapters.\n{log_tail()}")
 
     def close(self) -> None:
         """Free the context (before its model). Closing twice is harmless."""

@@ -37,15 +37,17 @@ def held(log: Path, doing: str) -> Iterator[None]:
             yield
         except BaseException:
             _leave_nothing(log)
+            with suppress(OSError):
+                log.parent.rmdir()  # if there is nothing else in it
             raise
+        _leave_nothing(log)
 
 
 def _leave_nothing(log: Path) -> None:
-    """Remove an empty log, and its folder if there is nothing else in it: of what failed before it began."""
-    if log.stat().st_size == 0:
-        with suppress(OSError):
+    """Remove an empty log."""
+    with suppress(OSError):
+        if log.stat().st_size == 0:
             log.unlink()
-            log.parent.rmdir()
 
 
 def _lock(descriptor: int) -> None:

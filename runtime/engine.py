@@ -12,6 +12,7 @@ import numpy as np
 from gladstone.chat import Message
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.llama import Context, Model
+from gladstone.lora import Lora
 from runtime.prompt import load_template, prompt_tokens, scored_tokens
 from runtime.sampler import SamplerChain, Sampling
 from runtime.text import THINK_CLOSE, THINK_OPEN, Piece, TextStream
@@ -61,15 +62,23 @@ class Engine:
     A KeyboardInterrupt (or any exception of a callback) may leave `complete` at any point: the engine stays usable.
     """
 
-    def __init__(self, path: Path, *, context_tokens: int | None = None, threads: int | None = None) -> None:
-        """The context is as large as the model was trained for, but 4,096 tokens unless more is asked for.
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context_tokens: int | None = None,
+        threads: int | None = None,
+        loras: Sequence[Lora] = (),
+    ) -> None:
+        """Adapters are laid over the model.
 
-        Raises ArtifactError for a file that is no usable chat model, ConfigError for sizes that cannot be.
+        The context is as large as the model was trained for, but 4,096 tokens unless more is asked for. Raises
+        ArtifactError for a file that is no usable chat model, ConfigError for sizes that cannot be.
         """
         if threads is not None and threads < 1:
             raise ConfigError(f"threads is {threads}, expected 1 or more.")
         begin_s = time.perf_counter()
-        self.model = Model(path)
+        self.model = Model(path, loras=loras)
         try:
             self.template = load_template(self.model)
             self.context_tokens = _context_size(self.model, context_tokens)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gladstone.chat import CHAT_SAMPLING
 from runtime.console import Waiting
 from runtime.sampler import Sampling
 
@@ -14,9 +15,7 @@ if TYPE_CHECKING:
     from runtime.engine import Engine
 
 ASK = Sampling()  # greedy: the same question gives the same answer
-# Small models wander off at the temperatures that large ones like (SmolLM2's own card says 0.2, top-p 0.9), and repeat
-# themselves near 0: little randomness, a mild penalty on repeating.
-CHAT = Sampling(temperature=0.3, top_p=0.9, repeat_penalty=1.1)
+CHAT = Sampling(**CHAT_SAMPLING)
 
 _HELP = {
     "temperature": "0 takes the likeliest token each time; higher is more varied.",
@@ -50,8 +49,11 @@ def sampling_options(defaults: Sampling) -> Callable[[Command], Command]:
 
 
 def engine_options(command: Command) -> Command:
-    """System prompt, context size and threads."""
+    """System prompt, context size, threads, adapters."""
     for option in (
+        click.option(
+            "--lora", "loras", multiple=True, metavar="FILE[=STRENGTH]", help="Adapter to lay over the model; repeats."
+        ),
         click.option("--threads", type=int, help="Threads to compute with.  [default: all processors]"),
         click.option(
             "--context", type=int, metavar="TOKENS", help="Context size.  [default: the model's, at most 4096]"
@@ -70,6 +72,8 @@ def build_sampling(options: dict[str, Any]) -> Sampling:
 def load_engine(model: Path, options: dict[str, Any]) -> "Engine":
     """The engine for a command's options. Raises as `Engine` does."""
     with Waiting(f"loading {model.name}"):
+        from gladstone.lora import parse_lora
         from runtime.engine import Engine
 
-        return Engine(model, context_tokens=options["context"], threads=options["threads"])
+        loras = tuple(map(parse_lora, options["loras"]))
+        return Engine(model, context_tokens=options["context"], threads=options["threads"], loras=loras)

@@ -1,5 +1,6 @@
 """Does the file compute what the trained model computes: distributions over the next token, and greedy answers?"""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from export.proof.reference import Reference
 from export.proof.trained import Trained
 from gladstone.errors import ArtifactError
 from gladstone.llama import Context, Model
+from gladstone.lora import Lora
 from gladstone.progress import Progress
 
 PROMPTS, ANSWER_TOKENS, CONTEXT_TOKENS = 32, 32, 1024
@@ -29,12 +31,14 @@ CURE = (
 Logits = npt.NDArray[np.float32]
 
 
-def check_answers(path: Path, quantisation: str, trained: Trained, progress: Progress) -> list[Point]:
+def check_answers(
+    path: Path, quantisation: str, trained: Trained, progress: Progress, loras: Sequence[Lora] = ()
+) -> list[Point]:
     """The distributions' point and the answers' point. Raises ArtifactError if no prompt is short enough."""
     reference = Reference(trained)
     prompts = prompts_of(trained)
     comparison = Comparison()
-    with Model(path) as model, Context(model, CONTEXT_TOKENS) as context:
+    with Model(path, loras=loras) as model, Context(model, CONTEXT_TOKENS) as context:
         for number, prompt in enumerate(prompts, 1):
             answer, ours = greedy(model, context, prompt)
             theirs = reference.logits(prompt, answer)

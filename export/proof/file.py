@@ -11,17 +11,18 @@ from export.proof.tokens import check_entries, check_special, check_texts, check
 from export.proof.trained import Trained
 from gladstone.gguf import read_info, read_model
 from gladstone.llama import Model
+from gladstone.lora import Lora
 from gladstone.progress import Progress, step
 
 
-def verify_file(path: Path, trained: Trained, progress: Progress) -> list[Point]:
-    """All points for a file of any type. Raises ArtifactError if it cannot be loaded at all."""
+def verify_file(path: Path, trained: Trained, progress: Progress, loras: Sequence[Lora] = ()) -> list[Point]:
+    """All points for a file of any type, with adapters laid over it. Raises ArtifactError if it cannot be loaded."""
     with step(progress, f"Proving {path.name}: vocabulary, texts, special tokens, template"):
         points = verify_vocabulary(path, trained)
     if not all(point.passed for point in points if point.name == "vocabulary"):
         return points  # ids of another vocabulary say nothing about the weights
     with step(progress, f"Proving {path.name}: distributions and answers against torch"):
-        points += check_answers(path, read_info(path).quantisation, trained, progress)
+        points += check_answers(path, read_info(path).quantisation, trained, progress, loras)
     return points
 
 

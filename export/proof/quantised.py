@@ -1,7 +1,7 @@
 """What quantising cost: each quantised file against the one it was made of, on held-out rows, token by token."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -107,10 +107,19 @@ class _Cost:
         )
 
     def _perplexity_ratio(self) -> tuple[float, float, float]:
-        """With its 95 % interval; it is rows, not their tokens, that were drawn independently."""
-        sums, counts = (np.array([measure(each) for each in self._nats]) for measure in (np.sum, len))
-        mean, rows = float(sums.sum() / counts.sum()), len(sums)
-        spread = float(np.sqrt(((sums - mean * counts) ** 2).sum() * rows / max(rows - 1, 1)))
-        error = 1.96 * spread / float(counts.sum()) if rows > 1 else math.inf
-        low, ratio, high = (math.exp(min(each, 700.0)) for each in (mean - error, mean, mean + error))
+        """With its 95 % interval."""
+        found = mean_of_rows([float(each.sum()) for each in self._nats], [len(each) for each in self._nats])
+        ratio, low, high = (math.exp(min(each, 700.0)) for each in found)
         return ratio, low, high
+
+
+def mean_of_rows(sums: Iterable[float], counts: Iterable[int]) -> tuple[float, float, float]:
+    """Mean over all tokens of what is summed over each row, with its 95 % interval.
+
+    It is rows, not their tokens, that were drawn independently.
+    """
+    ours, tokens = np.array(list(sums)), np.array(list(counts))
+    mean, rows = float(ours.sum() / tokens.sum()), len(ours)
+    spread = float(np.sqrt(((ours - mean * tokens) ** 2).sum() * rows / max(rows - 1, 1)))
+    error = 1.96 * spread / float(tokens.sum()) if rows > 1 else math.inf
+    return mean, mean - error, mean + error

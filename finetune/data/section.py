@@ -29,6 +29,7 @@ class Source(Config):
         None, description=f"for a layout of its own: which column is which of {', '.join(COLUMNS)}"
     )
     first_rows: PositiveInt | None = Field(None, description="read only this many rows from the start of the file")
+    license: str | None = Field(None, description="under which it may be used, as cc-by-4.0; for the model card")
     weight: PositiveFloat = Field(
         1.0, description="how often its training rows are seen in an epoch: 2 repeats each, 0.5 draws half of them"
     )

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from export.pipeline import Wanted, export_gguf
+from export.making import Wanted
+from export.pipeline import export_gguf
 from export.proof.answers import TIE_LOGITS, log_softmax
 from export.proof.reference import Reference
 from export.proof.trained import of_run

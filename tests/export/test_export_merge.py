@@ -6,7 +6,7 @@ import pytest
 
 from export.adapter import LowRank, read_adapter
 from export.convert import Conversion, convert
-from export.merge import as_nf4, plan_merge, write_folder
+from export.merge import as_nf4, copy_config, plan_merge, planned_shards, write_index, write_shard
 from export.shards import Stored, read_folder, read_header
 from gladstone.errors import ToolError, UnsupportedError
 from gladstone.progress import Silent
@@ -71,7 +71,11 @@ def test_the_merged_model_is_the_one_that_was_trained(
     base = with_head(tiny_base, tmp_path / "base", tied=tied)
     write_adapter(base, tmp_path / "adapter", **settings)
     plan = plan_merge(base, [read_adapter(tmp_path / "adapter", model_type="llama")])
-    write_folder(plan, base, tmp_path / "merged", 100_000, Silent())
+    shards = planned_shards(plan, 100_000)
+    for name, tensors in shards.items():
+        write_shard(plan, tmp_path / "merged" / name, tensors, Silent())
+    write_index(shards, tmp_path / "merged")
+    copy_config(plan, base, tmp_path / "merged")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     adapted = PeftModel.from_pretrained(model, str(tmp_path / "adapter"))
     expected = logits_of(adapted)

@@ -130,13 +130,13 @@ def test_the_best_that_fits_is_taken(measured: Path, monkeypatch: pytest.MonkeyP
     [("4GB", 4_000_000_000), ("3.5g", 3_500_000_000), ("500 MB", 500_000_000), ("2GiB", 2 << 30), ("77", 77)],
 )
 def test_sizes_are_read(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
+    assert parse_bytes(text, "--fit") == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "0", "-1GB", "4 GBytes", "1e9"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected a size"):
-        parse_bytes(text)
+        parse_bytes(text, "--fit")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Run folders of a tiny model with an adapter that changes much, and GGUF files with a changed header."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -38,8 +39,8 @@ def write_adapter(base: Path, folder: Path, **settings: Any) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def write_run(folder: Path, base: Path) -> Path:
-    """A finished run folder, as `finetune run` leaves it, with a random adapter in place of a trained one."""
+def write_run(folder: Path, base: Path, adapter: Path | None = None) -> Path:
+    """A finished run folder, as `finetune run` leaves it, with a random adapter or a given one."""
     folder.mkdir(parents=True)
     rows = write_rows_file(folder.with_name("rows.jsonl"))
     recipe = Recipe.model_validate(tiny_recipe(base, rows))
@@ -48,7 +49,10 @@ def write_run(folder: Path, base: Path) -> Path:
     template = load_tokenizer(folder / "tokenizer").template()
     write_text(folder / "chat_template.jinja", template.source)
     write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    write_adapter(base, folder / "adapter")
+    if adapter:
+        shutil.copytree(adapter, folder / "adapter")
+    else:
+        write_adapter(base, folder / "adapter")
     finish(folder, recipe.model_dump(mode="json"), template.sha256, base)
     return folder
 

@@ -37,8 +37,10 @@ def warm_up() -> None:
     importlib.import_module("torch").set_num_threads(1)
 
 
-def fork(arguments: list[str], printed: Path, told: Path, before: Callable[[], object]) -> int:
-    """Start `finetune ARGUMENTS` in a child that writes stdout and stderr to two files; returns its process id."""
+def fork(
+    arguments: list[str], printed: Path, told: Path, before: Callable[[], object], cli: str = "finetune.cli"
+) -> int:
+    """Start a command, `finetune ARGUMENTS` unless another is named, in a child that writes stdout and stderr to two files; returns its process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -49,7 +51,7 @@ def fork(arguments: list[str], printed: Path, told: Path, before: Callable[[], o
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
         sys.stdout, sys.stderr = (os.fdopen(place, "w", buffering=1, closefd=False) for place in (1, 2))
         before()
-        code = _run(arguments)
+        code = _run(arguments, cli)
     except BaseException:  # noqa: BLE001 - a child may never get back into the parent's code
         traceback.print_exc()
     finally:
@@ -58,11 +60,10 @@ def fork(arguments: list[str], printed: Path, told: Path, before: Callable[[], o
         os._exit(code)
 
 
-def _run(arguments: list[str]) -> int:
-    from finetune.cli import main
-
+def _run(arguments: list[str], cli: str) -> int:
+    main = importlib.import_module(cli).main
     try:
-        main(arguments, prog_name="finetune")
+        main(arguments, prog_name=cli)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(bool(ended.code))
     return 0

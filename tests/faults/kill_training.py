@@ -5,18 +5,14 @@ python -m tests.faults.kill_training --times 100 --seed 0
 
 import argparse
 import json
-import mmap
 import os
 import random
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ import yaml
 
 from tests.families import write_family
 from tests.faults.forked import exit_code, fork, warm_up
+from tests.faults.killing import HALF, Phase, kill, work_folder
 from tests.tiny_models import tiny_recipe, write_rows_file
 
 # what the child is at, told by one shared byte; the later ones lie inside the earlier ones
@@ -31,61 +28,34 @@ PHASES = (
     "preparing", "loading", "measuring", "training", "noting", "evaluating", "saving", "pruning", "saving the adapter",
     "finishing", "tidying",
 )  # fmt: skip
-HALF = 0.5
+REPEATED = ("noting", "evaluating", "saving", "pruning")
 STEPS = 30
 
 
-class Phase:
-    """The shared byte, and the hooks in the child that set it."""
+def trace(phase: Phase) -> None:
+    """Note in the child what it is at."""
+    from finetune import checkpoint, journal, loop, run, session
+    from finetune.evaluation import Judge
 
-    def __init__(self) -> None:
-        self._byte = mmap.mmap(-1, 1)
-
-    @property
-    def name(self) -> str:
-        return PHASES[self._byte[0]]
-
-    @name.setter
-    def name(self, name: str) -> None:
-        self._byte[0] = PHASES.index(name)
-
-    def trace(self) -> None:
-        """Note in the child what it is at."""
-        from finetune import checkpoint, journal, loop, run, session
-        from finetune.evaluation import Judge
-
-        self.name = "preparing"
-        self._wrap(session, "load_trainable", "loading")
-        self._wrap(session, "measure_loss", "measuring")
-        self._wrap(loop.Loop, "run", "training")
-        self._wrap(journal.Journal, "_write", "noting")
-        self._wrap(Judge, "judge", "evaluating")
-        self._wrap(checkpoint, "save", "saving")
-        self._wrap(checkpoint, "prune", "pruning")
-        self._wrap(session, "_save_adapter", "saving the adapter")
-        self._wrap(run, "_finish", "finishing")
-        self._wrap(run, "write_manifest", "finishing", "tidying")
-        self._wrap(run, "write_inputs", "preparing")
-
-    def _wrap(self, owner: Any, name: str, phase: str, after: str | None = None) -> None:
-        call: Callable[..., Any] = getattr(owner, name)
-
-        @wraps(call)
-        def traced(*arguments: Any, **named: Any) -> Any:
-            before, self.name = self.name, phase
-            try:
-                return call(*arguments, **named)
-            finally:
-                self.name = after or before
-
-        setattr(owner, name, traced)
+    phase.name = "preparing"
+    phase.wrap(session, "load_trainable", "loading")
+    phase.wrap(session, "measure_loss", "measuring")
+    phase.wrap(loop.Loop, "run", "training")
+    phase.wrap(journal.Journal, "_write", "noting")
+    phase.wrap(Judge, "judge", "evaluating")
+    phase.wrap(checkpoint, "save", "saving")
+    phase.wrap(checkpoint, "prune", "pruning")
+    phase.wrap(session, "_save_adapter", "saving the adapter")
+    phase.wrap(run, "_finish", "finishing")
+    phase.wrap(run, "write_manifest", "finishing", "tidying")
+    phase.wrap(run, "write_inputs", "preparing")
 
 
 class Training:
     """A recipe on a tiny model in a folder of its own, and what an unbroken run of it comes to."""
 
     def __init__(self, work: Path) -> None:
-        self.work, self.phase = work, Phase()
+        self.work, self.phase = work, Phase(PHASES)
         training = {
             "max_steps": STEPS, "checkpoint_steps": 2, "batch_size": 2, "accumulation": 2, "batch_tokens": 80,
             "evaluations": 6, "schedule": "cosine", "warmup_share": 0.1,
@@ -107,7 +77,7 @@ class Training:
     def start(self, out: Path) -> int:
         """Begin, or go on."""
         arguments = ["run", str(self.recipe), "--out", str(out), "--resume"]
-        return fork(arguments, self.work / "stdout", self.work / "stderr", self.phase.trace)
+        return fork(arguments, self.work / "stdout", self.work / "stderr", partial(trace, self.phase))
 
     @staticmethod
     def wait(pid: int) -> int:
@@ -123,46 +93,13 @@ def outcome(out: Path) -> tuple[list[dict[str, Any]], bytes, dict[str, Any]]:
     return metrics, (out / "adapter" / "adapter_model.safetensors").read_bytes(), losses
 
 
-def kill(training: Training, pid: int, chance: random.Random) -> str | None:
-    """Kill a run at a random moment, or a moment after it has come to a random phase; None if it ended before."""
-    aim = chance.choice(PHASES) if chance.random() < HALF else None
-    skipped = chance.randrange(8) if aim in ("noting", "evaluating", "saving", "pruning") else 0
-    moment_s = chance.uniform(0, training.length_s) if aim is None else chance.uniform(0, 0.03)
-    if aim is not None and not _reached(training, pid, aim, skipped):
-        return None
-    deadline_s = time.monotonic() + moment_s
-    while time.monotonic() < deadline_s:
-        time.sleep(0.0002)
-    phase = training.phase.name
-    if not _alive(pid):
-        return None
-    os.kill(pid, signal.SIGKILL)
-    return phase
-
-
-def _reached(training: Training, pid: int, aim: str, skipped: int) -> bool:
-    inside = False
-    while _alive(pid):
-        was, inside = inside, training.phase.name == aim
-        if inside and not was:
-            skipped -= 1
-            if skipped < 0:
-                return True
-        time.sleep(0.0001)
-    return False
-
-
-def _alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 def attack(training: Training, out: Path, chance: random.Random, most: int) -> Counter[str]:
     """Kill and go on until a run ends; checks that it ends as the unbroken one. Returns the kills by phase."""
     kills: Counter[str] = Counter()
     while True:
         pid = training.start(out)
         broken = sum(kills.values()) < most and chance.random() < (1 if not kills else HALF)
-        phase = kill(training, pid, chance) if broken else None
+        phase = kill(pid, training.phase, chance, training.length_s, REPEATED) if broken else None
         code = training.wait(pid)
         if code == -signal.SIGKILL and phase is not None:
             kills[phase] += 1
@@ -182,14 +119,6 @@ def attack(training: Training, out: Path, chance: random.Random, most: int) -> C
     return kills
 
 
-@contextmanager
-def work_folder() -> Iterator[Path]:
-    """A folder that stays if the comparison fails, to be looked into."""
-    folder = Path(tempfile.mkdtemp(prefix="kill-training-"))
-    yield folder
-    shutil.rmtree(folder)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=100, help="how many kills")
@@ -197,7 +126,7 @@ def main() -> None:
     options = parser.parse_args()
     warm_up()
     chance, kills, runs, begin_s = random.Random(options.seed), Counter[str](), 0, time.monotonic()
-    with work_folder() as work:
+    with work_folder("kill-training-") as work:
         training = Training(work)
         while sum(kills.values()) < options.times:
             kills += attack(training, work / f"run-{runs}", chance, options.times - sum(kills.values()))

@@ -23,6 +23,7 @@ def told(tmp_path: Path, **sections: dict[str, Any]) -> str:
     ("sections", "message"),
     [
         ({"training": {"optimizer": "adamw_8bits"}}, r"no optimizer 'adamw_8bits' \(near ones: adamw_8bit, "),
+        ({"training": {"optimizer": "grokadamw"}}, r"grokadamw comes with the package grokadamw, which is not installed"),
         ({"training": {"optimizer": "zzz"}}, r"no optimizer 'zzz' \(near ones: adafactor, .*stable_adamw\)"),
         ({"training": {"schedule": "constant", "warmup_share": 0.1}}, r"has no warm-up, found 0\.1\. Take training\.schedule=constant_with_warmup"),
         ({"training": {"schedule_settings": {"num_cycles": 2}}}, r"'linear' does not take 'num_cycles'\."),

@@ -240,7 +240,7 @@ def test_a_prompt_that_opens_the_reasoning_has_reasoning_first(engine: Engine) -
         ({"threads": 0}, "threads is 0, expected 1 or more"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(smollm: Path, options: dict[str, int], message: str) -> None:
+def test_sizes_that_cannot_be_are_refused(smollm: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Engine(smollm, **options)
 

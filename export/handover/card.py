@@ -1,0 +1,193 @@
+"""The model card: what the model is, what it was made of, what it can do, and how that was proven.
+
+Names huggingface_hub, whose `ModelCard` writes the head that the Hub reads.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.handover.about import About, Source
+from export.proof.heldout import HeldOut, told
+from export.proof.point import Point
+from gladstone.chat import NO_MEDICAL_ADVICE
+from gladstone.host import readable_bytes
+
+NAME = "README.md"
+UNKNOWN_LICENSE = "not stated: find out before you share this model"
+LIMITS = f"""## Limits
+
+{NO_MEDICAL_ADVICE}
+It was measured on rows like those it was trained on; how it answers other questions was not measured here.
+It has what its base and its data have: their errors, their biases, and their age."""
+SETTINGS = (
+    ("method", lambda c: "QLoRA (base in NF4)" if c["base"]["load_in_4bit"] else "LoRA"),
+    ("rank, alpha", lambda c: f"{c['lora']['rank']}, {c['lora']['alpha']:g}" + (" (rsLoRA)" * c["lora"]["rslora"])),
+    ("layers", lambda c: ", ".join(c["lora"]["targets"])),
+    ("learning rate", lambda c: f"{c['training']['learning_rate']:g}, {c['training']['schedule']}"),
+    ("rows in a step", lambda c: str(c["training"]["batch_size"] * c["training"]["accumulation"])),
+    ("longest row", lambda c: f"{c['base']['max_tokens']:,} tokens"),
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card tells. `files` are sizes by name, the first one is the one to begin with."""
+
+    about: About
+    config: Mapping[str, Any]  # the recipe
+    trained: Mapping[str, Any]  # the facts of the run's manifest
+    held_out: Mapping[str, HeldOut]
+    proof: Mapping[str, Sequence[Point]]
+    files: Mapping[str, Path]
+    onto: str
+    ollama: str | None  # why there is no Modelfile, if there is none
+
+
+def model_card(card: Card) -> str:
+    """The whole text of README.md."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    about = card.about
+    data = ModelCardData(
+        language="en",
+        license=about.license,
+        library_name="gguf",
+        pipeline_tag="text-generation",
+        base_model=about.base.hub_id,
+        datasets=[each.hub_id for each in about.datasets if each.hub_id] or None,
+        tags=list(about.tags),
+        model_name=about.name,
+    )
+    parts = (_title, _use, _results, _files, _training, _proof)
+    body = "\n\n".join(["\n".join(part(card)) for part in parts] + [LIMITS])
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
+
+
+def _title(card: Card) -> Iterable[str]:
+    about = card.about
+    yield f"# {about.name}"
+    yield ""
+    yield f"{_one_line(about.description).rstrip('.')}." if about.description else "A fine-tuned model."
+    yield f"Made by {_one_line(about.author)}." if about.author else ""
+    yield f"**{NO_MEDICAL_ADVICE}**"
+    yield ""
+    yield from _table(
+        ("", "name", "licence"),
+        [
+            ("this model", about.name, about.license or UNKNOWN_LICENSE),
+            ("base model", _linked(about.base, ""), about.base.license or UNKNOWN_LICENSE),
+            *(("data", _linked(each, "datasets/"), each.license or UNKNOWN_LICENSE) for each in about.datasets),
+        ],
+    )
+
+
+def _use(card: Card) -> Iterable[str]:
+    model = next(iter(card.files))
+    lora = next((f" --lora {name}" for name in card.files if name.endswith("-lora.gguf")), "")
+    yield "## Use"
+    yield ""
+    yield "```sh"
+    yield f"runtime chat {model}{lora}          # pip install gladstone; nothing leaves the machine"
+    yield f"llama-cli -m {model}{lora} --jinja   # llama.cpp"
+    if card.ollama is None:
+        yield f"ollama create {card.about.name.lower()} -f Modelfile && ollama run {card.about.name.lower()}"
+    yield "```"
+    if card.ollama is not None:
+        yield ""
+        yield f"There is no Modelfile for Ollama: {card.ollama}."
+
+
+def _results(card: Card) -> Iterable[str]:
+    yield "## Results on held-out rows"
+    yield ""
+    first = next(iter(card.held_out.values()))
+    yield f"-log p of {len(first.nats)} answers that were not trained on ({sum(first.tokens):,} tokens), by llama.cpp;"
+    yield "in brackets the 95 % interval over rows."
+    yield ""
+    rows = []
+    for name, loss in card.held_out.items():
+        found = loss.as_json()
+        mean, interval = found["nats_per_token"], found["interval"]
+        rows.append((name, told((mean, *interval)), f"{math.exp(min(mean, 700.0)):.2f}"))
+    yield from _table(("model", "nats a token", "perplexity"), rows)
+    names = list(card.held_out)
+    if len(names) == 2:
+        less = card.held_out[names[0]].less(card.held_out[names[1]])
+        yield ""
+        yield f"{names[0]} less {names[1]}, row by row: {told(less)} nats a token."
+
+
+def _files(card: Card) -> Iterable[str]:
+    costs = {
+        (model, point.name): point.measured
+        for model, points in card.proof.items()
+        for point in points
+        if "perplexity_ratio" in point.measured
+    }
+    yield "## Files"
+    yield ""
+    yield "What a quantised file costs, against the file of 16 or 32 bit that it was made of, on held-out rows:"
+    yield ""
+    rows = []
+    for name, path in card.files.items():
+        cost = next((found for (model, quant), found in costs.items() if name.startswith(f"{model}-{quant}")), None)
+        rows.append((name, readable_bytes(path.stat().st_size), *_cost(cost)))
+    yield from _table(("file", "size", "KL, nats", "same best token", "perplexity ×"), rows)
+
+
+def _cost(measured: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    if measured is None:
+        return "", "", ""
+    low, high = measured["perplexity_ratio_interval"]
+    return (
+        f"{measured['mean_kl_nats']:.1e}",
+        f"{measured['top1_agreement']:.1%}",
+        told((measured["perplexity_ratio"], low, high)),
+    )
+
+
+def _training(card: Card) -> Iterable[str]:
+    facts = card.trained
+    rows = [(name, setting(card.config)) for name, setting in SETTINGS]
+    rows.append(("merged onto", "the base as QLoRA held it (NF4)" if card.onto == "nf4" else "the base in 16 bit"))
+    counts = facts.get("rows") or {}
+    if counts:
+        rows.append(("rows", ", ".join(f"{count:,} {name}" for name, count in counts.items())))
+    if "steps" in facts:
+        rows.append(("steps", f"{facts['steps']:,}"))
+    if "held_out_loss_after" in facts:
+        before, after = facts["held_out_loss_before"], facts["held_out_loss_after"]
+        rows.append(("held-out loss while training", f"{before:.3f} → {after:.3f} nats a token"))
+    yield "## Training"
+    yield ""
+    yield from _table(("", ""), rows)
+
+
+def _proof(card: Card) -> Iterable[str]:
+    yield "## Proof"
+    yield ""
+    yield "Each file was held against the trained model; `proof.txt` and `proof.json` have all that was measured."
+    for name, points in card.proof.items():
+        yield ""
+        yield f"{name}:"
+        yield ""
+        for point in points:
+            yield f"- {'proven' if point.passed else 'FAILED'} {_one_line(point.name)}: {_one_line(point.detail)}"
+
+
+def _linked(source: Source, kind: str) -> str:
+    return f"[{source.hub_id}](https://huggingface.co/{kind}{source.hub_id})" if source.hub_id else source.name
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(_one_line(cell).replace('|', chr(92) + '|') for cell in row)} |"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,67 @@
+"""The Modelfile and the model card of an export, written beside its files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.handover.about import About
+from export.handover.card import NAME as CARD_NAME
+from export.handover.card import Card, model_card
+from export.handover.modelfile import NAME as MODELFILE_NAME
+from export.handover.modelfile import Ollama, modelfile
+from export.handover.turns import check_turns, read_turns
+from export.proof.prompts import conversations
+from export.proof.trained import Trained
+from gladstone.artifacts import write_text
+from gladstone.chat import CHAT_SAMPLING, Conversation
+from gladstone.errors import DataError, UnsupportedError
+from gladstone.gguf import read_info
+from gladstone.llama import Model
+
+CONTEXT_TOKENS = 4096  # as `runtime chat` takes: a model trained for 128k tokens would take gigabytes
+
+
+def write_modelfile(trained: Trained, model: Path, lora: Path | None, about: About, system: str | None) -> str | None:
+    """Write the Modelfile for a file, or say why there can be none."""
+    try:
+        text = _modelfile(trained, model, lora, about, system)
+    except (UnsupportedError, DataError) as error:
+        (model.parent / MODELFILE_NAME).unlink(missing_ok=True)
+        return str(error).rstrip(".")
+    write_text(model.parent / MODELFILE_NAME, text)
+    return None
+
+
+def _modelfile(trained: Trained, path: Path, lora: Path | None, about: About, system: str | None) -> str:
+    if trained.seq2seq:
+        raise UnsupportedError("Ollama runs no models of encoder and decoder")
+    if "-of-" in path.name:
+        raise UnsupportedError("Ollama reads no model in parts")
+    with Model(path, vocab_only=True) as model:
+        bos = model.token_text(model.bos) if model.adds_bos and model.bos >= 0 else ""
+        ends = dict.fromkeys(token for token in (model.eot, model.eos) if token >= 0)
+        stops = [model.piece(token, special=True).decode("utf-8", "replace") for token in ends]
+    context = min(read_info(path).context_tokens, CONTEXT_TOKENS)
+    turns = read_turns(trained.template, bos, stops)
+    asked = [messages[:-1] for messages in conversations(trained)]
+    check_turns(turns, trained.template, asked, bos)
+    wanted = Ollama(
+        model=path.name,
+        turns=turns,
+        stops=stops,
+        parameters={**CHAT_SAMPLING, "num_ctx": context},
+        system=system if turns.with_system else None,
+        adapter=lora.name if lora else None,
+        license=about.license,
+    )
+    return modelfile(wanted)
+
+
+def write_card(card: Card, folder: Path) -> None:
+    """Write README.md."""
+    write_text(folder / CARD_NAME, model_card(card))
+
+
+def common_system(rows: Sequence[Conversation]) -> str | None:
+    """The system prompt with which all rows begin, if it is one."""
+    found = {row.messages[0].content if row.messages[0].role == "system" else None for row in rows}
+    return found.pop() if len(found) == 1 else None

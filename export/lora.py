@@ -1,0 +1,73 @@
+"""A LoRA adapter as a GGUF of its own, to be laid over the base's file.
+
+llama.cpp knows one strength for a whole adapter and computes it as alpha/rank, which is wrong for rsLoRA and for
+modules with an alpha of their own. So each B carries its own strength, and alpha is 0: llama.cpp then applies no more.
+"""
+
+import tempfile
+from pathlib import Path
+
+from export.adapter import LowRank, Rows, Shift, Update
+from export.children import run_child
+from export.convert import Conversion, stage
+from export.converter import converter_folder
+from export.merge import Plan
+from gladstone.artifacts import whole_file
+from gladstone.errors import UnsupportedError, listed
+from gladstone.progress import Progress, step
+
+
+def pairs_of(plan: Plan) -> list[tuple[str, LowRank]]:
+    """The pairs of matrices by the base's tensor. Raises UnsupportedError that names all that only a merge can keep."""
+    found: dict[str, str] = {}
+    pairs = []
+    for name, updates in plan.updates.items():
+        for update in updates:
+            why = _inexpressible(update)
+            if why:
+                found.setdefault(why, name)
+            elif isinstance(update, LowRank):
+                pairs.append((name, update))
+    reasons = [f"{name}: {why}" for why, name in found.items()]
+    if plan.untied:
+        reasons.append("the head was trained apart from the embedding that it shares with the base")
+    if reasons:
+        raise UnsupportedError(
+            listed("this adapter cannot be a GGUF of its own (merge it with `gladstone export gguf`)", reasons)
+        )
+    return pairs
+
+
+def _inexpressible(update: Update) -> str | None:
+    """Why an update has no place in such a file."""
+    if isinstance(update, LowRank):
+        if update.magnitude is not None:
+            return "a DoRA has lengths besides the product of two matrices"
+        if update.embedding:
+            return "an update of the embedding would leave a tied head as it was"
+        return "the base keeps it transposed: llama.cpp would compute another update" if update.conv1d else None
+    kinds = {Shift: "a bias was trained", Rows: "rows of the embedding were trained"}
+    return kinds.get(type(update), "was trained as a whole")
+
+
+def write_lora(conversion: Conversion, out: Path, template: str, progress: Progress) -> None:
+    """Write `out` whole: the conversion's one adapter in float32, with the template that it was trained with.
+
+    Raises UnsupportedError for what cannot be expressed, ToolError if the converter fails.
+    """
+    folder = converter_folder(progress)
+    [(adapter, strength)] = conversion.adapters
+    with step(progress, "Writing the adapter"), whole_file(out) as partial, tempfile.TemporaryDirectory() as work:
+        model = Path(work) / "model"
+        stage(conversion, model)
+        job = {
+            "model": str(model),
+            "base": str(conversion.base),
+            "adapter": str(adapter),
+            "strength": strength,
+            "template": template,
+            "out": str(partial),
+            "name": conversion.name,
+            "about": dict(conversion.about),
+        }
+        run_child("export.lora_child", job, "llama.cpp's converter", [folder / "gguf-py", folder], progress)

@@ -1,0 +1,308 @@
+"""What an export makes of a run, piece by piece on its workbench, each proven before the next."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from export.adapter import read_adapter
+from export.convert import Conversion, convert
+from export.converter import installed_version
+from export.handover.about import About, about_base, about_run
+from export.imatrix import (
+    Calibration,
+    calibration,
+    check_fits,
+    compute_imatrix,
+    is_imatrix,
+    read_imatrix,
+    read_text,
+)
+from export.lora import pairs_of, write_lora
+from export.merge import Onto, plan_merge, read_model_config
+from export.proof.file import verify_file
+from export.proof.heldout import HeldOut, held_out_loss, told
+from export.proof.point import Point
+from export.proof.quantised import check_header, check_quantised
+from export.proof.trained import Trained, of_run
+from export.quantise import quantise, told_fallbacks
+from export.quants import PLAIN, Override, Quantisation, check_quants
+from export.run import Run
+from export.shards import read_folder
+from export.split import split_gguf
+from export.workbench import Made, Piece, Workbench
+from gladstone.artifacts import sha256_file
+from gladstone.errors import ArtifactError, listed
+from gladstone.formats import read_conversations
+from gladstone.gguf import read_header
+from gladstone.lora import Lora
+from gladstone.progress import Progress, step
+
+# bits a weight that a file never has more of: those of the largest type that its mixture falls back to
+MOST_BITS = {"f32": 33, "f16": 17, "bf16": 17, "q8": 9, "q6": 8.6, "q5": 7, "mx": 7, "q4": 6.6, "iq4": 5.6}
+MOST_BITS_BELOW = 5.0
+ONTO: tuple[Onto, ...] = ("16bit", "nf4")
+MATRIX, LORA = "-imatrix.gguf", "-lora.gguf"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an export is to make, and how."""
+
+    quants: tuple[str, ...]
+    with_base: bool = False
+    onto: Onto | Literal["best"] = "16bit"  # best: whichever predicts held-out rows better
+    overrides: tuple[Override, ...] = ()
+    imatrix: str | None = None  # 'train', or a file of rows, of text, or an importance matrix
+    imatrix_chunks: int = 100
+    split_bytes: int | None = None
+    lora: bool = False  # the adapter alone, and the base in every quant
+    author: str | None = None
+    license: str | None = None  # of the tuned model; the base's if none is given
+
+    def checked(self) -> "Wanted":
+        """With the quants in order. Raises ConfigError for what cannot be made."""
+        return dataclasses.replace(
+            self, quants=check_quants(self.quants, self.overrides, imatrix=self.imatrix is not None)
+        )
+
+    @property
+    def carrier(self) -> str:
+        """The type that the conversion writes and all others are made of: one that holds every plain type asked for."""
+        plain = set(self.quants) & {*PLAIN}
+        if plain <= {"f16"}:
+            return "f16"
+        return "bf16" if plain == {"bf16"} else "f32"
+
+
+class Making:
+    """Makes the files of one export after another on its workbench."""
+
+    def __init__(self, run: Run, wanted: Wanted, onto: Onto, bench: Workbench, progress: Progress) -> None:
+        self.run, self.wanted, self.onto, self.bench, self.progress = run, wanted, onto, bench, progress
+        self.about = about_run(run, wanted.author, wanted.license)
+        self.held_out: dict[str, HeldOut] = {}  # by the model's name
+        self.notes: list[str] = []
+        self._calibration: Calibration | None = None
+
+    def needed_bytes(self) -> int:
+        """The carrier and each file that is not there yet, at the most that its type can weigh."""
+        elements = sum(math.prod(stored.shape) for stored in read_folder(self.run.base.folder).values())
+        quants = [quant for quant in self.wanted.quants if f"{self.run.name}-{quant}.gguf" not in self.bench.pieces]
+        models = 2 if self.wanted.with_base else 1
+        each = [_most_bits(quant) for quant in quants]
+        bits = _most_bits(self.wanted.carrier) + models * sum(each)
+        if self.wanted.split_bytes:  # a file and its parts are there together for a moment
+            bits += max(each, default=0)
+        return int(elements * bits / 8 * 1.02) + (16 << 20)
+
+    def check_lora(self) -> None:
+        """Before anything is made. Raises UnsupportedError for an adapter that has to be merged."""
+        if self.wanted.lora:
+            base = self.run.base.folder
+            adapter = read_adapter(self.run.folder / "adapter", model_type=str(read_model_config(base)["model_type"]))
+            pairs_of(plan_merge(base, [adapter]))
+
+    def read_calibration(self) -> None:
+        """Read the rows or the text of the importance matrix, before anything is made. Raises DataError."""
+        source = self.wanted.imatrix
+        if source is None or (source != "train" and is_imatrix(Path(source))):
+            return
+        path = self.run.folder / "data" / "train.jsonl" if source == "train" else Path(source)
+        if path.suffix == ".txt":
+            self._calibration = Calibration(path.name, read_text(path), self.wanted.imatrix_chunks)
+            return
+        rows = read_conversations(path, "prepared" if source == "train" else "auto")
+        end = self.base.tokenizer.hf.eos_token or ""
+        self._calibration = calibration(path.name, rows, self.base.template, end, self.wanted.imatrix_chunks)
+
+    @cached_property
+    def base(self) -> Trained:
+        """The untouched base, with the run's tokenizer, template and rows."""
+        return of_run(self.run, None, self.onto)
+
+    def all(self) -> dict[str, list[Point]]:
+        """Every file that is wanted, and the proofs."""
+        name = self.run.name
+        if self.wanted.lora:
+            return self.lora(name)
+        proof = {name: self.model(name, self.run.folder / "adapter")}
+        if self.wanted.with_base:
+            proof[f"{name}-base"] = self.model(f"{name}-base", None)
+        return proof
+
+    def model(self, name: str, adapter: Path | None) -> list[Point]:
+        """The model's files in every quant, and the proof of them; the carrier goes unless it was asked for."""
+        base = self._carrier(name, self.about if adapter else about_base(self.run), adapter)
+        trained = dataclasses.replace(self.base, adapter=adapter)
+        points = verify_file(base, trained, self.progress)
+        _refuse_failed(base, points)
+        self._measure(name, base)
+        points += self._quantised(name, base, trained)
+        self._put_away(base)
+        return points
+
+    def lora(self, name: str) -> dict[str, list[Point]]:
+        """The adapter alone, proven with the base under it, and the base's files in every quant."""
+        adapter = self.run.folder / "adapter"
+        base = self._carrier(f"{name}-base", about_base(self.run), None)
+        path = self.bench.out / f"{name}{LORA}"
+        conversion = conversion_of(self.run, self.about, adapter, self.onto)
+
+        def written() -> Made:
+            write_lora(conversion, path, self.run.template_source, self.progress)
+            return [path], {}
+
+        self.bench.piece(path.name, ["lora", _said(self.about)], written)
+        trained = dataclasses.replace(self.base, adapter=adapter)
+        points = verify_file(base, trained, self.progress, loras=[Lora(path)])
+        _refuse_failed(path, points)
+        self._measure(f"{name}-lora", base, [Lora(path)])
+        costs = self._quantised(f"{name}-base", base, self.base)
+        self._put_away(base)
+        return {f"{name}-lora": points, f"{name}-base": costs}
+
+    def _measure(self, name: str, path: Path, loras: Sequence[Lora] = ()) -> None:
+        with step(self.progress, f"Measuring {path.name} on held-out rows"):
+            self.held_out[name] = held_out_loss(path, self.base, self.progress, loras)
+
+    def _carrier(self, name: str, about: About, adapter: Path | None) -> Path:
+        """The model in the type that all others are made of."""
+        carrier = self.wanted.carrier
+        path = self.bench.out / f"{name}-{carrier}.gguf"
+
+        def converted() -> Made:
+            convert(conversion_of(self.run, about, adapter, self.onto), path, self.progress, carrier)
+            return [path], {}
+
+        self.bench.piece(path.name, ["convert", _said(about)], converted)
+        return path
+
+    def _quantised(self, name: str, base: Path, trained: Trained) -> list[Point]:
+        """Make the other files from the carrier, and prove each against it."""
+        carrier = self.wanted.carrier
+        matrix = self._imatrix(name, base)
+        others = [quant for quant in self.wanted.quants if quant != carrier]
+        made = {quant: self._quant(base, f"{name}-{quant}.gguf", Quantisation(quant, self.wanted.overrides, matrix))
+                for quant in others}  # fmt: skip
+        points = [same for same, _ in made.values()]
+        if made:
+            with step(self.progress, f"Proving {', '.join(made)} against {carrier}"):
+                files = {quant: path for quant, (_, path) in made.items()}
+                costs = check_quantised(base, files, trained, self.progress)
+            points += [dataclasses.replace(point, name=quant) for quant, point in costs.items()]
+        _refuse_failed(base, points)
+        return points
+
+    def _put_away(self, base: Path) -> None:
+        """The carrier goes, unless it was asked for: then it is cut in parts if the others are."""
+        limit, asked = self.wanted.split_bytes, self.wanted.carrier in self.wanted.quants
+        if limit and asked:
+            self.bench.piece(
+                f"{base.name} in parts", ["split", limit], lambda: (split_gguf(base, limit, self.progress), {})
+            )
+        if limit or not asked:
+            self.bench.drop(base.name)
+
+    def _imatrix(self, name: str, base: Path) -> Path | None:
+        """The importance matrix of a model, made once and kept beside its files, or the one that was given."""
+        if self.wanted.imatrix is None:
+            return None
+        if self._calibration is None:
+            given = Path(self.wanted.imatrix)
+            check_fits(read_imatrix(given), read_header(base), given)
+            return given
+        text, path = self._calibration, self.bench.out / f"{name}{MATRIX}"
+
+        def computed() -> Made:
+            compute_imatrix(base, text, path, self.progress)
+            return [path], {"text": text.name, "chunks": read_imatrix(path).chunks}
+
+        self.bench.piece(path.name, ["imatrix", text.sha256], computed)
+        return path
+
+    def _quant(self, base: Path, name: str, how: Quantisation) -> tuple[Point, Path]:
+        """A quantised file, in parts if it is to be, and the proof that its header is the carrier's."""
+        target = self.bench.out / name
+        matrix = sha256_file(how.imatrix) if how.imatrix and how.is_quantised else ""
+        overrides = how.overrides if how.is_quantised else ()
+
+        def quantised() -> Made:
+            made = quantise(base, target, how, self.progress)
+            same = check_header(target, base)
+            facts: dict[str, Any] = {"same": dataclasses.asdict(same), "imatrix": matrix or None}
+            facts["fallbacks"] = [dataclasses.asdict(each) for each in made.fallbacks]
+            facts["told"] = told_fallbacks(how.quant, made.fallbacks) if made.fallbacks else None
+            limit = self.wanted.split_bytes
+            return (split_gguf(target, limit, self.progress) if limit else [target]), facts
+
+        piece = self.bench.piece(
+            name,
+            ["quantise", self.bench.pieces[base.name].made_from, base.name, overrides, matrix, self.wanted.split_bytes],
+            quantised,
+        )
+        if piece.facts["told"]:
+            self.notes.append(piece.facts["told"])
+        same = dataclasses.replace(Point(**piece.facts["same"]), name=f"{how.quant}: metadata")
+        return same, self.bench.out / piece.files[0].path
+
+    def pieces(self) -> Iterable[Piece]:
+        """Those of this call."""
+        return (self.bench.pieces[name] for name in self.bench.used)
+
+
+def model_key(run: Run, onto: Onto) -> str:
+    """Changes with anything that the model is made from."""
+    adapter = run.manifest.record("adapter/adapter_model.safetensors").sha256
+    tokenizer = [record.sha256 for record in run.manifest.files if record.path.startswith("tokenizer/")]
+    parts = [run.base.fingerprint, adapter, *tokenizer, installed_version(), run.name, onto]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _most_bits(quant: str) -> float:
+    return next((bits for start, bits in MOST_BITS.items() if quant.startswith(start)), MOST_BITS_BELOW)
+
+
+def _refuse_failed(path: Path, points: list[Point]) -> None:
+    failed = [f"{point.name}: {point.detail}" for point in points if not point.passed]
+    if failed:
+        raise ArtifactError(listed(f"{path}: the proof failed, this file is not the model that was trained", failed))
+
+
+def conversion_of(run: Run, about: About, adapter: Path | None, onto: Onto) -> Conversion:
+    """What is converted to make a model, its adapter merged if it has one."""
+    adapters = ((adapter, 1.0),) if adapter else ()
+    return Conversion(about.name, run.base.folder, run.folder / "tokenizer", adapters, onto, about.as_metadata())
+
+
+def choose_onto(run: Run, wanted: Wanted, out: Path, progress: Progress) -> tuple[Onto, list[str]]:
+    """Which base the adapter is merged onto, and what is to be told of it; `best` is measured on held-out rows."""
+    if wanted.onto != "best":
+        return wanted.onto, []
+    about = about_run(run, None, None)
+    trained = of_run(run, run.folder / "adapter")
+    losses: dict[Onto, HeldOut] = {}
+    with tempfile.TemporaryDirectory(prefix=".onto.", suffix=".partial", dir=out) as work:
+        for onto in ONTO:
+            path = Path(work) / f"{onto}.gguf"
+            convert(conversion_of(run, about, run.folder / "adapter", onto), path, progress)
+            with step(progress, f"Measuring the merge onto {onto} on held-out rows"):
+                losses[onto] = held_out_loss(path, trained, progress)
+            path.unlink()
+    nearer = losses["16bit"].less(losses["nf4"])
+    chosen: Onto = "nf4" if nearer[0] > 0 else "16bit"
+    means = ", ".join(f"{onto} {loss.as_json()['nats_per_token']:.4f}" for onto, loss in losses.items())
+    sure = "" if nearer[1] > 0 or nearer[2] < 0 else ", a difference that may be chance"
+    return chosen, [
+        f"merged onto {chosen}: held-out loss {means} nats a token, 16bit less nf4 {told(nearer, digits=4)}{sure}."
+    ]
+
+
+def _said(about: About) -> str:
+    return json.dumps(about.as_metadata(), sort_keys=True)
