@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -73,13 +74,21 @@ def serve(work: Callable[[dict[str, Any]], Any]) -> None:
 
     An error that is meant for the user becomes the last line of stderr, and the exit code `run_child` knows it by.
     """
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        result = work(json.load(sys.stdin))
+        result = work(job)
     except GladstoneError as error:
         print(error, file=sys.stderr)
         sys.exit(USER_ERROR)
     if result is not None:
         print(json.dumps({"result": result}))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot stop its child: what that went on writing would lie beside the next call's."""
+    os.read(0, 1)  # returns when the other end is closed: nothing more is ever sent
+    os._exit(1)
 
 
 def report_share(fraction: float) -> None:
@@ -91,14 +100,17 @@ def _talk(child: subprocess.Popen[str], job: dict[str, Any], progress: Progress)
     """Hand over the job, show the progress, and wait for the end."""
     result = None
     assert child.stdin is not None and child.stdout is not None  # noqa: PT018, S101 - both are pipes
-    with suppress(BrokenPipeError), child.stdin:  # a child that died says why on its stderr
-        child.stdin.write(json.dumps(job))
+    with suppress(BrokenPipeError):  # a child that died says why on its stderr
+        child.stdin.write(json.dumps(job) + "\n")
+        child.stdin.flush()  # and left open: where it ends, so do we
     for line in child.stdout:
         said = _report(line)
         if "fraction" in said:
             progress.update(float(said["fraction"]))
         result = said.get("result", result)
     child.wait()
+    with suppress(BrokenPipeError):
+        child.stdin.close()
     return result
 
 

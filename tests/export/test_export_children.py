@@ -1,6 +1,8 @@
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from gladstone.errors import ToolError, UnsupportedError
 
 
 def child(folder: Path, code: str) -> tuple[str, tuple[Path, ...]]:
-    (folder / "small_child.py").write_text(f"import json, os, signal, sys, time\njob = json.load(sys.stdin)\n{code}\n")
+    (folder / "small_child.py").write_text(
+        f"import json, os, signal, sys, time\njob = json.loads(sys.stdin.readline())\n{code}\n"
+    )
     return "small_child", (folder,)
 
 
@@ -50,6 +54,26 @@ def test_an_error_meant_for_the_user_comes_through_as_it_is(tmp_path: Path) -> N
     with pytest.raises(UnsupportedError) as caught:
         run(tmp_path, code)
     assert str(caught.value) == "it is not supported"
+
+
+def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
+    """Killed, a parent can tell it nothing."""
+    (tmp_path / "endless.py").write_text(
+        "import os, time\nfrom pathlib import Path\nfrom export.children import serve\n"
+        "def work(job):\n    Path(job['out']).write_text(str(os.getpid()))\n    time.sleep(600)\nserve(work)\n"
+    )
+    told = tmp_path / "pid"
+    code = f"from pathlib import Path\nfrom export.children import run_child\nrun_child('endless', {{'out': {str(told)!r}}}, 'x', [Path({str(tmp_path)!r})])"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    deadline_s = time.monotonic() + 60
+    while not (told.exists() and told.read_text()):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    parent.kill()
+    parent.wait()
+    while Path(f"/proc/{told.read_text()}").exists():
+        assert time.monotonic() < deadline_s, "the child lives on"
+        time.sleep(0.01)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals")
