@@ -59,6 +59,9 @@ def main() -> None:
 )
 @click.option("--split", metavar="SIZE", help="Cut files into parts of at most this size, as 2GB.")
 @click.option("--author", metavar="NAME", help="Who made the model; goes into the files and the model card.")
+@click.option(
+    "--language", "languages", multiple=True, metavar="CODE", help="A language it answers in, as en; repeats."
+)
 @click.option("--license", "license_id", metavar="ID", help="The model's licence, as mit.  [default: the base's]")
 @click.option("--dry-run", is_flag=True, help="Show what each file would weigh, and make none.")
 def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
@@ -75,6 +78,7 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     split: str | None,
     author: str | None,
     license_id: str | None,
+    languages: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     """Merge, convert, quantise and prove the model of a finished RUN folder."""
@@ -90,7 +94,9 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     _check_fit(fit)
     split_bytes = parse_bytes(split, "--split") if split else None
     parsed = tuple(map(parse_override, overrides))
-    wanted = Wanted(quants, with_base, onto, parsed, imatrix, imatrix_chunks, split_bytes, False, author, license_id)
+    wanted = Wanted(
+        quants, with_base, onto, parsed, imatrix, imatrix_chunks, split_bytes, False, author, license_id, languages
+    )
     if fit or dry_run:
         sizes = export_sizes(run, wanted, context, parse_bytes(fit, "--fit") if fit else None, Lines())
         _show_sizes(sizes, context)

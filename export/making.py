@@ -65,6 +65,7 @@ class Wanted:
     lora: bool = False  # the adapter alone, and the base in every quant
     author: str | None = None
     license: str | None = None  # of the tuned model; the base's if none is given
+    languages: tuple[str, ...] = ()
 
     def checked(self) -> "Wanted":
         """With the quants in order. Raises ConfigError for what cannot be made."""
@@ -86,7 +87,7 @@ class Making:
 
     def __init__(self, run: Run, wanted: Wanted, onto: Onto, bench: Workbench, progress: Progress) -> None:
         self.run, self.wanted, self.onto, self.bench, self.progress = run, wanted, onto, bench, progress
-        self.about = about_run(run, wanted.author, wanted.license)
+        self.about = about_run(run, wanted.author, wanted.license, wanted.languages)
         self.held_out: dict[str, HeldOut] = {}  # by the model's name
         self.notes: list[str] = []
         self._calibration: Calibration | None = None
@@ -285,7 +286,7 @@ def choose_onto(run: Run, wanted: Wanted, out: Path, progress: Progress) -> tupl
     """Which base the adapter is merged onto, and what is to be told of it; `best` is measured on held-out rows."""
     if wanted.onto != "best":
         return wanted.onto, []
-    about = about_run(run, None, None)
+    about = about_run(run)
     trained = of_run(run, run.folder / "adapter")
     losses: dict[Onto, HeldOut] = {}
     with tempfile.TemporaryDirectory(prefix=".onto.", suffix=".partial", dir=out) as work:

@@ -92,7 +92,7 @@ def export_sizes(
     with tempfile.TemporaryDirectory() as work, output_to(Path(work) / LOG_NAME):
         path = Path(work) / "outline.gguf"
         # what the base is taken as changes no size
-        outline(conversion_of(run, about_run(run, None, None), run.folder / "adapter", "16bit"), path, progress)
+        outline(conversion_of(run, about_run(run), run.folder / "adapter", "16bit"), path, progress)
         if fit_bytes is not None:
             return [fit.best_fit(path, fit_bytes, wanted.overrides, context, imatrix=wanted.imatrix is not None)]
         return fit.sizes(path, wanted.quants, wanted.overrides, context)

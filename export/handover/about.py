@@ -10,7 +10,7 @@ from gladstone.artifacts import Manifest
 from gladstone.basemodel import EMBEDDED
 
 HUB = "https://huggingface.co/"
-LANGUAGE, TAGS = "en", ("medical", "question-answering", "gladstone")
+TAGS = ("medical", "question-answering", "gladstone")
 EMBEDDED_ID, EMBEDDED_LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
 SAMPLES_LICENSE = "apache-2.0"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -44,6 +44,7 @@ class About:
     base: Source
     datasets: tuple[Source, ...]
     tags: tuple[str, ...]
+    languages: tuple[str, ...] = ()
 
     def as_metadata(self) -> dict[str, Any]:
         """The fields of the converter's metadata that are known."""
@@ -54,12 +55,14 @@ class About:
             "base_models": [self.base.as_metadata("")],
             "datasets": [each.as_metadata("datasets/") for each in self.datasets] or None,
             "tags": list(self.tags),
-            "languages": [LANGUAGE],
+            "languages": list(self.languages) or None,
         }
         return {name: value for name, value in fields.items() if value is not None}
 
 
-def about_run(run: Run, author: str | None, license_id: str | None) -> About:
+def about_run(
+    run: Run, author: str | None = None, license_id: str | None = None, languages: tuple[str, ...] = ()
+) -> About:
     """What a run made; its licence is the base's, unless another is given."""
     config = run.manifest.config
     base = _base(run)
@@ -71,6 +74,7 @@ def about_run(run: Run, author: str | None, license_id: str | None) -> About:
         base=base,
         datasets=datasets_of(run.manifest),
         tags=(*TAGS, "qlora" if config["base"]["load_in_4bit"] else "lora"),
+        languages=languages,
     )
 
 

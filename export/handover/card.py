@@ -52,7 +52,7 @@ def model_card(card: Card) -> str:
 
     about = card.about
     data = ModelCardData(
-        language="en",
+        language=list(about.languages) or None,
         license=about.license,
         library_name="gguf",
         pipeline_tag="text-generation",

@@ -179,7 +179,9 @@ def test_the_licence_of_a_base_is_read_from_its_card(tmp_path: Path) -> None:
 
 def test_sources_are_told_as_gguf_has_them() -> None:
     base = Source("a/b", "a/b", "mit")
-    about = About("n", "d", "Ada", "mit", base, (Source("rows.json", None, None), Source("c/d", "c/d", None)), ("t",))
+    about = About(
+        "n", "d", "Ada", "mit", base, (Source("rows.json", None, None), Source("c/d", "c/d", None)), ("t",), ("en",)
+    )
     assert about.as_metadata() == {
         "description": "d", "author": "Ada", "license": "mit", "tags": ["t"], "languages": ["en"],
         "base_models": [{"name": "b", "organization": "a", "repo_url": "https://huggingface.co/a/b"}],
@@ -189,7 +191,7 @@ def test_sources_are_told_as_gguf_has_them() -> None:
 
 def test_a_base_in_a_folder_is_told_by_its_name_alone(tiny_run: Path, tiny_base: Path) -> None:
     run = open_run(tiny_run, read_run_manifest(tiny_run), Silent())
-    assert about_run(run, None, None).base == Source(tiny_base.name, None, None)
+    assert about_run(run).base == Source(tiny_base.name, None, None)
     assert about_run(run, "Ada", "mit").license == "mit"
     assert about_base(run).datasets == ()
 
@@ -197,7 +199,19 @@ def test_a_base_in_a_folder_is_told_by_its_name_alone(tiny_run: Path, tiny_base:
 @pytest.fixture(scope="module")
 def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("handed") / "gguf"
-    options = ["--quant", "q8_0", "--with-base", "--author", "Ada | Lovelace", "--license", "mit", "--out", str(out)]
+    options = [
+        "--quant",
+        "q8_0",
+        "--with-base",
+        "--author",
+        "Ada | Lovelace",
+        "--license",
+        "mit",
+        "--language",
+        "en",
+        "--out",
+        str(out),
+    ]
     result = CliRunner().invoke(main, ["gguf", str(tiny_run), *options], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return out
@@ -210,6 +224,7 @@ def test_the_card_tells_what_the_model_is_and_what_it_costs(exported: Path, tiny
     card = ModelCard.load(exported / "README.md")
     assert card.data.license == "mit"
     assert card.data.library_name == "gguf"
+    assert card.data.language == ["en"]
     assert "medical" in card.data.tags
     assert NO_MEDICAL_ADVICE in card.text
     assert "| tiny-q8_0.gguf | " in card.text
