@@ -79,7 +79,7 @@ def test_a_disk_that_fills_in_the_middle_leaves_nothing_half(
     check_files(out, read_manifest(out))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_odd_names_links_and_another_file_system_are_nothing_special(tiny_run: Path, tmp_path: Path) -> None:
     elsewhere = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path
     odd = elsewhere / f"gladstone {tmp_path.name} 'ü' $(x) -- {{out}} 100%"

@@ -40,9 +40,11 @@ def written(adapter: Path, base: Path, tokenizer: Path, out: Path, template: str
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({}, id="plain"),
+        pytest.param({}, id="plain", marks=pytest.mark.long),
         pytest.param({"use_rslora": True, "r": 16}, id="rsLoRA"),
-        pytest.param({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 40}}, id="patterns"),
+        pytest.param(
+            {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 40}}, id="patterns", marks=pytest.mark.long
+        ),
     ],
 )
 def test_base_and_adapter_answer_as_the_trained_model(

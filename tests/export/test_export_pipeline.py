@@ -17,7 +17,7 @@ from gladstone.gguf import read_info
 from tests.export.tiny_runs import edit_json, finish, write_adapter
 from tests.stopped import interrupt
 
-PROOF = {"proof.json", "proof.txt"}
+PROOF = {"proof.json", "proof.txt", "README.md", "Modelfile"}
 FILES = {"tiny-q8_0.gguf", "tiny-q4_k_m.gguf", "tiny-base-q8_0.gguf", "tiny-base-q4_k_m.gguf"}
 
 
