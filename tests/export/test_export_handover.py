@@ -310,7 +310,7 @@ def test_an_upload_brings_the_files_of_the_manifest_and_no_others(exported: Path
     assert online.commits == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_upload_goes_on_with_what_is_missing(exported: Path, online: Hub) -> None:
     online.break_after = 1
     result = push(online, exported, "owner/name")

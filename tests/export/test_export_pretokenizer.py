@@ -28,6 +28,7 @@ def test_it_is_found_by_the_ids_of_texts(family: str, split: str, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_tokenizer_that_none_fits_is_refused_with_the_nearest(tmp_path: Path) -> None:
     base = write_family("llama3", tmp_path / "base")
     convert(Conversion("tiny", base, base), tmp_path / "out.gguf", Silent())

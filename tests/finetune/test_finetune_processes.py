@@ -93,6 +93,7 @@ def test_two_processes_have_the_losses_of_one(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_two_processes_began_one_goes_on_with(recipe: Path, alone: list[dict[str, Any]], tmp_path: Path) -> None:
     out = tmp_path / "out"
     stopped = call(TORCHRUN, recipe, out, "--max-steps", "3")
