@@ -107,6 +107,7 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
 
 
 def _show_export(result: "Export") -> None:
+    from export.lora import LORA
     from gladstone.host import readable_bytes
 
     for name, points in result.proof.items():
@@ -117,7 +118,7 @@ def _show_export(result: "Export") -> None:
     for path in result.files.values():
         click.echo(f"{readable_bytes(path.stat().st_size):>9}  {path}")
     model, *others = result.files.values()
-    lora = next((f" --lora {path}" for path in others if path.name.endswith("-lora.gguf")), "")
+    lora = next((f" --lora {path}" for path in others if path.name.endswith(LORA)), "")
     click.echo(f"Next: runtime chat {model}{lora}")
 
 

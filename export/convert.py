@@ -52,27 +52,35 @@ def outline(conversion: Conversion, out: Path, progress: Progress, file_type: st
 
 def _convert(conversion: Conversion, out: Path, progress: Progress, what: str, how: dict[str, object]) -> None:
     try:
-        _run_converter(conversion, out, progress, what, how | {"pre": None})
+        run_converter(conversion, out, progress, what, how | {"pre": None})
     except UnsupportedError as error:
         if str(error) != UNKNOWN_TOKENIZER:
             raise
         pre = _find_pretokenizer(conversion, progress)
-        _run_converter(conversion, out, progress, what, how | {"pre": pre})
+        run_converter(conversion, out, progress, what, how | {"pre": pre})
 
 
 def _find_pretokenizer(conversion: Conversion, progress: Progress) -> str:
     with tempfile.TemporaryDirectory() as work:
         header = Path(work) / "outline.gguf"
         how = {"type": "f16", "outline": True, "pre": "default"}
-        _run_converter(conversion, header, progress, "Reading the vocabulary", how)
+        run_converter(conversion, header, progress, "Reading the vocabulary", how)
         return choose(header, conversion.tokenizer, progress)
 
 
-def _run_converter(conversion: Conversion, out: Path, progress: Progress, what: str, how: Mapping[str, object]) -> None:
+def run_converter(  # noqa: PLR0913, PLR0917 - what is converted, whereto, and how
+    conversion: Conversion,
+    out: Path,
+    progress: Progress,
+    what: str,
+    how: Mapping[str, object],
+    module: str = "export.convert_child",
+) -> None:
+    """Write `out` whole by a child with the converter's packages; `how` is the part of its job that is its own."""
     folder = converter_folder(progress)
     with step(progress, what), whole_file(out) as partial, tempfile.TemporaryDirectory() as work:
         model = Path(work) / "model"
-        stage(conversion, model)
+        _stage(conversion, model)
         job = {
             **how,
             "model": str(model),
@@ -83,10 +91,10 @@ def _run_converter(conversion: Conversion, out: Path, progress: Progress, what: 
             "name": conversion.name,
             "about": dict(conversion.about),
         }
-        run_child("export.convert_child", job, "llama.cpp's converter", [folder / "gguf-py", folder], progress)
+        run_child(module, job, "llama.cpp's converter", [folder / "gguf-py", folder], progress)
 
 
-def stage(conversion: Conversion, model: Path) -> None:
+def _stage(conversion: Conversion, model: Path) -> None:
     """A folder of links: shape of the base, tokenizer and template as trained. The weights come from the merge."""
     model.mkdir()
     for name in MODEL_FILES:

@@ -4,17 +4,15 @@ llama.cpp knows one strength for a whole adapter and computes it as alpha/rank, 
 modules with an alpha of their own. So each B carries its own strength, and alpha is 0: llama.cpp then applies no more.
 """
 
-import tempfile
 from pathlib import Path
 
 from export.adapter import LowRank, Rows, Shift, Update
-from export.children import run_child
-from export.convert import Conversion, stage
-from export.converter import converter_folder
+from export.convert import Conversion, run_converter
 from export.merge import Plan
-from gladstone.artifacts import whole_file
 from gladstone.errors import UnsupportedError, listed
-from gladstone.progress import Progress, step
+from gladstone.progress import Progress
+
+LORA = "-lora.gguf"  # how the file's name ends
 
 
 def pairs_of(plan: Plan) -> list[tuple[str, LowRank]]:
@@ -51,23 +49,8 @@ def _inexpressible(update: Update) -> str | None:
 
 
 def write_lora(conversion: Conversion, out: Path, template: str, progress: Progress) -> None:
-    """Write `out` whole: the conversion's one adapter in float32, with the template that it was trained with.
+    """Write `out` whole: the conversion's adapter in float32, with the template that it was trained with.
 
     Raises UnsupportedError for what cannot be expressed, ToolError if the converter fails.
     """
-    folder = converter_folder(progress)
-    [(adapter, strength)] = conversion.adapters
-    with step(progress, "Writing the adapter"), whole_file(out) as partial, tempfile.TemporaryDirectory() as work:
-        model = Path(work) / "model"
-        stage(conversion, model)
-        job = {
-            "model": str(model),
-            "base": str(conversion.base),
-            "adapter": str(adapter),
-            "strength": strength,
-            "template": template,
-            "out": str(partial),
-            "name": conversion.name,
-            "about": dict(conversion.about),
-        }
-        run_child("export.lora_child", job, "llama.cpp's converter", [folder / "gguf-py", folder], progress)
+    run_converter(conversion, out, progress, "Writing the adapter", {"template": template}, "export.lora_child")

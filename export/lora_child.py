@@ -7,26 +7,22 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from export.adapter import read_adapter
 from export.children import serve
 from export.convert_child import describe, known_class
 from export.lora import pairs_of
-from export.merge import plan_merge, read_model_config
+from export.merge import read_plan
 from gladstone.errors import UnsupportedError
 
 
 def write(job: dict[str, Any]) -> None:
-    """Write `job["out"]` from the adapter in `job["adapter"]`; `job["model"]` holds tokenizer and config."""
+    """Write `job["out"]` from the adapter in `job["adapters"]`; `job["model"]` holds tokenizer and config."""
     import gguf
     import torch
     from conversion import ModelBase
     from convert_lora_to_gguf import LoraTorchTensor
 
     folder, base = Path(job["model"]), Path(job["base"])
-    adapter = read_adapter(
-        Path(job["adapter"]), job["strength"], model_type=str(read_model_config(base).get("model_type", ""))
-    )
-    pairs = pairs_of(plan_merge(base, [adapter]))
+    pairs = pairs_of(read_plan(base, [(Path(path), weight) for path, weight in job["adapters"]], job["onto"]))
     hparams = ModelBase.load_hparams(folder, False)
     known = known_class(hparams)
 

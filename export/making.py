@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from export.adapter import read_adapter
 from export.convert import Conversion, convert
 from export.converter import installed_version
 from export.handover.about import About, about_base, about_run
@@ -24,8 +23,8 @@ from export.imatrix import (
     read_imatrix,
     read_text,
 )
-from export.lora import pairs_of, write_lora
-from export.merge import Onto, plan_merge, read_model_config
+from export.lora import LORA, pairs_of, write_lora
+from export.merge import Onto, read_plan
 from export.proof.file import verify_file
 from export.proof.heldout import HeldOut, held_out_loss, told
 from export.proof.point import Point
@@ -48,7 +47,7 @@ from gladstone.progress import Progress, step
 MOST_BITS = {"f32": 33, "f16": 17, "bf16": 17, "q8": 9, "q6": 8.6, "q5": 7, "mx": 7, "q4": 6.6, "iq4": 5.6}
 MOST_BITS_BELOW = 5.0
 ONTO: tuple[Onto, ...] = ("16bit", "nf4")
-MATRIX, LORA = "-imatrix.gguf", "-lora.gguf"
+MATRIX = "-imatrix.gguf"
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,7 @@ class Making:
     def check_lora(self) -> None:
         """Before anything is made. Raises UnsupportedError for an adapter that has to be merged."""
         if self.wanted.lora:
-            base = self.run.base.folder
-            adapter = read_adapter(self.run.folder / "adapter", model_type=str(read_model_config(base)["model_type"]))
-            pairs_of(plan_merge(base, [adapter]))
+            pairs_of(read_plan(self.run.base.folder, [(self.run.folder / "adapter", 1.0)], self.onto))
 
     def read_calibration(self) -> None:
         """Read the rows or the text of the importance matrix, before anything is made. Raises DataError."""

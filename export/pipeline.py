@@ -15,7 +15,8 @@ from export.handover.card import NAME as CARD_NAME
 from export.handover.card import Card
 from export.handover.modelfile import NAME as MODELFILE_NAME
 from export.handover.write import common_system, write_card, write_modelfile
-from export.making import LORA, MATRIX, Making, Wanted, choose_onto, conversion_of, model_key
+from export.lora import LORA
+from export.making import MATRIX, Making, Wanted, choose_onto, conversion_of, model_key
 from export.merge import Onto
 from export.proof.file import proof_page, verify_file
 from export.proof.point import Point

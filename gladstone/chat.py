@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ROLES = ("system", "user", "assistant")
+CHAT_CONTEXT_TOKENS = 4096  # a model trained for 128k tokens would take gigabytes for a context nobody asked for
 # Small models wander off at the temperatures that large ones like (SmolLM2's own card says 0.2, top-p 0.9), and repeat
 # themselves near 0: little randomness, a mild penalty on repeating.
 CHAT_SAMPLING: dict[str, Any] = {"temperature": 0.3, "top_p": 0.9, "repeat_penalty": 1.1}

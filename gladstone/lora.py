@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
 from gladstone.gguf import GgufHeader, Tensor, read_header
@@ -94,8 +93,9 @@ def _check_pairs(path: Path, adapter: Sequence[Tensor], model: dict[str, Tensor]
 
 def _fits(name: str, down: tuple[int, ...], up: tuple[int, ...], weight: tuple[int, ...]) -> bool:
     """Shapes with the fastest dimension first: weight (in, out), down (in, rank), up (rank, out)."""
+    if len(down) < 2 or len(weight) < 2:
+        return False
     if name == EMBEDDING:  # looked up instead of multiplied: (entries, rank) of it are read as rows
-        expected: tuple[Any, Any] = ((down[0], weight[1]), (down[0], weight[0]))
-    else:
-        expected = ((weight[0], down[1], *weight[2:]), (down[1], weight[1], *weight[2:])) if len(down) > 1 else ((), ())
-    return len(weight) > 1 and (down, up) == expected
+        return down[1:] == weight[1:] and up == (down[0], weight[0])
+    rank, others = down[1], weight[2:]
+    return down == (weight[0], rank, *others) and up == (rank, weight[1], *others)

@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from gladstone.chat import Message
+from gladstone.chat import CHAT_CONTEXT_TOKENS, Message
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.llama import Context, Model
 from gladstone.lora import Lora
@@ -19,7 +19,6 @@ from runtime.text import THINK_CLOSE, THINK_OPEN, Piece, TextStream
 
 __all__ = ["AnswerLoss", "Completion", "ContextFullError", "Engine", "Piece", "Sampling"]
 
-DEFAULT_CONTEXT_TOKENS = 4096  # a model trained for 128k tokens would take gigabytes for a context nobody asked for
 SCORING_BATCH_TOKENS = 64  # logits of every token are kept: 64 of a vocabulary of 150,000 are 38 MB
 
 
@@ -273,7 +272,7 @@ class _Answer:
 def _context_size(model: Model, asked: int | None) -> int:
     trained = model.context_tokens
     if asked is None:
-        return min(trained, DEFAULT_CONTEXT_TOKENS)
+        return min(trained, CHAT_CONTEXT_TOKENS)
     if not 1 <= asked <= trained:
         raise ConfigError(
             f"a context of {asked:,} tokens: expected 1 to {trained:,}, which {model.path.name} was trained for."

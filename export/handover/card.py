@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from export.handover.about import About, Source
+from export.lora import LORA
 from export.proof.heldout import HeldOut, told
 from export.proof.point import Point
 from gladstone.chat import NO_MEDICAL_ADVICE
@@ -86,7 +87,7 @@ def _title(card: Card) -> Iterable[str]:
 
 def _use(card: Card) -> Iterable[str]:
     model = next(iter(card.files))
-    lora = next((f" --lora {name}" for name in card.files if name.endswith("-lora.gguf")), "")
+    lora = next((f" --lora {name}" for name in card.files if name.endswith(LORA)), "")
     yield "## Use"
     yield ""
     yield "```sh"

@@ -12,12 +12,10 @@ from export.handover.turns import check_turns, read_turns
 from export.proof.prompts import conversations
 from export.proof.trained import Trained
 from gladstone.artifacts import write_text
-from gladstone.chat import CHAT_SAMPLING, Conversation
+from gladstone.chat import CHAT_CONTEXT_TOKENS, CHAT_SAMPLING, Conversation
 from gladstone.errors import DataError, UnsupportedError
 from gladstone.gguf import read_info
 from gladstone.llama import Model
-
-CONTEXT_TOKENS = 4096  # as `runtime chat` takes: a model trained for 128k tokens would take gigabytes
 
 
 def write_modelfile(trained: Trained, model: Path, lora: Path | None, about: About, system: str | None) -> str | None:
@@ -40,7 +38,7 @@ def _modelfile(trained: Trained, path: Path, lora: Path | None, about: About, sy
         bos = model.token_text(model.bos) if model.adds_bos and model.bos >= 0 else ""
         ends = dict.fromkeys(token for token in (model.eot, model.eos) if token >= 0)
         stops = [model.piece(token, special=True).decode("utf-8", "replace") for token in ends]
-    context = min(read_info(path).context_tokens, CONTEXT_TOKENS)
+    context = min(read_info(path).context_tokens, CHAT_CONTEXT_TOKENS)
     turns = read_turns(trained.template, bos, stops)
     asked = [messages[:-1] for messages in conversations(trained)]
     check_turns(turns, trained.template, asked, bos)

@@ -12,8 +12,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from export.cli import main
+from export.making import Wanted, choose_onto
+from export.proof.heldout import HeldOut
+from export.run import open_run, read_run_manifest
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.gguf import read_info
+from gladstone.progress import Silent
 from tests.export.tiny_runs import edit_json, finish, write_adapter
 from tests.stopped import interrupt
 
@@ -285,3 +289,37 @@ def test_a_text_that_is_not_utf8_is_refused_before_anything_is_made(tiny_run: Pa
     out = tmp_path / "out"
     assert refused(export("gguf", tiny_run, "--imatrix", text, "--out", out)) == f"{text}: byte 4 is not UTF-8."
     assert not list(out.glob("*.gguf"))
+
+
+@pytest.mark.slow
+def test_onto_best_measures_both_bases_and_takes_the_one_that_predicts_better(tiny_run: Path, tmp_path: Path) -> None:
+    result = export("gguf", tiny_run, "--quant", "q8_0", "--onto", "best", "--out", tmp_path / "gguf")
+    assert result.exit_code == 0, result.output
+    said = re.search(
+        r"merged onto (16bit|nf4): held-out loss 16bit (\d+\.\d+), nf4 (\d+\.\d+) nats a token, 16bit less nf4 ",
+        " ".join(result.output.split()),
+    )
+    assert said, result.output
+    losses = {"16bit": float(said[2]), "nf4": float(said[3])}
+    assert losses["16bit"] != losses["nf4"]
+    assert losses[said[1]] == min(losses.values())
+    assert read_manifest(tmp_path / "gguf").config["onto"] == said[1]
+    proof = json.loads((tmp_path / "gguf" / "proof.json").read_text())
+    assert proof["held_out"]["tiny"]["nats_per_token"] == pytest.approx(losses[said[1]], abs=0.001)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("losses", "chosen"), [((2.0, 1.0), "nf4"), ((1.0, 2.0), "16bit")])
+def test_the_base_of_the_lower_loss_is_taken(
+    losses: tuple[float, float], chosen: str, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = iter(losses)
+    monkeypatch.setattr("export.making.held_out_loss", lambda *_: HeldOut((next(given),) * 3, (1, 1, 1)))
+    run = open_run(tiny_run, read_run_manifest(tiny_run), Silent())
+    onto, notes = choose_onto(run, Wanted(("q8_0",), onto="best"), tmp_path, Silent())
+    assert onto == chosen
+    assert notes == [
+        f"merged onto {chosen}: held-out loss 16bit {losses[0]:.4f}, nf4 {losses[1]:.4f} nats a token, "
+        f"16bit less nf4 {losses[0] - losses[1]:.4f} [{losses[0] - losses[1]:.4f}, {losses[0] - losses[1]:.4f}]."
+    ]
+    assert not list(tmp_path.iterdir())

@@ -400,7 +400,10 @@ def test_memory_that_really_ends_makes_the_pieces_smaller_and_leaves_the_losses(
     whole, out = tmp_path / "whole", tmp_path / "out"
     code, _, told = server.run("run", recipe, "--out", whole, *options)
     assert code == 0, told
-    code, printed, told = server.run("run", recipe, "--out", out, *options, before=SHORT.format(room=8_000_000))
+    for room in (8_000_000, 16_000_000, 32_000_000, 64_000_000):  # what a row takes besides differs: threads, arenas
+        code, printed, told = server.run("run", recipe, "--out", out, *options, before=SHORT.format(room=room))
+        if code == 0:
+            break
     assert code == 0, told
     assert "Note: memory did not suffice in step 1: " in printed
     assert read_manifest(whole).facts["events"] == []
