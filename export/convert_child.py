@@ -2,7 +2,7 @@
 
 Run by `export.convert` with the converter's folders first on PYTHONPATH, since its `gguf` and `conversion` packages
 share their names with others on the registry. The job comes as JSON on stdin. No merged copy of the model is ever on
-disk, nor more than a tensor of it in memory. Names torch.
+disk, nor more than a tensor of it in memory. Names torch, transformers.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from export.merge import Plan, read_plan
 from export.shards import DTYPES
 from gladstone.errors import UnsupportedError
 from gladstone.gguf import read_header
+from gladstone.importing import importing
 from gladstone.tokenizer import load_tokenizer
 
 Tensors = dict[str, Callable[[], Any]]
@@ -27,18 +28,20 @@ class UnknownTokenizerError(UnsupportedError):
 
 def convert(job: dict[str, Any]) -> None:
     """Write `job["out"]` from the base `job["base"]` and its adapters; `job["model"]` holds tokenizer and config."""
-    import gguf
-    import torch
-    from conversion import ModelBase
-
     folder, base = Path(job["model"]), Path(job["base"])
+    with importing():
+        import gguf
+        import torch
+        from conversion import ModelBase
+        from transformers import AutoTokenizer  # noqa: F401 - the converter imports it in the middle of its work
+
+        hparams = ModelBase.load_hparams(folder, False)  # imports the family's configuration
+        known = known_class(hparams)
     plan = read_plan(base, [(Path(path), weight) for path, weight in job["adapters"]], job["onto"])
-    hparams = ModelBase.load_hparams(folder, False)
     if plan.untied:
         hparams["tie_word_embeddings"] = False
     if "n_positions" in hparams:  # of GPT-2 the converter asks for the older name, which transformers 5 writes no more
         hparams.setdefault("n_ctx", hparams["n_positions"])
-    known = known_class(hparams)
 
     class Merging(known):  # type: ignore[misc, valid-type]
         """The model class, handed the plan's tensors in place of the folder's."""

@@ -4,6 +4,7 @@ Converter and runtime of one version agree on every tensor name and tokenizer ha
 pip, checked by sha256, and only the converter's files are unpacked into the user's cache.
 """
 
+import compileall
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,8 @@ def _unpack(archive: Path, folder: Path) -> None:
                 if "/vendor/llama.cpp/" in member.name and member.isfile() and str(inner).startswith(WANTED):
                     member.name = str(inner)
                     tar.extract(member, partial, filter="data")
+        # else every conversion compiles them where Python may not, or shall not, write bytecode beside them
+        compileall.compile_dir(partial, quiet=2, stripdir=str(partial), prependdir=str(folder))
         (partial / DONE_MARK).touch()
         partial.replace(folder)
     except (OSError, tarfile.TarError) as error:

@@ -12,19 +12,21 @@ from export.convert_child import describe, known_class
 from export.lora import pairs_of
 from export.merge import read_plan
 from gladstone.errors import UnsupportedError
+from gladstone.importing import importing
 
 
 def write(job: dict[str, Any]) -> None:
     """Write `job["out"]` from the adapter in `job["adapters"]`; `job["model"]` holds tokenizer and config."""
-    import gguf
-    import torch
-    from conversion import ModelBase
-    from convert_lora_to_gguf import LoraTorchTensor
-
     folder, base = Path(job["model"]), Path(job["base"])
+    with importing():
+        import gguf
+        import torch
+        from conversion import ModelBase
+        from convert_lora_to_gguf import LoraTorchTensor
+
+        hparams = ModelBase.load_hparams(folder, False)  # imports the family's configuration
+        known = known_class(hparams)
     pairs = pairs_of(read_plan(base, [(Path(path), weight) for path, weight in job["adapters"]], job["onto"]))
-    hparams = ModelBase.load_hparams(folder, False)
-    known = known_class(hparams)
 
     class Pairs(known):  # type: ignore[misc, valid-type]
         """The model class, handed pairs in place of matrices."""

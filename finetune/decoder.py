@@ -6,6 +6,7 @@ from finetune.recipe import Recipe
 from finetune.trainable import check_targets, needs_checkpointing
 from gladstone.basemodel import Base
 from gladstone.errors import UnsupportedError
+from gladstone.importing import importing
 
 
 def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bool]:
@@ -61,6 +62,7 @@ def _hold_adapter_in_float32(model: Any) -> None:
 
 def import_unsloth() -> Any:
     """Unsloth's model class; imported before torch's other users, since it patches them."""
-    from unsloth import FastLanguageModel
+    with importing():
+        from unsloth import FastLanguageModel
 
     return FastLanguageModel

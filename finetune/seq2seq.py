@@ -9,13 +9,15 @@ from finetune.recipe import Recipe
 from finetune.trainable import check_targets, needs_checkpointing
 from gladstone.basemodel import Base
 from gladstone.errors import UnsupportedError
+from gladstone.importing import importing
 
 
 def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bool]:
     """As `finetune.decoder.load_model`. Raises UnsupportedError for 4 bit or layers that it has not."""
-    import torch
-    from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import AutoModelForSeq2SeqLM, set_seed
+    with importing():
+        import torch
+        from peft import LoraConfig, TaskType, get_peft_model
+        from transformers import AutoModelForSeq2SeqLM, set_seed
 
     if recipe.base.load_in_4bit:
         raise UnsupportedError(f"{base.name}: encoder and decoder are trained in float32; set base.load_in_4bit=false.")

@@ -15,6 +15,7 @@ from gladstone.command import require_packages
 from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
 from gladstone.gguf import read_header
 from gladstone.host import cache_dir, check_disk, installed_versions
+from gladstone.importing import importing
 from gladstone.progress import Progress, step
 
 EMBEDDED = "embedded:smollm2-135m-instruct"
@@ -155,9 +156,10 @@ def _unpack(source: Path, folder: Path) -> None:
 
 
 def _save_weights(source: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    with importing():
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
     logging.disable_progress_bar()
     dequantised = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)

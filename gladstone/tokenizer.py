@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gladstone.errors import ConfigError, DataError
+from gladstone.importing import importing
 from gladstone.template import ChatTemplate
 
 # everything a tokenizer may be made of; copied as it is, since save_pretrained does not write all of it back
@@ -88,7 +89,8 @@ class FolderTokenizer:
 
 def load_tokenizer(folder: Path) -> FolderTokenizer:
     """Load from a local folder, never from the Hub, never running code from it. Raises DataError if that fails."""
-    from transformers import AutoTokenizer
+    with importing():
+        from transformers import AutoTokenizer
 
     try:
         hf = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

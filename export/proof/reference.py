@@ -11,14 +11,16 @@ import numpy.typing as npt
 
 from export.proof.trained import Trained
 from gladstone.host import available_memory_bytes
+from gladstone.importing import importing
 
 
 class Reference:
     """Base and adapter as PEFT runs them, in float32 where memory allows, else in the base's 16-bit type."""
 
     def __init__(self, trained: Trained) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+        with importing():
+            import torch
+            from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
         weights = sum(path.stat().st_size for path in trained.base.glob("*.safetensors"))
         # stored in 16 bit: twice that in float32, and half as much again while it loads
@@ -31,8 +33,8 @@ class Reference:
             options["quantization_config"] = _as_trained_in_4bit(options["dtype"])
         model: Any = kind.from_pretrained(trained.base, local_files_only=True, trust_remote_code=False, **options)
         if trained.adapter is not None:
-            from peft import PeftModel
-
+            with importing():
+                from peft import PeftModel
             model = PeftModel.from_pretrained(model, str(trained.adapter))
         self._model = model.eval()
 

@@ -38,7 +38,7 @@ def test_the_right_archive_is_accepted_and_only_the_converter_is_unpacked(archiv
     assert folder.is_relative_to(empty_cache)
     assert sha256_file(archive_path()) == ARCHIVE_SHA256[installed_version()]
     assert {path.name for path in folder.iterdir()} == {
-        "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py", "LICENSE", ".unpacked"
+        "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py", "LICENSE", ".unpacked", "__pycache__",
     }  # fmt: skip
     assert (folder / "conversion" / "base.py").is_file()
     assert (folder / "gguf-py" / "gguf" / "gguf_writer.py").is_file()
@@ -47,7 +47,10 @@ def test_the_right_archive_is_accepted_and_only_the_converter_is_unpacked(archiv
 
 def test_a_second_set_up_uses_what_is_there(archive: Path, empty_cache: Path) -> None:
     assert export("setup", "--from", archive).exit_code == 0
-    mark = converter_folder(Silent()) / ".unpacked"
+    mark = (
+        converter_folder(Silent()) / ".unpacked",
+        "__pycache__",
+    )
     before_ns = mark.stat().st_mtime_ns
     archive_path().unlink()
     assert export("setup").exit_code == 0

@@ -292,6 +292,7 @@ def test_a_text_that_is_not_utf8_is_refused_before_anything_is_made(tiny_run: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_onto_best_measures_both_bases_and_takes_the_one_that_predicts_better(tiny_run: Path, tmp_path: Path) -> None:
     result = export("gguf", tiny_run, "--quant", "q8_0", "--onto", "best", "--out", tmp_path / "gguf")
     assert result.exit_code == 0, result.output
@@ -308,12 +309,12 @@ def test_onto_best_measures_both_bases_and_takes_the_one_that_predicts_better(ti
     assert proof["held_out"]["tiny"]["nats_per_token"] == pytest.approx(losses[said[1]], abs=0.001)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("losses", "chosen"), [((2.0, 1.0), "nf4"), ((1.0, 2.0), "16bit")])
 def test_the_base_of_the_lower_loss_is_taken(
     losses: tuple[float, float], chosen: str, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = iter(losses)
+    monkeypatch.setattr("export.making.convert", lambda _conversion, path, _progress: path.touch())
     monkeypatch.setattr("export.making.held_out_loss", lambda *_: HeldOut((next(given),) * 3, (1, 1, 1)))
     run = open_run(tiny_run, read_run_manifest(tiny_run), Silent())
     onto, notes = choose_onto(run, Wanted(("q8_0",), onto="best"), tmp_path, Silent())

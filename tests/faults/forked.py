@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from finetune.trainable import prepare_environment
+from gladstone.importing import importing
 
 STOP_S = 120
 # in this order: unsloth patches what comes after it
@@ -32,8 +33,9 @@ def warm_up() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["MPLBACKEND"] = "agg"
     prepare_environment()
-    for name in IMPORTED:
-        importlib.import_module(name)
+    with importing():
+        for name in IMPORTED:
+            importlib.import_module(name)
     importlib.import_module("torch").set_num_threads(1)
 
 
