@@ -47,10 +47,7 @@ def test_the_right_archive_is_accepted_and_only_the_converter_is_unpacked(archiv
 
 def test_a_second_set_up_uses_what_is_there(archive: Path, empty_cache: Path) -> None:
     assert export("setup", "--from", archive).exit_code == 0
-    mark = (
-        converter_folder(Silent()) / ".unpacked",
-        "__pycache__",
-    )
+    mark = converter_folder(Silent()) / ".unpacked"
     before_ns = mark.stat().st_mtime_ns
     archive_path().unlink()
     assert export("setup").exit_code == 0
