@@ -6,6 +6,7 @@ import pytest
 
 from export.adapter import LowRank, read_adapter
 from export.convert import Conversion, convert
+from export.convert_child import as_half
 from export.merge import as_nf4, copy_config, plan_merge, planned_shards, write_index, write_shard
 from export.shards import Stored, read_folder, read_header
 from gladstone.errors import ToolError, UnsupportedError
@@ -265,15 +266,27 @@ def test_onto_nf4_only_the_layers_matrices_change(tiny_base: Path) -> None:
     assert changed == plan.nf4 == {name for name in plan.sources if name.endswith("_proj.weight")}
 
 
-def test_a_merge_that_is_not_finite_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+def test_a_merge_that_is_not_finite_is_refused(tiny_base: Path, tmp_path: Path, broken: float) -> None:
     from safetensors.torch import load_file, save_file
 
     write_adapter(tiny_base, tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(path)
     name = next(each for each in tensors if "q_proj.lora_B" in each)
-    tensors[name][0, 0] = float("nan")
+    tensors[name][3, 1] = broken
     save_file(tensors, path)
     plan = plan_merge(tiny_base, [read_adapter(tmp_path / "adapter")])
     with pytest.raises(UnsupportedError, match="is not finite after the merge: the adapter is broken"):
         plan.read(name.removeprefix("base_model.model.").replace(".lora_B", ""))
+
+
+def test_halves_are_rounded_as_numpy_rounds_them() -> None:
+    bits = np.random.default_rng(0).integers(0, 2**32, 200_000, np.uint64).astype(np.uint32)
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    halves = halves[np.isfinite(halves)]
+    hard = np.concatenate([bits.view(np.float32), halves, (halves[1:] + halves[:-1]) / 2])  # ties, subnormals
+    hard = hard[np.isfinite(hard)]
+    with np.errstate(over="ignore"):
+        expected = hard.astype(np.float16)
+    assert as_half(hard).tobytes() == expected.tobytes()
