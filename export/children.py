@@ -17,6 +17,8 @@ from gladstone.errors import ArtifactError, GladstoneError, ToolError, Unsupport
 from gladstone.progress import Progress, Silent
 
 USER_ERROR, SHOWN_LINES = 3, 20
+# tensor after tensor is read into fresh memory: in pages of 4 KB that takes a third of a conversion's time
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 LEAST_ROOM = 1 << 20  # bytes; with fewer left a child has failed for want of them
 
 
@@ -29,7 +31,7 @@ def run_child(
     UnsupportedError with the child's message if it exits with 3, ToolError with its last lines if it fails.
     """
     paths = [str(path) for path in python_path] + [path for path in (os.environ.get("PYTHONPATH"),) if path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} if paths else None
+    environment = LARGE_PAGES | os.environ | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
