@@ -56,7 +56,7 @@ def main() -> None:
                     files[name] = folder / f"{name}.gguf"
                     quantise(f16, files[name], Quantisation(quant, imatrix=used), Silent())
         print("| type | file | mean KL, nats | top-1 | perplexity ratio [95 %] |\n|---|--:|--:|--:|--:|")
-        for name, point in check_quantised(f16, files, trained, Silent()).items():
+        for name, point in check_quantised(f16, files, trained, Silent())[0].items():
             found = point.measured
             low, high = found["perplexity_ratio_interval"]
             print(

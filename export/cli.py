@@ -28,6 +28,14 @@ ONTO_OR_BEST = click.option(
     help=f"{ONTO_HELP}; best measures both on held-out rows.",
 )
 
+AUTHOR = click.option("--author", metavar="NAME", help="Who made the model; goes into the files and the model card.")
+LANGUAGES = click.option(
+    "--language", "languages", multiple=True, metavar="CODE", help="A language it answers in, as en; repeats."
+)
+LICENSE = click.option(
+    "--license", "license_id", metavar="ID", help="The model's licence, as mit.  [default: the base's]"
+)
+
 
 @click.group(cls=Group, resumes=True)
 def main() -> None:
@@ -58,11 +66,9 @@ def main() -> None:
     "--context", type=click.IntRange(min=1), default=4096, show_default=True, help="Tokens to reckon with for memory."
 )
 @click.option("--split", metavar="SIZE", help="Cut files into parts of at most this size, as 2GB.")
-@click.option("--author", metavar="NAME", help="Who made the model; goes into the files and the model card.")
-@click.option(
-    "--language", "languages", multiple=True, metavar="CODE", help="A language it answers in, as en; repeats."
-)
-@click.option("--license", "license_id", metavar="ID", help="The model's licence, as mit.  [default: the base's]")
+@AUTHOR
+@LANGUAGES
+@LICENSE
 @click.option("--dry-run", is_flag=True, help="Show what each file would weigh, and make none.")
 def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     run: Path,
@@ -146,7 +152,17 @@ def _show_sizes(sizes: "list[Size]", context: int) -> None:
     "--quant", "quants", multiple=True, default=("q8_0",), show_default=True, help="Type of the base's file; repeats."
 )
 @click.option("--out", type=FOLDER, help="Folder for the files.  [default: RUN/lora]")
-def lora(run: Path, quants: tuple[str, ...], out: Path | None) -> None:
+@AUTHOR
+@LANGUAGES
+@LICENSE
+def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
+    run: Path,
+    quants: tuple[str, ...],
+    out: Path | None,
+    author: str | None,
+    languages: tuple[str, ...],
+    license_id: str | None,
+) -> None:
     """Write the adapter of a finished RUN alone, as GGUF, and the base's file that it is laid over.
 
     Several adapters can share one base: `runtime chat BASE.gguf --lora ADAPTER.gguf`.
@@ -156,7 +172,8 @@ def lora(run: Path, quants: tuple[str, ...], out: Path | None) -> None:
     from export.pipeline import export_gguf
     from gladstone.progress import Lines
 
-    _show_export(export_gguf(run, Wanted(quants, lora=True), out, Lines()))
+    wanted = Wanted(quants, lora=True, author=author, license=license_id, languages=languages)
+    _show_export(export_gguf(run, wanted, out, Lines()))
 
 
 @main.command()

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,7 +141,6 @@ class Making:
         trained = dataclasses.replace(self.base, adapter=adapter)
         points = verify_file(base, trained, self.progress)
         _refuse_failed(base, points)
-        self._measure(name, base)
         points += self._quantised(name, base, trained)
         self._put_away(base)
         return points
@@ -161,14 +160,11 @@ class Making:
         trained = dataclasses.replace(self.base, adapter=adapter)
         points = verify_file(base, trained, self.progress, loras=[Lora(path)])
         _refuse_failed(path, points)
-        self._measure(f"{name}-lora", base, [Lora(path)])
+        with step(self.progress, f"Measuring {path.name} on held-out rows"):
+            self.held_out[f"{name}-lora"] = held_out_loss(base, self.base, self.progress, [Lora(path)])
         costs = self._quantised(f"{name}-base", base, self.base)
         self._put_away(base)
         return {f"{name}-lora": points, f"{name}-base": costs}
-
-    def _measure(self, name: str, path: Path, loras: Sequence[Lora] = ()) -> None:
-        with step(self.progress, f"Measuring {path.name} on held-out rows"):
-            self.held_out[name] = held_out_loss(path, self.base, self.progress, loras)
 
     def _carrier(self, name: str, about: About, adapter: Path | None) -> Path:
         """The model in the type that all others are made of."""
@@ -183,18 +179,18 @@ class Making:
         return path
 
     def _quantised(self, name: str, base: Path, trained: Trained) -> list[Point]:
-        """Make the other files from the carrier, and prove each against it."""
+        """Make the other files from the carrier, and prove each against it on held-out rows."""
         carrier = self.wanted.carrier
         matrix = self._imatrix(name, base)
         others = [quant for quant in self.wanted.quants if quant != carrier]
         made = {quant: self._quant(base, f"{name}-{quant}.gguf", Quantisation(quant, self.wanted.overrides, matrix))
                 for quant in others}  # fmt: skip
         points = [same for same, _ in made.values()]
-        if made:
-            with step(self.progress, f"Proving {', '.join(made)} against {carrier}"):
-                files = {quant: path for quant, (_, path) in made.items()}
-                costs = check_quantised(base, files, trained, self.progress)
-            points += [dataclasses.replace(point, name=quant) for quant, point in costs.items()]
+        files = {quant: path for quant, (_, path) in made.items()}
+        what = f"Proving {', '.join(made)} against {carrier}" if made else f"Measuring {base.name}"
+        with step(self.progress, f"{what} on held-out rows"):
+            costs, self.held_out[name] = check_quantised(base, files, trained, self.progress)
+        points += [dataclasses.replace(point, name=quant) for quant, point in costs.items()]
         _refuse_failed(base, points)
         return points
 

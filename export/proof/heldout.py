@@ -1,15 +1,15 @@
 """How well a file predicts the held-out answers: nats a token, with an interval over rows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from export.proof.answers import CONTEXT_TOKENS, begin, log_softmax
-from export.proof.quantised import mean_of_rows, sequences_of
+from export.proof.answers import ANSWER_TOKENS, CONTEXT_TOKENS, PROMPTS, Logits, begin, log_softmax
 from export.proof.trained import Trained
 from gladstone.llama import Context, Model
 from gladstone.lora import Lora
@@ -39,12 +39,40 @@ def held_out_loss(path: Path, trained: Trained, progress: Progress, loras: Seque
     sequences = sequences_of(trained)
     with Model(path, loras=loras) as model, Context(model, CONTEXT_TOKENS) as context:
         for number, (prompt, answer) in enumerate(sequences, 1):
-            rows = begin(model, context, prompt, answer)[0][-len(answer) - 1 : -1]
-            likely = log_softmax(np.stack(rows))
-            nats.append(-float(likely[np.arange(len(answer)), answer].sum()))
+            likely = log_softmax(np.stack(begin(model, context, prompt, answer)[0]), "float32")
+            nats.append(-float(likely[places_of(likely, answer)].sum(dtype=np.float64)))
             tokens.append(len(answer))
             progress.update(number / len(sequences))
     return HeldOut(tuple(nats), tuple(tokens))
+
+
+def sequences_of(trained: Trained) -> list[tuple[list[int], list[int]]]:
+    """Prompts with the answers of the held-out rows; a plain text is cut into the two."""
+    found = []
+    for row in trained.rows:
+        prompt = trained.prompt(row, ANSWER_TOKENS)
+        answer = trained.tokenizer.encode(row.answer.content)
+        answer = answer[ANSWER_TOKENS if row.is_text else 0 :][: CONTEXT_TOKENS // 2]
+        if answer and 0 < len(prompt) <= CONTEXT_TOKENS // 2 - ANSWER_TOKENS:
+            found.append((prompt, answer))
+    return found[:PROMPTS]
+
+
+def places_of(logits: Logits, answer: Sequence[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where in logits (T, V) of a prompt with its answer each token of the answer is scored."""
+    return np.arange(len(logits) - len(answer) - 1, len(logits) - 1), np.array(answer)
+
+
+def mean_of_rows(sums: Iterable[float], counts: Iterable[int]) -> tuple[float, float, float]:
+    """Mean over all tokens of what is summed over each row, with its 95 % interval.
+
+    It is rows, not their tokens, that were drawn independently.
+    """
+    ours, tokens = np.array(list(sums)), np.array(list(counts))
+    mean, rows = float(ours.sum() / tokens.sum()), len(ours)
+    spread = float(np.sqrt(((ours - mean * tokens) ** 2).sum() * rows / max(rows - 1, 1)))
+    error = 1.96 * spread / float(tokens.sum()) if rows > 1 else math.inf
+    return mean, mean - error, mean + error
 
 
 def told(found: Sequence[float], digits: int = 3) -> str:

@@ -1,14 +1,15 @@
 """What quantising cost: each quantised file against the one it was made of, on held-out rows, token by token."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from export.proof.answers import ANSWER_TOKENS, CONTEXT_TOKENS, PROMPTS, Logits, begin, log_softmax
+from export.proof.answers import CONTEXT_TOKENS, Logits, begin, log_softmax
+from export.proof.heldout import HeldOut, mean_of_rows, places_of, sequences_of
 from export.proof.point import Point
 from export.proof.trained import Trained
 from gladstone.gguf import read_header
@@ -22,7 +23,6 @@ QUANTISERS_KEYS = {
     "split.count",
     "split.tensors.count",
 }
-Sequence = tuple[list[int], list[int]]
 
 
 def check_header(path: Path, carrier: Path) -> Point:
@@ -38,12 +38,15 @@ def check_header(path: Path, carrier: Path) -> Point:
     return Point("metadata", not differing, detail, {"keys": len(ours)}, "Export again: the header was changed.")
 
 
-def check_quantised(carrier: Path, files: Mapping[str, Path], trained: Trained, progress: Progress) -> dict[str, Point]:
-    """Of each file KL, top-1 agreement and perplexity ratio; it fails if it computes what is no number.
+def check_quantised(
+    carrier: Path, files: Mapping[str, Path], trained: Trained, progress: Progress
+) -> tuple[dict[str, Point], HeldOut]:
+    """Of each file KL, top-1 agreement and perplexity ratio, and how well the carrier predicts the answers.
 
-    All files are open at a time, so that no logits are stored.
+    A file fails if it computes what is no number. All are open at a time, so that no logits are stored.
     """
     sequences = sequences_of(trained)
+    whole_nats = []
     costs = {name: _Cost() for name in files}
     with ExitStack() as stack:
         opened = {}
@@ -52,25 +55,15 @@ def check_quantised(carrier: Path, files: Mapping[str, Path], trained: Trained, 
             opened[name] = model, stack.enter_context(Context(model, CONTEXT_TOKENS))
         for number, (prompt, answer) in enumerate(sequences, 1):
             # float32 is enough for what quantising changes: this is most of the proof's time
-            whole = log_softmax(np.stack(begin(*opened[""], prompt, answer)[0]), np.float32)
+            whole = log_softmax(np.stack(begin(*opened[""], prompt, answer)[0]), "float32")
+            whole_nats.append(-float(whole[places_of(whole, answer)].sum(dtype=np.float64)))
             likely = np.exp(whole)
             for name, cost in costs.items():
-                ours = log_softmax(np.stack(begin(*opened[name], prompt, answer)[0]), np.float32)
+                ours = log_softmax(np.stack(begin(*opened[name], prompt, answer)[0]), "float32")
                 cost.add(ours, whole, likely, answer)
             progress.update(number / len(sequences))
-    return {name: cost.point() for name, cost in costs.items()}
-
-
-def sequences_of(trained: Trained) -> list[Sequence]:
-    """Prompts with the answers of the held-out rows; a plain text is cut into the two."""
-    found = []
-    for row in trained.rows:
-        prompt = trained.prompt(row, ANSWER_TOKENS)
-        answer = trained.tokenizer.encode(row.answer.content)
-        answer = answer[ANSWER_TOKENS if row.is_text else 0 :][: CONTEXT_TOKENS // 2]
-        if answer and 0 < len(prompt) <= CONTEXT_TOKENS // 2 - ANSWER_TOKENS:
-            found.append((prompt, answer))
-    return found[:PROMPTS]
+    held_out = HeldOut(tuple(whole_nats), tuple(len(answer) for _, answer in sequences))
+    return {name: cost.point() for name, cost in costs.items()}, held_out
 
 
 class _Cost:
@@ -85,9 +78,8 @@ class _Cost:
         """Log-probabilities (T, V) of the file and of the whole, whose probabilities are `likely`."""
         self._kl.append((likely * (whole - ours)).sum(axis=1))
         self._same.append(ours.argmax(axis=1) == whole.argmax(axis=1))
-        places = slice(len(ours) - len(answer) - 1, len(ours) - 1)  # before each token of the answer
-        tokens = np.arange(len(answer)), np.array(answer)
-        self._nats.append(whole[places][tokens] - ours[places][tokens])
+        places = places_of(ours, answer)
+        self._nats.append(whole[places] - ours[places])
 
     def point(self) -> Point:
         kl, same = np.concatenate(self._kl), np.concatenate(self._same)
@@ -111,15 +103,3 @@ class _Cost:
         found = mean_of_rows([float(each.sum()) for each in self._nats], [len(each) for each in self._nats])
         ratio, low, high = (math.exp(min(each, 700.0)) for each in found)
         return ratio, low, high
-
-
-def mean_of_rows(sums: Iterable[float], counts: Iterable[int]) -> tuple[float, float, float]:
-    """Mean over all tokens of what is summed over each row, with its 95 % interval.
-
-    It is rows, not their tokens, that were drawn independently.
-    """
-    ours, tokens = np.array(list(sums)), np.array(list(counts))
-    mean, rows = float(ours.sum() / tokens.sum()), len(ours)
-    spread = float(np.sqrt(((ours - mean * tokens) ** 2).sum() * rows / max(rows - 1, 1)))
-    error = 1.96 * spread / float(tokens.sum()) if rows > 1 else math.inf
-    return mean, mean - error, mean + error

@@ -104,8 +104,13 @@ def test_transposed_matrices_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_writes_adapter_and_base_that_the_runtime_lays_together(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "lora"
-    result = CliRunner().invoke(main, ["lora", str(tiny_run), "--out", str(out)], catch_exceptions=False)
+    about = ["--author", "A. Tester", "--language", "en", "--license", "mit"]
+    result = CliRunner().invoke(main, ["lora", str(tiny_run), "--out", str(out), *about], catch_exceptions=False)
     assert result.exit_code == 0, result.output
+    metadata = read_header(out / "tiny-lora.gguf", is_model=False).metadata
+    assert (metadata["general.author"], metadata["general.license"]) == ("A. Tester", "mit")
+    card = (out / "README.md").read_text()
+    assert "tiny-lora less tiny-base, row by row: " in card
     manifest = read_manifest(out)
     check_files(out, manifest)
     names = {record.path for record in manifest.files}

@@ -11,6 +11,7 @@ import pytest
 from export.convert import Conversion, convert
 from export.proof.answers import TIE_LOGITS, Comparison, check_answers, kl_divergence, kl_limit, log_softmax
 from export.proof.file import proof_page, verify_file, verify_vocabulary
+from export.proof.heldout import held_out_loss
 from export.proof.point import Point
 from export.proof.quantised import check_quantised
 from export.proof.texts import HAND_PICKED, proof_texts
@@ -254,7 +255,7 @@ def test_each_quantised_file_is_measured_against_the_whole(f16: Path, trained: T
     for quant in ("q8_0", "q2_k"):
         files[quant] = tmp_path / f"{quant}.gguf"
         quantise(f16, files[quant], Quantisation(quant), Silent())
-    found = check_quantised(f16, files | {"f16": f16}, trained, Silent())
+    found, whole = check_quantised(f16, files | {"f16": f16}, trained, Silent())
     assert all(point.passed for point in found.values())
     kl = {name: point.measured["mean_kl_nats"] for name, point in found.items()}
     assert kl["f16"] == 0
@@ -262,6 +263,9 @@ def test_each_quantised_file_is_measured_against_the_whole(f16: Path, trained: T
     assert 0 < kl["q8_0"] < kl["q2_k"]
     low, high = found["q8_0"].measured["perplexity_ratio_interval"]
     assert low <= found["q8_0"].measured["perplexity_ratio"] <= high
+    alone = held_out_loss(f16, trained, Silent())
+    assert whole.nats == pytest.approx(alone.nats)
+    assert whole.tokens == alone.tokens
 
 
 def test_the_limit_of_a_type_is_wider_the_fewer_bits_it_has() -> None:

@@ -57,7 +57,7 @@ class Export(Victim):
 
         unproven: dict[str, Any] = {
             "verify_file": lambda *_, **__: [],
-            "check_quantised": lambda *_: {},
+            "check_quantised": lambda *_: ({}, HeldOut((1.0,), (1,))),
             "held_out_loss": lambda *_: HeldOut((1.0,), (1,)),
         }
         for name, nothing in unproven.items():
