@@ -10,6 +10,7 @@ The proof is left out on our side, with what comes of it (Modelfile, model card)
 
 import argparse
 import json
+import re
 import shutil
 import statistics
 import sys
@@ -32,7 +33,7 @@ from tests.tiny_models import write_tokenizer
 
 QUANTS = ("q8_0", "q4_k_m")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-RANK, POLL_S = 16, 0.05
+RANK, POLL_S = 16, 0.1
 OURS = """
 import sys
 from pathlib import Path
@@ -216,8 +217,11 @@ def tree_bytes(process: Any) -> int:
     total = 0
     try:
         for each in [process, *process.children(recursive=True)]:
-            total += each.memory_full_info().pss
-    except psutil.Error:
+            rollup = Path(
+                f"/proc/{each.pid}/smaps_rollup"
+            ).read_text()  # cheap: the looking must not cost the looked-at
+            total += 1024 * int(re.search(r"(?m)^Pss: +(\d+) kB", rollup)[1])
+    except (psutil.Error, OSError, TypeError):
         pass  # one has just ended
     return total
 
