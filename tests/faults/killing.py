@@ -136,6 +136,7 @@ def kill_often(about: str | None, make: Callable[[Path], Sequence[Victim]], what
             kills += attack(victims[runs % len(victims)], out, chance, options.times - kills.total())
             shutil.rmtree(out)
             runs += 1
+            print(f"{kills.total()} kills over {runs} {what}, all as they should be", file=sys.stderr, flush=True)
     by_phase = ", ".join(f"{name} {kills[name]}" for name in victims[0].phase.names if kills[name])
     print(f"{kills.total()} kills over {runs} {what} ({by_phase}) in {time.monotonic() - begin_s:.0f} s:")
 
