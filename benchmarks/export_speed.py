@@ -217,11 +217,10 @@ def tree_bytes(process: Any) -> int:
     total = 0
     try:
         for each in [process, *process.children(recursive=True)]:
-            rollup = Path(
-                f"/proc/{each.pid}/smaps_rollup"
-            ).read_text()  # cheap: the looking must not cost the looked-at
-            total += 1024 * int(re.search(r"(?m)^Pss: +(\d+) kB", rollup)[1])
-    except (psutil.Error, OSError, TypeError):
+            # the sum alone: to read every mapping of a process takes time from it
+            rollup = Path(f"/proc/{each.pid}/smaps_rollup").read_text(encoding="ascii")
+            total += 1024 * sum(map(int, re.findall(r"(?m)^Pss: +(\d+) kB", rollup)))
+    except (psutil.Error, OSError):
         pass  # one has just ended
     return total
 

@@ -306,10 +306,11 @@ def train_peer(base: Any, examples: Any, options: argparse.Namespace) -> None:
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-        model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+        half = torch.cpu._is_avx512_bf16_supported()  # where Unsloth, and with it Gladstone, takes bfloat16
+        model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.bfloat16 if half else torch.float32)
         torch.manual_seed(0)
         model = get_peft_model(model, LoraConfig(**lora, task_type="CAUSAL_LM"))
-        arguments = TrainingArguments(**settings, use_cpu=True)
+        arguments = TrainingArguments(**settings, use_cpu=True, bf16=half)
         kind = Trainer
     run_trainer(kind, model, arguments, rows, Turns(options.curves or options.turn))
 

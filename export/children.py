@@ -17,7 +17,7 @@ from gladstone.errors import ArtifactError, GladstoneError, ToolError, Unsupport
 from gladstone.progress import Progress, Silent
 
 USER_ERROR, SHOWN_LINES = 3, 20
-# tensor after tensor is read into fresh memory: in pages of 4 KB that takes a third of a conversion's time
+# tensor after tensor is read into fresh memory: in pages of 4 KB that takes a quarter of a large conversion's time
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 LEAST_ROOM = 1 << 20  # bytes; with fewer left a child has failed for want of them
 

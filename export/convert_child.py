@@ -5,7 +5,7 @@ share their names with others on the registry. The job comes as JSON on stdin. N
 disk, nor more than a tensor of it in memory. Names torch, transformers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,14 @@ class UnknownTokenizerError(UnsupportedError):
 
 def convert(job: dict[str, Any]) -> None:
     """Write `job["out"]` from the base `job["base"]` and its adapters; `job["model"]` holds tokenizer and config."""
-    folder, base = Path(job["model"]), Path(job["base"])
+    folder = Path(job["model"])
+    known, hparams = read_model(folder)
     with importing():
         import gguf
         import torch
-        from conversion import ModelBase
         from transformers import AutoTokenizer  # noqa: F401 - the converter imports it in the middle of its work
-
-        hparams = ModelBase.load_hparams(folder, False)  # imports the family's configuration
-        known = known_class(hparams)
     gguf.LazyNumpyTensor.astype = halving_by_torch(gguf.LazyNumpyTensor.astype)
-    plan = read_plan(base, [(Path(path), weight) for path, weight in job["adapters"]], job["onto"])
+    plan = plan_of(job)
     if plan.untied:
         hparams["tie_word_embeddings"] = False
     if "n_positions" in hparams:  # of GPT-2 the converter asks for the older name, which transformers 5 writes no more
@@ -93,6 +90,20 @@ def convert(job: dict[str, Any]) -> None:
         )
 
 
+def read_model(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The converter's class for a model, and its config. Raises UnsupportedError if it has no class."""
+    with importing():
+        from conversion import ModelBase
+
+        hparams = ModelBase.load_hparams(folder, False)  # imports the family's configuration
+        return known_class(hparams), hparams
+
+
+def plan_of(job: Mapping[str, Any]) -> Plan:
+    """What becomes of the tensors of a job's base. Raises what `read_plan` raises."""
+    return read_plan(Path(job["base"]), [(Path(path), weight) for path, weight in job["adapters"]], job["onto"])
+
+
 def halving_by_torch(astype: Callable[..., Any]) -> Callable[..., Any]:
     """`astype` of a lazy array that goes from float32 to float16 by torch: the same bits in a tenth of numpy's time."""
 
@@ -120,7 +131,7 @@ def describe(metadata: Any, about: dict[str, Any]) -> None:
 
 
 def known_class(hparams: dict[str, Any]) -> Any:
-    """The converter's class for a model. Raises UnsupportedError if it has none."""
+    """The class of an architecture. Raises UnsupportedError if the converter has none."""
     from conversion import ModelType, get_model_architecture, get_model_class
 
     architecture = get_model_architecture(hparams, ModelType.TEXT)

@@ -8,25 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from export.children import serve
-from export.convert_child import describe, known_class
+from export.convert_child import describe, plan_of, read_model
 from export.lora import pairs_of
-from export.merge import read_plan
 from gladstone.errors import UnsupportedError
-from gladstone.importing import importing
 
 
 def write(job: dict[str, Any]) -> None:
     """Write `job["out"]` from the adapter in `job["adapters"]`; `job["model"]` holds tokenizer and config."""
-    folder, base = Path(job["model"]), Path(job["base"])
-    with importing():
-        import gguf
-        import torch
-        from conversion import ModelBase
-        from convert_lora_to_gguf import LoraTorchTensor
+    folder = Path(job["model"])
+    known, hparams = read_model(folder)
+    import gguf
+    import torch
+    from convert_lora_to_gguf import LoraTorchTensor
 
-        hparams = ModelBase.load_hparams(folder, False)  # imports the family's configuration
-        known = known_class(hparams)
-    pairs = pairs_of(read_plan(base, [(Path(path), weight) for path, weight in job["adapters"]], job["onto"]))
+    pairs = pairs_of(plan_of(job))
 
     class Pairs(known):  # type: ignore[misc, valid-type]
         """The model class, handed pairs in place of matrices."""

@@ -11,7 +11,7 @@ def importing() -> Iterator[None]:
     """What is imported within stays to the end, and no search for garbage goes through it, now or at the end.
 
     A library of the size of torch or transformers makes hundreds of thousands of objects. To search them again and
-    again while they grow, and once more before the process ends, takes a third of the time of importing them.
+    again while they grow, and once more before the process ends, takes nearly a third of the time of importing them.
     """
     enabled, known = gc.isenabled(), len(sys.modules)
     gc.disable()

@@ -31,7 +31,7 @@ def main() -> None:
             shutil.copyfile(LOCK, out)  # uv keeps the versions that it finds in its output
         subprocess.run([*command, "--output-file", str(out)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         blocks = re.split(r"(?m)^(?=[A-Za-z0-9])", out.read_text(encoding="utf-8"))
-    kept = [block for block in blocks if "'never'" not in block.partition("\n")[0] and not block.startswith("#")]
+    kept = [block for block in blocks if "'never'" not in block.partition("\n")[0]]
     LOCK.write_text(HEADER + "".join(kept), encoding="utf-8")
 
 

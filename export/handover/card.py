@@ -153,13 +153,8 @@ def _cost(measured: Mapping[str, Any] | None) -> tuple[str, str, str]:
 def _training(card: Card) -> Iterable[str]:
     facts = card.trained
     rows = [(name, setting(card.config)) for name, setting in SETTINGS]
-    alone = any(name.endswith(LORA) for name in card.files)
-    rows.append(
-        (
-            "laid over" if alone else "merged onto",
-            "the base as QLoRA held it (NF4)" if card.onto == "nf4" else "the base in 16 bit",
-        )
-    )
+    over = "laid over" if any(name.endswith(LORA) for name in card.files) else "merged onto"
+    rows.append((over, "the base as QLoRA held it (NF4)" if card.onto == "nf4" else "the base in 16 bit"))
     counts = facts.get("rows") or {}
     if counts:
         rows.append(("rows", ", ".join(f"{count:,} {name}" for name, count in counts.items())))

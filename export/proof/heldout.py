@@ -39,8 +39,7 @@ def held_out_loss(path: Path, trained: Trained, progress: Progress, loras: Seque
     sequences = sequences_of(trained)
     with Model(path, loras=loras) as model, Context(model, CONTEXT_TOKENS) as context:
         for number, (prompt, answer) in enumerate(sequences, 1):
-            likely = log_softmax(np.stack(begin(model, context, prompt, answer)[0]), "float32")
-            nats.append(-float(likely[places_of(likely, answer)].sum(dtype=np.float64)))
+            nats.append(nats_of(log_probabilities(model, context, prompt, answer), answer))
             tokens.append(len(answer))
             progress.update(number / len(sequences))
     return HeldOut(tuple(nats), tuple(tokens))
@@ -58,9 +57,22 @@ def sequences_of(trained: Trained) -> list[tuple[list[int], list[int]]]:
     return found[:PROMPTS]
 
 
-def places_of(logits: Logits, answer: Sequence[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where in logits (T, V) of a prompt with its answer each token of the answer is scored."""
-    return np.arange(len(logits) - len(answer) - 1, len(logits) - 1), np.array(answer)
+def log_probabilities(model: Model, context: Context, prompt: list[int], answer: list[int]) -> Logits:
+    """Of every token (T, V) after each that is read; float32 is enough for what quantising changes."""
+    found: Logits = log_softmax(np.stack(begin(model, context, prompt, answer)[0]), "float32")
+    return found
+
+
+def scored(likely: Logits, answer: Sequence[int]) -> npt.NDArray[np.float32]:
+    """log p of each token of an answer, in log-probabilities (T, V) of a prompt with that answer."""
+    before = np.arange(len(likely) - len(answer) - 1, len(likely) - 1)
+    found: npt.NDArray[np.float32] = likely[before, np.array(answer)]
+    return found
+
+
+def nats_of(likely: Logits, answer: Sequence[int]) -> float:
+    """-log p of the whole answer."""
+    return -float(scored(likely, answer).sum(dtype=np.float64))
 
 
 def mean_of_rows(sums: Iterable[float], counts: Iterable[int]) -> tuple[float, float, float]:

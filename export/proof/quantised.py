@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from export.proof.answers import CONTEXT_TOKENS, Logits, begin, log_softmax
-from export.proof.heldout import HeldOut, mean_of_rows, places_of, sequences_of
+from export.proof.answers import CONTEXT_TOKENS, Logits
+from export.proof.heldout import HeldOut, log_probabilities, mean_of_rows, nats_of, scored, sequences_of
 from export.proof.point import Point
 from export.proof.trained import Trained
 from gladstone.gguf import read_header
@@ -54,13 +54,11 @@ def check_quantised(
             model = stack.enter_context(Model(path))
             opened[name] = model, stack.enter_context(Context(model, CONTEXT_TOKENS))
         for number, (prompt, answer) in enumerate(sequences, 1):
-            # float32 is enough for what quantising changes: this is most of the proof's time
-            whole = log_softmax(np.stack(begin(*opened[""], prompt, answer)[0]), "float32")
-            whole_nats.append(-float(whole[places_of(whole, answer)].sum(dtype=np.float64)))
+            whole = log_probabilities(*opened[""], prompt, answer)
+            whole_nats.append(nats_of(whole, answer))
             likely = np.exp(whole)
             for name, cost in costs.items():
-                ours = log_softmax(np.stack(begin(*opened[name], prompt, answer)[0]), "float32")
-                cost.add(ours, whole, likely, answer)
+                cost.add(log_probabilities(*opened[name], prompt, answer), whole, likely, answer)
             progress.update(number / len(sequences))
     held_out = HeldOut(tuple(whole_nats), tuple(len(answer) for _, answer in sequences))
     return {name: cost.point() for name, cost in costs.items()}, held_out
@@ -78,8 +76,7 @@ class _Cost:
         """Log-probabilities (T, V) of the file and of the whole, whose probabilities are `likely`."""
         self._kl.append((likely * (whole - ours)).sum(axis=1))
         self._same.append(ours.argmax(axis=1) == whole.argmax(axis=1))
-        places = places_of(ours, answer)
-        self._nats.append(whole[places] - ours[places])
+        self._nats.append(scored(whole, answer) - scored(ours, answer))
 
     def point(self) -> Point:
         kl, same = np.concatenate(self._kl), np.concatenate(self._same)
