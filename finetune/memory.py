@@ -157,7 +157,9 @@ def block_bytes(shape: Shape, lora: LoraSection, setting: Setting, batch: Slots)
 def _token_bytes(shape: Shape, lora: LoraSection, setting: Setting, linears: tuple[Linear, ...]) -> float:
     size = setting.dtype_bytes
     norms = shape.norms * shape.width * 4  # computed in float32
-    attention = (2 * shape.query + 2 * shape.key) * size + shape.heads * 4
+    attention = (shape.query + 2 * shape.key) * size
+    if setting.padded:  # what was attended, and what each query's weights were divided by
+        attention += shape.query * size + shape.heads * 4
     if shape.twice:
         attention += (shape.query + shape.key) * (size if "qkv_proj" in {each.name for each in linears} else 4)
     # silu keeps its input, the product both factors; the four steps of GPT-2's and T5's gelu keep one each

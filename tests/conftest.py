@@ -19,6 +19,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 # huggingface_hub and OpenMP read these once, when they are loaded
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# the same numbers on every machine: Unsloth takes bfloat16 where the processor has it, a test says so where it wants it
+os.environ["UNSLOTH_CPU_BF16"] = "0"
 # a shell's background job ignores Ctrl-C, and so would every child that a test starts
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -52,6 +52,8 @@ def fork(
         for path, descriptor in ((printed, 1), (told, 2)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
         sys.stdout, sys.stderr = (os.fdopen(place, "w", buffering=1, closefd=False) for place in (1, 2))
+        # torch makes its pool of threads anew in a child, and two threads that are the first to ask get none
+        importlib.import_module("torch").set_num_threads(1)
         before()
         code = _run(arguments, cli)
     except BaseException:  # noqa: BLE001 - a child may never get back into the parent's code

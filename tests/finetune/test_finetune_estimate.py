@@ -95,9 +95,13 @@ TARGETS = {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("targets", ["all", "few"])
 @pytest.mark.parametrize("family", KEPT)
-def test_what_blocks_keep_is_what_autograd_keeps(family: str, targets: str, families: Path) -> None:
+def test_what_blocks_keep_is_what_autograd_keeps(
+    family: str, targets: str, half: bool, families: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNSLOTH_CPU_BF16", str(int(half)))
     base = resolve_base(str(families / family), Silent())
     names = TARGETS.get(family, "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]")
     if targets == "few":
@@ -111,7 +115,7 @@ def test_what_blocks_keep_is_what_autograd_keeps(family: str, targets: str, fami
     shape, _ = shape_of_folder(base.folder)
     batch = slots(rows_of([example, other], chosen.lora), padded=trainable.forward.padded)
     kept = saved_bytes(trainable, [example, other], shape)
-    setting = Setting(padded=trainable.forward.padded)
+    setting = Setting(4 if trainable.dtype == "float32" else 2, padded=trainable.forward.padded)
     assert block_bytes(shape, chosen.lora, setting, batch) == pytest.approx(kept, rel=0.08)
 
 
@@ -132,7 +136,7 @@ def saved_bytes(trainable: Any, examples: list[Any], shape: Shape) -> int:
         return tensor
 
     batch = trainable.forward.batch(examples)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), trainable.autocast():
         trainable.forward.loss(batch, batch.target_tokens)
     return sum(kept.values())
 
