@@ -17,7 +17,7 @@ from export.convert import UNKNOWN_TOKENIZER
 from export.merge import Plan, read_plan
 from export.shards import DTYPES
 from gladstone.errors import UnsupportedError
-from gladstone.gguf import read_header
+from gladstone.gguf import COMPOSES, read_header
 from gladstone.importing import importing
 from gladstone.tokenizer import load_tokenizer
 
@@ -61,7 +61,10 @@ def convert(job: dict[str, Any]) -> None:
                     raise
                 self._set_vocab_gpt2()  # the family's own has a sentencepiece model, this tokenizer is of another kind
             # said here, since what llama.cpp assumes where a file says nothing goes by the pre-tokenizer's name
-            self.gguf_writer.add_add_bos_token(load_tokenizer(folder).bos_id is not None)
+            tokenizer = load_tokenizer(folder)
+            self.gguf_writer.add_add_bos_token(tokenizer.bos_id is not None)
+            if tokenizer.composes:
+                self.gguf_writer.add_bool(COMPOSES, True)
 
         def get_vocab_base_pre(self, tokenizer: Any) -> str:
             try:

@@ -17,6 +17,7 @@ from gladstone.errors import ArtifactError
 from gladstone.soundness import DamagedError, check_metadata
 from gladstone.template import template_sha256
 
+COMPOSES = "gladstone.tokenizer.composes"  # a bool of our own: characters are composed (NFC) before a text is split
 MAGIC = b"GGUF"
 MAX_TENSORS, MAX_KEYS, MAX_DIMENSIONS, MAX_NESTING = 1 << 16, 1 << 16, 4, 4
 MAX_NAME_BYTES, MAX_KEY_BYTES = 63, 65535

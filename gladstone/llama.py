@@ -7,6 +7,7 @@ bytes and freezes on invalid UTF-8. A failed GGML_ASSERT ends the process, so si
 import ctypes
 import functools
 import os
+import unicodedata
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gladstone.errors import ArtifactError, UnsupportedError
-from gladstone.gguf import read_model
+from gladstone.gguf import COMPOSES, read_model
 from gladstone.host import core_count
 from gladstone.lora import Lora, check_lora
 
@@ -80,7 +81,14 @@ class Model:
         self.has_encoder: bool = self._lib.llama_model_has_encoder(self.handle)
         self.adds_eos: bool = self._lib.llama_vocab_get_add_eos(self._vocab)
         self.decoder_start: int = self._lib.llama_model_decoder_start_token(self.handle)
+        self.composes: bool = self._metadata(COMPOSES) == "true"
         self.loras = [(self._load(lora.path), lora.scale) for lora in loras]
+
+    def _metadata(self, key: str) -> str:
+        """A short value as llama.cpp writes it, '' where there is none."""
+        buffer = ctypes.create_string_buffer(64)
+        size = self._lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if size >= 0 else ""
 
     def _load(self, path: Path) -> Any:
         """An adapter, which goes with the model."""
@@ -103,7 +111,12 @@ class Model:
         self.close()
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        """Token ids. `parse_special` turns the text of special tokens into the tokens: never use it on user text."""
+        """Token ids. `parse_special` turns the text of special tokens into the tokens: never use it on user text.
+
+        Characters are composed first where the file says that its tokenizer does: llama.cpp itself never does.
+        """
+        if self.composes and not text.isascii():
+            text = unicodedata.normalize("NFC", text)
         data = text.encode("utf-8", "surrogatepass")
         room = len(data) + 8
         for _ in range(2):

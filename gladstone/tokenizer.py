@@ -1,5 +1,6 @@
 """The training tokenizer of a model folder, as far as Gladstone needs it. Names transformers."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,15 @@ class FolderTokenizer:
         """The token that ends a text."""
         end: int | None = self.hf.eos_token_id
         return end
+
+    @property
+    def composes(self) -> bool:
+        """Whether it composes characters (NFC) before it splits a text, as Qwen's do."""
+        backend = getattr(self.hf, "backend_tokenizer", None)
+        if backend is None or backend.normalizer is None:
+            return False
+        normalizer = json.loads(backend.normalizer.__getstate__())
+        return any(each.get("type") == "NFC" for each in normalizer.get("normalizers", [normalizer]))
 
     @property
     def padding_id(self) -> int:

@@ -49,6 +49,10 @@ FAMILIES = {
     "deepseek-r1": Family(
         LLAMA3_SPLIT, "Llama", templates.DEEPSEEK_R1, DEEPSEEK_SPECIAL, *DEEPSEEK_SPECIAL[:2], settings=LLAMA
     ),
+    "qwen2": Family(
+        QWEN_SPLIT, "Qwen2", templates.REASONING_FIELD, CHATML_SPECIAL, None, "<|im_end|>", "<|endoftext|>",
+        settings=LLAMA, adds_bos=False,
+    ),
     "qwen3": Family(
         QWEN_SPLIT, "Qwen3", templates.REASONING_FIELD, CHATML_SPECIAL, None, "<|im_end|>", "<|endoftext|>",
         settings=LLAMA | {"head_dim": 16}, adds_bos=False,
@@ -170,9 +174,11 @@ def _sentencepiece_unigram(family: Family, folder: Path) -> Any:
 
 
 def _byte_level_bpe(family: Family, _folder: Path) -> Any:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
+    if family.kind == QWEN_SPLIT:
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(family.kind), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
     )
@@ -230,6 +236,9 @@ def _write_model(family: Family, folder: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(transformers, model_name)(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):  # which begin as 0, so that nobody would miss them
+                torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(folder)
 
 

@@ -31,7 +31,7 @@ STEPS = 20
 def families() -> Iterator[Any]:
     """Those that differ in kind always, the others with the long tests."""
     for name in FAMILIES:
-        different = name in ("flan-t5", "distilgpt2")
+        different = name in ("flan-t5", "distilgpt2", "qwen2")
         yield name if different else pytest.param(name, marks=pytest.mark.long)
 
 

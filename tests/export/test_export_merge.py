@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from export.merge import as_nf4, copy_config, plan_merge, planned_shards, write_
 from export.shards import Stored, read_folder, read_header
 from gladstone.errors import ToolError, UnsupportedError
 from gladstone.progress import Silent
-from tests.export.tiny_runs import edit_json, write_adapter
+from tests.export.tiny_runs import edit_json, load_float32, write_adapter
+from tests.families import FAMILIES, write_family
 from tests.tiny_models import copy_model
 
 
@@ -93,6 +95,39 @@ def test_the_merged_model_is_the_one_that_was_trained(
         theirs = adapted.merge_and_unload(safe_merge=True).state_dict()
         for name, tensor in merged.state_dict().items():
             assert torch.allclose(tensor, theirs[name], rtol=rtol, atol=1e-6), name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to")
+@pytest.mark.parametrize("more", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["LoRA", "rsLoRA", "DoRA"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_familys_merge_is_pefts(family: str, more: dict[str, Any], tmp_path: Path) -> None:
+    """Each tensor within 1e-6 of its largest weight's size: GPT-2's transposed ones, T5's two stacks, biases beside."""
+    from peft import PeftModel
+
+    base = write_family(family, tmp_path / "base")
+    conv1d = {"fan_in_fan_out": True} if family == "distilgpt2" else {}
+    kind = "SEQ_2_SEQ_LM" if family == "flan-t5" else "CAUSAL_LM"
+    write_adapter(base, tmp_path / "adapter", target_modules=targets_of(family), task_type=kind, **conv1d, **more)
+    model_type = json.loads((base / "config.json").read_text())["model_type"]
+    plan = plan_merge(base, [read_adapter(tmp_path / "adapter", model_type=model_type)])
+    model = load_float32(base)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    theirs = PeftModel.from_pretrained(model, str(tmp_path / "adapter")).merge_and_unload(safe_merge=True).state_dict()
+    moved = {name for name, tensor in theirs.items() if not tensor.equal(before[name])}
+    assert {name for name in plan.sources if name in plan.changed} == moved
+    for name in plan.sources:
+        wanted = theirs[name]
+        assert (plan.read(name).float() - wanted).abs().max() <= 1e-6 * max(1, float(wanted.abs().max())), name
+
+
+def targets_of(family: str) -> list[str]:
+    """All linear layers of a family's blocks."""
+    return {
+        "flan-t5": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"],
+        "distilgpt2": ["c_attn", "c_proj", "c_fc"],
+        "phi4": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    }.get(family, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
 
 
 def with_head(source: Path, folder: Path, *, tied: bool) -> Path:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from export.quantise import quantise
 from export.quants import Quantisation
 from gladstone.errors import ArtifactError
 from gladstone.gguf import read_header
+from gladstone.llama import Model
 from gladstone.progress import Silent
 from gladstone.template import ChatTemplate
 from tests.export.tiny_runs import edit_json, rewrite_gguf
+from tests.families import write_family
 from tests.gladstone import chat_templates
 from tests.tiny_models import add_bos_to_every_text, copy_model
 
@@ -240,6 +243,41 @@ def swapped(data: Any) -> Any:
 def test_spoilt_weights_are_found(f16: Path, trained: Trained, tmp_path: Path, name: str, spoil: Any) -> None:
     faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", spoilt={name: spoil})
     assert "distributions" in failed(check_answers(faulty, "F16", trained, Silent()))
+
+
+@pytest.mark.slow
+def test_a_lost_bias_is_found_though_llama_cpp_loads_the_file_without_a_word(tmp_path: Path) -> None:
+    base = write_family("qwen2", tmp_path / "base")
+    whole = tmp_path / "whole.gguf"
+    convert(Conversion("tiny", base, base), whole, Silent())
+    faulty = rewrite_gguf(whole, tmp_path / "faulty.gguf", spoilt={"blk.0.attn_v.bias": None})
+    trained = of_folder(base, None)
+    assert failed(check_answers(whole, "F16", trained, Silent())) == {}
+    assert "distributions" in failed(check_answers(faulty, "F16", trained, Silent()))
+
+
+@pytest.mark.slow
+def test_a_tokenizer_written_as_one_with_byte_fallback_is_found(f16: Path, trained: Trained, tmp_path: Path) -> None:
+    """What the converter makes, without a word, of a folder that was rebuilt from a GGUF."""
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", tokenizer__ggml__model="llama", tokenizer__ggml__pre="default")
+    with pytest.raises(ArtifactError, match="no token for the byte 0x00"):
+        verify_vocabulary(faulty, trained)
+
+
+@pytest.mark.slow
+def test_a_file_composes_characters_where_the_tokenizer_does(tmp_path: Path) -> None:
+    base = write_family("qwen2", tmp_path / "base")
+    path = tmp_path / "whole.gguf"
+    convert(Conversion("tiny", base, base), path, Silent())
+    trained, text = of_folder(base, None), "cafe\u0301 \u1e9b\u0323"
+    with Model(path) as model:
+        assert model.tokenize(text) == trained.tokenizer.encode(text)
+        assert model.tokenize(text) == model.tokenize(unicodedata.normalize("NFC", text))
+    assert failed(verify_vocabulary(path, trained)) == {}
+    silent = rewrite_gguf(path, tmp_path / "silent.gguf", gladstone__tokenizer__composes=False)
+    points = {point.name: point for point in verify_vocabulary(silent, trained)}
+    assert points["texts"].passed
+    assert "llama.cpp by itself leaves them apart" in points["texts"].detail
 
 
 @pytest.mark.slow

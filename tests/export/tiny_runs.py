@@ -18,13 +18,22 @@ from gladstone.tokenizer import load_tokenizer
 from tests.tiny_models import tiny_recipe, write_rows_file, write_tokenizer
 
 
+def load_float32(base: Path) -> Any:
+    """A model's folder in torch, whatever it is."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    encodes = json.loads((base / "config.json").read_text(encoding="utf-8")).get("is_encoder_decoder")
+    kind = AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM
+    return kind.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+
+
 def write_adapter(base: Path, folder: Path, **settings: Any) -> None:
     """A LoRA adapter as PEFT saves it, its factors random instead of zero."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    model = load_float32(base)
     chosen: dict[str, Any] = {
         "r": 8,
         "lora_alpha": 16,
