@@ -34,6 +34,8 @@ def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bo
             f"{base.name} cannot be held in 4 bit here: its layers are too narrow, or bitsandbytes does not work on "
             "this processor. Set base.load_in_4bit=false."
         )
+    if recipe.base.load_in_4bit and model.device.type == "cpu":
+        _let_go_of_the_files(model)
     check_targets(model, recipe)
     set_seed(recipe.training.seed)
     checkpointing = needs_checkpointing(model, recipe, longest_tokens)
@@ -46,6 +48,13 @@ def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bo
     )
     _hold_adapter_in_float32(model)
     return model, checkpointing
+
+
+def _let_go_of_the_files(model: Any) -> None:
+    """A weight that needs no other type, as an embedding in 16 bit, is a view of its mapped file and keeps it whole."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
 
 
 def has_conv1d(model: Any) -> bool:

