@@ -158,7 +158,7 @@ def block_bytes(shape: Shape, lora: LoraSection, setting: Setting, batch: Slots)
 
 def _token_bytes(shape: Shape, lora: LoraSection, setting: Setting, linears: tuple[Linear, ...]) -> float:
     size = setting.dtype_bytes
-    norms = shape.norms * shape.width * 4  # computed in float32
+    norms = shape.norms * shape.width * (size if shape.kind == "gpt2" else 4)  # the others' are computed in float32
     attention = (shape.query + 2 * shape.key) * size
     if setting.padded:  # what was attended, and what each query's weights were divided by
         attention += shape.query * size + shape.heads * 4
