@@ -9,7 +9,8 @@ from pathlib import Path
 from bench.results import Answer, Item, Loss, SpeedRun
 from gladstone.errors import DataError, UnsupportedError
 from gladstone.host import peak_memory_bytes
-from runtime.engine import ContextFullError, Engine, Sampling
+from gladstone.llama import Context
+from runtime.engine import ContextFullError, Engine, EngineOptions, Sampling
 
 WARM_UP_PROMPT_TOKENS, WARM_UP_STEPS = 64, 4
 
@@ -41,7 +42,7 @@ def measure_quality(job: QualityJob) -> Iterator[Loss | Answer]:
 
     Raises DataError with the row's place if a row does not fit the model's context.
     """
-    with Engine(job.model, threads=job.threads) as engine:
+    with Engine(job.model, EngineOptions(threads=job.threads)) as engine:
         for item in job.items:
             yield _loss(engine, item)
         sampling = Sampling(temperature=0.0, repeat_penalty=1.0, max_tokens=job.max_tokens)
@@ -54,15 +55,14 @@ def measure_speed(job: SpeedJob) -> SpeedRun:
 
     Prefill and decode leave sampling and text out and never stop early: the same work for every model.
     """
-    with Engine(job.model, threads=job.threads) as engine:
+    with Engine(job.model, EngineOptions(threads=job.threads)) as engine:
         room = engine.context_tokens - job.decode_tokens
         if room < 1:
             raise UnsupportedError(f"{job.model}: its context of {engine.context_tokens} tokens is too small to time.")
         prompt = _text_tokens(engine, job.items, min(job.prefill_tokens, room))
-        _time_decode(engine, _time_prefill(engine, prompt[:WARM_UP_PROMPT_TOKENS])[0], WARM_UP_STEPS)
+        _time_plain(engine, prompt[:WARM_UP_PROMPT_TOKENS], WARM_UP_STEPS)
         first_token_s = _time_first_token(engine, typical_item(job.items))
-        position, prefill_s = _time_prefill(engine, prompt)
-        decode_s = _time_decode(engine, position, job.decode_tokens)
+        prefill_s, decode_s = _time_plain(engine, prompt, job.decode_tokens)
         return SpeedRun(
             load_s=engine.load_s,
             first_token_s=first_token_s,
@@ -122,22 +122,18 @@ def _time_first_token(engine: Engine, item: Item) -> float:
     return rendered_s + engine.complete(tokens, Sampling(temperature=0.0, max_tokens=1)).first_token_s
 
 
-def _time_prefill(engine: Engine, tokens: list[int]) -> tuple[int, float]:
-    """Evaluate the tokens from an empty cache; the next position and the seconds."""
-    engine.forget()
-    context = engine.context
-    begin_s = time.perf_counter()
-    for start in range(0, len(tokens), context.batch_tokens):
-        context.decode(tokens[start : start + context.batch_tokens], start)
-    context.logits()  # llama.cpp may still be at work until its result is read
-    return len(tokens), time.perf_counter() - begin_s
+def _time_plain(engine: Engine, tokens: list[int], steps: int) -> tuple[float, float]:
+    """Seconds to evaluate the tokens from an empty cache, then `steps` more, each the likeliest after the one before."""
 
+    def work(context: Context) -> tuple[float, float]:
+        begin_s = time.perf_counter()
+        for start in range(0, len(tokens), context.batch_tokens):
+            context.decode(tokens[start : start + context.batch_tokens], start)
+        context.logits()  # llama.cpp may still be at work until its result is read
+        read_s = time.perf_counter()
+        for step in range(steps):
+            context.decode([int(context.logits().argmax())], len(tokens) + step)
+        context.logits()
+        return read_s - begin_s, time.perf_counter() - read_s
 
-def _time_decode(engine: Engine, position: int, steps: int) -> float:
-    """Seconds for `steps` tokens, each the most probable after the one before."""
-    context = engine.context
-    begin_s = time.perf_counter()
-    for step in range(steps):
-        context.decode([int(context.logits().argmax())], position + step)
-    context.logits()
-    return time.perf_counter() - begin_s
+    return engine.run(work)

@@ -7,6 +7,7 @@ bytes and freezes on invalid UTF-8. A failed GGML_ASSERT ends the process, so si
 import ctypes
 import functools
 import os
+import sys
 import unicodedata
 from collections import deque
 from collections.abc import Sequence
@@ -22,6 +23,20 @@ from gladstone.gguf import COMPOSES, read_model
 from gladstone.host import core_count
 from gladstone.lora import Lora, check_lora
 
+Ints = Sequence[int] | npt.NDArray[np.integer[Any]]
+AnyArray = npt.NDArray[Any]
+CACHE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q8_0": 8,
+    "q5_1": 7,
+    "q5_0": 6,
+    "q4_1": 3,
+    "q4_0": 2,
+    "bf16": 30,
+}  # ggml.h's numbers
+POOLINGS = {"model": -1, "none": 0, "mean": 1, "cls": 2, "last": 3}  # llama.h's
+
 _log_tail: deque[str] = deque(maxlen=20)
 _callbacks: list[object] = []  # a ctypes callback dies with its last reference
 
@@ -29,8 +44,10 @@ _callbacks: list[object] = []  # a ctypes callback dies with its last reference
 @functools.cache
 def library() -> Any:
     """The ctypes module of llama.cpp, its log kept for error messages instead of printed."""
-    # OpenMP's default lets idle threads spin: beside any other work, decoding then takes up to thirty times as long
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # how long idle threads spin before they sleep. Sleeping at once costs two thirds of the decoding speed; OpenMP's own
+    # 300,000 is no faster than 10,000, and beside other work they burn what they wait for
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from llama_cpp import llama_cpp
 
     def keep(_level: int, text: bytes, _data: object) -> None:
@@ -67,20 +84,25 @@ class Model:
         self.handle = self._lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
             raise ArtifactError(f"{path}: llama.cpp cannot load it. It says:\n{log_tail()}")
-        self._vocab = self._lib.llama_model_get_vocab(self.handle)
-        if self._lib.llama_vocab_type(self._vocab) == self._lib.LLAMA_VOCAB_TYPE_NONE:  # any tokenizing would abort
+        self.vocabulary = self._lib.llama_model_get_vocab(self.handle)
+        if self._lib.llama_vocab_type(self.vocabulary) == self._lib.LLAMA_VOCAB_TYPE_NONE:  # any tokenizing would abort
             self.close()
             raise ArtifactError(f"{path}: the file carries no vocabulary, so no text can be put to the model.")
-        self.vocab_size: int = self._lib.llama_vocab_n_tokens(self._vocab)
+        self.vocab_size: int = self._lib.llama_vocab_n_tokens(self.vocabulary)
         self.context_tokens: int = self._lib.llama_model_n_ctx_train(self.handle)
-        self.bos: int = self._lib.llama_vocab_bos(self._vocab)
-        self.eos: int = self._lib.llama_vocab_eos(self._vocab)
-        self.eot: int = self._lib.llama_vocab_eot(self._vocab)
-        self.pad: int = self._lib.llama_vocab_pad(self._vocab)
-        self.adds_bos: bool = self._lib.llama_vocab_get_add_bos(self._vocab)
+        self.bos: int = self._lib.llama_vocab_bos(self.vocabulary)
+        self.eos: int = self._lib.llama_vocab_eos(self.vocabulary)
+        self.eot: int = self._lib.llama_vocab_eot(self.vocabulary)
+        self.pad: int = self._lib.llama_vocab_pad(self.vocabulary)
+        self.adds_bos: bool = self._lib.llama_vocab_get_add_bos(self.vocabulary)
         self.has_encoder: bool = self._lib.llama_model_has_encoder(self.handle)
-        self.adds_eos: bool = self._lib.llama_vocab_get_add_eos(self._vocab)
+        self.adds_eos: bool = self._lib.llama_vocab_get_add_eos(self.vocabulary)
         self.decoder_start: int = self._lib.llama_model_decoder_start_token(self.handle)
+        self.embedding_size: int = self._lib.llama_model_n_embd_out(self.handle)
+        # a state that is rolled up as it goes cannot be cut back to an earlier token
+        self.can_cut: bool = not (
+            self._lib.llama_model_is_recurrent(self.handle) or self._lib.llama_model_is_hybrid(self.handle)
+        )
         self.composes: bool = self._metadata(COMPOSES) == "true"
         self.loras = [(self._load(lora.path), lora.scale) for lora in loras]
 
@@ -121,7 +143,7 @@ class Model:
         room = len(data) + 8
         for _ in range(2):
             tokens = (self._lib.llama_token * room)()
-            count = self._lib.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, parse_special)
+            count = self._lib.llama_tokenize(self.vocabulary, data, len(data), tokens, room, add_special, parse_special)
             if count >= 0:
                 return list(tokens[:count])
             room = -count
@@ -143,7 +165,7 @@ class Model:
         room = 64
         for _ in range(2):
             buffer = ctypes.create_string_buffer(room)
-            size = self._lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
+            size = self._lib.llama_token_to_piece(self.vocabulary, token, buffer, room, 0, special)
             if size >= 0:
                 return buffer.raw[:size]
             room = -size
@@ -151,20 +173,23 @@ class Model:
 
     def token_text(self, token: int) -> str:
         """The token as the vocabulary stores it (byte-level letters, '▁' and the like)."""
-        text: bytes = self._lib.llama_vocab_get_text(self._vocab, token)
+        text: bytes = self._lib.llama_vocab_get_text(self.vocabulary, token)
         return text.decode("utf-8", "surrogateescape")
 
     def ends_generation(self, token: int) -> bool:
         """True for end of sequence, end of turn and their kin."""
-        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+        return bool(self._lib.llama_vocab_is_eog(self.vocabulary, token))
 
     def is_control(self, token: int) -> bool:
         """True for tokens that steer and have no text of their own."""
-        return bool(self._lib.llama_vocab_is_control(self._vocab, token))
+        return bool(self._lib.llama_vocab_is_control(self.vocabulary, token))
 
 
 class Context:
-    """The evaluation state of a model: KV cache and logits of the last batch."""
+    """The evaluation state of a model: the cache of its sequences and the outputs of the last batch.
+
+    One thread at a time may use it, but `abort`, which any thread may call.
+    """
 
     def __init__(  # noqa: PLR0913 - one parameter for each of llama.cpp's
         self,
@@ -174,47 +199,72 @@ class Context:
         batch_tokens: int = 512,
         sequences: int = 1,
         threads: int | None = None,
+        prefill_threads: int | None = None,
+        cache_type: str = "f16",
+        flash_attention: bool | None = None,
+        pooling: str | None = None,
         watch: Any = None,
     ) -> None:
         """`context_tokens` are shared by all `sequences`; `watch` is called before and after each operation.
 
-        Raises UnsupportedError if there is no memory for it.
+        With `pooling` ("model", "none", "mean", "cls" or "last") it gives embeddings in place of logits.
+        `flash_attention` None lets llama.cpp choose. Raises UnsupportedError if there is no memory for it.
         """
         self.model = model
         self._lib = library()
         params = self._lib.llama_context_default_params()
         params.n_ctx = context_tokens
         # what an encoder reads goes through it in one piece: every token sees every other
-        params.n_batch = params.n_ubatch = context_tokens if model.has_encoder else min(batch_tokens, context_tokens)
+        in_one_piece = model.has_encoder or pooling is not None
+        params.n_batch = params.n_ubatch = context_tokens if in_one_piece else min(batch_tokens, context_tokens)
         params.n_seq_max = sequences
-        params.n_threads = params.n_threads_batch = threads or core_count()
+        params.kv_unified = sequences > 1  # of separate caches llama.cpp copies whole ones only, and aborts on a part
+        params.n_threads = threads or core_count()
+        params.n_threads_batch = prefill_threads or threads or core_count()
+        params.type_k = params.type_v = CACHE_TYPES[cache_type]
+        if flash_attention is not None:
+            params.flash_attn_type = int(flash_attention)
         params.no_perf = True
+        if pooling is not None:
+            params.embeddings, params.pooling_type = True, POOLINGS[pooling]
         if watch is not None:
             params.cb_eval = watch
+        # strlen of a text whose first byte is 0 is 0: a callback that says "abort" once that byte is written, without
+        # the interpreter, which llama.cpp would otherwise enter before each of a thousand operations
+        self._stop = ctypes.create_string_buffer(2)
+        params.abort_callback = ctypes.cast(_strlen(), type(params.abort_callback))
+        params.abort_callback_data = ctypes.cast(self._stop, ctypes.c_void_p)
         _log_tail.clear()
         self.handle = self._lib.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise UnsupportedError(f"no memory for a context of {context_tokens} tokens. llama.cpp says:\n{log_tail()}")
-        self._lay_over(model.loras)
+        self._scales: tuple[float, ...] = ()
+        self.lay_over([scale for _, scale in model.loras])
         self.context_tokens: int = self._lib.llama_n_ctx(self.handle)
         self.batch_tokens: int = self._lib.llama_n_batch(self.handle)
+        self.sequences = sequences
         self._memory = self._lib.llama_get_memory(self.handle)
-        self._batch = self._lib.llama_batch_init(self.batch_tokens, 0, sequences)
+        self._batch = _Batch(self._lib, self.batch_tokens, sequences)
         self._encoded = False
 
-    def _lay_over(self, loras: Sequence[tuple[Any, float]]) -> None:
-        if not loras:
+    def lay_over(self, scales: Sequence[float]) -> None:
+        """Use the model's adapters from now on, each with its strength; those of strength 0 are left out.
+
+        What the cache holds was computed with those in use before. Raises UnsupportedError if llama.cpp cannot.
+        """
+        if tuple(scales) == self._scales:
             return
-        handles = (self._lib.llama_adapter_lora_p_ctypes * len(loras))(*(handle for handle, _ in loras))
-        scales = (ctypes.c_float * len(loras))(*(scale for _, scale in loras))
-        if self._lib.llama_set_adapters_lora(self.handle, handles, len(loras), scales) != 0:
-            self._lib.llama_free(self.handle)
+        used = [(handle, scale) for (handle, _), scale in zip(self.model.loras, scales, strict=True) if scale]
+        handles = (self._lib.llama_adapter_lora_p_ctypes * len(used))(*(handle for handle, _ in used))
+        strengths = (ctypes.c_float * len(used))(*(scale for _, scale in used))
+        if self._lib.llama_set_adapters_lora(self.handle, handles, len(used), strengths) != 0:
+            self.close()
             raise UnsupportedError(f"llama.cpp cannot use these adapters.\n{log_tail()}")
+        self._scales = tuple(scales)
 
     def close(self) -> None:
         """Free the context (before its model). Closing twice is harmless."""
         if self.handle:
-            self._lib.llama_batch_free(self._batch)
             self._lib.llama_free(self.handle)
             self.handle = None
 
@@ -229,51 +279,145 @@ class Context:
 
         Raises ValueError for sizes that llama.cpp would abort on, and before an encoder has read anything.
         """
+        count = len(tokens)
+        wanted = np.full(count, all_logits)
+        wanted[-1:] = True
+        self.evaluate(tokens, np.arange(start, start + count), np.full(count, sequence), wanted)
+
+    def evaluate(self, tokens: Ints, positions: Ints, sequences: Ints, wanted: Sequence[bool] | AnyArray) -> bool:
+        """Evaluate tokens (N,), N at most `batch_tokens`, each at its position of its sequence; outputs where wanted.
+
+        False if `abort` was called meanwhile: the cache may then hold some of the tokens, cut it back. Raises
+        ValueError for sizes that llama.cpp would abort on, and before an encoder has read anything.
+        """
         if self.model.has_encoder and not self._encoded:
             raise ValueError("nothing was encoded that the answer could be to")
-        self._fill(tokens, start, sequence, all_logits=all_logits)
-        code = self._lib.llama_decode(self.handle, self._batch)
+        tokens, positions = np.asarray(tokens), np.asarray(positions)
+        self._check(tokens, positions)
+        self._batch.fill(tokens, positions, sequences, wanted)
+        code = self._lib.llama_decode(self.handle, self._batch.struct)
+        if code == 2:
+            return False
         if code != 0:
             raise UnsupportedError(f"llama.cpp could not evaluate {len(tokens)} tokens (code {code}).\n{log_tail()}")
+        return True
 
-    def encode(self, tokens: Sequence[int]) -> None:
+    def encode(self, tokens: Ints, sequences: int = 1) -> bool:
         """Let the encoder of an encoder–decoder model read a text; what was read and written before is forgotten.
 
-        Raises ValueError for sizes that llama.cpp would abort on.
+        The first `sequences` sequences can write to it. False if `abort` was called meanwhile. Raises ValueError for
+        sizes that llama.cpp would abort on.
         """
         self._lib.llama_memory_clear(self._memory, True)
-        self._fill(tokens, 0, 0, all_logits=True)
-        code = self._lib.llama_encode(self.handle, self._batch)
+        count = len(tokens)
+        self._check(np.asarray(tokens), np.arange(count))
+        self._batch.fill(tokens, np.arange(count), np.zeros(count, dtype=np.int32), np.ones(count, dtype=np.int8))
+        self._batch.share(count, sequences)
+        code = self._lib.llama_encode(self.handle, self._batch.struct)
+        if code == 2:
+            return False
         if code != 0:
-            raise UnsupportedError(f"llama.cpp could not encode {len(tokens)} tokens (code {code}).\n{log_tail()}")
+            raise UnsupportedError(f"llama.cpp could not encode {count} tokens (code {code}).\n{log_tail()}")
         self._encoded = True
+        return True
 
-    def _fill(self, tokens: Sequence[int], start: int, sequence: int, *, all_logits: bool) -> None:
+    def _check(self, tokens: AnyArray, positions: AnyArray) -> None:
         count = len(tokens)
         if not 0 < count <= self.batch_tokens:
             raise ValueError(f"a batch holds 1 to {self.batch_tokens} tokens, not {count}")
-        if start < 0 or start + count > self.context_tokens:
-            raise ValueError(f"positions {start} to {start + count} do not fit a context of {self.context_tokens}")
-        if min(tokens) < 0 or max(tokens) >= self.model.vocab_size:
+        first, last = positions.min(), positions.max()
+        if first < 0 or last >= self.context_tokens:
+            raise ValueError(f"positions {first} to {last + 1} do not fit a context of {self.context_tokens}")
+        if tokens.min() < 0 or tokens.max() >= self.model.vocab_size:
             raise ValueError("a token id is outside the vocabulary")
-        batch = self._batch
-        batch.n_tokens = count
-        for index, token in enumerate(tokens):
-            batch.token[index] = token
-            batch.pos[index] = start + index
-            batch.n_seq_id[index] = 1
-            batch.seq_id[index][0] = sequence
-            batch.logits[index] = all_logits
-        batch.logits[count - 1] = True
+
+    def abort(self) -> None:
+        """End the evaluation that another thread has under way, and each that follows, until `resume`."""
+        self._stop[0] = b"\x01"
+
+    def resume(self) -> None:
+        """Evaluate again after `abort`."""
+        self._stop[0] = b"\x00"
+
+    def use_threads(self, threads: int, prefill_threads: int) -> None:
+        """Compute single tokens with this many threads, and batches with that many."""
+        self._lib.llama_set_n_threads(self.handle, threads, prefill_threads)
 
     def logits(self, index: int = -1) -> npt.NDArray[np.float32]:
         """Logits (V,) of the batch's token `index`; a view that the next `decode` overwrites: copy to keep."""
         pointer = self._lib.llama_get_logits_ith(self.handle, index)
+        if not pointer:
+            raise ValueError(f"the batch has no logits of token {index}")
         return np.ctypeslib.as_array(pointer, shape=(self.model.vocab_size,))
+
+    def all_logits(self, count: int) -> npt.NDArray[np.float32]:
+        """Logits (count, V) of the batch's wanted tokens in their order; a view that the next batch overwrites."""
+        pointer = self._lib.llama_get_logits(self.handle)
+        return np.ctypeslib.as_array(pointer, shape=(count, self.model.vocab_size))
+
+    def embedding(self, index: int = -1, *, sequence: int | None = None) -> npt.NDArray[np.float32]:
+        """The vector (D,) of the batch's token `index`, or the one of a whole sequence; a view, as `logits` is."""
+        if sequence is None:
+            pointer = self._lib.llama_get_embeddings_ith(self.handle, index)
+        else:
+            pointer = self._lib.llama_get_embeddings_seq(self.handle, sequence)
+        if not pointer:
+            raise ValueError("the batch has no embedding of it")
+        return np.ctypeslib.as_array(pointer, shape=(self.model.embedding_size,))
 
     def forget(self, start: int = 0, *, sequence: int = 0) -> None:
         """Drop what the cache holds of a sequence from position `start` on."""
         if not self._lib.llama_memory_seq_rm(self._memory, sequence, start, -1):
-            self._lib.llama_memory_clear(self._memory, True)  # recurrent models cannot drop a part
+            self._lib.llama_memory_seq_rm(self._memory, sequence, 0, -1)  # recurrent models cannot drop a part
             if start:
                 raise UnsupportedError("this model's state cannot be cut back: start the sequence again")
+
+    def share(self, source: int, target: int, count: int) -> None:
+        """Let the sequence `target`, which is empty, begin with the first `count` tokens of `source`, computed once."""
+        self._lib.llama_memory_seq_cp(self._memory, source, target, 0, count)
+
+    def clear(self) -> None:
+        """Drop what the cache holds of all sequences."""
+        self._lib.llama_memory_clear(self._memory, False)
+
+
+class _Batch:
+    """llama.cpp's batch over arrays of numpy, filled without a loop over tokens."""
+
+    def __init__(self, lib: Any, tokens: int, sequences: int) -> None:
+        self._arrays = {
+            "token": np.zeros(tokens, np.int32),
+            "pos": np.zeros(tokens, np.int32),
+            "n_seq_id": np.ones(tokens, np.int32),
+            "logits": np.zeros(tokens, np.int8),
+        }
+        self._sequences = np.zeros((tokens, sequences), np.int32)
+        rows = self._sequences.ctypes.data + self._sequences.strides[0] * np.arange(tokens + 1, dtype=np.uintp)
+        rows[-1] = 0
+        self._rows = rows
+        self.struct = lib.llama_batch()
+        for name, array in self._arrays.items():
+            setattr(self.struct, name, array.ctypes.data_as(_field_type(lib.llama_batch, name)))
+        self.struct.seq_id = rows.ctypes.data_as(_field_type(lib.llama_batch, "seq_id"))
+
+    def fill(self, tokens: Ints, positions: Ints, sequences: Ints, wanted: Sequence[bool] | AnyArray) -> None:
+        count = len(tokens)
+        self.struct.n_tokens = count
+        self._arrays["token"][:count] = tokens
+        self._arrays["pos"][:count] = positions
+        self._arrays["logits"][:count] = wanted
+        self._arrays["n_seq_id"][:count] = 1
+        self._sequences[:count, 0] = sequences
+
+    def share(self, count: int, sequences: int) -> None:
+        """The first `count` tokens belong to each of the first `sequences` sequences."""
+        self._arrays["n_seq_id"][:count] = sequences
+        self._sequences[:count, :sequences] = np.arange(sequences)
+
+
+def _field_type(structure: Any, name: str) -> Any:
+    return next(kind for field, kind in structure._fields_ if field == name)
+
+
+def _strlen() -> Any:
+    return (ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)).strlen

@@ -16,7 +16,7 @@ from runtime.options import ASK, build_sampling, engine_options, load_engine, mo
 
 if TYPE_CHECKING:
     from runtime.engine import Completion, Engine
-    from runtime.text import Piece
+    from runtime.reasoning import Piece
 
 
 @click.command()

@@ -21,7 +21,7 @@ from runtime.sampler import Sampling
 
 if TYPE_CHECKING:
     from runtime.engine import Completion, Engine
-    from runtime.text import Piece
+    from runtime.reasoning import Piece
 
 COMMANDS = {
     "/help": "this list",
@@ -136,7 +136,8 @@ class Chat:
             _remark(ends[completion.stop_reason])
         if not completion.text:
             _remark("There is no answer, so the question is taken back.")
-        count, used = completion.generated_tokens, self._engine.used_tokens
+        count = completion.generated_tokens
+        used = min(size, completion.prompt_tokens + count)
         speed = f"{(count - 1) / completion.decode_s:.1f} tokens/s, " if count > 1 else ""
         _remark(f"{count:,} tokens, {speed}context {used:,} of {size:,}")
 

@@ -1,50 +1,78 @@
-"""The engine under chat, ask and bench: one model, one context, one conversation at a time."""
+"""The engine under chat, ask, server and bench: one model, many requests at a time, one thread that computes.
 
+    with Engine(Path("model.gguf"), EngineOptions(slots=4)) as engine:
+        tokens = engine.prompt_tokens([Message("user", "What is anaemia?")])
+        answer = engine.submit(Request(tokens))
+        for piece in answer:
+            print(piece.text, end="")
+        print(answer.result().stop_reason)
+"""
+
+import queue
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from gladstone.chat import CHAT_CONTEXT_TOKENS, Message
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.llama import Context, Model
 from gladstone.lora import Lora
+from runtime.batching import BatchRunner, ReadingJob, WritingJob
 from runtime.prompt import load_template, prompt_tokens, scored_tokens
-from runtime.sampler import SamplerChain, Sampling
-from runtime.text import THINK_CLOSE, THINK_OPEN, Piece, TextStream
+from runtime.reasoning import Piece, markers_of
+from runtime.request import Completion, ContextFullError, Event, OnEvent, Request
+from runtime.sampler import Sampling
+from runtime.scheduler import Limits, QueueFullError, Task
+from runtime.speculation import DraftModel, Guesser, PromptLookup, check_draft
+from runtime.writer import Vocabulary, Writer, log_softmax
 
-__all__ = ["AnswerLoss", "Completion", "ContextFullError", "Engine", "Piece", "Sampling"]
+__all__ = [
+    "Answer", "AnswerLoss", "Completion", "ContextFullError", "Engine", "EngineOptions", "Piece", "QueueFullError",
+    "Request", "Sampling",
+]  # fmt: skip
 
-SCORING_BATCH_TOKENS = 64  # logits of every token are kept: 64 of a vocabulary of 150,000 are 38 MB
-
-
-class ContextFullError(DataError):
-    """A prompt that leaves no room for an answer."""
+KEPT_SEQUENCES = 3  # earlier conversations that can be taken up again, beside those at work
+POLL_S = 0.05  # how soon a `cancelled` that turns true is noticed
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Completion:
-    """An answer and what it took.
+class EngineOptions:
+    """How an engine is set up.
 
-    `stop_reason` is "end" (the model ended its turn), "stop" (a stop string), "length" (max_tokens), "context" (the
-    context is full) or "cancelled". `generated_tokens` are the tokens of the text, without the one that ends the turn.
-    `prefill_s` is the time for the prompt, `first_token_s` until the first token was chosen, `decode_s` the time after
-    that, for the other tokens.
+    The context of each request is as large as the model was trained for, but 4,096 tokens unless more is asked for.
+    `slots` requests are at work at a time and share `cache_tokens`, by default enough for all of them. Adapters can be
+    laid over the model. Guesses come from a `draft` model, or with `lookup` from the text itself.
     """
 
-    text: str
-    reasoning: str | None
-    stop_reason: str
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
-    prefill_s: float
-    decode_s: float
-    first_token_s: float
+    context_tokens: int | None = None
+    slots: int = 1
+    cache_tokens: int | None = None
+    queue: int = 1024
+    threads: int | None = None
+    prefill_threads: int | None = None
+    batch_tokens: int = 512
+    gpu_layers: int = 0
+    cache_type: str = "f16"
+    flash_attention: bool | None = None
+    loras: tuple[Lora, ...] = ()
+    draft: Path | None = None
+    lookup: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for numbers below 1."""
+        for name in ("slots", "cache_tokens", "queue", "threads", "prefill_threads", "batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, expected 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -55,44 +83,134 @@ class AnswerLoss:
     tokens: int
 
 
+class Answer:
+    """An answer that is being written: iterate over its pieces, or wait for the whole. Any thread may use it."""
+
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        self._cancel = cancel
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._end: Completion | BaseException | None = None
+
+    def put(self, event: Event) -> None:
+        """Called by the engine."""
+        self._events.put(event)
+
+    def __iter__(self) -> Iterator[Piece]:
+        """The pieces as they come. Raises what ended the answer, if that was an error."""
+        while (piece := self.next()) is not None:
+            yield piece
+
+    def next(self, timeout_s: float | None = None) -> Piece | None:
+        """The next piece; None at the end. Raises queue.Empty if none came in time, and what ended the answer."""
+        if self._end is None:
+            event = self._events.get(timeout=timeout_s)
+            if isinstance(event, Piece):
+                return event
+            self._end = event
+        if isinstance(self._end, BaseException):
+            raise self._end
+        return None
+
+    def result(self) -> Completion:
+        """Wait for the end."""
+        for _ in self:
+            pass
+        assert isinstance(self._end, Completion)  # noqa: S101 - `next` raised otherwise
+        return self._end
+
+    def cancel(self) -> None:
+        """End it, also in the middle of a long prompt: the completion comes with what is there."""
+        self._cancel()
+
+
 class Engine:
-    """A model ready to answer. Close it, or use it in a `with` block.
+    """A model ready to answer. Close it, or use it in a `with` block. Any thread may use it."""
 
-    A KeyboardInterrupt (or any exception of a callback) may leave `complete` at any point: the engine stays usable.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        context_tokens: int | None = None,
-        threads: int | None = None,
-        loras: Sequence[Lora] = (),
-    ) -> None:
-        """Adapters are laid over the model.
-
-        The context is as large as the model was trained for, but 4,096 tokens unless more is asked for. Raises
-        ArtifactError for a file that is no usable chat model, ConfigError for sizes that cannot be.
-        """
-        if threads is not None and threads < 1:
-            raise ConfigError(f"threads is {threads}, expected 1 or more.")
+    def __init__(self, path: Path, options: EngineOptions | None = None) -> None:
+        """Raises ArtifactError for a file that is no usable chat model, ConfigError for sizes that cannot be."""
+        options = options or EngineOptions()
         begin_s = time.perf_counter()
-        self.model = Model(path, loras=loras)
+        self._closers: list[Callable[[], None]] = []
         try:
-            self.template = load_template(self.model)
-            self.context_tokens = _context_size(self.model, context_tokens)
-            self.context = Context(self.model, self.context_tokens, threads=threads)
+            self._load(path, options)
         except BaseException:
-            self.model.close()
+            self._free()
             raise
         self.load_s = time.perf_counter() - begin_s
-        self._evaluated: list[int] = []  # what the cache surely holds; it may hold more after an interruption
-        self._hidden_markers = _hidden_markers(self.model)
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._open = 0  # requests that have not ended
+        self._cancelled: list[Task] = []
+        self._broken: BaseException | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._serve, name="gladstone engine", daemon=True)
+        self._thread.start()
+
+    def _load(self, path: Path, options: EngineOptions) -> None:
+        self.options = options
+        self.model = Model(path, gpu_layers=options.gpu_layers, loras=options.loras)
+        self._closers.append(self.model.close)
+        self.template = load_template(self.model)
+        self.context_tokens = _context_size(self.model, options.context_tokens)
+        limits = self._limits(options)
+        self.context = Context(
+            self.model,
+            limits.cells,
+            batch_tokens=options.batch_tokens,
+            sequences=limits.sequences,
+            threads=options.threads,
+            prefill_threads=options.prefill_threads,
+            cache_type=options.cache_type,
+            flash_attention=options.flash_attention,
+        )
+        self._closers.append(self.context.close)
+        self._vocabulary = Vocabulary(self.model, markers_of(self.template.source))
+        self._strengths = tuple(lora.scale for lora in options.loras)
+        self._runner = BatchRunner(self.context, limits)
+        self._drafts = self._load_draft(options)
+
+    def _limits(self, options: EngineOptions) -> Limits:
+        cells = options.cache_tokens or self.context_tokens * options.slots
+        if cells < self.context_tokens:
+            raise ConfigError(
+                f"cache_tokens is {cells:,}, expected the context of {self.context_tokens:,} of a request or more."
+            )
+        return Limits(
+            cells=cells,
+            context_tokens=self.context_tokens,
+            slots=options.slots,
+            sequences=options.slots + KEPT_SEQUENCES,
+            batch_tokens=min(max(options.batch_tokens, options.slots), cells),
+            queue=options.queue,
+            can_cut=self.model.can_cut,
+        )
+
+    def _load_draft(self, options: EngineOptions) -> Context | None:
+        if options.draft is None:
+            return None
+        model = Model(options.draft)
+        self._closers.append(model.close)
+        check_draft(
+            [self.model.token_text(token) for token in range(self.model.vocab_size)],
+            [model.token_text(token) for token in range(model.vocab_size)],
+        )
+        slots = options.slots
+        draft = Context(model, self.context_tokens * slots, sequences=slots, threads=options.threads)
+        self._closers.append(draft.close)
+        return draft
 
     def close(self) -> None:
-        """Free context and model. Closing twice is harmless."""
-        self.context.close()
-        self.model.close()
+        """End what is under way and free everything. Closing twice is harmless."""
+        if not self._closing:
+            self._closing = True
+            self.context.abort()
+            self._inbox.put(lambda: None)
+            self._thread.join()
+            self._free()
+
+    def _free(self) -> None:
+        while self._closers:
+            self._closers.pop()()
 
     def __enter__(self) -> Self:
         return self
@@ -100,14 +218,27 @@ class Engine:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
 
-    @property
-    def used_tokens(self) -> int:
-        """Tokens of the last conversation that the context holds."""
-        return len(self._evaluated)
-
     def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
         """The turns up to where the answer begins; text of control tokens inside a message stays text."""
         return prompt_tokens(self.model, self.template, messages)
+
+    def submit(self, request: Request, on_event: OnEvent | None = None) -> Answer:
+        """Begin an answer. `on_event`, if given, is called by the engine's thread and must be quick; else iterate.
+
+        Raises ContextFullError if the prompt and one token of an answer do not fit the context, QueueFullError if too
+        many requests wait, ConfigError for settings that cannot be.
+        """
+        self.check_room(len(request.tokens), answer_tokens=1)
+        adapters = self._strengths if request.adapters is None else request.adapters
+        if len(adapters) != len(self._strengths):
+            raise ConfigError(f"{len(adapters)} strengths for {len(self._strengths)} adapters.")
+        answer = Answer(lambda: self._cancel(task))
+        writer = Writer(self._vocabulary, request, self.context_tokens, self._counted(on_event or answer.put))
+        task = Task(writer.tokens, request.priority, adapters)
+        job = WritingJob(writer, task, self._guesser())
+        writer.prepare()
+        self._enter(lambda: self._runner.submit(task, job), writer.fail)
+        return answer
 
     def complete(
         self,
@@ -116,80 +247,95 @@ class Engine:
         on_piece: Callable[[Piece], None] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Completion:
-        """Continue the tokens. `cancelled` is asked before every batch and every token.
+        """Continue the tokens and wait. `on_piece` is called by this thread; `cancelled` is asked now and then.
 
-        Raises ContextFullError if the prompt and one token of an answer do not fit the context.
+        Raises as `submit` does. Whatever leaves a callback, or Ctrl-C, ends the answer and leaves the engine usable.
         """
-        self._check_room(len(tokens), answer_tokens=1)
-        begin_s = time.perf_counter()
-        rest, cached = self._take_up(tokens)
-        stream = TextStream(sampling.stop, reasoning_opened=self._opens_reasoning(tokens))
-        answer = _Answer(self, stream, on_piece or (lambda _piece: None))
-        stop_reason = "cancelled"
-        with SamplerChain(sampling, self.model.vocab_size, tokens) as chain:
-            if self._evaluate(rest, cancelled):
-                answer.prefill_s = time.perf_counter() - begin_s
-                stop_reason = answer.generate(chain, sampling.max_tokens, cancelled)
-        answer.tell(stream.flush())
-        if stream.stopped and stop_reason != "cancelled":
-            stop_reason = "stop"
-        end_s = time.perf_counter()
-        first_s = answer.first_token_at_s - begin_s if answer.first_token_at_s else end_s - begin_s
-        return Completion(
-            text=stream.text,
-            reasoning=stream.reasoning,
-            stop_reason=stop_reason,
-            prompt_tokens=len(tokens),
-            cached_tokens=cached,
-            generated_tokens=answer.count,
-            prefill_s=answer.prefill_s or end_s - begin_s,
-            decode_s=end_s - begin_s - first_s,
-            first_token_s=first_s,
-        )
+        if cancelled():
+            self.check_room(len(tokens), answer_tokens=1)
+            return Completion("", None, "cancelled", len(tokens), 0, 0, 0, 0.0, 0.0, 0.0, 0.0)
+        answer = self.submit(Request(tokens, sampling))
+        try:
+            while True:
+                try:
+                    piece = answer.next(POLL_S)
+                except queue.Empty:
+                    if cancelled():
+                        answer.cancel()
+                    continue
+                if piece is None:
+                    return answer.result()
+                if on_piece is not None:
+                    on_piece(piece)
+                if cancelled():
+                    answer.cancel()
+        except BaseException:
+            answer.cancel()
+            raise
 
     def answer_nats(self, messages: Sequence[Message]) -> AnswerLoss:
         """How unexpected the last turn is. Always from an empty cache: the order of calls changes nothing."""
         prompt, answer = scored_tokens(self.model, self.template, messages)
         if not prompt or not answer:
             raise DataError("the chat template renders an empty prompt or an empty answer: nothing can be scored.")
-        self._check_room(len(prompt), answer_tokens=len(answer))
-        self.forget()
-        if self.model.has_encoder:
-            self.context.encode(prompt)
-            before = [self.model.decoder_start]
-        else:
-            self._evaluate(prompt[:-1], lambda: False)
-            before = prompt[-1:]
-        inputs = [*before, *answer[:-1]]  # the token before each scored one
-        nats = 0.0
-        for begin in range(0, len(inputs), SCORING_BATCH_TOKENS):
-            batch = inputs[begin : begin + SCORING_BATCH_TOKENS]
-            self.context.decode(batch, len(self._evaluated), all_logits=True)
-            self._evaluated += batch
-            for index in range(len(batch)):
-                logits = self.context.logits(index).astype(np.float64)
-                highest = logits.max()
-                nats += highest + np.log(np.exp(logits - highest).sum()) - logits[answer[begin + index]]
-        return AnswerLoss(float(nats), len(answer))
+        return self.score(prompt, [answer])[0]
+
+    def score(self, prompt: list[int], continuations: Sequence[list[int]]) -> list[AnswerLoss]:
+        """How unexpected each continuation of a prompt is. The prompt is read once, for all of them.
+
+        Always from an empty cache: what was asked before changes nothing. Raises ContextFullError if one does not fit.
+        """
+        for continuation in continuations:
+            self.check_room(len(prompt), answer_tokens=len(continuation))
+        group = object()
+        losses = [_Loss(continuation, len(prompt) - 1) for continuation in continuations]
+        futures = [
+            self._read(prompt + loss.continuation[:-1], len(prompt) - 1, loss.consume, group) for loss in losses
+        ]
+        for future in futures:
+            future.result()
+        return [AnswerLoss(loss.nats, len(loss.continuation)) for loss in losses]
+
+    def logits(self, tokens: list[int], consume: Callable[[int, npt.NDArray[np.float32]], None]) -> None:
+        """Hand the logits of every token to `consume(position, rows)`, rows (N, V) at a time, from an empty cache.
+
+        The rows are a view of llama.cpp's memory that the next ones overwrite; the engine's thread calls.
+        """
+        self.check_room(len(tokens), answer_tokens=0)
+        self._read(tokens, 0, consume, object()).result()
+
+    def run(self, work: Callable[[Context], T]) -> T:
+        """Let the engine's thread do something with the context alone, from an empty cache, when nothing else runs."""
+        future: Future[T] = Future()
+
+        def alone() -> None:
+            if not self._runner.idle:
+                self._inbox.put(alone)
+                return
+            self._empty()
+            try:
+                future.set_result(work(self.context))
+            except BaseException as error:  # noqa: BLE001 - it goes to who waits
+                future.set_exception(error)
+            finally:
+                self._empty()
+
+        self._post(alone)
+        return future.result()
 
     def forget(self) -> None:
-        """Empty the cache: the next prompt is evaluated whole."""
-        self._evaluated = []
-        self.context.forget()
+        """Empty the cache of all that nobody works with: the next prompt is evaluated whole."""
+        done: Future[None] = Future()
 
-    def extend(self, token: int) -> bool:
-        """Evaluate one more token; False if the context has no room for it."""
-        if len(self._evaluated) >= self.context_tokens:
-            return False
-        self.context.decode([token], len(self._evaluated))
-        self._evaluated.append(token)
-        return True
+        def forget() -> None:
+            self._runner.scheduler.forget()
+            done.set_result(None)
 
-    def token_bytes(self, token: int) -> bytes:
-        """What a token adds to the text: nothing for a control token, unless it is a marker of reasoning."""
-        return self._hidden_markers.get(token) or self.model.piece(token)
+        self._post(forget)
+        done.result()
 
-    def _check_room(self, prompt_tokens: int, answer_tokens: int) -> None:
+    def check_room(self, prompt_tokens: int, answer_tokens: int) -> None:
+        """Raises ContextFullError if they do not fit the context, DataError for an empty prompt."""
         if not prompt_tokens:
             raise DataError("the prompt is empty: there is nothing to continue.")
         needed = max(prompt_tokens, answer_tokens) if self.model.has_encoder else prompt_tokens + answer_tokens
@@ -200,73 +346,108 @@ class Engine:
                 f"the model was trained for {self.model.context_tokens:,}."
             )
 
-    def _take_up(self, tokens: list[int]) -> tuple[list[int], int]:
-        """What is still to be evaluated before the answer begins, and how much of the prompt the cache has."""
-        if self.model.has_encoder:
-            self._evaluated = []
-            self.context.encode(tokens)
-            return [self.model.decoder_start], 0
-        cached = self._keep_common_prefix(tokens)
-        return tokens[cached:], cached
+    def _guesser(self) -> Guesser | None:
+        if self._drafts is not None:
+            return DraftModel(self._drafts, 0)
+        return PromptLookup() if self.options.lookup else None
 
-    def _keep_common_prefix(self, tokens: list[int]) -> int:
-        """Cut the cache to what it has in common with the prompt; the last token must give fresh logits."""
-        common = 0
-        for have, want in zip(self._evaluated, tokens[:-1], strict=False):
-            if have != want:
-                break
-            common += 1
-        self._evaluated = self._evaluated[:common]
+    def _read(
+        self, tokens: list[int], first: int, consume: Callable[[int, npt.NDArray[np.float32]], None], group: object
+    ) -> "Future[None]":
+        """Outputs from the position `first` on."""
+        future: Future[None] = Future()
+
+        def done(error: BaseException | None) -> None:
+            self._left()
+            future.set_exception(error) if error else future.set_result(None)
+
+        task = Task(tokens, 0, self._strengths, outputs_from=first, group=group)
+        job = ReadingJob(task, consume, done)
+        self._enter(lambda: self._runner.submit(task, job), job.fail)
+        return future
+
+    def _counted(self, on_event: OnEvent) -> OnEvent:
+        def tell(event: Event) -> None:
+            if not isinstance(event, Piece):
+                self._left()
+            on_event(event)
+
+        return tell
+
+    def _left(self) -> None:
+        with self._lock:
+            self._open -= 1
+
+    def _enter(self, submit: Callable[[], None], fail: Callable[[BaseException], None]) -> None:
+        with self._lock:
+            if self._open >= self.options.slots + self.options.queue:
+                raise QueueFullError(f"{self._open:,} requests are under way or wait already: ask again later.")
+            self._open += 1
+
+        def enter() -> None:
+            if self._closing:
+                fail(UnsupportedError("the engine was closed."))
+            else:
+                submit()
+
+        self._post(enter)
+
+    def _post(self, work: Callable[[], None]) -> None:
+        if self._broken is not None:
+            raise self._broken
+        if self._closing:
+            raise UnsupportedError("the engine is closed.")
+        self._inbox.put(work)
+
+    def _cancel(self, task: Task) -> None:
+        if self._closing:
+            return
+        self._cancelled.append(task)
+        self._inbox.put(lambda: self._cancel_now(task))
+        self._runner.interrupt(self._cancelled)
+
+    def _cancel_now(self, task: Task) -> None:
+        self._cancelled.remove(task)
+        self._runner.cancel(task)
+
+    def _serve(self) -> None:
+        """The engine's thread: take in what was asked, evaluate a step, and so on."""
         try:
-            self.context.forget(common)
-        except UnsupportedError:  # a recurrent state cannot be cut back: it is empty now
-            self._evaluated = []
-        return len(self._evaluated)
+            while not self._closing:
+                self._take_in()
+                self._runner.step()
+            self._runner.fail_all(UnsupportedError("the engine was closed."))
+            self._take_in()
+        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+            self._broken = error
+            self._runner.fail_all(error)
 
-    def _evaluate(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> bool:
-        for begin in range(0, len(tokens), self.context.batch_tokens):
-            if cancelled():
-                return False
-            batch = tokens[begin : begin + self.context.batch_tokens]
-            self.context.decode(batch, len(self._evaluated))
-            self._evaluated += batch
-        return True
+    def _take_in(self) -> None:
+        if self._runner.idle and not self._closing:
+            self._inbox.get()()
+        while True:
+            try:
+                work = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            work()
 
-    def _opens_reasoning(self, tokens: Sequence[int]) -> bool:
-        tail = b"".join(self.model.piece(token, special=True) for token in tokens[-12:])
-        return tail.decode("utf-8", "replace").rstrip().endswith(THINK_OPEN)
+    def _empty(self) -> None:
+        self._runner.scheduler.forget()
+        self.context.clear()
 
 
-class _Answer:
-    """The token loop of one answer, and what it measured."""
+class _Loss:
+    """Adds up -log p of a continuation whose first token is predicted at position `first`."""
 
-    def __init__(self, engine: Engine, stream: TextStream, on_piece: Callable[[Piece], None]) -> None:
-        self._engine, self._stream, self._on_piece = engine, stream, on_piece
-        self.count = 0
-        self.prefill_s = self.first_token_at_s = 0.0
+    def __init__(self, continuation: list[int], first: int) -> None:
+        self.continuation, self._first = continuation, first
+        self.nats = 0.0
 
-    def generate(self, chain: SamplerChain, max_tokens: int, cancelled: Callable[[], bool]) -> str:
-        """Choose, show and evaluate tokens until something ends it; returns the stop reason."""
-        engine = self._engine
-        while not cancelled():
-            token = chain.sample(engine.context)
-            self.first_token_at_s = self.first_token_at_s or time.perf_counter()
-            if engine.model.ends_generation(token):
-                return "end"
-            self.count += 1
-            self.tell(self._stream.feed(engine.token_bytes(token)))
-            if self._stream.stopped:
-                return "stop"
-            if self.count >= max_tokens:
-                return "length"
-            if not engine.extend(token):
-                return "context"
-        return "cancelled"
-
-    def tell(self, pieces: list[Piece]) -> None:
-        """Hand on what can be shown."""
-        for piece in pieces:
-            self._on_piece(piece)
+    def consume(self, position: int, rows: npt.NDArray[np.float32]) -> None:
+        begin = position - self._first
+        wanted = self.continuation[begin : begin + len(rows)]
+        self.nats -= float(log_softmax(rows)[np.arange(len(wanted)), wanted].sum())
 
 
 def _context_size(model: Model, asked: int | None) -> int:
@@ -278,13 +459,3 @@ def _context_size(model: Model, asked: int | None) -> int:
             f"a context of {asked:,} tokens: expected 1 to {trained:,}, which {model.path.name} was trained for."
         )
     return asked
-
-
-def _hidden_markers(model: Model) -> dict[int, bytes]:
-    """Markers of reasoning that the vocabulary calls control tokens and would therefore not print."""
-    markers = {}
-    for marker in (THINK_OPEN, THINK_CLOSE):
-        tokens = model.tokenize(marker, parse_special=True)
-        if len(tokens) == 1 and model.is_control(tokens[0]):
-            markers[tokens[0]] = marker.encode()
-    return markers

@@ -12,7 +12,7 @@ from runtime.console import Waiting
 from runtime.sampler import Sampling
 
 if TYPE_CHECKING:
-    from runtime.engine import Engine
+    from runtime.engine import Engine, EngineOptions
 
 ASK = Sampling()  # greedy: the same question gives the same answer
 CHAT = Sampling(**CHAT_SAMPLING)
@@ -73,7 +73,7 @@ def load_engine(model: Path, options: dict[str, Any]) -> "Engine":
     """The engine for a command's options. Raises as `Engine` does."""
     with Waiting(f"loading {model.name}"):
         from gladstone.lora import parse_lora
-        from runtime.engine import Engine
+        from runtime.engine import Engine, EngineOptions
 
         loras = tuple(map(parse_lora, options["loras"]))
-        return Engine(model, context_tokens=options["context"], threads=options["threads"], loras=loras)
+        return Engine(model, EngineOptions(options["context"], threads=options["threads"], loras=loras))

@@ -1,4 +1,4 @@
-"""From the bytes of tokens to text that can be shown: UTF-8, stop strings, reasoning. Pure: no model in here.
+"""From the bytes of tokens to text that can be shown: UTF-8 and stop strings. Pure: no model in here.
 
 Each step gives the same text for every way of cutting its input into pieces, and holds back only what a later piece
 could still change.
@@ -6,17 +6,8 @@ could still change.
 
 import codecs
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some characters of the reasoning or of the answer, ready to be shown."""
-
-    text: str
-    reasoning: bool
+from runtime.reasoning import THINK, Markers, Piece, ReasoningSplitter
 
 
 class Utf8Decoder:
@@ -85,75 +76,15 @@ class StopMatcher:
         return None
 
 
-class ReasoningSplitter:
-    """Tells `<think>…</think>` at the beginning of an answer from the answer itself.
-
-    The newlines next to a marker belong to it. Markers further on in an answer are text that somebody writes about.
-    """
-
-    def __init__(self, *, opened: bool = False) -> None:
-        """`opened`: the prompt ends with the opening marker, so the first text is reasoning already."""
-        self._state = "reasoning" if opened else "start"
-        self._after_marker = opened
-        self._held = ""
-
-    def feed(self, text: str) -> list[Piece]:
-        """The pieces that are sure by now; none of them is empty."""
-        self._held += text
-        pieces = []
-        if self._state == "start":
-            self._look_for_opening()
-        if self._state == "reasoning":
-            pieces.append(Piece(self._take_reasoning(), reasoning=True))
-        if self._state == "answer":
-            pieces.append(Piece(self._take_answer(), reasoning=False))
-        return [piece for piece in pieces if piece.text]
-
-    def flush(self) -> list[Piece]:
-        """What was held back, now that nothing follows."""
-        in_reasoning = self._state == "reasoning"
-        text = self._held.rstrip("\n") if in_reasoning else self._held
-        self._held = ""
-        return [Piece(text, reasoning=in_reasoning)] if text else []
-
-    def _look_for_opening(self) -> None:
-        begin = self._held.lstrip()
-        if begin.startswith(THINK_OPEN):
-            self._held = begin[len(THINK_OPEN) :]
-            self._state, self._after_marker = "reasoning", True
-        elif not THINK_OPEN.startswith(begin):
-            self._state = "answer"
-
-    def _take_reasoning(self) -> str:
-        self._skip_newlines()
-        end = self._held.find(THINK_CLOSE)
-        if end >= 0:
-            ready, self._held = self._held[:end], self._held[end + len(THINK_CLOSE) :]
-            self._state, self._after_marker = "answer", True
-            return ready.rstrip("\n")
-        unsure = next((n for n in range(len(THINK_CLOSE) - 1, 0, -1) if self._held.endswith(THINK_CLOSE[:n])), 0)
-        ready = self._held[: len(self._held) - unsure].rstrip("\n")
-        self._held = self._held[len(ready) :]
-        return ready
-
-    def _take_answer(self) -> str:
-        self._skip_newlines()
-        ready, self._held = self._held, ""
-        return ready
-
-    def _skip_newlines(self) -> None:
-        if self._after_marker:
-            self._held = self._held.lstrip("\n")
-            self._after_marker = not self._held
-
-
 class TextStream:
     """Token bytes in, pieces of reasoning and answer out; keeps the whole of both."""
 
-    def __init__(self, stops: Sequence[str] = (), *, reasoning_opened: bool = False) -> None:
+    def __init__(
+        self, stops: Sequence[str] = (), *, reasoning_opened: bool = False, markers: Markers = THINK
+    ) -> None:
         self._decoder = Utf8Decoder()
         self._matcher = StopMatcher(stops)
-        self._splitter = ReasoningSplitter(opened=reasoning_opened)
+        self._splitter = ReasoningSplitter(opened=reasoning_opened, markers=markers)
         self._text: list[str] = []
         self._reasoning: list[str] = []
 
@@ -161,6 +92,11 @@ class TextStream:
     def stopped(self) -> bool:
         """True once a stop string was met: whatever follows is no part of the text."""
         return self._matcher.stopped
+
+    @property
+    def in_reasoning(self) -> bool:
+        """True while a thought is open."""
+        return self._splitter.reasoning
 
     @property
     def text(self) -> str:

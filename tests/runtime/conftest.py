@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from gladstone.gguf import read_header
 from runtime.cli import main
-from runtime.engine import Engine
+from runtime.engine import Engine, EngineOptions
 
 Rewrite = Callable[..., Path]
 BOOL, STRING = 7, 8
@@ -22,7 +22,7 @@ def smollm(embedded_gguf: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(smollm: Path) -> Iterator[Engine]:
-    with Engine(smollm, context_tokens=2048, threads=1) as engine:  # two threads crawl when the cores are shared
+    with Engine(smollm, EngineOptions(context_tokens=2048, threads=1)) as engine:  # two threads crawl when the cores are shared
         yield engine
 
 

@@ -1,3 +1,5 @@
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from gladstone.chat import Message
 from gladstone.errors import ArtifactError, ConfigError, DataError
 from gladstone.llama import Context, Model
 from gladstone.template import ChatTemplate
-from runtime.engine import ContextFullError, Engine, Piece, Sampling
+from runtime.engine import ContextFullError, Engine, EngineOptions, Piece, Sampling
 from runtime.prompt import prompt_tokens
 
 SUM = [Message("user", "What is 2+2?")]
@@ -73,23 +75,26 @@ def test_the_common_prefix_is_kept_and_changes_nothing(engine: Engine) -> None:
 
 
 @pytest.mark.slow
-def test_a_prompt_of_several_batches_gives_the_logits_of_one_batch(engine: Engine) -> None:
-    tokens = engine.prompt_tokens([Message("user", " ".join(f"{number} comes first." for number in range(110)))])
-    assert engine.context.batch_tokens < len(tokens) < 2 * engine.context.batch_tokens
-    engine.forget()
-    engine.complete(tokens, Sampling(max_tokens=1))
-    logits = engine.context.logits().copy()
-    with Context(engine.model, 1024, batch_tokens=1024, threads=1) as whole:
-        whole.decode(tokens, 0)
-        np.testing.assert_allclose(logits, whole.logits(), atol=0.05)
+def test_a_prompt_of_several_batches_gives_the_logits_of_one_batch(smollm: Path) -> None:
+    # flash attention rounds otherwise in batches of other sizes; without it the sums are the same
+    with Engine(smollm, EngineOptions(context_tokens=2048, threads=1, flash_attention=False)) as engine:
+        tokens = engine.prompt_tokens([Message("user", " ".join(f"{number} comes first." for number in range(110)))])
+        assert engine.context.batch_tokens < len(tokens) < 2 * engine.context.batch_tokens
+        rows: list[Any] = []
+        engine.logits(tokens, lambda position, some: rows.append((position, some[-1].copy())))
+        assert len(rows) == -(-len(tokens) // 64)
+        with Context(engine.model, 1024, batch_tokens=1024, threads=1, flash_attention=False) as whole:
+            whole.decode(tokens, 0, all_logits=True)
+            for position, last in rows:
+                at = min(position + 63, len(tokens) - 1)
+                np.testing.assert_allclose(last, whole.logits(at), atol=1e-3)
 
 
 def test_a_full_context_is_told_and_never_cut_silently(smollm: Path) -> None:
-    with Engine(smollm, context_tokens=50, threads=1) as small:
+    with Engine(smollm, EngineOptions(context_tokens=50, threads=1)) as small:
         tokens = small.prompt_tokens(SUM)
         completion = small.complete(small.prompt_tokens(STORY), Sampling())
         assert completion.stop_reason == "context"
-        assert small.used_tokens == 50
         assert completion.prompt_tokens + completion.generated_tokens == 51  # the last token is shown, not evaluated
         with pytest.raises(ContextFullError) as caught:
             small.complete(tokens + tokens, Sampling())
@@ -103,28 +108,21 @@ def test_a_full_context_is_told_and_never_cut_silently(smollm: Path) -> None:
 
 
 @pytest.mark.parametrize("when", ["shown", "evaluated"])
-def test_an_interruption_leaves_the_engine_usable(engine: Engine, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_the_engine_usable(engine: Engine, when: str) -> None:
     expected = fresh(engine, STORY, LONG).text
     calls = 0
 
-    def interrupt() -> None:
+    def interrupt(_piece: Piece) -> None:
         nonlocal calls
         calls += 1
         if calls == 5:
-            raise KeyboardInterrupt
+            if when == "shown":
+                raise KeyboardInterrupt
+            threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()  # while llama.cpp computes
 
-    def decode_then_interrupt(*arguments: Any, **options: Any) -> None:
-        plain_decode(*arguments, **options)
-        interrupt()  # where a signal strikes while llama.cpp computes: before anybody could write it down
-
-    plain_decode = engine.context.decode
     engine.forget()
-    if when == "evaluated":
-        monkeypatch.setattr(engine.context, "decode", decode_then_interrupt)
     with pytest.raises(KeyboardInterrupt):
-        engine.complete(engine.prompt_tokens(STORY), LONG, lambda _: interrupt() if when == "shown" else None)
-    monkeypatch.undo()
-    assert calls == 5
+        engine.complete(engine.prompt_tokens(STORY), LONG, interrupt)
     assert engine.complete(engine.prompt_tokens(STORY), LONG).text == expected
 
 
@@ -242,7 +240,7 @@ def test_a_prompt_that_opens_the_reasoning_has_reasoning_first(engine: Engine) -
 )
 def test_sizes_that_cannot_be_are_refused(smollm: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Engine(smollm, **options)
+        Engine(smollm, EngineOptions(**options))
 
 
 def test_a_file_without_a_template_says_so(rewrite: Callable[..., Path]) -> None:

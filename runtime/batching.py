@@ -1,0 +1,218 @@
+"""Many requests in one context: the scheduler decides, llama.cpp evaluates, each request takes its outputs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gladstone.errors import GladstoneError, UnsupportedError
+from gladstone.llama import Context
+from runtime.scheduler import Limits, Part, Scheduler, Step, Task
+from runtime.speculation import Guesser
+from runtime.writer import Writer
+
+Logits = npt.NDArray[np.float32]
+
+
+class Job(Protocol):
+    """What a task is evaluated for."""
+
+    @property
+    def ended(self) -> bool:
+        """True once nothing more of it is wanted."""
+
+    def begin(self) -> None:
+        """Its turn has come."""
+
+    def take(self, context: Context, first_index: int, rows: Logits, part: Part) -> int:
+        """Use the outputs of a part; returns how many of its guesses were right."""
+
+    def end(self, stop_reason: str) -> None:
+        """Nothing more will come."""
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing more will come, because of this."""
+
+
+class WritingJob:
+    """An answer that is written token by token."""
+
+    def __init__(self, writer: Writer, task: Task, guesser: Guesser | None = None) -> None:
+        self.writer, self._task, self._guesser = writer, task, guesser
+
+    @property
+    def ended(self) -> bool:
+        return self.writer.ended
+
+    def begin(self) -> None:
+        self.writer.begin()
+        self.writer.cached = self._task.cached
+
+    def guess(self) -> None:
+        """Put guesses of what follows the last token behind it."""
+        if self._guesser is not None and self._task.pending == 1:
+            self._task.drafts = self._guesser.guess(self.writer.tokens)
+
+    def take(self, context: Context, first_index: int, rows: Logits, part: Part) -> int:
+        drafts = part.task.drafts[: part.drafts]
+        kept = self.writer.take(context, first_index, rows, drafts)
+        if self._guesser is not None and drafts:
+            self._guesser.learn(len(drafts), kept)
+        return kept
+
+    def end(self, stop_reason: str) -> None:
+        self.writer.end(stop_reason)
+
+    def fail(self, error: BaseException) -> None:
+        self.writer.fail(error)
+
+
+@dataclass(eq=False)
+class ReadingJob:
+    """Outputs of a text that is there already, handed on as they come.
+
+    `consume` gets the position of the first row and the rows (N, V), a view that the next batch overwrites.
+    """
+
+    task: Task
+    consume: Callable[[int, Logits], None]
+    done: Callable[[BaseException | None], None]
+    ended: bool = False
+    _next: int = 0
+
+    def begin(self) -> None:
+        self._next = self._next or self.task.outputs_from or 0
+
+    def take(self, context: Context, first_index: int, rows: Logits, part: Part) -> int:
+        first = part.start + part.count - part.rows
+        fresh = max(0, self._next - first)  # a task that was put out is read again
+        if fresh < len(rows):
+            self.consume(first + fresh, rows[fresh:])
+            self._next = first + len(rows)
+        if self._next >= len(self.task.tokens):
+            self.end("end")
+        return 0
+
+    def end(self, stop_reason: str) -> None:
+        if not self.ended:
+            self.ended = True
+            self.done(None)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.ended:
+            self.ended = True
+            self.done(error)
+
+
+class BatchRunner:
+    """Evaluates steps until nothing is left. Use it from one thread, but `interrupt`."""
+
+    def __init__(self, context: Context, limits: Limits) -> None:
+        self.context = context
+        self.scheduler = Scheduler(_Cache(context), limits)
+        self._jobs: dict[Task, Job] = {}
+        self._in_flight: Sequence[Task] = ()
+        self.evaluated_tokens = 0  # since the engine began
+
+    @property
+    def idle(self) -> bool:
+        """True if there is nothing to do."""
+        return self.scheduler.idle
+
+    def submit(self, task: Task, job: Job) -> None:
+        """Raises QueueFullError, and ValueError for a task that can never fit."""
+        self.scheduler.submit(task)
+        self._jobs[task] = job
+
+    def cancel(self, task: Task) -> None:
+        """End a task, wherever it is."""
+        job = self._jobs.pop(task, None)
+        if job is not None:
+            self.scheduler.finish(task)
+            job.end("cancelled")
+
+    def interrupt(self, tasks: Sequence[Task]) -> None:
+        """Break off the evaluation under way if it is for these tasks alone. Any thread may call it."""
+        if self._in_flight and all(task in tasks for task in self._in_flight):
+            self.context.abort()
+
+    def fail_all(self, error: BaseException) -> None:
+        """End every task with an error."""
+        for task in list(self._jobs):
+            self._fail(task, error)
+
+    def step(self) -> None:
+        """Evaluate one batch and hand its outputs on."""
+        for task in self.scheduler.running:
+            job = self._jobs[task]
+            if isinstance(job, WritingJob):
+                job.guess()
+        step = self.scheduler.plan()
+        if step is None:
+            return
+        for part in step.parts:
+            self._jobs[part.task].begin()
+        try:
+            whole = self._evaluate(step)
+        except UnsupportedError as error:
+            self.scheduler.undo(step)
+            for part in step.parts:
+                self._fail(part.task, error)
+            return
+        if whole:
+            self._hand_on(step)
+        else:
+            self.scheduler.undo(step)
+
+    def _evaluate(self, step: Step) -> bool:
+        self.context.lay_over(step.adapters)
+        self._in_flight = [part.task for part in step.parts]
+        try:
+            whole = self.context.evaluate(step.tokens, step.positions, step.sequences, step.wanted)
+        finally:
+            self._in_flight = ()
+            self.context.resume()
+        self.evaluated_tokens += len(step.tokens) if whole else 0
+        return whole
+
+    def _hand_on(self, step: Step) -> None:
+        rows = self.context.all_logits(step.outputs) if step.outputs else np.zeros((0, 0), np.float32)
+        for part in step.parts:
+            job, kept = self._jobs[part.task], 0
+            if part.rows:
+                first_index = part.offset + part.count - part.rows
+                try:
+                    kept = job.take(self.context, first_index, rows[part.first_row : part.first_row + part.rows], part)
+                except GladstoneError as error:
+                    job.fail(error)
+            self.scheduler.advance(part, kept)
+            if job.ended:
+                self.scheduler.finish(part.task)
+                del self._jobs[part.task]
+
+    def _fail(self, task: Task, error: BaseException) -> None:
+        job = self._jobs.pop(task)
+        self.scheduler.finish(task)
+        job.fail(error)
+
+
+class _Cache:
+    """The scheduler's view of a context."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def share(self, source: int, target: int, count: int) -> None:
+        self._context.share(source, target, count)
+
+    def cut(self, sequence: int, length: int) -> int:
+        try:
+            self._context.forget(length, sequence=sequence)
+        except UnsupportedError:  # a recurrent state is empty after that
+            return 0
+        return length
+
+    def clear(self) -> None:
+        self._context.clear()

@@ -1,0 +1,231 @@
+"""Writes one answer: chooses tokens, makes text of them, and knows where it ends."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from gladstone.llama import Context, Model
+from runtime.reasoning import THINK, Markers, Piece
+from runtime.request import Completion, OnEvent, Request, TokenLogprob
+from runtime.sampler import SamplerChain
+from runtime.text import TextStream
+
+if TYPE_CHECKING:
+    from runtime.grammar import Constraint
+
+Logits = npt.NDArray[np.float32]
+
+
+class Vocabulary:
+    """What each token of a model adds to the text, remembered; markers of reasoning count as text."""
+
+    def __init__(self, model: Model, markers: Markers = THINK) -> None:
+        self.model, self.markers = model, markers
+        self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
+        for text in markers.texts:  # what the vocabulary calls control tokens would not be printed
+            for token in model.tokenize(text, parse_special=True):
+                if model.is_control(token):
+                    self._pieces[token] = model.piece(token, special=True)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token; none for a control token that marks no reasoning."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self.model.piece(token)
+        return piece
+
+    def ends(self, token: int) -> bool:
+        """True for the tokens that end a turn."""
+        ends = self._ends.get(token)
+        if ends is None:
+            ends = self._ends[token] = self.model.ends_generation(token)
+        return ends
+
+    def opens_reasoning(self, tokens: Sequence[int]) -> bool:
+        """True if a prompt ends with the opening marker of a thought."""
+        tail = b"".join(self.model.piece(token, special=True) for token in tokens[-24:])
+        return tail.decode("utf-8", "replace").rstrip().endswith(self.markers.opening.rstrip())
+
+    def closing_tokens(self) -> list[int]:
+        """What closes a thought and goes on to the answer."""
+        end = self.markers.closing + (self.markers.bridge or "\n\n")
+        return self.model.tokenize("\n") + self.model.tokenize(end, parse_special=True)
+
+
+@dataclass
+class _Times:
+    begin_s: float = field(default_factory=time.perf_counter)
+    started_s: float = 0.0  # when the prompt's turn came
+    read_s: float = 0.0
+    first_s: float = 0.0
+
+
+class Writer:
+    """The answer to one request. `tokens` are the prompt and what follows it, shared with who evaluates them.
+
+    `take` is given logits and writes on; once it has ended, `on_event` got the completion, and nothing follows.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, request: Request, context_tokens: int, on_event: OnEvent) -> None:
+        self.request, self.on_event = request, on_event
+        self.tokens = list(request.tokens)
+        self.cached = 0
+        self.ended = False
+        self._vocabulary, self._context_tokens = vocabulary, context_tokens
+        self._times = _Times()
+        opened = vocabulary.opens_reasoning(request.tokens)
+        self._stream = TextStream(request.sampling.stop, reasoning_opened=opened, markers=vocabulary.markers)
+        self._chain: SamplerChain | None = None
+        self._constraint: Constraint | None = None
+        self._logprobs: list[TokenLogprob] = []
+        self._count = self._guessed = self._thought = 0
+
+    def prepare(self, constraint: "Constraint | None" = None) -> None:
+        """Before anything is evaluated. Raises ConfigError for a bias on a token that is not there."""
+        self._chain = SamplerChain(self.request.sampling, self._vocabulary.model, self.request.tokens)
+        self._constraint = constraint
+        if self.request.reasoning_tokens == 0 and self._stream.in_reasoning:
+            self._close_thought()
+
+    def begin(self) -> None:
+        """The prompt's turn has come."""
+        self._times.started_s = self._times.started_s or time.perf_counter()
+
+    def take(self, context: Context, first_index: int, rows: Logits, drafts: Sequence[int]) -> int:
+        """Choose a token for each row of logits (N, V) while the guesses hold; returns how many guesses did.
+
+        `first_index` is the place in the batch of the token whose logits are the first row. What was chosen is appended
+        to `tokens`.
+        """
+        self._times.read_s = self._times.read_s or time.perf_counter()
+        kept = 0
+        for index in range(len(rows)):
+            token = self._choose(context, first_index + index, rows[index])
+            expected = len(self.tokens) + 1
+            self._write(token)
+            is_guess = index < len(drafts) and drafts[index] == token
+            if self.ended or not is_guess or len(self.tokens) != expected:
+                break
+            kept += 1
+        self._guessed += kept
+        return kept
+
+    def write(self, token: int) -> None:
+        """Write a token that was chosen elsewhere."""
+        self._times.read_s = self._times.read_s or time.perf_counter()
+        self._write(token)
+
+    def end(self, stop_reason: str) -> None:
+        """Nothing follows: hand on what was held back, and the completion."""
+        if self.ended:
+            return
+        self.ended = True
+        try:
+            self._tell(self._stream.flush())
+            if self._stream.stopped and stop_reason != "cancelled":
+                stop_reason = "stop"
+            self.on_event(self._completion(stop_reason))
+        finally:
+            self.close()
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing follows but the error."""
+        if not self.ended:
+            self.ended = True
+            self.close()
+            self.on_event(error)
+
+    def close(self) -> None:
+        """Free the samplers. Closing twice is harmless."""
+        if self._chain:
+            self._chain.close()
+
+    def _choose(self, context: Context, index: int, logits: Logits) -> int:
+        assert self._chain is not None  # noqa: S101 - `prepare` came before
+        wanted = self.request.sampling.logprobs
+        raw = logits.copy() if wanted is not None else logits
+        constraint = self._constraint if not self._stream.in_reasoning else None
+        if constraint is not None:
+            constraint.mask(logits)
+        token = self._chain.sample(context, index, logits)
+        if constraint is not None:
+            constraint.accept(token)
+        if wanted is not None:
+            self._logprobs.append(_logprob(raw, token, wanted))
+        self._times.first_s = self._times.first_s or time.perf_counter()
+        return token
+
+    def _write(self, token: int) -> None:
+        if self._vocabulary.ends(token):
+            self.end("end")
+            return
+        self._append(token)
+        budget = self.request.reasoning_tokens
+        if not self.ended and budget is not None and self._stream.in_reasoning:
+            self._thought += 1
+            if self._thought >= budget:
+                self._close_thought()
+        if not self.ended and self._constraint is not None and self._constraint.finished:
+            self.end("end")
+
+    def _append(self, token: int) -> None:
+        self._count += 1
+        self._tell(self._stream.feed(self._vocabulary.piece(token)))
+        if self._stream.stopped:
+            self.end("stop")
+        elif self._count >= self.request.sampling.max_tokens:
+            self.end("length")
+        elif len(self.tokens) >= self._context_tokens:
+            self.end("context")
+        else:
+            self.tokens.append(token)
+
+    def _close_thought(self) -> None:
+        assert self._chain is not None  # noqa: S101 - `prepare` came before
+        for token in self._vocabulary.closing_tokens():
+            if not self.ended:
+                self._chain.accept(token)
+                self._append(token)
+
+    def _tell(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            self.on_event(piece)
+
+    def _completion(self, stop_reason: str) -> Completion:
+        end_s, times = time.perf_counter(), self._times
+        started_s = times.started_s or end_s
+        first_s = times.first_s or end_s
+        return Completion(
+            text=self._stream.text,
+            reasoning=self._stream.reasoning,
+            stop_reason=stop_reason,
+            prompt_tokens=len(self.request.tokens),
+            cached_tokens=self.cached,
+            generated_tokens=self._count,
+            guessed_tokens=self._guessed,
+            queued_s=started_s - times.begin_s,
+            prefill_s=(times.read_s or end_s) - started_s,
+            decode_s=end_s - first_s,
+            first_token_s=first_s - times.begin_s,
+            logprobs=tuple(self._logprobs) if self.request.sampling.logprobs is not None else None,
+        )
+
+
+def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
+    """Log-probabilities (…, V)."""
+    shifted = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float64)
+    normalised: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return normalised
+
+
+def _logprob(logits: Logits, token: int, count: int) -> TokenLogprob:
+    logprobs = log_softmax(logits)
+    best = np.argpartition(-logprobs, count - 1)[:count] if count else np.zeros(0, dtype=np.int64)
+    best = best[np.argsort(-logprobs[best], kind="stable")]
+    top = tuple((int(each), float(logprobs[each])) for each in best)
+    return TokenLogprob(token, float(logprobs[token]), top)
