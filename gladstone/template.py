@@ -1,7 +1,8 @@
 """Chat templates: one renderer for training, proofs, chat and benchmarks, without transformers.
 
 A template arrives inside a model file, so it is hostile until proven otherwise: it runs in Jinja's immutable sandbox
-with the few functions that transformers gives to templates.
+with the few functions that transformers gives to templates. What it may take of time and memory is bounded only in
+`guarded_template`, which renders with this module in a process of its own.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -20,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gladstone.chat import Message
 from gladstone.errors import DataError
+from gladstone.terminal import visible
 
 # how reasoning is marked, by the tag that a template names; the first is for templates that name none
 THOUGHT_TAGS = (
@@ -31,11 +33,13 @@ THOUGHT_TAGS = (
 )
 _PROBE = "GLADSTONE-PROBE"  # an answer that no template changes
 
-# what a template can raise, by its syntax, by its operations, or by its size
+# what a template can raise by its syntax and by its operations; an OSError for a codec that cannot be imported
 _FAILURES = (
-    TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, NameError, RuntimeError, TypeError,
-    ValueError,
+    TemplateError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError,
+    RuntimeError, TypeError, ValueError,
 )  # fmt: skip
+_MAX_REPEATED, _MAX_PRODUCT_BITS = 1_000_000, 100_000
+_MAX_REASON_CHARACTERS = 1000
 
 
 def template_sha256(source: str) -> str:
@@ -84,32 +88,11 @@ class ChatTemplate:
         self.thought_tags = next(
             (tags for tags in THOUGHT_TAGS if tags[0] in source or tags[1] in source), THOUGHT_TAGS[0]
         )
-        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag])
-        environment.filters["tojson"] = _to_json
-        environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
-        try:
-            self._template = environment.from_string(source)
-        except TemplateSyntaxError as error:
-            raise DataError(f"the chat template does not compile: {error.message} (line {error.lineno}).") from None
-        except (*_FAILURES, SyntaxError) as error:  # nested too deeply for Jinja or for Python
-            raise DataError(f"the chat template does not compile: {error}.") from None
+        self._compile()
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """The text of the turns; with `add_generation_prompt` it ends where the assistant's answer begins."""
-        turns = [self._turn(message) for message in messages]
-        try:
-            return self._template.render(
-                messages=turns,
-                tools=None,  # transformers gives these two to every template, and some ask `is not none`
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self.special_tokens,
-            )
-        except SecurityError as error:
-            raise DataError(f"the chat template does something forbidden: {error}.") from None
-        except _FAILURES as error:
-            reason = str(error) or type(error).__name__
-            raise DataError(f"the chat template cannot render these turns: {reason}.") from None
+        return self._rendered([self._turn(message) for message in messages], add_generation_prompt)
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """The rendered turns cut where each assistant's answer begins and ends; only answers are scored.
@@ -150,6 +133,18 @@ class ChatTemplate:
         opening, closing = self.thought_tags
         return f"{opening}\n{message.reasoning}\n{closing}\n\n{message.content}"
 
+    def _compile(self) -> None:
+        try:
+            self._compiled = compiled(self.source)
+        except MemoryError:
+            raise DataError("the chat template does not compile: it takes all the memory.") from None
+
+    def _rendered(self, turns: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        try:
+            return rendered(self._compiled, self.special_tokens, turns, add_generation_prompt)
+        except MemoryError:
+            raise DataError("the chat template cannot render these turns: they take all the memory.") from None
+
     def _thought_in(self, answer: str, message: Message) -> bool:
         return not message.reasoning or message.reasoning.strip() in answer
 
@@ -178,13 +173,64 @@ class ChatTemplate:
         return turn | {"content": self.thinking_aloud(message)}
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox without powers: 9**9**9 would keep a core busy for ever, while compiling already."""
+def compiled(source: str) -> Template:
+    """The template in the sandbox. Raises DataError with the line if it does not compile, MemoryError if it is huge."""
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag])
+    environment.filters["tojson"] = _to_json
+    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+    try:
+        return environment.from_string(source)
+    except TemplateSyntaxError as error:
+        reason = _reason(error, error.message)
+        raise DataError(f"the chat template does not compile: {reason} (line {error.lineno}).") from None
+    except (*_FAILURES, SyntaxError) as error:  # nested too deeply for Jinja or for Python
+        raise DataError(f"the chat template does not compile: {_reason(error)}.") from None
 
-    intercepted_binops = frozenset({"**"})
+
+def rendered(
+    template: Template, special_tokens: dict[str, str], turns: list[dict[str, Any]], add_generation_prompt: bool
+) -> str:
+    """The text that a compiled template makes of turns. Raises DataError if it cannot, MemoryError if it is huge."""
+    try:
+        return template.render(
+            messages=turns,
+            tools=None,  # transformers gives these two to every template, and some ask `is not none`
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **special_tokens,
+        )
+    except SecurityError as error:
+        raise DataError(f"the chat template does something forbidden: {_reason(error)}.") from None
+    except _FAILURES as error:
+        raise DataError(f"the chat template cannot render these turns: {_reason(error)}.") from None
+
+
+def _reason(error: Exception, message: str | None = None) -> str:
+    # a template writes its own errors: what it says must neither steer a terminal nor fill it
+    reason = message or str(error) or type(error).__name__
+    return visible(reason if len(reason) <= _MAX_REASON_CHARACTERS else reason[:_MAX_REASON_CHARACTERS] + "…")
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox without powers and giant products, which it would compute while compiling already."""
+
+    intercepted_binops = frozenset({"**", "*"})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        raise SecurityError(f"the operator {operator} is not allowed")
+        if operator == "**":
+            raise SecurityError(f"the operator {operator} is not allowed")
+        if _repeated(left, right) > _MAX_REPEATED or _repeated(right, left) > _MAX_REPEATED:
+            raise SecurityError(f"a text or list is repeated to more than {_MAX_REPEATED:,} elements")
+        integers = isinstance(left, int) and isinstance(right, int)
+        if integers and left.bit_length() + right.bit_length() > _MAX_PRODUCT_BITS:
+            raise SecurityError(f"a product has more than {_MAX_PRODUCT_BITS:,} bits")
+        return super().call_binop(context, operator, left, right)
+
+
+def _repeated(sequence: Any, times: Any) -> int:
+    if isinstance(sequence, str | bytes | list | tuple) and isinstance(times, int):
+        return len(sequence) * times
+    return 0
 
 
 class _GenerationTag(Extension):

@@ -35,6 +35,9 @@ class Job(Protocol):
     def fail(self, error: BaseException) -> None:
         """Nothing more will come, because of this."""
 
+    def close(self) -> None:
+        """It is over: give back what it used."""
+
 
 class WritingJob:
     """An answer that is written token by token."""
@@ -67,6 +70,10 @@ class WritingJob:
 
     def fail(self, error: BaseException) -> None:
         self.writer.fail(error)
+
+    def close(self) -> None:
+        if self._guesser is not None:
+            self._guesser.close()
 
 
 @dataclass(eq=False)
@@ -105,6 +112,9 @@ class ReadingJob:
             self.ended = True
             self.done(error)
 
+    def close(self) -> None:
+        pass
+
 
 class BatchRunner:
     """Evaluates steps until nothing is left. Use it from one thread, but `interrupt`."""
@@ -128,10 +138,8 @@ class BatchRunner:
 
     def cancel(self, task: Task) -> None:
         """End a task, wherever it is."""
-        job = self._jobs.pop(task, None)
-        if job is not None:
-            self.scheduler.finish(task)
-            job.end("cancelled")
+        if task in self._jobs:
+            self._leave(task).end("cancelled")
 
     def interrupt(self, tasks: Sequence[Task]) -> None:
         """Break off the evaluation under way if it is for these tasks alone. Any thread may call it."""
@@ -141,7 +149,7 @@ class BatchRunner:
     def fail_all(self, error: BaseException) -> None:
         """End every task with an error."""
         for task in list(self._jobs):
-            self._fail(task, error)
+            self._leave(task).fail(error)
 
     def step(self) -> None:
         """Evaluate one batch and hand its outputs on."""
@@ -159,7 +167,7 @@ class BatchRunner:
         except UnsupportedError as error:
             self.scheduler.undo(step)
             for part in step.parts:
-                self._fail(part.task, error)
+                self._leave(part.task).fail(error)
             return
         if whole:
             self._hand_on(step)
@@ -189,13 +197,13 @@ class BatchRunner:
                     job.fail(error)
             self.scheduler.advance(part, kept)
             if job.ended:
-                self.scheduler.finish(part.task)
-                del self._jobs[part.task]
+                self._leave(part.task)
 
-    def _fail(self, task: Task, error: BaseException) -> None:
+    def _leave(self, task: Task) -> Job:
         job = self._jobs.pop(task)
         self.scheduler.finish(task)
-        job.fail(error)
+        job.close()
+        return job
 
 
 class _Cache:

@@ -42,6 +42,7 @@ __all__ = [
 KEPT_SEQUENCES = 3  # earlier conversations that can be taken up again, beside those at work
 POLL_S = 0.05  # how soon a `cancelled` that turns true is noticed
 T = TypeVar("T")
+_Work = tuple[Callable[[], None], Callable[[BaseException], None]]
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Engine:
             self._free()
             raise
         self.load_s = time.perf_counter() - begin_s
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Work] = queue.SimpleQueue()  # what to do, and whom to tell if it cannot be
         self._lock = threading.Lock()
         self._open = 0  # requests that have not ended
         self._cancelled: list[Task] = []
@@ -168,6 +169,7 @@ class Engine:
         self._strengths = tuple(lora.scale for lora in options.loras)
         self._runner = BatchRunner(self.context, limits)
         self._drafts = self._load_draft(options)
+        self._draft_sequences = list(range(options.slots))
 
     def _limits(self, options: EngineOptions) -> Limits:
         cells = options.cache_tokens or self.context_tokens * options.slots
@@ -181,7 +183,7 @@ class Engine:
             slots=options.slots,
             sequences=options.slots + KEPT_SEQUENCES,
             batch_tokens=min(max(options.batch_tokens, options.slots), cells),
-            queue=options.queue,
+            queue=options.queue + options.slots,  # whom nobody let in yet wait too
             can_cut=self.model.can_cut,
         )
 
@@ -204,8 +206,9 @@ class Engine:
         if not self._closing:
             self._closing = True
             self.context.abort()
-            self._inbox.put(lambda: None)
+            self._inbox.put((lambda: None, lambda _error: None))
             self._thread.join()
+            self._give_up(UnsupportedError("the engine was closed."))  # what came in the meantime
             self._free()
 
     def _free(self) -> None:
@@ -310,7 +313,7 @@ class Engine:
 
         def alone() -> None:
             if not self._runner.idle:
-                self._inbox.put(alone)
+                self._inbox.put((alone, future.set_exception))
                 return
             self._empty()
             try:
@@ -320,7 +323,7 @@ class Engine:
             finally:
                 self._empty()
 
-        self._post(alone)
+        self._post(alone, future.set_exception)
         return future.result()
 
     def forget(self) -> None:
@@ -331,8 +334,13 @@ class Engine:
             self._runner.scheduler.forget()
             done.set_result(None)
 
-        self._post(forget)
+        self._post(forget, done.set_exception)
         done.result()
+
+    @property
+    def evaluated_tokens(self) -> int:
+        """Tokens that went through the model since the engine began."""
+        return self._runner.evaluated_tokens
 
     def check_room(self, prompt_tokens: int, answer_tokens: int) -> None:
         """Raises ContextFullError if they do not fit the context, DataError for an empty prompt."""
@@ -348,7 +356,7 @@ class Engine:
 
     def _guesser(self) -> Guesser | None:
         if self._drafts is not None:
-            return DraftModel(self._drafts, 0)
+            return DraftModel(self._drafts, self._draft_sequences)
         return PromptLookup() if self.options.lookup else None
 
     def _read(
@@ -384,26 +392,18 @@ class Engine:
                 raise QueueFullError(f"{self._open:,} requests are under way or wait already: ask again later.")
             self._open += 1
 
-        def enter() -> None:
-            if self._closing:
-                fail(UnsupportedError("the engine was closed."))
-            else:
-                submit()
+        self._post(submit, fail)
 
-        self._post(enter)
-
-    def _post(self, work: Callable[[], None]) -> None:
+    def _post(self, work: Callable[[], None], fail: Callable[[BaseException], None]) -> None:
         if self._broken is not None:
             raise self._broken
         if self._closing:
             raise UnsupportedError("the engine is closed.")
-        self._inbox.put(work)
+        self._inbox.put((work, fail))
 
     def _cancel(self, task: Task) -> None:
-        if self._closing:
-            return
         self._cancelled.append(task)
-        self._inbox.put(lambda: self._cancel_now(task))
+        self._inbox.put((lambda: self._cancel_now(task), lambda _error: None))
         self._runner.interrupt(self._cancelled)
 
     def _cancel_now(self, task: Task) -> None:
@@ -416,21 +416,26 @@ class Engine:
             while not self._closing:
                 self._take_in()
                 self._runner.step()
-            self._runner.fail_all(UnsupportedError("the engine was closed."))
-            self._take_in()
+            self._give_up(UnsupportedError("the engine was closed."))
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             self._broken = error
-            self._runner.fail_all(error)
+            self._give_up(error)
 
     def _take_in(self) -> None:
-        if self._runner.idle and not self._closing:
-            self._inbox.get()()
-        while True:
+        wait = self._runner.idle
+        while not self._closing:
             try:
-                work = self._inbox.get_nowait()
+                work, _fail = self._inbox.get(block=wait)
             except queue.Empty:
                 return
             work()
+            wait = False
+
+    def _give_up(self, error: BaseException) -> None:
+        self._runner.fail_all(error)
+        while not self._inbox.empty():
+            _work, fail = self._inbox.get()
+            fail(error)
 
     def _empty(self) -> None:
         self._runner.scheduler.forget()

@@ -12,7 +12,7 @@ from runtime.console import Waiting
 from runtime.sampler import Sampling
 
 if TYPE_CHECKING:
-    from runtime.engine import Engine, EngineOptions
+    from runtime.engine import Engine
 
 ASK = Sampling()  # greedy: the same question gives the same answer
 CHAT = Sampling(**CHAT_SAMPLING)

@@ -125,6 +125,7 @@ class _Kept:
     sequence: int
     tokens: list[int]
     key: object
+    group: object
 
 
 class Scheduler:
@@ -275,9 +276,14 @@ class Scheduler:
         if any(other.group is not task.group for other in self.running):
             return False
         if task.group is not None and not self.running:
-            self.forget()
-            self._memory.clear()
+            self._drop_all_but(task.group)
+            if not self._kept:
+                self._memory.clear()
         return True
+
+    def _drop_all_but(self, group: object) -> None:
+        for kept in [kept for kept in self._kept if kept.group is not group]:
+            self._drop(kept)
 
     def _start(self, task: Task, source: int | None, count: int) -> None:
         sequence = self._take_up(source, count)
@@ -372,10 +378,13 @@ class Scheduler:
     def _keep(self, sequence: int, task: Task) -> None:
         self.cells.unpin(sequence)
         tokens = task.tokens[: self.cells.length(sequence)]
-        if tokens and task.group is None:
-            self._kept.append(_Kept(sequence, tokens, task.key))
+        if tokens:
+            self._kept.append(_Kept(sequence, tokens, task.key, task.group))
         else:
             self._release(sequence)
+        others = (*self.waiting, *self.running)
+        if task.group is not None and not any(other.group is task.group for other in others):
+            self._drop_all_but(None)
 
     def _drop(self, kept: _Kept) -> None:
         self._kept.remove(kept)

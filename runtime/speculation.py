@@ -27,6 +27,9 @@ class Guesser(Protocol):
     def learn(self, guessed: int, right: int) -> None:
         """So many of the last guesses were right."""
 
+    def close(self) -> None:
+        """Nothing more will be guessed."""
+
 
 class Confidence:
     """How many tokens to guess, by how often guesses were right lately."""
@@ -74,6 +77,9 @@ class PromptLookup:
     def learn(self, guessed: int, right: int) -> None:
         self._confidence.learn(guessed, right)
 
+    def close(self) -> None:
+        self._places.clear()
+
     def _read(self, tokens: list[int]) -> None:
         """Remember the places of all but the last token, whose sequel nobody knows."""
         for end in range(max(self._seen, SHORTEST_MATCH), len(tokens)):
@@ -83,46 +89,55 @@ class PromptLookup:
 
 
 class DraftModel:
-    """Guesses with a small model of the same vocabulary. One for each request; they share the small model's context.
+    """Guesses with a small model of the same vocabulary, whose context all requests share: one sequence each.
 
-    The context belongs to the thread of the engine, and each request has a sequence of its own in it.
+    The context belongs to the engine's thread; `sequences` are those that nobody uses.
     """
 
-    def __init__(self, context: "Context", sequence: int) -> None:
-        self._context, self._sequence = context, sequence
+    def __init__(self, context: "Context", sequences: list[int]) -> None:
+        self._context, self._sequences = context, sequences
+        self._sequence: int | None = None
         self._confidence = Confidence()
-        self._evaluated: list[int] = []
+        self._known: list[int] = []  # what the small model has evaluated
 
     def guess(self, tokens: list[int]) -> list[int]:
-        count = self._confidence.count()
-        count = min(count, self._context.context_tokens // self._context.sequences - len(tokens))
-        if count <= 0:
+        if self._sequence is None and self._sequences:
+            self._sequence = self._sequences.pop()
+        room = self._context.context_tokens // self._context.sequences - len(tokens)
+        count = min(self._confidence.count(), room)
+        if count <= 0 or self._sequence is None:
             return []
         self._catch_up(tokens)
-        guesses: list[int] = []
-        while len(guesses) < count:
-            token = int(self._context.logits().argmax())
-            guesses.append(token)
-            if self._context.model.ends_generation(token) or len(guesses) == count:
-                break
-            self._evaluate([token])
+        guesses = [int(self._context.logits().argmax())]
+        while len(guesses) < count and not self._context.model.ends_generation(guesses[-1]):
+            self._evaluate(guesses[-1:])
+            guesses.append(int(self._context.logits().argmax()))
         return guesses
 
     def learn(self, guessed: int, right: int) -> None:
         self._confidence.learn(guessed, right)
 
+    def close(self) -> None:
+        if self._sequence is not None:
+            self._context.forget(sequence=self._sequence)
+            self._sequences.append(self._sequence)
+            self._sequence = None
+
     def _catch_up(self, tokens: list[int]) -> None:
-        known = common_length(self._evaluated, tokens, len(tokens) - 1)
-        if known < len(self._evaluated):
-            self._context.forget(known, sequence=self._sequence)
-            del self._evaluated[known:]
-        rest = tokens[known:]
+        """Evaluate the tokens that the small model has not seen, the last one in any case."""
+        assert self._sequence is not None  # noqa: S101
+        common = common_length(self._known, tokens, len(tokens) - 1)
+        if common < len(self._known):
+            self._context.forget(common, sequence=self._sequence)
+            del self._known[common:]
+        rest = tokens[common:]
         for begin in range(0, len(rest), self._context.batch_tokens):
             self._evaluate(rest[begin : begin + self._context.batch_tokens])
 
     def _evaluate(self, tokens: list[int]) -> None:
-        self._context.decode(tokens, len(self._evaluated), sequence=self._sequence)
-        self._evaluated += tokens
+        assert self._sequence is not None  # noqa: S101
+        self._context.decode(tokens, len(self._known), sequence=self._sequence)
+        self._known += tokens
 
 
 def check_draft(model_tokens: list[str], draft_tokens: list[str]) -> None:
