@@ -1,6 +1,8 @@
 # make demo   the whole line on the embedded model: set up, fine-tune, export, chat, measure
 # make test   set up, run the tests            make check   lint, types, architecture, packaging
 # make docs   renew the generated pages        make clean   remove what was made here
+#
+# make set-up CPU=all   llama.cpp with a back end for each kind of processor; CPU=portable goes back to the one for all
 PYTHON ?= python3
 TORCH ?= cpu
 RUN := .venv/bin/python
@@ -8,7 +10,7 @@ RUN := .venv/bin/python
 .PHONY: demo test test-all check docs lock clean set-up
 
 set-up:
-	@$(PYTHON) scripts/setup.py --torch $(TORCH)
+	@$(PYTHON) scripts/setup.py --torch $(TORCH) $(if $(CPU),--cpu $(CPU))
 
 demo: set-up
 	@.venv/bin/gladstone demo

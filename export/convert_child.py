@@ -66,6 +66,12 @@ def convert(job: dict[str, Any]) -> None:
             if tokenizer.composes:
                 self.gguf_writer.add_bool(COMPOSES, True)
 
+        def set_gguf_parameters(self) -> None:
+            super().set_gguf_parameters()
+            scale = logit_scale(hparams)
+            if scale is not None:
+                self.gguf_writer.add_logit_scale(scale)
+
         def get_vocab_base_pre(self, tokenizer: Any) -> str:
             try:
                 return str(super().get_vocab_base_pre(tokenizer))
@@ -100,6 +106,17 @@ def read_model(folder: Path) -> tuple[Any, dict[str, Any]]:
 
         hparams = ModelBase.load_hparams(folder, False)  # imports the family's configuration
         return known_class(hparams), hparams
+
+
+def logit_scale(hparams: Mapping[str, Any]) -> float | None:
+    """By what a T5 multiplies its logits, which llama.cpp leaves out and a file does not show; None for others.
+
+    As transformers does it: mT5 never, UMT5 always, T5 where its head is the embedding unless it says otherwise.
+    """
+    kind, small = hparams.get("model_type"), float(hparams.get("d_model", 1)) ** -0.5
+    if kind == "t5":
+        return small if hparams.get("scale_decoder_outputs", hparams.get("tie_word_embeddings", True)) else 1.0
+    return {"mt5": 1.0, "umt5": small}.get(str(kind))
 
 
 def plan_of(job: Mapping[str, Any]) -> Plan:

@@ -4,9 +4,11 @@ import os
 import platform
 import shutil
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from gladstone.cgroup import ROOT, cpu_quota, free_memory_bytes
 from gladstone.errors import ArtifactError
 
 
@@ -18,29 +20,85 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gladstone"
 
 
+@dataclass(frozen=True)
+class Cores:
+    """Processors: the machine's logical ones; of those this process may run on, all and the physical ones.
+
+    `quota` is the control group's share in processors' worth of time, None for no limit.
+    """
+
+    logical: int
+    allowed: int
+    physical: int
+    quota: float | None = None
+
+    @property
+    def usable(self) -> int:
+        """Threads that can compute at the same time. A group that has used up its quota stands still for a while."""
+        return self.allowed if self.quota is None else max(1, min(self.allowed, int(self.quota)))
+
+
+def read_cores(root: Path = ROOT) -> Cores:
+    """The processors of this process, by affinity, control group and what shares a physical core."""
+    logical = os.cpu_count() or 1
+    allowed = set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(logical))
+    return Cores(logical, len(allowed), _physical(root, allowed), cpu_quota(root))
+
+
 def core_count() -> int:
-    """Processors this process may use (not those the machine has)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Threads that this process can run at the same time (not what the machine could)."""
+    return read_cores().usable
+
+
+def _physical(root: Path, allowed: set[int]) -> int:
+    """Physical cores among the allowed processors; each its own where the system does not tell."""
+    cores = set()
+    for number in allowed:
+        siblings = root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list"
+        try:
+            cores.add(siblings.read_text(encoding="utf-8").strip())
+        except OSError:
+            return _physical_by_psutil(len(allowed))
+    return len(cores)
+
+
+def _physical_by_psutil(allowed: int) -> int:
+    import psutil
+
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 
 def processor_name() -> str:
     """The processor as the operating system names it."""
+    found = _in_cpuinfo(ROOT, "model name")
+    return found or platform.processor() or platform.machine()  # not Linux: platform knows a coarser name
+
+
+def processor_flags(root: Path = ROOT) -> frozenset[str]:
+    """Instruction sets that the processor has and the system allows, as Linux names them; empty elsewhere."""
+    return frozenset((_in_cpuinfo(root, "flags") or _in_cpuinfo(root, "Features") or "").split())
+
+
+def _in_cpuinfo(root: Path, key: str) -> str | None:
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = (root / "proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        pass  # not Linux: platform knows a coarser name
-    return platform.processor() or platform.machine()
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), None)
 
 
 def available_memory_bytes() -> int:
-    """Memory that can be had without swapping, as the operating system estimates it."""
+    """Memory that can be had without swapping, as the operating system estimates it and the control group allows."""
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    available = int(psutil.virtual_memory().available)
+    room = free_memory_bytes()
+    return available if room is None else min(available, room)
+
+
+def mapped_file_bytes() -> int:
+    """Pages of files that this process has in memory, as a mapped model's; 0 where the system does not tell."""
+    return _in_status(Path("/proc/self/status"), "RssFile") or 0
 
 
 def peak_memory_bytes() -> int:
@@ -49,7 +107,8 @@ def peak_memory_bytes() -> int:
 
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
-    own = _peak_in_status(Path("/proc/self/status"))
+    # on Linux getrusage tells a child the peak of the parent that started it, if that was the higher one
+    own = _in_status(Path("/proc/self/status"), "VmHWM")
     if own is not None:
         return own
     import resource
@@ -58,13 +117,12 @@ def peak_memory_bytes() -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def _peak_in_status(status: Path) -> int | None:
-    # on Linux getrusage tells a child the peak of the parent that started it, if that was the higher one
+def _in_status(status: Path, key: str) -> int | None:
     try:
         lines = status.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
 
 
 def check_disk(folder: Path, needed_bytes: int, what: str) -> None:

@@ -11,6 +11,7 @@ import sys
 import unicodedata
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,8 +19,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from gladstone.backends import load_best_backend
 from gladstone.errors import ArtifactError, UnsupportedError
-from gladstone.gguf import COMPOSES, read_model
+from gladstone.gguf import COMPOSES, GgufHeader, read_model
 from gladstone.host import core_count
 from gladstone.lora import Lora, check_lora
 
@@ -35,6 +37,7 @@ CACHE_TYPES = {
     "q4_0": 2,
     "bf16": 30,
 }  # ggml.h's numbers
+BATCH_TOKENS = 512
 POOLINGS = {"model": -1, "none": 0, "mean": 1, "cls": 2, "last": 3}  # llama.h's
 
 _log_tail: deque[str] = deque(maxlen=20)
@@ -44,8 +47,8 @@ _callbacks: list[object] = []  # a ctypes callback dies with its last reference
 @functools.cache
 def library() -> Any:
     """The ctypes module of llama.cpp, its log kept for error messages instead of printed."""
-    # how long idle threads spin before they sleep. Sleeping at once costs two thirds of the decoding speed; OpenMP's own
-    # 300,000 is no faster than 10,000, and beside other work they burn what they wait for
+    # how long idle threads spin before they sleep. Sleeping at once costs two thirds of the decoding speed; OpenMP's
+    # own 300,000 is no faster than 10,000, and beside other work they burn what they wait for
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from llama_cpp import llama_cpp
@@ -55,6 +58,7 @@ def library() -> Any:
 
     callback = llama_cpp.llama_log_callback(keep)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    load_best_backend(llama_cpp)  # before llama.cpp looks for some by itself, in the working directory too
     llama_cpp.llama_backend_init()
     _callbacks.append(callback)
     return llama_cpp
@@ -69,17 +73,30 @@ class Model:
     """A loaded GGUF: weights and vocabulary. Close it, or use it in a `with` block: it maps the whole file."""
 
     def __init__(
-        self, path: Path, *, vocab_only: bool = False, gpu_layers: int = 0, loras: Sequence[Lora] = ()
+        self,
+        path: Path,
+        *,
+        vocab_only: bool = False,
+        gpu_layers: int = 0,
+        tensor_split: Sequence[int] = (),
+        loras: Sequence[Lora] = (),
     ) -> None:
-        """With adapters laid over it. Raises ArtifactError if a header is not sound or llama.cpp cannot load a file."""
+        """With adapters laid over it. `tensor_split` says how many of the layers each GPU takes.
+
+        Raises ArtifactError if a header is not sound or llama.cpp cannot load a file.
+        """
         headers = read_model(path)
         for lora in loras:
             check_lora(lora.path, headers)
+        self.headers = tuple(map(_without_lists, headers))
         self.path = path
         self._lib = library()
         params = self._lib.llama_model_default_params()
         params.vocab_only = vocab_only
         params.n_gpu_layers = gpu_layers
+        split = (ctypes.c_float * self._lib.llama_max_devices())(*tensor_split)
+        if any(tensor_split):
+            params.tensor_split = split
         _log_tail.clear()
         self.handle = self._lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
@@ -185,6 +202,12 @@ class Model:
         return bool(self._lib.llama_vocab_is_control(self.vocabulary, token))
 
 
+def _without_lists(header: GgufHeader) -> GgufHeader:
+    """The vocabulary takes tens of megabytes, and llama.cpp has it too."""
+    short = {key: value for key, value in header.metadata.items() if not isinstance(value, list) or len(value) < 1024}
+    return replace(header, metadata=short)
+
+
 class Context:
     """The evaluation state of a model: the cache of its sequences and the outputs of the last batch.
 
@@ -196,18 +219,21 @@ class Context:
         model: Model,
         context_tokens: int,
         *,
-        batch_tokens: int = 512,
+        batch_tokens: int | None = None,
         sequences: int = 1,
         threads: int | None = None,
         prefill_threads: int | None = None,
         cache_type: str = "f16",
         flash_attention: bool | None = None,
+        outputs: int | None = None,
         pooling: str | None = None,
         watch: Any = None,
     ) -> None:
-        """`context_tokens` are shared by all `sequences`; `watch` is called before and after each operation.
+        """`context_tokens` are shared by all `sequences`; a batch holds 512 tokens if nothing else is said.
 
-        With `pooling` ("model", "none", "mean", "cls" or "last") it gives embeddings in place of logits.
+        Of at most `outputs` tokens of a batch logits may be wanted, by default of all, which takes more memory. `watch`
+        is called before and after each operation. With `pooling` ("model", "none", "mean", "cls" or "last") it gives
+        embeddings in place of logits.
         `flash_attention` None lets llama.cpp choose. Raises UnsupportedError if there is no memory for it.
         """
         self.model = model
@@ -215,9 +241,10 @@ class Context:
         params = self._lib.llama_context_default_params()
         params.n_ctx = context_tokens
         # what an encoder reads goes through it in one piece: every token sees every other
-        in_one_piece = model.has_encoder or pooling is not None
-        params.n_batch = params.n_ubatch = context_tokens if in_one_piece else min(batch_tokens, context_tokens)
+        whole = context_tokens if model.has_encoder or pooling is not None else BATCH_TOKENS
+        params.n_batch = params.n_ubatch = min(batch_tokens or whole, context_tokens)
         params.n_seq_max = sequences
+        params.n_outputs_max = outputs or 0
         params.kv_unified = sequences > 1  # of separate caches llama.cpp copies whole ones only, and aborts on a part
         params.n_threads = threads or core_count()
         params.n_threads_batch = prefill_threads or threads or core_count()
@@ -385,7 +412,7 @@ class _Batch:
     """llama.cpp's batch over arrays of numpy, filled without a loop over tokens."""
 
     def __init__(self, lib: Any, tokens: int, sequences: int) -> None:
-        self._arrays = {
+        self._arrays: dict[str, AnyArray] = {
             "token": np.zeros(tokens, np.int32),
             "pos": np.zeros(tokens, np.int32),
             "n_seq_id": np.ones(tokens, np.int32),

@@ -146,6 +146,10 @@ class BatchRunner:
         if self._in_flight and all(task in tasks for task in self._in_flight):
             self.context.abort()
 
+    def forget(self) -> None:
+        """Empty the cache of all that nobody works with."""
+        self.scheduler.forget()
+
     def fail_all(self, error: BaseException) -> None:
         """End every task with an error."""
         for task in list(self._jobs):

@@ -16,23 +16,29 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from gladstone.chat import CHAT_CONTEXT_TOKENS, Message
 from gladstone.errors import ConfigError, DataError, UnsupportedError
+from gladstone.guarded_template import TemplateProcess
 from gladstone.llama import Context, Model
 from gladstone.lora import Lora
 from runtime.batching import BatchRunner, ReadingJob, WritingJob
+from runtime.beams import Beams
 from runtime.prompt import load_template, prompt_tokens, scored_tokens
 from runtime.reasoning import Piece, markers_of
 from runtime.request import Completion, ContextFullError, Event, OnEvent, Request
-from runtime.sampler import Sampling
+from runtime.sampler import MAX_BEAMS, Sampling
 from runtime.scheduler import Limits, QueueFullError, Task
+from runtime.serial import Reply, SerialRunner, Teaching
 from runtime.speculation import DraftModel, Guesser, PromptLookup, check_draft
 from runtime.writer import Vocabulary, Writer, log_softmax
+
+if TYPE_CHECKING:
+    from runtime.grammar import Constraint, GrammarCompiler
 
 __all__ = [
     "Answer", "AnswerLoss", "Completion", "ContextFullError", "Engine", "EngineOptions", "Piece", "QueueFullError",
@@ -40,6 +46,7 @@ __all__ = [
 ]  # fmt: skip
 
 KEPT_SEQUENCES = 3  # earlier conversations that can be taken up again, beside those at work
+BEAM_CONTEXTS = 4  # room for the answers of several beams, in contexts
 POLL_S = 0.05  # how soon a `cancelled` that turns true is noticed
 T = TypeVar("T")
 _Work = tuple[Callable[[], None], Callable[[BaseException], None]]
@@ -149,12 +156,36 @@ class Engine:
 
     def _load(self, path: Path, options: EngineOptions) -> None:
         self.options = options
+        templates = TemplateProcess()  # starts while the model is loaded
+        self._closers.append(templates.close)
         self.model = Model(path, gpu_layers=options.gpu_layers, loras=options.loras)
         self._closers.append(self.model.close)
-        self.template = load_template(self.model)
+        self.template = load_template(self.model, templates)
         self.context_tokens = _context_size(self.model, options.context_tokens)
         limits = self._limits(options)
-        self.context = Context(
+        self.context = self._open_context(options, limits)
+        self._closers.append(self.context.close)
+        self._vocabulary = Vocabulary(self.model, markers_of(self.template.source))
+        self._strengths = tuple(lora.scale for lora in options.loras)
+        self._runner: BatchRunner | SerialRunner
+        self._runner = SerialRunner(self.context) if self.model.has_encoder else BatchRunner(self.context, limits)
+        self._drafts = self._load_draft(options)
+        self._draft_sequences = list(range(options.slots))
+        self._grammars: GrammarCompiler | None = None
+
+    def _open_context(self, options: EngineOptions, limits: Limits) -> Context:
+        if self.model.has_encoder:  # by a cache of 16 bit 5 of 288 searches in beams found another answer
+            return Context(
+                self.model,
+                self.context_tokens * BEAM_CONTEXTS,
+                batch_tokens=self.context_tokens,
+                sequences=MAX_BEAMS,
+                threads=options.threads,
+                prefill_threads=options.prefill_threads,
+                cache_type="f32",
+                flash_attention=False,
+            )
+        return Context(
             self.model,
             limits.cells,
             batch_tokens=options.batch_tokens,
@@ -164,12 +195,6 @@ class Engine:
             cache_type=options.cache_type,
             flash_attention=options.flash_attention,
         )
-        self._closers.append(self.context.close)
-        self._vocabulary = Vocabulary(self.model, markers_of(self.template.source))
-        self._strengths = tuple(lora.scale for lora in options.loras)
-        self._runner = BatchRunner(self.context, limits)
-        self._drafts = self._load_draft(options)
-        self._draft_sequences = list(range(options.slots))
 
     def _limits(self, options: EngineOptions) -> Limits:
         cells = options.cache_tokens or self.context_tokens * options.slots
@@ -235,13 +260,46 @@ class Engine:
         adapters = self._strengths if request.adapters is None else request.adapters
         if len(adapters) != len(self._strengths):
             raise ConfigError(f"{len(adapters)} strengths for {len(self._strengths)} adapters.")
+        beams = self._beams(request.sampling)
         answer = Answer(lambda: self._cancel(task))
         writer = Writer(self._vocabulary, request, self.context_tokens, self._counted(on_event or answer.put))
         task = Task(writer.tokens, request.priority, adapters)
-        job = WritingJob(writer, task, self._guesser())
-        writer.prepare()
-        self._enter(lambda: self._runner.submit(task, job), writer.fail)
+        writer.prepare(self._constraint(request))
+        runner = self._runner
+        if isinstance(runner, SerialRunner):
+            reply = Reply(task, writer, request.tokens, beams)
+            self._enter(lambda: runner.submit(reply), writer.fail)
+        else:
+            job = WritingJob(writer, task, self._guesser())
+            self._enter(lambda: runner.submit(task, job), writer.fail)
         return answer
+
+    def _beams(self, sampling: Sampling) -> Beams | None:
+        if not self.model.has_encoder and (sampling.beams > 1 or sampling.no_repeat_ngram):
+            raise UnsupportedError(
+                f"{self.model.path.name} has no encoder: beams and no_repeat_ngram are for models as T5. "
+                "Take a repeat penalty or DRY against repetitions."
+            )
+        if sampling.beams == 1:
+            return None
+        return Beams(
+            sampling.beams,
+            sampling.length_penalty,
+            sampling.early_stopping,
+            sampling.no_repeat_ngram,
+            sampling.repeat_penalty,
+        )
+
+    def _constraint(self, request: Request) -> "Constraint | None":
+        if request.grammar is None:
+            return None
+        if request.sampling.beams > 1:
+            raise UnsupportedError("a grammar and beams at a time: take one of them.")
+        from runtime.grammar import GrammarCompiler
+
+        with self._lock:
+            self._grammars = self._grammars or GrammarCompiler(self.model)
+        return self._grammars.compile(request.grammar)
 
     def complete(
         self,
@@ -290,6 +348,8 @@ class Engine:
         """
         for continuation in continuations:
             self.check_room(len(prompt), answer_tokens=len(continuation))
+        if self.model.has_encoder:
+            return [self._taught(prompt, continuation) for continuation in continuations]
         group = object()
         losses = [_Loss(continuation, len(prompt) - 1) for continuation in continuations]
         futures = [
@@ -298,6 +358,23 @@ class Engine:
         for future in futures:
             future.result()
         return [AnswerLoss(loss.nats, len(loss.continuation)) for loss in losses]
+
+    def _taught(self, prompt: list[int], answer: list[int]) -> AnswerLoss:
+        """The loss of an answer to what an encoder reads."""
+        loss, future = _Loss(answer, 0), Future[None]()
+        runner = self._runner
+        assert isinstance(runner, SerialRunner)  # noqa: S101 - the model has an encoder
+        work = Teaching(Task([]), prompt, answer[:-1], loss.consume, self._finishing(future))
+        self._enter(lambda: runner.submit(work), work.done)
+        future.result()
+        return AnswerLoss(loss.nats, len(answer))
+
+    def _finishing(self, future: "Future[None]") -> Callable[[BaseException | None], None]:
+        def done(error: BaseException | None) -> None:
+            self._left()
+            future.set_exception(error) if error else future.set_result(None)
+
+        return done
 
     def logits(self, tokens: list[int], consume: Callable[[int, npt.NDArray[np.float32]], None]) -> None:
         """Hand the logits of every token to `consume(position, rows)`, rows (N, V) at a time, from an empty cache.
@@ -331,7 +408,7 @@ class Engine:
         done: Future[None] = Future()
 
         def forget() -> None:
-            self._runner.scheduler.forget()
+            self._runner.forget()
             done.set_result(None)
 
         self._post(forget, done.set_exception)
@@ -363,15 +440,13 @@ class Engine:
         self, tokens: list[int], first: int, consume: Callable[[int, npt.NDArray[np.float32]], None], group: object
     ) -> "Future[None]":
         """Outputs from the position `first` on."""
+        runner = self._runner
+        if isinstance(runner, SerialRunner):
+            raise UnsupportedError(f"{self.model.path.name} has an encoder: its decoder reads no text of its own.")
         future: Future[None] = Future()
-
-        def done(error: BaseException | None) -> None:
-            self._left()
-            future.set_exception(error) if error else future.set_result(None)
-
         task = Task(tokens, 0, self._strengths, outputs_from=first, group=group)
-        job = ReadingJob(task, consume, done)
-        self._enter(lambda: self._runner.submit(task, job), job.fail)
+        job = ReadingJob(task, consume, self._finishing(future))
+        self._enter(lambda: runner.submit(task, job), job.fail)
         return future
 
     def _counted(self, on_event: OnEvent) -> OnEvent:
@@ -438,7 +513,7 @@ class Engine:
             fail(error)
 
     def _empty(self) -> None:
-        self._runner.scheduler.forget()
+        self._runner.forget()
         self.context.clear()
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**32 - 2  # llama.cpp takes 2**32 - 1 for "choose one at random"
 MAX_LOGPROBS = 50
+MAX_BEAMS = 8
 DRY_BREAKERS = ("\n", ":", '"', "*")  # llama.cpp's default: a repetition does not go on across these
 MIROSTAT_SURPRISES = 100  # tokens by which mirostat 1 estimates the distribution, as in its paper
 
@@ -28,6 +29,9 @@ class Sampling:
     Off are: top_k 0, top_p 1, min_p 0, typical_p 1, top_n_sigma 0, xtc_probability 0, dry_multiplier 0, repeat_penalty
     1, frequency_penalty 0, presence_penalty 0, mirostat 0. Mirostat takes the place of every filter. `logit_bias` holds
     pairs of a token and what is added to its logit; -inf forbids it. `logprobs` asks for so many likeliest tokens.
+
+    For encoder–decoder models: `no_repeat_ngram` forbids to write so many tokens in a row twice; with more than one of
+    the `beams` the answer is searched as transformers searches it, and what chooses tokens one by one does not count.
     """
 
     temperature: float = 0.0
@@ -54,6 +58,10 @@ class Sampling:
     logprobs: int | None = None
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
+    no_repeat_ngram: int = 0
+    beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError that names every field that cannot be used."""
@@ -93,6 +101,9 @@ class Sampling:
             "logprobs": (self.logprobs is None or _between(self.logprobs, 0, MAX_LOGPROBS), f"0 to {MAX_LOGPROBS}"),
             "max_tokens": (self.max_tokens >= 1, "1 or more"),
             "stop": (all(self.stop), "texts that are not empty"),
+            "no_repeat_ngram": (_between(self.no_repeat_ngram, 0, 1000), "0 (off) to 1000"),
+            "beams": (_between(self.beams, 1, MAX_BEAMS), f"1 (no search) to {MAX_BEAMS}"),
+            "length_penalty": (_between(self.length_penalty, -100, 100), "-100 to 100"),
         }
 
     @property

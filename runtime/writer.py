@@ -73,7 +73,9 @@ class Writer:
 
     def __init__(self, vocabulary: Vocabulary, request: Request, context_tokens: int, on_event: OnEvent) -> None:
         self.request, self.on_event = request, on_event
-        self.tokens = list(request.tokens)
+        # an encoder reads the prompt, and the answer begins with a token of its own
+        model = vocabulary.model
+        self.tokens = [model.decoder_start] if model.has_encoder else list(request.tokens)
         self.cached = 0
         self.ended = False
         self._vocabulary, self._context_tokens = vocabulary, context_tokens
@@ -87,7 +89,7 @@ class Writer:
 
     def prepare(self, constraint: "Constraint | None" = None) -> None:
         """Before anything is evaluated. Raises ConfigError for a bias on a token that is not there."""
-        self._chain = SamplerChain(self.request.sampling, self._vocabulary.model, self.request.tokens)
+        self._chain = SamplerChain(self.request.sampling, self._vocabulary.model, self.tokens)
         self._constraint = constraint
         if self.request.reasoning_tokens == 0 and self._stream.in_reasoning:
             self._close_thought()

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -29,6 +30,16 @@ LLAMA = "llama-cpp-python"
 # runs on any x86-64 processor with AVX2, whichever machine built it; a native build is not only unportable: gcc before
 # 12.4 and 13.3 makes one that dies with SIGILL on processors with AMX (gcc bug 114098)
 CMAKE_ARGS = "-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF"
+# back ends for these processors, beside each other: which one is used is found out where they run. None with AMX, see
+# above; those left out differ little from their neighbours
+VARIANTS = ("x64", "haswell", "alderlake", "skylakex", "icelake", "zen4")
+SEVERAL_ARGS = (
+    "-DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON -DCMAKE_INSTALL_BINDIR=llama_cpp/lib "
+    "-DCMAKE_INSTALL_LIBDIR=llama_cpp/lib"
+)
+VARIANT_LINE = r"(?m)^\s*ggml_add_cpu_backend_variant\((\w[\w.]*)\b[^)]*\)\n"
+X86_VARIANTS = {*VARIANTS, "sse42", "sandybridge", "ivybridge", "piledriver", "cannonlake", "cascadelake", "cooperlake",
+                "sapphirerapids"}  # fmt: skip
 WITHOUT_COMMON = ROOT / "scripts" / "without_common.cmake"
 # on every core, where pip uses one; files that are no Python of this version are passed over, as pip does
 COMPILE = "import compileall, sysconfig; compileall.compile_dir(sysconfig.get_path('purelib'), quiet=2, workers=0)"
@@ -42,9 +53,11 @@ def main() -> int:
     """0 when everything is there, 1 with one line otherwise."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--torch", choices=("cpu", "cuda"), default="cpu", help="which build of torch")
-    torch = parser.parse_args().torch
+    text = f"one back end for all, or several: all, or some of {', '.join(VARIANTS)} (default: as set up before)"
+    parser.add_argument("--cpu", metavar="portable|all|NAME,…", help=text)
+    arguments = parser.parse_args()
     try:
-        set_up(torch)
+        set_up(arguments.torch, chosen_variants(arguments.cpu or set_up_before()))
     except SetUpError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 1
@@ -54,9 +67,26 @@ def main() -> int:
     return 0
 
 
-def set_up(torch: str) -> None:
+def set_up_before() -> str:
+    """What `--cpu` was when `.venv` was made: a plain `make test` must not undo `make set-up CPU=all`."""
+    parts = STAMP.read_text(encoding="utf-8").split() if STAMP.is_file() else []
+    return parts[4] if len(parts) == 5 else "portable"
+
+
+def chosen_variants(cpu: str) -> tuple[str, ...]:
+    """The back ends that `--cpu` asks for; none for the one portable build. Raises SetUpError for an unknown name."""
+    if cpu in ("portable", "all"):
+        return VARIANTS if cpu == "all" else ()
+    names = tuple(dict.fromkeys(cpu.split(",")))
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise SetUpError(f"--cpu {cpu}: expected portable, all, or some of {', '.join(VARIANTS)}.")
+    return names
+
+
+def set_up(torch: str, variants: tuple[str, ...] = ()) -> None:
     """Bring `.venv` to what the lock file says. Raises SetUpError."""
-    key = stamp(torch)
+    key = stamp(torch, variants)
     if STAMP.is_file() and STAMP.read_text(encoding="utf-8") == key and PYTHON.exists():
         return
     begin_s = time.monotonic()
@@ -68,7 +98,7 @@ def set_up(torch: str) -> None:
     STAMP.unlink(missing_ok=True)
     pip = [str(PYTHON), "-m", "pip"]
     archive = source_archive(pip)
-    wheel = llama_wheel(pip, archive)
+    wheel = llama_wheel(pip, archive, variants)
     if not has_torch(torch):
         run(f"Installing {TORCH} ({torch})", [*pip, "install", "--no-compile", *torch_arguments(torch)])
     rest = VENV / "without-llama.lock"
@@ -82,12 +112,13 @@ def set_up(torch: str) -> None:
     print(f"Set-up done in {time.monotonic() - begin_s:.0f} s.", file=sys.stderr)
 
 
-def stamp(torch: str) -> str:
-    """Changes with the lock file, this script, pyproject.toml, the Python and the kind of torch."""
+def stamp(torch: str, variants: tuple[str, ...]) -> str:
+    """Changes with the lock file, this script, pyproject.toml, the Python, the kind of torch and the back ends."""
     digest = hashlib.sha256()
     for path in (LOCK, Path(__file__), ROOT / "pyproject.toml"):
         digest.update(path.read_bytes())
-    return f"{digest.hexdigest()} {platform.python_version()} {platform.machine()} {torch}\n"
+    cpu = ",".join(variants) or "portable"
+    return f"{digest.hexdigest()} {platform.python_version()} {platform.machine()} {torch} {cpu}\n"
 
 
 def check_tools() -> None:
@@ -122,26 +153,54 @@ def source_archive(pip: list[str]) -> Path:
     return archive
 
 
-def llama_wheel(pip: list[str], archive: Path) -> Path:
-    """A portable wheel built from the archive, once for this Python and these flags."""
-    flags = hashlib.sha256(CMAKE_ARGS.encode() + WITHOUT_COMMON.read_bytes()).hexdigest()[:8]
+def llama_wheel(pip: list[str], archive: Path, variants: tuple[str, ...] = ()) -> Path:
+    """A wheel built from the archive, once for this Python and these flags: portable, or with several back ends."""
+    several = f" {SEVERAL_ARGS}" if variants else ""
+    flags = f"{CMAKE_ARGS}{several} {','.join(variants)}".strip()
+    digest = hashlib.sha256(flags.encode() + WITHOUT_COMMON.read_bytes()).hexdigest()[:8]
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}-{platform.machine()}"
-    folder = cache() / "wheels" / f"{archive.name.removesuffix('.tar.gz')}-{tag}-{flags}"
+    folder = cache() / "wheels" / f"{archive.name.removesuffix('.tar.gz')}-{tag}-{digest}"
     built = next(folder.glob("*.whl"), None)
     if built is not None:
         return built
     work = folder.with_name(f".{folder.name}-{os.getpid()}.partial")
-    arguments = f"{CMAKE_ARGS} {shlex.quote(f'-DCMAKE_PROJECT_llama.cpp_INCLUDE={WITHOUT_COMMON.as_posix()}')}"
-    settings = {"CMAKE_ARGS": arguments, "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1), "FORCE_CMAKE": "1"}
-    command = [*pip, "wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", str(work), str(archive)]
+    include = shlex.quote(f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={WITHOUT_COMMON.as_posix()}")
+    jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
+    arguments = f"{CMAKE_ARGS}{several} {include}"
+    settings = {"CMAKE_ARGS": arguments, "CMAKE_BUILD_PARALLEL_LEVEL": jobs, "FORCE_CMAKE": "1"}
+    what = f"with {len(variants)} back ends (5 to 10" if variants else "portable (2 to 4"
     try:
-        run("Building llama-cpp-python, portable (2 to 4 minutes on two cores, once)", command, settings)
+        source = with_variants(archive, work / "source", variants) if variants else archive
+        command = [*pip, "wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", str(work / "wheel"), str(source)]
+        run(f"Building llama-cpp-python, {what} minutes on two cores, once)", command, settings)
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-        work.replace(folder)
+        (work / "wheel").replace(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return next(folder.glob("*.whl"))
+
+
+def with_variants(archive: Path, folder: Path, variants: tuple[str, ...]) -> Path:
+    """The archive's sources, unpacked, with only these of llama.cpp's x86 back ends in the list of what is built.
+
+    Raises SetUpError if the list is not where it is expected.
+    """
+    folder.mkdir(parents=True)
+    with tarfile.open(archive) as packed:
+        if hasattr(tarfile, "data_filter"):  # not in the first versions of 3.11; the archive's hash is the lock file's
+            packed.extraction_filter = tarfile.data_filter
+        packed.extractall(folder)
+    sources = next(folder.iterdir())
+    path = sources / "vendor" / "llama.cpp" / "ggml" / "src" / "CMakeLists.txt"
+    text = path.read_text(encoding="utf-8")
+    listed = set(re.findall(VARIANT_LINE, text))
+    missing = [variant for variant in variants if variant not in listed]
+    if missing:
+        raise SetUpError(f"the sources of {LLAMA} list no back end {', '.join(missing)}.")
+    left_out = X86_VARIANTS - set(variants)
+    path.write_text(re.sub(VARIANT_LINE, lambda line: "" if line[1] in left_out else line[0], text), encoding="utf-8")
+    return sources
 
 
 def torch_arguments(torch: str) -> list[str]:

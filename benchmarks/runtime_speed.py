@@ -1,0 +1,298 @@
+"""The runtime against llama.cpp's own programs of the same version, with the same threads, in turns.
+
+    python -m benchmarks.runtime_speed --peers FOLDER [--model FILE.gguf | --shape 1b] [--rounds 3] [--only SECTION …]
+
+FOLDER holds llama-bench, llama-completion and llama-server. Every figure is a median of rounds; each side of a round
+is a process of its own, so that neither has the other's memory or caches. A ratio above 1 is in our favour, but where
+it is one of seconds or bytes. Nothing else should run beside it.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.random_models import SHAPES, write_random_model
+from benchmarks.runtime_ours import STORY, text
+from gladstone.basemodel import embedded_gguf
+from runtime.text import TextStream
+
+QUESTIONS = (
+    "What is anaemia?", "Name the bones of the arm.", "How does insulin act?", "Explain fever to a child.",
+    "What is a placebo?", "Why do we sleep?", "Describe the heart.", "What does the liver do?",
+    "What is asthma?", "Name five vitamins.", "How do vaccines work?", "What is a stroke?",
+    "Describe the knee.", "What is an allergy?", "How do kidneys work?", "What is gout?",
+)  # fmt: skip
+TOGETHER_TOKENS = 64
+PORT = 18_431
+
+
+class Bench:
+    """One model, the peers' folder, and how often each side is measured."""
+
+    def __init__(self, model: Path, peers: Path, threads: int, rounds: int) -> None:
+        self.model, self.peers, self.threads, self.rounds = model, peers, threads, rounds
+
+    def ours(self, section: str, **job: Any) -> Any:
+        job = {"section": section, "model": str(self.model), "threads": self.threads, **job}
+        command = [sys.executable, "-m", "benchmarks.runtime_ours", json.dumps(job)]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    def peer(self, name: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+        command = [self.peers / name, "-m", self.model, "-t", self.threads, *arguments]
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+
+    def in_turns(
+        self, ours: Callable[[], list[float]], theirs: Callable[[], list[float]]
+    ) -> tuple[list[float], list[float]]:
+        mine: list[float] = []
+        peers: list[float] = []
+        for turn in range(self.rounds):
+            for side in (True, False) if turn % 2 else (False, True):
+                if side:
+                    mine += ours()
+                else:
+                    peers += theirs()
+        return mine, peers
+
+    def llama_bench(self, *arguments: Any) -> list[float]:
+        done = self.peer("llama-bench", "-r", 3, "-o", "json", *arguments)
+        return [float(rate) for run in json.loads(done.stdout) for rate in run["samples_ts"]]
+
+    def decode(self) -> None:
+        mine, peers = self.in_turns(
+            lambda: list(self.ours("decode", tokens=128, sampler="greedy", rounds=3)["rates"]),
+            lambda: self.llama_bench("-p", 0, "-n", 128),
+        )
+        show("greedy decoding, text out, against llama-bench tg128", mine, peers, "tokens/s", 0.97)
+
+    def sampled(self) -> None:
+        for name in ("default", "chat"):
+            mine, peers = self.in_turns(
+                lambda name=name: list(self.ours("decode", tokens=128, sampler=name, rounds=2)["rates"]),  # type: ignore[misc]
+                lambda name=name: [self._completion_rate(name)],  # type: ignore[misc]
+            )
+            what = {"default": "llama.cpp's default sampler", "chat": "the chat's sampler"}[name]
+            show(f"decoding with {what}, text out, against llama-completion", mine, peers, "tokens/s", 1.0)
+
+    def _completion_rate(self, sampler: str) -> float:
+        """Tokens/s of the text that llama-completion writes, from its first piece to its last."""
+        settings = {"default": (0.8, 0.95, 1.0), "chat": (0.3, 0.9, 1.1)}[sampler]
+        temperature, top_p, penalty = map(str, settings)
+        command = [
+            *(str(self.peers / "llama-completion"), "-m", str(self.model), "-t", str(self.threads), "-no-cnv"),
+            *("--ignore-eos", "-n", "129", "--temp", temperature, "--top-p", top_p, "--repeat-penalty", penalty),
+            *("-c", "4096", "-p", chatml(STORY), "--no-display-prompt", "-s", "1"),
+        ]
+        begin_s = end_s = 0.0
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            while process.stdout.read1(65536):  # type: ignore[attr-defined]
+                end_s = time.perf_counter()
+                begin_s = begin_s or end_s
+        return 128 / (end_s - begin_s)
+
+    def prefill(self) -> None:
+        mine, peers = self.in_turns(
+            lambda: list(self.ours("prefill", tokens=512, rounds=3)["rates"]),
+            lambda: self.llama_bench("-p", 512, "-n", 0),
+        )
+        show("prefill of 512 tokens against llama-bench pp512", mine, peers, "tokens/s", 0.97)
+
+    def first(self) -> None:
+        seen: dict[str, Any] = {}
+
+        def ours() -> list[float]:
+            seen.update(self.ours("first", words=200, rounds=3))
+            return list(seen["seconds"])
+
+        def theirs() -> list[float]:
+            if not seen:
+                ours()
+            done = self.peer(
+                "llama-completion", "-no-cnv", "-n", 2, "--temp", 0, "-c", 4096, "-p", seen["prompt"], "--ignore-eos"
+            )
+            read = re.search(r"prompt eval time = +([\d.]+) ms / +(\d+) tokens", done.stderr)
+            sampled = re.search(r"sampling time = +([\d.]+) ms", done.stderr)
+            assert read
+            assert sampled
+            assert abs(int(read[2]) - seen["prompt_tokens"]) <= 1
+            return [(float(read[1]) + float(sampled[1]) / 2) / 1000]
+
+        mine, peers = self.in_turns(ours, theirs)
+        show(
+            f"prompt in ({seen['prompt_tokens']} tokens) to first text out, against llama-completion",
+            mine,
+            peers,
+            "s",
+            1.05,
+        )
+
+    def text_layer(self) -> None:
+        """What a token costs between its bytes and the text that is shown; no model."""
+        print("\nText layer, µs a token (stop string, reasoning, UTF-8), wanted 60 at most and flat:")
+        for count in (128, 512, 2048, 8192):
+            costs = []
+            for _ in range(5):
+                stream = TextStream(["\nUser:", "<|end|>"])
+                pieces = [word.encode() + b" " for word in text(count).split()]
+                begin_s = time.perf_counter()
+                for piece in pieces:
+                    stream.feed(piece)
+                stream.flush()
+                costs.append(1e6 * (time.perf_counter() - begin_s) / count)
+            print(f"  {count:>5} tokens: {statistics.median(costs):.1f}")
+
+    def together(self) -> None:
+        for clients in (1, 4, 8, 16):
+            prompts = [chatml(question) for question in QUESTIONS[:clients]]
+            texts: dict[str, Any] = {}
+
+            def ours(
+                clients: int = clients, prompts: list[str] = prompts, texts: dict[str, Any] = texts
+            ) -> list[float]:
+                done = self.ours("together", clients=clients, tokens=TOGETHER_TOKENS, prompts=prompts, rounds=2)
+                texts["ours"] = done["texts"]
+                return list(done["rates"])
+
+            def theirs(clients: int = clients, prompts: list[str] = prompts) -> list[float]:
+                return [self._server_rate(clients, prompts) for _ in range(1)]
+
+            mine, peers = self.in_turns(ours, theirs)
+            show(f"{clients} at a time, all tokens/s, against llama-server -np {clients}", mine, peers, "tokens/s", 1.0)
+            if clients > 1:
+                alone = [
+                    self.ours("together", clients=1, tokens=TOGETHER_TOKENS, prompts=[prompt], rounds=1)["texts"][0]
+                    for prompt in prompts
+                ]
+                same = sum(one == other for one, other in zip(alone, texts["ours"], strict=True))
+                print(f"  {same} of {clients} answers are those that each gets alone")
+
+    def _server_rate(self, clients: int, prompts: list[str]) -> float:
+        command = [
+            *(str(self.peers / "llama-server"), "-m", str(self.model), "-t", str(self.threads), "-np", str(clients)),
+            *("-c", str(512 * clients), "--port", str(PORT), "--no-webui"),
+        ]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+            try:
+                wait_for_server()
+                ask_server(prompts[0], 4)
+                begin_s = time.perf_counter()
+                with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+                    counts = list(pool.map(lambda prompt: ask_server(prompt, TOGETHER_TOKENS), prompts))
+                return sum(counts) / (time.perf_counter() - begin_s)
+            finally:
+                server.terminate()
+
+    def memory(self) -> None:
+        mine, peers = self.in_turns(
+            lambda: [self.ours("memory", tokens=64)["peak_bytes"] / 1e6],
+            lambda: [self._completion_peak() / 1e6],
+        )
+        show("peak memory of one answer, against llama-completion", mine, peers, "MB", 1.0)
+        print(f"  {statistics.median(mine) - statistics.median(peers):+.0f} MB (wanted +120 at most)")
+        print("\nMemory, threads and open files over many answers and loads:")
+        for moment, figures in self.ours("flat", answers=1000, loads=100).items():
+            print(
+                f"  {moment:<20} {figures['memory_bytes'] / 1e6:8.1f} MB {figures['threads']:>3} threads {figures['files']:>3} files"
+            )
+
+    def _completion_peak(self) -> int:
+        command = [
+            *(str(self.peers / "llama-completion"), "-m", str(self.model), "-t", str(self.threads), "-no-cnv"),
+            *("--ignore-eos", "-n", "64", "--temp", "0", "-c", "4096", "-b", "512", "-p", chatml(text(300))),
+        ]
+        with psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            peak = 0
+            status = Path(f"/proc/{process.pid}/status")
+            while process.poll() is None:
+                found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+                peak = max(peak, int(found[1]) * 1024 if found else 0)
+                time.sleep(0.02)
+        return peak
+
+    def speculative(self) -> None:
+        print("\nGuessing (greedy, in turns with plain decoding):")
+        for task, seen in self.ours("lookup", tokens=128, rounds=self.rounds, draft=None).items():
+            plain, guessing = (statistics.median(seen["rates"][name]) for name in ("plain", "guessing"))
+            same = "the same text" if seen["same"] else "ANOTHER TEXT"
+            print(
+                f"  prompt look-up, an answer that {task}: {plain:.0f} -> {guessing:.0f} tokens/s "
+                f"({guessing / plain:.2f}x), {seen['guessed']} of {seen['tokens']} tokens guessed, {same}"
+            )
+
+
+SECTIONS = ("decode", "sampled", "prefill", "first", "text_layer", "together", "memory", "speculative")
+
+
+def main() -> None:
+    """Run the sections that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", type=Path, required=True, help="folder with llama-bench and the others")
+    parser.add_argument("--model", type=Path, help="a model file  [default: the embedded one]")
+    parser.add_argument("--shape", choices=tuple(SHAPES), help="random weights of this shape in place of a file")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or embedded_gguf()
+        if options.shape:
+            write_random_model(Path(folder) / "random.gguf", SHAPES[options.shape], model)
+            model = Path(folder) / "random.gguf"
+        bench = Bench(model, options.peers, options.threads, options.rounds)
+        for section in options.only:
+            getattr(bench, section)()
+
+
+def show(what: str, ours: list[float], theirs: list[float], unit: str, wanted: float) -> None:
+    """One line: both medians with their spread, and the ratio."""
+    mine, peers = statistics.median(ours), statistics.median(theirs)
+    digits = 3 if mine < 10 else 1
+    print(
+        f"\n{what}:\n  ours {mine:.{digits}f} [{min(ours):.{digits}f}, {max(ours):.{digits}f}] {unit}, "
+        f"theirs {peers:.{digits}f} [{min(theirs):.{digits}f}, {max(theirs):.{digits}f}]: "
+        f"{mine / peers:.3f}x (wanted {wanted})",
+        flush=True,
+    )
+
+
+def chatml(question: str) -> str:
+    """A question as the embedded model was trained to be asked."""
+    return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def wait_for_server() -> None:
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=1) as response:
+                if response.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit("llama-server does not answer")
+
+
+def ask_server(prompt: str, tokens: int) -> int:
+    """How many tokens it wrote."""
+    body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": False}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{PORT}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=600) as response:
+        return int(json.load(response)["tokens_predicted"])
+
+
+if __name__ == "__main__":
+    main()

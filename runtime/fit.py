@@ -1,0 +1,323 @@
+"""Fit a model to the machine: layers on the GPU, context, batch and cache type for the memory that is free.
+
+Preferred, in this order: the context that was asked for, the first cache type, all layers on a GPU, a full batch. What
+was asked for is done or refused; what was not is made smaller only as far as it must be, and the reason says so.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from gladstone.chat import CHAT_CONTEXT_TOKENS
+from gladstone.errors import ConfigError, UnsupportedError
+from gladstone.gguf import GgufHeader
+from gladstone.host import available_memory_bytes, mapped_file_bytes
+from gladstone.llama import CACHE_TYPES
+from runtime.needs import BLOCKS, CELLS, Needs, Use, buffer_bytes, cache_bytes, input_bytes, read_needs
+
+if TYPE_CHECKING:
+    from gladstone.backends import Device
+
+BATCHES = (512, 256, 128)  # beyond 512 prefill gains little; below 128 it loses a lot
+LEAST_CONTEXT_TOKENS = 512
+# beside what llama.cpp logs: the driver's context, its matrix library's workspace, conversions of quantised weights
+GPU_MARGIN_BYTES = 512 << 20
+MEMORY_MARGIN_BYTES = 128 << 20  # Python's own growth, threads' stacks, llama.cpp's graph
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device that layers can be put on; `shares_memory`: its memory is the processor's, as on a laptop's chip."""
+
+    name: str
+    free_bytes: int
+    total_bytes: int
+    shares_memory: bool = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is free: memory of the processor, and of each GPU in the order in which llama.cpp counts them."""
+
+    memory_bytes: int
+    gpus: tuple[Gpu, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked for; None and "auto" leave it to the fit.
+
+    `context_tokens` are for all sequences together. `kv_types` in order of preference: a smaller one is only taken if
+    it is named. `outputs` are the tokens of a batch whose logits may be asked for, by default all of them.
+    `reserved_bytes` are left free in memory and on each GPU, for a model that is loaded later.
+    """
+
+    gpu_layers: int | Literal["auto"] = "auto"
+    context_tokens: int | None = None
+    batch_tokens: int | None = None
+    kv_types: tuple[str, ...] = ("f16",)
+    flash_attention: bool = True
+    sequences: int = 1
+    outputs: int | None = None
+    unified: bool = True
+    full_window: bool = True
+    reserved_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a device is to hold, margin included, and what it has."""
+
+    name: str
+    layers: int
+    needed_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How to load a model and make its context.
+
+    `gpu_layers` of `all_layers` count the output as one, as llama.cpp does; `tensor_split` says how many of them each
+    GPU takes. `shares` are of the memory first, then of every GPU. `reason` is one line.
+    """
+
+    gpu_layers: int
+    all_layers: int
+    use: Use
+    tensor_split: tuple[int, ...]
+    shares: tuple[Share, ...]
+    cache_bytes: int
+    reason: str = ""
+
+    @property
+    def context_tokens(self) -> int:
+        return self.use.context_tokens
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.use.batch_tokens
+
+    @property
+    def kv_type(self) -> str:
+        return self.use.kv_type
+
+    @property
+    def flash_attention(self) -> bool:
+        return self.use.flash_attention
+
+
+def read_machine() -> Machine:
+    """What is free at this moment. What this process has mapped of files, as a model's weights, counts as taken.
+
+    The system calls such pages free, since it could drop them; but a model that is loaded reads them for each token.
+    """
+    from gladstone.backends import read_devices
+
+    devices = read_devices()
+    # llama.cpp takes a processor's own graphics only where there is no other GPU
+    used = [each for each in devices if each.kind == "gpu"] or [each for each in devices if each.kind == "igpu"][:1]
+    gpus = (Gpu(each.description, each.free_bytes, each.total_bytes, _shares_memory(each)) for each in used)
+    return Machine(max(0, available_memory_bytes() - mapped_file_bytes()), tuple(gpus))
+
+
+def _shares_memory(device: "Device") -> bool:
+    """True for a processor's own graphics; Apple's, called MTL0, are a GPU like others to llama.cpp."""
+    return device.kind == "igpu" or device.name.startswith("MTL")
+
+
+def plan_fit(headers: Sequence[GgufHeader], machine: Machine, wishes: Wishes) -> Fit:
+    """The best that fits. Raises ConfigError for wishes that cannot be, UnsupportedError if memory is too small."""
+    needs = read_needs(headers)
+    _check(needs, machine, wishes)
+    machine = _less(machine, wishes.reserved_bytes)
+    for use in _uses(needs, wishes):
+        fit = _best_layers(needs, machine, use, wishes)
+        if fit is not None:
+            return replace(fit, reason=_reason(fit, needs, machine, wishes))
+    raise _refusal(needs, machine, wishes)
+
+
+def _uses(needs: Needs, wishes: Wishes) -> Iterator[Use]:
+    """Contexts and cache types to try, from the best on, with a full batch."""
+    for context in _contexts(needs, wishes):
+        for kv_type in wishes.kv_types:
+            batch = context if needs.has_encoder else min(wishes.batch_tokens or BATCHES[0], context)
+            yield Use(
+                context_tokens=context,
+                batch_tokens=batch,
+                sequences=wishes.sequences,
+                outputs=wishes.outputs or batch,
+                kv_type=kv_type,
+                flash_attention=wishes.flash_attention,
+                # sequences of an encoder's answer with a cache each make llama.cpp abort
+                unified=wishes.unified or (needs.has_encoder and wishes.sequences > 1),
+                full_window=wishes.full_window,
+            )
+
+
+def _contexts(needs: Needs, wishes: Wishes) -> list[int]:
+    if wishes.context_tokens is not None:
+        return [wishes.context_tokens]
+    context = min(needs.trained_tokens, CHAT_CONTEXT_TOKENS) * wishes.sequences
+    smaller = [context]
+    while context > LEAST_CONTEXT_TOKENS * wishes.sequences:
+        context = max(LEAST_CONTEXT_TOKENS * wishes.sequences, context // 2 // CELLS * CELLS)
+        smaller.append(context)
+    return smaller
+
+
+def _best_layers(needs: Needs, machine: Machine, use: Use, wishes: Wishes) -> Fit | None:
+    """The most layers on GPUs; a smaller batch if all layers fit with it, or if nothing does without."""
+    batches = [use.batch_tokens]
+    if wishes.batch_tokens is None and not needs.has_encoder:
+        batches += [batch for batch in BATCHES if batch < use.batch_tokens]
+    every = len(needs.layers) + 1 if machine.gpus else 0
+    asked = every if wishes.gpu_layers == "auto" else min(wishes.gpu_layers, every)
+    least = 0 if wishes.gpu_layers == "auto" else asked
+    trials = [(asked, batch) for batch in batches]
+    trials += [(count, batch) for batch in batches for count in range(asked - 1, least - 1, -1)]
+    fits = (_placed(needs, machine, replace(use, batch_tokens=batch), count) for count, batch in trials)
+    return next((fit for fit in fits if fit is not None), None)
+
+
+def _placed(needs: Needs, machine: Machine, use: Use, gpu_layers: int) -> Fit | None:
+    """The last `gpu_layers` put on the GPUs, one GPU after the other; None if they or the memory are too small."""
+    sizes = [layer.weight_bytes + cache_bytes(layer, use) for layer in needs.layers] + [needs.output_bytes]
+    first = len(sizes) - gpu_layers
+    buffers = buffer_bytes(needs, use)
+    # for a long prompt llama.cpp lends the GPU the weights of the layers that are not on it, a tensor at a time
+    lent = 2 * needs.largest_bytes if first > 0 else 0
+    lent += 3 * input_bytes(needs, use) if len(machine.gpus) > 1 else 0  # batches follow each other through the GPUs
+    shares, counts, shared_bytes = [], [], 0
+    at = first
+    for gpu in machine.gpus:
+        needed, count = buffers + lent + GPU_MARGIN_BYTES, 0
+        while at < len(sizes) and needed + sizes[at] <= gpu.free_bytes:
+            needed, at, count = needed + sizes[at], at + 1, count + 1
+        counts.append(count)
+        shares.append(Share(gpu.name, count, needed if count else 0, gpu.free_bytes))
+        shared_bytes += needed if count and gpu.shares_memory else 0
+    if at < len(sizes):
+        return None
+    memory = _memory_bytes(needs, sizes, first) + buffers + MEMORY_MARGIN_BYTES
+    if memory + shared_bytes > machine.memory_bytes:
+        return None
+    own = Share("memory", first, memory, machine.memory_bytes - shared_bytes)
+    cached = sum(cache_bytes(layer, use) for layer in needs.layers)
+    return Fit(gpu_layers, len(sizes), use, tuple(counts), (own, *shares), cached)
+
+
+def _memory_bytes(needs: Needs, sizes: Sequence[int], first: int) -> int:
+    """What is held in memory: the layers before `first`, and the embedding, which never goes to a GPU."""
+    held = needs.input_bytes + sum(sizes[:first])
+    output_here = first == len(sizes)
+    return held - (needs.embedding_bytes if output_here and needs.shares_embedding else 0)
+
+
+def _less(machine: Machine, reserved_bytes: int) -> Machine:
+    gpus = (replace(gpu, free_bytes=max(0, gpu.free_bytes - reserved_bytes)) for gpu in machine.gpus)
+    return Machine(max(0, machine.memory_bytes - reserved_bytes), tuple(gpus))
+
+
+def _check(needs: Needs, machine: Machine, wishes: Wishes) -> None:
+    """Raises ConfigError or UnsupportedError for what no memory would make possible."""
+    if wishes.sequences < 1 or wishes.reserved_bytes < 0 or (wishes.batch_tokens or 1) < 1:
+        raise ConfigError("sequences and batch must be 1 or more, and what is reserved 0 bytes or more.")
+    most = needs.trained_tokens * wishes.sequences
+    if wishes.context_tokens is not None and not 1 <= wishes.context_tokens <= most:
+        raise ConfigError(f"a context of {wishes.context_tokens:,} tokens: expected 1 to {most:,}.")
+    for kv_type in wishes.kv_types or ("none",):
+        if kv_type not in CACHE_TYPES:
+            raise ConfigError(f"cache type {kv_type!r}: expected one of {', '.join(CACHE_TYPES)}.")
+        _check_kv_type(needs, kv_type, wishes)
+    if wishes.gpu_layers == "auto":
+        return
+    if wishes.gpu_layers < 0:
+        raise ConfigError(f"{wishes.gpu_layers} GPU layers: expected 0 or more, or auto.")
+    if wishes.gpu_layers and not machine.gpus:
+        raise UnsupportedError(
+            f"{wishes.gpu_layers} GPU layers: llama.cpp sees no GPU here. `runtime doctor` says which build it needs."
+        )
+
+
+def _check_kv_type(needs: Needs, kv_type: str, wishes: Wishes) -> None:
+    """Raises UnsupportedError for a cache that llama.cpp would refuse or abort on."""
+    block = BLOCKS[kv_type][0]
+    if block == 1:
+        return
+    if not wishes.flash_attention or needs.has_encoder:
+        why = "models with an encoder have none" if needs.has_encoder else "it is turned off"
+        raise UnsupportedError(f"a cache of type {kv_type} needs flash attention, and {why}. Take f16.")
+    widths = {width for layer in needs.layers for width in (layer.key_head_width, layer.value_head_width)}
+    odd = sorted(width for width in widths if width % block)
+    if odd:
+        raise UnsupportedError(
+            f"a cache of type {kv_type} keeps numbers in blocks of {block}, and this model's heads are {odd[0]} wide. "
+            "Take f16."
+        )
+
+
+def _refusal(needs: Needs, machine: Machine, wishes: Wishes) -> UnsupportedError:
+    """What was asked for needs this much; what fits instead."""
+    smallest = list(_uses(needs, wishes))[-1]
+    if wishes.batch_tokens is None and not needs.has_encoder:
+        smallest = replace(smallest, batch_tokens=min(BATCHES[-1], smallest.batch_tokens))
+    cached = sum(cache_bytes(layer, smallest) for layer in needs.layers)
+    buffers = buffer_bytes(needs, smallest)
+    free = ", ".join(f"{_gb(gpu.free_bytes)} on {gpu.name}" for gpu in machine.gpus)
+    layers = "" if wishes.gpu_layers == "auto" else f"{wishes.gpu_layers} GPU layers and "
+    even = "" if wishes.context_tokens else "even "
+    return UnsupportedError(
+        f"not enough memory for {layers}{even}a context of {smallest.context_tokens:,} tokens: weights "
+        f"{_gb(needs.weight_bytes)}, {smallest.kv_type} cache {_gb(cached)}, buffers at most {_gb(buffers)}; free are "
+        f"{_gb(machine.memory_bytes)}{f' and {free}' if free else ''}. {_instead(needs, machine, wishes)}"
+    )
+
+
+def _instead(needs: Needs, machine: Machine, wishes: Wishes) -> str:
+    """What would fit of this model; else what to do."""
+    free_layers = replace(wishes, gpu_layers="auto")
+    looser = [free_layers] if wishes.gpu_layers != "auto" else []
+    looser.append(replace(free_layers, context_tokens=None, batch_tokens=None))
+    smallest = replace(looser[-1], sequences=1, outputs=None)
+    if wishes.sequences > 1:
+        looser.append(smallest)
+    for each in looser:
+        for use in _uses(needs, each):
+            fit = _best_layers(needs, machine, use, each)
+            if fit is not None:
+                many = f", {each.sequences} sequences" if wishes.sequences > 1 else ""
+                layers = f"{fit.gpu_layers} of {fit.all_layers} GPU layers and " if machine.gpus else ""
+                return f"What fits: {layers}a context of {use.context_tokens:,} tokens{many}."
+    return "No context of this model fits: take a smaller quantisation, or free some memory."
+
+
+def _reason(fit: Fit, needs: Needs, machine: Machine, wishes: Wishes) -> str:
+    """The decision in one line."""
+    own, *gpus = fit.shares
+    on = ", ".join(_filled(share) for share in gpus if share.layers)
+    if not machine.gpus:
+        layers = f"no GPU back end ({_of(own)} free)"
+    elif on:
+        layers = f"gpu layers {fit.gpu_layers} of {fit.all_layers} ({on})"
+    else:
+        layers = f"gpu layers 0 of {fit.all_layers} ({_of(own)} free in memory)"
+    context = f"context {fit.context_tokens:,} ({fit.kv_type} cache {_gb(fit.cache_bytes)})"
+    preferred = _contexts(needs, wishes)[0]
+    if fit.context_tokens < preferred:
+        context += f" instead of {preferred:,}, for want of memory"
+    flash = "on" if fit.flash_attention and not needs.has_encoder else "off"
+    return f"{layers}, {context}, batch {fit.batch_tokens:,}, flash attention {flash}"
+
+
+def _filled(share: Share) -> str:
+    return f"{_of(share)} free on {share.name}"
+
+
+def _of(share: Share) -> str:
+    return f"{share.needed_bytes / 1e9:.1f} of {_gb(share.free_bytes, 1)}"
+
+
+def _gb(count: int, digits: int = 2) -> str:
+    return f"{count / 1e9:.{digits}f} GB"

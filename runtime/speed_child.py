@@ -1,0 +1,91 @@
+"""Prefill and decode speed of a model file, measured in a process of its own: a back end that crashes takes it along.
+
+The job is a line of JSON on stdin, the answer one line or two on stdout. See `runtime.doctor`.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from gladstone.errors import GladstoneError
+from gladstone.gguf import read_info
+from runtime.threads import PREFILL_TOKENS, Trial, choose_threads
+
+CONTEXT_TOKENS, PROMPT_TOKENS, DECODED_TOKENS, LIMIT_S = 512, 128, 48, 2.0
+
+
+def describe() -> dict[str, Any]:
+    """What the build says of itself: instruction sets, the back end that was chosen of several, GPUs."""
+    from gladstone.backends import loaded_backend, read_devices
+    from gladstone.llama import library
+
+    system = library().llama_print_system_info().decode()
+    gpus = [device.description for device in read_devices() if device.kind in ("gpu", "igpu")]
+    chosen = loaded_backend()
+    return {"system": system, "gpus": gpus, "backend": chosen.name if chosen else ""}
+
+
+def measure(path: Path) -> dict[str, Any]:
+    """Tokens a second of a prompt and of single tokens, the best of several, on as many threads as an engine takes."""
+    from gladstone.backends import backend_mark
+    from gladstone.llama import Context, Model
+
+    facts = read_info(path)
+    with Model(path) as model, Context(model, CONTEXT_TOKENS) as context:
+        tokens = [token % model.vocab_size for token in range(100, 100 + PROMPT_TOKENS)]
+        token, start = (model.decoder_start, 0) if model.has_encoder else (tokens[0], PROMPT_TOKENS)
+
+        def prefill(length: int) -> None:
+            context.forget()
+            if model.has_encoder:
+                context.encode(tokens[:length])
+            else:
+                context.decode(tokens[:length], 0)
+
+        def decode_next() -> None:
+            context.decode([token], next(positions))
+
+        prefill(PROMPT_TOKENS)
+        positions = count(start)
+        trial = Trial(context.use_threads, decode_next, lambda: prefill(PREFILL_TOKENS))
+        threads = choose_threads(facts, backend_mark(), trial)
+        prefill_s = _best_s(lambda: prefill(PROMPT_TOKENS), 3)
+        positions = count(start)
+        decode_s = _best_s(decode_next, DECODED_TOKENS)
+    return {
+        "prefill_threads": threads.prefill,
+        "prefill_tokens_per_s": PROMPT_TOKENS / prefill_s,
+        "decode_threads": threads.decode,
+        "decode_tokens_per_s": 1 / decode_s,
+        "size_bytes": facts.size_bytes,
+    }
+
+
+def _best_s(once: Callable[[], None], most: int) -> float:
+    """The shortest of so many times, or of as many as there is time for, but two at least: the first one warms up."""
+    begin_s, times_s = time.perf_counter(), list[float]()
+    while len(times_s) < 2 or (len(times_s) < most and time.perf_counter() - begin_s < LIMIT_S):
+        start_s = time.perf_counter()
+        once()
+        times_s.append(time.perf_counter() - start_s)
+    return min(times_s)
+
+
+def main() -> None:
+    """An error that is meant for the user is the last line of stderr, with exit code 3."""
+    job = json.loads(sys.stdin.readline())
+    try:
+        print(json.dumps(describe()), flush=True)  # before anything is computed, which may be the end of this process
+        if job["path"]:
+            print(json.dumps(measure(Path(job["path"]))))
+    except GladstoneError as error:
+        print(error, file=sys.stderr)
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""How many threads to compute with: measured once for each processor, model and back end, and remembered.
+
+Decoding waits for memory: on most processors fewer threads than logical processors are as fast or faster, and nothing
+that the system tells says how many. Prefill computes, and wants more of them.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from gladstone.artifacts import write_json
+from gladstone.errors import GladstoneError
+from gladstone.gguf import GgufInfo
+from gladstone.host import Cores, cache_dir, processor_name, read_cores
+
+ENOUGH_S, LIMIT_S = 0.5, 2.0
+MAX_CANDIDATES, ROUNDS = 5, 8
+PREFILL_TOKENS = 16  # what a trial's prompt should have
+PREFILL_DECODES = 6  # what such a prompt takes, in decoded tokens, at most
+AS_FAST = 1.03  # of two counts that are as fast the smaller one: it leaves processors to the text and to others
+NOISY = 1.5  # a median so much above the minimum comes from other work on the machine
+UNSTEADY_S = 900.0  # how long such a measurement is believed
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Threads for single tokens and for prompts."""
+
+    decode: int
+    prefill: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A context to measure on: how to set its threads (decode, prefill), and one evaluation of each kind."""
+
+    set_threads: Callable[[int, int], None]
+    decode_once: Callable[[], None]
+    prefill_once: Callable[[], None]
+
+
+@dataclass
+class Measured:
+    """Times of each candidate, in the order in which they were taken; `steady` if other work did not disturb them."""
+
+    times_s: dict[int, list[float]] = field(default_factory=dict)
+
+    @property
+    def best(self) -> int:
+        """The smallest count that is as fast as the fastest."""
+        least = {count: min(times) for count, times in self.times_s.items()}
+        fastest = min(least.values())
+        return min(count for count, time_s in least.items() if time_s <= fastest * AS_FAST)
+
+    @property
+    def steady(self) -> bool:
+        return all(median(times) <= NOISY * min(times) for times in self.times_s.values())
+
+
+def choose_threads(model: GgufInfo, backend: str, trial: Trial, cores: Cores | None = None) -> Threads:
+    """Threads for a model: remembered from an earlier measurement, else measured in at most two seconds.
+
+    `backend` tells apart the libraries that compute, as `gladstone.backends.backend_mark` does. The trial's context has
+    the chosen numbers afterwards. What was measured beside other work is used for a while, then measured anew.
+    """
+    cores = cores or read_cores()
+    if cores.usable == 1:
+        return _set(trial, Threads(1, 1))
+    store, key = cache_dir() / "threads.json", threads_key(model, backend, cores)
+    known = recall(store, key)
+    if known is not None and max(known.decode, known.prefill) <= cores.allowed:
+        return _set(trial, known)
+    threads, steady = measure_threads(trial, candidates(cores))
+    remember(store, key, threads, steady=steady)
+    return _set(trial, threads)
+
+
+def candidates(cores: Cores) -> tuple[int, ...]:
+    """Counts worth a measurement, the likeliest first: all physical cores, all processors, then fractions of them."""
+    physical = min(cores.physical, cores.usable)
+    counts = [physical, cores.usable, physical // 2, physical * 3 // 4, physical // 4, physical - 1]
+    return tuple(dict.fromkeys(count for count in counts if count >= 1))[:MAX_CANDIDATES]
+
+
+def measure_threads(
+    trial: Trial, counts: Sequence[int], clock: Callable[[], float] = time.perf_counter
+) -> tuple[Threads, bool]:
+    """The fastest counts, and whether the times were steady. Decoding first; prefill takes what time is left.
+
+    Counts take turns, so that a disturbance meets all of them; each one's shortest time counts. A prompt is only tried
+    with the two counts that matter, the largest and the likeliest; all processors take it where there is no time.
+    """
+    begin_s = clock()
+    decode = _measure(trial.decode_once, trial.set_threads, counts, (ENOUGH_S / 2, LIMIT_S * 0.6), clock)
+    most, left_s = max(counts), LIMIT_S - (clock() - begin_s)
+    # warmed up once and timed once, for each of two counts
+    if 4 * PREFILL_DECODES * min(min(times) for times in decode.times_s.values()) > left_s:
+        return Threads(decode.best, most), decode.steady
+    contenders = tuple(dict.fromkeys((most, counts[0])))
+    prefill = _measure(trial.prefill_once, trial.set_threads, contenders, (ENOUGH_S / 2, left_s), clock)
+    return Threads(decode.best, prefill.best), decode.steady and prefill.steady
+
+
+def _measure(
+    once: Callable[[], None],
+    set_threads: Callable[[int, int], None],
+    counts: Sequence[int],
+    times_s: tuple[float, float],
+    clock: Callable[[], float],
+) -> Measured:
+    """Rounds over the counts until there is enough, `times_s[0]`, and never beyond `times_s[1]` but for the first."""
+    enough_s, limit_s = times_s
+    begin_s, measured = clock(), Measured()
+    for number in range(ROUNDS):
+        for count in counts:
+            longest_s = max((max(times) for times in measured.times_s.values()), default=0.0)
+            if clock() - begin_s + 2 * longest_s > limit_s:
+                return measured
+            set_threads(count, count)
+            once()  # the first one after a change starts the threads
+            for _ in range(1 if number == 0 else 2):
+                start_s = clock()
+                once()
+                measured.times_s.setdefault(count, []).append(clock() - start_s)
+        if number and clock() - begin_s > enough_s:
+            break
+    return measured
+
+
+def threads_key(model: GgufInfo, backend: str, cores: Cores) -> str:
+    """What a measurement holds for."""
+    shape = f"{model.architecture} {model.parameters} {model.quantisation}"
+    return f"{processor_name()} | {cores.allowed} of {cores.logical}, quota {cores.quota} | {shape} | {backend}"
+
+
+def recall(store: Path, key: str) -> Threads | None:
+    """What was remembered; None for an unknown key, an unsteady measurement of long ago, or a damaged store."""
+    found = _stored(store).get(key)
+    if not isinstance(found, dict):
+        return None
+    until = found.get("until")
+    if until is not None and not (isinstance(until, int | float) and time.time() < until <= time.time() + UNSTEADY_S):
+        return None
+    decode, prefill = found.get("decode"), found.get("prefill")
+    if not (isinstance(decode, int) and isinstance(prefill, int) and decode >= 1 and prefill >= 1):
+        return None
+    return Threads(decode, prefill)
+
+
+def remember(store: Path, key: str, threads: Threads, *, steady: bool = True) -> None:
+    """Write it down; a cache that cannot be written costs the next start a measurement, nothing else."""
+    until = {} if steady else {"until": time.time() + UNSTEADY_S}
+    with suppress(OSError, GladstoneError):
+        store.parent.mkdir(parents=True, exist_ok=True)
+        write_json(store, _stored(store) | {key: asdict(threads) | until})
+
+
+def _stored(store: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(store.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _set(trial: Trial, threads: Threads) -> Threads:
+    trial.set_threads(threads.decode, threads.prefill)
+    return threads
