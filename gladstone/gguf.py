@@ -9,22 +9,23 @@ import mmap
 import re
 import struct
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gladstone.errors import ArtifactError
-from gladstone.soundness import DamagedError, check_metadata
+from gladstone.gguf_values import MAX_ITEMS, Cursor
+from gladstone.soundness import U32, DamagedError, Keys, check_shapes, check_sizes, quoted
 from gladstone.template import template_sha256
+from gladstone.vocabulary import check_vocabulary
 
 COMPOSES = "gladstone.tokenizer.composes"  # a bool of our own: characters are composed (NFC) before a text is split
 MAGIC = b"GGUF"
-MAX_TENSORS, MAX_KEYS, MAX_DIMENSIONS, MAX_NESTING = 1 << 16, 1 << 16, 4, 4
+SPLIT_COUNT, SPLIT_NUMBER, U16 = "split.count", "split.no", 2
+MAX_TENSORS, MAX_KEYS, MAX_DIMENSIONS = 1 << 16, 1 << 12, 4
+MAX_OTHER_ITEMS = 1 << 16  # of an array that is no part of the vocabulary
 MAX_NAME_BYTES, MAX_KEY_BYTES = 63, 65535
-STRING, ARRAY, BOOL = 8, 9, 7
-SCALARS = {
-    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d",
-}  # fmt: skip
 
 # type id: (name, weights per block, bytes per block), from ggml.h and ggml-common.h
 TENSOR_TYPES = {
@@ -66,7 +67,7 @@ class GgufHeader:
     path: Path
     version: int
     metadata: dict[str, Any]
-    value_types: dict[str, int]  # of each key, as the format numbers them
+    value_types: dict[str, int]  # of each key, as the format numbers them; an array's is that of an array
     tensors: tuple[Tensor, ...]
     data_offset: int  # bytes from the file's beginning
     size_bytes: int
@@ -88,56 +89,6 @@ class GgufInfo:
     tensor_types: dict[str, int]
     template: str | None
     template_sha256: str | None
-
-
-class _Cursor:
-    """Reads values off the file and refuses to pass its end."""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
-        self._size = len(data)
-        self.position = 0
-
-    def take(self, count: int, what: str) -> bytes:
-        end = self.position + count
-        if end > self._size:
-            raise DamagedError(f"it ends inside {what} (byte {self._size:,}): the file is cut short or damaged")
-        chunk = self._data[self.position : end]
-        self.position = end
-        return chunk
-
-    def scalar(self, code: str, what: str) -> Any:
-        return struct.unpack(code, self.take(struct.calcsize(code), what))[0]
-
-    def text(self, what: str, limit: int) -> str:
-        length = self.scalar("<Q", what)
-        if length > limit:
-            raise DamagedError(f"{what} claims {length:,} bytes, more than {limit:,}")
-        return self.take(length, what).decode("utf-8", "surrogateescape")
-
-    def value(self, kind: int, what: str, nesting: int = 0) -> Any:
-        if kind == STRING:
-            return self.text(what, self._size)
-        if kind == ARRAY:
-            return self._array(what, nesting + 1)
-        if kind not in SCALARS:
-            raise DamagedError(f"{what} has the unknown value type {kind}")
-        number = self.scalar(SCALARS[kind], what)
-        if kind == BOOL and number > 1:
-            raise DamagedError(f"{what} should be true or false and is {number}")
-        return bool(number) if kind == BOOL else number
-
-    def _array(self, what: str, nesting: int) -> list[Any]:
-        if nesting > MAX_NESTING:
-            raise DamagedError(f"{what} nests arrays more than {MAX_NESTING} deep")
-        kind, count = self.scalar("<I", what), self.scalar("<Q", what)
-        least = struct.calcsize(SCALARS[kind]) if kind in SCALARS else 8
-        if count * least > self._size - self.position:
-            raise DamagedError(f"{what} claims {count:,} values, more than the rest of the file can hold")
-        if kind in SCALARS and kind != BOOL:
-            code = f"<{count}{SCALARS[kind][1]}"
-            return list(struct.unpack(code, self.take(struct.calcsize(code), what)))
-        return [self.value(kind, what, nesting) for _ in range(count)]
 
 
 def read_header(path: Path, *, is_model: bool = True) -> GgufHeader:
@@ -166,8 +117,8 @@ def read_model(path: Path) -> tuple[GgufHeader, ...]:
     Raises ArtifactError as `read_header` does, or if a part is missing, or `path` is not the first one.
     """
     first = read_header(path)
-    count, number = first.metadata.get("split.count", 1), first.metadata.get("split.no", 0)
-    if not isinstance(count, int) or count <= 1:
+    count, number = first.metadata.get(SPLIT_COUNT, 1), first.metadata.get(SPLIT_NUMBER, 0)
+    if count <= 1:
         return (first,)
     named = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
     if named is None or int(named[3]) != count:
@@ -206,7 +157,7 @@ def _looks_like_text(head: bytes) -> bool:
 
 
 def _parse(path: Path, data: mmap.mmap, *, is_model: bool) -> GgufHeader:
-    cursor = _Cursor(data)
+    cursor = Cursor(data)
     cursor.take(len(MAGIC), "the magic number")
     version = cursor.scalar("<I", "the version")
     if version not in (2, 3):
@@ -214,36 +165,56 @@ def _parse(path: Path, data: mmap.mmap, *, is_model: bool) -> GgufHeader:
     tensor_count, key_count = cursor.scalar("<Q", "the tensor count"), cursor.scalar("<Q", "the key count")
     if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
         raise DamagedError(f"it claims {tensor_count:,} tensors and {key_count:,} keys")
-    metadata, value_types = _metadata(cursor, key_count)
-    if is_model and not metadata.get("split.no"):  # only the first part of a model has its metadata
-        check_metadata(metadata)
-    alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
+    keys = _keys(cursor, key_count)
+    is_first = is_model and not _part_number(keys)
+    if is_first:  # of a model that was split the others have no metadata
+        check_sizes(keys)
+        check_vocabulary(keys)
+    alignment = keys.typed("general.alignment", U32)
+    alignment = 32 if alignment is None else alignment
+    if alignment < 8 or alignment & (alignment - 1):
         raise DamagedError(f"alignment {alignment!r} is no power of two of at least 8")
     tensors = tuple(_tensor(cursor, number) for number in range(tensor_count))
     data_offset = -(-cursor.position // alignment) * alignment
-    _check_tensors(tensors, alignment, len(data) - data_offset)
-    return GgufHeader(path, version, metadata, value_types, tensors, data_offset, len(data))
+    _check_tensors(tensors, alignment, len(data) - data_offset, gaps=not is_model)
+    if is_first:
+        check_shapes(keys, tensors)
+    return GgufHeader(path, version, keys.values, keys.types, tensors, data_offset, len(data))
 
 
-def _metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, int]]:
-    metadata: dict[str, Any] = {}
-    types: dict[str, int] = {}
+def _keys(cursor: Cursor, count: int) -> Keys:
+    keys = Keys({}, {}, {})
     for number in range(count):
         key = cursor.text(f"key {number + 1} of {count}", MAX_KEY_BYTES)
-        if key in metadata:
-            raise DamagedError(f"the key {key!r} is there twice")
-        types[key] = cursor.scalar("<I", repr(key))
-        metadata[key] = cursor.value(types[key], repr(key))
-    return metadata, types
+        if not key:
+            raise DamagedError(f"key {number + 1} of {count} has no name")
+        if key in keys.values:
+            raise DamagedError(f"the key {quoted(key)} is there twice")
+        what = quoted(key)
+        keys.types[key] = kind = cursor.scalar("<I", what)
+        most = MAX_ITEMS if key.startswith("tokenizer.") else MAX_OTHER_ITEMS
+        keys.values[key], items = cursor.value(kind, what, most)
+        if items is not None:
+            keys.items[key] = items
+    return keys
 
 
-def _tensor(cursor: _Cursor, number: int) -> Tensor:
+def _part_number(keys: Keys) -> int:
+    """Which part of a model this is, from 0."""
+    for key in (SPLIT_COUNT, SPLIT_NUMBER):
+        keys.typed(key, U16)
+    count, number = keys.values.get(SPLIT_COUNT, 1), keys.values.get(SPLIT_NUMBER, 0)
+    if number and number >= count:
+        raise DamagedError(f"it claims to be part {number + 1:,} of {count:,}")
+    return int(number)
+
+
+def _tensor(cursor: Cursor, number: int) -> Tensor:
     what = f"the description of tensor {number + 1}"
     name = cursor.text(what, MAX_NAME_BYTES)
     dimensions = cursor.scalar("<I", what)
     if not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise DamagedError(f"tensor {name!r} has {dimensions} dimensions")
+        raise DamagedError(f"tensor {quoted(name)} has {dimensions} dimensions")
     shape = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions, what))
     kind, offset = cursor.scalar("<I", what), cursor.scalar("<Q", what)
     if kind not in TENSOR_TYPES:
@@ -254,25 +225,32 @@ def _tensor(cursor: _Cursor, number: int) -> Tensor:
     return Tensor(name, shape, type_name, offset, math.prod(shape) // block * block_bytes)
 
 
-def _check_tensors(tensors: tuple[Tensor, ...], alignment: int, data_bytes: int) -> None:
+def _check_tensors(tensors: tuple[Tensor, ...], alignment: int, data_bytes: int, *, gaps: bool) -> None:
     twice = [name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1]
     if twice:
         raise DamagedError(f"tensor {twice[0]!r} is there twice")
-    end = 0
-    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
-        if tensor.offset % alignment or tensor.offset < end:
-            raise DamagedError(f"tensor {tensor.name!r} starts at the impossible offset {tensor.offset:,}")
+    expected = 0  # llama.cpp takes a model's one right behind the other only
+    for tensor in tensors:
         end = tensor.offset + tensor.size_bytes
         if end > data_bytes:
             raise DamagedError(
                 f"tensor {tensor.name!r} ends {end - data_bytes:,} bytes after the file's end: the file is cut short"
             )
+        if tensor.offset % alignment or tensor.offset < expected or (tensor.offset > expected and not gaps):
+            raise DamagedError(
+                f"tensor {tensor.name!r} starts at the impossible offset {tensor.offset:,}, expected {expected:,}"
+            )
+        expected = -(-end // alignment) * alignment
 
 
 def read_info(path: Path) -> GgufInfo:
     """The facts about a model file that `runtime info` shows. Raises ArtifactError as `read_header` does."""
-    headers = read_model(path)
-    metadata = headers[0].metadata
+    return info_of(read_model(path))
+
+
+def info_of(headers: Sequence[GgufHeader]) -> GgufInfo:
+    """The same of headers that were read already."""
+    path, metadata = headers[0].path, headers[0].metadata
     architecture = metadata["general.architecture"]
     template = metadata.get("tokenizer.chat_template")
     tensors = [tensor for header in headers for tensor in header.tensors]

@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gladstone.chat import Message
 from gladstone.errors import DataError
-from gladstone.terminal import visible
+from gladstone.terminal import one_line
 
 # how reasoning is marked, by the tag that a template names; the first is for templates that name none
 THOUGHT_TAGS = (
@@ -208,7 +208,7 @@ def rendered(
 def _reason(error: Exception, message: str | None = None) -> str:
     # a template writes its own errors: what it says must neither steer a terminal nor fill it
     reason = message or str(error) or type(error).__name__
-    return visible(reason if len(reason) <= _MAX_REASON_CHARACTERS else reason[:_MAX_REASON_CHARACTERS] + "…")
+    return one_line(reason, _MAX_REASON_CHARACTERS)
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):

@@ -1,17 +1,17 @@
 """The engine under chat, ask, server and bench: one model, many requests at a time, one thread that computes.
 
-    with Engine(Path("model.gguf"), EngineOptions(slots=4)) as engine:
-        tokens = engine.prompt_tokens([Message("user", "What is anaemia?")])
-        answer = engine.submit(Request(tokens))
-        for piece in answer:
-            print(piece.text, end="")
-        print(answer.result().stop_reason)
+with Engine(Path("model.gguf"), EngineOptions(slots=4)) as engine:
+    tokens = engine.prompt_tokens([Message("user", "What is anaemia?")])
+    answer = engine.submit(Request(tokens))
+    for piece in answer:
+        print(piece.text, end="")
+    print(answer.result().stop_reason)
 """
 
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +21,23 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gladstone.chat import CHAT_CONTEXT_TOKENS, Message
+from gladstone.chat import Message
 from gladstone.errors import ConfigError, DataError, UnsupportedError
-from gladstone.guarded_template import TemplateProcess
-from gladstone.llama import Context, Model
-from gladstone.lora import Lora
+from gladstone.llama import Context
+from runtime.answer import Answer
 from runtime.batching import BatchRunner, ReadingJob, WritingJob
 from runtime.beams import Beams
-from runtime.prompt import load_template, prompt_tokens, scored_tokens
+from runtime.fit import Fit
+from runtime.loading import EngineOptions, load
+from runtime.prompt import prompt_tokens, scored_tokens
 from runtime.reasoning import Piece, markers_of
 from runtime.request import Completion, ContextFullError, Event, OnEvent, Request
-from runtime.sampler import MAX_BEAMS, Sampling
-from runtime.scheduler import Limits, QueueFullError, Task
+from runtime.sampler import Sampling
+from runtime.scheduler import QueueFullError, Task
 from runtime.serial import Reply, SerialRunner, Teaching
-from runtime.speculation import DraftModel, Guesser, PromptLookup, check_draft
+from runtime.speculation import DraftModel, Guesser, PromptLookup
+from runtime.threads import Threads
+from runtime.worker import Worker
 from runtime.writer import Vocabulary, Writer, log_softmax
 
 if TYPE_CHECKING:
@@ -45,42 +48,8 @@ __all__ = [
     "Request", "Sampling",
 ]  # fmt: skip
 
-KEPT_SEQUENCES = 3  # earlier conversations that can be taken up again, beside those at work
-BEAM_CONTEXTS = 4  # room for the answers of several beams, in contexts
 POLL_S = 0.05  # how soon a `cancelled` that turns true is noticed
 T = TypeVar("T")
-_Work = tuple[Callable[[], None], Callable[[BaseException], None]]
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How an engine is set up.
-
-    The context of each request is as large as the model was trained for, but 4,096 tokens unless more is asked for.
-    `slots` requests are at work at a time and share `cache_tokens`, by default enough for all of them. Adapters can be
-    laid over the model. Guesses come from a `draft` model, or with `lookup` from the text itself.
-    """
-
-    context_tokens: int | None = None
-    slots: int = 1
-    cache_tokens: int | None = None
-    queue: int = 1024
-    threads: int | None = None
-    prefill_threads: int | None = None
-    batch_tokens: int = 512
-    gpu_layers: int = 0
-    cache_type: str = "f16"
-    flash_attention: bool | None = None
-    loras: tuple[Lora, ...] = ()
-    draft: Path | None = None
-    lookup: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for numbers below 1."""
-        for name in ("slots", "cache_tokens", "queue", "threads", "prefill_threads", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}, expected 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -91,154 +60,43 @@ class AnswerLoss:
     tokens: int
 
 
-class Answer:
-    """An answer that is being written: iterate over its pieces, or wait for the whole. Any thread may use it."""
-
-    def __init__(self, cancel: Callable[[], None]) -> None:
-        self._cancel = cancel
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._end: Completion | BaseException | None = None
-
-    def put(self, event: Event) -> None:
-        """Called by the engine."""
-        self._events.put(event)
-
-    def __iter__(self) -> Iterator[Piece]:
-        """The pieces as they come. Raises what ended the answer, if that was an error."""
-        while (piece := self.next()) is not None:
-            yield piece
-
-    def next(self, timeout_s: float | None = None) -> Piece | None:
-        """The next piece; None at the end. Raises queue.Empty if none came in time, and what ended the answer."""
-        if self._end is None:
-            event = self._events.get(timeout=timeout_s)
-            if isinstance(event, Piece):
-                return event
-            self._end = event
-        if isinstance(self._end, BaseException):
-            raise self._end
-        return None
-
-    def result(self) -> Completion:
-        """Wait for the end."""
-        for _ in self:
-            pass
-        assert isinstance(self._end, Completion)  # noqa: S101 - `next` raised otherwise
-        return self._end
-
-    def cancel(self) -> None:
-        """End it, also in the middle of a long prompt: the completion comes with what is there."""
-        self._cancel()
-
-
 class Engine:
     """A model ready to answer. Close it, or use it in a `with` block. Any thread may use it."""
 
     def __init__(self, path: Path, options: EngineOptions | None = None) -> None:
         """Raises ArtifactError for a file that is no usable chat model, ConfigError for sizes that cannot be."""
-        options = options or EngineOptions()
+        self.options = options or EngineOptions()
         begin_s = time.perf_counter()
-        self._closers: list[Callable[[], None]] = []
-        try:
-            self._load(path, options)
-        except BaseException:
-            self._free()
-            raise
-        self.load_s = time.perf_counter() - begin_s
-        self._inbox: queue.SimpleQueue[_Work] = queue.SimpleQueue()  # what to do, and whom to tell if it cannot be
+        loaded = self._loaded = load(path, self.options)
+        self.model, self.template, self.context = loaded.model, loaded.template, loaded.context
+        self.context_tokens = loaded.limits.context_tokens
+        self._strengths = tuple(lora.scale for lora in self.options.loras)
+        self._vocabulary = Vocabulary(self.model, markers_of(self.template.source))
+        self._draft_sequences = list(range(self.options.slots))
+        self._grammars: GrammarCompiler | None = None
         self._lock = threading.Lock()
         self._open = 0  # requests that have not ended
-        self._cancelled: list[Task] = []
-        self._broken: BaseException | None = None
-        self._closing = False
-        self._thread = threading.Thread(target=self._serve, name="gladstone engine", daemon=True)
-        self._thread.start()
-
-    def _load(self, path: Path, options: EngineOptions) -> None:
-        self.options = options
-        templates = TemplateProcess()  # starts while the model is loaded
-        self._closers.append(templates.close)
-        self.model = Model(path, gpu_layers=options.gpu_layers, loras=options.loras)
-        self._closers.append(self.model.close)
-        self.template = load_template(self.model, templates)
-        self.context_tokens = _context_size(self.model, options.context_tokens)
-        limits = self._limits(options)
-        self.context = self._open_context(options, limits)
-        self._closers.append(self.context.close)
-        self._vocabulary = Vocabulary(self.model, markers_of(self.template.source))
-        self._strengths = tuple(lora.scale for lora in options.loras)
-        self._runner: BatchRunner | SerialRunner
-        self._runner = SerialRunner(self.context) if self.model.has_encoder else BatchRunner(self.context, limits)
-        self._drafts = self._load_draft(options)
-        self._draft_sequences = list(range(options.slots))
-        self._grammars: GrammarCompiler | None = None
-
-    def _open_context(self, options: EngineOptions, limits: Limits) -> Context:
-        if self.model.has_encoder:  # by a cache of 16 bit 5 of 288 searches in beams found another answer
-            return Context(
-                self.model,
-                self.context_tokens * BEAM_CONTEXTS,
-                batch_tokens=self.context_tokens,
-                sequences=MAX_BEAMS,
-                threads=options.threads,
-                prefill_threads=options.prefill_threads,
-                cache_type="f32",
-                flash_attention=False,
-            )
-        return Context(
-            self.model,
-            limits.cells,
-            batch_tokens=options.batch_tokens,
-            sequences=limits.sequences,
-            threads=options.threads,
-            prefill_threads=options.prefill_threads,
-            cache_type=options.cache_type,
-            flash_attention=options.flash_attention,
+        self._runner = (
+            SerialRunner(self.context) if self.model.has_encoder else BatchRunner(self.context, loaded.limits)
         )
+        self._worker = Worker(self._runner)
+        self.load_s = time.perf_counter() - begin_s
 
-    def _limits(self, options: EngineOptions) -> Limits:
-        cells = options.cache_tokens or self.context_tokens * options.slots
-        if cells < self.context_tokens:
-            raise ConfigError(
-                f"cache_tokens is {cells:,}, expected the context of {self.context_tokens:,} of a request or more."
-            )
-        return Limits(
-            cells=cells,
-            context_tokens=self.context_tokens,
-            slots=options.slots,
-            sequences=options.slots + KEPT_SEQUENCES,
-            batch_tokens=min(max(options.batch_tokens, options.slots), cells),
-            queue=options.queue + options.slots,  # whom nobody let in yet wait too
-            can_cut=self.model.can_cut,
-        )
+    @property
+    def fit(self) -> Fit:
+        """How the model was fitted to the machine."""
+        return self._loaded.fit
 
-    def _load_draft(self, options: EngineOptions) -> Context | None:
-        if options.draft is None:
-            return None
-        model = Model(options.draft)
-        self._closers.append(model.close)
-        check_draft(
-            [self.model.token_text(token) for token in range(self.model.vocab_size)],
-            [model.token_text(token) for token in range(model.vocab_size)],
-        )
-        slots = options.slots
-        draft = Context(model, self.context_tokens * slots, sequences=slots, threads=options.threads)
-        self._closers.append(draft.close)
-        return draft
+    @property
+    def threads(self) -> Threads:
+        """The threads that compute."""
+        return self._loaded.threads
 
     def close(self) -> None:
         """End what is under way and free everything. Closing twice is harmless."""
-        if not self._closing:
-            self._closing = True
-            self.context.abort()
-            self._inbox.put((lambda: None, lambda _error: None))
-            self._thread.join()
-            self._give_up(UnsupportedError("the engine was closed."))  # what came in the meantime
-            self._free()
-
-    def _free(self) -> None:
-        while self._closers:
-            self._closers.pop()()
+        if not self._worker.closing:
+            self._worker.close(self.context.abort)
+            self._loaded.stack.close()
 
     def __enter__(self) -> Self:
         return self
@@ -261,7 +119,7 @@ class Engine:
         if len(adapters) != len(self._strengths):
             raise ConfigError(f"{len(adapters)} strengths for {len(self._strengths)} adapters.")
         beams = self._beams(request.sampling)
-        answer = Answer(lambda: self._cancel(task))
+        answer = Answer(lambda: self._worker.cancel(task))
         writer = Writer(self._vocabulary, request, self.context_tokens, self._counted(on_event or answer.put))
         task = Task(writer.tokens, request.priority, adapters)
         writer.prepare(self._constraint(request))
@@ -352,9 +210,7 @@ class Engine:
             return [self._taught(prompt, continuation) for continuation in continuations]
         group = object()
         losses = [_Loss(continuation, len(prompt) - 1) for continuation in continuations]
-        futures = [
-            self._read(prompt + loss.continuation[:-1], len(prompt) - 1, loss.consume, group) for loss in losses
-        ]
+        futures = [self._read(prompt + loss.continuation[:-1], len(prompt) - 1, loss.consume, group) for loss in losses]
         for future in futures:
             future.result()
         return [AnswerLoss(loss.nats, len(loss.continuation)) for loss in losses]
@@ -389,9 +245,6 @@ class Engine:
         future: Future[T] = Future()
 
         def alone() -> None:
-            if not self._runner.idle:
-                self._inbox.put((alone, future.set_exception))
-                return
             self._empty()
             try:
                 future.set_result(work(self.context))
@@ -400,7 +253,7 @@ class Engine:
             finally:
                 self._empty()
 
-        self._post(alone, future.set_exception)
+        self._worker.post_alone(alone, future.set_exception)
         return future.result()
 
     def forget(self) -> None:
@@ -411,7 +264,7 @@ class Engine:
             self._runner.forget()
             done.set_result(None)
 
-        self._post(forget, done.set_exception)
+        self._worker.post(forget, done.set_exception)
         done.result()
 
     @property
@@ -432,8 +285,8 @@ class Engine:
             )
 
     def _guesser(self) -> Guesser | None:
-        if self._drafts is not None:
-            return DraftModel(self._drafts, self._draft_sequences)
+        if self._loaded.draft is not None:
+            return DraftModel(self._loaded.draft, self._draft_sequences)
         return PromptLookup() if self.options.lookup else None
 
     def _read(
@@ -467,50 +320,7 @@ class Engine:
                 raise QueueFullError(f"{self._open:,} requests are under way or wait already: ask again later.")
             self._open += 1
 
-        self._post(submit, fail)
-
-    def _post(self, work: Callable[[], None], fail: Callable[[BaseException], None]) -> None:
-        if self._broken is not None:
-            raise self._broken
-        if self._closing:
-            raise UnsupportedError("the engine is closed.")
-        self._inbox.put((work, fail))
-
-    def _cancel(self, task: Task) -> None:
-        self._cancelled.append(task)
-        self._inbox.put((lambda: self._cancel_now(task), lambda _error: None))
-        self._runner.interrupt(self._cancelled)
-
-    def _cancel_now(self, task: Task) -> None:
-        self._cancelled.remove(task)
-        self._runner.cancel(task)
-
-    def _serve(self) -> None:
-        """The engine's thread: take in what was asked, evaluate a step, and so on."""
-        try:
-            while not self._closing:
-                self._take_in()
-                self._runner.step()
-            self._give_up(UnsupportedError("the engine was closed."))
-        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
-            self._broken = error
-            self._give_up(error)
-
-    def _take_in(self) -> None:
-        wait = self._runner.idle
-        while not self._closing:
-            try:
-                work, _fail = self._inbox.get(block=wait)
-            except queue.Empty:
-                return
-            work()
-            wait = False
-
-    def _give_up(self, error: BaseException) -> None:
-        self._runner.fail_all(error)
-        while not self._inbox.empty():
-            _work, fail = self._inbox.get()
-            fail(error)
+        self._worker.post(submit, fail)
 
     def _empty(self) -> None:
         self._runner.forget()
@@ -528,14 +338,3 @@ class _Loss:
         begin = position - self._first
         wanted = self.continuation[begin : begin + len(rows)]
         self.nats -= float(log_softmax(rows)[np.arange(len(wanted)), wanted].sum())
-
-
-def _context_size(model: Model, asked: int | None) -> int:
-    trained = model.context_tokens
-    if asked is None:
-        return min(trained, CHAT_CONTEXT_TOKENS)
-    if not 1 <= asked <= trained:
-        raise ConfigError(
-            f"a context of {asked:,} tokens: expected 1 to {trained:,}, which {model.path.name} was trained for."
-        )
-    return asked

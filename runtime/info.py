@@ -1,33 +1,22 @@
 """`runtime info`: what a model file holds, and whether it is the file that its manifest describes."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gladstone.artifacts import MANIFEST_NAME, check_file, read_manifest
-from gladstone.errors import ArtifactError
 from gladstone.host import readable_bytes
 from gladstone.terminal import visible
 from runtime.console import tolerate_narrow_encodings
 from runtime.options import model_argument
+from runtime.provenance import Provenance, check_provenance
+from runtime.trial import check_loadable
 
 if TYPE_CHECKING:
     from gladstone.gguf import GgufInfo
 
-PROOF_NAME = "proof.json"
 TEMPLATE_LINES = 6
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What lies beside the model file: `manifest` is "verified" or "no manifest", with why if that needs saying."""
-
-    manifest: str
-    stage: str | None = None
-    proof_passed: bool | None = None
 
 
 @click.command()
@@ -43,30 +32,13 @@ def info(model: Path, as_json: bool) -> None:
     tolerate_narrow_encodings()
     facts = read_info(model)
     provenance = check_provenance(facts)
+    if not provenance.is_verified:
+        check_loadable(model, vocab_only=True)
     special = read_special_tokens(model)
     if as_json:
         click.echo(json.dumps(_as_json(facts, special, provenance), ensure_ascii=False, indent=2))
     else:
         click.echo(visible(render_info(facts, special, provenance)))
-
-
-def check_provenance(facts: "GgufInfo") -> Provenance:
-    """Compare the file with the manifest in its folder. Raises ArtifactError if size, hash or template differ."""
-    folder, name = facts.path.parent, facts.path.name
-    proof_passed = _read_proof(folder / PROOF_NAME)
-    if not (folder / MANIFEST_NAME).is_file():
-        return Provenance("no manifest", proof_passed=proof_passed)
-    manifest = read_manifest(folder)
-    if name not in {record.path for record in manifest.files}:
-        return Provenance(f"no manifest (the one beside it does not list {name})", proof_passed=proof_passed)
-    for part in facts.parts:
-        check_file(part, manifest.record(part.name))
-    if manifest.template_sha256 is not None and manifest.template_sha256 != facts.template_sha256:
-        raise ArtifactError(
-            f"{facts.path}: its chat template has the sha256 {facts.template_sha256}, the manifest says "
-            f"{manifest.template_sha256}: trained on one template, served on another. Export the model again."
-        )
-    return Provenance("verified", manifest.stage, proof_passed)
 
 
 def read_special_tokens(path: Path) -> dict[str, tuple[int, str]]:
@@ -106,20 +78,6 @@ def render_info(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenan
     if len(template) > TEMPLATE_LINES:
         lines.append(f"  | … {len(template) - TEMPLATE_LINES} more lines")
     return "\n".join(lines)
-
-
-def _read_proof(path: Path) -> bool | None:
-    if not path.exists():
-        return None
-    try:
-        passed = json.loads(path.read_text(encoding="utf-8"))["passed"]
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError):
-        passed = None
-    if not isinstance(passed, bool):
-        raise ArtifactError(f'{path}: not a proof: expected an object with "passed": true or false.')
-    return passed
 
 
 def _as_json(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenance: Provenance) -> dict[str, Any]:

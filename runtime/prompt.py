@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gladstone.chat import Message
 from gladstone.errors import ArtifactError, DataError
+from gladstone.guarded_template import GuardedTemplate, TemplateProcess
 from gladstone.llama import Model, library
 from gladstone.template import ChatTemplate, encode_parts
 
@@ -13,8 +14,20 @@ from gladstone.template import ChatTemplate, encode_parts
 _MARK, _MARKED = "\uf8ff{}\uf8ff", re.compile("\uf8ff(\\d+)\uf8ff")
 
 
-def load_template(model: Model) -> ChatTemplate:
-    """The chat template that the model file carries. Raises ArtifactError if it has none that compiles."""
+def load_template(model: Model, process: TemplateProcess | None = None) -> GuardedTemplate:
+    """The chat template that the model file carries, bounded; close it. `process` may have been started before.
+
+    Raises ArtifactError if the file has none that compiles, ToolError if no process can be started for it.
+    """
+    try:
+        return _load_template(model, process)
+    except BaseException:
+        if process is not None:
+            process.close()
+        raise
+
+
+def _load_template(model: Model, process: TemplateProcess | None) -> GuardedTemplate:
     source: bytes | None = library().llama_model_chat_template(model.handle, None)
     if not source:
         raise ArtifactError(
@@ -24,7 +37,7 @@ def load_template(model: Model) -> ChatTemplate:
     names = {"bos_token": model.bos, "eos_token": model.eos, "pad_token": model.pad}
     special = {name: model.token_text(token) for name, token in names.items() if token >= 0}
     try:
-        return ChatTemplate(source.decode(), special)
+        return GuardedTemplate(source.decode(), special, process)
     except UnicodeDecodeError:
         raise ArtifactError(f"{model.path}: its chat template is not UTF-8.") from None
     except DataError as error:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-import numpy.typing as npt
-
 from gladstone.errors import ConfigError, UnsupportedError, listed
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from gladstone.llama import Context, Model
 
 MAX_SEED = 2**32 - 2  # llama.cpp takes 2**32 - 1 for "choose one at random"
@@ -190,7 +190,7 @@ class SamplerChain:
             return self._lib.llama_sampler_init_mirostat(model.vocab_size, *settings, MIROSTAT_SURPRISES)
         return self._lib.llama_sampler_init_mirostat_v2(*settings)
 
-    def sample(self, context: "Context", index: int, logits: npt.NDArray[np.float32]) -> int:
+    def sample(self, context: "Context", index: int, logits: "npt.NDArray[np.float32]") -> int:
         """Choose a token from the logits of the batch's token `index`, and remember it for the penalties.
 
         Raises UnsupportedError if the model gives no numbers.

@@ -2,12 +2,14 @@ import ctypes
 import gzip
 import io
 import itertools
+import os
 import pickle
 import random
 import struct
+import subprocess
+import sys
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,24 +17,22 @@ import pytest
 from gladstone.errors import ArtifactError
 from gladstone.gguf import FILE_TYPES, TENSOR_TYPES, read_header, read_info
 from gladstone.llama import library
+from gladstone.soundness import DamagedError, Keys
 from gladstone.template import template_sha256
+from gladstone.vocabulary import check_charsmap
+from tests.faults.tiny_ggufs import MODELS, tiny_t5
 from tests.gladstone.gguf_files import (
     ARRAY,
-    BOOL,
-    F32,
     I32,
     STRING,
     U8,
+    U16,
     U32,
-    U64,
     Array,
     Gguf,
     TensorEntry,
-    default_keys,
-    vocabulary,
 )
-
-Damage = Callable[[Gguf], object]
+from tests.gladstone.header_damages import DAMAGE, Damage
 
 
 def refusal(path: Path, content: bytes) -> str:
@@ -69,7 +69,7 @@ def test_every_kind_of_value_is_read(tmp_path: Path) -> None:
     for kind, value in values.items():
         file.set(f"one.{kind}", kind, value)
         file.set(f"many.{kind}", ARRAY, Array(kind, [value, value]))
-    file.set("nested", ARRAY, Array(ARRAY, [Array(STRING, ["é"]), Array(U8, [])]))
+    file.set("texts", ARRAY, Array(STRING, ["é", ""]))
     path = tmp_path / "tiny.gguf"
     path.write_bytes(file.content())
     metadata = read_header(path).metadata
@@ -77,7 +77,7 @@ def test_every_kind_of_value_is_read(tmp_path: Path) -> None:
         assert metadata[f"one.{kind}"] == value
         assert metadata[f"many.{kind}"] == [value, value]
     assert metadata["one.7"] is True
-    assert metadata["nested"] == [["é"], []]
+    assert metadata["texts"] == ["é", ""]
 
 
 @pytest.mark.parametrize("alignment", [8, 64, 4096])
@@ -87,138 +87,6 @@ def test_another_alignment_is_followed(tmp_path: Path, alignment: int) -> None:
     path = tmp_path / "tiny.gguf"
     path.write_bytes(file.content())
     assert read_header(path).tensors[0].size_bytes == 512
-
-
-def replace_tensor(**changes: object) -> Damage:
-    return lambda file: file.tensors.__setitem__(0, TensorEntry(**changes))  # type: ignore[arg-type]
-
-
-DAMAGE: dict[str, tuple[Damage, str]] = {
-    "version 1": (lambda f: setattr(f, "version", 1), "version 1; versions 2 and 3"),
-    "big-endian": (lambda f: setattr(f, "version", 0x03000000), "version 50331648; versions 2 and 3 (little-endian)"),
-    "absurd tensor count": (lambda f: setattr(f, "tensor_count", 2**62), "tensors and"),
-    "absurd key count": (lambda f: setattr(f, "key_count", 2**63), "tensors and"),
-    "one tensor more": (lambda f: setattr(f, "tensor_count", 3), "tensor '' has 0 dimensions"),
-    "one key more": (lambda f: setattr(f, "key_count", 12), "the description of tensor 1 claims"),
-    "one key less": (
-        lambda f: setattr(f, "key_count", 10),
-        "tensor 'tokenizer.ggml.eos_token_id' has the unknown type",
-    ),
-    "no keys": (lambda f: setattr(f, "keys", []), "it does not name an architecture"),
-    "architecture that is a number": (lambda f: f.set("general.architecture", U32, 1), "does not name an architecture"),
-    "key twice": (lambda f: f.keys.append(("general.name", STRING, "Two")), "the key 'general.name' is there twice"),
-    "absurd key length": (
-        lambda f: setattr(f, "keys", [("k" * 70_000, U8, 1)]),
-        "claims 70,000 bytes, more than 65,535",
-    ),
-    "unknown value kind": (lambda f: f.set("x", 13, b""), "'x' has the unknown value type 13"),
-    "neither true nor false": (lambda f: f.set("x", BOOL, b"\x02"), "'x' should be true or false and is 2"),
-    "absurd text length": (
-        lambda f: f.set("x", STRING, struct.pack("<Q", 2**63)),
-        "'x' claims 9,223,372,036,854,775,808",
-    ),
-    "absurd array of numbers": (lambda f: f.set("x", ARRAY, Array(U64, [1], 2**60)), "more than the rest of the file"),
-    "absurd array of texts": (
-        lambda f: f.set("x", ARRAY, Array(STRING, ["a"], 2**60)),
-        "more than the rest of the file",
-    ),
-    "absurd array of truths": (lambda f: f.set("x", ARRAY, Array(BOOL, [1], 2**40)), "more than the rest of the file"),
-    "absurd array of arrays": (lambda f: f.set("x", ARRAY, Array(ARRAY, [], 2**40)), "more than the rest of the file"),
-    "array of an unknown kind": (lambda f: f.set("x", ARRAY, Array(99, [], 1)), "'x' has the unknown value type 99"),
-    "arrays in arrays in arrays": (
-        lambda f: f.set("x", ARRAY, struct.pack("<IQ", ARRAY, 1) * 30 + struct.pack("<IQ", U8, 0)),
-        "'x' nests arrays more than 4 deep",
-    ),
-    "alignment 0": (lambda f: f.set("general.alignment", U32, 0), "alignment 0 is no power of two"),
-    "alignment 48": (lambda f: f.set("general.alignment", U32, 48), "alignment 48 is no power of two"),
-    "alignment that is a text": (
-        lambda f: f.set("general.alignment", STRING, "32"),
-        "alignment '32' is no power of two",
-    ),
-    "alignment that is a fraction": (
-        lambda f: f.set("general.alignment", F32, 32.0),
-        "alignment 32.0 is no power of two",
-    ),
-    "tensor twice": (
-        lambda f: f.tensors.__setitem__(1, TensorEntry(offset=512)),
-        "tensor 'token_embd.weight' is there twice",
-    ),
-    "tensor name too long": (replace_tensor(name="n" * 64), "claims 64 bytes, more than 63"),
-    "tensor without dimensions": (replace_tensor(shape=()), "tensor 'token_embd.weight' has 0 dimensions"),
-    "tensor of five dimensions": (replace_tensor(shape=(2,) * 5), "tensor 'token_embd.weight' has 5 dimensions"),
-    "tensor of no size": (replace_tensor(shape=(0, 4)), "impossible shape (0, 4)"),
-    "tensor of absurd size": (replace_tensor(shape=(2**40, 2**40)), "after the file's end: the file is cut short"),
-    "unknown tensor type": (replace_tensor(kind=200), "200"),
-    "blocks that do not fit": (replace_tensor(shape=(33, 4), kind=2), "of type Q4_0 has the impossible shape (33, 4)"),
-    "offset outside": (replace_tensor(offset=1 << 40), "after the file's end"),
-    "offset not aligned": (replace_tensor(offset=16), "starts at the impossible offset 16"),
-    "tensors over each other": (
-        lambda f: f.tensors.__setitem__(1, TensorEntry("output_norm.weight", (32,), 0, 256)),
-        "tensor 'output_norm.weight' starts at the impossible offset 256",
-    ),
-    "data cut short": (lambda f: setattr(f, "data", f.data[:-1]), "ends 1 bytes after the file's end"),
-    "no data": (lambda f: setattr(f, "data", b""), "the file is cut short"),
-    "token twice": (
-        lambda f: setattr(f, "keys", default_keys()[:5] + vocabulary(["<s>", "</s>", "a", "a"])),
-        "the vocabulary holds 'a' twice",
-    ),
-    "vocabulary of numbers": (
-        lambda f: f.set("tokenizer.ggml.tokens", ARRAY, Array(I32, [1, 2, 3, 4])),
-        "its vocabulary is not a list of texts",
-    ),
-    "vocabulary that is a text": (lambda f: f.set("tokenizer.ggml.tokens", STRING, "ab"), "is not a list of texts"),
-    "too few token types": (
-        lambda f: f.set("tokenizer.ggml.token_type", ARRAY, Array(I32, [1] * 3)),
-        "tokenizer.ggml.token_type does not have one entry for each of 4 tokens",
-    ),
-    "too many scores": (
-        lambda f: f.set("tokenizer.ggml.scores", ARRAY, Array(F32, [0.0] * 5)),
-        "tokenizer.ggml.scores does not have one entry for each of 4 tokens",
-    ),
-    "token id outside": (
-        lambda f: f.set("tokenizer.ggml.eos_token_id", U32, 4),
-        "tokenizer.ggml.eos_token_id is 4, outside the vocabulary of 4",
-    ),
-    "token id below zero": (
-        lambda f: f.set("tokenizer.ggml.unknown_token_id", I32, -1),
-        "tokenizer.ggml.unknown_token_id is -1, outside",
-    ),
-    "token id that is a text": (lambda f: f.set("tokenizer.ggml.bos_token_id", STRING, "0"), "is '0', outside"),
-    "context length that is a text": (
-        lambda f: f.set("llama.context_length", STRING, "long"),
-        "llama.context_length is 'long', expected a number from 0 to 4,294,967,295",
-    ),
-    "no layers": (lambda f: f.set("llama.block_count", U32, 0), "block_count is 0, expected a number from 1 to 512"),
-    "absurd layers": (lambda f: f.set("llama.block_count", U32, 513), "block_count is 513, expected a number from 1"),
-    "layers that are a text": (lambda f: f.set("llama.block_count", STRING, "2"), "block_count is '2', expected"),
-    "absurd experts": (lambda f: f.set("llama.expert_count", U32, 100_000), "it claims 100,000 experts and to use 0"),
-    "experts without use": (lambda f: f.set("llama.expert_count", U32, 8), "it claims 8 experts and to use 0"),
-    "use without experts": (
-        lambda f: f.set("llama.expert_used_count", ARRAY, Array(U32, [0, 2])),
-        "it claims 0 experts and to use 2 of them",
-    ),
-    "experts that are a text": (lambda f: f.set("llama.expert_count", STRING, "8"), "number of experts is '8'"),
-    "epsilon that is no number": (
-        lambda f: f.set("llama.attention.layer_norm_rms_epsilon", F32, float("nan")),
-        "llama.attention.layer_norm_rms_epsilon is nan, expected a small positive number",
-    ),
-    "epsilon below zero": (
-        lambda f: f.set("llama.attention.layer_norm_rms_epsilon", F32, -0.5),
-        "llama.attention.layer_norm_rms_epsilon is -0.5",
-    ),
-    "unknown rope scaling": (
-        lambda f: f.set("llama.rope.scaling.type", STRING, "weird"),
-        "llama.rope.scaling.type is 'weird', expected none, linear, yarn, longrope",
-    ),
-    "rope scaling that is a list": (
-        lambda f: f.set("llama.rope.scaling.type", ARRAY, Array(STRING, ["yarn"])),
-        "llama.rope.scaling.type is ['yarn']",
-    ),
-    "SentencePiece without bytes": (
-        lambda f: f.set("tokenizer.ggml.model", STRING, "llama"),
-        "the vocabulary has no token for the byte 0x00",
-    ),
-}
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -240,6 +108,99 @@ def test_a_file_cut_at_any_boundary_of_its_sections_is_refused(tmp_path: Path) -
         if end < len(content):
             told = refusal(tmp_path / "tiny.gguf", content[:end])
             assert "cut short" in told
+
+
+def written(path: Path, file: Gguf) -> Path:
+    path.write_bytes(file.content())
+    return path
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_real_model_of_each_kind_is_sound(name: str, tmp_path: Path) -> None:
+    info = read_info(written(tmp_path / "tiny.gguf", MODELS[name]()))
+    assert info.context_tokens == 256
+    assert info.vocabulary > 32
+
+
+def test_tokens_without_a_text_may_be_several(tmp_path: Path) -> None:
+    """llama.cpp gives each a name of its own."""
+    file = Gguf()
+    file.set("tokenizer.ggml.tokens", ARRAY, Array(STRING, ["<s>", "", "", "a"]))
+    assert read_info(written(tmp_path / "tiny.gguf", file)).vocabulary == 4
+
+
+def test_sizes_may_vary_by_layer(tmp_path: Path) -> None:
+    file = Gguf()
+    file.set("llama.block_count", U32, 2)
+    file.set("llama.attention.head_count", ARRAY, Array(U32, [4, 8]))
+    file.set("llama.attention.head_count_kv", ARRAY, Array(I32, [0, 2]))
+    assert read_header(written(tmp_path / "tiny.gguf", file)).metadata["llama.attention.head_count"] == [4, 8]
+
+
+def test_rules_that_rewrite_characters_are_walked_to_their_ends(tmp_path: Path) -> None:
+    """Every bit of them is turned over once: what is then accepted, llama.cpp can follow for every text."""
+    key = "tokenizer.ggml.precompiled_charsmap"
+    file = tiny_t5()
+    rules = list(next(value for name, _, value in file.keys if name == key).values)
+    refused = 0
+    path = tmp_path / "tiny.gguf"
+    used = [at for at, byte in enumerate(rules) if byte]
+    for at, bit in itertools.product(used, range(8)):
+        changed = [*rules[:at], rules[at] ^ 1 << bit, *rules[at + 1 :]]
+        keys = Keys({key: changed}, {key: ARRAY}, {key: U8})
+        try:
+            check_charsmap(keys)
+        except DamagedError:
+            refused += 1
+    assert 0.3 < refused / (8 * len(used)) < 1
+    file.set(key, ARRAY, Array(U8, rules[:5]))
+    assert "of 5 bytes claims 6,144 of them for its rules" in refusal(path, file.content())
+
+
+MONSTERS: dict[str, Damage] = {
+    "a million empty texts": lambda f: f.set(
+        "tokenizer.x", ARRAY, struct.pack("<IQ", STRING, 10**6) + bytes(8 * 10**6)
+    ),
+    "half a million short texts": lambda f: f.set(
+        "tokenizer.x", ARRAY, struct.pack("<IQ", STRING, 500_000) + (struct.pack("<Q", 2) + b"ab") * 500_000
+    ),
+    "two million short texts": lambda f: f.set(
+        "tokenizer.x", ARRAY, struct.pack("<IQ", STRING, 2_000_000) + (struct.pack("<Q", 2) + b"ab") * 2_000_000
+    ),
+    "two million numbers": lambda f: f.set(
+        "tokenizer.x", ARRAY, struct.pack("<IQ", U16, 2 * 10**6) + b"ab" * 2 * 10**6
+    ),
+    "a text of wide letters": lambda f: f.set("x", STRING, "🧑" + "x" * 40_000_000),
+    "many lists of numbers": lambda f: f.keys.extend(
+        (f"x{n}", ARRAY, struct.pack("<IQ", U8, 60_000) + bytes(60_000)) for n in range(200)
+    ),
+    "many keys": lambda f: f.keys.extend((f"x{n}", U8, 7) for n in range(4_000)),
+    "too many keys": lambda f: f.keys.extend((f"x{n}", U8, 7) for n in range(60_000)),
+}
+READ = """
+import sys, time
+from pathlib import Path
+from gladstone.errors import ArtifactError
+from gladstone.gguf import read_header
+from gladstone.host import peak_memory_bytes
+before, begin_s = peak_memory_bytes(), time.perf_counter()
+try:
+    read_header(Path(sys.argv[1]))
+except ArtifactError as error:
+    assert "\\n" not in str(error)
+print(time.perf_counter() - begin_s, peak_memory_bytes() - before)
+"""
+
+
+@pytest.mark.parametrize("name", MONSTERS)
+def test_a_monstrous_header_takes_neither_time_nor_memory(name: str, tmp_path: Path) -> None:
+    file = Gguf()
+    MONSTERS[name](file)
+    path = written(tmp_path / "tiny.gguf", file)
+    done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
+    wall_s, peak_bytes = map(float, done.stdout.split())
+    assert wall_s < 5
+    assert peak_bytes < 200_000_000 + path.stat().st_size
 
 
 def archive() -> bytes:
@@ -272,6 +233,17 @@ def test_no_file_and_a_folder_are_named(tmp_path: Path) -> None:
         read_header(tmp_path / "no.gguf")
     with pytest.raises(ArtifactError, match="not a regular file"):
         read_header(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes there")
+def test_a_pipe_is_not_waited_for_and_a_link_is_followed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(ArtifactError, match="not a regular file"):
+        read_header(tmp_path / "pipe.gguf")
+    with pytest.raises(ArtifactError, match="not a regular file"):
+        read_header(Path("/dev/zero"))
+    (tmp_path / "link.gguf").symlink_to(written(tmp_path / "tiny.gguf", Gguf()))
+    assert read_info(tmp_path / "link.gguf").architecture == "llama"
 
 
 def test_three_hundred_random_damages_never_crash_the_reader(tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""Texts to vectors, with any GGUF that gives them: BERT and its kin, embedding decoders, chat models, T5's encoder."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
+from gladstone.gguf import GgufHeader
+from gladstone.llama import POOLINGS, Context, Model
+from runtime.request import ContextFullError
+
+Vectors = npt.NDArray[np.float32]
+CHOICES = ("mean", "cls", "last")
+BATCH_TOKENS = 512  # more in one batch is no faster: every token is compared with all others, of other texts too
+BATCH_TEXTS = 64
+RANK = 4  # llama.h's number of the pooling that gives a score in place of a vector
+
+
+class Embedder:
+    """A model that makes vectors of texts. Close it, or use it in a `with` block; one thread at a time may use it.
+
+    `pooling` says what becomes of the vectors of a text's tokens: their mean, the first ("cls") or the last one. None
+    takes what the file says, and the mean where it says nothing, as files of chat models do. `dimensions` is the length
+    of a vector, `context_tokens` the most that a text may have: the model's own limit if nothing else is said.
+    """
+
+    def __init__(
+        self, path: Path, *, pooling: str | None = None, context_tokens: int | None = None, threads: int | None = None
+    ) -> None:
+        """Raises ArtifactError for a file that cannot be loaded, UnsupportedError for one that gives scores or classes.
+
+        ConfigError for a pooling or a context that the model cannot have.
+        """
+        if pooling is not None and pooling not in CHOICES:
+            raise ConfigError(f"pooling is {pooling!r}, expected one of {', '.join(CHOICES)}.")
+        self._threads = threads
+        self._context: Context | None = None
+        self._model = Model(path)
+        try:
+            self.pooling = pooling or _pooling(self._model.headers)
+            self.context_tokens = _limit(self._model, context_tokens)
+        except BaseException:
+            self._model.close()
+            raise
+        self.dimensions = self._model.embedding_size
+        # what is read by an encoder, and a state that is rolled up as it goes, is of one text at a time
+        self._batch_texts = 1 if self._model.has_encoder or not self._model.can_cut else BATCH_TEXTS
+
+    def close(self) -> None:
+        """Free the model. Closing twice is harmless."""
+        if self._context:
+            self._context.close()
+        self._model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def embed(self, texts: Sequence[str], *, normalise: bool = True) -> Vectors:
+        """The vectors (N, D) of texts, in their order, of length 1 unless `normalise` is off.
+
+        The tokens that the model wants around a text are put there, those that a text spells are text. Raises
+        ContextFullError for a text that is too long, DataError for an empty one if the model puts nothing around it.
+        """
+        tokens = [self._tokens(text, f"text {number} of {len(texts)}") for number, text in enumerate(texts, 1)]
+        vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
+        context = self._context_for(max(map(len, tokens))) if tokens else None
+        for batch in _batches([len(each) for each in tokens], self._batch_texts):
+            assert context is not None  # noqa: S101 - there are batches only where there are texts
+            self._evaluate(context, tokens[batch], vectors[batch])
+        if not np.isfinite(vectors).all():
+            raise ArtifactError(f"{self._model.path}: it gives vectors that are not finite: the weights are damaged.")
+        if normalise:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return vectors
+
+    def _tokens(self, text: str, which: str) -> list[int]:
+        tokens = self._model.tokenize(text, add_special=True)
+        if not tokens:
+            raise DataError(f"{which} is empty, and {self._model.path.name} reads nothing before a text: leave it out.")
+        if len(tokens) > self.context_tokens:
+            raise ContextFullError(
+                f"{which} has {len(tokens):,} tokens, and at most {self.context_tokens:,} can be read: cut it into parts."
+            )
+        return tokens
+
+    def _context_for(self, longest: int) -> Context:
+        """A context that a text of so many tokens fits in: its memory grows with what was asked for, not with the model.
+
+        A text must be read in one piece, and llama.cpp computes logits of each of its tokens too.
+        """
+        if self._context is None or self._context.batch_tokens < longest:
+            if self._context:
+                self._context.close()
+            size = max(min(BATCH_TOKENS, self.context_tokens), longest)
+            size = min(1 << (size - 1).bit_length(), self.context_tokens)
+            self._context = Context(
+                self._model, size, sequences=self._batch_texts, threads=self._threads, pooling=self.pooling
+            )
+        return self._context
+
+    def _evaluate(self, context: Context, texts: list[list[int]], vectors: Vectors) -> None:
+        """Fill in the vectors (N, D) of N texts."""
+        if self._model.has_encoder:
+            context.encode(texts[0])
+        else:
+            context.clear()
+            lengths = [len(text) for text in texts]
+            positions = np.concatenate([np.arange(length) for length in lengths])
+            owners = np.repeat(np.arange(len(texts)), lengths)
+            context.evaluate(np.concatenate(texts), positions, owners, np.ones(len(positions), dtype=np.int8))
+        for sequence in range(len(texts)):
+            vectors[sequence] = context.embedding(sequence=sequence)
+
+
+def _batches(lengths: Sequence[int], most_texts: int) -> Iterator[slice]:
+    """Neighbouring texts that are read together; one that is longer than a batch is read alone."""
+    begin = tokens = 0
+    for index, length in enumerate(lengths):
+        if index > begin and (tokens + length > BATCH_TOKENS or index - begin == most_texts):
+            yield slice(begin, index)
+            begin, tokens = index, 0
+        tokens += length
+    if begin < len(lengths):
+        yield slice(begin, len(lengths))
+
+
+def _pooling(headers: Sequence[GgufHeader]) -> str:
+    """What the file says. Raises UnsupportedError for rerankers and classifiers."""
+    metadata, path = headers[0].metadata, headers[0].path
+    architecture = metadata["general.architecture"]
+    number = metadata.get(f"{architecture}.pooling_type")
+    names = {tensor.name for header in headers for tensor in header.tensors}
+    # ModernBERT's masked language models have that layer too, but no classes behind it
+    is_classifier = "cls.output.weight" in names or ("cls.weight" in names and architecture != "modern-bert")
+    if number == RANK or is_classifier:
+        what = "a reranker: it gives a score" if number == RANK else "a classifier: it gives classes"
+        raise UnsupportedError(f"{path}: {what}, and no vector of a text. Use an embedding model.")
+    return next((name for name in CHOICES if POOLINGS[name] == number), "mean")
+
+
+def _limit(model: Model, wanted: int | None) -> int:
+    """The most tokens of a text. Raises ConfigError: beyond a table of positions llama.cpp ends the process."""
+    if wanted is None:
+        return model.context_tokens
+    if not 0 < wanted <= model.context_tokens:
+        raise ConfigError(f"context_tokens is {wanted:,}; {model.path.name} reads 1 to {model.context_tokens:,} tokens.")
+    return wanted

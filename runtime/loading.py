@@ -1,0 +1,192 @@
+"""From a file and options to a model that is ready: fitted to the machine, its context open, its threads measured."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gladstone.backends import backend_mark
+from gladstone.errors import ConfigError
+from gladstone.gguf import GgufHeader, info_of, read_model
+from gladstone.guarded_template import GuardedTemplate, TemplateProcess
+from gladstone.llama import Context, Model
+from gladstone.lora import Lora
+from runtime.fit import Fit, Wishes, plan_fit, read_machine
+from runtime.prompt import load_template
+from runtime.provenance import Provenance, verify
+from runtime.sampler import MAX_BEAMS
+from runtime.scheduler import Limits
+from runtime.speculation import MOST_GUESSES, check_draft
+from runtime.threads import PREFILL_TOKENS, Threads, Trial, choose_threads
+
+SCORED_AT_ONCE = 64  # rows of logits: of a vocabulary of 150,000 they are 38 MB
+KEPT_SEQUENCES = 3  # earlier conversations that can be taken up again, beside those at work
+BEAM_CONTEXTS = 4  # room for the answers of several beams, in contexts
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is set up.
+
+    The context of each request is as large as the model was trained for, but 4,096 tokens unless more is asked for.
+    `slots` requests are at work at a time and share `cache_tokens`, by default enough for all of them. What is not said
+    is fitted to the memory that is free; threads are measured. Adapters can be laid over the model. Guesses come from a
+    `draft` model, or with `lookup` from the text itself.
+    """
+
+    context_tokens: int | None = None
+    slots: int = 1
+    cache_tokens: int | None = None
+    queue: int = 1024
+    threads: int | None = None
+    prefill_threads: int | None = None
+    batch_tokens: int | None = None
+    gpu_layers: int | Literal["auto"] = "auto"
+    cache_type: str = "f16"
+    flash_attention: bool | None = None
+    loras: tuple[Lora, ...] = ()
+    draft: Path | None = None
+    lookup: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for numbers below 1."""
+        for name in ("slots", "cache_tokens", "queue", "threads", "prefill_threads", "batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, expected 1 or more.")
+
+    @property
+    def outputs(self) -> int:
+        """Tokens of a batch whose logits may be wanted: what is scored, and what each slot writes and guesses."""
+        return SCORED_AT_ONCE + self.slots * (1 + MOST_GUESSES)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with all that answers need of it; `stack` frees it."""
+
+    stack: ExitStack
+    provenance: Provenance
+    model: Model
+    template: GuardedTemplate
+    context: Context
+    limits: Limits
+    fit: Fit
+    threads: Threads
+    draft: Context | None
+
+
+def load(path: Path, options: EngineOptions) -> Loaded:
+    """Raises ArtifactError for a file that is no usable chat model, ConfigError for sizes that cannot be.
+
+    A file that its manifest does not vouch for is first tried in a child process.
+    """
+    with ExitStack() as stack:
+        templates = TemplateProcess()  # starts while the model is loaded
+        stack.callback(templates.close)
+        provenance = verify(path)
+        headers = read_model(path)
+        fit = plan_fit(headers, read_machine(), _wishes(headers, options))
+        model = Model(path, gpu_layers=fit.gpu_layers, tensor_split=fit.tensor_split, loras=options.loras)
+        stack.callback(model.close)
+        template = load_template(model, templates)
+        limits = _limits(model, fit, options)
+        context = _open_context(model, limits, options)
+        stack.callback(context.close)
+        threads = _choose_threads(headers, context, options)
+        draft = _load_draft(model, limits, options, stack)
+        return Loaded(stack.pop_all(), provenance, model, template, context, limits, fit, threads, draft)
+
+
+def _wishes(headers: Sequence[GgufHeader], options: EngineOptions) -> Wishes:
+    """What the options ask of the machine. Raises ConfigError for a context that the model was not trained for."""
+    asked, trained = options.context_tokens, info_of(headers).context_tokens
+    if asked is not None and not 1 <= asked <= trained:
+        raise ConfigError(
+            f"a context of {asked:,} tokens: expected 1 to {trained:,}, which {headers[0].path.name} was trained for."
+        )
+    others = [lora.path for lora in options.loras] + ([options.draft] if options.draft else [])
+    return Wishes(
+        gpu_layers=options.gpu_layers,
+        context_tokens=options.cache_tokens or (asked * options.slots if asked else None),
+        batch_tokens=options.batch_tokens,
+        kv_types=(options.cache_type,),
+        flash_attention=options.flash_attention is not False,
+        sequences=options.slots,
+        outputs=options.outputs,
+        reserved_bytes=sum(path.stat().st_size for path in others if path.is_file()),
+    )
+
+
+def _limits(model: Model, fit: Fit, options: EngineOptions) -> Limits:
+    context_tokens = options.context_tokens or min(model.context_tokens, fit.context_tokens // options.slots)
+    cells = options.cache_tokens or context_tokens * options.slots
+    if cells < context_tokens:
+        raise ConfigError(
+            f"cache_tokens is {cells:,}, expected the context of {context_tokens:,} of a request or more."
+        )
+    return Limits(
+        cells=cells,
+        context_tokens=context_tokens,
+        slots=options.slots,
+        sequences=options.slots + KEPT_SEQUENCES,
+        batch_tokens=min(max(fit.batch_tokens, options.slots), cells),
+        outputs=SCORED_AT_ONCE,
+        queue=options.queue + options.slots,  # whom nobody let in yet wait too
+        can_cut=model.can_cut,
+    )
+
+
+def _open_context(model: Model, limits: Limits, options: EngineOptions) -> Context:
+    if model.has_encoder:  # with a cache of 16 bit 5 of 288 searches in beams found another answer
+        return Context(
+            model,
+            limits.context_tokens * BEAM_CONTEXTS,
+            batch_tokens=limits.context_tokens,
+            sequences=MAX_BEAMS,
+            threads=options.threads,
+            prefill_threads=options.prefill_threads,
+            cache_type="f32",
+            flash_attention=False,
+        )
+    return Context(
+        model,
+        limits.cells,
+        batch_tokens=limits.batch_tokens,
+        sequences=limits.sequences,
+        threads=options.threads,
+        prefill_threads=options.prefill_threads,
+        cache_type=options.cache_type,
+        flash_attention=options.flash_attention,
+        outputs=options.outputs,
+    )
+
+
+def _choose_threads(headers: Sequence[GgufHeader], context: Context, options: EngineOptions) -> Threads:
+    if options.threads is not None:
+        return Threads(options.threads, options.prefill_threads or options.threads)
+
+    def evaluate(tokens: int) -> None:
+        if context.model.has_encoder:
+            context.encode([context.model.eos] * tokens)
+        else:
+            context.decode([0] * tokens, 0)
+            context.logits()  # waits for the end
+            context.clear()
+
+    prompt_tokens = min(PREFILL_TOKENS, context.batch_tokens)
+    trial = Trial(context.use_threads, lambda: evaluate(1), lambda: evaluate(prompt_tokens))
+    return choose_threads(info_of(headers), backend_mark(), trial)
+
+
+def _load_draft(model: Model, limits: Limits, options: EngineOptions, stack: ExitStack) -> Context | None:
+    """The context of the model that guesses. Raises ConfigError if its vocabulary is another one."""
+    if options.draft is None:
+        return None
+    draft = Model(options.draft)
+    stack.callback(draft.close)
+    check_draft(*([each.token_text(token) for token in range(each.vocab_size)] for each in (model, draft)))
+    context = Context(draft, limits.cells, sequences=options.slots, threads=options.threads)
+    stack.callback(context.close)
+    return context

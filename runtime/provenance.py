@@ -1,0 +1,95 @@
+"""Is a model file the one that its manifest describes? If none vouches for it, does it do no harm?"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gladstone.artifacts import MANIFEST_NAME, Manifest, check_file, read_manifest, sha256_file
+from gladstone.errors import ArtifactError
+from runtime.remembered import Stamp, is_remembered, remember
+from runtime.trial import check_loadable
+
+if TYPE_CHECKING:
+    from gladstone.gguf import GgufInfo
+
+PROOF_NAME = "proof.json"
+VERIFIED, NO_MANIFEST = "verified", "no manifest"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What lies beside the model file: `manifest` is "verified" or "no manifest", with why if that needs saying."""
+
+    manifest: str
+    stage: str | None = None
+    proof_passed: bool | None = None
+
+    @property
+    def is_verified(self) -> bool:
+        """True if the file is the one that a manifest describes."""
+        return self.manifest == VERIFIED
+
+
+def verify(path: Path) -> Provenance:
+    """Make sure, before the model is loaded, that this process can load it.
+
+    A file that a manifest lists must be the one that was recorded; any other is tried in a child process. Both are
+    remembered for as long as the file does not change. Raises ArtifactError for a file that must not be loaded.
+    """
+    from gladstone.gguf import read_info, read_model
+
+    manifest = _manifest_of(path)
+    if manifest is None:
+        check_loadable(path)
+        return _unproven(path)
+    kind = f"manifest {sha256_file(path.parent / MANIFEST_NAME)}"
+    if is_remembered(kind, path):
+        return Provenance(VERIFIED, manifest.stage, _read_proof(path.parent / PROOF_NAME))
+    stamps = [Stamp.of(header.path, header.data_offset) for header in read_model(path)]
+    provenance = check_provenance(read_info(path))
+    remember(kind, path, stamps)
+    return provenance
+
+
+def check_provenance(facts: "GgufInfo") -> Provenance:
+    """Compare the file with the manifest in its folder. Raises ArtifactError if size, hash or template differ."""
+    manifest = _manifest_of(facts.path)
+    if manifest is None:
+        return _unproven(facts.path)
+    for part in facts.parts:
+        check_file(part, manifest.record(part.name))
+    if manifest.template_sha256 is not None and manifest.template_sha256 != facts.template_sha256:
+        raise ArtifactError(
+            f"{facts.path}: its chat template has the sha256 {facts.template_sha256}, the manifest says "
+            f"{manifest.template_sha256}: trained on one template, served on another. Export the model again."
+        )
+    return Provenance(VERIFIED, manifest.stage, _read_proof(facts.path.parent / PROOF_NAME))
+
+
+def _manifest_of(path: Path) -> Manifest | None:
+    """The manifest beside the file, if it lists the file."""
+    if not (path.parent / MANIFEST_NAME).is_file():
+        return None
+    manifest = read_manifest(path.parent)
+    return manifest if path.name in {record.path for record in manifest.files} else None
+
+
+def _unproven(path: Path) -> Provenance:
+    there = (path.parent / MANIFEST_NAME).is_file()
+    why = f" (the one beside it does not list {path.name})" if there else ""
+    return Provenance(NO_MANIFEST + why, proof_passed=_read_proof(path.parent / PROOF_NAME))
+
+
+def _read_proof(path: Path) -> bool | None:
+    if not path.exists():
+        return None
+    try:
+        passed = json.loads(path.read_text(encoding="utf-8"))["passed"]
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError):
+        passed = None
+    if not isinstance(passed, bool):
+        raise ArtifactError(f'{path}: not a proof: expected an object with "passed": true or false.')
+    return passed
