@@ -11,7 +11,7 @@ class Answer:
     """An answer that is being written: iterate over its pieces, or wait for the whole. Any thread may use it."""
 
     def __init__(self, cancel: Callable[[], None]) -> None:
-        self._cancel = cancel
+        self._cancel: Callable[[], None] | None = cancel
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._end: Completion | BaseException | None = None
 
@@ -44,4 +44,6 @@ class Answer:
 
     def cancel(self) -> None:
         """End it, also in the middle of a long prompt: the completion comes with what is there."""
-        self._cancel()
+        cancel, self._cancel = self._cancel, None
+        if cancel is not None:
+            cancel()

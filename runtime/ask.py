@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gladstone.chat import Message
-from gladstone.errors import DataError
+from gladstone.errors import ConfigError, DataError
 from gladstone.terminal import visible
 from runtime.console import Waiting, tolerate_narrow_encodings, write
 from runtime.options import ASK, build_sampling, engine_options, load_engine, model_argument, sampling_options
 
 if TYPE_CHECKING:
     from runtime.engine import Completion, Engine
+    from runtime.grammar import Grammar
     from runtime.reasoning import Piece
 
 
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 @click.argument("question", required=False)
 @engine_options
 @sampling_options(ASK)
+@click.option("--json-schema", metavar="FILE", help="The answer is JSON that this schema allows; '-' for any object.")
+@click.option("--regex", metavar="PATTERN", help="The answer matches this regular expression.")
+@click.option("--grammar", metavar="FILE", help="The answer follows this grammar (GBNF).")
+@click.option(
+    "--logprobs", type=int, metavar="N", help="With --json: log-probabilities, of the N likeliest tokens too."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the answer, token counts and times.")
 def ask(model: Path, question: str | None, system: str | None, as_json: bool, **options: Any) -> None:
     """Put one QUESTION and print the answer.
@@ -32,14 +39,18 @@ def ask(model: Path, question: str | None, system: str | None, as_json: bool, **
     output holds nothing but the answer.
     """
     sampling = build_sampling(options)
+    grammar = _read_grammar(options["json_schema"], options["regex"], options["grammar"])
     messages = [Message("system", system)] if system else []
     messages.append(Message("user", _read_question(question)))
     tolerate_narrow_encodings()
+    from runtime.request import Request
+
     with load_engine(model, options) as engine:
         tokens = engine.prompt_tokens(messages)
         with Waiting("thinking") as waiting:
             show = _Show(waiting, silent=as_json)
-            completion = engine.complete(tokens, sampling, show.piece)
+            request = Request(tokens, sampling, grammar, options["reasoning_tokens"])
+            completion = engine.answer(request, show.piece)
         show.finish(completion, engine)
 
 
@@ -96,6 +107,30 @@ def _read_question(argument: str | None) -> str:
     return question
 
 
+def _read_grammar(schema: str | None, regex: str | None, gbnf: str | None) -> "Grammar | None":
+    """What the answer has to be, if anything."""
+    from runtime.grammar import Grammar
+
+    if sum(each is not None for each in (schema, regex, gbnf)) > 1:
+        raise click.UsageError("--json-schema, --regex and --grammar exclude each other.")
+    if schema == "-":
+        return Grammar("json_object")
+    if schema is not None:
+        return Grammar("json_schema", _read_text(Path(schema)))
+    if regex is not None:
+        return Grammar("regex", regex)
+    return Grammar("gbnf", _read_text(Path(gbnf))) if gbnf is not None else None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start + 1} is not UTF-8.") from None
+
+
 def _note(completion: "Completion", engine: "Engine") -> str | None:
     if completion.stop_reason == "length":
         return f"The answer is cut after {completion.generated_tokens:,} tokens: --max-tokens allows more."
@@ -109,4 +144,19 @@ def _note(completion: "Completion", engine: "Engine") -> str | None:
 
 def _as_json(completion: "Completion", engine: "Engine") -> dict[str, Any]:
     facts = dataclasses.asdict(completion)
+    if completion.logprobs is None:
+        del facts["logprobs"]
+    else:
+        facts["logprobs"] = [
+            {
+                "token": _shown(engine, each.token),
+                "logprob": each.logprob,
+                "top": [[_shown(engine, t), p] for t, p in each.top],
+            }
+            for each in completion.logprobs
+        ]
     return {"model": str(engine.model.path)} | facts | {"load_s": engine.load_s}
+
+
+def _shown(engine: "Engine", token: int) -> str:
+    return engine.model.piece(token, special=True).decode("utf-8", "replace")

@@ -51,7 +51,9 @@ def chat(model: Path, system: str | None, show_reasoning: bool, **options: Any) 
     sampling = build_sampling(options)
     tolerate_narrow_encodings()
     with load_engine(model, options) as engine:
-        Chat(engine, sampling, system=system, show_reasoning=show_reasoning).run(open_lines())
+        chat = Chat(engine, sampling, system=system, show_reasoning=show_reasoning)
+        chat.reasoning_tokens = options["reasoning_tokens"]
+        chat.run(open_lines())
 
 
 class Chat:
@@ -60,12 +62,15 @@ class Chat:
     def __init__(self, engine: "Engine", sampling: Sampling, *, system: str | None, show_reasoning: bool) -> None:
         self._engine, self._sampling, self._show_reasoning = engine, sampling, show_reasoning
         self._system = system
+        self.reasoning_tokens: int | None = None  # after which a thought is closed
         self._turns: list[Message] = []
 
     def run(self, lines: LineSource) -> None:
         """Greet, then answer until the user leaves."""
         engine = self._engine
         click.echo(f"{engine.model.path.name}, context {engine.context_tokens:,} tokens. {NO_MEDICAL_ADVICE}")
+        threads = engine.threads.decode
+        _remark(f"{threads} thread{'s' if threads > 1 else ''}, {engine.fit.reason}.")
         _remark("/help lists the commands.")
         while (line := lines.read()) is not None:
             if line.startswith("/"):
@@ -101,6 +106,8 @@ class Chat:
             _remark("No system prompt is set: the model's template decides.")
 
     def _ask(self, question: str) -> None:
+        from runtime.request import Request
+
         system = [Message("system", self._system)] if self._system else []
         turns = [*self._turns, Message("user", question)]
         screen = _AnswerScreen(show_reasoning=self._show_reasoning)
@@ -108,14 +115,16 @@ class Chat:
             with cancel_on_interrupt() as cancelled, Waiting("reading the question") as waiting:
                 screen.waiting = waiting
                 tokens = self._engine.prompt_tokens([*system, *turns])
-                completion = self._engine.complete(tokens, self._sampling, screen.piece, cancelled)
+                request = Request(tokens, self._sampling, reasoning_tokens=self.reasoning_tokens)
+                completion = self._engine.answer(request, screen.piece, cancelled)
         except GladstoneError as error:
             self._refuse(error)
             return
         screen.finish()
         self._tell_end(completion)
-        if completion.text:  # its reasoning is no part of the next prompt
-            self._turns = [*turns, Message("assistant", completion.text)]
+        if completion.text:  # the template decides what of the reasoning is in the next prompt; without a say, nothing
+            kept = completion.reasoning if self._engine.template.has_reasoning_field else None
+            self._turns = [*turns, Message("assistant", completion.text, kept)]
 
     def _refuse(self, error: GladstoneError) -> None:
         from runtime.engine import ContextFullError

@@ -166,28 +166,32 @@ class Engine:
         on_piece: Callable[[Piece], None] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Completion:
-        """Continue the tokens and wait. `on_piece` is called by this thread; `cancelled` is asked now and then.
+        """Continue the tokens and wait, as `answer` does."""
+        return self.answer(Request(tokens, sampling), on_piece, cancelled)
+
+    def answer(
+        self,
+        request: Request,
+        on_piece: Callable[[Piece], None] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Completion:
+        """Answer and wait. `on_piece` is called by this thread; `cancelled` is asked now and then.
 
         Raises as `submit` does. Whatever leaves a callback, or Ctrl-C, ends the answer and leaves the engine usable.
         """
-        if cancelled():
-            self.check_room(len(tokens), answer_tokens=1)
-            return Completion("", None, "cancelled", len(tokens), 0, 0, 0, 0.0, 0.0, 0.0, 0.0)
-        answer = self.submit(Request(tokens, sampling))
+        answer = self.submit(request)
         try:
             while True:
+                if cancelled():
+                    answer.cancel()
                 try:
                     piece = answer.next(POLL_S)
                 except queue.Empty:
-                    if cancelled():
-                        answer.cancel()
                     continue
                 if piece is None:
                     return answer.result()
                 if on_piece is not None:
                     on_piece(piece)
-                if cancelled():
-                    answer.cancel()
         except BaseException:
             answer.cancel()
             raise

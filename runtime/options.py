@@ -22,12 +22,45 @@ _HELP = {
     "top_k": "Choose among the K likeliest tokens; 0 for all.",
     "top_p": "Choose among the likeliest tokens that share this probability; 1 for all.",
     "min_p": "Drop tokens below this share of the likeliest one's probability; 0 for none.",
-    "repeat_penalty": "Make tokens of the last 64 less likely; 1 for no penalty.",
+    "typical_p": "Choose among the tokens that surprise as much as is expected; 1 for all.",
+    "top_n_sigma": "Choose among tokens within so many standard deviations of the best logit; 0 for all.",
+    "xtc_probability": "How often the likeliest tokens are left out (XTC); 0 for never.",
+    "xtc_threshold": "From which probability on XTC counts a token among the likeliest.",
+    "repeat_penalty": "Make tokens that were there lately less likely; 1 for no penalty.",
+    "repeat_window": "How many tokens the penalties look back.",
+    "frequency_penalty": "The same, more for each time that a token was there; 0 for none.",
+    "presence_penalty": "The same, once for each token; 0 for none.",
+    "dry_multiplier": "Make the next token of a repetition less likely (DRY); 0 for no.",
+    "dry_base": "How fast DRY grows with the length of the repetition.",
+    "dry_allowed_length": "Repetitions up to this length are free.",
+    "dry_window": "How many tokens DRY looks back.",
+    "mirostat": "Keep the surprise of the text constant in place of all filters: version 1 or 2; 0 for no.",
+    "mirostat_tau": "The surprise that mirostat aims at.",
+    "mirostat_eta": "How fast mirostat corrects itself.",
     "seed": "The same seed gives the same answers.",
     "max_tokens": "Cut an answer after this many tokens.",
+    "beams": "Search with so many beams (models as T5); 1 for no search.",
+    "no_repeat_ngram": "Never write so many tokens in a row twice (models as T5); 0 for no.",
+    "length_penalty": "Above 0 beams favour long answers, below 0 short ones.",
 }
 
 Command = Callable[..., Any]
+CACHE_TYPES = ("f16", "q8_0")  # smaller ones cost more than they save
+CACHE_HELP = "What the context is kept in: q8_0 takes half the memory."
+
+
+class GpuLayers(click.ParamType[Any]):
+    """`auto` or a number of layers."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "auto":
+            return value
+        try:
+            return max(-1, int(value))
+        except ValueError:
+            self.fail(f"{value!r} is neither auto nor a number.", param, ctx)
 
 
 def model_argument(command: Command) -> Command:
@@ -36,9 +69,11 @@ def model_argument(command: Command) -> Command:
 
 
 def sampling_options(defaults: Sampling) -> Callable[[Command], Command]:
-    """One option for each sampling setting."""
+    """One option for each sampling setting, and where an answer stops."""
 
     def decorate(command: Command) -> Command:
+        stop = click.option("--stop", multiple=True, metavar="TEXT", help="End an answer before this text; repeats.")
+        command = stop(command)
         for name, text in reversed(_HELP.items()):
             value = getattr(defaults, name)
             flag = f"--{name.replace('_', '-')}"
@@ -49,8 +84,23 @@ def sampling_options(defaults: Sampling) -> Callable[[Command], Command]:
 
 
 def engine_options(command: Command) -> Command:
-    """System prompt, context size, threads, adapters."""
+    """System prompt, context size, what computes, adapters, guesses."""
     for option in (
+        click.option(
+            "--draft", type=click.Path(path_type=Path), metavar="FILE", help="A small model that guesses ahead."
+        ),
+        click.option("--lookup", is_flag=True, help="Guess ahead from the text itself: faster where answers quote."),
+        click.option(
+            "--reasoning-tokens", type=click.IntRange(min=0), metavar="N", help="Close a thought after N tokens."
+        ),
+        click.option("--cache-type", type=click.Choice(CACHE_TYPES), default="f16", show_default=True, help=CACHE_HELP),
+        click.option(
+            "--gpu-layers",
+            type=GpuLayers(),
+            default="auto",
+            show_default=True,
+            help="Layers on the GPU: auto or a number.",
+        ),
         click.option(
             "--lora", "loras", multiple=True, metavar="FILE[=STRENGTH]", help="Adapter to lay over the model; repeats."
         ),
@@ -75,5 +125,15 @@ def load_engine(model: Path, options: dict[str, Any]) -> "Engine":
         from gladstone.lora import parse_lora
         from runtime.engine import Engine, EngineOptions
 
-        loras = tuple(map(parse_lora, options["loras"]))
-        return Engine(model, EngineOptions(options["context"], threads=options["threads"], loras=loras))
+        return Engine(
+            model,
+            EngineOptions(
+                context_tokens=options["context"],
+                threads=options["threads"],
+                gpu_layers=options["gpu_layers"],
+                cache_type=options["cache_type"],
+                loras=tuple(map(parse_lora, options["loras"])),
+                draft=options["draft"],
+                lookup=options["lookup"],
+            ),
+        )

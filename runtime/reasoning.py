@@ -150,4 +150,3 @@ class ReasoningSplitter:
         if self._after_marker:
             self._held = self._held.lstrip("\n")
             self._after_marker = not self._held
-

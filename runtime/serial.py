@@ -134,9 +134,7 @@ class SerialRunner:
         self.evaluated_tokens += 1
 
     def _search(self, work: Reply, beams: Beams) -> None:
-        found = self._model.search(
-            work.prompt, beams, work.writer.request.sampling.max_tokens, lambda: self._cancelled
-        )
+        found = self._model.search(work.prompt, beams, work.writer.request.sampling.max_tokens, lambda: self._cancelled)
         self.evaluated_tokens += len(work.prompt) + found.steps * beams.count
         best = found.hypotheses[0].tokens if found.hypotheses else ()
         for token in best:

@@ -79,9 +79,7 @@ class StopMatcher:
 class TextStream:
     """Token bytes in, pieces of reasoning and answer out; keeps the whole of both."""
 
-    def __init__(
-        self, stops: Sequence[str] = (), *, reasoning_opened: bool = False, markers: Markers = THINK
-    ) -> None:
+    def __init__(self, stops: Sequence[str] = (), *, reasoning_opened: bool = False, markers: Markers = THINK) -> None:
         self._decoder = Utf8Decoder()
         self._matcher = StopMatcher(stops)
         self._splitter = ReasoningSplitter(opened=reasoning_opened, markers=markers)
