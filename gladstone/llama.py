@@ -38,6 +38,7 @@ CACHE_TYPES = {
     "bf16": 30,
 }  # ggml.h's numbers
 BATCH_TOKENS = 512
+NO_BYTE = b"[UNK_BYTE_0x"  # what llama.cpp makes of a letter that stands for no byte
 POOLINGS = {"model": -1, "none": 0, "mean": 1, "cls": 2, "last": 3}  # llama.h's
 
 _log_tail: deque[str] = deque(maxlen=20)
@@ -184,9 +185,15 @@ class Model:
             buffer = ctypes.create_string_buffer(room)
             size = self._lib.llama_token_to_piece(self.vocabulary, token, buffer, room, 0, special)
             if size >= 0:
-                return buffer.raw[:size]
+                return self._spelt(token, buffer.raw[:size])
             room = -size
         raise ArtifactError(f"{self.path}: token {token} has no text.")
+
+    def _spelt(self, token: int, piece: bytes) -> bytes:
+        """A piece whose letters stand for bytes. One with others in it stands for itself, as in Command R's emojis."""
+        if NO_BYTE in piece and NO_BYTE not in (text := self.token_text(token).encode("utf-8", "surrogateescape")):
+            return text
+        return piece
 
     def token_text(self, token: int) -> str:
         """The token as the vocabulary stores it (byte-level letters, '▁' and the like)."""
@@ -273,6 +280,10 @@ class Context:
         self._memory = self._lib.llama_get_memory(self.handle)
         self._batch = _Batch(self._lib, self.batch_tokens, sequences)
         self._encoded = False
+        # the same function as the library's, but it gives a number: a pointer object for each token takes its time
+        self._outputs_at = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", self._lib._lib))
+        self._rows_at: int | None = None
+        self._rows = np.zeros((0, model.vocab_size), np.float32)  # llama.cpp's outputs, as far as they were asked for
 
     def lay_over(self, scales: Sequence[float]) -> None:
         """Use the model's adapters from now on, each with its strength; those of strength 0 are left out.
@@ -319,9 +330,13 @@ class Context:
         """
         if self.model.has_encoder and not self._encoded:
             raise ValueError("nothing was encoded that the answer could be to")
-        tokens, positions = np.asarray(tokens), np.asarray(positions)
-        self._check(tokens, positions)
-        self._batch.fill(tokens, positions, sequences, wanted)
+        if len(tokens) == 1:
+            self._check(1, tokens[0], tokens[0], positions[0], positions[0])
+            self._batch.fill_one(tokens[0], positions[0], sequences[0], wanted[0])
+        else:
+            tokens, positions = np.asarray(tokens), np.asarray(positions)
+            self._check_all(tokens, positions)
+            self._batch.fill(tokens, positions, sequences, wanted)
         code = self._lib.llama_decode(self.handle, self._batch.struct)
         if code == 2:
             return False
@@ -337,7 +352,7 @@ class Context:
         """
         self._lib.llama_memory_clear(self._memory, True)
         count = len(tokens)
-        self._check(np.asarray(tokens), np.arange(count))
+        self._check_all(np.asarray(tokens), np.arange(count))
         self._batch.fill(tokens, np.arange(count), np.zeros(count, dtype=np.int32), np.ones(count, dtype=np.int8))
         self._batch.share(count, sequences)
         code = self._lib.llama_encode(self.handle, self._batch.struct)
@@ -348,14 +363,17 @@ class Context:
         self._encoded = True
         return True
 
-    def _check(self, tokens: AnyArray, positions: AnyArray) -> None:
-        count = len(tokens)
+    def _check_all(self, tokens: AnyArray, positions: AnyArray) -> None:
+        least = (tokens.min(), positions.min()) if len(tokens) else (0, 0)
+        most = (tokens.max(), positions.max()) if len(tokens) else (0, 0)
+        self._check(len(tokens), least[0], most[0], least[1], most[1])
+
+    def _check(self, count: int, least_token: int, most_token: int, first: int, last: int) -> None:
         if not 0 < count <= self.batch_tokens:
             raise ValueError(f"a batch holds 1 to {self.batch_tokens} tokens, not {count}")
-        first, last = positions.min(), positions.max()
         if first < 0 or last >= self.context_tokens:
             raise ValueError(f"positions {first} to {last + 1} do not fit a context of {self.context_tokens}")
-        if tokens.min() < 0 or tokens.max() >= self.model.vocab_size:
+        if least_token < 0 or most_token >= self.model.vocab_size:
             raise ValueError("a token id is outside the vocabulary")
 
     def abort(self) -> None:
@@ -379,8 +397,12 @@ class Context:
 
     def all_logits(self, count: int) -> npt.NDArray[np.float32]:
         """Logits (count, V) of the batch's wanted tokens in their order; a view that the next batch overwrites."""
-        pointer = self._lib.llama_get_logits(self.handle)
-        return np.ctypeslib.as_array(pointer, shape=(count, self.model.vocab_size))
+        address = self._outputs_at(self.handle)
+        if address != self._rows_at or len(self._rows) < count:
+            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+            self._rows = np.ctypeslib.as_array(pointer, shape=(count, self.model.vocab_size))
+            self._rows_at = address
+        return self._rows[:count]
 
     def embedding(self, index: int = -1, *, sequence: int | None = None) -> npt.NDArray[np.float32]:
         """The vector (D,) of the batch's token `index`, or the one of a whole sequence; a view, as `logits` is."""
@@ -435,6 +457,13 @@ class _Batch:
         self._arrays["logits"][:count] = wanted
         self._arrays["n_seq_id"][:count] = 1
         self._sequences[:count, 0] = sequences
+
+    def fill_one(self, token: int, position: int, sequence: int, wanted: bool) -> None:
+        struct = self.struct
+        struct.n_tokens = 1
+        struct.token[0], struct.pos[0], struct.logits[0] = token, position, bool(wanted)
+        struct.n_seq_id[0] = 1
+        struct.seq_id[0][0] = sequence
 
     def share(self, count: int, sequences: int) -> None:
         """The first `count` tokens belong to each of the first `sequences` sequences."""

@@ -85,7 +85,7 @@ class Embedder:
             raise DataError(f"{which} is empty, and {self._model.path.name} reads nothing before a text: leave it out.")
         if len(tokens) > self.context_tokens:
             raise ContextFullError(
-                f"{which} has {len(tokens):,} tokens, and at most {self.context_tokens:,} can be read: cut it into parts."
+                f"{which} has {len(tokens):,} tokens, at most {self.context_tokens:,} can be read: cut it into parts."
             )
         return tokens
 
@@ -102,6 +102,7 @@ class Embedder:
         if self._long is None or self._long.batch_tokens < tokens:
             if self._long:
                 self._long.close()
+                self._long = None  # there may be no memory for the next
             self._long = self._open(min(1 << (tokens - 1).bit_length(), self.context_tokens))
         return self._long
 

@@ -8,7 +8,6 @@ with Engine(Path("model.gguf"), EngineOptions(slots=4)) as engine:
     print(answer.result().stop_reason)
 """
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,15 +27,14 @@ from runtime.answer import Answer
 from runtime.batching import BatchRunner, ReadingJob, WritingJob
 from runtime.beams import Beams
 from runtime.fit import Fit
-from runtime.loading import EngineOptions, load
+from runtime.loading import EngineOptions, choose_engine_threads, load
 from runtime.prompt import prompt_tokens, scored_tokens
 from runtime.reasoning import Piece, markers_of
-from runtime.request import Completion, ContextFullError, Event, OnEvent, Request
+from runtime.request import Completion, ContextFullError, Event, ListenerError, OnEvent, Request
 from runtime.sampler import Sampling
 from runtime.scheduler import QueueFullError, Task
 from runtime.serial import Reply, SerialRunner, Teaching
 from runtime.speculation import DraftModel, Guesser, PromptLookup
-from runtime.threads import Threads
 from runtime.worker import Worker
 from runtime.writer import Vocabulary, Writer, log_softmax
 
@@ -80,17 +78,17 @@ class Engine:
             SerialRunner(self.context) if self.model.has_encoder else BatchRunner(self.context, loaded.limits)
         )
         self._worker = Worker(self._runner)
+        try:
+            self.threads = self.run(lambda context: choose_engine_threads(context, self.options))
+        except BaseException:
+            self.close()
+            raise
         self.load_s = time.perf_counter() - begin_s
 
     @property
     def fit(self) -> Fit:
         """How the model was fitted to the machine."""
         return self._loaded.fit
-
-    @property
-    def threads(self) -> Threads:
-        """The threads that compute."""
-        return self._loaded.threads
 
     def close(self) -> None:
         """End what is under way and free everything. Closing twice is harmless."""
@@ -175,23 +173,33 @@ class Engine:
         on_piece: Callable[[Piece], None] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Completion:
-        """Answer and wait. `on_piece` is called by this thread; `cancelled` is asked now and then.
+        """Answer and wait. `on_piece` is called by the engine's thread; `cancelled` is asked now and then.
 
-        Raises as `submit` does. Whatever leaves a callback, or Ctrl-C, ends the answer and leaves the engine usable.
+        Raises as `submit` does, and what `on_piece` raises. That, as Ctrl-C, ends the answer; the engine stays usable.
         """
-        answer = self.submit(request)
+        end: Future[Completion] = Future()
+
+        def on_event(event: Event) -> None:
+            if isinstance(event, Completion):
+                end.set_result(event)
+            elif not isinstance(event, Piece):
+                end.set_exception(event.error if isinstance(event, ListenerError) else event)
+            elif on_piece is not None:
+                try:
+                    on_piece(event)
+                except BaseException as error:
+                    raise ListenerError(error) from error
+
+        # a thread woken for each piece would take its time from those that compute: 3 % of the tokens
+        answer = self.submit(request, on_event)
         try:
             while True:
                 if cancelled():
                     answer.cancel()
                 try:
-                    piece = answer.next(POLL_S)
-                except queue.Empty:
+                    return end.result(POLL_S)
+                except TimeoutError:
                     continue
-                if piece is None:
-                    return answer.result()
-                if on_piece is not None:
-                    on_piece(piece)
         except BaseException:
             answer.cancel()
             raise

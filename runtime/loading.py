@@ -73,7 +73,6 @@ class Loaded:
     context: Context
     limits: Limits
     fit: Fit
-    threads: Threads
     draft: Context | None
 
 
@@ -94,9 +93,8 @@ def load(path: Path, options: EngineOptions) -> Loaded:
         limits = _limits(model, fit, options)
         context = _open_context(model, limits, options)
         stack.callback(context.close)
-        threads = _choose_threads(headers, context, options)
         draft = _load_draft(model, limits, options, stack)
-        return Loaded(stack.pop_all(), provenance, model, template, context, limits, fit, threads, draft)
+        return Loaded(stack.pop_all(), provenance, model, template, context, limits, fit, draft)
 
 
 def _wishes(headers: Sequence[GgufHeader], options: EngineOptions) -> Wishes:
@@ -163,7 +161,11 @@ def _open_context(model: Model, limits: Limits, options: EngineOptions) -> Conte
     )
 
 
-def _choose_threads(headers: Sequence[GgufHeader], context: Context, options: EngineOptions) -> Threads:
+def choose_engine_threads(context: Context, options: EngineOptions) -> Threads:
+    """Measure them, unless the options say them. To be called by the thread that will compute.
+
+    OpenMP gives each thread that computes workers of its own, and slows all of them once they are more than processors.
+    """
     if options.threads is not None:
         return Threads(options.threads, options.prefill_threads or options.threads)
 
@@ -177,7 +179,7 @@ def _choose_threads(headers: Sequence[GgufHeader], context: Context, options: En
 
     prompt_tokens = min(PREFILL_TOKENS, context.batch_tokens)
     trial = Trial(context.use_threads, lambda: evaluate(1), lambda: evaluate(prompt_tokens))
-    return choose_threads(info_of(headers), backend_mark(), trial)
+    return choose_threads(info_of(context.model.headers), backend_mark(), trial)
 
 
 def _load_draft(model: Model, limits: Limits, options: EngineOptions, stack: ExitStack) -> Context | None:

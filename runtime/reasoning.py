@@ -1,6 +1,9 @@
 """How models mark their reasoning, and the splitter that tells it from the answer. Pure: no model in here."""
 
+import re
 from dataclasses import dataclass
+
+WHOLE_TAG = re.compile(r"<[^<>\s]+>")  # what only a model's own token spells; a lone "<" may be an answer
 
 
 @dataclass(frozen=True)
@@ -15,43 +18,79 @@ class Piece:
 class Markers:
     """The texts around a thought; `bridge` is what follows the end of it before the answer begins.
 
-    `direct` is what stands before an answer that nothing was thought before. A chat template of the family holds one of
-    the `signs`; without any, the opening or the closing text.
+    `direct` is what stands before an answer that nothing was thought before, `again` what stands after a thought before
+    a further one, `ending` what may stand behind the answer. A chat template of the family holds one of the `signs`;
+    without any, the opening or the closing text.
     """
 
     opening: str
     closing: str
     bridge: str = ""
     direct: str = ""
+    again: str = ""
+    ending: str = ""
     signs: tuple[str, ...] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
         """All that a model writes to mark something."""
-        return tuple(text for text in (self.opening, self.closing, self.bridge, self.direct) if text)
+        every = (self.opening, self.closing, self.bridge, self.direct, self.again, self.ending)
+        return tuple(text for text in every if text)
 
 
 THINK = Markers("<think>", "</think>")  # also for models whose template names no marker
+# a template may name the markers of several families: it is of the first one, so plain words come after tokens
 FAMILIES = (
-    THINK,
-    Markers("[THINK]", "[/THINK]"),
-    Markers("<thought>", "</thought>"),
-    Markers("<seed:think>", "</seed:think>"),
-    Markers("<|begin_of_thought|>", "<|end_of_thought|>"),
-    Markers("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|START_RESPONSE|>"),
-    Markers("<|inner_prefix|>", "<|inner_suffix|>"),
-    Markers(
+    Markers(  # gpt-oss
         "<|channel|>analysis<|message|>",
         "<|end|>",
         "<|start|>assistant<|channel|>final<|message|>",
         "<|channel|>final<|message|>",
+        "<|start|>assistant<|channel|>analysis<|message|>",
+        "<|end|>",
         signs=("<|channel|>",),
     ),
-    Markers("<|channel>thought\n", "<channel|>", signs=("<|channel>", "<channel|>")),
-    Markers("<unused94>thought\n", "<unused95>", signs=("<unused94>", "<unused95>")),
-    Markers("◁think▷", "◁/think▷"),
+    Markers("<|channel>thought", "<channel|>", signs=("<|channel>", "<channel|>")),  # Gemma 4
+    Markers("<unused94>thought", "<unused95>", signs=("<unused94>", "<unused95>")),  # MedGemma
+    Markers(  # Cohere's North
+        "<|START_THINKING|>", "<|END_THINKING|>", "<|START_TEXT|>", "<|START_TEXT|>", signs=("<|START_TEXT|>",)
+    ),
+    Markers("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|START_RESPONSE|>"),  # Command R, A
+    Markers("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    Markers(  # Kimi K3
+        "<|open|>think<|sep|>",
+        "<|close|>think<|sep|>",
+        "<|open|>response<|sep|>",
+        "<|open|>response<|sep|>",
+        ending="<|close|>response<|sep|><|close|>message<|sep|>",
+        signs=("<|open|>",),
+    ),
+    Markers(  # Solar
+        "<|think|>",
+        "<|end|>",
+        "<|begin|>assistant<|content|>",
+        "<|content|>",
+        ending="<|end|>",
+        signs=("<|begin|>assistant<|think|>",),
+    ),
+    Markers("<|begin_of_thought|>", "<|end_of_thought|>"),
+    Markers("[THINK]", "[/THINK]"),  # Magistral, Ministral
+    Markers("<seed:think>", "</seed:think>"),  # Seed-OSS
+    Markers("<mm:think>", "</mm:think>", direct="</mm:think>"),  # MiniMax M3
+    Markers("◁think▷", "◁/think▷"),  # Kimi-VL
+    Markers(  # Granite 3.3
+        "<think>",
+        "</think>",
+        "<response>",
+        "<response>",
+        ending="</response>",
+        signs=("<response></response>",),
+    ),
+    THINK,
+    Markers("<thought>", "</thought>"),
     Markers("<reasoning>", "</reasoning>"),
-    Markers("Here is my thought process:", "Here is my response:"),
+    Markers("Here is my thought process:", "Here is my response:"),  # Granite 3.2
+    Markers("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]", ending="[END FINAL RESPONSE]"),  # Apriel
 )
 
 
@@ -75,6 +114,7 @@ class ReasoningSplitter:
         self._markers = markers
         self._state = "reasoning" if opened else "start"
         self._after_marker = opened
+        self._between = ""  # what parts a thought from the one before
         self._held = ""
 
     @property
@@ -91,62 +131,99 @@ class ReasoningSplitter:
         """The pieces that are sure by now; none of them is empty."""
         self._held += text
         pieces = []
-        if self._state == "start":
-            self._look_for_opening()
-        if self._state == "reasoning":
-            pieces.append(Piece(self._take_reasoning(), reasoning=True))
-        if self._state == "bridge":
-            self._look_for_bridge()
-        if self._state == "answer":
-            pieces.append(Piece(self._take_answer(), reasoning=False))
+        before = ""
+        while before != self._state:
+            before = self._state
+            if before == "start":
+                self._look_for_opening()
+            elif before == "reasoning":
+                pieces.append(Piece(self._take_reasoning(), reasoning=True))
+            elif before == "bridge":
+                self._look_for_bridge()
+            else:
+                pieces.append(Piece(self._take_answer(), reasoning=False))
         return [piece for piece in pieces if piece.text]
 
     def flush(self) -> list[Piece]:
-        """What was held back, now that nothing follows."""
+        """What was held back, now that nothing follows; of a marker that was cut short nothing is shown."""
+        text, self._held = self._held, ""
         in_reasoning = self._state == "reasoning"
-        text = self._held.rstrip("\n") if in_reasoning else self._held
-        self._held = ""
+        if in_reasoning:
+            text = text.rstrip("\n")
+            text = self._between + text if text else ""
+        elif self._is_marker(text.strip()):
+            text = ""
         return [Piece(text, reasoning=in_reasoning)] if text else []
+
+    def _is_marker(self, text: str) -> bool:
+        """Whether what is left at the end marks the end of the answer, or is a marker that was cut short."""
+        return (text != "" and text == self._markers.ending) or bool(WHOLE_TAG.match(text) and self._awaits(text))
+
+    def _awaits(self, text: str) -> bool:
+        """Whether a text is the beginning of what may come in this state."""
+        markers = self._markers
+        awaited = {"start": (markers.opening, markers.direct), "bridge": (markers.bridge, markers.again)}
+        return any(marker.startswith(text) for marker in awaited.get(self._state, (markers.ending,)))
 
     def _look_for_opening(self) -> None:
         begin = self._held.lstrip()
-        opening, direct = self._markers.opening, self._markers.direct
-        if begin.startswith(opening):
-            self._held = begin[len(opening) :]
-            self._state, self._after_marker = "reasoning", True
-        elif direct and begin.startswith(direct):
-            self._held = begin[len(direct) :]
-            self._state, self._after_marker = "answer", True
-        elif not opening.startswith(begin) and not direct.startswith(begin):
+        if begin.startswith(self._markers.opening):
+            self._pass(begin, self._markers.opening, "reasoning")
+        elif self._markers.direct and begin.startswith(self._markers.direct):
+            self._pass(begin, self._markers.direct, "answer")
+        elif not self._awaits(begin):
             self._state = "answer"
+
+    def _pass(self, begin: str, marker: str, state: str) -> None:
+        """Go on behind a marker that the held text begins with."""
+        self._held, self._state, self._after_marker = begin[len(marker) :], state, True
 
     def _take_reasoning(self) -> str:
         self._skip_newlines()
         closing = self._markers.closing
         end = self._held.find(closing)
         if end >= 0:
-            ready, self._held = self._held[:end], self._held[end + len(closing) :]
-            self._state, self._after_marker = "bridge" if self._markers.bridge else "answer", True
-            return ready.rstrip("\n")
-        unsure = next((n for n in range(len(closing) - 1, 0, -1) if self._held.endswith(closing[:n])), 0)
-        ready = self._held[: len(self._held) - unsure].rstrip("\n")
-        self._held = self._held[len(ready) :]
+            ready = self._held[:end].rstrip("\n")
+            self._pass(self._held[end:], closing, "bridge" if self._markers.bridge else "answer")
+        else:
+            ready = self._held[: len(self._held) - _overlap(self._held, closing)].rstrip("\n")
+            self._held = self._held[len(ready) :]
+        if ready:
+            ready, self._between = self._between + ready, ""
         return ready
 
     def _look_for_bridge(self) -> None:
-        begin, bridge = self._held.lstrip(), self._markers.bridge
+        begin, bridge, again = self._held.lstrip(), self._markers.bridge, self._markers.again
         if begin.startswith(bridge):
-            self._held = begin[len(bridge) :]
-            self._state = "answer"
-        elif not bridge.startswith(begin):
+            self._pass(begin, bridge, "answer")
+        elif again and begin.startswith(again):
+            self._pass(begin, again, "reasoning")
+            self._between = "\n\n"
+        elif not self._awaits(begin):
             self._state = "answer"
 
     def _take_answer(self) -> str:
         self._skip_newlines()
-        ready, self._held = self._held, ""
+        sure = len(self._held)
+        if self._markers.ending:
+            sure = len(self._held[: self._ending_at()].rstrip("\n"))
+        ready, self._held = self._held[:sure], self._held[sure:]
         return ready
+
+    def _ending_at(self) -> int:
+        """Where the end of the held text is, or may become, what stands behind an answer."""
+        ending, text = self._markers.ending, self._held
+        place = text.rfind(ending)
+        if place >= 0 and not text[place + len(ending) :].strip():
+            return place
+        return len(text) - _overlap(text, ending)
 
     def _skip_newlines(self) -> None:
         if self._after_marker:
             self._held = self._held.lstrip("\n")
             self._after_marker = not self._held
+
+
+def _overlap(text: str, marker: str) -> int:
+    """How many characters at a text's end may turn out to be the beginning of a marker."""
+    return next((count for count in range(len(marker) - 1, 0, -1) if text.endswith(marker[:count])), 0)

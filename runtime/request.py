@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gladstone.errors import DataError
+from gladstone.errors import DataError, GladstoneError
 from runtime.reasoning import Piece
 from runtime.sampler import Sampling
 
@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 class ContextFullError(DataError):
     """A prompt that leaves no room for an answer."""
+
+
+class ListenerError(GladstoneError):
+    """Whoever was told of an answer failed: nothing more is written."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 @dataclass(frozen=True)

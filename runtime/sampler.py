@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from gladstone.llama import Context, Model
+    from runtime.candidates import Candidates
 
 MAX_SEED = 2**32 - 2  # llama.cpp takes 2**32 - 1 for "choose one at random"
 MAX_LOGPROBS = 50
 MAX_BEAMS = 8
+MANY = 256  # of which part of a vocabulary the likeliest tokens are found faster than all are looked at
 DRY_BREAKERS = ("\n", ":", '"', "*")  # llama.cpp's default: a repetition does not go on across these
 MIROSTAT_SURPRISES = 100  # tokens by which mirostat 1 estimates the distribution, as in its paper
 
@@ -133,13 +135,26 @@ class SamplerChain:
         self._lib: Any = library()
         self._chain = self._lib.llama_sampler_chain_init(self._lib.llama_sampler_chain_default_params())
         samplers = self._samplers(sampling, model)
-        # the highest logit needs no array of candidates, which costs more than everything else of a greedy token
-        self._plain = sampling.temperature == 0 and len(samplers) == 1
+        self._plain = sampling.temperature == 0 and len(samplers) == 1  # the highest logit is the token
+        self._candidates = self._few(sampling, model)
         for sampler in samplers:
             self._lib.llama_sampler_chain_add(self._chain, sampler)
         window = max(sampling.repeat_window if sampling.penalises else 0, sampling.dry_window * self._dries(sampling))
         for token in prompt[-window:] if window else ():
             self.accept(token)
+
+    def _few(self, sampling: Sampling, model: "Model") -> "Candidates | None":
+        """The likeliest tokens, where no other can be chosen; None where all must be looked at."""
+        from runtime.candidates import Candidates
+
+        raises = sampling.repeat_penalty < 1 or min(sampling.frequency_penalty, sampling.presence_penalty) < 0
+        kept = 1 if sampling.temperature == 0 else sampling.top_k
+        whole = sampling.temperature > 0 and (sampling.mirostat or sampling.top_n_sigma)
+        if sampling.logit_bias or (raises and sampling.penalises) or not kept or whole:
+            return None
+        lowered = sampling.repeat_window * sampling.penalises + sampling.dry_window * self._dries(sampling)
+        count = kept + lowered
+        return Candidates(self._lib, count) if count <= model.vocab_size // MANY else None
 
     @staticmethod
     def _dries(sampling: Sampling) -> bool:
@@ -197,9 +212,13 @@ class SamplerChain:
         """
         if self._plain:
             token = int(logits.argmax())
+        elif self._candidates is not None:
+            token = self._candidates.choose(self._chain, logits)
+            if token >= 0:
+                self.accept(token)
         else:
             token = int(self._lib.llama_sampler_sample(self._chain, context.handle, index))
-        if not math.isfinite(logits[token]):
+        if token < 0 or not math.isfinite(logits[token]):
             raise UnsupportedError(f"{context.model.path}: its logits are no numbers: the file is damaged.")
         return token
 
