@@ -146,6 +146,23 @@ def test_what_stands_behind_an_answer_is_dropped_unless_more_follows(
     assert split(begin + more, cuts, family) == ("hm", more)
 
 
+@pytest.mark.parametrize("family", ENDING, ids=lambda family: family.opening)
+def test_an_answer_is_shown_while_it_comes_and_only_its_possible_end_is_held_back(family: Markers) -> None:
+    splitter = ReasoningSplitter(markers=family)
+    fed = (
+        f"{family.opening}hm{family.closing}{family.bridge}",
+        "Iron",
+        "\n",
+        "is",
+        f"\n{family.ending}\n",
+        " low",
+        ".",
+    )
+    shown = ["".join(piece.text for piece in splitter.feed(text)) for text in fed]
+    assert shown == ["hm", "Iron", "", "\nis", "", f"\n{family.ending}\n low", "."]
+    assert splitter.flush() == []
+
+
 @pytest.mark.parametrize(
     ("template", "opening", "bridge"),
     [
