@@ -290,7 +290,7 @@ class Context:
 
         What the cache holds was computed with those in use before. Raises UnsupportedError if llama.cpp cannot.
         """
-        if tuple(scales) == self._scales:
+        if scales is self._scales or tuple(scales) == self._scales:
             return
         used = [(handle, scale) for (handle, _), scale in zip(self.model.loras, scales, strict=True) if scale]
         handles = (self._lib.llama_adapter_lora_p_ctypes * len(used))(*(handle for handle, _ in used))

@@ -2,12 +2,12 @@
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 WHOLE_TAG = re.compile(r"<[^<>\s]+>")  # what only a model's own token spells; a lone "<" may be an answer
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Some characters of the reasoning or of the answer, ready to be shown."""
 
     text: str
@@ -123,9 +123,23 @@ class ReasoningSplitter:
         return self._state == "reasoning"
 
     @property
-    def started(self) -> bool:
-        """True once it is known whether the answer begins with a thought."""
-        return self._state != "start"
+    def plain(self) -> bool:
+        """True where every text is part of the answer as it is."""
+        return self._state == "answer" and not self._after_marker and not self._held and not self._markers.ending
+
+    @property
+    def closing(self) -> bool:
+        """True while what came last may turn out to close the thought."""
+        return self.reasoning and _overlap(self._held, self._markers.closing) > 0
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """The markers of which one may come before the answer begins, while nothing has come of any."""
+        if self._held.strip():
+            return ()
+        markers = self._markers
+        texts = {"start": (markers.opening, markers.direct), "bridge": (markers.bridge, markers.again)}
+        return tuple(text for text in texts.get(self._state, ()) if text)
 
     def feed(self, text: str) -> list[Piece]:
         """The pieces that are sure by now; none of them is empty."""

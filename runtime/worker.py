@@ -97,14 +97,9 @@ class Worker:
             self._give_up(error)
 
     def _take_in(self) -> None:
-        wait = self._runner.idle
-        while not self._closing:
-            try:
-                work, _fail = self._inbox.get(block=wait)
-            except queue.Empty:
-                return
+        while not self._closing and (self._runner.idle or not self._inbox.empty()):
+            work, _fail = self._inbox.get()
             work()
-            wait = False
 
     def _give_up(self, error: BaseException) -> None:
         self._runner.fail_all(error)

@@ -54,7 +54,13 @@ class Vocabulary:
     def closing_tokens(self) -> list[int]:
         """What closes a thought and goes on to the answer."""
         end = self.markers.closing + (self.markers.bridge or "\n\n")
-        return self.model.tokenize("\n") + self.model.tokenize(end, parse_special=True)
+        # behind a letter: a sentencepiece vocabulary would begin the text with a space
+        before = self.model.tokenize("a")
+        return self.model.tokenize(f"a\n{end}", parse_special=True)[len(before) :]
+
+    def marker_tokens(self, text: str) -> list[int]:
+        """A marker as the model writes it."""
+        return self.model.tokenize(text, parse_special=True)
 
 
 @dataclass
@@ -86,13 +92,15 @@ class Writer:
         self._constraint: Constraint | None = None
         self._logprobs: list[TokenLogprob] = []
         self._count = self._guessed = self._thought = 0
+        self._forced: list[int] = []
 
     def prepare(self, constraint: "Constraint | None" = None) -> None:
         """Before anything is evaluated. Raises ConfigError for a bias on a token that is not there."""
         self._chain = SamplerChain(self.request.sampling, self._vocabulary.model, self.tokens)
         self._constraint = constraint
         if self.request.reasoning_tokens == 0 and self._stream.in_reasoning:
-            self._close_thought()
+            self._forced = self._vocabulary.closing_tokens()
+            self._force()
 
     def begin(self) -> None:
         """The prompt's turn has come."""
@@ -152,26 +160,40 @@ class Writer:
         wanted = self.request.sampling.logprobs
         raw = logits.copy() if wanted is not None else logits
         constraint = self._constraint if not self._stream.in_reasoning else None
-        if constraint is not None:
-            constraint.mask(logits)
-        token = self._chain.sample(context, index, logits)
-        if constraint is not None:
-            constraint.accept(token)
+        marker = self._marker_that_comes(logits) if constraint is not None else []
+        if marker:
+            token, *self._forced = marker
+            self._chain.accept(token)
+        else:
+            if constraint is not None:
+                constraint.mask(logits)
+            token = self._chain.sample(context, index, logits)
+            if constraint is not None:
+                constraint.accept(token)
         if wanted is not None:
             self._logprobs.append(_logprob(raw, token, wanted))
         self._times.first_s = self._times.first_s or time.perf_counter()
         return token
+
+    def _marker_that_comes(self, logits: Logits) -> list[int]:
+        """The tokens of a marker that the model is about to write, which no grammar of the answer has to know."""
+        likeliest = int(logits.argmax())
+        markers = (self._vocabulary.marker_tokens(text) for text in self._stream.splitter.awaited)
+        return next((tokens for tokens in markers if tokens[:1] == [likeliest]), [])
 
     def _write(self, token: int) -> None:
         if self._vocabulary.ends(token):
             self.end("end")
             return
         self._append(token)
+        if self._forced:
+            self._force()
         budget = self.request.reasoning_tokens
         if not self.ended and budget is not None and self._stream.in_reasoning:
             self._thought += 1
-            if self._thought >= budget:
-                self._close_thought()
+            if self._thought >= budget and not self._stream.splitter.closing:
+                self._forced = self._vocabulary.closing_tokens()
+                self._force()
         if not self.ended and self._constraint is not None and self._constraint.finished:
             self.end("end")
 
@@ -187,9 +209,11 @@ class Writer:
         else:
             self.tokens.append(token)
 
-    def _close_thought(self) -> None:
+    def _force(self) -> None:
+        """Write the tokens that have to come."""
         assert self._chain is not None  # noqa: S101 - `prepare` came before
-        for token in self._vocabulary.closing_tokens():
+        forced, self._forced = self._forced, []
+        for token in forced:
             if not self.ended:
                 self._chain.accept(token)
                 self._append(token)
