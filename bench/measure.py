@@ -123,7 +123,7 @@ def _time_first_token(engine: Engine, item: Item) -> float:
 
 
 def _time_plain(engine: Engine, tokens: list[int], steps: int) -> tuple[float, float]:
-    """Seconds to evaluate the tokens from an empty cache, then `steps` more, each the likeliest after the one before."""
+    """Seconds to evaluate the tokens from an empty cache, and for `steps` more, each the likeliest after the last."""
 
     def work(context: Context) -> tuple[float, float]:
         begin_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Models of random weights in the shape of well-known ones: what they write is noise, their speed is that of the shape."""
+"""Models of random weights in the shape of well-known ones: what they write is noise, their speed is the shape's."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -64,17 +64,15 @@ def measure_first(model: str, threads: int, words: int, rounds: int) -> dict[str
             shown: list[float] = []
             begin_s = time.perf_counter()
             prompt = runtime.prompt_tokens([Message("user", question)])
-            runtime.complete(prompt, Sampling(max_tokens=2), lambda _piece: shown.append(time.perf_counter()))
+            runtime.complete(prompt, Sampling(max_tokens=2), note(shown))
             seconds.append(shown[0] - begin_s)
         rendered = b"".join(runtime.model.piece(token, special=True) for token in prompt).decode()
         return {"seconds": seconds, "prompt_tokens": len(prompt), "prompt": rendered}
 
 
-def measure_together(
-    model: str, threads: int, clients: int, tokens: int, prompts: list[str], rounds: int
-) -> dict[str, Any]:
-    """All clients ask at once; tokens/s of all together, and their texts."""
-    with engine(model, threads, slots=clients, context_tokens=512) as runtime:
+def measure_together(model: str, threads: int, tokens: int, prompts: list[str], rounds: int) -> dict[str, Any]:
+    """All prompts are asked at once; tokens/s of all together, and their texts."""
+    with engine(model, threads, slots=len(prompts), context_tokens=512) as runtime:
         asked = [runtime.model.tokenize(prompt, parse_special=True) for prompt in prompts]
         runtime.complete(asked[0], Sampling(max_tokens=4))
         rates, texts = [], []
@@ -95,7 +93,7 @@ def measure_memory(model: str, threads: int, tokens: int) -> dict[str, Any]:
 
 
 def measure_flat(model: str, threads: int, answers: int, loads: int) -> dict[str, Any]:
-    """Resident memory, threads and open files after the first answers and after many; after the first loads and many."""
+    """Resident memory, threads and open files after the first answers and loads, and after many."""
     process = psutil.Process()
     seen: dict[str, Any] = {}
     with engine(model, threads, slots=4, context_tokens=512) as runtime:
@@ -151,6 +149,11 @@ def figures(process: psutil.Process) -> dict[str, int]:
         "threads": threading.active_count(),
         "files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
     }
+
+
+def note(times: list[float]) -> Any:
+    """A listener that writes down when it was called."""
+    return lambda _piece: times.append(time.perf_counter())
 
 
 def text(words: int) -> str:

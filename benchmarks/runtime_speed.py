@@ -26,7 +26,7 @@ import psutil
 from benchmarks.random_models import SHAPES, write_random_model
 from benchmarks.runtime_ours import STORY, text
 from gladstone.basemodel import embedded_gguf
-from runtime.text import TextStream
+from runtime.generation.text import TextStream
 
 QUESTIONS = (
     "What is anaemia?", "Name the bones of the arm.", "How does insulin act?", "Explain fever to a child.",
@@ -163,7 +163,7 @@ class Bench:
             def ours(
                 clients: int = clients, prompts: list[str] = prompts, texts: dict[str, Any] = texts
             ) -> list[float]:
-                done = self.ours("together", clients=clients, tokens=TOGETHER_TOKENS, prompts=prompts, rounds=2)
+                done = self.ours("together", tokens=TOGETHER_TOKENS, prompts=prompts, rounds=2)
                 texts["ours"] = done["texts"]
                 return list(done["rates"])
 
@@ -174,7 +174,7 @@ class Bench:
             show(f"{clients} at a time, all tokens/s, against llama-server -np {clients}", mine, peers, "tokens/s", 1.0)
             if clients > 1:
                 alone = [
-                    self.ours("together", clients=1, tokens=TOGETHER_TOKENS, prompts=[prompt], rounds=1)["texts"][0]
+                    self.ours("together", tokens=TOGETHER_TOKENS, prompts=[prompt], rounds=1)["texts"][0]
                     for prompt in prompts
                 ]
                 same = sum(one == other for one, other in zip(alone, texts["ours"], strict=True))
@@ -205,9 +205,8 @@ class Bench:
         print(f"  {statistics.median(mine) - statistics.median(peers):+.0f} MB (wanted +120 at most)")
         print("\nMemory, threads and open files over many answers and loads:")
         for moment, figures in self.ours("flat", answers=1000, loads=100).items():
-            print(
-                f"  {moment:<20} {figures['memory_bytes'] / 1e6:8.1f} MB {figures['threads']:>3} threads {figures['files']:>3} files"
-            )
+            memory, threads, files = figures["memory_bytes"] / 1e6, figures["threads"], figures["files"]
+            print(f"  {moment:<20} {memory:8.1f} MB {threads:>3} threads {files:>3} files")
 
     def _completion_peak(self) -> int:
         command = [

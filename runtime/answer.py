@@ -3,7 +3,7 @@
 import queue
 from collections.abc import Callable, Iterator
 
-from runtime.reasoning import Piece
+from runtime.generation.reasoning import Piece
 from runtime.request import Completion, Event
 
 

@@ -16,8 +16,8 @@ from runtime.options import ASK, build_sampling, engine_options, load_engine, mo
 
 if TYPE_CHECKING:
     from runtime.engine import Completion, Engine
-    from runtime.grammar import Grammar
-    from runtime.reasoning import Piece
+    from runtime.generation.reasoning import Piece
+    from runtime.grammars.grammar import Grammar
 
 
 @click.command()
@@ -109,7 +109,7 @@ def _read_question(argument: str | None) -> str:
 
 def _read_grammar(schema: str | None, regex: str | None, gbnf: str | None) -> "Grammar | None":
     """What the answer has to be, if anything."""
-    from runtime.grammar import Grammar
+    from runtime.grammars.grammar import Grammar
 
     if sum(each is not None for each in (schema, regex, gbnf)) > 1:
         raise click.UsageError("--json-schema, --regex and --grammar exclude each other.")

@@ -16,12 +16,12 @@ from runtime.console import (
     tolerate_narrow_encodings,
     write,
 )
+from runtime.generation.sampler import Sampling
 from runtime.options import CHAT, build_sampling, engine_options, load_engine, model_argument, sampling_options
-from runtime.sampler import Sampling
 
 if TYPE_CHECKING:
     from runtime.engine import Completion, Engine
-    from runtime.reasoning import Piece
+    from runtime.generation.reasoning import Piece
 
 COMMANDS = {
     "/help": "this list",

@@ -27,7 +27,7 @@ from gladstone.host import (
 )
 from gladstone.terminal import visible
 from runtime.console import Waiting, tolerate_narrow_encodings
-from runtime.health import (
+from runtime.machine.health import (
     VENDORS,
     Facts,
     Tools,
@@ -39,7 +39,7 @@ from runtime.health import (
 )
 
 if TYPE_CHECKING:
-    from runtime.bandwidth import Bandwidth
+    from runtime.machine.bandwidth import Bandwidth
 
 CHILD_TIMEOUT_S, TOOL_TIMEOUT_S = 120.0, 10.0
 USER_ERROR = 3
@@ -73,7 +73,7 @@ def doctor(model: Path | None, as_json: bool) -> None:
     """
     require_packages("runtime doctor", "dev", ["llama_cpp", "numpy"])
     from gladstone.gguf import read_model
-    from runtime.bandwidth import measure_bandwidth
+    from runtime.machine.bandwidth import measure_bandwidth
 
     tolerate_narrow_encodings()
     path = model or _embedded()
@@ -122,7 +122,7 @@ def measure_speed(facts: Facts, path: Path | None) -> tuple[Facts, Speed | None]
     job = {"path": None if path is None else str(path)}
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "runtime.speed_child"],
+            [sys.executable, "-P", "-m", "runtime.machine.speed_child"],
             input=json.dumps(job) + "\n",
             capture_output=True,
             text=True,

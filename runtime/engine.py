@@ -24,22 +24,22 @@ from gladstone.chat import Message
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.llama import Context
 from runtime.answer import Answer
-from runtime.batching import BatchRunner, ReadingJob, WritingJob
-from runtime.beams import Beams
-from runtime.fit import Fit
+from runtime.generation.batching import BatchRunner, ReadingJob, WritingJob
+from runtime.generation.beams import Beams
+from runtime.generation.prompt import prompt_tokens, scored_tokens
+from runtime.generation.reasoning import Piece, markers_of
+from runtime.generation.sampler import Sampling
+from runtime.generation.scheduler import QueueFullError, Task
+from runtime.generation.serial import Reply, SerialRunner, Teaching
+from runtime.generation.speculation import DraftModel, Guesser, PromptLookup
+from runtime.generation.writer import Vocabulary, Writer, log_softmax
 from runtime.loading import EngineOptions, choose_engine_threads, load
-from runtime.prompt import prompt_tokens, scored_tokens
-from runtime.reasoning import Piece, markers_of
+from runtime.machine.fit import Fit
 from runtime.request import Completion, ContextFullError, Event, ListenerError, OnEvent, Request
-from runtime.sampler import Sampling
-from runtime.scheduler import QueueFullError, Task
-from runtime.serial import Reply, SerialRunner, Teaching
-from runtime.speculation import DraftModel, Guesser, PromptLookup
 from runtime.worker import Worker
-from runtime.writer import Vocabulary, Writer, log_softmax
 
 if TYPE_CHECKING:
-    from runtime.grammar import Constraint, GrammarCompiler
+    from runtime.grammars.grammar import Constraint, GrammarCompiler
 
 __all__ = [
     "Answer", "AnswerLoss", "Completion", "ContextFullError", "Engine", "EngineOptions", "Piece", "QueueFullError",
@@ -151,7 +151,7 @@ class Engine:
             return None
         if request.sampling.beams > 1:
             raise UnsupportedError("a grammar and beams at a time: take one of them.")
-        from runtime.grammar import GrammarCompiler
+        from runtime.grammars.grammar import GrammarCompiler
 
         with self._lock:
             self._grammars = self._grammars or GrammarCompiler(self.model)

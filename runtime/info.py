@@ -10,8 +10,8 @@ from gladstone.host import readable_bytes
 from gladstone.terminal import visible
 from runtime.console import tolerate_narrow_encodings
 from runtime.options import model_argument
-from runtime.provenance import Provenance, check_provenance
-from runtime.trial import check_loadable
+from runtime.trust.provenance import Provenance, check_provenance
+from runtime.trust.trial import check_loadable
 
 if TYPE_CHECKING:
     from gladstone.gguf import GgufInfo

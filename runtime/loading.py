@@ -12,13 +12,13 @@ from gladstone.gguf import GgufHeader, info_of, read_model
 from gladstone.guarded_template import GuardedTemplate, TemplateProcess
 from gladstone.llama import Context, Model
 from gladstone.lora import Lora
-from runtime.fit import Fit, Wishes, plan_fit, read_machine
-from runtime.prompt import load_template
-from runtime.provenance import Provenance, verify
-from runtime.sampler import MAX_BEAMS
-from runtime.scheduler import Limits
-from runtime.speculation import MOST_GUESSES, check_draft
-from runtime.threads import PREFILL_TOKENS, Threads, Trial, choose_threads
+from runtime.generation.prompt import load_template
+from runtime.generation.sampler import MAX_BEAMS
+from runtime.generation.scheduler import Limits
+from runtime.generation.speculation import MOST_GUESSES, check_draft
+from runtime.machine.fit import Fit, Wishes, plan_fit, read_machine
+from runtime.machine.threads import PREFILL_TOKENS, Threads, Trial, choose_threads
+from runtime.trust.provenance import Provenance, verify
 
 SCORED_AT_ONCE = 64  # rows of logits: of a vocabulary of 150,000 they are 38 MB
 KEPT_SEQUENCES = 3  # earlier conversations that can be taken up again, beside those at work

@@ -9,7 +9,7 @@ import click
 
 from gladstone.chat import CHAT_SAMPLING
 from runtime.console import Waiting
-from runtime.sampler import Sampling
+from runtime.generation.sampler import Sampling
 
 if TYPE_CHECKING:
     from runtime.engine import Engine

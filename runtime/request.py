@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gladstone.errors import DataError, GladstoneError
-from runtime.reasoning import Piece
-from runtime.sampler import Sampling
+from runtime.generation.reasoning import Piece
+from runtime.generation.sampler import Sampling
 
 if TYPE_CHECKING:
-    from runtime.grammar import Grammar
+    from runtime.grammars.grammar import Grammar
 
 
 class ContextFullError(DataError):

@@ -17,8 +17,8 @@ from export.run import open_run, read_run_manifest
 from gladstone.chat import Message
 from gladstone.progress import Silent
 from runtime.engine import Engine
-from runtime.prompt import scored_tokens
-from runtime.sampler import Sampling
+from runtime.generation.prompt import scored_tokens
+from runtime.generation.sampler import Sampling
 from tests.families import FAMILIES, write_family
 from tests.tiny_models import tiny_recipe, write_rows_file
 

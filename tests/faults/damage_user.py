@@ -13,7 +13,7 @@ from gladstone.errors import DataError, GladstoneError
 from gladstone.gguf import read_model
 from gladstone.llama import Context, Model, library
 from gladstone.template import ChatTemplate
-from runtime.provenance import verify
+from runtime.trust.provenance import verify
 
 PROMPT = "The heart moves blood. Wo sitzt die Leber? 心臓は? 🫀 <|im_start|>"
 ANSWER_TOKENS = 8

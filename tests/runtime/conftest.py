@@ -22,7 +22,9 @@ def smollm(embedded_gguf: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(smollm: Path) -> Iterator[Engine]:
-    with Engine(smollm, EngineOptions(context_tokens=2048, threads=1)) as engine:  # two threads crawl when the cores are shared
+    with Engine(
+        smollm, EngineOptions(context_tokens=2048, threads=1)
+    ) as engine:  # two threads crawl when the cores are shared
         yield engine
 
 

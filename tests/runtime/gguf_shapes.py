@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gladstone.gguf import TENSOR_TYPES
-from runtime.needs import Use
+from runtime.machine.needs import Use
 from tests.gladstone.gguf_files import F32, STRING, U32, Gguf, TensorEntry
 
 Q4_0, F16, Q8_0, Q4_K, Q6_K = 2, 1, 8, 12, 14

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.grammar import Constraint, GrammarCompiler
+from runtime.grammars.grammar import Constraint, GrammarCompiler
 
 Schema = dict[str, Any]
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from runtime.scheduler import Limits, Scheduler, Step, Task
+from runtime.generation.scheduler import Limits, Scheduler, Step, Task
 
 VOCABULARY = 97
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from export.convert import Conversion, convert
 from gladstone.progress import Silent
-from runtime.beams import Beams
+from runtime.generation.beams import Beams
 from tests.families import FAMILIES, write_tokenizer
 
 VOCABULARY = 900

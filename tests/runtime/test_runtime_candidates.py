@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
 from gladstone.llama import Model
-from runtime.candidates import Candidates, likeliest
-from runtime.sampler import SamplerChain, Sampling
+from runtime.generation.candidates import Candidates, likeliest
+from runtime.generation.sampler import SamplerChain, Sampling
 
 SETTINGS = [
     Sampling(repeat_penalty=1.3),

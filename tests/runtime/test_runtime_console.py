@@ -10,7 +10,7 @@ from prompt_toolkit.output import DummyOutput
 from gladstone.terminal import visible
 from runtime.chat import _AnswerScreen
 from runtime.console import TypedLines, Waiting, cancel_on_interrupt
-from runtime.reasoning import Piece
+from runtime.generation.reasoning import Piece
 
 ANSWER = [Piece("Low", True), Piece(" iron.", True), Piece("Ana", False), Piece("emia\n\x1b[31m", False)]
 

@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gladstone.host import Cores
-from runtime.bandwidth import Bandwidth, measure_bandwidth
 from runtime.cli import main
 from runtime.doctor import (
     Speed,
@@ -24,7 +23,16 @@ from runtime.doctor import (
     read_facts,
     render,
 )
-from runtime.health import Facts, Tools, gpu_build, idle_cost, instructions_unused, instructions_used, known_faults
+from runtime.machine.bandwidth import Bandwidth, measure_bandwidth
+from runtime.machine.health import (
+    Facts,
+    Tools,
+    gpu_build,
+    idle_cost,
+    instructions_unused,
+    instructions_used,
+    known_faults,
+)
 
 AVX2 = frozenset({"sse2", "avx", "avx2", "fma", "f16c", "bmi2"})
 ZEN4 = AVX2 | {"avx512f", "avx512vbmi", "avx512_vnni", "avx512_bf16"}
@@ -245,7 +253,7 @@ def crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]
     def arm() -> None:
         hook = (
             "import sys\n"
-            "if 'runtime.speed_child' in sys.orig_argv:\n"
+            "if 'runtime.machine.speed_child' in sys.orig_argv:\n"
             "    import os, signal\n"
             "    from llama_cpp import llama_cpp\n"
             "    llama_cpp.llama_decode = lambda *_: os.kill(os.getpid(), signal.SIGILL)\n"

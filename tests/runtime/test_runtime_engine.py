@@ -12,7 +12,7 @@ from gladstone.errors import ArtifactError, ConfigError, DataError
 from gladstone.llama import Context, Model
 from gladstone.template import ChatTemplate
 from runtime.engine import ContextFullError, Engine, EngineOptions, Piece, Sampling
-from runtime.prompt import prompt_tokens
+from runtime.generation.prompt import prompt_tokens
 
 SUM = [Message("user", "What is 2+2?")]
 LONG = Sampling(max_tokens=40)

@@ -14,8 +14,8 @@ from gladstone.errors import ConfigError, UnsupportedError
 from gladstone.gguf import GgufHeader, read_model
 from gladstone.host import available_memory_bytes, mapped_file_bytes
 from gladstone.llama import Context, Model
-from runtime.fit import Fit, Gpu, Machine, Wishes, _shares_memory, plan_fit, read_machine
-from runtime.needs import Use, buffer_bytes, cache_bytes, read_needs, row_bytes
+from runtime.machine.fit import Fit, Gpu, Machine, Wishes, _shares_memory, plan_fit, read_machine
+from runtime.machine.needs import Use, buffer_bytes, cache_bytes, read_needs, row_bytes
 from tests.runtime.gguf_shapes import SHAPES, measure, write_shape
 
 GB = 10**9

@@ -20,7 +20,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 from gladstone.errors import ConfigError, GladstoneError
 from gladstone.llama import Context, Model, library
-from runtime.grammar import Constraint, Grammar, GrammarCompiler
+from runtime.grammars.grammar import Constraint, Grammar, GrammarCompiler
 from tests.runtime.random_schemas import RandomModel, random_schema
 
 JSON_GBNF = r"""

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gladstone.llama import Model
-from runtime.reasoning import FAMILIES, THINK, Markers, Piece, ReasoningSplitter, markers_of
+from runtime.generation.reasoning import FAMILIES, THINK, Markers, Piece, ReasoningSplitter, markers_of
+from runtime.generation.sampler import Sampling
+from runtime.generation.writer import Vocabulary, Writer
 from runtime.request import Completion, Event, Request
-from runtime.sampler import Sampling
-from runtime.writer import Vocabulary, Writer
 
 EACH = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.opening + family.bridge)
 CUTS = st.lists(st.integers(0, 200), max_size=14)

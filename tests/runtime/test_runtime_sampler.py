@@ -7,7 +7,7 @@ import pytest
 from gladstone.chat import Message
 from gladstone.errors import ConfigError
 from runtime.engine import Engine
-from runtime.sampler import MAX_SEED, Sampling
+from runtime.generation.sampler import MAX_SEED, Sampling
 
 LIVELY = Sampling(temperature=1.2, top_k=0, top_p=1.0, min_p=0.0, max_tokens=24)
 QUESTION = [Message("user", "Tell me something surprising about the human body.")]

@@ -12,8 +12,8 @@ import pytest
 
 from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
 from gladstone.llama import Context, Model, library
-from runtime.beams import Beams, Hypothesis, banned_by_ngrams
-from runtime.seq2seq import ContextFullError, Logits, Seq2Seq, logit_scale
+from runtime.generation.beams import Beams, Hypothesis, banned_by_ngrams
+from runtime.generation.seq2seq import ContextFullError, Logits, Seq2Seq, logit_scale
 from tests.families import FAMILIES, write_tokenizer
 from tests.runtime.t5_models import END, KINDS, START, VOCABULARY, Made, generated_beams, make
 

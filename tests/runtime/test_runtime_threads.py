@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gladstone.gguf import GgufInfo, read_info
 from gladstone.host import Cores, cache_dir
 from gladstone.llama import Context, Model
-from runtime.threads import (
+from runtime.machine.threads import (
     LIMIT_S,
     PREFILL_TOKENS,
     UNSTEADY_S,

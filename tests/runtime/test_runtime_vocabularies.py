@@ -6,8 +6,8 @@ import pytest
 
 from export.converter import archive_path
 from gladstone.llama import Model
-from runtime.reasoning import Markers
-from runtime.writer import Vocabulary
+from runtime.generation.reasoning import Markers
+from runtime.generation.writer import Vocabulary
 from tests.runtime.vocabulary_table import (
     CONTROL,
     Reference,

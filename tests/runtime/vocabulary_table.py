@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from export.converter import archive_path
 from gladstone.gguf import read_header
 from gladstone.llama import Model, library
-from runtime.text import TextStream
-from runtime.writer import Vocabulary
+from runtime.generation.text import TextStream
+from runtime.generation.writer import Vocabulary
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 PLACE = "/vendor/llama.cpp/models/"

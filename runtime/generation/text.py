@@ -7,7 +7,7 @@ could still change.
 import codecs
 from collections.abc import Sequence
 
-from runtime.reasoning import THINK, Markers, Piece, ReasoningSplitter
+from runtime.generation.reasoning import THINK, Markers, Piece, ReasoningSplitter
 
 
 class Utf8Decoder:

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gladstone.llama import Context, Model
-from runtime.reasoning import THINK, Markers, Piece
+from runtime.generation.reasoning import THINK, Markers, Piece
+from runtime.generation.sampler import SamplerChain
+from runtime.generation.text import TextStream
 from runtime.request import Completion, OnEvent, Request, TokenLogprob
-from runtime.sampler import SamplerChain
-from runtime.text import TextStream
 
 if TYPE_CHECKING:
-    from runtime.grammar import Constraint
+    from runtime.grammars.grammar import Constraint
 
 Logits = npt.NDArray[np.float32]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gladstone.errors import UnsupportedError
-from runtime.cells import Cells
+from runtime.generation.cells import Cells
 
 WORTH_WAITING_TOKENS = 32  # a common beginning shorter than this is read twice rather than waited for
 HEADROOM_TOKENS = 16  # cells for the beginning of an answer, so that who is let in is not put out at once

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
 from gladstone.llama import Context, Model
-from runtime.beams import Beams, BeamSearch, Hypothesis, Moves
+from runtime.generation.beams import Beams, BeamSearch, Hypothesis, Moves
 from runtime.request import ContextFullError
 
 __all__ = ["BeamAnswer", "ContextFullError", "Seq2Seq", "logit_scale"]

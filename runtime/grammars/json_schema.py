@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from gladstone.errors import ConfigError
-from runtime.finite_schema import Schema, finite_schemas, listed, mapping
-from runtime.regex import MAX_QUANTIFIERS, check_nesting, check_regex
+from runtime.grammars.finite_schema import Schema, finite_schemas, listed, mapping
+from runtime.grammars.regex import MAX_QUANTIFIERS, check_nesting, check_regex
 
 MAX_DEPTH = 64
 MAX_REFERENCE_DEPTH = 1_000  # parts of pointers, all references together; 8 MiB of stack hold 2,000, not 4,000

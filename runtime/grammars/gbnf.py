@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from gladstone.errors import ConfigError
-from runtime.regex import MAX_LEAST_REPETITIONS, MAX_QUANTIFIERS
+from runtime.grammars.regex import MAX_LEAST_REPETITIONS, MAX_QUANTIFIERS
 
 # llguidance walks from rule to rule on the native stack: 2,000 in a chain fit into 8 MiB, 5,000 do not
 MAX_RULES = 1_000

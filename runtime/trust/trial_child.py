@@ -1,4 +1,4 @@
-"""The child of `runtime.trial`: loads a model and lets it say a few words. It may crash, hang or run out of memory.
+"""The child of `runtime.trust.trial`: loads a model and lets it say a few words. It may crash, hang or take too much.
 
 The job comes as a line of JSON on stdin, the result goes as one to what was stdout; all else that is printed, by
 llama.cpp above all, goes to stderr.

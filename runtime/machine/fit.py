@@ -13,7 +13,7 @@ from gladstone.errors import ConfigError, UnsupportedError
 from gladstone.gguf import GgufHeader
 from gladstone.host import available_memory_bytes, mapped_file_bytes
 from gladstone.llama import CACHE_TYPES
-from runtime.needs import BLOCKS, CELLS, Needs, Use, buffer_bytes, cache_bytes, input_bytes, read_needs
+from runtime.machine.needs import BLOCKS, CELLS, Needs, Use, buffer_bytes, cache_bytes, input_bytes, read_needs
 
 if TYPE_CHECKING:
     from gladstone.backends import Device

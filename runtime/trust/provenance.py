@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from gladstone.artifacts import MANIFEST_NAME, Manifest, check_file, read_manifest, sha256_file
 from gladstone.errors import ArtifactError
-from runtime.remembered import Stamp, is_remembered, remember
-from runtime.trial import check_loadable
+from runtime.trust.remembered import Stamp, is_remembered, remember
+from runtime.trust.trial import check_loadable
 
 if TYPE_CHECKING:
     from gladstone.gguf import GgufInfo

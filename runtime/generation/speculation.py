@@ -7,7 +7,7 @@ either way: every token is chosen from the model's own logits.
 from typing import TYPE_CHECKING, Protocol
 
 from gladstone.errors import ConfigError
-from runtime.scheduler import common_length
+from runtime.generation.scheduler import common_length
 
 if TYPE_CHECKING:
     from gladstone.llama import Context

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from gladstone.errors import ConfigError, UnsupportedError
-from runtime.gbnf import gbnf_to_lark
-from runtime.json_schema import prepare_schema
-from runtime.regex import check_regex
+from runtime.grammars.gbnf import gbnf_to_lark
+from runtime.grammars.json_schema import prepare_schema
+from runtime.grammars.regex import check_regex
 
 if TYPE_CHECKING:
     import numpy as np

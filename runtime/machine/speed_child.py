@@ -13,7 +13,7 @@ from typing import Any
 
 from gladstone.errors import GladstoneError
 from gladstone.gguf import read_info
-from runtime.threads import PREFILL_TOKENS, Trial, choose_threads
+from runtime.machine.threads import PREFILL_TOKENS, Trial, choose_threads
 
 CONTEXT_TOKENS, PROMPT_TOKENS, DECODED_TOKENS, LIMIT_S = 512, 128, 48, 2.0
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from gladstone.errors import ArtifactError
 from gladstone.host import processor_name, readable_bytes
 from gladstone.terminal import one_line
-from runtime.remembered import Stamp, is_remembered, remember
+from runtime.trust.remembered import Stamp, is_remembered, remember
 
 TRIAL = 1  # a number for what the child does: after a change of it all files are tried again
 LEAST_S, BYTES_PER_S = 5.0, 200e6  # processor time for a file of any size, and more for each of its bytes
@@ -81,7 +81,7 @@ def _run(job: _Job) -> None:
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
-            [sys.executable, "-P", "-m", "runtime.trial_child"],
+            [sys.executable, "-P", "-m", "runtime.trust.trial_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from gladstone.llama import Context, Model
-    from runtime.candidates import Candidates
+    from runtime.generation.candidates import Candidates
 
 MAX_SEED = 2**32 - 2  # llama.cpp takes 2**32 - 1 for "choose one at random"
 MAX_LOGPROBS = 50
@@ -145,7 +145,7 @@ class SamplerChain:
 
     def _few(self, sampling: Sampling, model: "Model") -> "Candidates | None":
         """The likeliest tokens, where no other can be chosen; None where all must be looked at."""
-        from runtime.candidates import Candidates
+        from runtime.generation.candidates import Candidates
 
         raises = sampling.repeat_penalty < 1 or min(sampling.frequency_penalty, sampling.presence_penalty) < 0
         kept = 1 if sampling.temperature == 0 else sampling.top_k

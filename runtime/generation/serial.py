@@ -8,10 +8,10 @@ import numpy.typing as npt
 
 from gladstone.errors import GladstoneError
 from gladstone.llama import Context
-from runtime.beams import Beams, banned_by_ngrams
-from runtime.scheduler import Task
-from runtime.seq2seq import Seq2Seq
-from runtime.writer import Writer
+from runtime.generation.beams import Beams, banned_by_ngrams
+from runtime.generation.scheduler import Task
+from runtime.generation.seq2seq import Seq2Seq
+from runtime.generation.writer import Writer
 
 Logits = npt.NDArray[np.float32]
 SCORED_AT_ONCE = 64  # rows of logits

@@ -1,0 +1,1 @@
+"""Answers held to a form: JSON schema, regular expression, GBNF."""
