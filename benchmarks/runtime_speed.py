@@ -104,6 +104,23 @@ class Bench:
                 begin_s = begin_s or end_s
         return 128 / (end_s - begin_s)
 
+    def same(self) -> None:
+        """Greedy answers, token for token as far as their texts show it."""
+        prompts = [chatml(question) for question in QUESTIONS]
+        mine = [self._together_texts([prompt])[0] for prompt in prompts]
+        theirs = []
+        for prompt in prompts:
+            done = self.peer(
+                *("llama-completion", "-no-cnv", "-n", TOGETHER_TOKENS, "--temp", 0, "-c", 512, "-b", 512),
+                *("-p", prompt, "--no-display-prompt"),
+            )
+            theirs.append(done.stdout.removesuffix("\n\n").removesuffix(" [end of text]"))
+        same = sum(one.strip() == other.strip() for one, other in zip(mine, theirs, strict=True))
+        print(f"\ngreedy answers equal to llama-completion's: {same} of {len(prompts)}")
+        for one, other in zip(mine, theirs, strict=True):
+            if one.strip() != other.strip():
+                print(f"  ours   {one!r}\n  theirs {other!r}")
+
     def prefill(self) -> None:
         mine, peers = self.in_turns(
             lambda: list(self.ours("prefill", tokens=512, rounds=3)["rates"]),
@@ -158,29 +175,27 @@ class Bench:
     def together(self) -> None:
         for clients in (1, 4, 8, 16):
             prompts = [chatml(question) for question in QUESTIONS[:clients]]
-            texts: dict[str, Any] = {}
-
-            def ours(
-                clients: int = clients, prompts: list[str] = prompts, texts: dict[str, Any] = texts
-            ) -> list[float]:
-                done = self.ours("together", tokens=TOGETHER_TOKENS, prompts=prompts, rounds=2)
-                texts["ours"] = done["texts"]
-                return list(done["rates"])
-
-            def theirs(clients: int = clients, prompts: list[str] = prompts) -> list[float]:
-                return [self._server_rate(clients, prompts) for _ in range(1)]
-
-            mine, peers = self.in_turns(ours, theirs)
+            texts: list[str] = []
+            mine, peers = self.in_turns(
+                lambda prompts=prompts, texts=texts: self._together_rates(prompts, texts),  # type: ignore[misc]
+                lambda prompts=prompts: [self._server_rate(prompts)],  # type: ignore[misc]
+            )
             show(f"{clients} at a time, all tokens/s, against llama-server -np {clients}", mine, peers, "tokens/s", 1.0)
             if clients > 1:
-                alone = [
-                    self.ours("together", tokens=TOGETHER_TOKENS, prompts=[prompt], rounds=1)["texts"][0]
-                    for prompt in prompts
-                ]
-                same = sum(one == other for one, other in zip(alone, texts["ours"], strict=True))
-                print(f"  {same} of {clients} answers are those that each gets alone")
+                alone = [self._together_texts([prompt])[0] for prompt in prompts]
+                same = sum(one == other for one, other in zip(alone, texts, strict=True))
+                print(f"  {same} of {clients} answers are those that each gets alone", flush=True)
 
-    def _server_rate(self, clients: int, prompts: list[str]) -> float:
+    def _together_rates(self, prompts: list[str], texts: list[str]) -> list[float]:
+        done = self.ours("together", tokens=TOGETHER_TOKENS, prompts=prompts, rounds=2)
+        texts[:] = done["texts"]
+        return list(done["rates"])
+
+    def _together_texts(self, prompts: list[str]) -> list[str]:
+        return list(self.ours("together", tokens=TOGETHER_TOKENS, prompts=prompts, rounds=1)["texts"])
+
+    def _server_rate(self, prompts: list[str]) -> float:
+        clients = len(prompts)
         command = [
             *(str(self.peers / "llama-server"), "-m", str(self.model), "-t", str(self.threads), "-np", str(clients)),
             *("-c", str(512 * clients), "--port", str(PORT), "--no-webui"),
@@ -233,7 +248,7 @@ class Bench:
             )
 
 
-SECTIONS = ("decode", "sampled", "prefill", "first", "text_layer", "together", "memory", "speculative")
+SECTIONS = ("same", "decode", "sampled", "prefill", "first", "text_layer", "together", "memory", "speculative")
 
 
 def main() -> None:

@@ -119,7 +119,7 @@ class Writer:
             expected = len(self.tokens) + 1
             self._write(token)
             is_guess = index < len(drafts) and drafts[index] == token
-            if self.ended or not is_guess or len(self.tokens) != expected:
+            if self.ended or not is_guess or len(self.tokens) != expected or self.tokens[-1] != token:
                 break
             kept += 1
         self._guessed += kept
@@ -183,7 +183,7 @@ class Writer:
 
     def _write(self, token: int) -> None:
         if self._vocabulary.ends(token):
-            self.end("end")
+            self._end_turn()
             return
         self._append(token)
         if self._forced:
@@ -195,6 +195,15 @@ class Writer:
                 self._forced = self._vocabulary.closing_tokens()
                 self._force()
         if not self.ended and self._constraint is not None and self._constraint.finished:
+            self.end("end")
+
+    def _end_turn(self) -> None:
+        """The model ends here; but where an answer has to come, the end of a thought is not the end of it."""
+        wants_answer = self._constraint is not None or self.request.reasoning_tokens is not None
+        if self._stream.in_reasoning and wants_answer:
+            self._forced = self._vocabulary.closing_tokens()
+            self._force()
+        else:
             self.end("end")
 
     def _append(self, token: int) -> None:
