@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 @click.argument("question", required=False)
 @engine_options
 @sampling_options(ASK)
-@click.option("--json-schema", metavar="FILE", help="The answer is JSON that this schema allows; '-' for any object.")
+@click.option("--json-schema", metavar="FILE", help="The answer is JSON that this schema allows.")
+@click.option("--json-object", is_flag=True, help="The answer is a JSON object.")
 @click.option("--regex", metavar="PATTERN", help="The answer matches this regular expression.")
 @click.option("--grammar", metavar="FILE", help="The answer follows this grammar (GBNF).")
 @click.option(
@@ -39,7 +40,7 @@ def ask(model: Path, question: str | None, system: str | None, as_json: bool, **
     output holds nothing but the answer.
     """
     sampling = build_sampling(options)
-    grammar = _read_grammar(options["json_schema"], options["regex"], options["grammar"])
+    grammar = _read_grammar(options)
     messages = [Message("system", system)] if system else []
     messages.append(Message("user", _read_question(question)))
     tolerate_narrow_encodings()
@@ -107,19 +108,24 @@ def _read_question(argument: str | None) -> str:
     return question
 
 
-def _read_grammar(schema: str | None, regex: str | None, gbnf: str | None) -> "Grammar | None":
+def _read_grammar(options: dict[str, Any]) -> "Grammar | None":
     """What the answer has to be, if anything."""
     from runtime.grammars.grammar import Grammar
 
-    if sum(each is not None for each in (schema, regex, gbnf)) > 1:
-        raise click.UsageError("--json-schema, --regex and --grammar exclude each other.")
-    if schema == "-":
-        return Grammar("json_object")
-    if schema is not None:
-        return Grammar("json_schema", _read_text(Path(schema)))
-    if regex is not None:
-        return Grammar("regex", regex)
-    return Grammar("gbnf", _read_text(Path(gbnf))) if gbnf is not None else None
+    wanted = {name: options[name] for name in ("json_schema", "json_object", "regex", "grammar") if options[name]}
+    if len(wanted) > 1:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in wanted)
+        raise click.UsageError(f"{flags} exclude each other.")
+    match wanted:
+        case {"json_schema": file}:
+            return Grammar("json_schema", _read_text(Path(file)))
+        case {"json_object": _}:
+            return Grammar("json_object")
+        case {"regex": pattern}:
+            return Grammar("regex", pattern)
+        case {"grammar": file}:
+            return Grammar("gbnf", _read_text(Path(file)))
+    return None
 
 
 def _read_text(path: Path) -> str:

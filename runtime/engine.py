@@ -46,6 +46,7 @@ __all__ = [
     "Request", "Sampling",
 ]  # fmt: skip
 
+SCORED_TOGETHER = 256  # continuations of a prompt that is read once
 POLL_S = 0.05  # how soon a `cancelled` that turns true is noticed
 T = TypeVar("T")
 
@@ -121,14 +122,20 @@ class Engine:
         writer = Writer(self._vocabulary, request, self.context_tokens, self._counted(on_event or answer.put))
         task = Task(writer.tokens, request.priority, adapters)
         writer.prepare(self._constraint(request))
+        try:
+            self._enter(self._entry(task, writer, request, beams), writer.fail)
+        except BaseException:
+            writer.close()
+            raise
+        return answer
+
+    def _entry(self, task: Task, writer: Writer, request: Request, beams: Beams | None) -> Callable[[], None]:
         runner = self._runner
         if isinstance(runner, SerialRunner):
             reply = Reply(task, writer, request.tokens, beams)
-            self._enter(lambda: runner.submit(reply), writer.fail)
-        else:
-            job = WritingJob(writer, task, self._guesser())
-            self._enter(lambda: runner.submit(task, job), writer.fail)
-        return answer
+            return lambda: runner.submit(reply)
+        job = WritingJob(writer, task, self._guesser())
+        return lambda: runner.submit(task, job)
 
     def _beams(self, sampling: Sampling) -> Beams | None:
         if not self.model.has_encoder and (sampling.beams > 1 or sampling.no_repeat_ngram):
@@ -214,17 +221,23 @@ class Engine:
     def score(self, prompt: list[int], continuations: Sequence[list[int]]) -> list[AnswerLoss]:
         """How unexpected each continuation of a prompt is. The prompt is read once, for all of them.
 
-        Always from an empty cache: what was asked before changes nothing. Raises ContextFullError if one does not fit.
+        Always from an empty cache: what was asked before changes nothing. Raises ContextFullError if one does not fit,
+        DataError if one is empty.
         """
         for continuation in continuations:
             self.check_room(len(prompt), answer_tokens=len(continuation))
+            if not continuation:
+                raise DataError("a continuation without a token has no probability.")
         if self.model.has_encoder:
             return [self._taught(prompt, continuation) for continuation in continuations]
-        group = object()
         losses = [_Loss(continuation, len(prompt) - 1) for continuation in continuations]
-        futures = [self._read(prompt + loss.continuation[:-1], len(prompt) - 1, loss.consume, group) for loss in losses]
-        for future in futures:
-            future.result()
+        for begin in range(0, len(losses), SCORED_TOGETHER):
+            group, some = object(), losses[begin : begin + SCORED_TOGETHER]
+            futures = [
+                self._read(prompt + loss.continuation[:-1], len(prompt) - 1, loss.consume, group) for loss in some
+            ]
+            for future in futures:
+                future.result()
         return [AnswerLoss(loss.nats, len(loss.continuation)) for loss in losses]
 
     def _taught(self, prompt: list[int], answer: list[int]) -> AnswerLoss:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gladstone.errors import GladstoneError
+from gladstone.errors import GladstoneError, UnsupportedError
 from gladstone.llama import Context
 from runtime.generation.beams import Beams, banned_by_ngrams
 from runtime.generation.scheduler import Task
@@ -144,14 +144,18 @@ class SerialRunner:
         self._current = None
 
     def _teach(self, work: Teaching) -> None:
-        before = self._model.begin(work.prompt)
-        if before is not None:
-            work.consume(0, before[None])
-        for begin in range(0, len(work.answer), SCORED_AT_ONCE):
-            rows = self._model.extend(work.answer[begin : begin + SCORED_AT_ONCE])
-            if rows is not None:
-                work.consume(begin + 1, rows)
-        work.done(None)
+        rows = self._model.begin(work.prompt)
+        place = 0
+        while rows is not None:
+            rows = rows.reshape(-1, rows.shape[-1])
+            work.consume(place, rows)
+            place += len(rows)
+            rest = work.answer[place - 1 : place - 1 + SCORED_AT_ONCE]
+            if not rest:
+                work.done(None)
+                return
+            rows = self._model.extend(rest)
+        raise UnsupportedError("the engine was closed.")
 
 
 def _fail(work: Reply | Teaching, error: BaseException) -> None:

@@ -15,6 +15,7 @@ from export.proof.reference import Reference
 from export.proof.trained import of_run
 from export.run import open_run, read_run_manifest
 from gladstone.chat import Message
+from gladstone.errors import UnsupportedError
 from gladstone.progress import Silent
 from runtime.engine import Engine
 from runtime.generation.prompt import scored_tokens
@@ -103,3 +104,37 @@ def test_an_answer_is_scored_as_torch_scores_it(exported: tuple[Path, Path]) -> 
     expected = -sum(row[token] for row, token in zip(scores, answer, strict=True))
     assert found.tokens == len(answer)
     assert found.nats == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ngram", [0, 3])
+def test_beams_are_those_of_transformers(exported: tuple[Path, Path], ngram: int) -> None:
+    import torch
+
+    run_folder, path = exported
+    trained = of_run(open_run(run_folder, read_run_manifest(run_folder), Silent()), run_folder / "adapter")
+    row = next(iter(trained.rows))
+    with Engine(path) as engine:
+        tokens = engine.prompt_tokens(row.prompt)
+        sampling = Sampling(max_tokens=24, beams=4, no_repeat_ngram=ngram)
+        if not trained.seq2seq:
+            with pytest.raises(UnsupportedError, match="has no encoder: beams"):
+                engine.complete(tokens, sampling)
+            return
+        found = engine.complete(tokens, sampling)
+        written = (
+            Reference(trained)
+            ._model.generate(
+                input_ids=torch.tensor([tokens]),
+                num_beams=4,
+                max_new_tokens=24,
+                no_repeat_ngram_size=ngram,
+                do_sample=False,
+            )[0]
+            .tolist()
+        )
+        ends = [at for at, token in enumerate(written) if engine.model.ends_generation(token)]
+        answer = written[1 : ends[0] if ends else None]
+        expected = b"".join(engine.model.piece(token) for token in answer).decode("utf-8", "replace")
+    assert found.text == expected
+    assert found.stop_reason == ("end" if ends else "length")

@@ -218,6 +218,24 @@ def test_a_long_answer_is_scored_in_several_batches(engine: Engine) -> None:
     assert 0 < loss.nats < 3 * loss.tokens
 
 
+def test_continuations_of_a_prompt_are_scored_as_each_alone_and_the_prompt_is_read_once(smollm: Path) -> None:
+    with Engine(smollm, EngineOptions(context_tokens=1024, threads=1, slots=4, flash_attention=False)) as engine:
+        prompt = engine.prompt_tokens([Message("user", "Is iron a metal? " * 20)])
+        texts = ["Yes.", "No.", "Yes, iron is a metal.", "It is not.", "Perhaps", "Iron"]
+        continuations = [engine.model.tokenize(text) for text in texts]
+        alone = [engine.score(prompt, [continuation])[0] for continuation in continuations]
+        before = engine.evaluated_tokens
+        together = engine.score(prompt, continuations)
+        read = engine.evaluated_tokens - before
+        for one, other in zip(alone, together, strict=True):
+            assert other.tokens == one.tokens
+            assert other.nats == pytest.approx(one.nats, abs=0.1)
+        assert engine.score(prompt, continuations) == together
+        assert read <= len(prompt) + sum(map(len, continuations))
+        with pytest.raises(DataError, match="a continuation without a token"):
+            engine.score(prompt, [[5], []])
+
+
 def test_only_an_assistant_turn_can_be_scored(engine: Engine) -> None:
     with pytest.raises(DataError, match="the last turn must be the assistant's"):
         engine.answer_nats(SUM)
