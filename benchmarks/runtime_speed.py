@@ -81,7 +81,7 @@ class Bench:
     def sampled(self) -> None:
         for name in ("default", "chat"):
             mine, peers = self.in_turns(
-                lambda name=name: list(self.ours("decode", tokens=128, sampler=name, rounds=2)["rates"]),  # type: ignore[misc]
+                lambda name=name: list(self.ours("decode", tokens=128, sampler=name, rounds=3)["rates"]),  # type: ignore[misc]
                 lambda name=name: [self._completion_rate(name)],  # type: ignore[misc]
             )
             what = {"default": "llama.cpp's default sampler", "chat": "the chat's sampler"}[name]

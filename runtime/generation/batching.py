@@ -14,6 +14,7 @@ from runtime.generation.speculation import Guesser
 from runtime.generation.writer import Writer
 
 Logits = npt.NDArray[np.float32]
+ONE = (True,)
 
 
 class Job(Protocol):
@@ -44,12 +45,15 @@ class WritingJob:
 
     def __init__(self, writer: Writer, task: Task, guesser: Guesser | None = None) -> None:
         self.writer, self._task, self._guesser = writer, task, guesser
+        self.guesses = guesser is not None
+        self.begun = False
 
     @property
     def ended(self) -> bool:
         return self.writer.ended
 
     def begin(self) -> None:
+        self.begun = True
         self.writer.begin()
         self.writer.cached = self._task.cached
 
@@ -157,6 +161,8 @@ class BatchRunner:
 
     def step(self) -> None:
         """Evaluate one batch and hand its outputs on."""
+        if self._step_alone():
+            return
         for task in self.scheduler.running:
             job = self._jobs[task]
             if isinstance(job, WritingJob):
@@ -177,6 +183,35 @@ class BatchRunner:
             self._hand_on(step)
         else:
             self.scheduler.undo(step)
+
+    def _step_alone(self) -> bool:
+        """The same for somebody who writes alone, the way of nearly every step on a laptop; False if it is not that."""
+        task = self.scheduler.writes_alone()
+        job = self._jobs[task] if task is not None else None
+        if task is None or task.sequence is None or not isinstance(job, WritingJob) or job.guesses or not job.begun:
+            return False
+        self.context.lay_over(task.adapters)
+        self._in_flight = (task,)
+        try:
+            whole = self.context.evaluate((task.tokens[-1],), (task.evaluated,), (task.sequence,), ONE)
+        except UnsupportedError as error:
+            self._leave(task).fail(error)
+            return True
+        finally:
+            self._in_flight = ()
+            self.context.resume()
+        if not whole:
+            self.scheduler.cut(task)
+            return True
+        self.evaluated_tokens += 1
+        self.scheduler.append(task)
+        try:
+            job.writer.take(self.context, 0, self.context.all_logits(1), ())
+        except GladstoneError as error:
+            job.fail(error)
+        if job.ended:
+            self._leave(task)
+        return True
 
     def _evaluate(self, step: Step) -> bool:
         self.context.lay_over(step.adapters)

@@ -176,13 +176,6 @@ class Scheduler:
 
     def plan(self) -> Step | None:
         """The next batch; None if nobody has anything to evaluate."""
-        if len(self.running) == 1 and not self.waiting and self.cells.free:
-            task = self.running[0]
-            if task.pending == 1 and not task.drafts and task.outputs_from is None:  # the way of nearly every step
-                self._turn = task.adapters
-                step = Step(self._turn)
-                self._add(step, task, 1, 0)
-                return step
         self._admit()
         tasks = sorted(self._of_this_turn(), key=_rank)
         if not tasks:
@@ -199,6 +192,26 @@ class Scheduler:
                 room -= self._take(step, task, min(room, task.pending))
         step = self._with_guesses(step)
         return step if step.tokens else None
+
+    def writes_alone(self) -> Task | None:
+        """The only task, if the next batch is its last token; `append` tells that it was evaluated, `cut` that not."""
+        if len(self.running) == 1 and not self.waiting and self.cells.free:
+            task = self.running[0]
+            if task.pending == 1 and not task.drafts and task.outputs_from is None:
+                self._turn = task.adapters
+                return task
+        return None
+
+    def append(self, task: Task) -> None:
+        """The task's next token is in the cache."""
+        assert task.sequence is not None  # noqa: S101
+        self.cells.append(task.sequence, 1)
+        task.evaluated += 1
+
+    def cut(self, task: Task) -> None:
+        """The cache may hold more of the task than was evaluated: it does not any more."""
+        if task.sequence is not None:
+            self._cut(task, task.evaluated)
 
     def advance(self, part: Part, kept_drafts: int) -> None:
         """The part was evaluated, and so many of its guesses were right. Tokens that were chosen may follow already."""

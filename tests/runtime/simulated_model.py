@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from runtime.generation.scheduler import Limits, Scheduler, Step, Task
+from runtime.generation.scheduler import Limits, Part, Scheduler, Step, Task
 
 VOCABULARY = 97
 
@@ -101,6 +101,9 @@ class Simulation:
         for task in self.scheduler.running:
             if task.pending == 1 and task.outputs_from is None:
                 task.drafts = self.guess(task)
+        alone = self.scheduler.writes_alone()
+        if alone is not None:
+            return self._step_alone(alone, broken_off=broken_off)
         step = self.scheduler.plan()
         if step is None:
             return None
@@ -137,6 +140,24 @@ class Simulation:
         self.scheduler.advance(part, kept)  # type: ignore[arg-type]
         if done:
             self.scheduler.finish(task)
+
+    def _step_alone(self, task: Task, *, broken_off: bool) -> Step:
+        """As the runner does it for somebody who writes alone."""
+        assert task.sequence is not None
+        step = Step(task.adapters, task.tokens[-1:], [task.evaluated], [task.sequence], [True])
+        step.parts.append(Part(task, 0, task.evaluated, 1, 0, 0, 1))
+        self.steps.append(step)
+        outputs = self.cache.evaluate(step)
+        if broken_off:
+            self.scheduler.cut(task)
+        else:
+            self.scheduler.append(task)
+            task.tokens += outputs
+            self.answers[task] -= 1
+            if self.answers[task] <= 0 or len(task.tokens) > self.limits.context_tokens:
+                self.scheduler.finish(task)
+        self._check_counts()
+        return step
 
     def _score(self, task: Task, part: object, outputs: list[int]) -> None:
         first = part.start + part.count - part.rows  # type: ignore[attr-defined]

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
+from gladstone.chat import Message
 from gladstone.llama import Model
+from runtime.engine import Engine
 from runtime.generation.candidates import Candidates, likeliest
 from runtime.generation.sampler import SamplerChain, Sampling
 
@@ -35,7 +37,7 @@ def model(smollm: Path) -> Iterator[Model]:
     st.integers(1, 500),
 )
 def test_no_likelier_token_is_left_out(logits: Any, count: int) -> None:
-    places = likeliest(logits, count)
+    places, _least = likeliest(logits, count)
     finite = np.sort(logits[logits > -np.inf])[::-1]
     assert list(places) == sorted(set(places))
     assert (logits[places] > -np.inf).all()
@@ -55,6 +57,7 @@ def test_few_candidates_give_the_tokens_that_all_give(model: Model, sampling: Sa
             # what was said lately is likely again, so that penalties decide
             logits[[*prompt[-80:], *chance.integers(0, 100, 20)]] += 8
             token = few.sample(None, 0, logits)  # type: ignore[arg-type]
+            assert (logits > logits[token]).sum() < 300, "an unlikely token"
             assert whole.sample(None, 0, logits) == token  # type: ignore[arg-type]
             prompt.append(token)
 
@@ -68,3 +71,14 @@ def test_few_candidates_give_the_tokens_that_all_give(model: Model, sampling: Sa
 def test_where_any_token_can_be_chosen_all_are_looked_at(model: Model, change: dict[str, Any]) -> None:
     with SamplerChain(dataclasses.replace(Sampling(temperature=0.8), **change), model) as chain:
         assert chain._candidates is None
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=range(len(SETTINGS)))
+def test_texts_are_those_of_llama_cpps_own_way(engine: Engine, sampling: Sampling) -> None:
+    prompt = engine.prompt_tokens([Message("user", "Tell me something surprising about the human body.")])
+    few = dataclasses.replace(sampling, max_tokens=24)
+    engine.forget()
+    text = engine.complete(prompt, few).text
+    engine.forget()
+    # a bias of nothing changes nothing, but llama.cpp looks at the whole vocabulary for it
+    assert engine.complete(prompt, dataclasses.replace(few, logit_bias=((5, 0.0),))).text == text
