@@ -86,6 +86,27 @@ def measure_together(model: str, threads: int, tokens: int, prompts: list[str], 
         return {"rates": rates, "texts": texts}
 
 
+def measure_same(model: str, threads: int, tokens: int, prompts: list[str]) -> dict[str, Any]:
+    """Which answers of many at a time are those that each gets alone; where not, how near the tokens were, in nats."""
+    sampling = Sampling(max_tokens=tokens, logprobs=10)
+    with engine(model, threads, slots=len(prompts), context_tokens=512) as runtime:
+        asked = [runtime.model.tokenize(prompt, parse_special=True) for prompt in prompts]
+        alone = []
+        for prompt in asked:
+            runtime.forget()
+            alone.append(runtime.answer(Request(prompt, sampling)))
+        runtime.forget()
+        answers = [runtime.submit(Request(prompt, sampling)) for prompt in asked]
+        gaps = []
+        for one, other in zip(alone, [answer.result() for answer in answers], strict=True):
+            pairs = zip(one.logprobs or (), other.logprobs or (), strict=False)
+            differing = next((pair for pair in pairs if pair[0].token != pair[1].token), None)
+            if differing:
+                mine, theirs = differing
+                gaps.append(mine.logprob - dict(mine.top).get(theirs.token, -99.0))
+    return {"same": len(prompts) - len(gaps), "gaps": gaps}
+
+
 def measure_memory(model: str, threads: int, tokens: int) -> dict[str, Any]:
     with engine(model, threads, context_tokens=4096) as runtime:
         runtime.complete(runtime.prompt_tokens([Message("user", text(300))]), Sampling(max_tokens=tokens))

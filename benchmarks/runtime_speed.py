@@ -9,6 +9,7 @@ it is one of seconds or bytes. Nothing else should run beside it.
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import re
 import statistics
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +183,12 @@ class Bench:
             )
             show(f"{clients} at a time, all tokens/s, against llama-server -np {clients}", mine, peers, "tokens/s", 1.0)
             if clients > 1:
-                alone = [self._together_texts([prompt])[0] for prompt in prompts]
-                same = sum(one == other for one, other in zip(alone, texts, strict=True))
-                print(f"  {same} of {clients} answers are those that each gets alone", flush=True)
+                seen = self.ours("same", tokens=TOGETHER_TOKENS, prompts=prompts)
+                gaps = ", ".join(f"{gap:.2f}" for gap in sorted(seen["gaps"]))
+                parted = f"; the others part where two tokens were {gaps} nats apart" if gaps else ""
+                print(f"  {seen['same']} of {clients} answers are those that each gets alone{parted}", flush=True)
+                both = self._server_texts(prompts), [self._server_texts([prompt])[0] for prompt in prompts]
+                print(f"  llama-server: {sum(map(str.__eq__, *both))} of {clients}", flush=True)
 
     def _together_rates(self, prompts: list[str], texts: list[str]) -> list[float]:
         done = self.ours("together", tokens=TOGETHER_TOKENS, prompts=prompts, rounds=2)
@@ -195,19 +199,28 @@ class Bench:
         return list(self.ours("together", tokens=TOGETHER_TOKENS, prompts=prompts, rounds=1)["texts"])
 
     def _server_rate(self, prompts: list[str]) -> float:
-        clients = len(prompts)
+        with self._server(len(prompts)):
+            begin_s = time.perf_counter()
+            with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
+                answers = list(pool.map(lambda prompt: ask_server(prompt, TOGETHER_TOKENS), prompts))
+            return sum(int(answer["tokens_predicted"]) for answer in answers) / (time.perf_counter() - begin_s)
+
+    def _server_texts(self, prompts: list[str]) -> list[str]:
+        with self._server(len(prompts)), concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
+            return [answer["content"] for answer in pool.map(lambda each: ask_server(each, TOGETHER_TOKENS), prompts)]
+
+    @contextlib.contextmanager
+    def _server(self, slots: int) -> Iterator[None]:
+        """llama-server, warmed up."""
         command = [
-            *(str(self.peers / "llama-server"), "-m", str(self.model), "-t", str(self.threads), "-np", str(clients)),
-            *("-c", str(512 * clients), "--port", str(PORT), "--no-webui"),
+            *(str(self.peers / "llama-server"), "-m", str(self.model), "-t", str(self.threads), "-np", str(slots)),
+            *("-c", str(512 * slots), "--port", str(PORT), "--no-webui"),
         ]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
             try:
                 wait_for_server()
-                ask_server(prompts[0], 4)
-                begin_s = time.perf_counter()
-                with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-                    counts = list(pool.map(lambda prompt: ask_server(prompt, TOGETHER_TOKENS), prompts))
-                return sum(counts) / (time.perf_counter() - begin_s)
+                ask_server(chatml(STORY), 4)
+                yield
             finally:
                 server.terminate()
 
@@ -299,14 +312,15 @@ def wait_for_server() -> None:
     raise SystemExit("llama-server does not answer")
 
 
-def ask_server(prompt: str, tokens: int) -> int:
-    """How many tokens it wrote."""
+def ask_server(prompt: str, tokens: int) -> dict[str, Any]:
+    """Its answer, with how many tokens it wrote."""
     body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": False}
     request = urllib.request.Request(
         f"http://127.0.0.1:{PORT}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=600) as response:
-        return int(json.load(response)["tokens_predicted"])
+        answer: dict[str, Any] = json.load(response)
+        return answer
 
 
 if __name__ == "__main__":

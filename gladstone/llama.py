@@ -48,10 +48,6 @@ _callbacks: list[object] = []  # a ctypes callback dies with its last reference
 @functools.cache
 def library() -> Any:
     """The ctypes module of llama.cpp, its log kept for error messages instead of printed."""
-    # how long idle threads spin before they sleep. Sleeping at once costs two thirds of the decoding speed; OpenMP's
-    # own 300,000 is no faster than 10,000, and beside other work they burn what they wait for
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from llama_cpp import llama_cpp
 
     def keep(_level: int, text: bytes, _data: object) -> None:

@@ -29,9 +29,9 @@ from runtime.generation.beams import Beams
 from runtime.generation.prompt import prompt_tokens, scored_tokens
 from runtime.generation.reasoning import Piece, markers_of
 from runtime.generation.sampler import Sampling
-from runtime.generation.scheduler import QueueFullError, Task
 from runtime.generation.serial import Reply, SerialRunner, Teaching
 from runtime.generation.speculation import DraftModel, Guesser, PromptLookup
+from runtime.generation.tasks import QueueFullError, Task
 from runtime.generation.writer import Vocabulary, Writer, log_softmax
 from runtime.loading import EngineOptions, choose_engine_threads, load
 from runtime.machine.fit import Fit

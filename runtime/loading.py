@@ -14,8 +14,8 @@ from gladstone.llama import Context, Model
 from gladstone.lora import Lora
 from runtime.generation.prompt import load_template
 from runtime.generation.sampler import MAX_BEAMS
-from runtime.generation.scheduler import Limits
 from runtime.generation.speculation import MOST_GUESSES, check_draft
+from runtime.generation.tasks import Limits
 from runtime.machine.fit import Fit, Wishes, plan_fit, read_machine
 from runtime.machine.threads import PREFILL_TOKENS, Threads, Trial, choose_threads
 from runtime.trust.provenance import Provenance, verify

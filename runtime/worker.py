@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gladstone.errors import UnsupportedError
-from runtime.generation.scheduler import Task
+from runtime.generation.tasks import Task
 
 Work = Callable[[], None]
 Fail = Callable[[BaseException], None]

@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from gladstone.errors import GladstoneError, UnsupportedError
 from gladstone.llama import Context
-from runtime.generation.scheduler import Limits, Part, Scheduler, Step, Task
+from runtime.generation.scheduler import Scheduler
 from runtime.generation.speculation import Guesser
+from runtime.generation.tasks import Limits, Part, Step, Task
 from runtime.generation.writer import Writer
 
 Logits = npt.NDArray[np.float32]

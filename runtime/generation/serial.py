@@ -9,8 +9,8 @@ import numpy.typing as npt
 from gladstone.errors import GladstoneError, UnsupportedError
 from gladstone.llama import Context
 from runtime.generation.beams import Beams, banned_by_ngrams
-from runtime.generation.scheduler import Task
 from runtime.generation.seq2seq import Seq2Seq
+from runtime.generation.tasks import Task
 from runtime.generation.writer import Writer
 
 Logits = npt.NDArray[np.float32]

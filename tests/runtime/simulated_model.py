@@ -4,7 +4,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from runtime.generation.scheduler import Limits, Part, Scheduler, Step, Task
+from runtime.generation.scheduler import Scheduler
+from runtime.generation.tasks import Limits, Part, Step, Task
 
 VOCABULARY = 97
 

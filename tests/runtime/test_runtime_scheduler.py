@@ -7,15 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runtime.generation.cells import Cells
-from runtime.generation.scheduler import (
-    PASSES_PER_PRIORITY,
-    TURN_STEPS,
-    Limits,
-    QueueFullError,
-    Scheduler,
-    Task,
-    common_length,
-)
+from runtime.generation.scheduler import PASSES_PER_PRIORITY, TURN_STEPS, Scheduler, common_length
+from runtime.generation.tasks import Limits, QueueFullError, Task
 from tests.runtime.simulated_model import SimulatedCache, Simulation, alone, next_token, random_prompt
 
 ROOMY = Limits(cells=4096, context_tokens=512, slots=4, sequences=8, batch_tokens=64, beside_tokens=16)
