@@ -17,11 +17,11 @@ from runtime.generation.sampler import SamplerChain, Sampling
 
 SETTINGS = [
     Sampling(repeat_penalty=1.3),
-    Sampling(temperature=0.8, seed=3),
+    Sampling(temperature=0.8, repeat_penalty=1.2, repeat_window=20, seed=3),
     Sampling(temperature=0.3, top_p=0.9, repeat_penalty=1.1, seed=4),
     Sampling(temperature=1.0, top_k=5, typical_p=0.7, frequency_penalty=0.4, presence_penalty=0.3, seed=5),
     Sampling(temperature=1.5, top_k=60, top_p=1.0, min_p=0.0, dry_multiplier=0.8, seed=6),
-    Sampling(temperature=1.2, xtc_probability=0.5, xtc_threshold=0.05, seed=7),
+    Sampling(temperature=1.2, xtc_probability=0.5, xtc_threshold=0.05, presence_penalty=0.1, seed=7),
 ]
 
 
@@ -64,12 +64,14 @@ def test_few_candidates_give_the_tokens_that_all_give(model: Model, sampling: Sa
 
 @pytest.mark.parametrize(
     "change",
-    [{"top_k": 0}, {"repeat_penalty": 0.9}, {"presence_penalty": -1.0}, {"top_n_sigma": 1.0}, {"mirostat": 2},
+    [{}, {"top_k": 0}, {"repeat_penalty": 0.9}, {"presence_penalty": -1.0}, {"top_n_sigma": 1.0}, {"mirostat": 2},
      {"logit_bias": ((5, 3.0),)}, {"top_k": 5000}],
     ids=str,
 )  # fmt: skip
 def test_where_any_token_can_be_chosen_all_are_looked_at(model: Model, change: dict[str, Any]) -> None:
-    with SamplerChain(dataclasses.replace(Sampling(temperature=0.8), **change), model) as chain:
+    penalty = 1.1 if change else 1.0  # without one the whole vocabulary costs no more
+    sampling = dataclasses.replace(Sampling(temperature=0.8, repeat_penalty=penalty), **change)
+    with SamplerChain(sampling, model) as chain:
         assert chain._candidates is None
 
 
