@@ -38,6 +38,7 @@ CACHE_TYPES = {
     "bf16": 30,
 }  # ggml.h's numbers
 BATCH_TOKENS = 512
+USER_DEFINED = 1 << 4  # llama.h's LLAMA_TOKEN_ATTR_USER_DEFINED
 NO_BYTE = b"[UNK_BYTE_0x"  # what llama.cpp makes of a letter that stands for no byte
 POOLINGS = {"model": -1, "none": 0, "mean": 1, "cls": 2, "last": 3}  # llama.h's
 
@@ -199,6 +200,10 @@ class Model:
     def ends_generation(self, token: int) -> bool:
         """True for end of sequence, end of turn and their kin."""
         return bool(self._lib.llama_vocab_is_eog(self.vocabulary, token))
+
+    def is_user_defined(self, token: int) -> bool:
+        """True for tokens that llama.cpp finds in every text, also where special ones are not to be parsed."""
+        return bool(self._lib.llama_vocab_get_attr(self.vocabulary, token) & USER_DEFINED)
 
     def is_control(self, token: int) -> bool:
         """True for tokens that steer and have no text of their own."""

@@ -1,6 +1,8 @@
 """From messages to token ids: as in training, except that what a user types never becomes a control token."""
 
 import dataclasses
+import functools
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -53,7 +55,8 @@ def prompt_tokens(model: Model, template: ChatTemplate, messages: Sequence[Messa
     Raises DataError for a text that is not Unicode and for a template that cannot render the turns.
     """
     _check_unicode(messages)
-    marks = _Marks(model)
+    markers = _markers(model, template.source)
+    marks = _Marks(model, markers)
     marked = [marks.apply(message) for message in messages]
     rendered = template.render(messages, add_generation_prompt=True)
     if not marks.texts:
@@ -65,7 +68,10 @@ def prompt_tokens(model: Model, template: ChatTemplate, messages: Sequence[Messa
         raise DataError("a message contains the text of a control token, and the chat template does not take it as is.")
     tokens = []
     for place, part in enumerate(parts):
-        tokens += model.tokenize(part, parse_special=place % 2 == 0) if part else []
+        if part:
+            tokens += (
+                model.tokenize(part, parse_special=True) if place % 2 == 0 else _plain_tokens(model, part, markers)
+            )
     return model.framed(tokens)
 
 
@@ -92,11 +98,30 @@ def _written(model: Model, template: ChatTemplate, answer: Message) -> list[int]
     return [*model.tokenize(template.thinking_aloud(answer)), model.eos]
 
 
+@functools.lru_cache(maxsize=4)
+def _markers(model: Model, template: str) -> dict[int, str]:
+    """Tokens by which the template marks turns or thoughts, and which llama.cpp would find in what a user types too.
+
+    Gemma 4's `<|channel>` is one: not a control token, but "user-defined".
+    """
+    found = {token for token in model.tokenize(template) if model.is_user_defined(token)}
+    texts = {token: model.piece(token).decode("utf-8", "replace") for token in found}
+    return {token: text for token, text in texts.items() if len(text.strip()) > 1}
+
+
+def _plain_tokens(model: Model, text: str, markers: dict[int, str]) -> list[int]:
+    """The tokens of a text that is only text: a marker in it is cut behind its first letter."""
+    either = "|".join(re.escape(marker) for marker in sorted(markers.values(), key=len, reverse=True))
+    cuts = [match.start() + 1 for match in re.finditer(either, text)] if markers else []
+    parts = (text[begin:end] for begin, end in itertools.pairwise([0, *cuts, len(text)]))
+    return [token for part in parts for token in model.tokenize(part)]
+
+
 class _Marks:
     """Replaces texts that hold control tokens by marks, and keeps the texts."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, markers: dict[int, str]) -> None:
+        self._model, self._markers = model, markers
         self.texts: list[str] = []
 
     def apply(self, message: Message) -> Message:
@@ -105,8 +130,8 @@ class _Marks:
         return dataclasses.replace(message, content=self._mark(message.content), reasoning=reasoning)
 
     def _mark(self, text: str) -> str:
-        model = self._model
-        harmless = model.tokenize(text, parse_special=True) == model.tokenize(text)
+        tokens = self._model.tokenize(text)
+        harmless = tokens == self._model.tokenize(text, parse_special=True) and self._markers.keys().isdisjoint(tokens)
         if harmless and not _MARKED.search(text):
             return text
         core = text.strip()  # a template that trims finds the white space outside the mark
