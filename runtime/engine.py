@@ -131,11 +131,17 @@ class Engine:
 
     def _entry(self, task: Task, writer: Writer, request: Request, beams: Beams | None) -> Callable[[], None]:
         runner = self._runner
-        if isinstance(runner, SerialRunner):
-            reply = Reply(task, writer, request.tokens, beams)
-            return lambda: runner.submit(reply)
-        job = WritingJob(writer, task, self._guesser())
-        return lambda: runner.submit(task, job)
+
+        def enter() -> None:
+            writer.open()
+            if writer.ended:  # a limit of a few tokens can be used up by the end of a thought
+                return
+            if isinstance(runner, SerialRunner):
+                runner.submit(Reply(task, writer, request.tokens, beams))
+            else:
+                runner.submit(task, WritingJob(writer, task, self._guesser()))
+
+        return enter
 
     def _beams(self, sampling: Sampling) -> Beams | None:
         if not self.model.has_encoder and (sampling.beams > 1 or sampling.no_repeat_ngram):

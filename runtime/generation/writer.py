@@ -98,9 +98,11 @@ class Writer:
         """Before anything is evaluated. Raises ConfigError for a bias on a token that is not there."""
         self._chain = SamplerChain(self.request.sampling, self._vocabulary.model, self.tokens)
         self._constraint = constraint
+
+    def open(self) -> None:
+        """Before its turn comes: a thought that the prompt opened and that may have no token is closed."""
         if self.request.reasoning_tokens == 0 and self._stream.in_reasoning:
-            self._forced = self._vocabulary.closing_tokens()
-            self._force()
+            self._force(self._vocabulary.closing_tokens())
 
     def begin(self) -> None:
         """The prompt's turn has come."""
@@ -187,13 +189,13 @@ class Writer:
             return
         self._append(token)
         if self._forced:
-            self._force()
+            forced, self._forced = self._forced, []
+            self._force(forced)
         budget = self.request.reasoning_tokens
         if not self.ended and budget is not None and self._stream.in_reasoning:
             self._thought += 1
             if self._thought >= budget and not self._stream.splitter.closing:
-                self._forced = self._vocabulary.closing_tokens()
-                self._force()
+                self._force(self._vocabulary.closing_tokens())
         if not self.ended and self._constraint is not None and self._constraint.finished:
             self.end("end")
 
@@ -201,8 +203,7 @@ class Writer:
         """The model ends here; but where an answer has to come, the end of a thought is not the end of it."""
         wants_answer = self._constraint is not None or self.request.reasoning_tokens is not None
         if self._stream.in_reasoning and wants_answer:
-            self._forced = self._vocabulary.closing_tokens()
-            self._force()
+            self._force(self._vocabulary.closing_tokens())
         else:
             self.end("end")
 
@@ -218,11 +219,10 @@ class Writer:
         else:
             self.tokens.append(token)
 
-    def _force(self) -> None:
-        """Write the tokens that have to come."""
+    def _force(self, tokens: list[int]) -> None:
+        """Write tokens that have to come."""
         assert self._chain is not None  # noqa: S101 - `prepare` came before
-        forced, self._forced = self._forced, []
-        for token in forced:
+        for token in tokens:
             if not self.ended:
                 self._chain.accept(token)
                 self._append(token)

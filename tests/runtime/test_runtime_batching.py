@@ -238,6 +238,16 @@ def test_a_budget_closes_the_thought_and_the_answer_follows(many: Engine, budget
     assert endless.text == "" or budget == 4
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_limit_that_the_end_of_a_thought_uses_up_ends_the_answer(many: Engine, temperature: float) -> None:
+    prompt = [*asked(many, QUESTIONS[2]), *many.model.tokenize("<think>\n")]
+    wanted = Request(prompt, Sampling(max_tokens=2, temperature=temperature), reasoning_tokens=0)
+    completion = many.submit(wanted).result()
+    assert (completion.text, completion.stop_reason, completion.generated_tokens) == ("", "length", 2)
+    assert many.complete(asked(many, QUESTIONS[0]), SHORT).text, "the engine goes on"
+    assert many._open == 0
+
+
 def test_one_wrong_request_does_not_harm_the_others(many: Engine) -> None:
     def refuse(event: Event) -> None:
         if isinstance(event, Piece):
