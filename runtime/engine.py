@@ -196,12 +196,9 @@ class Engine:
             if isinstance(event, Completion):
                 end.set_result(event)
             elif not isinstance(event, Piece):
-                end.set_exception(event.error if isinstance(event, ListenerError) else event)
+                end.set_exception(event)
             elif on_piece is not None:
-                try:
-                    on_piece(event)
-                except BaseException as error:
-                    raise ListenerError(error) from error
+                on_piece(event)
 
         # a thread woken for each piece would take its time from those that compute: 3 % of the tokens
         answer = self.submit(request, on_event)
@@ -334,10 +331,17 @@ class Engine:
         return future
 
     def _counted(self, on_event: OnEvent) -> OnEvent:
+        """Count who has ended; a listener that fails ends its own answer, and is told with what it raised."""
+
         def tell(event: Event) -> None:
             if not isinstance(event, Piece):
                 self._left()
-            on_event(event)
+                on_event(event.error if isinstance(event, ListenerError) else event)
+                return
+            try:
+                on_event(event)
+            except BaseException as error:
+                raise ListenerError(error) from error
 
         return tell
 

@@ -12,7 +12,7 @@ from gladstone.llama import Context, Model
 from runtime.generation.reasoning import THINK, Markers, Piece
 from runtime.generation.sampler import SamplerChain
 from runtime.generation.text import TextStream
-from runtime.request import Completion, OnEvent, Request, TokenLogprob
+from runtime.request import Completion, ListenerError, OnEvent, Request, TokenLogprob
 
 if TYPE_CHECKING:
     from runtime.grammars.grammar import Constraint
@@ -137,13 +137,15 @@ class Writer:
         if self.ended:
             return
         self.ended = True
+        self.close()
         try:
             self._tell(self._stream.flush())
-            if self._stream.stopped and stop_reason != "cancelled":
-                stop_reason = "stop"
-            self.on_event(self._completion(stop_reason))
-        finally:
-            self.close()
+        except ListenerError as error:
+            self.on_event(error)
+            return
+        if self._stream.stopped and stop_reason != "cancelled":
+            stop_reason = "stop"
+        self.on_event(self._completion(stop_reason))
 
     def fail(self, error: BaseException) -> None:
         """Nothing follows but the error."""

@@ -238,6 +238,40 @@ def test_a_budget_closes_the_thought_and_the_answer_follows(many: Engine, budget
     assert endless.text == "" or budget == 4
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError("closed"), KeyboardInterrupt()])
+@pytest.mark.parametrize("how", ["answered", "cancelled"])
+def test_a_listener_that_fails_at_the_last_piece_is_told_and_the_engine_goes_on(
+    many: Engine, error: BaseException, how: str
+) -> None:
+    def refuse(_piece: Piece) -> None:
+        raise error
+
+    # all that is written may begin the stop string, so that the first piece comes when nothing follows
+    first = many.complete(asked(many, QUESTIONS[0]), Sampling(max_tokens=1)).text
+    wanted = Sampling(max_tokens=1 if how == "answered" else 400, stop=(first + "\0",) if how == "answered" else ())
+    if how == "answered":
+        with pytest.raises(type(error)):
+            many.answer(Request(asked(many, QUESTIONS[0]), wanted), refuse)
+    else:
+        ends: list[Event] = []
+        done = threading.Event()
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Piece):
+                raise error
+            ends.append(event)
+            done.set()
+
+        held = dataclasses.replace(wanted, logit_bias=((many.model.tokenize("<")[0], 1e6),), stop=("<" * 1000,))
+        answer = many.submit(Request(asked(many, QUESTIONS[0]), held), listen)
+        time.sleep(0.3)
+        answer.cancel()
+        assert done.wait(10)
+        assert ends == [error]
+    assert many.complete(asked(many, QUESTIONS[0]), SHORT).text
+    assert many._open == 0
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_limit_that_the_end_of_a_thought_uses_up_ends_the_answer(many: Engine, temperature: float) -> None:
     prompt = [*asked(many, QUESTIONS[2]), *many.model.tokenize("<think>\n")]
