@@ -14,13 +14,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gladstone.artifacts import sha256_file, write_json
-from gladstone.errors import GladstoneError, UnsupportedError
+from gladstone.artifacts import sha256_file
+from gladstone.errors import UnsupportedError
+from gladstone.findings import add_finding, read_findings
 from gladstone.host import cache_dir, processor_flags, processor_name
 
 KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # ggml-backend.h: ggml_backend_dev_type
@@ -216,23 +216,12 @@ def _remembered(files: Sequence[Path]) -> Path:
     store = cache_dir() / "backends.json"
     marks = [processor_name(), *sorted(flags), *map(fingerprint, files)]
     key = hashlib.sha256("\n".join(marks).encode()).hexdigest()
-    known = _stored(store)
-    named = known.get(key)
+    named = read_findings(store).get(key)
     chosen = next((path for path in files if isinstance(named, dict) and path.name == named.get("backend")), None)
     if chosen is None:
         chosen, verdicts = choose_backend(files, flags, probe_backend)
-        with suppress(OSError, GladstoneError):  # a cache that cannot be written costs the next start some seconds
-            store.parent.mkdir(parents=True, exist_ok=True)
-            write_json(store, known | {key: {"backend": chosen.name, "tried": verdicts}})
+        add_finding(store, key, {"backend": chosen.name, "tried": verdicts})
     return chosen
-
-
-def _stored(store: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(store.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _load(lib: Any, path: Path) -> None:

@@ -70,7 +70,7 @@ def log_tail() -> str:
 class Model:
     """A loaded GGUF: weights and vocabulary. Close it, or use it in a `with` block: it maps the whole file."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - as of `Context`, one for each of llama.cpp's
         self,
         path: Path,
         *,
@@ -78,12 +78,15 @@ class Model:
         gpu_layers: int = 0,
         tensor_split: Sequence[int] = (),
         loras: Sequence[Lora] = (),
+        headers: Sequence[GgufHeader] | None = None,
     ) -> None:
         """With adapters laid over it. `tensor_split` says how many of the layers each GPU takes.
 
+        `headers` are those of the file, if they were read just now: of a large vocabulary that takes half a second.
+
         Raises ArtifactError if a header is not sound or llama.cpp cannot load a file.
         """
-        headers = read_model(path)
+        headers = headers or read_model(path)
         for lora in loras:
             check_lora(lora.path, headers)
         self.headers = tuple(map(_without_lists, headers))

@@ -18,7 +18,7 @@ from runtime.generation.speculation import MOST_GUESSES, check_draft
 from runtime.generation.tasks import Limits
 from runtime.machine.fit import Fit, Wishes, plan_fit, read_machine
 from runtime.machine.threads import PREFILL_TOKENS, Threads, Trial, choose_threads
-from runtime.trust.provenance import Provenance, verify
+from runtime.trust.provenance import verify
 
 SCORED_AT_ONCE = 64  # rows of logits: of a vocabulary of 150,000 they are 38 MB
 KEPT_SEQUENCES = 3  # earlier conversations that can be taken up again, beside those at work
@@ -67,7 +67,6 @@ class Loaded:
     """A model with all that answers need of it; `stack` frees it."""
 
     stack: ExitStack
-    provenance: Provenance
     model: Model
     template: GuardedTemplate
     context: Context
@@ -84,17 +83,19 @@ def load(path: Path, options: EngineOptions) -> Loaded:
     with ExitStack() as stack:
         templates = TemplateProcess()  # starts while the model is loaded
         stack.callback(templates.close)
-        provenance = verify(path)
+        verify(path)
         headers = read_model(path)
         fit = plan_fit(headers, read_machine(), _wishes(headers, options))
-        model = Model(path, gpu_layers=fit.gpu_layers, tensor_split=fit.tensor_split, loras=options.loras)
+        model = Model(
+            path, gpu_layers=fit.gpu_layers, tensor_split=fit.tensor_split, loras=options.loras, headers=headers
+        )
         stack.callback(model.close)
         template = load_template(model, templates)
         limits = _limits(model, fit, options)
         context = _open_context(model, limits, options)
         stack.callback(context.close)
         draft = _load_draft(model, limits, options, stack)
-        return Loaded(stack.pop_all(), provenance, model, template, context, limits, fit, draft)
+        return Loaded(stack.pop_all(), model, template, context, limits, fit, draft)
 
 
 def _wishes(headers: Sequence[GgufHeader], options: EngineOptions) -> Wishes:

@@ -4,17 +4,13 @@ Decoding waits for memory: on most processors fewer threads than logical process
 that the system tells says how many. Prefill computes, and wants more of them.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from gladstone.artifacts import write_json
-from gladstone.errors import GladstoneError
+from gladstone.findings import add_finding, read_findings
 from gladstone.gguf import GgufInfo
 from gladstone.host import Cores, cache_dir, processor_name, read_cores
 
@@ -140,7 +136,7 @@ def threads_key(model: GgufInfo, backend: str, cores: Cores) -> str:
 
 def recall(store: Path, key: str) -> Threads | None:
     """What was remembered; None for an unknown key, an unsteady measurement of long ago, or a damaged store."""
-    found = _stored(store).get(key)
+    found = read_findings(store).get(key)
     if not isinstance(found, dict):
         return None
     until = found.get("until")
@@ -155,17 +151,7 @@ def recall(store: Path, key: str) -> Threads | None:
 def remember(store: Path, key: str, threads: Threads, *, steady: bool = True) -> None:
     """Write it down; a cache that cannot be written costs the next start a measurement, nothing else."""
     until = {} if steady else {"until": time.time() + UNSTEADY_S}
-    with suppress(OSError, GladstoneError):
-        store.parent.mkdir(parents=True, exist_ok=True)
-        write_json(store, _stored(store) | {key: asdict(threads) | until})
-
-
-def _stored(store: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(store.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    add_finding(store, key, asdict(threads) | until)
 
 
 def _set(trial: Trial, threads: Threads) -> Threads:

@@ -37,7 +37,7 @@ def verify(path: Path) -> Provenance:
     A file that a manifest lists must be the one that was recorded; any other is tried in a child process. Both are
     remembered for as long as the file does not change. Raises ArtifactError for a file that must not be loaded.
     """
-    from gladstone.gguf import read_info, read_model
+    from gladstone.gguf import info_of, read_model
 
     manifest = _manifest_of(path)
     if manifest is None:
@@ -46,8 +46,9 @@ def verify(path: Path) -> Provenance:
     kind = f"manifest {sha256_file(path.parent / MANIFEST_NAME)}"
     if is_remembered(kind, path):
         return Provenance(VERIFIED, manifest.stage, _read_proof(path.parent / PROOF_NAME))
-    stamps = [Stamp.of(header.path, header.data_offset) for header in read_model(path)]
-    provenance = check_provenance(read_info(path))
+    headers = read_model(path)
+    stamps = [Stamp.of(header.path, header.data_offset) for header in headers]
+    provenance = check_provenance(info_of(headers))
     remember(kind, path, stamps)
     return provenance
 

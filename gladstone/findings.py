@@ -1,0 +1,25 @@
+"""What was measured on this machine and is kept from one start to the next: small JSON files in the cache folder."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gladstone.artifacts import write_json
+from gladstone.errors import GladstoneError
+
+
+def read_findings(store: Path) -> dict[str, Any]:
+    """What the file holds, by key; nothing if it is missing or damaged."""
+    try:
+        found = json.loads(store.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def add_finding(store: Path, key: str, finding: Any) -> None:
+    """Write one more down; where that cannot be, the next start measures again, nothing else."""
+    with suppress(OSError, GladstoneError):
+        store.parent.mkdir(parents=True, exist_ok=True)
+        write_json(store, read_findings(store) | {key: finding})
