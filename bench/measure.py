@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.results import Answer, Item, Loss, SpeedRun
+from gladstone.context import Context
 from gladstone.errors import DataError, UnsupportedError
 from gladstone.host import peak_memory_bytes
-from gladstone.llama import Context
 from runtime.engine import ContextFullError, Engine, EngineOptions, Sampling
 
 WARM_UP_PROMPT_TOKENS, WARM_UP_STEPS = 64, 4

@@ -15,13 +15,18 @@ from gladstone.host import peak_memory_bytes
 from runtime.engine import Engine, EngineOptions, Request, Sampling
 
 STORY = "Write a long story about a doctor who travels to an island. Describe every person whom she meets there."
-LLAMA_DEFAULT = Sampling(temperature=0.8)
-CHAT = Sampling(temperature=0.3, top_p=0.9, repeat_penalty=1.1)
+SAMPLINGS = {
+    "greedy": Sampling(),
+    "default": Sampling(temperature=0.8),  # llama.cpp's
+    "chat": Sampling(temperature=0.3, top_p=0.9, repeat_penalty=1.1),
+}
 
 
 def main() -> None:
     job = json.loads(sys.argv[1])
-    print(json.dumps(globals()[f"measure_{job.pop('section')}"](**job)))
+    figures = globals()[f"measure_{job.pop('section')}"](**job)
+    if figures is not None:
+        print(json.dumps(figures))
 
 
 def engine(model: str, threads: int, **options: Any) -> Engine:
@@ -30,8 +35,7 @@ def engine(model: str, threads: int, **options: Any) -> Engine:
 
 def measure_decode(model: str, threads: int, tokens: int, sampler: str, rounds: int) -> dict[str, Any]:
     """Tokens/s as the user gets them: text out, piece by piece."""
-    samplings = {"greedy": Sampling(), "default": LLAMA_DEFAULT, "chat": CHAT}
-    sampling = Sampling(**samplings[sampler].__dict__ | {"max_tokens": tokens + 1})
+    sampling = Sampling(**SAMPLINGS[sampler].__dict__ | {"max_tokens": tokens + 1})
     with engine(model, threads) as runtime:
         prompt = runtime.prompt_tokens([Message("user", STORY)])
         runtime.complete(prompt, Sampling(max_tokens=4))
@@ -40,6 +44,17 @@ def measure_decode(model: str, threads: int, tokens: int, sampler: str, rounds: 
             done = runtime.complete(prompt, sampling, lambda _piece: None)
             rates.append((done.generated_tokens - 1) / done.decode_s)
         return {"rates": rates, "tokens": done.generated_tokens}
+
+
+def measure_written(model: str, threads: int, tokens: int, sampler: str, prompt: str) -> None:
+    """Write an answer of so many tokens behind its first one, as `runtime ask` does; who reads it takes the time."""
+    sampling = Sampling(**SAMPLINGS[sampler].__dict__ | {"max_tokens": tokens + 1, "seed": 1})
+    with engine(model, threads) as runtime:
+        asked = runtime.model.tokenize(prompt, parse_special=True)
+        runtime.complete(asked, Sampling(max_tokens=4))
+        runtime._vocabulary.ends = lambda _token: False  # type: ignore[method-assign]  # as --ignore-eos
+        done = runtime.complete(asked, sampling, lambda piece: print(piece.text, end="", flush=True))
+        assert done.generated_tokens == tokens + 1
 
 
 def measure_prefill(model: str, threads: int, tokens: int, rounds: int) -> dict[str, Any]:

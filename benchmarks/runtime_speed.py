@@ -26,6 +26,7 @@ import psutil
 
 from benchmarks.random_models import SHAPES, write_random_model
 from benchmarks.runtime_ours import STORY, text
+from benchmarks.slices import in_slices
 from gladstone.basemodel import embedded_gguf
 from runtime.generation.text import TextStream
 
@@ -37,6 +38,7 @@ QUESTIONS = (
 )  # fmt: skip
 TOGETHER_TOKENS = 64
 PORT = 18_431
+SLICED_RUNS = 4  # pairs for each round
 STORY_TOKENS = 51  # of the prompt that our side answers: attention costs the more the deeper it is
 
 
@@ -80,30 +82,32 @@ class Bench:
         show(f"greedy decoding, text out, against llama-bench tg128 @ d{STORY_TOKENS}", mine, peers, "tokens/s", 0.97)
 
     def sampled(self) -> None:
-        for name in ("default", "chat"):
-            mine, peers = self.in_turns(
-                lambda name=name: list(self.ours("decode", tokens=128, sampler=name, rounds=3)["rates"]),  # type: ignore[misc]
-                lambda name=name: [self._completion_rate(name)],  # type: ignore[misc]
-            )
-            what = {"default": "llama.cpp's default sampler", "chat": "the chat's sampler"}[name]
+        """Both write the same number of tokens behind the same prompt, in slices of a sixteenth of a second."""
+        tokens = 256
+        for name, what in (("default", "llama.cpp's default sampler"), ("chat", "the chat's sampler")):
+            seconds = [
+                in_slices(self._written(name, tokens), self._completion(name, tokens))
+                for _ in range(SLICED_RUNS * self.rounds)
+            ]
+            mine, peers = ([tokens / each for each in side] for side in zip(*seconds, strict=True))
             show(f"decoding with {what}, text out, against llama-completion", mine, peers, "tokens/s", 1.0)
+            ratios = [one / other for one, other in zip(mine, peers, strict=True)]
+            error = statistics.stdev(ratios) / len(ratios) ** 0.5
+            print(f"  mean of {len(ratios)} pairs {statistics.mean(ratios):.4f} ± {error:.4f}", flush=True)
 
-    def _completion_rate(self, sampler: str) -> float:
-        """Tokens/s of the text that llama-completion writes, from its first piece to its last."""
-        settings = {"default": (0.8, 0.95, 1.0), "chat": (0.3, 0.9, 1.1)}[sampler]
-        temperature, top_p, penalty = map(str, settings)
-        command = [
+    def _written(self, sampler: str, tokens: int) -> list[str]:
+        job = {"section": "written", "model": str(self.model), "threads": self.threads, "tokens": tokens}
+        job |= {"sampler": sampler, "prompt": chatml(STORY)}
+        return [sys.executable, "-m", "benchmarks.runtime_ours", json.dumps(job)]
+
+    def _completion(self, sampler: str, tokens: int) -> list[str]:
+        temperature, top_p, penalty = map(str, {"default": (0.8, 0.95, 1.0), "chat": (0.3, 0.9, 1.1)}[sampler])
+        return [
             *(str(self.peers / "llama-completion"), "-m", str(self.model), "-t", str(self.threads), "-no-cnv"),
-            *("--ignore-eos", "-n", "129", "--temp", temperature, "--top-p", top_p, "--repeat-penalty", penalty),
-            *("-c", "4096", "-p", chatml(STORY), "--no-display-prompt", "-s", "1"),
+            *("--ignore-eos", "-n", str(tokens + 1), "--temp", temperature, "--top-p", top_p),
+            *("--repeat-penalty", penalty, "-c", "4096", "-p", chatml(STORY), "--no-display-prompt", "-s", "1"),
+            *("--log-verbosity", "0"),
         ]
-        begin_s = end_s = 0.0
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            while process.stdout.read1(65536):  # type: ignore[attr-defined]
-                end_s = time.perf_counter()
-                begin_s = begin_s or end_s
-        return 128 / (end_s - begin_s)
 
     def same(self) -> None:
         """Greedy answers, token for token as far as their texts show it."""

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from export.children import report_share, serve
 from export.imatrix import COUNTS, SUMS
+from gladstone.context import Context
 from gladstone.errors import UnsupportedError
-from gladstone.llama import Context, Model, library
+from gladstone.llama import Model, library
 
 FEWEST_ROWS = 16
 F32, TENSOR_PADDING, OPERATIONS = 0, 32, 200

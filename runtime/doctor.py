@@ -25,6 +25,7 @@ from gladstone.host import (
     read_cores,
     readable_bytes,
 )
+from gladstone.huge_pages import has_huge_pages
 from gladstone.terminal import visible
 from runtime.console import Waiting, tolerate_narrow_encodings
 from runtime.machine.health import (
@@ -108,6 +109,7 @@ def read_facts() -> Facts:
         memory_bytes=psutil.virtual_memory().total,
         free_bytes=available_memory_bytes(),
         swap_bytes=psutil.swap_memory().used,
+        small_pages=sys.platform == "linux" and not has_huge_pages(),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
         environment={name: os.environ[name] for name in WATCHED if name in os.environ},
         tools=read_tools(),

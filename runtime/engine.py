@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gladstone.chat import Message
+from gladstone.context import Context
 from gladstone.errors import ConfigError, DataError, UnsupportedError
-from gladstone.llama import Context
 from runtime.answer import Answer
 from runtime.generation.batching import BatchRunner, ReadingJob, WritingJob
 from runtime.generation.beams import Beams

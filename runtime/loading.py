@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from gladstone.backends import backend_mark
+from gladstone.context import Context
 from gladstone.errors import ConfigError
 from gladstone.gguf import GgufHeader, info_of, read_model
 from gladstone.guarded_template import GuardedTemplate, TemplateProcess
-from gladstone.llama import Context, Model
+from gladstone.llama import Model
 from gladstone.lora import Lora
 from runtime.generation.prompt import load_template
 from runtime.generation.sampler import MAX_BEAMS
@@ -30,9 +31,9 @@ class EngineOptions:
     """How an engine is set up.
 
     The context of each request is as large as the model was trained for, but 4,096 tokens unless more is asked for.
-    `slots` requests are at work at a time and share `cache_tokens`, by default enough for all of them. What is not said
-    is fitted to the memory that is free; threads are measured. Adapters can be laid over the model. Guesses come from a
-    `draft` model, or with `lookup` from the text itself.
+    `slots` requests are at work at a time and share `cache_tokens`, by default enough for all of them. `mmap` maps the
+    weights' file, in place of a copy in memory. What is not said is fitted to the memory that is free; threads are
+    measured. Adapters can be laid over the model. Guesses come from a `draft` model, or with `lookup` from the text.
     """
 
     context_tokens: int | None = None
@@ -45,6 +46,7 @@ class EngineOptions:
     gpu_layers: int | Literal["auto"] = "auto"
     cache_type: str = "f16"
     flash_attention: bool | None = None
+    mmap: bool | None = None
     loras: tuple[Lora, ...] = ()
     draft: Path | None = None
     lookup: bool = False
@@ -87,14 +89,19 @@ def load(path: Path, options: EngineOptions) -> Loaded:
         headers = read_model(path)
         fit = plan_fit(headers, read_machine(), _wishes(headers, options))
         model = Model(
-            path, gpu_layers=fit.gpu_layers, tensor_split=fit.tensor_split, loras=options.loras, headers=headers
+            path,
+            mapped=fit.mapped,
+            gpu_layers=fit.gpu_layers,
+            tensor_split=fit.tensor_split,
+            loras=options.loras,
+            headers=headers,
         )
         stack.callback(model.close)
         template = load_template(model, templates)
         limits = _limits(model, fit, options)
         context = _open_context(model, limits, options)
         stack.callback(context.close)
-        draft = _load_draft(model, limits, options, stack)
+        draft = _load_draft(model, fit, limits, options, stack)
         return Loaded(stack.pop_all(), model, template, context, limits, fit, draft)
 
 
@@ -115,6 +122,7 @@ def _wishes(headers: Sequence[GgufHeader], options: EngineOptions) -> Wishes:
         sequences=options.slots,
         outputs=options.outputs,
         reserved_bytes=sum(path.stat().st_size for path in others if path.is_file()),
+        mapped=options.mmap,
     )
 
 
@@ -183,11 +191,11 @@ def choose_engine_threads(context: Context, options: EngineOptions) -> Threads:
     return choose_threads(info_of(context.model.headers), backend_mark(), trial)
 
 
-def _load_draft(model: Model, limits: Limits, options: EngineOptions, stack: ExitStack) -> Context | None:
+def _load_draft(model: Model, fit: Fit, limits: Limits, options: EngineOptions, stack: ExitStack) -> Context | None:
     """The context of the model that guesses. Raises ConfigError if its vocabulary is another one."""
     if options.draft is None:
         return None
-    draft = Model(options.draft)
+    draft = Model(options.draft, mapped=fit.mapped)
     stack.callback(draft.close)
     check_draft(*([each.token_text(token) for token in range(each.vocab_size)] for each in (model, draft)))
     context = Context(draft, limits.cells, sequences=options.slots, threads=options.threads)

@@ -48,6 +48,11 @@ Command = Callable[..., Any]
 CACHE_TYPES = ("f16", "q8_0")  # smaller ones cost more than they save
 CACHE_HELP = "What the context is kept in: q8_0 takes half the memory."
 
+MMAP_HELP = (
+    "Map the weights' file, or copy it into memory: faster, but no other program can have that memory.  "
+    "[default: copy where it is faster and half of the free memory is left]"
+)
+
 
 class GpuLayers(click.ParamType[Any]):
     """`auto` or a number of layers."""
@@ -101,6 +106,7 @@ def engine_options(command: Command) -> Command:
             show_default=True,
             help="Layers on the GPU: auto or a number.",
         ),
+        click.option("--mmap/--no-mmap", default=None, help=MMAP_HELP),
         click.option(
             "--lora", "loras", multiple=True, metavar="FILE[=STRENGTH]", help="Adapter to lay over the model; repeats."
         ),
@@ -132,6 +138,7 @@ def load_engine(model: Path, options: dict[str, Any]) -> "Engine":
                 threads=options["threads"],
                 gpu_layers=options["gpu_layers"],
                 cache_type=options["cache_type"],
+                mmap=options["mmap"],
                 loras=tuple(map(parse_lora, options["loras"])),
                 draft=options["draft"],
                 lookup=options["lookup"],

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from export.proof.point import Point
 from export.proof.reference import Reference
 from export.proof.trained import Trained
+from gladstone.context import Context
 from gladstone.errors import ArtifactError
-from gladstone.llama import Context, Model
+from gladstone.llama import Model
 from gladstone.lora import Lora
 from gladstone.progress import Progress
 

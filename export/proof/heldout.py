@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from export.proof.answers import ANSWER_TOKENS, CONTEXT_TOKENS, PROMPTS, Logits, begin, log_softmax
 from export.proof.trained import Trained
-from gladstone.llama import Context, Model
+from gladstone.context import Context
+from gladstone.llama import Model
 from gladstone.lora import Lora
 from gladstone.progress import Progress
 

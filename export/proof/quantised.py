@@ -12,8 +12,9 @@ from export.proof.answers import CONTEXT_TOKENS, Logits
 from export.proof.heldout import HeldOut, log_probabilities, mean_of_rows, nats_of, scored, sequences_of
 from export.proof.point import Point
 from export.proof.trained import Trained
+from gladstone.context import Context
 from gladstone.gguf import read_header
-from gladstone.llama import Context, Model
+from gladstone.llama import Model
 from gladstone.progress import Progress
 
 QUANTISERS_KEYS = {

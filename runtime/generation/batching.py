@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gladstone.context import Context
 from gladstone.errors import GladstoneError, UnsupportedError
-from gladstone.llama import Context
 from runtime.generation.scheduler import Scheduler
 from runtime.generation.speculation import Guesser
 from runtime.generation.tasks import Limits, Part, Step, Task

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from gladstone.llama import Context, Model
+    from gladstone.context import Context
+    from gladstone.llama import Model
     from runtime.generation.candidates import Candidates
 
 MAX_SEED = 2**32 - 2  # llama.cpp takes 2**32 - 1 for "choose one at random"

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from gladstone.context import Context
 from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
-from gladstone.llama import Context, Model
+from gladstone.llama import Model
 from runtime.generation.beams import Beams, BeamSearch, Hypothesis, Moves
 from runtime.request import ContextFullError
 

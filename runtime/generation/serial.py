@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gladstone.context import Context
 from gladstone.errors import GladstoneError, UnsupportedError
-from gladstone.llama import Context
 from runtime.generation.beams import Beams, banned_by_ngrams
 from runtime.generation.seq2seq import Seq2Seq
 from runtime.generation.tasks import Task

@@ -10,7 +10,7 @@ from gladstone.errors import ConfigError
 from runtime.generation.scheduler import common_length
 
 if TYPE_CHECKING:
-    from gladstone.llama import Context
+    from gladstone.context import Context
 
 LONGEST_MATCH, SHORTEST_MATCH = 4, 2
 MOST_GUESSES = 8

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from gladstone.llama import Context, Model
+from gladstone.context import Context
+from gladstone.llama import Model
 from runtime.generation.reasoning import THINK, Markers, Piece
 from runtime.generation.sampler import SamplerChain
 from runtime.generation.text import TextStream

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from gladstone.chat import CHAT_CONTEXT_TOKENS
+from gladstone.context import CACHE_TYPES
 from gladstone.errors import ConfigError, UnsupportedError
 from gladstone.gguf import GgufHeader
 from gladstone.host import available_memory_bytes, mapped_file_bytes
-from gladstone.llama import CACHE_TYPES
+from gladstone.huge_pages import has_huge_pages
 from runtime.machine.needs import BLOCKS, CELLS, Needs, Use, buffer_bytes, cache_bytes, input_bytes, read_needs
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Machine:
 
     memory_bytes: int
     gpus: tuple[Gpu, ...] = ()
+    huge_pages: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Wishes:
 
     `context_tokens` are for all sequences together. `kv_types` in order of preference: a smaller one is only taken if
     it is named. `outputs` are the tokens of a batch whose logits may be asked for, by default all of them.
-    `reserved_bytes` are left free in memory and on each GPU, for a model that is loaded later.
+    `reserved_bytes` are left free in memory and on each GPU, for a model that is loaded later. Weights are `mapped`
+    from their file, or copied into memory of their own: by default where they get huge pages and memory is plenty.
     """
 
     gpu_layers: int | Literal["auto"] = "auto"
@@ -62,6 +65,7 @@ class Wishes:
     unified: bool = True
     full_window: bool = True
     reserved_bytes: int = 0
+    mapped: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Fit:
     tensor_split: tuple[int, ...]
     shares: tuple[Share, ...]
     cache_bytes: int
+    mapped: bool = True
     reason: str = ""
 
     @property
@@ -118,7 +123,7 @@ def read_machine() -> Machine:
     # llama.cpp takes a processor's own graphics only where there is no other GPU
     used = [each for each in devices if each.kind == "gpu"] or [each for each in devices if each.kind == "igpu"][:1]
     gpus = (Gpu(each.description, each.free_bytes, each.total_bytes, _shares_memory(each)) for each in used)
-    return Machine(max(0, available_memory_bytes() - mapped_file_bytes()), tuple(gpus))
+    return Machine(max(0, available_memory_bytes() - mapped_file_bytes()), tuple(gpus), has_huge_pages())
 
 
 def _shares_memory(device: "Device") -> bool:
@@ -134,6 +139,7 @@ def plan_fit(headers: Sequence[GgufHeader], machine: Machine, wishes: Wishes) ->
     for use in _uses(needs, wishes):
         fit = _best_layers(needs, machine, use, wishes)
         if fit is not None:
+            fit = replace(fit, mapped=_maps(fit, machine, wishes))
             return replace(fit, reason=_reason(fit, needs, machine, wishes))
     raise _refusal(needs, machine, wishes)
 
@@ -215,9 +221,16 @@ def _memory_bytes(needs: Needs, sizes: Sequence[int], first: int) -> int:
     return held - (needs.embedding_bytes if output_here and needs.shares_embedding else 0)
 
 
+def _maps(fit: Fit, machine: Machine, wishes: Wishes) -> bool:
+    """Copied weights are read faster, but the system cannot drop them: half of the memory is left to others."""
+    if wishes.mapped is not None:
+        return wishes.mapped
+    return not machine.huge_pages or fit.gpu_layers > 0 or 2 * fit.shares[0].needed_bytes > machine.memory_bytes
+
+
 def _less(machine: Machine, reserved_bytes: int) -> Machine:
     gpus = (replace(gpu, free_bytes=max(0, gpu.free_bytes - reserved_bytes)) for gpu in machine.gpus)
-    return Machine(max(0, machine.memory_bytes - reserved_bytes), tuple(gpus))
+    return replace(machine, memory_bytes=max(0, machine.memory_bytes - reserved_bytes), gpus=tuple(gpus))
 
 
 def _check(needs: Needs, machine: Machine, wishes: Wishes) -> None:
@@ -308,7 +321,8 @@ def _reason(fit: Fit, needs: Needs, machine: Machine, wishes: Wishes) -> str:
     if fit.context_tokens < preferred:
         context += f" instead of {preferred:,}, for want of memory"
     flash = "on" if fit.flash_attention and not needs.has_encoder else "off"
-    return f"{layers}, {context}, batch {fit.batch_tokens:,}, flash attention {flash}"
+    weights = "mapped" if fit.mapped else "copied into huge pages" if machine.huge_pages else "copied"
+    return f"{layers}, weights {weights}, {context}, batch {fit.batch_tokens:,}, flash attention {flash}"
 
 
 def _filled(share: Share) -> str:

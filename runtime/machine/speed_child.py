@@ -7,11 +7,12 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from gladstone.errors import GladstoneError
+from gladstone.errors import GladstoneError, UnsupportedError
 from gladstone.gguf import read_info
 from runtime.machine.threads import PREFILL_TOKENS, Trial, choose_threads
 
@@ -32,10 +33,17 @@ def describe() -> dict[str, Any]:
 def measure(path: Path) -> dict[str, Any]:
     """Tokens a second of a prompt and of single tokens, the best of several, on as many threads as an engine takes."""
     from gladstone.backends import backend_mark
-    from gladstone.llama import Context, Model
+    from gladstone.context import Context
+    from gladstone.gguf import read_model
+    from gladstone.llama import Model
+    from runtime.machine.fit import Wishes, plan_fit, read_machine
 
     facts = read_info(path)
-    with Model(path) as model, Context(model, CONTEXT_TOKENS) as context:
+    headers = read_model(path)
+    mapped = True
+    with suppress(UnsupportedError):  # too large for this machine; it is tried all the same
+        mapped = plan_fit(headers, read_machine(), Wishes()).mapped
+    with Model(path, mapped=mapped, headers=headers) as model, Context(model, CONTEXT_TOKENS) as context:
         tokens = [token % model.vocab_size for token in range(100, 100 + PROMPT_TOKENS)]
         token, start = (model.decoder_start, 0) if model.has_encoder else (tokens[0], PROMPT_TOKENS)
 

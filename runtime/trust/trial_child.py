@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gladstone import terminal
+from gladstone.context import Context
 from gladstone.errors import ArtifactError, GladstoneError
 from gladstone.gguf import TENSOR_TYPES, read_model
-from gladstone.llama import Context, Model, library
+from gladstone.llama import Model, library
 from gladstone.soundness import quoted
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from export.proof.trained import Trained
 from export.quantise import Fallback, predict, quantise, told_fallbacks
 from export.quants import QUANTS, Override, Quantisation, needs_imatrix, parse_override
 from export.split import split_gguf
+from gladstone.context import Context
 from gladstone.errors import ArtifactError, ConfigError, ToolError
 from gladstone.gguf import read_header, read_info, read_model
-from gladstone.llama import Context, Model
+from gladstone.llama import Model
 from gladstone.progress import Silent
 
 CUT_BYTES = 50_000  # less than the whole: the layers go into a second part, the embedding just fits the first

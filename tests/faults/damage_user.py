@@ -9,9 +9,10 @@ from typing import Any
 
 from gladstone.artifacts import MANIFEST_NAME
 from gladstone.chat import Message
+from gladstone.context import Context
 from gladstone.errors import DataError, GladstoneError
 from gladstone.gguf import read_model
-from gladstone.llama import Context, Model, library
+from gladstone.llama import Model, library
 from gladstone.template import ChatTemplate
 from runtime.trust.provenance import verify
 

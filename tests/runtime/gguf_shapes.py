@@ -241,7 +241,7 @@ def measure(jobs: list[tuple[Path, Use]], *, allocate: bool = False) -> list[Tak
 
 
 def _measure(lib: Any, log: list[str], path: str, use: Use, allocate: bool) -> Taken:
-    from gladstone.llama import CACHE_TYPES
+    from gladstone.context import CACHE_TYPES
 
     log.clear()
     params = lib.llama_model_default_params()

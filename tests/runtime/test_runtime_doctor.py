@@ -156,6 +156,7 @@ FAULTS = [
     ({"environment": {"OMP_NUM_THREADS": "16"}}, "OMP_NUM_THREADS=16, but 8 threads can run at the same time."),
     ({"cores": Cores(8, 8, 4, 2.5)}, "the control group grants the time of 2.5 of 8 processors: more than 2 threads"),
     ({"processor": "Apple M2", "flags": frozenset()}, "this Python is an x86 program, translated"),
+    ({"small_pages": True}, "huge pages are turned off"),
     ({"swap_bytes": 10**9}, "1.00 GB are swapped out"),
     ({"load": 5.0}, "other work runs here (load average 5.0 on 8)"),
 ]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from gladstone.chat import Message
+from gladstone.context import Context
 from gladstone.errors import ArtifactError, ConfigError, DataError
-from gladstone.llama import Context, Model
+from gladstone.llama import Model
 from gladstone.template import ChatTemplate
 from runtime.engine import ContextFullError, Engine, EngineOptions, Piece, Sampling
 from runtime.generation.prompt import prompt_tokens

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gladstone.backends import Device
+from gladstone.context import Context
 from gladstone.errors import ConfigError, UnsupportedError
 from gladstone.gguf import GgufHeader, read_model
 from gladstone.host import available_memory_bytes, mapped_file_bytes
-from gladstone.llama import Context, Model
+from gladstone.llama import Model
 from runtime.machine.fit import Fit, Gpu, Machine, Wishes, _shares_memory, plan_fit, read_machine
 from runtime.machine.needs import Use, buffer_bytes, cache_bytes, read_needs, row_bytes
 from tests.runtime.gguf_shapes import SHAPES, measure, write_shape
@@ -101,22 +102,25 @@ def rtx(free_gb: float, total_gb: float = 8) -> Machine:
 
 LINES = [
     ("llama-3-8b", rtx(4), Wishes(context_tokens=8192),
-     "gpu layers 17 of 33 (3.9 of 4.0 GB free on RTX 3060), context 8,192 (f16 cache 1.07 GB), batch 512, flash attention on"),
+     "gpu layers 17 of 33 (3.9 of 4.0 GB free on RTX 3060), weights mapped, context 8,192 (f16 cache 1.07 GB), batch 512, flash attention on"),
     ("llama-3-8b", rtx(7.4), Wishes(context_tokens=8192),
-     "gpu layers 33 of 33 (6.3 of 7.4 GB free on RTX 3060), context 8,192 (f16 cache 1.07 GB), batch 512, flash attention on"),
+     "gpu layers 33 of 33 (6.3 of 7.4 GB free on RTX 3060), weights mapped, context 8,192 (f16 cache 1.07 GB), batch 512, flash attention on"),
     ("llama-3-8b", rtx(6.2), Wishes(context_tokens=8192),
-     "gpu layers 33 of 33 (6.1 of 6.2 GB free on RTX 3060), context 8,192 (f16 cache 1.07 GB), batch 256, flash attention on"),
+     "gpu layers 33 of 33 (6.1 of 6.2 GB free on RTX 3060), weights mapped, context 8,192 (f16 cache 1.07 GB), batch 256, flash attention on"),
     ("llama-3-8b", rtx(0.5), Wishes(),
-     "gpu layers 0 of 33 (5.7 of 32.0 GB free in memory), context 4,096 (f16 cache 0.54 GB), batch 512, flash attention on"),
+     "gpu layers 0 of 33 (5.7 of 32.0 GB free in memory), weights mapped, context 4,096 (f16 cache 0.54 GB), batch 512, flash attention on"),
     ("llama-3-8b", Machine(6 * GB), Wishes(),
-     "no GPU back end (5.7 of 6.0 GB free), context 4,096 (f16 cache 0.54 GB), batch 512, flash attention on"),
+     "no GPU back end (5.7 of 6.0 GB free), weights mapped, context 4,096 (f16 cache 0.54 GB), batch 512, flash attention on"),
     ("llama-3-8b", Machine(int(5.2 * GB)), Wishes(),
-     "no GPU back end (5.1 of 5.2 GB free), context 2,048 (f16 cache 0.27 GB) instead of 4,096, for want of memory, "
+     "no GPU back end (5.1 of 5.2 GB free), weights mapped, context 2,048 (f16 cache 0.27 GB) instead of 4,096, for want of memory, "
      "batch 128, flash attention on"),
     ("llama-3-8b", Machine(int(5.2 * GB)), Wishes(kv_types=("f16", "q8_0")),
-     "no GPU back end (5.2 of 5.2 GB free), context 4,096 (q8_0 cache 0.29 GB), batch 128, flash attention on"),
+     "no GPU back end (5.2 of 5.2 GB free), weights mapped, context 4,096 (q8_0 cache 0.29 GB), batch 128, flash attention on"),
     ("flan-t5-base", Machine(4 * GB), Wishes(),
-     "no GPU back end (0.5 of 4.0 GB free), context 512 (f16 cache 0.02 GB), batch 512, flash attention off"),
+     "no GPU back end (0.5 of 4.0 GB free), weights mapped, context 512 (f16 cache 0.02 GB), batch 512, flash attention off"),
+    ("flan-t5-base", Machine(4 * GB, huge_pages=True), Wishes(),
+     "no GPU back end (0.5 of 4.0 GB free), weights copied into huge pages, context 512 (f16 cache 0.02 GB), batch 512, "
+     "flash attention off"),
 ]  # fmt: skip
 
 
@@ -262,6 +266,24 @@ def test_memory_that_a_gpu_shares_with_the_processor_is_counted_once(headers: He
     assert fit.shares[0].free_bytes == 8 * GB - fit.shares[1].needed_bytes
     with pytest.raises(UnsupportedError):
         plan_fit(headers("llama-3-8b"), replace(chip, memory_bytes=4 * GB), Wishes())
+
+
+@pytest.mark.parametrize(
+    ("machine", "mapped"),
+    [
+        (Machine(12 * GB, huge_pages=True), False),
+        (Machine(11 * GB, huge_pages=True), True),  # of which the model needs 5.7
+        (Machine(12 * GB, huge_pages=False), True),
+        (replace(rtx(4), huge_pages=True), True),
+        (replace(rtx(0.5), huge_pages=True), False),
+    ],
+)
+def test_weights_are_copied_where_they_get_huge_pages_and_half_of_the_memory_is_left(
+    headers: Headers, machine: Machine, mapped: bool
+) -> None:
+    assert plan_fit(headers("llama-3-8b"), machine, Wishes()).mapped == mapped
+    for asked in (True, False):
+        assert plan_fit(headers("llama-3-8b"), machine, Wishes(mapped=asked)).mapped == asked
 
 
 def test_what_is_reserved_for_a_second_model_stays_free(headers: Headers) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gladstone.context import Context
 from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
-from gladstone.llama import Context, Model, library
+from gladstone.llama import Model, library
 from runtime.generation.beams import Beams, Hypothesis, banned_by_ngrams
 from runtime.generation.seq2seq import ContextFullError, Logits, Seq2Seq, logit_scale
 from tests.families import FAMILIES, write_tokenizer

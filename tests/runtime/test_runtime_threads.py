@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gladstone.context import Context
 from gladstone.gguf import GgufInfo, read_info
 from gladstone.host import Cores, cache_dir
-from gladstone.llama import Context, Model
+from gladstone.llama import Model
 from runtime.machine.threads import (
     LIMIT_S,
     PREFILL_TOKENS,
