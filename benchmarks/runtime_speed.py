@@ -255,13 +255,27 @@ class Bench:
         return peak
 
     def speculative(self) -> None:
+        """Look-up, and the model itself as the draft of copies of it that cost 2 and 4 times as much a token."""
         print("\nGuessing (greedy, in turns with plain decoding):")
-        for task, seen in self.ours("lookup", tokens=128, rounds=self.rounds, draft=None).items():
+        self._guessing("prompt look-up", self.ours("lookup", tokens=128, rounds=self.rounds, draft=None))
+        for kind in ("F16", "F32"):
+            with tempfile.TemporaryDirectory() as folder:
+                large = Path(folder) / "large.gguf"
+                command = [self.peers / "llama-quantize", "--allow-requantize", self.model, large, kind]
+                subprocess.run(list(map(str, command)), capture_output=True, check=True)
+                bench = Bench(large, self.peers, self.threads, self.rounds)
+                seen = bench.ours("lookup", tokens=128, rounds=self.rounds, draft=str(self.model))
+                self._guessing(f"{self.model.name} as draft of its copy in {kind}", seen)
+
+    @staticmethod
+    def _guessing(how: str, tasks: dict[str, Any]) -> None:
+        for task, seen in tasks.items():
             plain, guessing = (statistics.median(seen["rates"][name]) for name in ("plain", "guessing"))
             same = "the same text" if seen["same"] else "ANOTHER TEXT"
             print(
-                f"  prompt look-up, an answer that {task}: {plain:.0f} -> {guessing:.0f} tokens/s "
-                f"({guessing / plain:.2f}x), {seen['guessed']} of {seen['tokens']} tokens guessed, {same}"
+                f"  {how}, an answer that {task}: {plain:.0f} -> {guessing:.0f} tokens/s "
+                f"({guessing / plain:.2f}x), {seen['guessed']} of {seen['tokens']} tokens guessed, {same}",
+                flush=True,
             )
 
 

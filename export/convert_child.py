@@ -44,9 +44,25 @@ def convert(job: dict[str, Any]) -> None:
     if "n_positions" in hparams:  # of GPT-2 the converter asks for the older name, which transformers 5 writes no more
         hparams.setdefault("n_ctx", hparams["n_positions"])
 
-    class Merging(known):  # type: ignore[misc, valid-type]
-        """The model class, handed the plan's tensors in place of the folder's."""
+    merging = _merging(known, folder, hparams, plan, job)
+    file_type = {"f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "f32": "ALL_F32"}[job["type"]]
+    with torch.inference_mode():
+        made = merging(folder, gguf.LlamaFileType[file_type], Path(job["out"]), model_name=job["name"], hparams=hparams)
+        if job["outline"]:
+            write_outline(made, Path(job["out"]))
+        else:
+            made.write()
+    if plan.untied and all(tensor.name != "output.weight" for tensor in read_header(Path(job["out"])).tensors):
+        raise UnsupportedError(
+            f"{known.__name__}: llama.cpp's converter gives the head no tensor of its own, but the adapter was trained "
+            "with head and embedding apart."
+        )
 
+
+def _merging(known: Any, folder: Path, hparams: dict[str, Any], plan: Plan, job: dict[str, Any]) -> Any:
+    """The converter's class `known` of a model, handed the plan's tensors in place of the folder's."""
+
+    class Merging(known):  # type: ignore[misc]
         model_arch = known.model_arch
 
         def set_type(self) -> None:
@@ -85,18 +101,7 @@ def convert(job: dict[str, Any]) -> None:
             kept = (self.filter_tensors(each) for each in named)
             return dict(filter(None, kept))
 
-    file_type = {"f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "f32": "ALL_F32"}[job["type"]]
-    with torch.inference_mode():
-        made = Merging(folder, gguf.LlamaFileType[file_type], Path(job["out"]), model_name=job["name"], hparams=hparams)
-        if job["outline"]:
-            write_outline(made, Path(job["out"]))
-        else:
-            made.write()
-    if plan.untied and all(tensor.name != "output.weight" for tensor in read_header(Path(job["out"])).tensors):
-        raise UnsupportedError(
-            f"{known.__name__}: llama.cpp's converter gives the head no tensor of its own, but the adapter was trained "
-            "with head and embedding apart."
-        )
+    return Merging
 
 
 def read_model(folder: Path) -> tuple[Any, dict[str, Any]]:

@@ -31,17 +31,16 @@ class NewMemory:
         self._before = _large_memory() if sys.platform == "linux" else []
         self._asked = sys.platform != "linux"
 
-    def ask_for_huge_pages(self) -> bool:
-        """Ask once, and say True (a callback's "go on"). What the system refuses stays as it is."""
+    def ask_for_huge_pages(self) -> None:
+        """Ask, once. What the system refuses stays as it is."""
         if not self._asked:
             self._asked = True
             for begin, end in without(_large_memory(), self._before):
                 _madvise()(begin, end - begin, MADV_HUGEPAGE)
-        return True
 
 
 def without(ranges: list[Range], others: list[Range]) -> list[Range]:
-    """What the `ranges` hold that none of the `others`, which are in rising order, does."""
+    """What the `ranges` hold that none of the `others` does."""
     for other in others:
         ranges = [rest for each in ranges for rest in _around(each, other)]
     return ranges

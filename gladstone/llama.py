@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python's low-level API: the library, a model, its vocabulary. Contexts are next door.
+"""llama.cpp through llama-cpp-python's low-level API: the library, a model, its vocabulary. Names llama_cpp.
 
 The high-level class is not used: its text layer costs the square of the answer's length, drops tokens of more than 32
 bytes and freezes on invalid UTF-8. A failed GGML_ASSERT ends the process, so sizes are checked here before each call.
@@ -7,9 +7,11 @@ bytes and freezes on invalid UTF-8. A failed GGML_ASSERT ends the process, so si
 import ctypes
 import functools
 import os
+import threading
 import unicodedata
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -89,12 +91,8 @@ class Model:
             params.tensor_split = split
         if not mapped:
             params.load_mode = self._lib.LLAMA_LOAD_MODE_NONE
-        # first called once the memory is there, and before anything is read into it
-        memory = NewMemory()
-        progress = params.progress_callback = self._lib.llama_progress_callback(lambda *_: memory.ask_for_huge_pages())
         clear_log()
-        self.handle = self._lib.llama_model_load_from_file(os.fsencode(path), params)
-        del progress
+        self.handle = self._load_weights(path, params)
         if not self.handle:
             raise ArtifactError(f"{path}: llama.cpp cannot load it. It says:\n{log_tail()}")
         self.vocabulary = self._lib.llama_model_get_vocab(self.handle)
@@ -118,6 +116,34 @@ class Model:
         )
         self.composes: bool = self._metadata(COMPOSES) == "true"
         self.loras = [(self._load(lora.path), lora.scale) for lora in loras]
+
+    def _load_weights(self, path: Path, params: Any) -> Any:
+        """llama.cpp's model, None if it cannot load it. Ctrl-C ends the loading. Raises MemoryError if there is none.
+
+        In a thread of its own: in the main one Ctrl-C would be raised, and lost, in what llama.cpp calls back.
+        """
+        memory, stopped = NewMemory(), threading.Event()
+
+        def goes_on(_progress: float, _data: object) -> bool:
+            # first called once the memory is there, and before anything is read into it
+            memory.ask_for_huge_pages()
+            return not stopped.is_set()
+
+        callback = params.progress_callback = self._lib.llama_progress_callback(goes_on)
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                loading = pool.submit(self._lib.llama_model_load_from_file, os.fsencode(path), params)
+            except RuntimeError:
+                raise MemoryError("no memory for a thread") from None
+            try:
+                return loading.result()
+            except BaseException:
+                stopped.set()
+                if handle := loading.result():
+                    self._lib.llama_model_free(handle)
+                raise
+            finally:
+                del callback
 
     def _metadata(self, key: str) -> str:
         """A short value as llama.cpp writes it, '' where there is none."""

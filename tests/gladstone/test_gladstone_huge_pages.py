@@ -1,5 +1,6 @@
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,22 @@ with Model(path, mapped=False) as model, Context(model, 64, threads=1) as contex
 """
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip().isdigit()) == (0, True)
+
+
+def test_ctrl_c_ends_the_loading_and_is_not_lost(embedded_gguf: Path) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from gladstone import llama
+
+class Interrupting(llama.NewMemory):
+    def ask_for_huge_pages(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+llama.NewMemory = Interrupting
+llama.Model(Path(sys.argv[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, embedded_gguf], capture_output=True, text=True, check=False)
+    assert done.stderr.strip().endswith("KeyboardInterrupt")
+    assert "ignored" not in done.stderr
+    assert done.returncode == -signal.SIGINT
