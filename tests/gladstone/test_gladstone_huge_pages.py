@@ -97,6 +97,7 @@ class Interrupting(llama.NewMemory):
     def ask_for_huge_pages(self):
         os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
 llama.NewMemory = Interrupting
 llama.Model(Path(sys.argv[1]))
 """
