@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from benchmarks.random_models import SHAPES, write_random_model
-from benchmarks.runtime_ours import STORY, text
+from benchmarks.runtime_ours import SAMPLINGS, STORY, text
 from benchmarks.slices import in_slices
 from gladstone.basemodel import embedded_gguf
 from runtime.generation.text import TextStream
@@ -101,7 +101,8 @@ class Bench:
         return [sys.executable, "-m", "benchmarks.runtime_ours", json.dumps(job)]
 
     def _completion(self, sampler: str, tokens: int) -> list[str]:
-        temperature, top_p, penalty = map(str, {"default": (0.8, 0.95, 1.0), "chat": (0.3, 0.9, 1.1)}[sampler])
+        asked = SAMPLINGS[sampler]
+        temperature, top_p, penalty = map(str, (asked.temperature, asked.top_p, asked.repeat_penalty))
         return [
             *(str(self.peers / "llama-completion"), "-m", str(self.model), "-t", str(self.threads), "-no-cnv"),
             *("--ignore-eos", "-n", str(tokens + 1), "--temp", temperature, "--top-p", top_p),
@@ -255,7 +256,7 @@ class Bench:
         return peak
 
     def speculative(self) -> None:
-        """Look-up, and the model itself as the draft of copies of it that cost 2 and 4 times as much a token."""
+        """Look-up, and the model itself as the draft of copies of it that cost 2 and 3 times as much a token."""
         print("\nGuessing (greedy, in turns with plain decoding):")
         self._guessing("prompt look-up", self.ours("lookup", tokens=128, rounds=self.rounds, draft=None))
         for kind in ("F16", "F32"):

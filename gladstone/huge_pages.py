@@ -5,7 +5,6 @@ in place of 512 times. Linux gives such pages to who asks before the memory is t
 """
 
 import ctypes
-import sys
 from pathlib import Path
 
 from gladstone.cgroup import ROOT
@@ -28,8 +27,8 @@ class NewMemory:
     """The large private memory that this process was given since the object was made."""
 
     def __init__(self) -> None:
-        self._before = _large_memory() if sys.platform == "linux" else []
-        self._asked = sys.platform != "linux"
+        self._before = _large_memory()
+        self._asked = False
 
     def ask_for_huge_pages(self) -> None:
         """Ask, once. What the system refuses stays as it is."""

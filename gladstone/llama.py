@@ -129,7 +129,7 @@ class Model:
             memory.ask_for_huge_pages()
             return not stopped.is_set()
 
-        callback = params.progress_callback = self._lib.llama_progress_callback(goes_on)
+        params.progress_callback = self._lib.llama_progress_callback(goes_on)
         with ThreadPoolExecutor(1) as pool:
             try:
                 loading = pool.submit(self._lib.llama_model_load_from_file, os.fsencode(path), params)
@@ -142,8 +142,6 @@ class Model:
                 if handle := loading.result():
                     self._lib.llama_model_free(handle)
                 raise
-            finally:
-                del callback
 
     def _metadata(self, key: str) -> str:
         """A short value as llama.cpp writes it, '' where there is none."""

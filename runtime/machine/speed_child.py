@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gladstone.errors import GladstoneError, UnsupportedError
-from gladstone.gguf import read_info
+from gladstone.gguf import info_of, read_model
 from runtime.machine.threads import PREFILL_TOKENS, Trial, choose_threads
 
 CONTEXT_TOKENS, PROMPT_TOKENS, DECODED_TOKENS, LIMIT_S = 512, 128, 48, 2.0
@@ -34,12 +34,11 @@ def measure(path: Path) -> dict[str, Any]:
     """Tokens a second of a prompt and of single tokens, the best of several, on as many threads as an engine takes."""
     from gladstone.backends import backend_mark
     from gladstone.context import Context
-    from gladstone.gguf import read_model
     from gladstone.llama import Model
     from runtime.machine.fit import Wishes, plan_fit, read_machine
 
-    facts = read_info(path)
     headers = read_model(path)
+    facts = info_of(headers)
     mapped = True
     with suppress(UnsupportedError):  # too large for this machine; it is tried all the same
         mapped = plan_fit(headers, read_machine(), Wishes()).mapped
