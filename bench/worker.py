@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from bench.measure import QualityJob, SpeedJob, measure_quality, measure_speed
 from bench.results import Answer, Item, Loss
-from gladstone.chat import Message
+from gladstone.chat import message_of
 from gladstone.errors import GladstoneError
 from gladstone.host import peak_memory_bytes
 
@@ -67,8 +67,7 @@ _EVENT_NAMES: dict[type, str] = {Loss: "loss", Answer: "answer"}
 
 
 def _item(fields: dict[str, Any]) -> Item:
-    prompt = tuple(Message(**message) for message in fields["prompt"])
-    return Item(fields["source"], prompt, Message(**fields["reference"]))
+    return Item(fields["source"], tuple(map(message_of, fields["prompt"])), message_of(fields["reference"]))
 
 
 def _take_stdout() -> TextIO:

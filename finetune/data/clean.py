@@ -4,9 +4,10 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 
 from finetune.data.section import CleaningSection
-from gladstone.chat import Conversation, Message
+from gladstone.chat import Conversation
 
 # zero-width space and joiner of words, soft hyphen, byte order mark, direction overrides, control characters; the
 # zero-width (non-)joiners are kept: Persian, Indic scripts and emoji need them
@@ -57,12 +58,14 @@ def text_steps(section: CleaningSection) -> dict[str, Callable[[str], str]]:
 def map_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
     """The conversation with every text changed; reasoning that becomes empty is none."""
     messages = tuple(
-        Message(
-            message.role, change(message.content), (change(message.reasoning) or None) if message.reasoning else None
+        replace(
+            message,
+            content=change(message.content),
+            reasoning=(change(message.reasoning) or None) if message.reasoning else None,
         )
         for message in conversation.messages
     )
-    return conversation if messages == conversation.messages else Conversation(messages, conversation.source)
+    return conversation if messages == conversation.messages else replace(conversation, messages=messages)
 
 
 def words_key(text: str) -> str:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from gladstone.chat import Conversation, Message
+from gladstone.chat import Conversation, message_fields, message_of
 from gladstone.errors import ArtifactError
 
 
@@ -42,10 +42,10 @@ class Spool:
 
     def add(self, conversation: Conversation, origin: int) -> None:
         """Append a row. Raises ArtifactError if the disk is full."""
-        turns = [(message.role, message.content, message.reasoning) for message in conversation.messages]
+        turns = [message_fields(message) for message in conversation.messages]
         try:
             self._offsets.append(self._file.tell())
-            self._file.write(json.dumps((conversation.source, turns)).encode() + b"\n")
+            self._file.write(json.dumps((conversation.source, turns, conversation.tools)).encode() + b"\n")
         except OSError as error:
             raise ArtifactError(f"{self._path}: cannot be written: {error.strerror}.") from error
         self._origins.append(origin)
@@ -69,5 +69,5 @@ class Spool:
 
 
 def _conversation(line: bytes) -> Conversation:
-    source, turns = json.loads(line)
-    return Conversation(tuple(Message(*turn) for turn in turns), source)
+    source, turns, tools = json.loads(line)
+    return Conversation(tuple(map(message_of, turns)), source, tuple(tools))
