@@ -72,6 +72,7 @@ def describe(check: Check) -> str:
         if check.questions.most:
             lines.append(_lengths("question", check.questions, check.rows))
         lines.append(_lengths("answer" if check.questions.most else "text", check.answers, check.rows))
+    lines += [f"note      {note}" for note in check.problems.noted()]
     return "\n".join(lines)
 
 

@@ -37,6 +37,7 @@ class Summary:
     """What became of the rows: what was read, changed, left out and why, and how many each set has."""
 
     sources: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     read: int = 0
     changed: Counter[str] = field(default_factory=Counter)
     boilerplate_sentences: int = 0
@@ -98,6 +99,7 @@ def describe(summary: Summary, folder: Path) -> str:
     ]
     if summary.repeated:
         lines.append(("repeated", summary.repeated, "training rows, by their sources' weight or share"))
+    lines += [("note", None, note) for note in summary.notes]
     return "\n".join(f"{name:9} {'' if count is None else f'{count:,}':>10}  {told}" for name, count, told in lines)
 
 
@@ -155,6 +157,7 @@ class _Work:
             self.summary.read += self._dropped.count - bad_before
             told = {"path": source.path, "format": layout.name, "rows": self.summary.read - before}
             self.summary.sources.append(told)
+        self.summary.notes = self._dropped.noted()
 
     def _clean(self, row: Conversation, origin: int) -> None:
         cleaning = self._section.cleaning

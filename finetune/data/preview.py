@@ -104,8 +104,9 @@ def summary(previewer: Previewer) -> str:
     for fate, count in previewer.counts.items():
         counts[fate.partition(":")[0]] += count
     left_out, cut = counts["left out"], counts["cut"]
+    notes = "".join(f"\nnote: {note}" for note in previewer.problems.noted())
     bad = f", {previewer.problems.count:,} more cannot be read" if previewer.problems.count else ""
     return (
         f"of {previewer.looked_at:,} rows {left_out:,} left out, {cut:,} cut{bad}; base {previewer.base.name}, "
-        f"template {previewer.template.sha256[:12]}…, at most {previewer.recipe.base.max_tokens:,} tokens"
+        f"template {previewer.template.sha256[:12]}…, at most {previewer.recipe.base.max_tokens:,} tokens{notes}"
     )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gladstone.artifacts import write_rows
 from gladstone.errors import DataError
-from gladstone.rows import read_rows
+from gladstone.rows import Problems, read_rows
 
 
 def sources(path: Path) -> list[str]:
@@ -167,6 +167,24 @@ def test_a_number_of_a_million_digits_is_a_message_and_no_crash(tmp_path: Path, 
     path.write_text(f"[{text}]" if name == "rows.json" else text)
     with pytest.raises(DataError, match=r":1: .*: a number too long\."):
         list(read_rows(path))
+
+
+def test_notes_keep_their_order_add_up_their_rows_and_are_bounded() -> None:
+    problems = Problems()
+    problems.note("rows.csv: read as cp1252")
+    for _ in range(1200):
+        problems.note("field 'id' is not used", 1)
+    problems.note("field 'tag' is not used", 1)
+    assert problems.noted() == [
+        "rows.csv: read as cp1252",
+        "field 'id' is not used (1,200 rows)",
+        "field 'tag' is not used (1 row)",
+    ]
+    for number in range(1000):
+        problems.note(f"field {number} is not used", 1)
+    assert len(problems.noted()) <= 31
+    assert problems.noted()[-1] == "and 973 more notes"
+    assert problems.count == 0
 
 
 json_rows = st.lists(
