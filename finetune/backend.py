@@ -1,6 +1,7 @@
 """Which way a base model is loaded for training: a decoder or an encoder and decoder."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +68,7 @@ def _flop(model: Any, recipe: Recipe, examples: Sequence[Example]) -> float:
     """Floating-point operations of a run: 2 a weight and token forwards, and 2 backwards."""
     weights = sum(each.numel() for each in model.parameters())
     tokens = sum(token_count(example) for example in examples)
-    rows = recipe.training.batch_size * recipe.training.accumulation * (recipe.training.max_steps or 0)
-    epochs = rows / len(examples) if rows else recipe.training.epochs
+    per_step = recipe.training.batch_size * recipe.training.accumulation
+    steps_per_epoch = math.ceil(len(examples) / per_step)
+    epochs = recipe.training.total_steps(steps_per_epoch) / steps_per_epoch
     return float(4 * weights * tokens * epochs)

@@ -63,9 +63,13 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     resume: bool,
     fitted: bool,
 ) -> None:
-    """Train RECIPE: a name from `finetune recipes` or a YAML file (default: the demo's)."""
+    """Train RECIPE: a name from `finetune recipes` or a YAML file.
+
+    Without RECIPE the rows of --data are trained for one epoch as smollm2-135m says, and without --data those of the
+    demo. A setting that --set names holds against the recipe's.
+    """
     from finetune.live import LiveView, make_display
-    from finetune.recipe import load_recipe
+    from finetune.recipe import read_recipe
     from finetune.stopping import Limits
 
     limits = Limits(max_hours, max_steps, max_tokens)
@@ -76,7 +80,8 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
         if not Path(recipe).is_file():
             raise click.UsageError(f"{out} holds no run to go on with. Name the RECIPE to begin one.")
     source = (str(data), format_name or "auto") if data is not None else None
-    loaded = load_recipe(recipe, [*overrides, *(["data.skip_bad=true"] if skip_bad else [])], source)
+    read = read_recipe(recipe, [*overrides, *(["data.skip_bad=true"] if skip_bad else [])], source)
+    loaded = read.recipe
     require_packages("finetune", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
     from finetune.checkpoint import FOLDER, saved
     from finetune.processes import is_first
@@ -85,6 +90,8 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
 
     if fitted:
         loaded = _fitted(loaded)
+    for note in read.notes:
+        click.echo(f"Note: {note}", err=True)
     folder = out or Path("runs") / loaded.name
     display = make_display()
     watchers = (display,) if isinstance(display, LiveView) else ()
@@ -121,20 +128,22 @@ def estimate(  # noqa: PLR0913 - one parameter an option
 ) -> None:
     """Tell memory, disk and time of a run of RECIPE beforehand; no model is fetched, nothing is trained."""
     import json
+    from dataclasses import replace
 
     from finetune.devices import find_device
-    from finetune.recipe import load_recipe
+    from finetune.recipe import read_recipe
     from gladstone.progress import Lines
 
     if format_name is not None and data is None:
         raise click.UsageError("--format describes --data, which is not given.")
     if device is not None:
         find_device(device)  # an unknown one is told before anything is loaded
-    loaded = load_recipe(recipe, [*overrides], (str(data), format_name or "auto") if data is not None else None)
+    read = read_recipe(recipe, [*overrides], (str(data), format_name or "auto") if data is not None else None)
     require_packages("finetune estimate", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
     from finetune import estimate as estimates
 
-    found = estimates.estimate(loaded, Lines(), device, fitted=fitted)
+    found = estimates.estimate(read.recipe, Lines(), device, fitted=fitted)
+    found = replace(found, notes=(*read.notes, *found.notes))
     click.echo(json.dumps(estimates.as_json(found)) if as_data else "\n".join(estimates.lines(found)))
 
 

@@ -18,7 +18,7 @@ from finetune.fit import Case, Way, fit, judge, single_ways
 from finetune.inputs import Inputs
 from finetune.labels import Example, tokenize_all
 from finetune.memory import Memory, Setting, disk_bytes
-from finetune.plan import Plan, Row, assumed_rows, rows_of
+from finetune.plan import Plan, Row, assumed_rows, epochs_text, rows_of
 from finetune.recipe import Recipe
 from finetune.shape import Shape, shape_of_facts, shape_of_folder
 from finetune.timing import BUDGET_S, Measured, Rates, Sample, Times, compiles, computed_rates, measure, times
@@ -250,13 +250,14 @@ def lines(found: Estimate) -> list[str]:
     lengths = [row.tokens for row in rows]
     how = "measured" if found.measured else "computed, not measured"
     effective = recipe.training.batch_size * recipe.training.accumulation
+    recomputed = ", activations recomputed" if found.recomputes else ""
     told = [
         f"{recipe.name} on {found.machine}",
         f"  rows      {len(rows):,} to train on, {sum(lengths) / len(lengths):.0f} tokens on average, "
         f"{max(lengths):,} the longest; {len(found.rows['validation']):,} to validate, "
         f"{len(found.rows['test']):,} to test",
-        f"  steps     {plan.steps:,} of {effective} rows, {plan.slots_per_step:,.0f} slots each; largest micro-batch "
-        f"{plan.largest.total:,} slots{', activations recomputed' if found.recomputes else ''}",
+        f"  steps     {plan.steps:,} of {effective} rows ({epochs_text(plan.epochs)}), {plan.slots_per_step:,.0f} "
+        f"slots each; largest micro-batch {plan.largest.total:,} slots{recomputed}",
         f"  memory    {readable_bytes(memory.peak)} at the peak; {readable_bytes(found.limit_bytes)} are there"
         f"{'' if found.fits else ': IT DOES NOT FIT'}",
         f"            {_parts(memory)}",
@@ -306,6 +307,7 @@ def as_json(found: Estimate) -> dict[str, Any]:
         "disk_bytes": found.disk,
         "steps": found.plan.steps,
         "steps_per_epoch": found.plan.steps_per_epoch,
+        "epochs": found.plan.epochs,
         "rows": {name: len(rows) for name, rows in found.rows.items()},
         "largest_micro_batch_slots": found.plan.largest.total,
         "activations_recomputed": found.recomputes,

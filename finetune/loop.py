@@ -77,7 +77,7 @@ class Loop:
         self._lengths = [token_count(example) for example in job.examples]
         rows_per_step = training.batch_size * training.accumulation
         self._order = Order(self._lengths, rows_per_step, training.seed, grouped=self._grouped)
-        self.total = training.max_steps or math.ceil(training.epochs * self._order.steps_per_epoch)
+        self.total = training.total_steps(self._order.steps_per_epoch)
         self._budget = training.batch_tokens or training.batch_size * max(self._lengths)
         self._optimizer = make_optimizer(self._model, training)
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]

@@ -1,6 +1,5 @@
 """What a run will compute, exactly: its steps, the slots of every micro-batch, its evaluations. No torch."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -43,6 +42,8 @@ class Plan:
     validation: tuple[Slots, ...]
     test: tuple[Slots, ...]
     evaluations: int
+    rows_trained: int  # a row counts each time that it is seen
+    epochs: float  # of the training rows
 
     @property
     def largest(self) -> Slots:
@@ -81,7 +82,7 @@ def make_plan(recipe: Recipe, sets: dict[str, list[Row]], *, padded: bool) -> Pl
     order = Order(
         lengths, training.batch_size * training.accumulation, training.seed, grouped=padded if wish == "auto" else wish
     )
-    steps = training.max_steps or math.ceil(training.epochs * order.steps_per_epoch)
+    steps = training.total_steps(order.steps_per_epoch)
     budget = training.batch_tokens or training.batch_size * max(lengths)
     planned = min(steps, PLANNED_STEPS)
     cut = (micro_batches(order.rows(step), lengths, budget, padded=padded) for step in range(planned))
@@ -93,7 +94,25 @@ def make_plan(recipe: Recipe, sets: dict[str, list[Row]], *, padded: bool) -> Pl
         validation=_evaluation(sets["validation"], padded=padded),
         test=_evaluation(sets["test"], padded=padded),
         evaluations=min(training.evaluations, steps),
+        rows_trained=(seen := _rows_seen(order, steps, len(rows))),
+        epochs=seen / len(rows),
     )
+
+
+def _rows_seen(order: Order, steps: int, rows: int) -> int:
+    whole, rest = divmod(steps, order.steps_per_epoch)
+    return whole * rows + sum(len(order.rows(steps - rest + step)) for step in range(rest))
+
+
+def epochs_text(epochs: float) -> str:
+    """So many passes over the rows, in words.
+
+    >>> [epochs_text(epochs) for epochs in (1.0, 3.0, 1.5, 0.053, 0.0001)]
+    ['1 epoch', '3 epochs', '1.5 epochs', '0.053 of an epoch', '0.0001 of an epoch']
+    """
+    if epochs < 1:
+        return f"{epochs:.2g} of an epoch"
+    return "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
 
 
 def slots(rows: Sequence[Row], *, padded: bool) -> Slots:

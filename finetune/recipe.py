@@ -5,20 +5,25 @@ A field's help text is its `description`; it is written here and nowhere else.
 
 import difflib
 import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from finetune import layers
 from finetune.combinations import impossible
 from finetune.data.section import DataSection
 from finetune.labels import Limits, LongRows
-from gladstone.config import Config, apply_overrides, build_config, read_yaml
+from gladstone.config import Config, build_config, read_yaml
 from gladstone.errors import ConfigError, listed
 
 TEMPLATE_PREFIX = "template:"
-DEFAULT_RECIPE = "smollm2-135m-medical"
+DEFAULT_RECIPE = "smollm2-135m"  # for a user's rows
+DEMO_RECIPE = "smollm2-135m-medical"  # for the rows that come with Gladstone
 
 
 class BaseSection(Config):
@@ -111,8 +116,10 @@ class TrainingSection(Config):
         None, description="LoRA+: how many times the learning rate the factors B get, 16 as published; null: the same"
     )
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this norm")
-    epochs: PositiveFloat = Field(1.0, description="passes over the training rows; ignored where max_steps is set")
-    max_steps: PositiveInt | None = Field(None, description="optimizer steps")
+    epochs: PositiveFloat | None = Field(
+        None, description="passes over the training rows; null: 1, unless max_steps says how long"
+    )
+    max_steps: PositiveInt | None = Field(None, description="optimizer steps in all, in place of epochs")
     batch_size: PositiveInt = Field(8, description="rows in a micro-batch")
     accumulation: PositiveInt = Field(1, description="micro-batches in an optimizer step")
     batch_tokens: PositiveInt | None = Field(
@@ -145,6 +152,16 @@ class TrainingSection(Config):
     checkpoint_steps: PositiveInt | None = Field(None, description="steps between checkpoints, in place of minutes")
     keep_checkpoints: PositiveInt = Field(2, description="how many checkpoints are kept, besides the best one")
     seed: int = Field(0, description="decides the adapter's start, the order of rows and dropout")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainingSection":
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError(f"epochs={self.epochs:g} and max_steps={self.max_steps} both say how long to train")
+        return self
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole run."""
+        return self.max_steps or math.ceil((self.epochs or 1.0) * steps_per_epoch)
 
 
 class Recipe(Config):
@@ -219,25 +236,45 @@ def recipe_text(name: str) -> str:
     return _find(name).read_text(encoding="utf-8")
 
 
-def load_recipe(recipe: str | None, overrides: list[str], data: tuple[str, str] | None = None) -> Recipe:
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe, and what a user should know of how its layers came together, in sentences."""
+
+    recipe: Recipe
+    notes: tuple[str, ...]
+
+
+def load_recipe(recipe: str | None, overrides: Sequence[str], data: tuple[str, str] | None = None) -> Recipe:
+    """The recipe of `read_recipe` alone."""
+    return read_recipe(recipe, overrides, data).recipe
+
+
+def read_recipe(recipe: str | None, overrides: Sequence[str], data: tuple[str, str] | None = None) -> Loaded:
     """A recipe by name or file, with `--data PATH --format NAME` and `--set a.b=c` applied.
 
-    Raises ConfigError that lists every problem.
+    None is the demo's recipe, or with rows of the user's own the default recipe. Raises ConfigError that lists every
+    problem.
     """
-    path = _find(recipe or DEFAULT_RECIPE)
-    values: dict[str, Any] = read_yaml(path)
-    if data is not None:
-        section = values.setdefault("data", {})
-        if isinstance(section, dict):
-            section["sources"] = [{"path": data[0], "format": data[1]}]
-    changed = apply_overrides(values, overrides)
+    name, notes = recipe or DEMO_RECIPE, list[str]()
+    values: dict[str, Any] = read_yaml(_find(name))
+    sources = layers.own_rows(values, overrides, data)
+    if sources is not None:
+        if name == DEMO_RECIPE:
+            name, values = DEFAULT_RECIPE, read_yaml(_find(DEFAULT_RECIPE))
+            notes += [f"recipe {DEMO_RECIPE} is for the rows that come along; yours get {name}."] if recipe else []
+        if name in recipe_names():
+            values, found = layers.for_other_rows(values, overrides, sources)
+            notes += found
+        values = layers.with_sources(values, sources)
+    where = f"recipe {_find(name).name}"
+    changed, found = layers.with_overrides(values, overrides, where)
     if _base_name(changed) != _base_name(values):
         changed.pop("hub", None)  # the facts are about the file's own base
-    made = build_config(Recipe, changed, f"recipe {path.name}")
+    made = build_config(Recipe, changed, where)
     problems = impossible(made)
     if problems:
-        raise ConfigError(listed(f"recipe {path.name}", problems))
-    return made
+        raise ConfigError(listed(where, problems))
+    return Loaded(made, (*notes, *found))
 
 
 def _base_name(values: dict[str, Any]) -> Any:

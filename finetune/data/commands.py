@@ -10,6 +10,7 @@ from gladstone.command import Group
 FORMAT = click.option("--format", "format_name", default="auto", show_default=True, help="Row format.")
 FILE = click.Path(path_type=Path)
 SIMILARITY = click.FloatRange(0.5, 1)
+RECIPE_HELP = "Whose base model, template and limits are used.  [default: smollm2-135m with PATH, else the demo's]"
 
 
 @click.group(cls=Group)
@@ -85,7 +86,7 @@ def prepare(  # noqa: PLR0913 - one parameter an option
 @data.command()
 @click.argument("path", type=FILE, required=False)
 @FORMAT
-@click.option("--recipe", help="Whose base model, template and limits are used.  [default: the demo's]")
+@click.option("--recipe", help=RECIPE_HELP)
 @click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="Show this many rows.")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
 def preview(path: Path | None, format_name: str, recipe: str | None, *, rows: int, overrides: tuple[str, ...]) -> None:
@@ -113,7 +114,7 @@ def preview(path: Path | None, format_name: str, recipe: str | None, *, rows: in
 @data.command()
 @click.argument("path", type=FILE, required=False)
 @FORMAT
-@click.option("--recipe", help="Whose base model, template and limits are used.  [default: the demo's]")
+@click.option("--recipe", help=RECIPE_HELP)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the report.")
 @click.option(
     "--loss", type=click.IntRange(0), default=0, help="Score this many rows with the base model: finds odd ones."

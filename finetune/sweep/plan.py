@@ -4,18 +4,20 @@ import difflib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from finetune.recipe import Recipe, field_help, load_recipe
+from finetune.layers import with_overrides
+from finetune.recipe import Recipe, field_help, load_recipe, read_recipe
 from finetune.sweep.section import Choices, Range, SweepSection, combinations
-from gladstone.config import apply_overrides, build_config, read_yaml
+from gladstone.config import build_config, read_yaml
 from gladstone.errors import ConfigError, listed
 
 Settings = dict[str, Any]
 OWN_FIELDS = ("name", "description")
+LENGTHS = ("training.epochs", "training.max_steps")
 MAX_GRID = 10_000
 # the validation loss of trials that differ in these is of other rows or of other tokens
 OTHER_ROWS = ("data.", "base.model", "base.chat_template", "base.max_tokens", "base.max_target_tokens",
@@ -28,6 +30,7 @@ class Plan:
 
     section: SweepSection
     recipe: dict[str, Any]
+    told: tuple[str, ...] = field(default=(), compare=False)  # how the recipe's layers came together
 
     @cached_property
     def space(self) -> dict[str, Choices | Range]:
@@ -41,13 +44,19 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What makes the trials' losses hard to compare."""
-        return [
+        """What of the recipe the sweep's settings replace, and what makes the trials' losses hard to compare."""
+        return [*self.told, *self._replaced()] + [
             f"{name} changes the rows or the tokens that the loss is measured on: the losses of trials that differ in "
             "it do not compare."
             for name in self.space
             if name.startswith(OTHER_ROWS)
         ]
+
+    def _replaced(self) -> Iterator[str]:
+        for tried, other in (LENGTHS, LENGTHS[::-1]):
+            value = self.recipe["training"].get(other.partition(".")[2])
+            if tried in self.space and value is not None:
+                yield f"{other}={value} of the recipe is not used: {tried} is tried."
 
     def grid(self) -> Iterator[dict[str, str]]:
         """Every combination of the lists, values as JSON, the last field changing fastest."""
@@ -65,7 +74,8 @@ class Plan:
         """The recipe with a trial's settings; its name ends with the trial's number. Raises ConfigError."""
         name = self.recipe["name"]
         values = self.recipe | ({"name": f"{name[:56]}-{trial:03d}"} if trial is not None else {})
-        return build_config(Recipe, apply_overrides(values, assignments(settings)), phrase(settings))
+        changed, _ = with_overrides(values, assignments(settings), "the recipe")
+        return build_config(Recipe, changed, phrase(settings))
 
 
 def phrase(settings: Settings) -> str:
@@ -99,20 +109,21 @@ def read_plan(file: Path) -> Plan:
     space, problems = section.space()
     problems += _name_problems(section)
     try:
-        recipe = load_recipe(section.recipe, [])
+        recipe, told = load_recipe(section.recipe, []), tuple[str, ...]()
     except ConfigError as error:
         raise ConfigError(listed(f"sweep {file.name}", [f"recipe: {error}", *problems])) from None
-    values = recipe.model_dump(mode="json")
     known = {name: value for name, value in section.overrides.items() if _is_field(name)}
     try:
-        values = build_config(Recipe, apply_overrides(values, assignments(known)), "overrides").model_dump(mode="json")
+        loaded = read_recipe(section.recipe, assignments(known))
+        recipe, told = loaded.recipe, loaded.notes
     except ConfigError as error:
-        problems.append(str(error))
+        problems.append(f"overrides: {error}")
+    values = recipe.model_dump(mode="json")
     tried = {name: each for name, each in space.items() if _is_field(name)}
     problems += _value_problems(Plan(section, values), tried)
     if problems:
         raise ConfigError(listed(f"sweep {file.name}", problems))
-    return Plan(section, values)
+    return Plan(section, values, told)
 
 
 def check_points(plan: Plan, points: Iterable[dict[str, Any]]) -> None:
@@ -137,6 +148,9 @@ def _name_problems(section: SweepSection) -> list[str]:
                 problems.append(f"{part}.{name}: unknown field{_nearest(name)}.")
     both = [name for name in section.fields if name in section.overrides]
     problems += [f"{name}: is under fields and under overrides; which one?" for name in both]
+    lengths = [name for name in LENGTHS if name in section.fields or name in section.overrides]
+    if len(lengths) > 1:
+        problems.append(f"{' and '.join(lengths)} both say how long to train; which one?")
     grid = combinations(section.space()[0]) or 0
     if section.search == "grid" and grid > MAX_GRID:
         problems.append(f"fields: {grid:,} combinations; use search: random or tpe with trials.")

@@ -200,7 +200,7 @@ def test_what_rows_share_is_planned_once_unless_dropout_parts_them() -> None:
 
 
 def test_time_is_that_of_every_micro_batch_and_of_the_evaluations() -> None:
-    plan = Plan(4, 2, (Slots(100), Slots(50), Slots(100), Slots(50)), 2, (Slots(40),), (Slots(30),), 3)
+    plan = Plan(4, 2, (Slots(100), Slots(50), Slots(100), Slots(50)), 2, (Slots(40),), (Slots(30),), 3, 8, 2.0)
     taken = timing.times(plan, Rates(Line(1.0, 0.1), Line(0.5, 0.01), 2.0))
     assert taken.training_s == pytest.approx(2 * (4 + 30 + 2 * 2))
     assert taken.epoch_s == pytest.approx(4 + 30 + 2 * 2)
@@ -313,7 +313,8 @@ def test_this_machine_is_measured_on_a_few_layers_of_the_base(tmp_path: Path, mo
     assert found.measured
     assert found.fits
     assert found.times.total_s > found.times.evaluation_s > 0
-    assert found.plan.steps == chosen.training.max_steps
+    assert found.plan.steps == chosen.training.total_steps(found.plan.steps_per_epoch) == 4
+    assert (found.plan.rows_trained, found.plan.epochs) == (32, 1)
 
 
 def test_a_base_with_fewer_layers_is_loaded_by_links_alone(tmp_path: Path) -> None:

@@ -3,7 +3,17 @@ from pathlib import Path
 import pytest
 
 from finetune.data.section import Source
-from finetune.recipe import DEFAULT_RECIPE, Recipe, field_help, load_recipe, recipe_names
+from finetune.recipe import (
+    DEFAULT_RECIPE,
+    DEMO_RECIPE,
+    Recipe,
+    TrainingSection,
+    field_help,
+    load_recipe,
+    read_recipe,
+    recipe_names,
+    recipe_text,
+)
 from gladstone.errors import ConfigError
 from gladstone.formats import read_conversations
 
@@ -17,7 +27,7 @@ training: {learning_rat: 1e-4}
 
 def test_without_a_name_the_demo_recipe_is_loaded() -> None:
     recipe = load_recipe(None, [])
-    assert recipe.name == DEFAULT_RECIPE
+    assert recipe.name == DEMO_RECIPE
     assert recipe.base.model == "embedded:smollm2-135m-instruct"
     assert recipe.training.learning_rate == pytest.approx(1e-3)
 
@@ -63,6 +73,74 @@ def test_set_is_checked_like_the_file() -> None:
 def test_data_replaces_all_sources_of_the_recipe() -> None:
     recipe = load_recipe(None, [], ("mine.json", "alpaca"))
     assert recipe.data.sources == (Source(path="mine.json", format="alpaca"),)
+
+
+def test_a_users_rows_are_trained_for_one_whole_epoch_and_divided_as_any() -> None:
+    read = read_recipe(None, [], ("some/Triage notes.jsonl.gz", "auto"))
+    recipe = read.recipe
+    assert read.notes == ()
+    assert recipe.name == "smollm2-135m-Triage-notes"
+    assert (recipe.training.max_steps, recipe.training.total_steps(225)) == (None, 225)
+    assert recipe.training.evaluations == TrainingSection().evaluations
+    assert (recipe.data.validation, recipe.data.test) == (0.1, 0.1)
+
+
+def test_the_demos_recipe_named_for_other_rows_gives_way_and_says_so() -> None:
+    for overrides, data in (([], ("mine.jsonl", "auto")), (["data.sources=[{path: mine.jsonl}]"], None)):
+        read = read_recipe(DEMO_RECIPE, overrides, data)
+        assert read.recipe.training.max_steps is None
+        assert read.recipe.data.sources == (Source(path="mine.jsonl"),)
+        assert any(DEMO_RECIPE in note and DEFAULT_RECIPE in note for note in read.notes)
+
+
+def test_sizes_of_a_published_data_set_are_not_put_on_a_users_rows_and_it_is_said() -> None:
+    read = read_recipe("flan-t5-medical", ["data.test=50"], ("mine.jsonl", "auto"))
+    section = read.recipe.data
+    assert (section.max_rows, section.validation, section.test) == (None, 0.1, 50)
+    assert read.recipe.name == "flan-t5-medical-mine"
+    assert read.notes == (
+        "data.max_rows=2000, data.validation=100 of recipe flan-t5-medical are for its own rows, and not used.",
+    )
+    assert read_recipe("flan-t5-medical", ["data.max_rows=2000"]).notes == ()
+
+
+def test_a_users_own_file_keeps_its_steps_and_its_name_for_other_rows(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(recipe_text(DEMO_RECIPE).replace("name: smollm2-135m-medical", "name: own"))
+    read = read_recipe(str(path), [], ("mine.jsonl", "auto"))
+    assert (read.recipe.name, read.recipe.training.max_steps, read.notes) == ("own", 12, ())
+
+
+def test_the_length_that_was_set_last_holds_and_it_is_said() -> None:
+    longer = read_recipe(None, ["training.epochs=3"])
+    assert (longer.recipe.training.epochs, longer.recipe.training.max_steps) == (3, None)
+    (note,) = longer.notes
+    assert "training.max_steps=12" in note
+    assert "training.epochs=3" in note
+    shorter = read_recipe(None, ["training.max_steps=7"], ("mine.jsonl", "auto"))
+    assert (shorter.recipe.training.epochs, shorter.recipe.training.max_steps) == (None, 7)
+    (note,) = shorter.notes
+    assert "training.epochs=1.0" in note
+    assert "training.max_steps=7" in note
+
+
+def test_two_lengths_in_one_command_are_refused_unless_one_is_null() -> None:
+    with pytest.raises(ConfigError, match=r"training\.epochs=3 and training\.max_steps=5 both say how long to train"):
+        load_recipe(None, ["training.max_steps=5", "training.epochs=3"])
+    assert load_recipe(None, ["training.max_steps=null", "training.epochs=3"]).training.total_steps(10) == 30
+
+
+def test_of_two_lengths_in_a_file_the_steps_hold_as_they_always_did_and_it_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "both.yaml"
+    path.write_text(recipe_text(DEMO_RECIPE).replace("max_steps: 12", "max_steps: 12\n  epochs: 3"))
+    read = read_recipe(str(path), [])
+    assert read.recipe.training.total_steps(100) == 12
+    assert "training.epochs=3 of recipe both.yaml is not used" in read.notes[0]
+
+
+def test_rows_that_are_named_twice_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--data and --set data\.sources both name the rows"):
+        load_recipe(None, ["data.sources=[{path: other.jsonl}]"], ("mine.jsonl", "auto"))
 
 
 def test_an_unknown_sample_names_those_there_are() -> None:

@@ -60,6 +60,14 @@ def test_a_grid_is_every_combination_and_the_last_field_changes_fastest(tmp_path
     ]
 
 
+def test_epochs_that_are_tried_replace_the_recipes_steps_and_two_lengths_are_refused(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, fields={"training.epochs": [1, 2]})
+    assert [plan.recipe_of({"training.epochs": epochs}).training.total_steps(10) for epochs in (1, 2)] == [10, 20]
+    assert "training.max_steps=4 of the recipe is not used: training.epochs is tried." in plan.notes
+    with pytest.raises(ConfigError, match=r"training\.epochs and training\.max_steps both say how long"):
+        plan_of(tmp_path, fields={"training.epochs": [1, 2]}, overrides={"training.max_steps": 5})
+
+
 def test_a_trials_recipe_has_the_overrides_the_settings_and_a_name_of_its_own(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, fields={"lora.rank": [4, 8]}, overrides={"training.epochs": 2, "lora.alpha": 32})
     recipe = plan.recipe_of({"lora.rank": 8}, 3)
