@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gladstone.chat import Conversation
-from gladstone.formats import Layout, find_layout, iter_conversations
+from gladstone.formats import Layout, Notes, find_layout, iter_conversations
 from gladstone.rows import Problems
 
 
@@ -34,9 +34,11 @@ class Check:
     several_turns: int = 0
     with_system: int = 0
     with_reasoning: int = 0
+    with_tools: int = 0
+    with_train_flags: int = 0
 
     def __post_init__(self) -> None:
-        self.questions, self.answers = Lengths(), Lengths()
+        self.questions, self.answers, self.notes = Lengths(), Lengths(), Notes()
 
     def add(self, conversation: Conversation) -> None:
         """Count one row."""
@@ -44,16 +46,18 @@ class Check:
         roles = [message.role for message in conversation.messages]
         self.several_turns += roles.count("assistant") > 1
         self.with_system += "system" in roles
-        self.with_reasoning += conversation.answer.reasoning is not None
+        self.with_reasoning += any(message.reasoning is not None for message in conversation.messages)
+        self.with_tools += bool(conversation.tools) or any(message.tool_calls for message in conversation.messages)
+        self.with_train_flags += any(message.train is not None for message in conversation.messages)
         if not conversation.is_text:
-            self.questions.add(conversation.messages[-2].content)
+            self.questions.add(next(turn.content for turn in reversed(conversation.messages) if turn.role == "user"))
         self.answers.add(conversation.answer.content)
 
 
 def check_rows(path: Path, format_name: str, columns: Mapping[str, str] | None = None) -> Check:
     """Read every row of a file. Raises DataError if the file as a whole cannot be read or its format recognised."""
     check = Check(find_layout(path, format_name, columns), Problems())
-    for conversation in iter_conversations(path, check.layout, check.problems):
+    for conversation in iter_conversations(path, check.layout, check.problems, check.notes):
         check.add(conversation)
     return check
 
@@ -67,12 +71,14 @@ def describe(check: Check) -> str:
             "several turns": check.several_turns,
             "a system message": check.with_system,
             "reasoning": check.with_reasoning,
+            "tools": check.with_tools,
+            "train flags": check.with_train_flags,
         }
         lines.append("with      " + ", ".join(f"{name}: {count:,}" for name, count in parts.items()))
         if check.questions.most:
             lines.append(_lengths("question", check.questions, check.rows))
         lines.append(_lengths("answer" if check.questions.most else "text", check.answers, check.rows))
-    lines += [f"note      {note}" for note in check.problems.noted()]
+    lines += [f"note      {note}" for note in (*check.problems.noted(), *check.notes.lines())]
     return "\n".join(lines)
 
 

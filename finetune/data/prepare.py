@@ -24,7 +24,7 @@ from finetune.data.spool import Spool
 from gladstone.artifacts import check_writable, remove_partials, whole_file, write_json, write_rows
 from gladstone.chat import Conversation
 from gladstone.errors import DataError
-from gladstone.formats import Layout, checked_conversations, iter_conversations, prepared
+from gladstone.formats import Layout, Notes, checked_conversations, iter_conversations, prepared
 from gladstone.progress import Progress, step
 from gladstone.rows import Problems, read_rows
 
@@ -37,7 +37,7 @@ class Summary:
     """What became of the rows: what was read, changed, left out and why, and how many each set has."""
 
     sources: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # on the files, fields not used, values read as text
     read: int = 0
     changed: Counter[str] = field(default_factory=Counter)
     boilerplate_sentences: int = 0
@@ -84,7 +84,7 @@ def prepare(section: DataSection, folder: Path, progress: Progress) -> Summary:
 def read_set(folder: Path, name: str) -> Iterator[Conversation]:
     """The rows of a prepared set, each with the source that it came from."""
     for row, place in read_rows(folder / f"{name}.jsonl"):
-        yield prepared.read(row, place)
+        yield Layout("prepared").read(row, place)
 
 
 def describe(summary: Summary, folder: Path) -> str:
@@ -126,6 +126,18 @@ class _DroppedRows(Problems):
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
+class _SourceNotes(Notes):
+    """Writes each row that is left out by what it says of itself, with its reason."""
+
+    def __init__(self, dropped: _DroppedRows) -> None:
+        super().__init__()
+        self._dropped = dropped
+
+    def leave_out(self, source: str, reason: str) -> None:
+        super().leave_out(source, reason)
+        self._dropped.drop(source, "marked", reason)
+
+
 class _Work:
     """The rows while they are prepared."""
 
@@ -144,9 +156,11 @@ class _Work:
 
     def read(self, sources: Sequence[tuple[Source, Layout]], progress: Progress) -> None:
         """Every row of every source, cleaned. Raises DataError for bad rows, unless they may be skipped."""
+        told_of_fields: list[str] = []
         for origin, (source, layout) in enumerate(sources):
             before, bad_before = self.summary.read, self._dropped.count
-            found = iter_conversations(source.file(), layout, self._dropped)
+            notes = _SourceNotes(self._dropped)
+            found = iter_conversations(source.file(), layout, self._dropped, notes)
             for row in islice(found, source.first_rows):
                 self._clean(row, origin)
                 self.summary.read += 1
@@ -154,10 +168,12 @@ class _Work:
                     progress.update(None, f"{self.summary.read:,} rows")
             if not self._section.skip_bad:
                 self._dropped.check("bad rows, which --skip-bad would leave out")
-            self.summary.read += self._dropped.count - bad_before
+            self.summary.read += self._dropped.count - bad_before + notes.left_out.total()
             told = {"path": source.path, "format": layout.name, "rows": self.summary.read - before}
             self.summary.sources.append(told)
-        self.summary.notes = self._dropped.noted()
+            several = f"{source.path}: " if len(sources) > 1 else ""
+            told_of_fields += [several + note for note in notes.lines()]
+        self.summary.notes = [*self._dropped.noted(), *told_of_fields]
 
     def _clean(self, row: Conversation, origin: int) -> None:
         cleaning = self._section.cleaning

@@ -12,7 +12,7 @@ from finetune.recipe import Recipe
 from gladstone.basemodel import resolve_base
 from gladstone.chat import Conversation
 from gladstone.errors import DataError
-from gladstone.formats import iter_conversations
+from gladstone.formats import Notes, iter_conversations
 from gladstone.progress import Progress
 from gladstone.rows import Problems
 from gladstone.tokenizer import load_tokenizer
@@ -41,7 +41,7 @@ class Previewer:
         self.labeller = Labeller(self.template, self.tokenizer, recipe.limits, pairs=is_seq2seq(self.base))
         self.counts: Counter[str] = Counter()
         self.looked_at = 0
-        self.problems = Problems()
+        self.problems, self.notes = Problems(), Notes()
 
     def previews(self, rows: int) -> Iterator[Preview]:
         """The first rows; the limits' hits among the first thousand are counted in `counts`."""
@@ -54,7 +54,8 @@ class Previewer:
 
     def _rows(self) -> Iterator[Conversation]:
         for source in self.recipe.data.sources:
-            yield from islice(iter_conversations(source.file(), source.layout(), self.problems), source.first_rows)
+            found = iter_conversations(source.file(), source.layout(), self.problems, self.notes)
+            yield from islice(found, source.first_rows)
 
     def _preview(self, row: Conversation) -> Preview:
         for change in text_steps(self.recipe.data.cleaning).values():
@@ -104,7 +105,7 @@ def summary(previewer: Previewer) -> str:
     for fate, count in previewer.counts.items():
         counts[fate.partition(":")[0]] += count
     left_out, cut = counts["left out"], counts["cut"]
-    notes = "".join(f"\nnote: {note}" for note in previewer.problems.noted())
+    notes = "".join(f"\nnote: {note}" for note in (*previewer.problems.noted(), *previewer.notes.lines()))
     bad = f", {previewer.problems.count:,} more cannot be read" if previewer.problems.count else ""
     return (
         f"of {previewer.looked_at:,} rows {left_out:,} left out, {cut:,} cut{bad}; base {previewer.base.name}, "

@@ -1,4 +1,4 @@
-"""Row formats: one file each with the FIELDS it is known by and `read(row, source) -> Conversation`.
+"""Row formats: one file each with the FIELDS it is known by and `read(row) -> Conversation`.
 
 Training, proofs and benchmarks read rows through this door only: what is trained is what is measured.
 """
@@ -10,10 +10,32 @@ from pathlib import Path
 
 from gladstone.chat import Conversation
 from gladstone.errors import ConfigError, DataError
-from gladstone.formats import alpaca, medquad, messages, prepared, prompt, pubmedqa, qa, reasoning, sharegpt, text
+from gladstone.formats import (
+    alpaca,
+    dolly,
+    gemini,
+    medquad,
+    messages,
+    pair,
+    preference,
+    prepared,
+    prompt,
+    pubmedqa,
+    qa,
+    reasoning,
+    sharegpt,
+    text,
+)
+from gladstone.formats.fields import Fields
+from gladstone.formats.known import check_known
+from gladstone.formats.notes import LeftOutError, Notes
+from gladstone.formats.recognition import KNOWN_BY, SAMPLED_ROWS
+from gladstone.formats.recognition import recognise as recognised
 from gladstone.rows import Problems, Row, read_rows, readable_fields
 
-Reader = Callable[[Row, str], Conversation]
+__all__ = ["KNOWN_BY", "SAMPLED_ROWS", "LeftOutError", "Notes"]
+
+Reader = Callable[[Fields], Conversation]
 
 FORMATS: dict[str, Reader] = {
     "qa": qa.read,
@@ -21,6 +43,11 @@ FORMATS: dict[str, Reader] = {
     "messages": messages.read,
     "sharegpt": sharegpt.read,
     "prompt": prompt.read,
+    "dolly": dolly.read,
+    "pair": pair.read,
+    "gemini": gemini.read,
+    "preference": preference.read_chosen,
+    "kto": preference.read_good,
     "reasoning": reasoning.read,
     "pubmedqa": pubmedqa.read,
     "pubmedqa-closed": pubmedqa.read_closed,
@@ -28,21 +55,9 @@ FORMATS: dict[str, Reader] = {
     "text": text.read,
     "prepared": prepared.read,
 }
-KNOWN_BY: dict[str, tuple[str, ...]] = {
-    "qa": qa.FIELDS,
-    "alpaca": alpaca.FIELDS,
-    "messages": messages.FIELDS,
-    "sharegpt": sharegpt.FIELDS,
-    "prompt": prompt.FIELDS,
-    "reasoning": reasoning.FIELDS,
-    "pubmedqa": pubmedqa.FIELDS,
-    "medquad": medquad.FIELDS,
-    "text": text.FIELDS,
-}
 AUTO = "auto"
 FORMAT_NAMES = (AUTO, *FORMATS)
-COLUMNS = ("question", "answer", "reasoning", "system")
-SAMPLED_ROWS = 50
+COLUMNS = ("question", "answer", "reasoning", "system", "context")
 
 
 @dataclass(frozen=True)
@@ -53,16 +68,25 @@ class Layout:
     why: str = ""
     columns: Mapping[str, str] | None = None
 
-    def read(self, row: Row, source: str) -> Conversation:
-        """The row as a conversation. Raises DataError if it does not fit."""
-        return FORMATS[self.name](row if self.columns is None else self._renamed(row, source), source)
+    def read(self, row: Row, source: str, notes: Notes | None = None) -> Conversation:
+        """The row as a conversation. Raises DataError if it does not fit, LeftOutError if it is not to be trained on.
 
-    def _renamed(self, row: Row, source: str) -> Row:
-        columns = self.columns or {}
-        missing = [column for column in columns.values() if column not in row]
+        Fields that are not used, and values that were read as text, are counted in `notes`.
+        """
+        fields = Fields(row, source, self.columns and dict(self.columns), exact=self.name == "prepared")
+        if self.columns is not None:
+            self._check_columns(row, source)
+        elif self.name != "prepared":
+            check_known(fields, self.name)
+        conversation = FORMATS[self.name](fields)
+        if notes is not None:
+            notes.add(fields.unused(), fields.as_text)
+        return conversation
+
+    def _check_columns(self, row: Row, source: str) -> None:
+        missing = [column for column in (self.columns or {}).values() if column not in row]
         if missing:
             raise DataError(f"{source}: no column {missing[0]!r} (of columns); the row has {readable_fields(row)}.")
-        return {name: row[column] for name, column in columns.items()}
 
 
 def find_layout(path: Path, format_name: str, columns: Mapping[str, str] | None = None) -> Layout:
@@ -80,33 +104,24 @@ def find_layout(path: Path, format_name: str, columns: Mapping[str, str] | None 
 
 def recognise(path: Path) -> Layout:
     """The one layout whose fields most of the first rows have. Raises DataError if none or more than one fits."""
-    sample = [set(row) for row, _ in islice(read_rows(path, Problems()), SAMPLED_ROWS)]
-    if not sample:
-        raise DataError(f"{path}: no row can be read, so that its format cannot be recognised.")
-    counts = {name: sum(row.issuperset(fields) for row in sample) for name, fields in KNOWN_BY.items()}
-    fitting = [name for name, count in counts.items() if count * 2 >= len(sample)]
-    # a row that has more than text is no plain text: Alpaca's rows hold themselves once more under that name
-    fitting = [name for name in fitting if name != "text"] or fitting
-    if len(fitting) == 1:
-        count, fields = counts[fitting[0]], ", ".join(KNOWN_BY[fitting[0]])
-        of_all = "" if count == len(sample) else f"{count} of "
-        return Layout(fitting[0], f"{of_all}the first {len(sample)} rows have {fields}")
-    if fitting:
-        raise DataError(f"{path}: fits the formats {' and '.join(fitting)}. Say which with --format.")
-    common = sorted(set.intersection(*sample))
-    raise DataError(
-        f"{path}: fits no known format; its first rows all have {readable_fields(common)}. Name the fields under "
-        "columns: in a recipe's source (--column in `finetune data check`), or give a --format."
-    )
+    return Layout(*recognised(path))
 
 
-def iter_conversations(path: Path, layout: Layout, problems: Problems) -> Iterator[Conversation]:
-    """The conversations of a file one by one; bad rows go to `problems`, and so does damage to the file itself."""
+def iter_conversations(
+    path: Path, layout: Layout, problems: Problems, notes: Notes | None = None
+) -> Iterator[Conversation]:
+    """The conversations of a file one by one; bad rows go to `problems`, and so does damage to the file itself.
+
+    `notes` counts the fields that are not used, and the rows that are left out by what they say of themselves.
+    """
+    notes = Notes() if notes is None else notes
     for row, source in read_rows(path, problems):
         try:
-            yield layout.read(row, source)
+            yield layout.read(row, source, notes)
         except DataError as error:
             problems.add(error)
+        except LeftOutError as error:
+            notes.leave_out(source, str(error))
 
 
 def checked_conversations(path: Path, layout: Layout, first_rows: int | None = None) -> Iterator[Conversation]:

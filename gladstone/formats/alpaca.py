@@ -1,16 +1,35 @@
-"""Stanford Alpaca's layout: `instruction`, `input` (may be empty), `output`."""
+"""Stanford Alpaca's layout: `instruction`, `input` (may be empty), `output`; LLaMA-Factory's `system` and `history`."""
+
+from collections.abc import Iterator
 
 from gladstone.chat import Conversation, Message
-from gladstone.formats.fields import assistant_message, optional_text, required_text
-from gladstone.rows import Row
+from gladstone.formats.fields import Fields, assistant_message, checked_text
+from gladstone.formats.turns import finish
+from gladstone.rows.limits import kind_of
 
 FIELDS = ("instruction", "output")
 
 
-def read(row: Row, source: str) -> Conversation:
-    """The instruction and its input, a blank line between them, are the user's turn."""
-    instruction = required_text(row, "instruction", source)
-    given = optional_text(row, "input", source)
-    question = f"{instruction}\n\n{given}" if given else instruction
-    answer = assistant_message(required_text(row, "output", source), None, source)
-    return Conversation((Message("user", question), answer), source)
+def read(row: Fields) -> Conversation:
+    """The instruction and its input, a blank line between them, are the user's turn; `history` stands before it."""
+    answer = assistant_message(row.required_text("output", numbers=True), None, row)
+    return finish(row, (*_history(row), Message("user", question(row, "input")), answer))
+
+
+def question(row: Fields, given: str) -> str:
+    """The instruction, a blank line, and what is given with it."""
+    instruction = row.required_text("instruction", numbers=True)
+    context = row.text(given, numbers=True)
+    return f"{instruction}\n\n{context}" if context else instruction
+
+
+def _history(row: Fields) -> Iterator[Message]:
+    """Earlier turns: a list of pairs, what the user said and what the assistant answered."""
+    for number, pair in enumerate(row.items("history") or (), 1):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise row.error(f"history {number} is {kind_of(pair)}, expected a pair of the user's text and the answer.")
+        asked, answered = (checked_text(text, f"history {number}", row.source) for text in pair)
+        if asked is None or answered is None:
+            raise row.error(f"history {number}: one of its two texts is empty.")
+        yield Message("user", asked)
+        yield assistant_message(answered, None, row)

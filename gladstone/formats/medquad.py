@@ -1,13 +1,12 @@
 """MedQuAD's pairs, as its XML or a table of it holds them: `Question`, `Answer`."""
 
 from gladstone.chat import Conversation, Message
-from gladstone.formats.fields import required_text
-from gladstone.rows import Row
+from gladstone.formats.fields import Fields
 
 FIELDS = ("Question", "Answer")
 
 
-def read(row: Row, source: str) -> Conversation:
+def read(row: Fields) -> Conversation:
     """One question, one answer, with the runs of blanks that MedQuAD's answers have in place of line ends kept."""
-    question = Message("user", required_text(row, "Question", source))
-    return Conversation((question, Message("assistant", required_text(row, "Answer", source))), source)
+    question = Message("user", row.required_text("Question"))
+    return Conversation((question, Message("assistant", row.required_text("Answer"))), row.source)

@@ -1,41 +1,41 @@
-"""OpenAI's layout: `messages`, a list of `{role, content}`; an assistant may carry `reasoning_content`."""
+"""OpenAI's layout: `messages`, a list of `{role, content}`, and perhaps `tools`.
 
-from gladstone.chat import ROLES, Conversation, Message
-from gladstone.errors import DataError
-from gladstone.formats.fields import assistant_message, optional_text, required_list, required_text
-from gladstone.formats.turns import check_order
+An assistant's turn may carry `reasoning_content`, `tool_calls` and `weight`; a tool's turn, `tool_call_id` and `name`.
+"""
+
+from typing import Any
+
+from gladstone.chat import Conversation, Message
+from gladstone.formats.fields import Fields
+from gladstone.formats.tools import write_call, write_tools
+from gladstone.formats.turns import read_talk
 from gladstone.rows import Row
-from gladstone.rows.limits import kind_of
 
 FIELDS = ("messages",)
 
 
-def read(row: Row, source: str) -> Conversation:
+def read(row: Fields) -> Conversation:
     """Turns in order: an optional system message, then user and assistant in turn, the assistant last."""
-    turns = required_list(row, "messages", source)
-    messages = tuple(_read_turn(turn, f"{source} message {number}") for number, turn in enumerate(turns, 1))
-    check_order(messages, source)
-    return Conversation(messages, source)
+    return read_talk(row, "messages")
 
 
 def write(conversation: Conversation) -> Row:
     """The row that `read` turns back into this conversation."""
-    turns = []
-    for message in conversation.messages:
-        turn = {"role": message.role, "content": message.content}
-        if message.reasoning:
-            turn["reasoning_content"] = message.reasoning
-        turns.append(turn)
-    return {"messages": turns}
+    row: Row = {"messages": [_turn(message) for message in conversation.messages]}
+    if conversation.tools:
+        row["tools"] = write_tools(conversation.tools)
+    return row
 
 
-def _read_turn(turn: object, source: str) -> Message:
-    if not isinstance(turn, dict):
-        raise DataError(f"{source}: expected an object with role and content, found {kind_of(turn)}.")
-    role = required_text(turn, "role", source)
-    if role not in ROLES:
-        raise DataError(f"{source}: role {role[:40]!r}, expected one of {', '.join(ROLES)}.")
-    content = required_text(turn, "content", source)
-    if role != "assistant":
-        return Message(role, content)
-    return assistant_message(content, optional_text(turn, "reasoning_content", source), source)
+def _turn(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        turn["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        turn["tool_calls"] = [write_call(call) for call in message.tool_calls]
+    for name, value in (("tool_call_id", message.tool_call_id), ("name", message.name)):
+        if value is not None:
+            turn[name] = value
+    if message.train is not None:
+        turn["weight"] = int(message.train)
+    return turn

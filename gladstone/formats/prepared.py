@@ -1,14 +1,18 @@
 """The layout in which prepared sets are written: OpenAI's `messages`, or `text` where a row is plain text."""
 
+from dataclasses import replace
+
 from gladstone.chat import Conversation
 from gladstone.formats import messages, text
+from gladstone.formats.fields import Fields
 from gladstone.rows import Row
 
 
-def read(row: Row, source: str) -> Conversation:
+def read(row: Fields) -> Conversation:
     """Either layout. A `source` in the row tells where it came from before it was prepared."""
-    source = str(row.get("source") or source)
-    return text.read(row, source) if "text" in row else messages.read(row, source)
+    conversation = text.read(row) if "text" in row else messages.read(row)
+    source = row.get("source")
+    return replace(conversation, source=str(source)) if source else conversation
 
 
 def write(conversation: Conversation) -> Row:

@@ -1,13 +1,44 @@
-"""TRL's prompt-completion layout: `prompt` and `completion`, both texts."""
+"""TRL's prompt-completion layout: `prompt` and `completion`, both texts or lists of messages."""
+
+from dataclasses import replace
 
 from gladstone.chat import Conversation, Message
-from gladstone.formats.fields import assistant_message, required_text
-from gladstone.rows import Row
+from gladstone.formats.fields import Fields, assistant_message
+from gladstone.formats.turns import finish, read_turns
 
 FIELDS = ("prompt", "completion")
 
 
-def read(row: Row, source: str) -> Conversation:
-    """The prompt is the user's turn, the completion the assistant's."""
-    answer = assistant_message(required_text(row, "completion", source), None, source)
-    return Conversation((Message("user", required_text(row, "prompt", source)), answer), source)
+def read(row: Fields) -> Conversation:
+    """The prompt is the user's turn, the completion the assistant's; lists are the turns they hold.
+
+    As in TRL only the completion is scored: assistant's turns of the prompt are not.
+    """
+    return prompted(row, "prompt", "completion")
+
+
+def prompted(row: Fields, prompt: str, completion: str) -> Conversation:
+    """The conversation of two fields, what is asked and what answers."""
+    asked, answered = _turns(row, prompt, "user"), _turns(row, completion, "assistant")
+    if any(message.role == "assistant" for message in asked):
+        asked = tuple(_flagged(message, train=False) for message in asked)
+        answered = tuple(_flagged(message, train=True) for message in answered)
+    return finish(row, (*asked, *answered))
+
+
+def _turns(row: Fields, name: str, role: str) -> tuple[Message, ...]:
+    if is_list(row, name):
+        return read_turns(row, name)
+    text = row.required_text(name, numbers=True)
+    return (assistant_message(text, None, row) if role == "assistant" else Message(role, text),)
+
+
+def is_list(row: Fields, name: str) -> bool:
+    """True if a field holds messages, as a list or as a table's JSON text of one."""
+    value = row.peek(name)
+    return isinstance(value, list) or (isinstance(value, str) and value.startswith("[{"))
+
+
+def _flagged(message: Message, *, train: bool) -> Message:
+    unset = message.role == "assistant" and message.train is None
+    return replace(message, train=train) if unset else message

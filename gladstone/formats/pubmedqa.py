@@ -4,48 +4,42 @@ The Hub's layout of the same rows is read too: `question`, `context` with a list
 """
 
 from gladstone.chat import Conversation, Message
-from gladstone.errors import DataError
-from gladstone.formats.fields import checked_text, optional_text, required_list, required_text
-from gladstone.rows import Row
+from gladstone.formats.fields import Fields, checked_text
 
 FIELDS = ("QUESTION", "CONTEXTS", "LONG_ANSWER")
 DECISIONS = ("yes", "no", "maybe")
 
 
-def read(row: Row, source: str) -> Conversation:
+def read(row: Fields) -> Conversation:
     """The abstract's parts stand before the question: the form in which retrieved text is answered from."""
-    row = _original(row)
+    holder, name = row, "CONTEXTS"
+    if _is_of_the_hub(row):
+        holder, name = row.within(row.get("context"), "context", "context", "contexts"), "contexts"
     contexts = [
-        checked_text(context, f"context {number}", source)
-        for number, context in enumerate(required_list(row, "CONTEXTS", source), 1)
+        checked_text(context, f"context {number}", row.source)
+        for number, context in enumerate(holder.required_items(name), 1)
     ]
     given = "\n\n".join(context for context in contexts if context)
-    return _conversation(row, f"{given}\n\n{required_text(row, 'QUESTION', source)}", source)
+    return _conversation(row, f"{given}\n\n{_question(row)}")
 
 
-def read_closed(row: Row, source: str) -> Conversation:
+def read_closed(row: Fields) -> Conversation:
     """The question alone: the answer must come from what the model knows."""
-    row = _original(row)
-    return _conversation(row, required_text(row, "QUESTION", source), source)
+    return _conversation(row, _question(row))
 
 
-def _original(row: Row) -> Row:
-    """The row in the original layout, if it is in the Hub's."""
-    context = row.get("context")
-    if "QUESTION" in row or not isinstance(context, dict):
-        return row
-    names = {
-        "QUESTION": row.get("question"),
-        "LONG_ANSWER": row.get("long_answer"),
-        "CONTEXTS": context.get("contexts"),
-    }
-    return names | {"final_decision": row.get("final_decision")}
+def _is_of_the_hub(row: Fields) -> bool:
+    return "QUESTION" not in row and isinstance(row.get("context"), dict)
 
 
-def _conversation(row: Row, question: str, source: str) -> Conversation:
-    answer = required_text(row, "LONG_ANSWER", source)
-    decision = optional_text(row, "final_decision", source)
+def _question(row: Fields) -> str:
+    return row.required_text("question" if _is_of_the_hub(row) else "QUESTION")
+
+
+def _conversation(row: Fields, question: str) -> Conversation:
+    answer = row.required_text("long_answer" if _is_of_the_hub(row) else "LONG_ANSWER")
+    decision = row.text("final_decision")
     if decision is not None and decision not in DECISIONS:
-        raise DataError(f"{source}: final_decision {decision[:40]!r}, expected one of {', '.join(DECISIONS)}.")
+        raise row.error(f"final_decision {decision[:40]!r}, expected one of {', '.join(DECISIONS)}.")
     opening = f"{decision.capitalize()}. " if decision else ""
-    return Conversation((Message("user", question), Message("assistant", opening + answer)), source)
+    return Conversation((Message("user", question), Message("assistant", opening + answer)), row.source)

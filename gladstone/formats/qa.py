@@ -1,19 +1,25 @@
-"""Gladstone's own layout: `question`, `answer`, and where there are such `reasoning` and `system`."""
+"""Gladstone's own layout: `question`, `answer`, and where there are such `context`, `reasoning` and `system`."""
 
 from gladstone.chat import Conversation, Message
-from gladstone.formats.fields import assistant_message, optional_text, required_text
+from gladstone.formats.fields import Fields, assistant_message
 from gladstone.rows import Row
 
 FIELDS = ("question", "answer")
 
 
-def read(row: Row, source: str) -> Conversation:
-    """One question, one answer, with the reasoning that leads to it if the row has some."""
-    system = optional_text(row, "system", source)
+def read(row: Fields) -> Conversation:
+    """One question, one answer, with the reasoning that leads to it if the row has some; a context stands in front."""
+    system = row.text("system")
     opening = (Message("system", system),) if system else ()
-    question = Message("user", required_text(row, "question", source))
-    answer = assistant_message(required_text(row, "answer", source), optional_text(row, "reasoning", source), source)
-    return Conversation((*opening, question, answer), source)
+    question = Message("user", with_context(row, row.required_text("question", numbers=True)))
+    answer = assistant_message(row.required_text("answer", numbers=True), row.text("reasoning"), row)
+    return Conversation((*opening, question, answer), row.source)
+
+
+def with_context(row: Fields, question: str) -> str:
+    """The question behind the text that it is asked about, if the row has one under `context`."""
+    context = row.text("context") if isinstance(row.peek("context"), str) else None
+    return f"{context}\n\n{question}" if context else question
 
 
 def write(conversation: Conversation) -> Row:

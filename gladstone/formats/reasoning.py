@@ -1,14 +1,13 @@
 """The layout of medical-o1-reasoning-SFT: `Question`, `Complex_CoT`, `Response`."""
 
 from gladstone.chat import Conversation, Message
-from gladstone.formats.fields import required_text
-from gladstone.rows import Row
+from gladstone.formats.fields import Fields
 
 FIELDS = ("Question", "Complex_CoT", "Response")
 
 
-def read(row: Row, source: str) -> Conversation:
+def read(row: Fields) -> Conversation:
     """One question; the chain of thought becomes the answer's reasoning."""
-    question = Message("user", required_text(row, "Question", source))
-    answer = Message("assistant", required_text(row, "Response", source), required_text(row, "Complex_CoT", source))
-    return Conversation((question, answer), source)
+    question = Message("user", row.required_text("Question"))
+    answer = Message("assistant", row.required_text("Response"), row.required_text("Complex_CoT"))
+    return Conversation((question, answer), row.source)

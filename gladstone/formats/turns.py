@@ -1,17 +1,207 @@
-"""Several turns of a row: the order they must have."""
+"""Turns of a conversation as chat layouts hold them: roles, content, flags, calls, and the order they must have."""
 
-from gladstone.chat import Message
+from collections.abc import Sequence
+from dataclasses import replace
+
+from gladstone.chat import Conversation, Message, ToolCall
 from gladstone.errors import DataError
+from gladstone.formats.fields import Fields, assistant_message, checked_text, json_text, trimmed
+from gladstone.formats.tools import calls_in_text, read_calls, read_tools
+from gladstone.rows.limits import kind_of
+
+CALLS = "function_call"
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "chatgpt", "bard", "bing", "ai", "bot"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response", "function_response"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call"), CALLS),
+}
+KNOWN_ROLES = "system, developer, user, assistant, tool, human, gpt, function_call, observation"
+# what a turn's field must be for the turn to be scored: OpenAI and Mistral `weight`, axolotl `train`, `training`,
+# ms-swift `loss`; torchtune's `masked` says the opposite
+FLAGS = {"weight": True, "train": True, "training": True, "loss": True, "mask": False, "masked": False}
+REASONING = ("reasoning_content", "reasoning", "thinking")
+PARTS_OF_A_TURN = ("train_detail", "training_detail")
+TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+def read_talk(row: Fields, name: str) -> Conversation:
+    """The conversation in a list of turns, with the row's `system` and `tools`.
+
+    Raises DataError for a turn that cannot be read and for an order that is none.
+    """
+    return finish(row, read_turns(row, name))
+
+
+def finish(row: Fields, messages: tuple[Message, ...]) -> Conversation:
+    """The conversation of a row's turns, with its `system` in front and its `tools`. Raises DataError for the order."""
+    system = row.text("system")
+    if system and messages and messages[0].role == "system":
+        if messages[0].content != system:
+            raise row.error("a system text is given twice, in its field and as the first turn, and they differ.")
+    elif system:
+        messages = (Message("system", system), *messages)
+    check_order(messages, row.source)
+    return Conversation(messages, row.source, read_tools(row))
+
+
+def read_turns(row: Fields, name: str) -> tuple[Message, ...]:
+    """The turns in a field's list of objects; a system turn without text is none."""
+    return turns_of(row, name, row.required_items(name))
+
+
+def turns_of(row: Fields, name: str, turns: Sequence[object]) -> tuple[Message, ...]:
+    """The turns of objects, which errors and notes call by the name of their field."""
+    what = {"conversations": "turn", "messages": "message"}.get(name, f"{name} message")
+    expected = "from and value" if name == "conversations" else "role and content"
+    objects = (row.within(turn, f"{name}[]", f"{what} {number}", expected) for number, turn in enumerate(turns, 1))
+    return tuple(message for turn in objects if (message := _read_turn(turn, name)) is not None)
+
+
+def _read_turn(turn: Fields, name: str) -> Message | None:
+    names = ("from", "role") if name == "conversations" else ("role", "from")
+    key = next((each for each in names if each in turn), names[0])
+    word = turn.word(key)
+    role = ROLES.get(word.casefold().replace("-", "_"))
+    if role is None:
+        raise turn.error(f"{key} {word[:40]!r}, expected one of {KNOWN_ROLES}.")
+    content = "value" if "value" in turn and "content" not in turn else "content"
+    if key == "from" and content not in turn:
+        content = "value"
+    train = read_flag(turn, assistant=role in ("assistant", CALLS))
+    if role == CALLS:
+        return Message("assistant", "", train=train, tool_calls=calls_in_text(turn.required_text(content), turn))
+    if role == "assistant":
+        return replace(_assistant(turn, content), train=train)
+    if role == "tool":
+        result = _content(turn, content, objects=True) or ""
+        return Message("tool", result, tool_call_id=turn.text("tool_call_id"), name=turn.text("name"))
+    text = _content(turn, content)
+    if text is None and role == "system":
+        return None
+    return Message(role, text if text is not None else turn.required_text(content))
+
+
+def _assistant(turn: Fields, content: str) -> Message:
+    calls: tuple[ToolCall, ...] = read_calls(turn)
+    reasoning = _reasoning(turn)
+    text = _content(turn, content)
+    if text is None and not calls:
+        turn.require(content)
+        raise turn.error(f"field {content!r} is empty.")
+    message = assistant_message(text, reasoning, turn) if text else Message("assistant", "", reasoning)
+    return replace(message, tool_calls=calls)
+
+
+def _reasoning(turn: Fields) -> str | None:
+    given = [name for name in REASONING if turn.has(name)]
+    texts = {text for name in given if (text := turn.text(name))}
+    if len(texts) > 1:
+        raise turn.error(f"reasoning is given twice, as {' and '.join(given)}, and they differ.")
+    return next(iter(texts), None)
+
+
+def _content(turn: Fields, name: str, *, objects: bool = False) -> str | None:
+    """The text of a turn: a text, a number, a list of text parts, or with `objects` any JSON value as its text."""
+    value = turn.get(name)
+    if isinstance(value, list) and not (objects and not all(_is_part(part) for part in value)):
+        parts = "".join(_part(turn, part, f"{name}[]", f"part {number}") for number, part in enumerate(value, 1))
+        return (parts if turn.exact else trimmed(parts)) or None
+    if objects and isinstance(value, dict | list):
+        turn.note_as_text(name, "objects" if isinstance(value, dict) else "lists")
+        return json_text(value, f"field {name!r}", turn.source)
+    return turn.text(name, numbers=True)
+
+
+def _is_part(part: object) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("type"), str)
+
+
+def _part(turn: Fields, value: object, name: str, what: str) -> str:
+    if isinstance(value, str):
+        checked_text(value, what, turn.source)
+        return value
+    part = turn.within(value, name, what, "type and text")
+    kind = part.text("type") or "text"
+    if kind not in TEXT_PARTS:
+        raise part.error(f"has the type {kind[:40]!r}; only text can be trained on. Leave such parts or rows out.")
+    part.require("text")
+    text = part.get("text")
+    checked_text(text, "field 'text'", part.source)
+    return text if isinstance(text, str) else ""
+
+
+def read_flag(turn: Fields, *, assistant: bool) -> bool | None:
+    """What a turn says of its own scoring: True, False, or None where it says nothing.
+
+    Raises DataError for a value between, for two that differ, and for a turn of another role that is to be scored.
+    """
+    for name in PARTS_OF_A_TURN:
+        if turn.has(name):
+            raise turn.error(f"{name}: a turn can be scored as a whole or not at all. Leave the field out.")
+    flags = {name: _truth(turn, name) for name in FLAGS if turn.has(name)}
+    scored = {FLAGS[name] is truth for name, truth in flags.items()}
+    if len(scored) > 1:
+        raise turn.error(f"{' and '.join(flags)} say the opposite of each other.")
+    if not scored:
+        return None
+    if not assistant and scored == {True}:
+        raise turn.error(f"{next(iter(flags))} asks for a turn to be scored that is not the assistant's; only its are.")
+    return scored == {True} if assistant else None
+
+
+def _truth(turn: Fields, name: str) -> bool:
+    value = turn.get(name)
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    shown = repr(value[:40]) if isinstance(value, str) else value if isinstance(value, int | float) else kind_of(value)
+    raise turn.error(f"{name} is {shown}, expected 0 or 1, true or false: a turn is scored or it is not.")
 
 
 def check_order(messages: tuple[Message, ...], source: str) -> None:
-    """Raises DataError unless user and assistant take turns, the assistant last, behind at most one system message."""
+    """Raises DataError unless user and assistant take turns, the assistant last, behind at most one system message.
+
+    Between an assistant's turn and its next one stand the results of tools, any number of them.
+    """
     roles = [message.role for message in messages]
-    talk = roles[1:] if roles[0] == "system" else roles
-    if talk and talk == ["user", "assistant"] * (len(talk) // 2):
+    talk = roles[1:] if roles[:1] == ["system"] else roles
+    advice = _advice(talk)
+    if not advice:
         return
     shown = ", ".join(roles[:12]) + (f" and {len(roles) - 12} more" if len(roles) > 12 else "")
     raise DataError(
-        f"{source}: roles are {shown}; expected user and assistant in turn, the assistant last, "
-        "with at most one system message in front."
+        f"{source}: roles are {shown or 'none'}; expected user and assistant in turn, the assistant last, "
+        f"with at most one system message in front and tools' results behind an assistant's turn. {advice}"
     )
+
+
+_MAY_FOLLOW = {
+    "": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("tool", "assistant"),
+    "system": (),
+}
+
+
+def _advice(talk: list[str]) -> str:
+    """What to do about the first turn that is out of order; '' where none is."""
+    before = ""
+    for role in talk:
+        if role not in _MAY_FOLLOW[before]:
+            return _advice_for(before, role)
+        before = role
+    if before == "assistant":
+        return ""
+    return "Leave out the turns behind the assistant's last, or add its answer." if before else "Add the turns."
+
+
+def _advice_for(before: str, role: str) -> str:
+    if role == "system":
+        return "Put one system message in front, and nowhere else."
+    if role == before:
+        return f"Join the {role}'s turns that follow each other."
+    if not before:
+        return f"Leave out the {role}'s turn that comes first, or put the user's before it."
+    return f"The {role}'s turn cannot follow the {before}'s."

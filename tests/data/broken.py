@@ -129,10 +129,9 @@ def _fields() -> Iterator[Broken]:
     yield Broken("null-field.jsonl", _row(answer=None) + b"\n" + ROW, ":1: field 'answer' is empty", 1)
     yield Broken("blank-field.jsonl", _row(question=" \n ") + b"\n" + ROW, ":1: field 'question' is empty", 1)
     yield Broken(
-        "number-for-text.jsonl", _row(answer=42) + b"\n" + ROW, ":1: field 'answer' is a number, expected text", 1
+        "number-for-system.jsonl", _row(system=42) + b"\n" + ROW, ":1: field 'system' is a number, expected text", 1
     )
     yield Broken("list-for-text.jsonl", _row(answer=["So."]), ":1: field 'answer' is an array, expected text", 0)
-    yield Broken("true-for-text.jsonl", _row(answer=True), ":1: field 'answer' is true or false, expected text", 0)
     yield Broken("nested-nulls.jsonl", _row(answer={"text": None}), ":1: field 'answer' is an object, expected text", 0)
     yield Broken("missing-field.jsonl", b'{"question": "Why?"}', ":1: no field 'answer'; the row has 'question'", 0)
     yield Broken("no-fields.jsonl", b"{}\n" + ROW, ":1: no field 'question'; the row has no fields", 1)
@@ -192,7 +191,7 @@ def _talks() -> Iterator[Broken]:
     )
     yield talk("no-role.jsonl", [{"content": "?"}, assistant], ":1 message 1: no field 'role'")
     yield talk(
-        "list-content.jsonl", [{"role": "user", "content": [{"type": "text"}]}, assistant], "is an array, expected text"
+        "list-content.jsonl", [{"role": "user", "content": [{"type": "text"}]}, assistant], "part 1: no field 'text'"
     )
     yield talk(
         "null-turn.jsonl", [None, assistant], ":1 message 1: expected an object with role and content, found null"
@@ -311,7 +310,7 @@ def _parquet() -> Iterator[Broken]:
         ":1: field 'answer' is bytes, expected text",
         0,
     )
-    yield Broken("numbers.parquet", table({"question": ["Why?"], "answer": [1.5]}), ":1: field 'answer' is a number", 0)
+    yield Broken("nan.parquet", table({"question": ["Why?"], "answer": [float("nan")]}), ":1: field 'answer' is nan", 0)
     yield Broken("many-columns.parquet", lambda: table({f"c{i}": [0] for i in range(2000)}), ": has 2,000 columns")
     yield Broken("no-rows.parquet", table({"question": [], "answer": []}), ": holds no rows")
 

@@ -157,7 +157,7 @@ def test_every_row_is_in_a_set_or_has_a_reason(tmp_path: Path) -> None:
         {"question": "Why?", "answer": "So."},
         {"question": "What is <b>this</b> then?", "answer": "<br>&nbsp;"},
         {"question": "What is it that echoes?", "answer": "what is it that ECHOES"},
-        {"question": "Is a number a text?", "answer": 5},
+        {"question": "Is a list a text?", "answer": ["No."]},
         {"question": "Whose is the number?", "answer": "It is that of Jane. Write to jane@example.org about it."},
         {"question": "What does it mainly do?", "answer": "It filters blood. It also makes bile, and it stores the"},
     ]

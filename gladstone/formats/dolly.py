@@ -1,0 +1,15 @@
+"""Dolly's layout: `instruction`, `context` (may be empty), `response`."""
+
+from gladstone.chat import Conversation, Message
+from gladstone.formats.alpaca import question
+from gladstone.formats.fields import Fields, assistant_message
+from gladstone.formats.turns import finish
+
+FIELDS = ("instruction", "response")
+
+
+def read(row: Fields) -> Conversation:
+    """The instruction and its context, a blank line between them, are the user's turn."""
+    given = "context" if row.has("context") else "input"
+    answer = assistant_message(row.required_text("response", numbers=True), None, row)
+    return finish(row, (Message("user", question(row, given)), answer))

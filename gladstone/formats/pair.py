@@ -1,0 +1,34 @@
+"""Rows of one text that asks and one that answers, under names that many data sets use: `query` and `response`, …"""
+
+from collections.abc import Collection
+
+from gladstone.chat import Conversation, Message
+from gladstone.errors import DataError
+from gladstone.formats.fields import Fields, assistant_message
+from gladstone.formats.qa import with_context
+
+QUESTIONS = ("question", "prompt", "query", "instruction", "input", "input_text")
+ANSWERS = ("answer", "response", "output", "completion", "output_text")
+SYSTEM = ("system", "system_prompt")
+
+
+def names_of(names: Collection[str]) -> tuple[str, str] | None:
+    """Which field asks and which answers; None unless there is exactly one of each."""
+    asking = [name for name in QUESTIONS if name in names]
+    answering = [name for name in ANSWERS if name in names]
+    return (asking[0], answering[0]) if len(asking) == len(answering) == 1 else None
+
+
+def read(row: Fields) -> Conversation:
+    """The two texts as the user's and the assistant's turn, behind a `system` or `system_prompt`."""
+    names = names_of(row.names)
+    if names is None:
+        raise DataError(
+            f"{row.source}: expected one field of {', '.join(QUESTIONS)} and one of {', '.join(ANSWERS)}; "
+            "name two under columns."
+        )
+    system = next((text for name in SYSTEM if (text := row.text(name))), None)
+    opening = (Message("system", system),) if system else ()
+    question = Message("user", with_context(row, row.required_text(names[0], numbers=True)))
+    answer = assistant_message(row.required_text(names[1], numbers=True), row.text("reasoning"), row)
+    return Conversation((*opening, question, answer), row.source)

@@ -1,0 +1,66 @@
+"""Preference rows, of which only the good answers are taken: `chosen` and `rejected` (DPO), `label` (KTO)."""
+
+from gladstone.chat import Conversation, Message
+from gladstone.formats import alpaca, messages, prompt, qa, sharegpt
+from gladstone.formats.fields import Fields, assistant_message
+from gladstone.formats.notes import LeftOutError
+from gladstone.formats.turns import finish, read_turns, turns_of
+
+FIELDS = ("chosen", "rejected")
+LABELS = ("label", "kto_tag")
+ASKING = ("prompt", "question", "query")
+_ANSWERED = {
+    prompt.FIELDS: prompt.read,
+    messages.FIELDS: messages.read,
+    sharegpt.FIELDS: sharegpt.read,
+    alpaca.FIELDS: alpaca.read,
+    qa.FIELDS: qa.read,
+}
+
+
+def read_chosen(row: Fields) -> Conversation:
+    """The chosen answer alone; the rejected one is not used. A list that holds the question too is taken whole."""
+    if isinstance(row.peek("chosen"), dict):
+        return finish(row, (*_asked(row), *turns_of(row, "chosen", [row.get("chosen")])))
+    if not prompt.is_list(row, "chosen"):
+        answer = assistant_message(row.required_text("chosen", numbers=True), None, row)
+        return finish(row, (*_asked(row), answer))
+    chosen = read_turns(row, "chosen")
+    if chosen and chosen[0].role == "assistant":
+        return finish(row, (*_asked(row), *chosen))
+    if row.peek("prompt") in [message.content for message in chosen]:
+        row.get("prompt")  # the list repeats it
+    return finish(row, chosen)
+
+
+def _asked(row: Fields) -> tuple[Message, ...]:
+    for name in ("messages", "conversations"):
+        if name in row:
+            return read_turns(row, name)
+    if "instruction" in row:
+        return (Message("user", alpaca.question(row, "input")),)
+    name = next((each for each in ASKING if each in row), ASKING[0])
+    if prompt.is_list(row, name):
+        return read_turns(row, name)
+    return (Message("user", row.required_text(name, numbers=True)),)
+
+
+def read_good(row: Fields) -> Conversation:
+    """A row whose `label` is true, in whichever layout. Raises LeftOutError for false, DataError for neither."""
+    name = next((each for each in LABELS if each in row), LABELS[0])
+    good = truth(row.get(name))
+    if good is None:
+        raise row.error(f"field {name!r} is not true or false.")
+    if not good:
+        raise LeftOutError(f"{name} false: a bad answer")
+    for fields, read in _ANSWERED.items():
+        if all(field in row for field in fields):
+            return read(row)
+    raise row.error("expected prompt and completion, messages, conversations or instruction and output beside it.")
+
+
+def truth(value: object) -> bool | None:
+    """True or false, as tables write them too; None for anything else."""
+    if isinstance(value, str):
+        return {"true": True, "false": False, "1": True, "0": False}.get(value.strip().casefold())
+    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None

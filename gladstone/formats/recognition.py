@@ -1,0 +1,121 @@
+"""Which layout a file has: by the fields of its first rows."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from gladstone.errors import DataError
+from gladstone.formats import (
+    alpaca,
+    dolly,
+    gemini,
+    medquad,
+    messages,
+    pair,
+    preference,
+    prompt,
+    pubmedqa,
+    qa,
+    reasoning,
+    sharegpt,
+    text,
+)
+from gladstone.rows import Problems, Row, read_rows, readable_fields
+
+KNOWN_BY: dict[str, tuple[str, ...]] = {
+    "qa": qa.FIELDS,
+    "alpaca": alpaca.FIELDS,
+    "messages": messages.FIELDS,
+    "sharegpt": sharegpt.FIELDS,
+    "prompt": prompt.FIELDS,
+    "dolly": dolly.FIELDS,
+    "gemini": gemini.FIELDS,
+    "reasoning": reasoning.FIELDS,
+    "pubmedqa": pubmedqa.FIELDS,
+    "medquad": medquad.FIELDS,
+    "text": text.FIELDS,
+}
+SAMPLED_ROWS = 50
+PREFERENCE, KTO, RATED, TOKENS = "preference", "kto", "rated", "tokens"
+REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
+ANSWERS_TO_TEXT = ("label", "labels", "target", "summary", *pair.ANSWERS)
+
+
+def recognise(path: Path) -> tuple[str, str]:
+    """The one layout whose fields most of the first rows have, and why. Raises DataError if none or several fit."""
+    sample = [(set(row), _marks(row)) for row, _ in islice(read_rows(path, Problems()), SAMPLED_ROWS)]
+    if not sample:
+        raise DataError(f"{path}: no row can be read, so that its format cannot be recognised.")
+    names = [fields for fields, _ in sample]
+    _check_marks(path, [marks for _, marks in sample])
+    counts = {name: sum(row.issuperset(fields) for row in names) for name, fields in KNOWN_BY.items()}
+    fitting = [name for name, count in counts.items() if count * 2 >= len(sample)]
+    # a row that has more than text is no plain text: Alpaca's rows hold themselves once more under that name
+    fitting = [name for name in fitting if name != "text"] or fitting
+    if fitting == ["text"]:
+        _check_plain_text(path, names)
+    if len(fitting) == 1:
+        return fitting[0], _why(counts[fitting[0]], len(sample), KNOWN_BY[fitting[0]])
+    if fitting:
+        raise DataError(f"{path}: fits the formats {' and '.join(fitting)}. Say which with --format.")
+    pairs = Counter(found for row in names if (found := pair.names_of(row)))
+    best, count = pairs.most_common(1)[0] if pairs else (("", ""), 0)
+    if count * 2 >= len(sample):
+        return "pair", _why(count, len(sample), best)
+    raise DataError(
+        f"{path}: fits no known format; its first rows all have {readable_fields(sorted(set.intersection(*names)))}. "
+        "Name the fields under columns: in a recipe's source (--column in `finetune data check`), or give a --format."
+    )
+
+
+def _why(count: int, of_rows: int, fields: Sequence[str]) -> str:
+    of_all = "" if count == of_rows else f"{count} of "
+    return f"{of_all}the first {of_rows} rows have {', '.join(fields)}"
+
+
+def _marks(row: Row) -> frozenset[str]:
+    """What a row's values say of the kind of data it is."""
+    marks = set()
+    if any(row.get(name) not in (None, "", []) for name in REJECTED):
+        marks.add(PREFERENCE)
+    for name in preference.LABELS:
+        if isinstance(row.get(name), bool):
+            marks.add(KTO)
+        elif _has(row, prompt.FIELDS) and preference.truth(row.get(name)) is not None:
+            marks.add(RATED)
+    if isinstance(row.get("input_ids"), list):
+        marks.add(TOKENS)
+    return frozenset(marks)
+
+
+def _has(row: Mapping[str, Any], fields: Sequence[str]) -> bool:
+    return all(field in row for field in fields)
+
+
+def _check_marks(path: Path, marks: list[frozenset[str]]) -> None:
+    """Raises DataError for data of another kind, with what can be done with it."""
+    refused = {
+        PREFERENCE: "preference rows (chosen and rejected answers, DPO): training on preferences is not supported. "
+        "--format preference trains on the chosen answers and leaves the rejected ones out.",
+        KTO: "rows with a label of true or false (KTO): such training is not supported, and a false one marks a bad "
+        "answer. --format kto trains on the rows whose label is true and leaves the others out.",
+        RATED: "prompt and completion with a label that may say which completions are good (KTO). --format kto trains "
+        "on the rows whose label is true or 1 and leaves the others out; --format prompt takes all and no label.",
+        TOKENS: "rows of token ids (input_ids); expected rows of text, which the base model's own tokenizer reads.",
+    }
+    for mark, advice in refused.items():
+        if sum(mark in each for each in marks) * 2 >= len(marks):
+            raise DataError(f"{path}: {advice}")
+
+
+def _check_plain_text(path: Path, names: list[set[str]]) -> None:
+    """Raises DataError where `text` has an answer beside it: taken as plain text, the answer would be lost."""
+    for name in ANSWERS_TO_TEXT:
+        if sum(name in row for row in names) * 2 >= len(names):
+            raise DataError(
+                f"{path}: its rows have text and {name}. If {name} is the answer to the text, say so with columns: "
+                f"{{question: text, answer: {name}}} (--column question=text --column answer={name}); --format text "
+                "trains on the text alone."
+            )
