@@ -71,9 +71,9 @@ def describe(check: Check) -> str:
             "several turns": check.several_turns,
             "a system message": check.with_system,
             "reasoning": check.with_reasoning,
-            "tools": check.with_tools,
-            "train flags": check.with_train_flags,
         }
+        more = {"tools": check.with_tools, "train flags": check.with_train_flags}
+        parts |= {name: count for name, count in more.items() if count}
         lines.append("with      " + ", ".join(f"{name}: {count:,}" for name, count in parts.items()))
         if check.questions.most:
             lines.append(_lengths("question", check.questions, check.rows))

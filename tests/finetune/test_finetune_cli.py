@@ -157,7 +157,7 @@ def test_too_few_rows_are_told(tmp_path: Path) -> None:
 def test_data_check_tells_the_format_and_why_and_every_bad_row(tmp_path: Path) -> None:
     rows = [{"instruction": "Name it.", "input": "An organ.", "output": "The liver."}] * 3
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"instruction": "Name it.", "output": 5}]))
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"instruction": "Name it.", "output": []}]))
     result = finetune("data", "check", path)
     assert result.exit_code == 1
     assert result.stdout == (
@@ -167,10 +167,10 @@ def test_data_check_tells_the_format_and_why_and_every_bad_row(tmp_path: Path) -
         "question  19 to 19 characters, 19 on average\n"
         "answer    10 to 10 characters, 10 on average\n"
     )
-    assert result.stderr == f"Error: {path}, read as 'alpaca': {path}:4: field 'output' is a number, expected text.\n"
+    assert result.stderr == f"Error: {path}, read as 'alpaca': {path}:4: field 'output' is an array, expected text.\n"
     skipping = finetune("data", "check", path, "--skip-bad")
     assert (skipping.exit_code, skipping.stdout) == (0, result.stdout)
-    assert skipping.stderr == f"left out: {path}:4: field 'output' is a number, expected text.\n"
+    assert skipping.stderr == f"left out: {path}:4: field 'output' is an array, expected text.\n"
 
 
 def test_data_check_takes_columns_of_any_layout(tmp_path: Path) -> None:

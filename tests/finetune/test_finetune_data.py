@@ -260,7 +260,7 @@ def test_no_row_left_says_why(tmp_path: Path) -> None:
 
 
 def test_bad_rows_stop_it_and_leave_nothing(tmp_path: Path) -> None:
-    path = write_rows_file(tmp_path / "rows.jsonl", [*medical_rows(), {"question": "x", "answer": 5}])  # type: ignore[dict-item]
+    path = write_rows_file(tmp_path / "rows.jsonl", [*medical_rows(), {"question": "x", "answer": ["5"]}])  # type: ignore[dict-item]
     with pytest.raises(DataError, match=r"bad rows, which --skip-bad would leave out: .*rows\.jsonl:41"):
         prepare(section(path), tmp_path / "data", Silent())
     assert list((tmp_path / "data").iterdir()) == []
