@@ -10,7 +10,7 @@ from pathlib import Path
 from finetune import checkpoint as checkpoints
 from finetune import trainable as training
 from finetune.data.division import SETS
-from finetune.data.prepare import DROPPED, PERSONAL, SUMMARY, Summary, prepare
+from finetune.data.prepare import CHANGED, DROPPED, PERSONAL, SUMMARY, Summary, prepare
 from finetune.estimate import estimate_inputs, one_line
 from finetune.inputs import Inputs, differences, read_inputs, write_inputs
 from finetune.loop import METRICS, OUT_OF_MEMORY
@@ -216,6 +216,6 @@ def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
 
 def _made_files(out: Path) -> Sequence[Path]:
     names = ["recipe.yaml", "chat_template.jinja", "metrics.jsonl", *PLOTS]
-    names += [f"data/{name}" for name in (*(f"{name}.jsonl" for name in SETS), DROPPED, PERSONAL, SUMMARY)]
+    names += [f"data/{name}" for name in (*(f"{name}.jsonl" for name in SETS), DROPPED, CHANGED, PERSONAL, SUMMARY)]
     made = [out / name for name in names]
     return [*made, *tokenizer_files(out / "tokenizer"), *sorted((out / "adapter").iterdir())]

@@ -2,12 +2,17 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from finetune.data.clean import words_key
+from finetune.data.summary import FIRST
 from gladstone.chat import Conversation
+from gladstone.formats.trimming import trimmed, trimmed_behind
 
 MIN_CHARS = 30
 MIN_ROWS = 20
@@ -17,9 +22,21 @@ _BREAK = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 
 
 @dataclass
+class Sentence:
+    """One that many answers share: how many open or end with it, and the first of them."""
+
+    text: str
+    answers: int = 0
+    opens: int = 0
+    ends: int = 0
+    first: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Boilerplate:
     """Counts the sentences at the edges of answers, 8 bytes each, then knows those that too many rows share."""
 
+    found: dict[int, Sentence] = field(default_factory=dict)
     _seen: list[np.ndarray] = field(default_factory=list)
     _block: list[int] = field(default_factory=list)
     _common: frozenset[int] = frozenset()
@@ -45,23 +62,40 @@ class Boilerplate:
         return len(self._common)
 
     def strip(self, conversation: Conversation) -> Conversation:
-        """The row without boilerplate around its last answer."""
-        if conversation.is_text:
-            return conversation
+        """The row without boilerplate around its last answer; what is taken, or would be, is in `found`."""
         answer = conversation.answer
-        begin, end = 0, len(answer.content)
-        for part in _edges(answer.content, forward=True):
-            if not self._is_common(answer.content[slice(*part)]):
-                break
-            begin = part[1]
-        for part in _edges(answer.content, forward=False):
-            if part[0] < begin or not self._is_common(answer.content[slice(*part)]):
-                break
-            end = part[0]
-        content = answer.content[begin:end].strip()
-        if not content or content == answer.content:
+        opening, closing = self._around(answer.content) if not conversation.is_text else ([], [])
+        begin = opening[-1][1] if opening else 0
+        end = closing[-1][0] if closing else len(answer.content)
+        content = (trimmed_behind if begin else trimmed)(answer.content[begin:end])
+        if not content or not (opening or closing):
             return conversation
+        for verb, spans in (("opens", opening), ("ends", closing)):
+            for span in spans:
+                self._add(answer.content[slice(*span)], verb, conversation.source)
         return replace(conversation, messages=(*conversation.prompt, replace(answer, content=content)))
+
+    def told(self) -> list[dict[str, Any]]:
+        """What `strip` found, the most frequent first."""
+        return [vars(each) for each in sorted(self.found.values(), key=lambda each: -each.answers)]
+
+    def _around(self, text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """The common sentences at the beginning and at the end of a text, from the edge inwards."""
+        common = partial(takewhile, lambda span: self._is_common(text[slice(*span)]))
+        opening = list(common(_edges(text, forward=True)))
+        begin = opening[-1][1] if opening else 0
+        closing = [span for span in common(_edges(text, forward=False)) if span[0] >= begin]
+        return opening, closing
+
+    def _add(self, sentence: str, verb: str, source: str) -> None:
+        found = self.found.setdefault(_key(sentence), Sentence(sentence))
+        found.answers += 1
+        if verb == "opens":
+            found.opens += 1
+        else:
+            found.ends += 1
+        if len(found.first) < FIRST:
+            found.first.append(source)
 
     def _is_common(self, sentence: str) -> bool:
         return _may_go(sentence) and _key(sentence) in self._common

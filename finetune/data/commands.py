@@ -65,8 +65,9 @@ def prepare(  # noqa: PLR0913 - one parameter an option
 ) -> None:
     """Clean the rows of PATHS, leave out duplicates, and divide them into training, validation and test set.
 
-    The sets are JSON Lines with OpenAI's `messages`, which other trainers read too. dropped.jsonl says of each row that
-    is in none of them why.
+    The sets are JSON Lines with OpenAI's `messages`, which other trainers read too. dropped.jsonl has each row that is
+    in none of them, and why; changed.jsonl has each row that cleaning changed, before and after. What would change the
+    meaning of a text is not done but told, with the option that does it.
     """
     from finetune.data.prepare import describe
     from finetune.data.prepare import prepare as prepare_rows
@@ -79,7 +80,8 @@ def prepare(  # noqa: PLR0913 - one parameter an option
         "held_out": [{"path": str(path)} for path in held_out],
         "skip_bad": skip_bad,
     }
-    section = build_config(DataSection, apply_overrides(values, list(overrides)), "finetune data prepare")
+    changes = [override.removeprefix("data.") for override in overrides]  # as a recipe has them, and as messages say
+    section = build_config(DataSection, apply_overrides(values, changes), "finetune data prepare")
     click.echo(describe(prepare_rows(section, out, Lines()), out))
 
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from finetune.backend import is_seq2seq
-from finetune.data.clean import flaw, map_texts, text_steps
+from finetune.data.changes import NO_CHANGES, Changes, changed_lines, described
+from finetune.data.clean import clean
+from finetune.data.flaws import flaw, flaws
 from finetune.labels import Example, Labeller, TextTokenizer, scored_texts
 from finetune.recipe import Recipe
 from gladstone.basemodel import resolve_base
@@ -28,6 +30,7 @@ class Preview:
     fate: str
     examples: tuple[Example, ...]
     whole_tokens: int
+    changes: Changes = NO_CHANGES
 
 
 class Previewer:
@@ -40,6 +43,7 @@ class Previewer:
         self.template = self.tokenizer.template(recipe.own_template())
         self.labeller = Labeller(self.template, self.tokenizer, recipe.limits, pairs=is_seq2seq(self.base))
         self.counts: Counter[str] = Counter()
+        self.steps: Counter[str] = Counter()  # that changed a row, or would
         self.looked_at = 0
         self.problems, self.notes = Problems(), Notes()
 
@@ -58,19 +62,24 @@ class Previewer:
             yield from islice(found, source.first_rows)
 
     def _preview(self, row: Conversation) -> Preview:
-        for change in text_steps(self.recipe.data.cleaning).values():
-            row = map_texts(row, change)
-        reason = flaw(row, self.recipe.data.cleaning)
-        if reason:
-            return Preview(row.source, f"left out: {reason[0]}, {reason[1]}", (), 0)
+        section = self.recipe.data.cleaning
+        cleaned = clean(row, section)
+        read, row = row, cleaned.row
+        noted = (*cleaned.noted, *(found.reason for found in flaws(row, section) if not found.drops))
+        changes = Changes(cleaned.changed, tuple(changed_lines(read, row)), noted)
+        for step in (*changes.steps, *noted):
+            self.steps[step] += 1
+        found = flaw(row, section)
+        if found:
+            return Preview(row.source, f"left out: {found.reason}, {found.detail}", (), 0, changes)
         try:
             whole = self.labeller.whole(row)
             examples, fate = self.labeller.examples(self.labeller.shorten_reasoning(row))
         except DataError as error:
-            return Preview(row.source, f"left out: {error}", (), 0)
+            return Preview(row.source, f"left out: {error}", (), 0, changes)
         limit = f"{len(whole.input_ids):,} tokens, more than base.max_tokens {self.recipe.base.max_tokens:,}"
         fates = {"too long": f"left out: {limit}", "cut": f"cut: {limit}", "": ""}
-        return Preview(row.source, fates[fate], tuple(examples), len(whole.input_ids))
+        return Preview(row.source, fates[fate], tuple(examples), len(whole.input_ids), changes)
 
 
 def describe(preview: Preview, number: int, tokenizer: TextTokenizer, *, colour: bool) -> str:
@@ -82,7 +91,7 @@ def describe(preview: Preview, number: int, tokenizer: TextTokenizer, *, colour:
     head = f"── {number}  {preview.source}  {tokens:,} tokens, {scored:,} scored"
     if preview.fate:
         head += f"  ✂ {preview.fate}"
-    lines = [click.style(head, bold=True) if colour else head]
+    lines = [click.style(head, bold=True) if colour else head, *described(preview.changes, colour=colour)]
     for example in preview.examples:
         parts = [
             (click.style(_visible(text), fg="green") if colour else f"⟦{_visible(text)}⟧")

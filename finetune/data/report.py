@@ -185,7 +185,11 @@ def _duplicates(folder: Path) -> list[dict[str, str]]:
     try:
         rows: Iterator[Any] = (row for row, _ in read_rows(folder / DROPPED) if row["reason"] in kinds)
         return [
-            row | {"source": row["source"].rpartition("/")[2], "detail": f"of {row['detail'].rpartition('/')[2]}"}
+            {
+                "source": row["source"].rpartition("/")[2],
+                "reason": row["reason"],
+                "detail": f"of {row['detail'].rpartition('/')[2]}",
+            }
             for row in islice(rows, SHOWN_DUPLICATES)
         ]
     except DataError:  # nothing was left out: the file is empty

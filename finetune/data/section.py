@@ -4,7 +4,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from finetune.data.hub import HUB_PREFIX, fetch
 from gladstone.config import Config
@@ -71,27 +71,55 @@ class Source(Config):
 
 
 class CleaningSection(Config):
-    """What is done to every text, and which rows are left out. Each step is counted."""
+    """What is done to every text, and which rows are left out. Each step is counted, and told of with its option.
 
-    unicode: bool = Field(True, description="compose characters (NFC), drop invisible ones")
-    html: bool = Field(True, description="drop HTML tags, turn entities into their characters")
-    whitespace: bool = Field(True, description="one kind of space, no runs of them, at most one blank line")
-    min_chars: int = Field(10, ge=0, description="leave out rows with fewer characters in all, reasoning not counted")
+    Where a step may be wrong about a row the default is `report`. true and false stand for its last two values.
+    """
+
+    unicode: bool = Field(
+        True, description="compose characters (NFC), drop invisible ones that carry no meaning; code stays"
+    )
+    lines: bool = Field(
+        True, description="one kind of line end, no space at line ends, no blank lines around a text; code stays"
+    )
+    html: Literal["report", "remove", "keep"] = Field(
+        "report", description="HTML tags, and entities in place of characters, outside code"
+    )
+    whitespace: Literal["report", "remove", "keep"] = Field(
+        "report", description="runs of spaces, indentation, more than one blank line, outside fenced code"
+    )
+    min_chars: int | None = Field(
+        None,
+        ge=0,
+        description="leave out rows with fewer characters in all, reasoning not counted, those of Chinese, Japanese "
+        "and Korean twice; null: tell of those under 10",
+    )
     max_chars: PositiveInt | None = Field(
-        2000, description="leave out rows with a longer turn, plain text aside; null: any length"
+        None, description="leave out rows with a longer turn, counted alike, plain text aside; null: any length"
     )
-    echoes: bool = Field(True, description="leave out rows whose answer is the question")
-    cut_answers: Literal["drop sure", "drop likely", "keep"] = Field(
-        "drop sure",
-        description="answers that stop in the middle of a sentence: leave out those that end in a word or sign that "
-        "ends none, also those whose last sentence only has no full stop, or none",
+    echoes: Literal["report", "drop", "keep"] = Field(
+        "report", description="rows whose answer has the words of the question"
     )
-    boilerplate: bool = Field(True, description="drop sentences that open or end many answers")
+    cut_answers: Literal["report", "drop sure", "drop likely", "keep"] = Field(
+        "report",
+        description="answers that stop in the middle of a sentence, at a word or sign that ends none; likely: also "
+        "those whose last sentence only has no full stop",
+    )
+    boilerplate: Literal["report", "remove", "keep"] = Field(
+        "report", description="sentences that open or end many answers"
+    )
     privacy: Literal["report", "mask", "drop", "off"] = Field(
         "report",
         description="e-mail addresses, telephone numbers, dates of birth, record numbers: tell of them, put a mark in "
         "their place, leave the row out, or do not look",
     )
+
+    @field_validator("html", "whitespace", "echoes", "boilerplate", mode="before")
+    @classmethod
+    def _in_words(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool):
+            return ("drop" if info.field_name == "echoes" else "remove") if value else "keep"
+        return value
 
 
 class DuplicateSection(Config):

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from gladstone.chat import Conversation, message_fields, message_of
 from gladstone.errors import ArtifactError
+from gladstone.rows import Row
 
 
 class Spool:
@@ -40,12 +41,12 @@ class Spool:
             self._file.close()
         self._path.unlink(missing_ok=True)
 
-    def add(self, conversation: Conversation, origin: int) -> None:
-        """Append a row. Raises ArtifactError if the disk is full."""
+    def add(self, conversation: Conversation, origin: int, read: Row | None = None) -> None:
+        """Append a row; `read` is how it was before it was changed. Raises ArtifactError if the disk is full."""
         turns = [message_fields(message) for message in conversation.messages]
         try:
             self._offsets.append(self._file.tell())
-            self._file.write(json.dumps((conversation.source, turns, conversation.tools)).encode() + b"\n")
+            self._file.write(json.dumps((conversation.source, turns, conversation.tools, read)).encode() + b"\n")
         except OSError as error:
             raise ArtifactError(f"{self._path}: cannot be written: {error.strerror}.") from error
         self._origins.append(origin)
@@ -63,11 +64,17 @@ class Spool:
         self._file.seek(self._offsets[number], os.SEEK_SET)
         return _conversation(self._file.readline())
 
+    def read(self, number: int) -> Row | None:
+        """How a row was before it was changed; None if it was not."""
+        self._file.seek(self._offsets[number], os.SEEK_SET)
+        read: Row | None = json.loads(self._file.readline())[3]
+        return read
+
     def origin(self, number: int) -> int:
         """Which source a row came from."""
         return self._origins[number]
 
 
 def _conversation(line: bytes) -> Conversation:
-    source, turns, tools = json.loads(line)
+    source, turns, tools, _ = json.loads(line)
     return Conversation(tuple(map(message_of, turns)), source, tuple(tools))

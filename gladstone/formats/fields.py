@@ -7,6 +7,7 @@ from typing import Any
 
 from gladstone.chat import Message
 from gladstone.errors import DataError
+from gladstone.formats.trimming import trimmed, trimmed_behind
 from gladstone.rows.limits import Row, kind_of, readable_fields
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -149,16 +150,6 @@ def checked_text(value: object, place: str, source: str) -> str | None:
     return trimmed(value) or None
 
 
-def trimmed(text: str) -> str:
-    """The text without blank lines and a lone space in front, or space behind; an indented first line stays so."""
-    body = text.strip()
-    if not body or text[0] == body[0]:
-        return body
-    before = text[: text.index(body[0])].replace("\r", "\n")
-    indentation = before.rpartition("\n")[2]
-    return indentation + body if len(indentation) > 1 or indentation == "\t" else body
-
-
 def parsed_json(text: str, place: str, source: str) -> Any:
     """The value of a JSON text. Raises DataError if it is none."""
     try:
@@ -189,13 +180,13 @@ def assistant_message(text: str, reasoning: str | None, row: Fields) -> Message:
 
     Raises DataError for a block that does not close, for nothing after it, and for reasoning given in both ways.
     """
-    if row.exact or not text.startswith(THINK_OPEN):
+    if row.exact or not text.lstrip().startswith(THINK_OPEN):
         return Message("assistant", text, reasoning)
-    inside, closed, answer = text.removeprefix(THINK_OPEN).partition(THINK_CLOSE)
+    inside, closed, answer = text.lstrip().removeprefix(THINK_OPEN).partition(THINK_CLOSE)
     if not closed:
         raise row.error(f"the answer opens {THINK_OPEN} and never closes it.")
     if not answer.strip():
         raise row.error(f"there is no answer after {THINK_CLOSE}.")
     if reasoning and inside.strip():
         raise row.error(f"reasoning is given twice, in its field and as {THINK_OPEN} in the answer.")
-    return Message("assistant", trimmed(answer), inside.strip() or reasoning)
+    return Message("assistant", trimmed_behind(answer), inside.strip() or reasoning)

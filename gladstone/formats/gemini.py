@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gladstone.chat import Conversation, Message, ToolCall
-from gladstone.formats.fields import Fields, assistant_message, checked_text, json_text, trimmed
+from gladstone.formats.fields import Fields, assistant_message, checked_text, json_text
 from gladstone.formats.tools import definition, listed_values
+from gladstone.formats.trimming import trimmed
 from gladstone.formats.turns import check_order, read_flag
 from gladstone.rows.limits import kind_of
 

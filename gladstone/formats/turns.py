@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from gladstone.chat import Conversation, Message, ToolCall
 from gladstone.errors import DataError
-from gladstone.formats.fields import Fields, assistant_message, checked_text, json_text, trimmed
+from gladstone.formats.fields import Fields, assistant_message, checked_text, json_text
 from gladstone.formats.tools import calls_in_text, read_calls, read_tools
+from gladstone.formats.trimming import trimmed
 from gladstone.rows.limits import kind_of
 
 CALLS = "function_call"

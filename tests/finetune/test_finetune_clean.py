@@ -3,12 +3,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.data.boilerplate import MIN_ROWS, Boilerplate
-from finetune.data.clean import flaw, is_cut, map_texts, normal_unicode, normal_whitespace, text_steps, without_html
+from finetune.data.clean import (
+    map_texts,
+    normal_lines,
+    normal_unicode,
+    normal_whitespace,
+    text_steps,
+    tried_steps,
+    without_html,
+)
+from finetune.data.flaws import flaw, flaws, is_cut
 from finetune.data.privacy import mask_personal
 from finetune.data.section import CleaningSection
-from gladstone.chat import Conversation, Message
+from gladstone.chat import Conversation, Message, ToolCall
 
 SECTION = CleaningSection()
+STRICT = CleaningSection(min_chars=10, max_chars=2000, echoes="drop", cut_answers="drop sure")
 
 
 def conversation(question: str, answer: str, reasoning: str | None = None) -> Conversation:
@@ -22,6 +32,17 @@ def conversation(question: str, answer: str, reasoning: str | None = None) -> Co
         ("zero\u200bwidth\ufeff and soft\u00adhyphen", "zerowidth and softhyphen"),
         ("bell\x07 and \x00nul", "bell and nul"),
         ("\u202eoverride\u202c", "override"),
+        ("\u202bשלום\u202c (abc)", "\u202bשלום\u202c (abc)"),
+        ("2\u00ad3 mg of X\u00adray, re\u00adin\u00adfec\u00adtion", "2\u00ad3 mg of X\u00adray, reinfection"),
+        ("ភាសា\u200bខ្មែរ", "ភាសា\u200bខ្មែរ"),
+        ("don\u0092t", "don\u0092t"),
+        ("\x1b[31mred\x1b[0m", "\x1b[31mred\x1b[0m"),
+        ("MSH|a\x1cb", "MSH|a\x1cb"),
+        ("\U0001f3f4\U000e0067\U000e0062\U000e007f ❤\ufe0f", "\U0001f3f4\U000e0067\U000e0062\U000e007f ❤\ufe0f"),
+        ("f\u2061(x), 3\u2064½", "f\u2061(x), 3\u2064½"),
+        ("```\ncafe\u0301\u200b\n```\ncafe\u0301", "```\ncafe\u0301\u200b\n```\ncafé"),
+        ("<code>cafe\u0301</code> cafe\u0301", "<code>cafe\u0301</code> café"),
+        ("    cafe\u0301\ncafe\u0301", "    cafe\u0301\ncafé"),
         ("می\u200cخواهم 👩\u200d⚕️", "می\u200cخواهم 👩\u200d⚕️"),
         ("a\tb\nc", "a\tb\nc"),
     ],
@@ -44,6 +65,9 @@ def test_unicode_is_composed_and_visible(text: str, wanted: str) -> None:
         ("R&D; AT&T", "R&D; AT&T"),
         ("&lt;b&gt;", "<b>"),
         ("<script>", ""),
+        ("<p>Write</p>\n```\n<b>x</b> &amp;\n```", "\nWrite\n\n```\n<b>x</b> &amp;\n```"),
+        ("Use `<b>` <i>so</i>", "Use `<b>` so"),
+        ("<p>So:</p><pre>a:\n  b: &lt;1</pre>", "\nSo:\n\n```\na:\n  b: <1\n```\n"),
     ],
 )
 def test_html_goes_and_what_only_looks_like_it_stays(text: str, wanted: str) -> None:
@@ -56,21 +80,54 @@ def test_html_goes_and_what_only_looks_like_it_stays(text: str, wanted: str) -> 
         ("  a \u00a0 b\t\tc  ", "a b c"),
         ("a\r\nb\rc\u2028d", "a\nb\nc\nd"),
         ("a\n\n\n\n b \n", "a\n\nb"),
+        ("a  b\n```\nif x:\n    y  # z\n\n\n```\n\n\n\n c", "a b\n```\nif x:\n    y  # z\n\n\n```\n\nc"),
+        ("a  b <code>x  y</code>  z", "a b <code>x  y</code> z"),
     ],
 )
 def test_whitespace_is_of_one_kind(text: str, wanted: str) -> None:
     assert normal_whitespace(text) == wanted
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a\r\nb\rc\u2028d", "a\nb\nc\nd"),
+        ("a \nb \u00a0\n\n\nc   ", "a\nb\n\n\nc"),
+        ("first  \nsecond   \n\nthird  ", "first  \nsecond\n\nthird"),
+        ("\n \n    return x\n", "    return x"),
+        ("a\tb\t\nc\t\t\nd \n", "a\tb\t\nc\t\t\nd"),
+        ("no table\t\nhere\t", "no table\nhere"),
+        ("a \n```\nb \r\n\r\n\r\n```\nc \nd", "a\n```\nb \n\n\n```\nc\nd"),
+        ("a \n    b = 1 \nc \nd", "a\n    b = 1 \nc\nd"),
+        ("<pre>a  \n</pre> \nb", "<pre>a  \n</pre>\nb"),
+        ("~~~~\na \n~~~\nb \n~~~~\nc \nd", "~~~~\na \n~~~\nb \n~~~~\nc\nd"),
+        ("- ```\n  a \n  ```\n- b \nc", "- ```\n  a \n  ```\n- b\nc"),
+        ("```\nnever closed \n", "```\nnever closed"),
+    ],
+)
+def test_line_ends_are_of_one_kind_and_code_keeps_its_lines(text: str, wanted: str) -> None:
+    assert normal_lines(text) == wanted
+
+
 @given(st.text(max_size=80))
 def test_cleaning_a_clean_text_changes_nothing(text: str) -> None:
-    for step in (normal_unicode, normal_whitespace):
+    for step in (normal_unicode, normal_lines, normal_whitespace):
         assert step(step(text)) == step(text)
 
 
 def test_a_step_that_is_off_is_not_taken() -> None:
-    assert list(text_steps(SECTION)) == ["html", "unicode", "whitespace"]
-    assert list(text_steps(SECTION.model_copy(update={"html": False}))) == ["unicode", "whitespace"]
+    assert list(text_steps(SECTION)) == ["unicode", "lines"]
+    assert list(tried_steps(SECTION)) == ["html", "whitespace"]
+    asked = CleaningSection.model_validate({"html": True, "whitespace": False, "unicode": False})
+    assert list(text_steps(asked)) == ["html", "lines"]
+    assert list(tried_steps(asked)) == []
+
+
+def test_true_and_false_stand_for_what_a_step_does_and_does_not() -> None:
+    section = CleaningSection.model_validate({"html": True, "whitespace": False, "echoes": True, "boilerplate": True})
+    assert (section.html, section.whitespace, section.echoes, section.boilerplate) == (
+        "remove", "keep", "drop", "remove"
+    )  # fmt: skip
 
 
 def test_every_text_of_a_row_is_changed_and_empty_reasoning_is_none() -> None:
@@ -94,14 +151,48 @@ def test_every_text_of_a_row_is_changed_and_empty_reasoning_is_none() -> None:
     ],
 )
 def test_rows_that_teach_nothing_have_a_reason(row: Conversation, reason: str | None) -> None:
-    found = flaw(row, SECTION)
-    assert (found and found[0]) == reason
+    found = flaw(row, STRICT)
+    assert (found and found.reason) == reason
+    by_default = flaw(row, SECTION)
+    assert (by_default and by_default.reason) == (reason if reason == "empty" else None)
+    noted = [each.reason for each in flaws(row, SECTION) if not each.drops]
+    assert noted == ([reason] if reason in ("too short", "echo", "cut") else [])
+
+
+def test_a_limit_tells_by_how_much_and_which_option_it_is() -> None:
+    found = flaw(conversation("What is the liver for?", "x" * 5321), STRICT)
+    assert found is not None
+    assert "5,321" in found.detail
+    assert "3,321 more than data.cleaning.max_chars=2000" in found.detail
+
+
+def test_lengths_count_for_the_language() -> None:
+    assert flaw(conversation("发烧怎么办？", "多喝水"), STRICT) is None
+    assert flaw(conversation("Why?", "So."), STRICT) is not None
+    found = flaw(conversation("问", "答" * 1500), STRICT)
+    assert found is not None
+    assert found.size == 3000
+
+
+def test_signs_alone_are_no_echo_and_calls_of_tools_are_no_empty_turn() -> None:
+    assert list(flaws(conversation("Is it good, then? 👍👍👍", "👍"), SECTION)) == []
+    assert flaw(conversation("👍👍👍👍👍", "👎👎👎👎👎"), STRICT) is None
+    calls = Conversation(
+        (
+            Message("user", "Look it up for me."),
+            Message("assistant", "", tool_calls=(ToolCall("find", "{}"),)),
+            Message("tool", ""),
+            Message("assistant", "There is nothing."),
+        ),
+        "rows.jsonl:1",
+    )
+    assert flaw(calls, STRICT) is None
 
 
 def test_limits_that_are_off_do_not_count() -> None:
-    open_section = CleaningSection(min_chars=0, max_chars=None, echoes=False, cut_answers="keep")
+    open_section = CleaningSection(min_chars=0, max_chars=None, echoes="keep", cut_answers="keep")
     for answer in ("x" * 9999, "Why?", "It is. It also is the"):
-        assert flaw(conversation("Why?", answer), open_section) is None
+        assert list(flaws(conversation("Why?", answer), open_section)) == []
 
 
 @pytest.mark.parametrize(
@@ -171,6 +262,18 @@ def test_sentences_that_open_or_end_many_answers_go() -> None:
     assert boilerplate.strip(changed[3]).answer.content == "Finding number 3 is what counts here."
     assert boilerplate.strip(changed[-2]).answer.content == "Something else entirely is said here."
     assert boilerplate.strip(changed[-1]) is changed[-1]
+    (told,) = boilerplate.told()
+    assert (told["text"], told["answers"], told["opens"], told["ends"]) == (SENTENCE.replace(":", "."), 2, 1, 1)
+
+
+def test_what_stands_behind_boilerplate_keeps_its_indentation() -> None:
+    boilerplate = Boilerplate()
+    opening = SENTENCE.replace(":", ".")
+    rows = [conversation("q?", f"{opening}\n\n    return {number}\n") for number in range(MIN_ROWS)]
+    for row in rows:
+        boilerplate.count(row)
+    assert boilerplate.find() == 1
+    assert boilerplate.strip(rows[7]).answer.content == "    return 7"
 
 
 def test_short_sentences_and_rare_ones_stay() -> None:

@@ -122,7 +122,13 @@ def test_copies_and_near_duplicates_are_left_out_with_what_they_repeat(tmp_path:
     assert summary.dropped == {"exact copy": 7, "near duplicate": 3}
     assert sum(map(len, sets.values())) == len(rows)
     first = dropped(tmp_path / "data")[0]
-    assert first == {"source": f"{path}:41", "reason": "exact copy", "detail": f"of {path}:1"}
+    asked, answered = rows[0]["question"], rows[0]["answer"]
+    assert first == {
+        "source": f"{path}:41",
+        "reason": "exact copy",
+        "detail": f"of {path}:1",
+        "before": {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]},
+    }
     assert dropped(tmp_path / "data")[-1]["detail"] == f"of {path}:3, similarity 1.00"
 
 
@@ -162,7 +168,8 @@ def test_every_row_is_in_a_set_or_has_a_reason(tmp_path: Path) -> None:
         {"question": "What does it mainly do?", "answer": "It filters blood. It also makes bile, and it stores the"},
     ]
     path = write_rows_file(tmp_path / "rows.jsonl", rows)
-    chosen = section(path, skip_bad=True, cleaning={"privacy": "drop"})
+    cleaning = {"privacy": "drop", "html": True, "min_chars": 10, "echoes": True, "cut_answers": "drop sure"}
+    chosen = section(path, skip_bad=True, cleaning=cleaning)
     summary, sets = prepared(tmp_path / "data", chosen)
     told = dropped(tmp_path / "data")
     assert [(line["source"], line["reason"]) for line in sorted(told, key=lambda line: line["source"])] == [
@@ -197,11 +204,16 @@ def test_personal_data_is_told_of_or_masked(tmp_path: Path) -> None:
     assert (tmp_path / "unseen" / "personal.jsonl").read_text() == ""
 
 
+REMOVE = {"boilerplate": "remove"}
+
+
 def test_boilerplate_is_taken_off_and_counted(tmp_path: Path) -> None:
     note = "This text was checked by the editors of the encyclopaedia."
     rows = [dict(row, answer=f"{row['answer']} {note}") for row in medical_rows()]
     rows += [dict(row, question=f"{row['question']} In short.") for row in rows[:1]]
-    summary, sets = prepared(tmp_path / "data", section(write_rows_file(tmp_path / "rows.jsonl", rows)))
+    summary, sets = prepared(
+        tmp_path / "data", section(write_rows_file(tmp_path / "rows.jsonl", rows), cleaning=REMOVE)
+    )
     assert summary.boilerplate_sentences == 1
     assert summary.changed["boilerplate"] == 41
     assert not [row for part in sets.values() for row in part if note in row.answer.content]
@@ -255,15 +267,16 @@ def test_too_few_rows_to_divide_are_refused(tmp_path: Path, count: int) -> None:
 
 def test_no_row_left_says_why(tmp_path: Path) -> None:
     path = write_rows_file(tmp_path / "rows.jsonl", [{"question": "Why?", "answer": "So."}] * 5)
-    with pytest.raises(DataError, match="no row is left of 5: too short 5"):
-        prepare(section(path), tmp_path / "data", Silent())
+    with pytest.raises(DataError, match=r"no row is left of 5: too short 5 .*min_chars=10, the shortest 7"):
+        prepare(section(path, cleaning={"min_chars": 10}), tmp_path / "data", Silent())
 
 
-def test_bad_rows_stop_it_and_leave_nothing(tmp_path: Path) -> None:
+def test_bad_rows_stop_it_and_leave_only_their_record(tmp_path: Path) -> None:
     path = write_rows_file(tmp_path / "rows.jsonl", [*medical_rows(), {"question": "x", "answer": ["5"]}])  # type: ignore[dict-item]
     with pytest.raises(DataError, match=r"bad rows, which --skip-bad would leave out: .*rows\.jsonl:41"):
         prepare(section(path), tmp_path / "data", Silent())
-    assert list((tmp_path / "data").iterdir()) == []
+    assert [file.name for file in (tmp_path / "data").iterdir()] == ["dropped.jsonl"]
+    assert [line["source"] for line in dropped(tmp_path / "data")] == [f"{path}:41"]
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,6 @@ def test_the_help_has_every_field_that_a_recipe_may_set() -> None:
         for name in values[section]:
             assert told[f"{section}.{name}"]
     assert told["training.learning_rate"] == "peak learning rate  [0.0002]"
-    assert told["data.cleaning.min_chars"].endswith("reasoning not counted  [10]")
+    assert told["data.cleaning.min_chars"].endswith("null: tell of those under 10  [null]")
     assert "(drop | cut prompt | cut)" in told["base.long_rows"]
     assert "data.sources[].weight" in told

@@ -9,6 +9,8 @@ from finetune.cli import main
 from finetune.data.report import histogram, language
 from tests.tiny_models import medical_rows, write_rows_file
 
+NO_SHORT = ("--set", "data.cleaning.min_chars=10")
+
 
 def finetune(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
@@ -26,7 +28,7 @@ def test_the_report_tells_what_is_in_the_rows(tmp_path: Path, tiny_base: Path) -
     out = tmp_path / "report"
     base = f"base.model={tiny_base}"
     result = finetune(
-        "data", "report", rows_with_flaws(tmp_path), "--out", out, "--set", base, "--set", "data.cleaning.html=false",
+        "data", "report", rows_with_flaws(tmp_path), "--out", out, "--set", base, "--set", "data.cleaning.min_chars=10",
         "--loss", 4,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -70,7 +72,7 @@ def test_a_hostile_row_stays_text_on_the_page(tmp_path: Path, tiny_base: Path) -
 
 def test_preview_marks_what_is_scored_and_counts_what_is_cut(tmp_path: Path, tiny_base: Path) -> None:
     path = rows_with_flaws(tmp_path)
-    result = finetune("data", "preview", path, "--rows", 2, "--set", f"base.model={tiny_base}")
+    result = finetune("data", "preview", path, "--rows", 2, "--set", f"base.model={tiny_base}", *NO_SHORT)
     assert result.exit_code == 0, result.output
     assert result.output.count("⟦<think>\nThink.\n</think>\n\n") == 2
     assert "<|im_start|>user\nWhat does the heart mainly do?<|im_end|>" in result.output
@@ -81,7 +83,7 @@ def test_preview_marks_what_is_scored_and_counts_what_is_cut(tmp_path: Path, tin
 @pytest.mark.parametrize(("policy", "told"), [("drop", "45 left out, 0 cut"), ("cut", "1 left out, 44 cut")])
 def test_preview_tells_the_fate_of_long_rows(tmp_path: Path, tiny_base: Path, policy: str, told: str) -> None:
     limits = ("--set", "base.max_tokens=48", "--set", f"base.long_rows={policy}", "--set", f"base.model={tiny_base}")
-    result = finetune("data", "preview", rows_with_flaws(tmp_path), "--rows", 1, *limits)
+    result = finetune("data", "preview", rows_with_flaws(tmp_path), "--rows", 1, *limits, *NO_SHORT)
     assert result.exit_code == 0, result.output
     assert "tokens, more than base.max_tokens 48" in result.output
     assert told in result.output

@@ -1,0 +1,110 @@
+"""Every row that is left out or changed, as it was and as it became, written while the rows are prepared.
+
+The files appear whole when the rows are done, and as well when they turn out to be bad: then they are needed most.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from finetune.data.clean import map_texts
+from finetune.data.privacy import mask_personal
+from finetune.data.summary import CHANGED, DROPPED, PERSONAL, Summary
+from gladstone.artifacts import whole_file
+from gladstone.chat import Conversation
+from gladstone.errors import DataError, GladstoneError
+from gladstone.formats import Notes, prepared
+from gladstone.rows import Problems, Row
+
+
+def fields(row: Conversation) -> Row:
+    """A row's texts as a prepared set has them."""
+    return {name: value for name, value in prepared.write(row).items() if name != "source"}
+
+
+class Records(Problems):
+    """Writes dropped.jsonl, changed.jsonl and personal.jsonl; bad rows come in through `add`, as the readers know it.
+
+    With `hide` nothing is written that names a person: of such a row only what the mask leaves.
+    """
+
+    def __init__(self, files: dict[str, TextIO], summary: Summary, *, hide: bool) -> None:
+        super().__init__()
+        self._files, self.summary, self._hide = files, summary, hide
+
+    def add(self, error: DataError) -> None:
+        super().add(error)
+        source, _, detail = str(error).partition(": ")
+        self.drop_unread(source, "bad row", detail)
+
+    def drop_unread(self, source: str, reason: str, detail: str) -> None:
+        """Write one row that is left out before it is read as a conversation."""
+        self.summary.dropped[reason] += 1
+        self._write(DROPPED, {"source": source, "reason": reason, "detail": detail})
+
+    def drop(self, row: Conversation, reason: str, detail: str = "", read: Row | None = None) -> None:
+        """Write one row that is left out; `read` is how it was before it was changed, if it was."""
+        self.summary.dropped[reason] += 1
+        line = {"source": row.source, "reason": reason} | ({"detail": detail} if detail else {})
+        self._write(DROPPED, line | self._texts(row, read))
+
+    def change(self, row: Conversation, steps: Sequence[str], read: Row) -> None:
+        """Write what steps made of a row."""
+        texts = self._texts(row, read)
+        self._write(CHANGED, {"source": row.source, "steps": list(steps)} | texts)
+
+    def personal(self, source: str, kinds: Counter[str]) -> None:
+        """Write what kinds of personal data a row has."""
+        self.summary.personal.update(kinds)
+        self._write(PERSONAL, {"source": source, "found": dict(kinds)})
+
+    def _texts(self, row: Conversation, read: Row | None) -> Row:
+        masked = map_texts(row, lambda text: mask_personal(text)[0]) if self._hide else row
+        after = fields(masked)
+        if masked is not row or read == after:
+            return {"after": after}
+        return {"before": after} if read is None else {"before": read, "after": after}
+
+    def _write(self, name: str, line: dict[str, Any]) -> None:
+        self._files[name].write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+class SourceNotes(Notes):
+    """Writes each row that is left out by what it says of itself, with its reason."""
+
+    def __init__(self, records: Records) -> None:
+        super().__init__()
+        self._records = records
+
+    def leave_out(self, source: str, reason: str) -> None:
+        super().leave_out(source, reason)
+        self._records.drop_unread(source, "marked", reason)
+
+
+@contextmanager
+def recording(folder: Path, summary: Summary, *, hide: bool) -> Iterator[Records]:
+    """Records in `folder`. A DataError inside says where they are, if any row was left out before it."""
+    failure: GladstoneError | None = None
+    with ExitStack() as stack:
+        files = {name: _open(folder / name, stack) for name in (DROPPED, CHANGED, PERSONAL)}
+        try:
+            yield Records(files, summary, hide=hide)
+        except GladstoneError as error:
+            failure = error
+            empty = [name for name, file in files.items() if not file.tell()]
+    if failure is None:
+        return
+    for name in empty:
+        (folder / name).unlink(missing_ok=True)
+    if isinstance(failure, DataError) and summary.left_out > summary.dropped["bad row"]:  # a bad one is told of itself
+        rows = "the row" if summary.left_out == 1 else f"each of the {summary.left_out:,} rows"
+        told = f"{folder / DROPPED} has {rows} left out until then, with the reason."
+        raise DataError(f"{failure}\n{told}") from failure
+    raise failure
+
+
+def _open(path: Path, stack: ExitStack) -> TextIO:
+    return stack.enter_context(stack.enter_context(whole_file(path)).open("w", encoding="utf-8"))
