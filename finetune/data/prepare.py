@@ -82,7 +82,6 @@ class _Work:
     def read(self, sources: Sequence[tuple[Source, Layout]], progress: Progress) -> None:
         """Every row of every source, cleaned. Raises DataError for bad rows, unless they may be skipped."""
         told_of_fields: list[str] = []
-        told_of_fields: list[str] = []
         for origin, (source, layout) in enumerate(sources):
             before, bad_before = self.summary.read, self._records.count
             notes = SourceNotes(self._records)
