@@ -42,7 +42,7 @@ def measure_quality(job: QualityJob) -> Iterator[Loss | Answer]:
 
     Raises DataError with the row's place if a row does not fit the model's context.
     """
-    with Engine(job.model, EngineOptions(threads=job.threads)) as engine:
+    with Engine(job.model, EngineOptions(threads=job.threads, steady=True)) as engine:
         for item in job.items:
             yield _loss(engine, item)
         sampling = Sampling(temperature=0.0, repeat_penalty=1.0, max_tokens=job.max_tokens)

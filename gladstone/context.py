@@ -5,6 +5,7 @@ A failed GGML_ASSERT ends the process, so sizes are checked here before each cal
 
 import ctypes
 import sys
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from gladstone.errors import UnsupportedError
 from gladstone.host import core_count
 from gladstone.llama import Model, clear_log, library, log_tail
+from gladstone.pace import Pace, pace_for
 
 Ints = Sequence[int] | npt.NDArray[np.integer[Any]]
 AnyArray = npt.NDArray[Any]
@@ -29,6 +31,9 @@ CACHE_TYPES = {
     "bf16": 30,
 }  # ggml.h's numbers
 BATCH_TOKENS = 512
+# with more cells in use llama.cpp's flash attention divides them among the threads for a single token, and adds up the
+# parts: their number changes the last bits of the result
+UNDIVIDED_CELLS = 256
 POOLINGS = {"model": -1, "none": 0, "mean": 1, "cls": 2, "last": 3}  # llama.h's
 
 
@@ -58,7 +63,8 @@ class Context:
         Of at most `outputs` tokens of a batch logits may be wanted, by default of all, which takes more memory. `watch`
         is called before and after each operation. With `pooling` ("model", "none", "mean", "cls" or "last") it gives
         embeddings in place of logits.
-        `flash_attention` None lets llama.cpp choose. Raises UnsupportedError if there is no memory for it.
+        `flash_attention` None lets llama.cpp choose. Without `threads` their number follows what is measured while the
+        processor computes, as `adapt` says. Raises UnsupportedError if there is no memory for it.
         """
         self.model = model
         self._lib = library()
@@ -97,6 +103,10 @@ class Context:
         self._memory = self._lib.llama_get_memory(self.handle)
         self._batch = _Batch(self._lib, self.batch_tokens, sequences)
         self._encoded = False
+        self._threads = (params.n_threads, params.n_threads_batch)
+        self._pace: Pace | None = pace_for() if threads is None and not model.gpu_layers else None
+        self._divides = flash_attention is not False and cache_type in ("f16", "f32")
+        self._cells = 0  # at most so many of the cache are in use
         # the same function as the library's, but it gives a number: a pointer object for each token takes its time
         self._outputs_at = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", self._lib._lib))
         self._rows_at: int | None = None
@@ -154,7 +164,8 @@ class Context:
             tokens, positions = np.asarray(tokens), np.asarray(positions)
             self._check_all(tokens, positions)
             self._batch.fill(tokens, positions, sequences, wanted)
-        code = self._lib.llama_decode(self.handle, self._batch.struct)
+        self._cells += len(tokens)
+        code = self._compute(self._lib.llama_decode, len(tokens))
         if code == 2:
             return False
         if code != 0:
@@ -172,13 +183,30 @@ class Context:
         self._check_all(np.asarray(tokens), np.arange(count))
         self._batch.fill(tokens, np.arange(count), np.zeros(count, dtype=np.int32), np.ones(count, dtype=np.int8))
         self._batch.share(count, sequences)
-        code = self._lib.llama_encode(self.handle, self._batch.struct)
+        code = self._compute(self._lib.llama_encode, count)
         if code == 2:
             return False
         if code != 0:
             raise UnsupportedError(f"llama.cpp could not encode {count} tokens (code {code}).\n{log_tail()}")
         self._encoded = True
         return True
+
+    def _compute(self, call: Any, tokens: int) -> int:
+        """Evaluate the batch with as many threads as are fastest; llama.cpp's code."""
+        pace = self._pace
+        if pace is None:
+            return int(call(self.handle, self._batch.struct))
+        divides = tokens == 1 and self._divides and self._cells > UNDIVIDED_CELLS
+        threads = pace.threads(tokens, divides=divides)
+        one, more = self._threads
+        if threads != (one if tokens == 1 else more):
+            self._set_threads(*((threads, more) if tokens == 1 else (one, threads)))
+        begin_s = time.perf_counter()
+        code = int(call(self.handle, self._batch.struct))
+        end_s = time.perf_counter()
+        if code == 0:
+            pace.took(tokens, end_s - begin_s, end_s)
+        return code
 
     def _check_all(self, tokens: AnyArray, positions: AnyArray) -> None:
         least = (tokens.min(), positions.min()) if len(tokens) else (0, 0)
@@ -202,7 +230,25 @@ class Context:
         self._stop[0] = b"\x00"
 
     def use_threads(self, threads: int, prefill_threads: int) -> None:
-        """Compute single tokens with this many threads, and batches with that many."""
+        """Compute single tokens with this many threads, and batches with that many, whatever that takes."""
+        self._pace = None
+        self._set_threads(threads, prefill_threads)
+
+    def adapt(self, pace: Pace) -> None:
+        """Compute with as many threads as are fastest while it computes; without effect where a GPU computes.
+
+        What comes out is the same to the last bit, but for single tokens behind more than 256: see `First.held`.
+        """
+        if not self.model.gpu_layers:
+            self._pace = pace
+
+    @property
+    def pace(self) -> Pace | None:
+        """What chooses the number of threads; None if it is fixed."""
+        return self._pace
+
+    def _set_threads(self, threads: int, prefill_threads: int) -> None:
+        self._threads = threads, prefill_threads
         self._lib.llama_set_n_threads(self.handle, threads, prefill_threads)
 
     def logits(self, index: int = -1) -> npt.NDArray[np.float32]:
@@ -233,6 +279,8 @@ class Context:
 
     def forget(self, start: int = 0, *, sequence: int = 0) -> None:
         """Drop what the cache holds of a sequence from position `start` on."""
+        if self.sequences == 1:
+            self._cells = min(self._cells, start)
         if not self._lib.llama_memory_seq_rm(self._memory, sequence, start, -1):
             self._lib.llama_memory_seq_rm(self._memory, sequence, 0, -1)  # recurrent models cannot drop a part
             if start:
@@ -244,6 +292,7 @@ class Context:
 
     def clear(self) -> None:
         """Drop what the cache holds of all sequences."""
+        self._cells = 0
         self._lib.llama_memory_clear(self._memory, False)
 
 

@@ -22,6 +22,7 @@ from gladstone.errors import ArtifactError
 from gladstone.gguf import COMPOSES, GgufHeader, read_model
 from gladstone.huge_pages import NewMemory
 from gladstone.lora import Lora, check_lora
+from gladstone.openmp import wait_briefly
 
 USER_DEFINED = 1 << 4  # llama.h's LLAMA_TOKEN_ATTR_USER_DEFINED
 NO_BYTE = b"[UNK_BYTE_0x"  # what llama.cpp makes of a letter that stands for no byte
@@ -33,6 +34,7 @@ _callbacks: list[object] = []  # a ctypes callback dies with its last reference
 @functools.cache
 def library() -> Any:
     """The ctypes module of llama.cpp, its log kept for error messages instead of printed."""
+    wait_briefly()
     from llama_cpp import llama_cpp
 
     def keep(_level: int, text: bytes, _data: object) -> None:
@@ -82,6 +84,7 @@ class Model:
             check_lora(lora.path, headers)
         self.headers = tuple(map(_without_lists, headers))
         self.path = path
+        self.gpu_layers = gpu_layers
         self._lib = library()
         params = self._lib.llama_model_default_params()
         params.vocab_only = vocab_only

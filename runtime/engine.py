@@ -33,7 +33,7 @@ from runtime.generation.serial import Reply, SerialRunner, Teaching
 from runtime.generation.speculation import DraftModel, Guesser, PromptLookup
 from runtime.generation.tasks import QueueFullError, Task
 from runtime.generation.writer import Vocabulary, Writer, log_softmax
-from runtime.loading import EngineOptions, choose_engine_threads, load
+from runtime.loading import EngineOptions, choose_engine_threads, doubt_engine_threads, load
 from runtime.machine.fit import Fit
 from runtime.request import Completion, ContextFullError, Event, ListenerError, OnEvent, Request
 from runtime.worker import Worker
@@ -95,6 +95,7 @@ class Engine:
         """End what is under way and free everything. Closing twice is harmless."""
         if not self._worker.closing:
             self._worker.close(self.context.abort)
+            doubt_engine_threads(self.context)
             self._loaded.stack.close()
 
     def __enter__(self) -> Self:

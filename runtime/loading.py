@@ -13,12 +13,14 @@ from gladstone.gguf import GgufHeader, info_of, read_model
 from gladstone.guarded_template import GuardedTemplate, TemplateProcess
 from gladstone.llama import Model
 from gladstone.lora import Lora
+from gladstone.other_work import OtherWork
+from gladstone.pace import First, Held, pace_for
 from runtime.generation.prompt import load_template
 from runtime.generation.sampler import MAX_BEAMS
 from runtime.generation.speculation import MOST_GUESSES, check_draft
 from runtime.generation.tasks import Limits
 from runtime.machine.fit import Fit, Wishes, plan_fit, read_machine
-from runtime.machine.threads import PREFILL_TOKENS, Threads, Trial, choose_threads
+from runtime.machine.threads import PREFILL_TOKENS, Threads, Trial, choose_threads, forget_threads
 from runtime.trust.provenance import verify
 
 SCORED_AT_ONCE = 64  # rows of logits: of a vocabulary of 150,000 they are 38 MB
@@ -33,7 +35,9 @@ class EngineOptions:
     The context of each request is as large as the model was trained for, but 4,096 tokens unless more is asked for.
     `slots` requests are at work at a time and share `cache_tokens`, by default enough for all of them. `mmap` maps the
     weights' file, in place of a copy in memory. What is not said is fitted to the memory that is free; threads are
-    measured. Adapters can be laid over the model. Guesses come from a `draft` model, or with `lookup` from the text.
+    measured, and follow what else the machine does. `steady` keeps the number that single tokens begin with where
+    another changes the last bits (llama.cpp's flash attention, behind 256 tokens). Adapters can be laid over the model.
+    Guesses come from a `draft` model, or with `lookup` from the text.
     """
 
     context_tokens: int | None = None
@@ -50,6 +54,7 @@ class EngineOptions:
     loras: tuple[Lora, ...] = ()
     draft: Path | None = None
     lookup: bool = False
+    steady: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError for numbers below 1."""
@@ -171,7 +176,9 @@ def _open_context(model: Model, limits: Limits, options: EngineOptions) -> Conte
 
 
 def choose_engine_threads(context: Context, options: EngineOptions) -> Threads:
-    """Measure them, unless the options say them. To be called by the thread that will compute.
+    """Measure them, unless the options say them, and let them follow what is seen later.
+
+    To be called by the thread that will compute.
 
     OpenMP gives each thread that computes workers of its own, and slows all of them once they are more than processors.
     """
@@ -188,7 +195,17 @@ def choose_engine_threads(context: Context, options: EngineOptions) -> Threads:
 
     prompt_tokens = min(PREFILL_TOKENS, context.batch_tokens)
     trial = Trial(context.use_threads, lambda: evaluate(1), lambda: evaluate(prompt_tokens))
-    return choose_threads(info_of(context.model.headers), backend_mark(), trial)
+    others = OtherWork()
+    threads = choose_threads(info_of(context.model.headers), backend_mark(), trial, others=others)
+    held: Held = "always" if options.steady else "quiet" if threads.steady else "never"
+    context.adapt(pace_for(First(threads.decode, threads.prefill, held), others))
+    return threads
+
+
+def doubt_engine_threads(context: Context) -> None:
+    """Forget the remembered number if a better one was found since, on a quiet machine."""
+    if context.pace is not None and context.pace.found is not None:
+        forget_threads(info_of(context.model.headers), backend_mark())
 
 
 def _load_draft(model: Model, fit: Fit, limits: Limits, options: EngineOptions, stack: ExitStack) -> Context | None:

@@ -1,18 +1,20 @@
 """How many threads to compute with: measured once for each processor, model and back end, and remembered.
 
 Decoding waits for memory: on most processors fewer threads than logical processors are as fast or faster, and nothing
-that the system tells says how many. Prefill computes, and wants more of them.
+that the system tells says how many. Prefill computes, and wants more of them. What other work disturbed is not
+remembered for long, and what is found out later (`gladstone.pace`) corrects what was remembered.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
 from gladstone.findings import add_finding, read_findings
 from gladstone.gguf import GgufInfo
 from gladstone.host import Cores, cache_dir, processor_name, read_cores
+from gladstone.other_work import FELT, OtherWork
 
 ENOUGH_S, LIMIT_S = 0.5, 2.0
 MAX_CANDIDATES, ROUNDS = 5, 8
@@ -25,10 +27,15 @@ UNSTEADY_S = 900.0  # how long such a measurement is believed
 
 @dataclass(frozen=True)
 class Threads:
-    """Threads for single tokens and for prompts."""
+    """Threads for single tokens and for prompts; `steady` unless other work disturbed the measurement.
+
+    `seen` are the shortest times in seconds, by kind and count.
+    """
 
     decode: int
     prefill: int
+    steady: bool = field(default=True, compare=False)
+    seen: dict[str, dict[int, float]] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -47,33 +54,48 @@ class Measured:
     times_s: dict[int, list[float]] = field(default_factory=dict)
 
     @property
+    def least_s(self) -> dict[int, float]:
+        """The shortest time of each count."""
+        return {count: min(times) for count, times in self.times_s.items()}
+
+    @property
     def best(self) -> int:
         """The smallest count that is as fast as the fastest."""
-        least = {count: min(times) for count, times in self.times_s.items()}
-        fastest = min(least.values())
-        return min(count for count, time_s in least.items() if time_s <= fastest * AS_FAST)
+        fastest = min(self.least_s.values())
+        return min(count for count, time_s in self.least_s.items() if time_s <= fastest * AS_FAST)
 
     @property
     def steady(self) -> bool:
         return all(median(times) <= NOISY * min(times) for times in self.times_s.values())
 
 
-def choose_threads(model: GgufInfo, backend: str, trial: Trial, cores: Cores | None = None) -> Threads:
+def choose_threads(
+    model: GgufInfo, backend: str, trial: Trial, cores: Cores | None = None, others: OtherWork | None = None
+) -> Threads:
     """Threads for a model: remembered from an earlier measurement, else measured in at most two seconds.
 
     `backend` tells apart the libraries that compute, as `gladstone.backends.backend_mark` does. The trial's context has
-    the chosen numbers afterwards. What was measured beside other work is used for a while, then measured anew.
+    the chosen numbers afterwards. What was measured beside other work, which `others` tells, is used for a while, then
+    measured anew.
     """
     cores = cores or read_cores()
     if cores.usable == 1:
         return _set(trial, Threads(1, 1))
-    store, key = cache_dir() / "threads.json", threads_key(model, backend, cores)
+    store, key = _store(), threads_key(model, backend, cores)
     known = recall(store, key)
     if known is not None and max(known.decode, known.prefill) <= cores.allowed:
         return _set(trial, known)
+    others = others or OtherWork()
+    others.look()
     threads, steady = measure_threads(trial, candidates(cores))
-    remember(store, key, threads, steady=steady)
+    threads = replace(threads, steady=steady and others.mean() < FELT)
+    remember(store, key, threads, steady=threads.steady)
     return _set(trial, threads)
+
+
+def forget_threads(model: GgufInfo, backend: str) -> None:
+    """What is remembered for a model was found wrong: the next start measures anew."""
+    add_finding(_store(), threads_key(model, backend, read_cores()), None)
 
 
 def candidates(cores: Cores) -> tuple[int, ...]:
@@ -96,10 +118,11 @@ def measure_threads(
     most, left_s = max(counts), LIMIT_S - (clock() - begin_s)
     # warmed up once and timed once, for each of two counts
     if 4 * PREFILL_DECODES * min(min(times) for times in decode.times_s.values()) > left_s:
-        return Threads(decode.best, most), decode.steady
+        return Threads(decode.best, most, seen={"decode": decode.least_s}), decode.steady
     contenders = tuple(dict.fromkeys((most, counts[0])))
     prefill = _measure(trial.prefill_once, trial.set_threads, contenders, (ENOUGH_S / 2, left_s), clock)
-    return Threads(decode.best, prefill.best), decode.steady and prefill.steady
+    seen = {"decode": decode.least_s, "prefill": prefill.least_s}
+    return Threads(decode.best, prefill.best, seen=seen), decode.steady and prefill.steady
 
 
 def _measure(
@@ -135,9 +158,12 @@ def threads_key(model: GgufInfo, backend: str, cores: Cores) -> str:
 
 
 def recall(store: Path, key: str) -> Threads | None:
-    """What was remembered; None for an unknown key, an unsteady measurement of long ago, or a damaged store."""
+    """What was remembered; None for an unknown key, an unsteady measurement of long ago, or a damaged store.
+
+    Nor is believed what does not tell the times that were seen: nobody knows whether other work disturbed them.
+    """
     found = read_findings(store).get(key)
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not isinstance(found.get("seen"), dict):
         return None
     until = found.get("until")
     if until is not None and not (isinstance(until, int | float) and time.time() < until <= time.time() + UNSTEADY_S):
@@ -145,13 +171,18 @@ def recall(store: Path, key: str) -> Threads | None:
     decode, prefill = found.get("decode"), found.get("prefill")
     if not (isinstance(decode, int) and isinstance(prefill, int) and decode >= 1 and prefill >= 1):
         return None
-    return Threads(decode, prefill)
+    return Threads(decode, prefill, steady=until is None)
 
 
 def remember(store: Path, key: str, threads: Threads, *, steady: bool = True) -> None:
     """Write it down; a cache that cannot be written costs the next start a measurement, nothing else."""
     until = {} if steady else {"until": time.time() + UNSTEADY_S}
-    add_finding(store, key, asdict(threads) | until)
+    finding = {"decode": threads.decode, "prefill": threads.prefill, "seen": threads.seen}
+    add_finding(store, key, finding | until)
+
+
+def _store() -> Path:
+    return cache_dir() / "threads.json"
 
 
 def _set(trial: Trial, threads: Threads) -> Threads:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from gladstone.context import Context
 from gladstone.gguf import GgufInfo, read_info
-from gladstone.host import Cores, cache_dir
+from gladstone.host import Cores, cache_dir, read_cores
 from gladstone.llama import Model
+from gladstone.other_work import OtherWork
 from runtime.machine.threads import (
     LIMIT_S,
     PREFILL_TOKENS,
@@ -23,9 +24,11 @@ from runtime.machine.threads import (
     Trial,
     candidates,
     choose_threads,
+    forget_threads,
     measure_threads,
     recall,
     remember,
+    threads_key,
 )
 
 Times = Callable[[int], float]
@@ -153,7 +156,17 @@ def test_a_measurement_is_remembered_for_its_model_and_its_back_end(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"k": 1}', '{"k": {"decode": 0, "prefill": 1}}', '{"k": {"decode": 1}}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"k": 1}',
+        '{"k": {"decode": 2, "prefill": 3}}',
+        '{"k": null}',
+        '{"k": {"decode": 0, "prefill": 1}}',
+        '{"k": {"decode": 1}}',
+    ],
 )
 def test_a_damaged_memory_is_measured_anew(tmp_path: Path, text: str) -> None:
     store = tmp_path / "threads.json"
@@ -173,6 +186,43 @@ def test_what_was_measured_beside_other_work_is_not_believed_for_long(
     for off_s in (UNSTEADY_S + 1, -3600.0):  # later, and after the clock was set back
         monkeypatch.setattr(time, "time", lambda off_s=off_s: now_s + off_s)
         assert recall(store, "k") is None
+
+
+class Busy(OtherWork):
+    """Others have taken so many processors."""
+
+    def __init__(self, processors: float) -> None:
+        self.now_s = 0.0
+        super().__init__(lambda: processors * self.now_s, self._tick)
+
+    def _tick(self) -> float:
+        self.now_s += 1.0
+        return self.now_s
+
+
+def test_a_measurement_beside_other_work_is_no_steady_one_however_even_its_times(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GLADSTONE_CACHE", str(tmp_path))
+    for processors, steady in ((1.0, False), (0.0, True)):
+        machine = Machine(lambda _count: 0.0, lambda _count: 0.0)
+        threads = choose_threads(info(int(processors)), "cpu", machine.trial(), Cores(4, 4, 4), Busy(processors))
+        assert threads.steady is steady
+        again = choose_threads(info(int(processors)), "cpu", machine.trial(), Cores(4, 4, 4), Busy(0.0))
+        assert again.steady is steady  # remembered with what was seen
+    found = json.loads((tmp_path / "threads.json").read_text())
+    assert [sorted(each["seen"]["decode"]) for each in found.values()] == [["1", "2", "3", "4"]] * 2
+    assert ["until" in each for each in found.values()] == [True, False]
+
+
+def test_what_was_found_wrong_is_measured_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GLADSTONE_CACHE", str(tmp_path))
+    cores = read_cores()
+    remember(tmp_path / "threads.json", threads_key(info(), "cpu", cores), Threads(1, 1))
+    forget_threads(info(), "cpu")
+    machine = Machine(lambda _count: 0.0, lambda _count: 0.0)
+    choose_threads(info(), "cpu", machine.trial(), cores)
+    assert machine.calls or cores.usable == 1
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
