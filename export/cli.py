@@ -36,6 +36,8 @@ LICENSE = click.option(
     "--license", "license_id", metavar="ID", help="The model's licence, as mit.  [default: the base's]"
 )
 
+YES = click.option("--yes", "accepted", is_flag=True, help="Go on with a model whose training went wrong.")
+
 
 @click.group(cls=Group, resumes=True)
 def main() -> None:
@@ -70,6 +72,7 @@ def main() -> None:
 @LANGUAGES
 @LICENSE
 @click.option("--dry-run", is_flag=True, help="Show what each file would weigh, and make none.")
+@YES
 def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     run: Path,
     quants: tuple[str, ...],
@@ -85,7 +88,9 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     author: str | None,
     license_id: str | None,
     languages: tuple[str, ...],
+    *,
     dry_run: bool,
+    accepted: bool,
 ) -> None:
     """Merge, convert, quantise and prove the model of a finished RUN folder."""
     require_packages("gladstone export", "export", NEEDED)
@@ -101,8 +106,9 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     split_bytes = parse_bytes(split, "--split") if split else None
     parsed = tuple(map(parse_override, overrides))
     wanted = Wanted(
-        quants, with_base, onto, parsed, imatrix, imatrix_chunks, split_bytes, False, author, license_id, languages
-    )
+        quants, with_base, onto, parsed, imatrix, imatrix_chunks, split_bytes, False, author, license_id, languages,
+        accepted,
+    )  # fmt: skip
     if fit or dry_run:
         sizes = export_sizes(run, wanted, context, parse_bytes(fit, "--fit") if fit else None, Lines())
         _show_sizes(sizes, context)
@@ -155,6 +161,7 @@ def _show_sizes(sizes: "list[Size]", context: int) -> None:
 @AUTHOR
 @LANGUAGES
 @LICENSE
+@YES
 def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
     run: Path,
     quants: tuple[str, ...],
@@ -162,6 +169,8 @@ def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
     author: str | None,
     languages: tuple[str, ...],
     license_id: str | None,
+    *,
+    accepted: bool,
 ) -> None:
     """Write the adapter of a finished RUN alone, as GGUF, and the base's file that it is laid over.
 
@@ -172,7 +181,7 @@ def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
     from export.pipeline import export_gguf
     from gladstone.progress import Lines
 
-    wanted = Wanted(quants, lora=True, author=author, license=license_id, languages=languages)
+    wanted = Wanted(quants, lora=True, author=author, license=license_id, languages=languages, accepted=accepted)
     _show_export(export_gguf(run, wanted, out, Lines()))
 
 
@@ -185,8 +194,16 @@ def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
     "--adapter", "others", multiple=True, metavar="FOLDER=WEIGHT", help="A further adapter of the same base; repeats."
 )
 @click.option("--shard-gb", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="Largest file.")
+@YES
 def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
-    run: Path, out: Path | None, onto: "Onto", weight: float, others: tuple[str, ...], shard_gb: float
+    run: Path,
+    out: Path | None,
+    onto: "Onto",
+    weight: float,
+    others: tuple[str, ...],
+    shard_gb: float,
+    *,
+    accepted: bool,
 ) -> None:
     """Merge a finished RUN into an ordinary folder of safetensors, for what reads no GGUF.
 
@@ -200,7 +217,7 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     from gladstone.progress import Lines
 
     out = out or run / "merged"
-    merging = Merging(run, onto, weight, tuple(map(_weighted, others)), int(shard_gb * 1e9))
+    merging = Merging(run, onto, weight, tuple(map(_weighted, others)), int(shard_gb * 1e9), accepted)
     for path in merge_run(merging, out, Lines()):
         click.echo(f"{readable_bytes(path.stat().st_size):>9}  {path}")
 
@@ -218,7 +235,8 @@ def _weighted(text: str) -> tuple[Path, float]:
 @click.argument("repo", metavar="OWNER/NAME")
 @click.option("--private", is_flag=True, help="Make the repository private, if it is not there yet.")
 @click.option("--dry-run", is_flag=True, help="Show what would go up, and send nothing.")
-def push(folder: Path, repo: str, private: bool, dry_run: bool) -> None:
+@YES
+def push(folder: Path, repo: str, *, private: bool, dry_run: bool, accepted: bool) -> None:
     """Upload a finished export (its FOLDER) to the Hub. A stopped upload goes on when the command is repeated.
 
     This is the one command that sends something: the files that it lists.
@@ -228,7 +246,7 @@ def push(folder: Path, repo: str, private: bool, dry_run: bool) -> None:
     from gladstone.host import readable_bytes
     from gladstone.progress import Lines
 
-    planned = plan_upload(folder, repo)
+    planned = plan_upload(folder, repo, accepted=accepted or dry_run)
     for name, size in planned.files.items():
         click.echo(f"{readable_bytes(size):>9}  {name}")
     click.echo(f"{readable_bytes(sum(planned.files.values())):>9}  in {len(planned.files)} files to {repo}")

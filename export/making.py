@@ -65,6 +65,7 @@ class Wanted:
     author: str | None = None
     license: str | None = None  # of the tuned model; the base's if none is given
     languages: tuple[str, ...] = ()
+    accepted: bool = False  # also a run whose training went wrong
 
     def checked(self) -> "Wanted":
         """With the quants in order. Raises ConfigError for what cannot be made."""

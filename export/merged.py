@@ -7,7 +7,15 @@ from pathlib import Path
 
 from export.adapter import CONFIG, WEIGHTS
 from export.merge import Onto, Plan, copy_config, planned_shards, read_plan, write_index, write_shard
-from export.run import Run, check_apart, check_unchanged, open_run, read_run_manifest
+from export.run import (
+    Run,
+    check_accepted,
+    check_apart,
+    check_unchanged,
+    open_run,
+    read_run_manifest,
+    serious_warnings,
+)
 from export.shards import Planned
 from export.workbench import Made, Workbench
 from gladstone.artifacts import (
@@ -41,14 +49,18 @@ class Merging:
     weight: float = 1.0
     others: tuple[tuple[Path, float], ...] = ()
     shard_bytes: int = SHARD_BYTES
+    accepted: bool = False  # also a run whose training went wrong
 
 
 def merge_run(merging: Merging, out: Path, progress: Progress) -> list[Path]:
     """Write the merged model of a finished run into `out`, its manifest last; returns the files of the weights.
 
-    Raises ArtifactError for a folder that holds something else, UnsupportedError for adapters that do not fit.
+    Raises ArtifactError for a folder that holds something else and for a training that went wrong and is not accepted,
+    UnsupportedError for adapters that do not fit.
     """
-    run = open_run(merging.run, read_run_manifest(merging.run), progress)
+    manifest = read_run_manifest(merging.run)
+    check_accepted(merging.run, serious_warnings(manifest.facts), accepted=merging.accepted)
+    run = open_run(merging.run, manifest, progress)
     adapters = ((run.folder / "adapter", merging.weight), *merging.others)
     plan = read_plan(run.base.folder, adapters, merging.onto)
     shards = planned_shards(plan, merging.shard_bytes)
@@ -89,6 +101,7 @@ def _manifest(run: Run, merging: Merging, plan: Plan, bench: Workbench, files: S
         facts={
             "changed_tensors": len(plan.changed),
             "head_untied": plan.untied,
+            "training_warnings": serious_warnings(run.manifest.facts),
             "key": bench.key,
             "pieces": bench.as_json(),
         },

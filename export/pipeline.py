@@ -21,7 +21,14 @@ from export.merge import Onto
 from export.proof.file import proof_page, verify_file
 from export.proof.point import Point
 from export.proof.trained import of_folder, of_run
-from export.run import check_apart, check_unchanged, open_run, read_run_manifest
+from export.run import (
+    check_accepted,
+    check_apart,
+    check_unchanged,
+    open_run,
+    read_run_manifest,
+    serious_warnings,
+)
 from export.workbench import Workbench
 from gladstone.artifacts import (
     MANIFEST_NAME,
@@ -60,12 +67,13 @@ class Export:
 def export_gguf(run_folder: Path, wanted: Wanted, out: Path | None, progress: Progress) -> Export:
     """Merge, convert, quantise and prove into `out` (default RUN/gguf); the manifest is written last.
 
-    What an earlier, stopped call finished is used again. Raises ArtifactError if the proof fails: the files stay, for
-    looking into, without a manifest.
+    What an earlier, stopped call finished is used again. Raises ArtifactError if the training went wrong and that is
+    not accepted, or if the proof fails: the files stay, for looking into, without a manifest.
     """
     wanted = wanted.checked()
     out = out or run_folder / ("lora" if wanted.lora else "gguf")
     manifest = read_run_manifest(run_folder)
+    check_accepted(run_folder, serious_warnings(manifest.facts), accepted=wanted.accepted)
     with held(out / LOG_NAME, "exporting"), output_to(out / LOG_NAME):
         remove_partials(out)
         run = open_run(run_folder, manifest, progress)
@@ -136,6 +144,7 @@ def _finish(making: Making, proof: dict[str, list[Point]]) -> Export:
             "key": bench.key,
             "pieces": bench.as_json(),
             "tensor_types": {name: _tensor_types(bench.out / name) for name in models},
+            "training_warnings": serious_warnings(run.manifest.facts),
         },
     )
     write_manifest(bench.out, manifest)

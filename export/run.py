@@ -1,11 +1,13 @@
 """A finished fine-tuning run, checked, with the base that it was trained on."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gladstone.artifacts import Manifest, check_files, read_manifest
 from gladstone.basemodel import Base, fingerprint, resolve_base
-from gladstone.errors import ArtifactError
+from gladstone.errors import ArtifactError, listed
 from gladstone.progress import Progress
 
 
@@ -37,6 +39,20 @@ def read_run_manifest(folder: Path) -> Manifest:
         )
     check_files(folder, manifest)
     return manifest
+
+
+def serious_warnings(facts: Mapping[str, Any]) -> list[str]:
+    """What a run's own manifest says of a training that went wrong, in sentences without their ends."""
+    found = facts.get("warnings") or []
+    return [str(each.get("text")) for each in found if isinstance(each, dict) and each.get("serious")]
+
+
+def check_accepted(folder: Path, warnings: Sequence[str], *, accepted: bool) -> None:
+    """Raises ArtifactError with what went wrong in the training of `folder`'s model, unless the caller accepts it."""
+    if warnings and not accepted:
+        raise ArtifactError(
+            f"{listed(f'{folder}: its training went wrong', warnings)}\nTrain again, or go on all the same with --yes."
+        )
 
 
 def check_apart(run: Run, out: Path) -> None:

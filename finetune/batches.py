@@ -32,6 +32,11 @@ class Order:
             self._epoch, self._steps = epoch, self._plan(epoch)
         return self._steps[within]
 
+    def rows_seen(self, steps: int) -> int:
+        """How many rows so many steps from the first train; a row counts each time."""
+        whole, rest = divmod(steps, self.steps_per_epoch)
+        return whole * len(self._lengths) + sum(len(self.rows(steps - rest + step)) for step in range(rest))
+
     def _plan(self, epoch: int) -> list[tuple[int, ...]]:
         chance = random.Random(f"{self._seed}:{epoch}")  # noqa: S311 - an order of rows, no secret
         rows = list(range(len(self._lengths)))

@@ -11,8 +11,11 @@ import click
 from gladstone.command import EXIT_INTERRUPTED, Group, require_packages
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from finetune.recipe import Recipe
     from finetune.run import RunResult
+    from finetune.verdict import Finding
 
 EXIT_SIGNALS = {"Ctrl-C": EXIT_INTERRUPTED, "SIGTERM": 143}
 
@@ -90,13 +93,11 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
 
     if fitted:
         loaded = _fitted(loaded)
-    for note in read.notes:
-        click.echo(f"Note: {note}", err=True)
     folder = out or Path("runs") / loaded.name
     display = make_display()
     watchers = (display,) if isinstance(display, LiveView) else ()
     try:
-        result = run_recipe(loaded, folder, display, Options(resume, limits, watchers, estimate=not resume))
+        result = run_recipe(loaded, folder, display, Options(resume, limits, watchers, display.show, read.notes))
     except KeyboardInterrupt:
         if not saved(folder / FOLDER):
             raise
@@ -161,23 +162,41 @@ def _fitted(recipe: "Recipe") -> "Recipe":
 
 
 def _tell(result: "RunResult") -> None:
-    """What became of a run, and what to do next; exits with 130 or 143 where a signal stopped it."""
+    """What became of a run, and what to do next; exits with 130 or 143 where a signal stopped it.
+
+    A run that is finished exits with 0, whatever it learnt: its files are whole, and export asks before it takes them.
+    """
     steps = "1 step" if result.steps == 1 else f"{result.steps} steps"
     speed = f"{steps}, {result.tokens_per_s:.0f} tokens/s"
     for warning in result.warnings:
-        click.echo(f"Note: {warning}.")
+        if not warning.serious:
+            click.echo(f"Note: {warning.text}.")
+    serious = [warning for warning in result.warnings if warning.serious]
     if result.stopped:
         made = f"after {speed}; everything is saved" if result.steps else "before the first step"
         click.echo(f"Stopped by {result.stopped} {made}.\nGo on: finetune run --resume --out {result.folder}")
+        _warn(serious)
         click.get_current_context().exit(EXIT_SIGNALS.get(result.stopped, 0))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in result.shares.items())
     click.echo(
         f"Held-out loss {result.loss_before:.3f} → {result.loss_after:.3f} nats per answer token "
         f"({result.rows['test']} rows, {speed}).\n"
         f"Time: {shares}\n"
-        f"Run folder: {result.folder}\n"
-        f"Next: gladstone export gguf {result.folder} --quant q8_0 --quant q4_k_m"
+        f"Run folder: {result.folder}"
     )
+    if not serious:
+        click.echo(f"Next: gladstone export gguf {result.folder} --quant q8_0 --quant q4_k_m")
+    else:
+        _warn(serious)
+        click.echo(f"`gladstone export` refuses {result.folder} for this, unless --yes is given.")
+
+
+def _warn(serious: "Sequence[Finding]") -> None:
+    """The block that stays at the end of the terminal."""
+    for warning in serious:
+        click.secho(f"WARNING: {warning.text}.", fg="red", bold=True)
+    for advice in dict.fromkeys(warning.advice for warning in serious if warning.advice):
+        click.echo(f"What may help: {advice}.")
 
 
 @main.command()

@@ -262,8 +262,8 @@ def lines(found: Estimate) -> list[str]:
         f"{'' if found.fits else ': IT DOES NOT FIT'}",
         f"            {_parts(memory)}",
         f"  disk      {', '.join(f'{name} {readable_bytes(size)}' for name, size in found.disk.items())}",
-        f"  time      {_span(taken.total_s)} in all ({how}): {_span(taken.epoch_s)} an epoch, "
-        f"{taken.step_s:.2f} s a step, evaluations {_span(taken.evaluation_s)}",
+        f"  time      {readable_span(taken.total_s)} in all ({how}): {readable_span(taken.epoch_s)} an epoch, "
+        f"{taken.step_s:.2f} s a step, evaluations {readable_span(taken.evaluation_s)}",
     ]  # fmt: skip
     told += [f"  note      {note}" for note in found.notes]
     if found.way and found.way.changes:
@@ -283,16 +283,6 @@ def _told_ways(found: Estimate) -> list[str]:
     if not any(way.memory.peak <= found.limit_bytes * 0.95 for way in found.ways):
         told.append("            nothing makes it fit: choose a smaller base.model or another machine")
     return told
-
-
-def one_line(found: Estimate) -> str:
-    """The estimate in one line, for the first line of a run."""
-    fits = "" if found.fits else ", WHICH IS NOT THERE: see finetune estimate, or --fit"
-    disk = sum(size for name, size in found.disk.items() if name in ("adapter", "checkpoints"))
-    return (
-        f"memory {readable_bytes(found.memory.peak)} of {readable_bytes(found.limit_bytes)}{fits}; disk "
-        f"{readable_bytes(disk)}"
-    )
 
 
 def as_json(found: Estimate) -> dict[str, Any]:
@@ -329,7 +319,8 @@ def _parts(memory: Memory) -> str:
                      ("process", "weights", "adapter", "optimizer", "activations"))  # fmt: skip
 
 
-def _span(seconds: float) -> str:
+def readable_span(seconds: float) -> str:
+    """A time to plan by: '40 s', '12 min', '2.5 h'."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -75,7 +75,8 @@ def read_inputs(recipe: Recipe, out: Path, progress: Progress, summary: Summary)
         if recipe.base.chat_template is not None:  # a base's own may spell them out, as TinyLlama's does
             _check_vocabulary(template, tokenizer)
         sets = _tokenize(out / "data", template, tokenizer, (recipe, base))
-        progress.update(None, _hits(sets, recipe.base.max_tokens))
+        hits = limits_hit(sets, recipe.base.max_tokens)
+        progress.update(None, ", ".join(f"{count:,} {what}" for count, what in hits))
     for name, tokenized in sets.items():
         if not any(example.target_tokens for example in tokenized.examples):
             raise DataError(f"no token of the {name} rows is scored: nothing can be learnt or measured from them.")
@@ -145,14 +146,14 @@ def _tokenize(
     }
 
 
-def _hits(sets: dict[str, Tokenized], max_tokens: int) -> str:
-    """What the limits did to the rows, in words."""
+def limits_hit(sets: Mapping[str, Tokenized], max_tokens: int) -> list[tuple[int, str]]:
+    """What the limits did to the rows: how many, and what, in words; nothing where they hit none."""
     counts = {
         f"rows of more than {max_tokens:,} tokens left out": sum(each.too_long for each in sets.values()),
         f"cut to {max_tokens:,} tokens": sum(each.cut for each in sets.values()),
         "with their reasoning cut": sum(each.reasoning_cut for each in sets.values()),
     }
-    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    return [(count, what) for what, count in counts.items() if count]
 
 
 def write_inputs(inputs: Inputs) -> None:

@@ -19,7 +19,7 @@ from finetune.curves import thinned
 from finetune.journal import History, StepStats
 from finetune.watching import Watcher
 from gladstone.host import peak_memory_bytes, readable_bytes
-from gladstone.progress import Lines, Progress, is_terminal, own_stderr, terminal_size
+from gladstone.progress import Lines, is_terminal, own_stderr, terminal_size
 from gladstone.terminal import one_line, visible
 
 REFRESHES_PER_S = 2.0
@@ -27,7 +27,7 @@ BARS = "▁▂▃▄▅▆▇█"
 RECENT_STEPS, SAMPLE_LINES, WIDEST = 20, 3, 100
 
 
-def make_display() -> Progress:
+def make_display() -> Lines:
     """A LiveView where stderr is a terminal that can show it, plain lines elsewhere."""
     stream = own_stderr()
     return LiveView(stream) if is_terminal(stream) else Lines(stream)
@@ -63,6 +63,9 @@ class LiveView(Lines, Watcher):
             redirect_stderr=False,
         )
         self._view.start()
+
+    def show(self, text: str) -> None:
+        super().show(visible(text))
 
     def finish(self, failed: bool) -> None:
         if self._view is None:

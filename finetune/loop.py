@@ -78,6 +78,7 @@ class Loop:
         rows_per_step = training.batch_size * training.accumulation
         self._order = Order(self._lengths, rows_per_step, training.seed, grouped=self._grouped)
         self.total = training.total_steps(self._order.steps_per_epoch)
+        self.rows_trained = self._order.rows_seen(self.total)  # in all; a row counts each time
         self._budget = training.batch_tokens or training.batch_size * max(self._lengths)
         self._optimizer = make_optimizer(self._model, training)
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]

@@ -94,14 +94,9 @@ def make_plan(recipe: Recipe, sets: dict[str, list[Row]], *, padded: bool) -> Pl
         validation=_evaluation(sets["validation"], padded=padded),
         test=_evaluation(sets["test"], padded=padded),
         evaluations=min(training.evaluations, steps),
-        rows_trained=(seen := _rows_seen(order, steps, len(rows))),
+        rows_trained=(seen := order.rows_seen(steps)),
         epochs=seen / len(rows),
     )
-
-
-def _rows_seen(order: Order, steps: int, rows: int) -> int:
-    whole, rest = divmod(steps, order.steps_per_epoch)
-    return whole * rows + sum(len(order.rows(steps - rest + step)) for step in range(rest))
 
 
 def epochs_text(epochs: float) -> str:

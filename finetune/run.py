@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,14 +11,16 @@ from finetune import checkpoint as checkpoints
 from finetune import trainable as training
 from finetune.data.division import SETS
 from finetune.data.prepare import CHANGED, DROPPED, PERSONAL, SUMMARY, Summary, prepare
-from finetune.estimate import estimate_inputs, one_line
+from finetune.estimate import estimate_inputs
 from finetune.inputs import Inputs, differences, read_inputs, write_inputs
-from finetune.loop import METRICS, OUT_OF_MEMORY
+from finetune.loop import METRICS, Loop
+from finetune.opening import Opening
 from finetune.plots import PLOTS
 from finetune.processes import Processes, join
 from finetune.recipe import Recipe
 from finetune.session import Options, Outcome, Session, speed
 from finetune.trackers import Reporter, check_trackers
+from finetune.verdict import Finding, Measured, findings
 from gladstone.artifacts import (
     Manifest,
     is_finished,
@@ -42,7 +44,7 @@ LOG_NAME = "train.log"
 class RunResult:
     """What a run tells; `stopped` says why it is not finished ('' if it is), the losses are then not measured.
 
-    `warnings` are what the user should know of how it went.
+    `warnings` are what the user must know of how it went, the serious first.
     """
 
     folder: Path
@@ -52,7 +54,7 @@ class RunResult:
     train_s: float
     shares: dict[str, float]
     stopped: str = ""
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Finding, ...] = ()
     loss_before: float | None = None
     loss_after: float | None = None
     best_validation: tuple[int, float] | None = None
@@ -86,17 +88,29 @@ def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, proce
         inputs = read_inputs(recipe, out, progress, summary)
         found = _newest(inputs, progress) if options.resume else None
         write_inputs(inputs)
-        if options.estimate:
-            with step(progress, "Estimating"):
-                progress.update(None, one_line(estimate_inputs(inputs, Silent())))
         processes.wait()  # the others read what is there now
         config = recipe.model_dump(mode="json")
         with Reporter(recipe.training.report_to, recipe.name, out, config, resume=found is not None) as reporter:
-            watched = replace(options, watchers=(*options.watchers, reporter))
+            watched = replace(
+                options, watchers=(*options.watchers, reporter), on_loaded=_opening(inputs, options, progress)
+            )
             outcome = Session(inputs, progress, watched, out / checkpoints.FOLDER, processes).run(found)
             if outcome.loss_after is not None:
                 reporter.on_measured(outcome.ended.notes["held_out_loss_before"], outcome.loss_after)
     return _finish(inputs, outcome) if not outcome.ended.reason else _result(inputs, outcome)
+
+
+def _opening(inputs: Inputs, options: Options, progress: Progress) -> Callable[[training.Trainable, Loop], None]:
+    """What shows the block with which a run begins, on the terminal and in the log."""
+    with step(progress, "Estimating memory and time"):
+        opening = Opening(inputs, estimate_inputs(inputs, Silent()), options.limits, options.notes)
+
+    def show(trainable: training.Trainable, loop: Loop) -> None:
+        text = opening.text(trainable, loop)
+        print(text, flush=True)  # into the log
+        options.show(text)
+
+    return show
 
 
 def _follow(recipe: Recipe, out: Path, options: Options, processes: Processes) -> RunResult:
@@ -162,16 +176,16 @@ def _result(inputs: Inputs, outcome: Outcome) -> RunResult:
         train_s=spent,
         shares={name: seconds / spent for name, seconds in ended.seconds.items()},
         stopped=ended.reason,
-        warnings=tuple(
-            f"memory did not suffice in step {event['step']}: from there on a micro-batch has at most "
-            f"{event['batch_tokens']:,} tokens"
-            for event in ended.history.events
-            if event["kind"] == OUT_OF_MEMORY
-        ),
+        warnings=findings(ended.history, _measured(inputs, outcome)),
         loss_before=ended.notes.get("held_out_loss_before"),
         loss_after=outcome.loss_after,
         best_validation=ended.history.best,
     )
+
+
+def _measured(inputs: Inputs, outcome: Outcome) -> Measured:
+    before, rows = outcome.ended.notes.get("held_out_loss_before"), inputs.sets["test"].examples
+    return Measured(before, outcome.loss_after, len(rows), outcome.facts["vocabulary"])
 
 
 def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
@@ -194,6 +208,7 @@ def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
         "validation_loss": history.validation,
         "best_step": result.best_validation[0] if result.best_validation else None,
         "events": history.events,
+        "warnings": [each.as_json() for each in result.warnings],
         "steps": result.steps,
         "tokens_per_s": round(result.tokens_per_s, 1),
         "train_s": round(result.train_s, 1),

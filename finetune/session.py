@@ -37,7 +37,9 @@ class Options:
     resume: bool = False
     limits: Limits = field(default_factory=Limits)
     watchers: tuple[Watcher, ...] = ()
-    estimate: bool = False  # tell memory, disk and time beforehand, from a short measurement
+    show: Callable[[str], None] = lambda text: None  # gets the block with which the run begins
+    notes: tuple[str, ...] = ()  # of how the recipe came together, for that block
+    on_loaded: Callable[[training.Trainable, Loop], None] = lambda trainable, loop: None  # nothing is measured yet
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Session:
             trainable = load_trainable(inputs.base, recipe, pad_id, rows, self._processes)
         loop = self._loop(trainable, found)
         try:
+            if self._processes.first:
+                self._options.on_loaded(trainable, loop)
             with Interruption() as interruption:
                 stops = partial(self._stops, interruption)
                 with suppress(Interrupted):  # the loop sees it, too, and stops before its first step
@@ -152,6 +156,7 @@ class Session:
             "gradient_checkpointing": trainable.checkpointing,
             "rows_padded": trainable.forward.padded,
             "compiled": trainable.compiled,
+            "vocabulary": int(trainable.model.get_input_embeddings().weight.shape[0]),
             "processes": self._processes.count,
             "peak_memory_bytes": peak_memory_bytes(),
         }

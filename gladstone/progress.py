@@ -67,6 +67,10 @@ class Lines:
         share = "" if fraction is None else f"{fraction:4.0%}"
         self._state = "  ".join(part for part in (share, note) if part)
 
+    def show(self, text: str) -> None:
+        """Write lines that stay, between two steps."""
+        self._write(f"{text}\n")
+
     def finish(self, failed: bool) -> None:
         if self._stop is None or self._ticker is None:
             raise RuntimeError("finish() without start()")

@@ -13,6 +13,7 @@ from export.handover.about import About, Source
 from export.lora import LORA
 from export.proof.heldout import HeldOut, told
 from export.proof.point import Point
+from export.run import serious_warnings
 from gladstone.chat import NO_MEDICAL_ADVICE
 from gladstone.host import readable_bytes
 
@@ -75,6 +76,9 @@ def _title(card: Card) -> Iterable[str]:
     yield f"Made by {_one_line(about.author)}." if about.author else ""
     yield f"**{NO_MEDICAL_ADVICE}**"
     yield ""
+    for warning in serious_warnings(card.trained):
+        yield f"> **WARNING:** {_one_line(warning)}."
+        yield ""
     yield from _table(
         ("", "name", "licence"),
         [

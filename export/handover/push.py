@@ -6,6 +6,7 @@ The Hub asks for the hash of each large file first and takes only what it has no
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.run import check_accepted
 from gladstone.artifacts import MANIFEST_NAME, Manifest, check_files, read_manifest
 from gladstone.errors import ArtifactError, ConfigError, ToolError
 from gladstone.progress import Progress, step
@@ -20,8 +21,12 @@ class Upload:
     files: dict[str, int]
 
 
-def plan_upload(folder: Path, repo: str) -> Upload:
-    """What of a finished export goes up. Raises ArtifactError if a file is not as its manifest says, ConfigError."""
+def plan_upload(folder: Path, repo: str, *, accepted: bool = False) -> Upload:
+    """What of a finished export goes up.
+
+    Raises ArtifactError if a file is not as its manifest says or the training went wrong and that is not accepted, and
+    ConfigError.
+    """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
@@ -33,6 +38,7 @@ def plan_upload(folder: Path, repo: str) -> Upload:
         raise ConfigError(f"{repo!r} is no name of a repository: expected OWNER/NAME.") from None
     manifest = _manifest(folder)
     check_files(folder, manifest)
+    check_accepted(folder, manifest.facts.get("training_warnings") or [], accepted=accepted)
     sizes = {record.path: record.size_bytes for record in manifest.files}
     return Upload(folder, repo, sizes | {MANIFEST_NAME: (folder / MANIFEST_NAME).stat().st_size})
 

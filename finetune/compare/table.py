@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune.compare.runs import NO_SETTING, Run
 from finetune.curves import losses, running_mean
+from finetune.verdict import serious
 from gladstone.host import readable_bytes
 
 NOT_KNOWN = "–"
@@ -127,6 +128,10 @@ def _padding(run: Run) -> float | None:
     return 1 - run.history.tokens / slots if slots else None
 
 
+def _warned(run: Run) -> str | None:
+    return ", ".join(each["kind"] for each in serious(run.facts)) or None
+
+
 def _shrunk(run: Run) -> int | None:
     return sum(event["kind"] == "out of memory" for event in run.history.events) or None
 
@@ -157,6 +162,7 @@ def duration(seconds: float) -> str:
 
 FINDINGS: Mapping[str, tuple[Callable[[Run], Any], Callable[[Any], str]]] = {
     "state": (_state, str),
+    "WARNING": (_warned, str),
     "training rows": (_fact("rows", "train"), _whole),
     "validation rows": (_fact("rows", "validation"), _whole),
     "test rows": (_fact("rows", "test"), _whole),
@@ -202,6 +208,8 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
         unknown = [run.label for run in runs if name not in run.identity]
         if unknown:
             told.append(f"Of {', '.join(unknown)} the {_NAMES[name]} not known: they may differ.")
+    for run in runs:
+        told += [f"WARNING of {run.label}: {each['text']}." for each in serious(run.facts)]
     unfinished = [run.label for run in runs if not run.finished]
     if unfinished:
         told.append(f"Not finished: {', '.join(unfinished)}. What a held-out loss would be is not known yet.")

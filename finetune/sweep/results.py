@@ -10,6 +10,7 @@ from finetune.loop import METRICS
 from finetune.sweep.folder import trial_folder
 from finetune.sweep.plan import Plan, Settings
 from finetune.sweep.study import PEAK, REASON, SAME_AS, Study
+from finetune.verdict import serious
 from gladstone.artifacts import is_finished, read_manifest
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "under way"}
@@ -30,6 +31,7 @@ class Figures:
     peak_memory_bytes: int | None = None
     tokens_per_s: float | None = None
     steps: int = 0
+    warnings: tuple[str, ...] = ()  # what went wrong in a run that is finished
 
     @property
     def validation_loss(self) -> float | None:
@@ -109,6 +111,7 @@ def read_figures(out: Path) -> Figures:
         peak_memory_bytes=facts.get("peak_memory_bytes"),
         tokens_per_s=facts.get("tokens_per_s", sum(line["tokens"] for line in steps) / spent_s if spent_s else None),
         steps=len(steps),
+        warnings=tuple(str(each["text"]) for each in serious(facts)),
     )
 
 

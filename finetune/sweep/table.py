@@ -56,7 +56,7 @@ def columns(table: Table) -> list[Column]:
         Column("time", "training_s", lambda row: row.figures.train_s, readable_time),
         Column("peak memory", "peak_memory_bytes", lambda row: row.figures.peak_memory_bytes, readable_bytes),
         Column("tokens/s", "tokens_per_s", lambda row: row.figures.tokens_per_s, lambda value: f"{value:,.0f}"),
-        Column("state", "state", lambda row: row.state, number=False),
+        Column("state", "state", _state, number=False),
     ]
 
 
@@ -77,8 +77,9 @@ def cells(table: Table, row: Row) -> list[str]:
 
 
 def reasons(table: Table) -> list[str]:
-    """Why a trial was not finished, a line each."""
-    return [f"Trial {row.number} ({row.state}): {row.reason}" for row in table.rows if row.reason]
+    """Why a trial was not finished, or what went wrong in one that was, a line each."""
+    warned = [f"WARNING of trial {row.number}: {text}." for row in table.rows for text in row.figures.warnings]
+    return [f"Trial {row.number} ({row.state}): {row.reason}" for row in table.rows if row.reason] + warned
 
 
 def render_markdown(table: Table) -> str:
@@ -130,7 +131,11 @@ def ending(table: Table, folder: Path) -> str:
     lines = [render_text(table), "", verdict(table), *table.notes, *reasons(table)]
     lines.append(f"Table: {folder / 'table.md'}, also .csv and .html")
     if table.best is not None:
-        lines += [f"Best recipe: {folder / BEST_NAME}", f"Next: gladstone export gguf {folder / table.best.folder}"]
+        lines.append(f"Best recipe: {folder / BEST_NAME}")
+        if table.best.figures.warnings:
+            lines.append(f"WARNING: the training of the best trial went wrong, too: {table.best.figures.warnings[0]}.")
+        else:
+            lines.append(f"Next: gladstone export gguf {folder / table.best.folder}")
     return "\n".join(lines)
 
 
@@ -156,6 +161,10 @@ def readable_time(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _state(row: Row) -> str:
+    return f"{row.state}, WARNING" if row.figures.warnings else row.state
 
 
 def _setting(name: str, row: Row) -> Any:

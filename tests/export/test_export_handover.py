@@ -15,13 +15,15 @@ from click.testing import CliRunner
 
 from export.cli import main
 from export.handover.about import About, Source, about_base, about_run, license_of
+from export.handover.card import Card, _title
 from export.handover.modelfile import Ollama, go_template, modelfile
+from export.handover.push import plan_upload
 from export.handover.turns import Turns, check_turns, read_turns
 from export.handover.write import common_system
 from export.run import open_run, read_run_manifest
-from gladstone.artifacts import check_files, read_manifest
+from gladstone.artifacts import Manifest, check_files, read_manifest, write_manifest
 from gladstone.chat import NO_MEDICAL_ADVICE, Conversation, Message
-from gladstone.errors import DataError, UnsupportedError
+from gladstone.errors import ArtifactError, DataError, UnsupportedError
 from gladstone.gguf import read_header
 from gladstone.progress import Silent
 from gladstone.template import ChatTemplate
@@ -238,6 +240,19 @@ def test_the_card_tells_what_the_model_is_and_what_it_costs(exported: Path, tiny
 
 
 @pytest.mark.slow
+def test_the_card_and_an_upload_warn_of_a_training_that_went_wrong(tmp_path: Path) -> None:
+    about = About("m", "", None, None, Source("base", None, None), (), ())
+    warned = {"warnings": [{"kind": "worse", "text": "it is worse\nthan before", "serious": True, "figures": {}}]}
+    card = Card(about, {}, warned, {}, {}, {}, "16bit", None)
+    assert "> **WARNING:** it is worse than before." in "\n".join(_title(card))
+    noted = dataclasses.replace(card, trained={"warnings": [{"kind": "memory", "text": "less", "serious": False}]})
+    assert "WARNING" not in "\n".join(_title(noted))
+    write_manifest(tmp_path, Manifest("export", (), {}, {}, {}, None, 0, {"training_warnings": ["it is worse"]}))
+    with pytest.raises(ArtifactError, match=r"went wrong: it is worse\n.*--yes"):
+        plan_upload(tmp_path, "me/model")
+    assert plan_upload(tmp_path, "me/model", accepted=True).files.keys() == {"manifest.json"}
+
+
 def test_the_files_carry_their_makers_and_their_licence(exported: Path) -> None:
     metadata = read_header(exported / "tiny-q8_0.gguf").metadata
     assert metadata["general.author"] == "Ada | Lovelace"

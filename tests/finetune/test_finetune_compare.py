@@ -120,6 +120,13 @@ def test_an_unfair_comparison_is_told(run: Made, facts: dict[str, str], warning:
     assert unfair.warnings == (warning, *fair.warnings)
 
 
+def test_a_run_whose_training_went_wrong_is_marked(run: Made) -> None:
+    wrong = {"kind": "no gradient", "text": "the gradient was 0", "serious": True, "figures": {}}
+    compared_runs = compared(run("good"), run("bad", warnings=[wrong, {**wrong, "kind": "memory", "serious": False}]))
+    assert value(compared_runs, "WARNING", 1) == "no gradient"
+    assert "WARNING of bad: the gradient was 0." in compared_runs.warnings
+
+
 def test_another_tokenizer_is_told(run: Made, tmp_path: Path) -> None:
     first, second = run("a"), run("b")
     manifest = second / "manifest.json"

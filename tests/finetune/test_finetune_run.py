@@ -12,6 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from export.cli import main as export_main
 from finetune.cli import main
 from finetune.recipe import load_recipe
 from gladstone.artifacts import check_files, read_manifest
@@ -127,7 +128,91 @@ def test_a_run_shows_its_steps_its_losses_and_the_next_command(finished: tuple[P
         result.stdout,
     )
     assert re.search(r"Training: done in .* step 4/4  loss \d", result.stderr)
+    assert "WARNING: " not in result.stdout
     assert "Unsloth" not in result.output
+
+
+def opening_lines(shown: str) -> dict[str, str]:
+    """The opening block by its first column."""
+    block = shown[shown.index("Run of ") :].split("\nMeasuring the held-out loss", maxsplit=1)[0]
+    return {line[:10].strip(): line[10:].strip() for line in block.splitlines()[1:]}
+
+
+def test_a_run_begins_with_one_block_that_says_what_it_will_do(finished: tuple[Path, Result], tiny_base: Path) -> None:
+    out, result = finished
+    lines = opening_lines(result.stderr)
+    assert lines["read"].startswith("40  ")
+    assert "train 32, validation 4, test 4" in lines["written"]
+    assert re.fullmatch(r"32  rows with 1,\d{3} tokens, \d{3} of them scored", lines["to train"])
+    assert lines["steps"] == "4  of 4 rows: 16 rows, 0.5 of an epoch"
+    assert lines["base"].startswith(str(tiny_base))
+    assert "cpu in " in lines["device"]
+    assert "at the peak" in lines["memory"]
+    assert lines["time"].startswith("about ")
+    assert lines["folder"] == str(out)
+    assert "only 16 of 32 rows are trained: training.max_steps=4" in result.stderr
+    assert "32 rows are few to train on" in result.stderr
+    assert "4 validation and 4 test rows are too few" in result.stderr
+    log = (out / "train.log").read_text()
+    assert opening_lines(log[log.index("Run of ") :]).items() >= lines.items() - {("WARNING", lines["WARNING"])}
+
+
+def test_a_call_that_stops_early_and_one_that_goes_on_say_so(tmp_path: Path, tiny_base: Path) -> None:
+    recipe, out = write_recipe(tmp_path, tiny_base), tmp_path / "out"
+    first = finetune("run", recipe, "--out", out, "--max-steps", 1, "--set", "training.epochs=1")
+    lines = opening_lines(first.stderr)
+    assert lines["steps"] == "8  of 4 rows: 32 rows, 1 epoch"
+    assert lines["limit"] == "this call stops after 1 step; --resume goes on"
+    assert "training.max_steps=4 of recipe tiny.yaml is not used" in lines["note"]
+    again = finetune("run", "--resume", "--out", out, "--max-steps", 1)
+    assert opening_lines(again.stderr)["resumed"] == "1  step is made, 7 are left"
+
+
+def test_rows_left_out_are_a_warning_from_a_fifth_on(tmp_path: Path, tiny_base: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_base)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text() + rows.read_text().splitlines()[0] + "\n" * 2 + "no row\n" * 12)
+    shown = finetune("run", recipe, "--skip-bad", "--out", tmp_path / "out", "--max-steps", 1).stderr
+    assert re.search(r"WARNING +13 of 53 rows \(25%\) are left out; .*dropped\.jsonl", shown)
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Path, Result]:
+    """A run whose learning rate is far too high."""
+    folder = tmp_path_factory.mktemp("spoiled")
+    training = {"learning_rate": 50.0, "max_steps": 2, "evaluations": 1, "final": "last"}
+    result = finetune("run", write_recipe(folder, tiny_base, training=training), "--out", folder / "out")
+    assert result.exit_code == 0, result.output
+    return folder / "out", result
+
+
+def test_a_run_that_made_the_model_worse_ends_with_a_warning_in_place_of_the_next_step(
+    spoiled: tuple[Path, Result],
+) -> None:
+    out, result = spoiled
+    assert "Next:" not in result.stdout
+    *_, warning, advice, refusal = result.stdout.splitlines()
+    assert warning.startswith("WARNING: the model is worse than before training")
+    assert "training.learning_rate" in advice
+    assert "--yes" in refusal
+    first = read_manifest(out).facts["warnings"][0]
+    assert first.keys() == {"kind", "text", "serious", "figures"}
+    assert (first["kind"], first["serious"]) == ("worse than before", True)
+    assert first["figures"]["after"] > first["figures"]["before"]
+
+
+def test_its_export_is_refused_with_the_reason_unless_the_user_says_yes(spoiled: tuple[Path, Result]) -> None:
+    out, _ = spoiled
+    for command in (["gguf"], ["lora"], ["merge"]):
+        refused = CliRunner().invoke(export_main, [*command, str(out)])
+        assert refused.exit_code == 1
+        assert "the model is worse than before training" in refused.stderr
+        assert "--yes" in refused.stderr
+    assert {path.name for path in out.iterdir()}.isdisjoint({"gguf", "lora", "merged"})
+    accepted = CliRunner().invoke(export_main, ["merge", str(out), "--yes"])
+    assert accepted.exit_code == 0, accepted.output
+    warnings = read_manifest(out / "merged").facts["training_warnings"]
+    assert any("worse than before" in each for each in warnings)
 
 
 def test_a_finished_folder_is_refused_and_left_as_it_is(finished: tuple[Path, Result]) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from finetune.sweep.plan import Plan, read_plan
 from finetune.sweep.results import Figures, Row, Table
 from finetune.sweep.section import SweepSection
 from finetune.sweep.study import JOURNAL_NAME, Study, draw_points, mend_journal
-from finetune.sweep.table import render_csv, render_markdown, render_text
+from finetune.sweep.table import ending, render_csv, render_markdown, render_text
 from gladstone.errors import ArtifactError, ConfigError
 from tests.finetune.sweeps import open_sweep, write_sweep
 
@@ -397,6 +398,15 @@ def test_the_markdown_table_is_as_published_runs_print_it(table: Table) -> None:
     assert lines[5].startswith(r"| **2** | **1.349e-4** | **-a\|b** |")
     assert {line.count("|") - line.count(r"\|") for line in lines[2:8]} == {13}
     assert r"Trial 4 (failed): a\|b \<script\>alert(1)\</script\>  " in lines
+
+
+def test_a_trial_whose_training_went_wrong_is_marked_and_not_handed_on(table: Table, tmp_path: Path) -> None:
+    rows = [replace(row, figures=replace(row.figures, warnings=("it is worse",))) for row in table.rows[:2]]
+    marked = replace(table, rows=(*rows, *table.rows[2:]))
+    assert "finished, WARNING" in render_text(marked)
+    assert "WARNING of trial 2: it is worse." in render_markdown(marked)
+    assert "Next:" in ending(table, tmp_path)
+    assert "Next:" not in ending(marked, tmp_path)
 
 
 def test_no_cell_of_the_csv_is_a_formula(table: Table) -> None:
