@@ -16,5 +16,5 @@ def read_items(path: Path, format_name: str, count: int) -> tuple[tuple[Item, ..
     chosen = conversations[:count]
     if len(chosen) < 2:
         raise DataError(f"{path}: holds {len(conversations)} row, expected at least 2: one row gives no interval.")
-    items = tuple(Item(talk.source, talk.prompt, talk.answer) for talk in chosen)
+    items = tuple(Item(talk.source, talk.prompt, talk.answer, talk.tools) for talk in chosen)
     return items, len(conversations)

@@ -82,7 +82,7 @@ def typical_item(items: Sequence[Item]) -> Item:
 
 def _loss(engine: Engine, item: Item) -> Loss:
     try:
-        loss = engine.answer_nats(item.messages)
+        loss = engine.answer_nats(item.messages, item.tools)
     except ContextFullError as error:
         raise _does_not_fit(item, error) from None
     if not math.isfinite(loss.nats) or loss.tokens < 1:
@@ -93,7 +93,7 @@ def _loss(engine: Engine, item: Item) -> Loss:
 def _answer(engine: Engine, item: Item, sampling: Sampling) -> Answer:
     engine.forget()  # a cached prefix changes the last bits of the logits: answers must not depend on their order
     try:
-        done = engine.complete(engine.prompt_tokens(item.prompt), sampling)
+        done = engine.complete(engine.prompt_tokens(item.prompt, item.tools), sampling)
     except ContextFullError as error:
         raise _does_not_fit(item, error) from None
     return Answer(done.text.strip(), done.reasoning, done.stop_reason, done.prompt_tokens, done.generated_tokens)
@@ -108,7 +108,7 @@ def _text_tokens(engine: Engine, items: Sequence[Item], count: int) -> list[int]
     tokens: list[int] = []
     while len(tokens) < count:
         for item in items:
-            tokens += engine.prompt_tokens(item.prompt) + engine.model.tokenize(item.reference.content)
+            tokens += engine.prompt_tokens(item.prompt, item.tools) + engine.model.tokenize(item.reference_text)
             if len(tokens) >= count:
                 break
     return tokens[:count]
@@ -117,7 +117,7 @@ def _text_tokens(engine: Engine, items: Sequence[Item], count: int) -> list[int]
 def _time_first_token(engine: Engine, item: Item) -> float:
     engine.forget()
     begin_s = time.perf_counter()
-    tokens = engine.prompt_tokens(item.prompt)
+    tokens = engine.prompt_tokens(item.prompt, item.tools)
     rendered_s = time.perf_counter() - begin_s
     return rendered_s + engine.complete(tokens, Sampling(temperature=0.0, max_tokens=1)).first_token_s
 

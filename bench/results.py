@@ -3,6 +3,7 @@
 Per-item values are kept beside every mean, so that two reports on the same rows can be compared pair by pair.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,20 @@ class Item:
     source: str
     prompt: tuple[Message, ...]
     reference: Message
+    tools: tuple[str, ...] = ()
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """The whole conversation."""
         return (*self.prompt, self.reference)
+
+    @property
+    def reference_text(self) -> str:
+        """What an answer is compared with; calls of tools as JSON."""
+        calls = (
+            f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}' for call in self.reference.tool_calls
+        )
+        return "\n".join(filter(None, (self.reference.content, *calls)))
 
     @property
     def question(self) -> str:

@@ -49,7 +49,7 @@ def _item(report: Report, number: int) -> dict[str, Any]:
     return {
         "source": item.source,
         "prompt": [dataclasses.asdict(message) for message in item.prompt],
-        "reference": item.reference.content,
+        "reference": item.reference_text,
         "reference_reasoning": item.reference.reasoning,
         "models": {row.model.label: _item_values(row, number) for row in report.models},
     }

@@ -75,7 +75,7 @@ def headline(rows: Sequence[ModelReport], infos: Sequence[MetricInfo]) -> tuple[
 def _scored(inputs: Inputs, measured: Measured) -> dict[str, Scored]:
     """Perplexity over all items and each metric over the answered ones, as tables that can be resampled."""
     answers = [answer.text for answer in measured.answers]
-    references = [item.reference.content for item in inputs.items[: len(answers)]]
+    references = [item.reference_text for item in inputs.items[: len(answers)]]
     scored = {name: metric.score(answers, references) for name, metric in inputs.metrics.items()}
     likelihood = tuple(float(np.exp(-loss.nats / loss.tokens)) for loss in measured.losses)
     return {PERPLEXITY.name: Scored(likelihood, _loss_table(measured.losses), perplexity), **scored}

@@ -67,7 +67,8 @@ _EVENT_NAMES: dict[type, str] = {Loss: "loss", Answer: "answer"}
 
 
 def _item(fields: dict[str, Any]) -> Item:
-    return Item(fields["source"], tuple(map(message_of, fields["prompt"])), message_of(fields["reference"]))
+    prompt, reference = tuple(map(message_of, fields["prompt"])), message_of(fields["reference"])
+    return Item(fields["source"], prompt, reference, tuple(fields["tools"]))
 
 
 def _take_stdout() -> TextIO:

@@ -52,7 +52,9 @@ def calibration(name: str, rows: Sequence[Conversation], template: ChatTemplate,
     """Rows as they were trained: rendered in the template, a plain text with its end token; in a fixed random order."""
     order = list(rows)
     random.Random(0).shuffle(order)  # noqa: S311 - the first chunks are to hold every source, no secret
-    texts = (row.answer.content + end if row.is_text else template.render(row.messages) for row in order)
+    texts = (
+        row.answer.content + end if row.is_text else template.render(row.messages, tools=row.tools) for row in order
+    )
     return Calibration(name, "".join(texts), chunks)
 
 

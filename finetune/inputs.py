@@ -152,6 +152,7 @@ def limits_hit(sets: Mapping[str, Tokenized], max_tokens: int) -> list[tuple[int
         f"rows of more than {max_tokens:,} tokens left out": sum(each.too_long for each in sets.values()),
         f"cut to {max_tokens:,} tokens": sum(each.cut for each in sets.values()),
         "with their reasoning cut": sum(each.reasoning_cut for each in sets.values()),
+        "left out because no turn is scored": sum(each.unscored for each in sets.values()),
     }
     return [(count, what) for what, count in counts.items() if count]
 

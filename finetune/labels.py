@@ -11,10 +11,12 @@ from typing import Literal, Protocol
 from gladstone.chat import Conversation, Message
 from gladstone.errors import DataError
 from gladstone.rows import Problems
-from gladstone.template import ChatTemplate, encode_parts
+from gladstone.template import ChatTemplate, Segment, encode_parts
 
 IGNORED = -100
 LongRows = Literal["drop", "cut prompt", "cut"]
+Train = Literal["all", "last", "flagged"]
+NOTHING_SCORED = "no turn is scored"
 
 
 class TextTokenizer(Protocol):
@@ -103,23 +105,70 @@ def _unscored(labels: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """What becomes of rows of more than `max_tokens`, and of reasoning of more than `reasoning_tokens` (None: any)."""
+    """What of a row is trained: which turns are scored, how many tokens, and what becomes of longer rows.
+
+    `reasoning_tokens` of None are any number.
+    """
 
     max_tokens: int
     long_rows: LongRows = "drop"
     reasoning_tokens: int | None = None
     target_tokens: int | None = None  # of a pair's answer; None: as many as of what is read
+    train: Train = "all"
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """The rows of a set, and how many the limits hit: left out, cut, or with their reasoning cut."""
+    """The rows of a set, and how many the limits hit: left out, cut, or with their reasoning cut.
+
+    A row may have several examples; `unscored` rows are left out because none of their turns is scored.
+    """
 
     examples: tuple[Example, ...]
     rows: tuple[int, ...] = ()  # of each example, the row of the set that it comes from, from 0
     too_long: int = 0
     cut: int = 0
     reasoning_cut: int = 0
+    unscored: int = 0
+
+    @property
+    def scored_turns(self) -> int:
+        """How many answers are scored; each piece of plain text is one."""
+        return sum(scored_stretches(example) for example in self.examples)
+
+    @property
+    def scored_tokens(self) -> int:
+        """How many tokens are scored."""
+        return sum(example.target_tokens for example in self.examples)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are computed, scored or not."""
+        return sum(token_count(example) for example in self.examples)
+
+    @property
+    def scored(self) -> str:
+        """What is scored, in words."""
+        share = self.scored_tokens / max(self.tokens, 1)
+        turns = f"{self.scored_turns:,} turn{'s' * (self.scored_turns != 1)}"
+        return f"{turns}, {self.scored_tokens:,} of {self.tokens:,} tokens ({share:.0%})"
+
+
+def scored_turns(messages: Sequence[Message], train: Train) -> list[int]:
+    """Places of the turns that are scored: the assistant's, without those of which the row says no."""
+    places = [place for place, message in enumerate(messages) if message.role == "assistant"]
+    if train == "last":
+        places = places[-1:]
+    wanted = (True,) if train == "flagged" else (True, None)
+    return [place for place in places if messages[place].train in wanted]
+
+
+def scored_stretches(example: Example) -> int:
+    """How many stretches of an example are scored."""
+    if isinstance(example, PairExample):
+        return 1
+    marks = [label != IGNORED for label in example.labels]
+    return sum(mark and not before for before, mark in zip([False, *marks], marks, strict=False))
 
 
 class Labeller:
@@ -135,16 +184,21 @@ class Labeller:
 
         Raises DataError if the row cannot be rendered.
         """
+        if not scored_turns(conversation.messages, self._limits.train):
+            return [], NOTHING_SCORED
         if self._pairs:
             return self._pair_within(tokenize_pair(conversation, self._template, self._tokenizer))
         if conversation.is_text:
             return tokenize_text(conversation, self._tokenizer, self._limits.max_tokens), ""
-        example = tokenize_conversation(conversation, self._template, self._tokenizer)
-        if len(example.input_ids) <= self._limits.max_tokens:
-            return [example], ""
-        cut = {"drop": _no_example, "cut": self._cut, "cut prompt": self._cut_prompt}[self._limits.long_rows]
-        shorter = cut(conversation, example)
-        return ([shorter], "cut") if shorter else ([], "too long")
+        made = self._made(conversation)
+        if _longest(made) <= self._limits.max_tokens:
+            return made, ""
+        cut = {"drop": _no_examples, "cut": self._cut, "cut prompt": self._cut_prompt}[self._limits.long_rows]
+        shorter = cut(conversation, made)
+        return (shorter, "cut") if shorter else ([], "too long")
+
+    def _made(self, conversation: Conversation) -> list[TokenizedExample]:
+        return tokenize_conversation(conversation, self._template, self._tokenizer, self._limits.train)
 
     def _pair_within(self, pair: PairExample) -> tuple[Sequence[Example], str]:
         limits = self._limits
@@ -159,13 +213,15 @@ class Labeller:
         read = pair.input_ids if excess <= 0 else (*pair.input_ids[: most_read - 1], pair.input_ids[-1])
         return [PairExample(read, pair.labels[:most_written])], "cut"
 
-    def whole(self, conversation: Conversation) -> Example:
-        """The row without any limit."""
+    def whole(self, conversation: Conversation) -> Sequence[Example]:
+        """The examples of a row without any limit; none if nothing of it is scored."""
+        if not scored_turns(conversation.messages, self._limits.train):
+            return []
         if self._pairs:
-            return tokenize_pair(conversation, self._template, self._tokenizer)
+            return [tokenize_pair(conversation, self._template, self._tokenizer)]
         if conversation.is_text:
-            return tokenize_text(conversation, self._tokenizer, 1 << 40)[0]
-        return tokenize_conversation(conversation, self._template, self._tokenizer)
+            return tokenize_text(conversation, self._tokenizer, 1 << 40)
+        return self._made(conversation)
 
     def shorten_reasoning(self, conversation: Conversation) -> Conversation:
         """The row with its reasoning within the limit, cut at the end of a sentence if there is one."""
@@ -180,46 +236,57 @@ class Labeller:
         reasoning = text[: whole + 1].strip() if whole > 0 else text.strip()
         return replace(conversation, messages=(*conversation.prompt, replace(answer, reasoning=reasoning or None)))
 
-    def _cut(self, _conversation: Conversation, example: TokenizedExample) -> TokenizedExample | None:
-        """The row without its last tokens, if something scored is left."""
+    def _cut(self, _conversation: Conversation, made: list[TokenizedExample]) -> list[TokenizedExample]:
+        """The examples without their last tokens, those in which something scored is left."""
         limit = self._limits.max_tokens
-        cut = TokenizedExample(example.input_ids[:limit], example.labels[:limit])
-        return cut if cut.target_tokens else None
+        cut = [TokenizedExample(each.input_ids[:limit], each.labels[:limit]) for each in made]
+        return [each for each in cut if each.target_tokens]
 
-    def _cut_prompt(self, conversation: Conversation, example: TokenizedExample) -> TokenizedExample | None:
-        """The row without the beginning of its last question, as much as is needed; the answer stays whole."""
-        *before, question, answer = conversation.messages
-        ids = self._tokenizer.encode(question.content)
-        excess = len(example.input_ids) - self._limits.max_tokens
+    def _cut_prompt(self, conversation: Conversation, made: list[TokenizedExample]) -> list[TokenizedExample]:
+        """The row without the beginning of its last question, as much as is needed; the answers stay whole."""
+        messages = list(conversation.messages)
+        place = max((place for place, message in enumerate(messages) if message.role == "user"), default=None)
+        if place is None:
+            return []
+        ids = self._tokenizer.encode(messages[place].content)
+        excess = _longest(made) - self._limits.max_tokens
         while 0 < excess < len(ids):
             ids = ids[excess:]
-            content = self._tokenizer.decode(ids).lstrip("\ufffd ")
-            shorter = replace(conversation, messages=(*before, Message("user", content), answer))
-            example = tokenize_conversation(shorter, self._template, self._tokenizer)
-            excess = len(example.input_ids) - self._limits.max_tokens
-        return example if excess <= 0 else None
+            messages[place] = replace(messages[place], content=self._tokenizer.decode(ids).lstrip("\ufffd "))
+            made = self._made(replace(conversation, messages=tuple(messages)))
+            excess = _longest(made) - self._limits.max_tokens
+        return made if excess <= 0 else []
 
 
-def _no_example(_conversation: Conversation, _example: TokenizedExample) -> TokenizedExample | None:
-    return None
+def _no_examples(_conversation: Conversation, _made: list[TokenizedExample]) -> list[TokenizedExample]:
+    return []
+
+
+def _longest(examples: Sequence[TokenizedExample]) -> int:
+    return max(len(example.input_ids) for example in examples)
 
 
 def tokenize_conversation(
-    conversation: Conversation, template: ChatTemplate, tokenizer: TextTokenizer
-) -> TokenizedExample:
-    """Tokens and labels of one row.
+    conversation: Conversation, template: ChatTemplate, tokenizer: TextTokenizer, train: Train = "all"
+) -> list[TokenizedExample]:
+    """Tokens and labels of one row: several examples where the template rewrites earlier turns, none if none is scored.
 
     Raises DataError if a text holds a special token, or if the template ends no answer with one: a model trained on
     that never stops.
     """
     _check_plain_text(conversation, tokenizer)
+    scored = scored_turns(conversation.messages, train)
+    try:
+        examples = template.examples(conversation.messages, conversation.tools, scored)
+        return [_tokenize_segments(segments, tokenizer) for segments in examples]
+    except DataError as error:
+        raise DataError(f"{conversation.source}: {error}") from None
+
+
+def _tokenize_segments(segments: Sequence[Segment], tokenizer: TextTokenizer) -> TokenizedExample:
     special_ids = set(tokenizer.special_tokens.values())
     input_ids: list[int] = []
     labels: list[int] = []
-    try:
-        segments = template.segments(conversation.messages)
-    except DataError as error:
-        raise DataError(f"{conversation.source}: {error}") from None
     parts = encode_parts([segment.text for segment in segments], tokenizer.encode)
     for segment, ids in zip(segments, parts, strict=True):
         if not input_ids and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
@@ -230,7 +297,7 @@ def tokenize_conversation(
             continue
         end = max((index + 1 for index, token in enumerate(ids) if token in special_ids), default=0)
         if end == 0:
-            raise DataError(f"{conversation.source}: the chat template ends the answer with no special token.")
+            raise DataError("the chat template ends the answer with no special token.")
         labels += ids[:end] + [IGNORED] * (len(ids) - end)
     return TokenizedExample(tuple(input_ids), tuple(labels))
 
@@ -255,8 +322,10 @@ def tokenize_pair(conversation: Conversation, template: ChatTemplate, tokenizer:
         raise DataError(f"{conversation.source}: plain text has no question for an encoder to read.")
     _check_plain_text(conversation, tokenizer)
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    if conversation.answer.tool_calls:
+        raise DataError(f"{conversation.source}: an encoder and decoder writes no tool calls; leave the row out.")
     try:
-        question = template.render(conversation.prompt, add_generation_prompt=True)
+        question = template.render(conversation.prompt, tools=conversation.tools, add_generation_prompt=True)
     except DataError as error:
         raise DataError(f"{conversation.source}: {error}") from None
     answer = conversation.answer
@@ -286,7 +355,7 @@ def tokenize_all(
     examples: list[Example] = []
     rows: list[int] = []
     problems = Problems()
-    hit = {"": 0, "too long": 0, "cut": 0, "reasoning": 0}
+    hit = {"": 0, "too long": 0, "cut": 0, "reasoning": 0, NOTHING_SCORED: 0}
     for row, conversation in enumerate(conversations):
         shorter = labeller.shorten_reasoning(conversation)
         hit["reasoning"] += shorter is not conversation
@@ -299,9 +368,13 @@ def tokenize_all(
         examples += made
         rows += [row] * len(made)
     problems.check("rows cannot be turned into tokens")
-    if not examples:
+    if not examples and hit["too long"]:
         raise DataError(f"all {hit['too long']:,} rows have more than {limits.max_tokens} tokens (base.max_tokens).")
-    return Tokenized(tuple(examples), tuple(rows), hit["too long"], hit["cut"], hit["reasoning"])
+    if not examples:
+        raise DataError(f"in none of {hit[NOTHING_SCORED]:,} rows a turn is scored (data.train={limits.train}).")
+    return Tokenized(
+        tuple(examples), tuple(rows), hit["too long"], hit["cut"], hit["reasoning"], unscored=hit[NOTHING_SCORED]
+    )
 
 
 def scored_texts(example: Example, tokenizer: TextTokenizer) -> Iterator[tuple[str, bool]]:
@@ -320,10 +393,16 @@ def scored_texts(example: Example, tokenizer: TextTokenizer) -> Iterator[tuple[s
 
 def _check_plain_text(conversation: Conversation, tokenizer: TextTokenizer) -> None:
     for message in conversation.messages:
-        for text in (message.content, message.reasoning or ""):
-            for special in tokenizer.special_tokens:
-                if special in text:
-                    raise DataError(
-                        f"{conversation.source}: a {message.role} text contains {special!r}, a special token of the "
-                        "model; remove the marker from the row."
-                    )
+        calls = (text for call in message.tool_calls for text in (call.name, call.arguments))
+        for text in (message.content, message.reasoning or "", *calls):
+            _check_special(text, f"{conversation.source}: a {message.role} text", tokenizer)
+    for text in conversation.tools:
+        _check_special(text, f"{conversation.source}: a tool's definition", tokenizer)
+
+
+def _check_special(text: str, where: str, tokenizer: TextTokenizer) -> None:
+    for special in tokenizer.special_tokens:
+        if special in text:
+            raise DataError(
+                f"{where} contains {special!r}, a special token of the model; remove the marker from the row."
+            )

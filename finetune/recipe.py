@@ -177,9 +177,11 @@ class Recipe(Config):
 
     @property
     def limits(self) -> Limits:
-        """What becomes of long rows and of reasoning."""
+        """Which turns are scored, and what becomes of long rows and of reasoning."""
         base = self.base
-        return Limits(base.max_tokens, base.long_rows, self.data.reasoning_tokens, base.max_target_tokens)
+        return Limits(
+            base.max_tokens, base.long_rows, self.data.reasoning_tokens, base.max_target_tokens, self.data.train
+        )
 
     def own_template(self) -> str | None:
         """The template that base.chat_template names, None where the model's own is used. Raises ConfigError."""

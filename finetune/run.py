@@ -203,6 +203,8 @@ def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
         "too_long_left_out": {name: tokenized.too_long for name, tokenized in sets.items()},
         "cut": {name: tokenized.cut for name, tokenized in sets.items()},
         "reasoning_cut": {name: tokenized.reasoning_cut for name, tokenized in sets.items()},
+        "scored_turns": {name: tokenized.scored_turns for name, tokenized in sets.items()},
+        "scored_tokens": {name: tokenized.scored_tokens for name, tokenized in sets.items()},
         "held_out_loss_before": result.loss_before,
         "held_out_loss_after": result.loss_after,
         "validation_loss": history.validation,

@@ -12,7 +12,7 @@ from finetune.trainable import Trainable
 
 @dataclass(frozen=True)
 class Prompt:
-    """A validation row: what is asked, as tokens and as text, and its own answer."""
+    """A validation row: what is asked, as tokens and as text, and its own last answer."""
 
     ids: tuple[int, ...]
     text: str
@@ -32,8 +32,9 @@ def _prompt(example: Example, decode: Callable[[list[int]], str]) -> Prompt | No
         scored = [at for at, label in enumerate(example.labels) if label != IGNORED]
         if not scored:
             return None
-        begin = scored[0]
-        asked, answer = list(example.input_ids[:begin]), [example.labels[at] for at in scored]
+        end = scored[-1] + 1
+        begin = max((at + 1 for at, label in enumerate(example.labels[:end]) if label == IGNORED), default=0)
+        asked, answer = list(example.input_ids[:begin]), list(example.labels[begin:end])
     if len(asked) < 2:
         return None
     return Prompt(tuple(asked), decode(asked).strip(), decode(answer[:-1]).strip(), answer[-1])

@@ -18,9 +18,9 @@ from gladstone.artifacts import whole_file
 from gladstone.errors import ArtifactError
 from gladstone.host import cache_dir
 
-LAYOUT = 2  # changes with the labels that are computed of the same rows, and with this file's arrays
+LAYOUT = 3  # changes with the labels that are computed of the same rows, and with this file's arrays
 KEPT_FILES = 24
-COUNTS = ("too_long", "cut", "reasoning_cut")
+COUNTS = ("too_long", "cut", "reasoning_cut", "unscored")
 
 
 def cached(parts: Mapping[str, Any], make: Callable[[], Tokenized]) -> tuple[Tokenized, bool]:

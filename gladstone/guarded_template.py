@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from gladstone.errors import DataError, ToolError
 from gladstone.host import readable_bytes
+from gladstone.sandbox import Rendering
 from gladstone.template import ChatTemplate
 from gladstone.template_child import READY, REFUSED, REPLY, REQUEST, TEXT, TOO_BIG, TOO_LONG, UTF8, TemplateLimits
 from gladstone.terminal import visible
@@ -169,9 +170,9 @@ class GuardedTemplate(ChatTemplate):
     def _compile(self) -> None:
         self.process.ask(self._head, b"", "to compile")
 
-    def _rendered(self, turns: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        request = {"turns": turns, "add_generation_prompt": add_generation_prompt}
-        return self.process.ask(self._head, json.dumps(request, ensure_ascii=False).encode(*UTF8), "for these turns")
+    def _rendered(self, asked: Rendering) -> str:
+        request = json.dumps(asked.as_json(), ensure_ascii=False).encode(*UTF8)
+        return self.process.ask(self._head, request, "for these turns")
 
 
 class _Child:

@@ -1,27 +1,19 @@
 """Chat templates: one renderer for training, proofs, chat and benchmarks, without transformers.
 
-A template arrives inside a model file, so it is hostile until proven otherwise: it runs in Jinja's immutable sandbox
-with the few functions that transformers gives to templates. What it may take of time and memory is bounded only in
-`guarded_template`, which renders with this module in a process of its own.
+A template renders in Jinja's sandbox (`sandbox`); `guarded_template` bounds what one may take of time and memory.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any
-
-from jinja2 import Template, TemplateError, nodes
-from jinja2.exceptions import SecurityError, TemplateSyntaxError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gladstone.chat import Message
 from gladstone.errors import DataError
-from gladstone.terminal import one_line
+from gladstone.sandbox import Rendering, compiled, rendered
+from gladstone.tool_turns import CallStyle, ToolSupport, find_support, tools_of, turns_of
 
 # how reasoning is marked, by the tag that a template names; the first is for templates that name none
 THOUGHT_TAGS = (
@@ -30,16 +22,13 @@ THOUGHT_TAGS = (
     ("<thought>", "</thought>"),
     ("<seed:think>", "</seed:think>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|channel>thought", "<channel|>"),
 )
-_PROBE = "GLADSTONE-PROBE"  # an answer that no template changes
-
-# what a template can raise by its syntax and by its operations; an OSError for a codec that cannot be imported
-_FAILURES = (
-    TemplateError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError,
-    RuntimeError, TypeError, ValueError,
-)  # fmt: skip
-_MAX_REPEATED, _MAX_PRODUCT_BITS = 1_000_000, 100_000
-_MAX_REASON_CHARACTERS = 1000
+CLOCK = "strftime_now"  # the function that gives a template the time; the sandbox has no other
+# two times that no pattern writes alike
+_TIMES = (datetime(2001, 2, 3, 4, 5, 6), datetime(2012, 11, 28, 17, 48, 59))
+_ASKED: list[dict[str, Any]] = [{"role": "user", "content": "What time is it?"}]
+_WITH_TOOLS = "Choose a base whose chat template knows tools, or give one with base.chat_template"
 
 
 def template_sha256(source: str) -> str:
@@ -79,59 +68,101 @@ class ChatTemplate:
     written before the answer between the tags that the template names, `<think>…</think>` where it names none.
     """
 
-    def __init__(self, source: str, special_tokens: dict[str, str] | None = None) -> None:
-        """Raises DataError with the line if the template does not compile."""
+    def __init__(
+        self,
+        source: str,
+        special_tokens: dict[str, str] | None = None,
+        *,
+        now: datetime | None = None,
+        name: str | None = None,
+    ) -> None:
+        """`now` is the time that the template may write (None: the real one); `name` tells users whose it is.
+
+        Raises DataError with the line if the template does not compile.
+        """
         self.source = source
         self.sha256 = template_sha256(source)
         self.special_tokens = dict(special_tokens or {})
+        self.now, self.name = now, name
         self.has_reasoning_field = "reasoning_content" in source
         self.thought_tags = next(
             (tags for tags in THOUGHT_TAGS if tags[0] in source or tags[1] in source), THOUGHT_TAGS[0]
         )
         self._compile()
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        """The text of the turns; with `add_generation_prompt` it ends where the assistant's answer begins."""
-        return self._rendered([self._turn(message) for message in messages], add_generation_prompt)
+    @cached_property
+    def tool_support(self) -> ToolSupport:
+        """What the template shows of tools and calls."""
+        return find_support(self._rendered)
 
-    def segments(self, messages: Sequence[Message]) -> list[Segment]:
-        """The rendered turns cut where each assistant's answer begins and ends; only answers are scored.
+    @cached_property
+    def writes_time(self) -> bool:
+        """Whether what it renders depends on the time."""
+        return CLOCK in self.source and any(map(self._depends_on_time, (False, True)))
 
-        An answer is what the template adds to the generation prompt of its turn, markers of its end included. Of a
-        template that rewrites earlier turns only the last answer is scored. Where it renders even that without its
-        reasoning (DeepSeek-R1's does), the answer is what the model has to write: reasoning, content, end of turn.
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[str] = (), add_generation_prompt: bool = False
+    ) -> str:
+        """The text of the turns; with `add_generation_prompt` it ends where the assistant's answer begins.
+
+        `tools` are definitions as JSON texts. Raises DataError if the template cannot render the turns, or if it leaves
+        tools, calls or their results out.
+        """
+        turns = self.turns(messages, tools)
+        return self._rendered(Rendering(turns, add_generation_prompt, tools_of(tools), self.now))
+
+    def turns(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """The turns as the template takes them. Raises DataError if it leaves tools, calls or their results out."""
+        style = CallStyle()
+        if tools or any(message.tool_calls or message.role == "tool" for message in messages):
+            self._check_tools(messages, tools)
+            style = self.tool_support.style or style
+        return turns_of(messages, style, self._turn)
+
+    def segments(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> list[Segment]:
+        """The text that ends with the last answer, cut where each scored answer begins and ends."""
+        return self.examples(messages, tools)[-1]
+
+    def examples(
+        self, messages: Sequence[Message], tools: Sequence[str] = (), scored: Collection[int] | None = None
+    ) -> list[list[Segment]]:
+        """What is trained of a conversation: texts that hold each scored answer as the model has to write it, once.
+
+        `scored` are places of assistant's turns (None: all of them). What stands before an answer is what the template
+        makes of the turns before it, as when the model is served. A text holds several answers as long as the template
+        writes the earlier ones as they were answered; where it rewrites one (Qwen3's drops thoughts), the next answer
+        begins a text of its own. An answer has the markers of its end. Where the template renders it without its
+        reasoning (DeepSeek-R1's does), it is what the model has to write: reasoning, content, end of turn.
 
         Raises DataError if the last turn is not the assistant's or the template does not continue its own prompt.
         """
         if not messages or messages[-1].role != "assistant":
             raise DataError("the last turn must be the assistant's: nothing would be scored.")
-        full = self.render(messages)
-        segments: list[Segment] = []
-        position = 0
-        for index, message in enumerate(messages):
-            if message.role != "assistant":
+        made: list[list[Segment]] = []
+        last = messages[0]
+        for place, message in enumerate(messages):
+            if message.role != "assistant" or (scored is not None and place not in scored):
                 continue
-            prompt = self.render(messages[:index], add_generation_prompt=True)
-            until = self.render(messages[: index + 1])
-            is_last = index == len(messages) - 1
-            stable = until.startswith(prompt) and full.startswith(until) and len(prompt) > position
-            if is_last and not (stable and self._thought_in(until[len(prompt) :], message)):
-                if prompt[:position] != full[:position]:
-                    raise DataError("the chat template's full text does not continue its own generation prompt.")
-                segments.append(Segment(prompt[position:], scored=False))
-                segments.append(Segment(self._written_answer(messages, prompt), scored=True))
-            elif stable:
-                segments.append(Segment(full[position : len(prompt)], scored=False))
-                segments.append(Segment(full[len(prompt) : len(until)], scored=True))
-                position = len(until)
-        return segments
+            prompt = self.render(messages[:place], tools=tools, add_generation_prompt=True)
+            answer = Segment(self._answer(messages[: place + 1], tools, prompt), scored=True)
+            earlier = self._earlier(made[-1], last, prompt) if made else None
+            last = message
+            if earlier is None:
+                made.append([Segment(prompt, scored=False), answer])
+                continue
+            taken = sum(len(segment.text) for segment in earlier)
+            made[-1] = [*earlier, Segment(prompt[taken:], scored=False), answer]
+        return made
 
     def thinking_aloud(self, message: Message) -> str:
         """The answer with its reasoning, if it has any, written before it between the template's tags."""
+        return self._thought(message) + message.content
+
+    def _thought(self, message: Message) -> str:
         if not message.reasoning:
-            return message.content
+            return ""
         opening, closing = self.thought_tags
-        return f"{opening}\n{message.reasoning}\n{closing}\n\n{message.content}"
+        return f"{opening}\n{message.reasoning}\n{closing}\n\n"
 
     def _compile(self) -> None:
         try:
@@ -139,30 +170,86 @@ class ChatTemplate:
         except MemoryError:
             raise DataError("the chat template does not compile: it takes all the memory.") from None
 
-    def _rendered(self, turns: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def _rendered(self, asked: Rendering) -> str:
         try:
-            return rendered(self._compiled, self.special_tokens, turns, add_generation_prompt)
+            return rendered(self._compiled, self.special_tokens, asked)
         except MemoryError:
             raise DataError("the chat template cannot render these turns: they take all the memory.") from None
 
-    def _thought_in(self, answer: str, message: Message) -> bool:
-        return not message.reasoning or message.reasoning.strip() in answer
+    def _earlier(self, example: list[Segment], message: Message, prompt: str) -> list[Segment] | None:
+        """The example as the prompt of a later answer goes on with it, None if that has something else in its place.
 
-    def _written_answer(self, messages: Sequence[Message], prompt: str) -> str:
-        """What the model has to write after the generation prompt, reasoning included.
-
-        A generation prompt may open the thought (`<think>`). The end of the turn is what follows a plain answer.
+        `message` is what the example ends with. Some templates write a line break or the end of all text behind the
+        last answer alone: that is cut, as long as some other end of the turn stays.
         """
+        *before, answer = example
+        opening = "".join(segment.text for segment in before)
+        stripped = answer.text.rstrip()
+        for text in (answer.text, stripped, stripped.removesuffix(self.special_tokens.get("eos_token", ""))):
+            end = text.rpartition(message.content.strip())[2] if message.content.strip() else text
+            if (text is answer.text or end.strip()) and prompt.startswith(opening + text):
+                return [*before, Segment(text, scored=True)] if len(prompt) > len(opening + text) else None
+        return None
+
+    def _answer(self, messages: Sequence[Message], tools: Sequence[str], prompt: str) -> str:
+        """What the model has to write after the generation prompt, reasoning included."""
         answer = messages[-1]
-        plain = self.render([*messages[:-1], Message("assistant", _PROBE)])
-        before, found, end = plain.rpartition(_PROBE)
+        until = self.render(messages, tools=tools)
+        thought = (answer.reasoning or "").strip()
+        readings = (self._behind_prompt, self._behind_opening, self._with_thought, self._behind_empty_thought)
+        found = (reading(messages, tools, (prompt, until)) for reading in readings)
+        text = next((each for each in found if each is not None and thought in each), None)
+        if text is None:
+            raise DataError("the chat template's full text does not continue its own generation prompt.")
+        if answer.tool_calls:
+            self._check_calls(answer, text)
+        return text
+
+    def _opening(self, messages: Sequence[Message], tools: Sequence[str], prompt: str) -> str:
+        """What the generation prompt adds to the turns before the answer, '' if it does not only add."""
+        before = self.render(messages[:-1], tools=tools)
+        return prompt[len(before) :] if prompt.startswith(before) else ""
+
+    def _behind_prompt(self, _messages: Sequence[Message], _tools: Sequence[str], texts: tuple[str, str]) -> str | None:
+        """The answer of most templates."""
+        prompt, until = texts
+        return until[len(prompt) :] if until.startswith(prompt) else None
+
+    def _behind_opening(self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]) -> str | None:
+        """The answer of a template that writes earlier turns in another way when one follows (Hermes: a line break)."""
+        prompt, until = texts
+        if until.startswith(prompt):
+            return None
+        opening = self._opening(messages, tools, prompt)
+        _, found, text = until.rpartition(opening) if opening.strip() else ("", "", "")
+        return text if found and messages[-1].content.strip() in text else None
+
+    def _with_thought(self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]) -> str | None:
+        """The answer as the template renders it without its reasoning, the reasoning written before it.
+
+        A generation prompt may open the thought (`<think>`).
+        """
+        answer, prompt = messages[-1], texts[0]
+        plain = self.render([*messages[:-1], replace(answer, reasoning=None)], tools=tools)
         opening, closing = self.thought_tags
-        opened = prompt[len(before) :] if found and prompt.startswith(before) else None
-        if opened is not None and opened.strip() == opening:
-            return f"{answer.reasoning or ''}\n{closing}\n\n{answer.content}{end}"
-        if opened == "" and answer.reasoning:
-            return self.thinking_aloud(answer) + end
-        raise DataError("the chat template's full text does not continue its own generation prompt.")
+        before, opened, rest = prompt.rpartition(opening)
+        if opened and not rest.strip() and plain.startswith(before):
+            return f"{answer.reasoning or ''}\n{closing}\n\n{plain[len(before) :]}"
+        if answer.reasoning and plain.startswith(prompt):
+            return self._thought(answer) + plain[len(prompt) :]
+        return None
+
+    def _behind_empty_thought(
+        self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]
+    ) -> str | None:
+        """The answer where the generation prompt holds an empty thought, which the rendered answer lacks."""
+        prompt, until = texts
+        opening, closing = self.thought_tags
+        if messages[-1].reasoning or not prompt.rstrip().endswith(closing):
+            return None
+        marker = self._opening(messages, tools, prompt).rpartition(opening)[0]
+        _, found, text = until.rpartition(marker) if marker.strip() else ("", "", "")
+        return text.removeprefix(closing) if found and messages[-1].content.strip() in text else None
 
     def _turn(self, message: Message) -> dict[str, Any]:
         turn = {"role": message.role, "content": message.content}
@@ -172,91 +259,40 @@ class ChatTemplate:
             return turn | {"reasoning_content": message.reasoning}
         return turn | {"content": self.thinking_aloud(message)}
 
+    def _depends_on_time(self, prompt: bool) -> bool:
+        for turns in (_ASKED, [{"role": "system", "content": "Be brief."}, *_ASKED]):
+            try:
+                one, other = (self._rendered(Rendering(turns, prompt, now=now)) for now in _TIMES)
+            except DataError:
+                continue
+            if one != other:
+                return True
+        return False
 
-def compiled(source: str) -> Template:
-    """The template in the sandbox. Raises DataError with the line if it does not compile, MemoryError if it is huge."""
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag])
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
-    try:
-        return environment.from_string(source)
-    except TemplateSyntaxError as error:
-        reason = _reason(error, error.message)
-        raise DataError(f"the chat template does not compile: {reason} (line {error.lineno}).") from None
-    except (*_FAILURES, SyntaxError) as error:  # nested too deeply for Jinja or for Python
-        raise DataError(f"the chat template does not compile: {_reason(error)}.") from None
+    def _check_tools(self, messages: Sequence[Message], tools: Sequence[str]) -> None:
+        """Raises DataError if the template leaves out what these turns hold of tools."""
+        support = self.tool_support
+        called = f"the chat template of {self.name}" if self.name else "the chat template"
+        calls = max((len(message.tool_calls) for message in messages), default=0)
+        if tools and not support.definitions:
+            advice = "" if calls else ", or leave `tools` out of rows that call none"
+            raise DataError(f"{called} does not show the model its tools: they would vanish. {_WITH_TOOLS}{advice}.")
+        if calls and support.style is None:
+            reason = f" ({support.reason.rstrip('.')})" if support.reason else ""
+            raise DataError(f"{called} does not write tool calls: they would vanish{reason}. {_WITH_TOOLS}.")
+        if calls > 1 and not support.several_calls:
+            raise DataError(f"{called} does not write {calls} calls in one turn. {_WITH_TOOLS}, or call one at a time.")
+        if not support.results and any(message.role == "tool" for message in messages):
+            raise DataError(
+                f"{called} does not show what a tool returned: it would vanish or pass for an answer. {_WITH_TOOLS}."
+            )
 
-
-def rendered(
-    template: Template, special_tokens: dict[str, str], turns: list[dict[str, Any]], add_generation_prompt: bool
-) -> str:
-    """The text that a compiled template makes of turns. Raises DataError if it cannot, MemoryError if it is huge."""
-    try:
-        return template.render(
-            messages=turns,
-            tools=None,  # transformers gives these two to every template, and some ask `is not none`
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **special_tokens,
-        )
-    except SecurityError as error:
-        raise DataError(f"the chat template does something forbidden: {_reason(error)}.") from None
-    except _FAILURES as error:
-        raise DataError(f"the chat template cannot render these turns: {_reason(error)}.") from None
-
-
-def _reason(error: Exception, message: str | None = None) -> str:
-    # a template writes its own errors: what it says must neither steer a terminal nor fill it
-    reason = message or str(error) or type(error).__name__
-    return one_line(reason, _MAX_REASON_CHARACTERS)
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox without powers and giant products, which it would compute while compiling already."""
-
-    intercepted_binops = frozenset({"**", "*"})
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            raise SecurityError(f"the operator {operator} is not allowed")
-        if _repeated(left, right) > _MAX_REPEATED or _repeated(right, left) > _MAX_REPEATED:
-            raise SecurityError(f"a text or list is repeated to more than {_MAX_REPEATED:,} elements")
-        integers = isinstance(left, int) and isinstance(right, int)
-        if integers and left.bit_length() + right.bit_length() > _MAX_PRODUCT_BITS:
-            raise SecurityError(f"a product has more than {_MAX_PRODUCT_BITS:,} bits")
-        return super().call_binop(context, operator, left, right)
-
-
-def _repeated(sequence: Any, times: Any) -> int:
-    if isinstance(sequence, str | bytes | list | tuple) and isinstance(times, int):
-        return len(sequence) * times
-    return 0
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}`, by which a template marks answers for transformers: only its body."""
-
-    tags = {"generation"}  # noqa: RUF012 - Jinja's own interface
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes HTML characters, which a prompt must keep; the arguments are those of transformers
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    def _check_calls(self, answer: Message, text: str) -> None:
+        for call in answer.tool_calls:
+            if call.name not in text:
+                raise DataError(f"the chat template leaves out the call of {call.name!r}.")
+        if answer.content.strip() not in text:
+            raise DataError(
+                f"the chat template leaves out the text beside the call of {answer.tool_calls[0].name!r} "
+                f"({answer.content.strip()[:40]!r}): the model would never learn to write it. Leave that text out."
+            )

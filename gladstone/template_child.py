@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -69,7 +69,7 @@ class _Renderer:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _text(self, head: bytes, body: bytes) -> tuple[bytes, bytes]:
-        from gladstone.template import compiled, rendered
+        from gladstone.sandbox import Rendering, compiled, rendered
 
         if self._template is None or head != self._head:
             self._template = None
@@ -78,8 +78,8 @@ class _Renderer:
             self._head, self._special_tokens = head, fields["special_tokens"]
         if not body:
             return TEXT, b""
-        request: dict[str, Any] = json.loads(body.decode(*UTF8))
-        text = rendered(self._template, self._special_tokens, request["turns"], request["add_generation_prompt"])
+        asked = Rendering.of_json(json.loads(body.decode(*UTF8)))
+        text = rendered(self._template, self._special_tokens, asked)
         longest = self._limits.longest_output_bytes(body)
         if len(text) > longest:
             return TOO_LONG, b""
@@ -157,7 +157,7 @@ def _main() -> None:
         signal.signal(number, signal.SIG_DFL)
     settings = json.loads(sys.argv[1])
     sys.path += settings["paths"]
-    for module in ("gladstone.template", *_LATE_MODULES):
+    for module in ("gladstone.sandbox", *_LATE_MODULES):
         importlib.import_module(module)
     for codec in _LATE_CODECS:
         codecs.lookup(codec)

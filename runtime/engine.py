@@ -104,9 +104,12 @@ class Engine:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
 
-    def prompt_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """The turns up to where the answer begins; text of control tokens inside a message stays text."""
-        return prompt_tokens(self.model, self.template, messages)
+    def prompt_tokens(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> list[int]:
+        """The turns up to where the answer begins; text of control tokens inside a message stays text.
+
+        `tools` are definitions as JSON texts. Raises DataError for turns and tools that the template cannot render.
+        """
+        return prompt_tokens(self.model, self.template, messages, tools)
 
     def submit(self, request: Request, on_event: OnEvent | None = None) -> Answer:
         """Begin an answer. `on_event`, if given, is called by the engine's thread and must be quick; else iterate.
@@ -215,9 +218,9 @@ class Engine:
             answer.cancel()
             raise
 
-    def answer_nats(self, messages: Sequence[Message]) -> AnswerLoss:
+    def answer_nats(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> AnswerLoss:
         """How unexpected the last turn is. Always from an empty cache: the order of calls changes nothing."""
-        prompt, answer = scored_tokens(self.model, self.template, messages)
+        prompt, answer = scored_tokens(self.model, self.template, messages, tools)
         if not prompt or not answer:
             raise DataError("the chat template renders an empty prompt or an empty answer: nothing can be scored.")
         return self.score(prompt, [answer])[0]

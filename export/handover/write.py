@@ -12,7 +12,7 @@ from export.handover.turns import check_turns, read_turns
 from export.proof.prompts import conversations
 from export.proof.trained import Trained
 from gladstone.artifacts import write_text
-from gladstone.chat import CHAT_CONTEXT_TOKENS, CHAT_SAMPLING, Conversation
+from gladstone.chat import CHAT_CONTEXT_TOKENS, CHAT_SAMPLING, Conversation, Message
 from gladstone.errors import DataError, UnsupportedError
 from gladstone.gguf import read_info
 from gladstone.llama import Model
@@ -40,7 +40,8 @@ def _modelfile(trained: Trained, path: Path, lora: Path | None, about: About, sy
         stops = [model.piece(token, special=True).decode("utf-8", "replace") for token in ends]
     context = min(read_info(path).context_tokens, CHAT_CONTEXT_TOKENS)
     turns = read_turns(trained.template, bos, stops)
-    asked = [messages[:-1] for messages in conversations(trained)]
+    # Ollama's template gets no tools: what it says of turns without them is what can be compared
+    asked = [row.prompt for row in conversations(trained) if not row.tools and all(map(_is_plain, row.messages))]
     check_turns(turns, trained.template, asked, bos)
     wanted = Ollama(
         model=path.name,
@@ -52,6 +53,10 @@ def _modelfile(trained: Trained, path: Path, lora: Path | None, about: About, sy
         license=about.license,
     )
     return modelfile(wanted)
+
+
+def _is_plain(message: Message) -> bool:
+    return message.role != "tool" and not message.tool_calls
 
 
 def write_card(card: Card, folder: Path) -> None:

@@ -51,7 +51,7 @@ def sequences_of(trained: Trained) -> list[tuple[list[int], list[int]]]:
     found = []
     for row in trained.rows:
         prompt = trained.prompt(row, ANSWER_TOKENS)
-        answer = trained.tokenizer.encode(row.answer.content)
+        answer = trained.tokenizer.encode(trained.answer_text(row))
         answer = answer[ANSWER_TOKENS if row.is_text else 0 :][: CONTEXT_TOKENS // 2]
         if answer and 0 < len(prompt) <= CONTEXT_TOKENS // 2 - ANSWER_TOKENS:
             found.append((prompt, answer))

@@ -1,16 +1,18 @@
 """Does the file ask as the model was asked in training: template, rendered turns, beginning, room?"""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable
 
 from export.proof.point import Point
 from export.proof.texts import HAND_PICKED
 from export.proof.trained import Trained
-from gladstone.chat import Message
+from gladstone.chat import Conversation, Message
 from gladstone.errors import DataError
 from gladstone.gguf import GgufHeader
 from gladstone.llama import Model
+from gladstone.sandbox import clock
 from gladstone.template import ChatTemplate
+from gladstone.tool_turns import tools_of
 
 CONVERSATIONS, LONG = 50, 200
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
@@ -40,20 +42,21 @@ def check_rendering(header: GgufHeader, model: Model, trained: Trained) -> Point
         if key in trained.tokenizer.named_tokens and token >= 0
     }
     try:
-        ours = ChatTemplate(source, named)
+        ours = ChatTemplate(source, named, now=trained.template.now)
     except DataError as error:
         return Point(name, False, str(error), {}, OTHER_TEMPLATE)
     turns = conversations(trained)
     wrong = []
-    for messages in turns:
+    for row in turns:
         for prompt in (False, True):
-            shown = messages[:-1] if prompt else messages
-            found = _rendered(lambda: ours.render(shown, add_generation_prompt=prompt))  # noqa: B023 - called at once
-            theirs = _rendered(lambda: _by_transformers(trained, shown, prompt=prompt))  # noqa: B023
-            wrong += [messages] if found != theirs else []
+            shown = row.prompt if prompt else row.messages
+            asked = dataclasses.replace(row, messages=tuple(shown))
+            found = _rendered(lambda: ours.render(shown, tools=row.tools, add_generation_prompt=prompt))  # noqa: B023 - called at once
+            theirs = _rendered(lambda: _by_transformers(trained, asked, prompt=prompt))  # noqa: B023
+            wrong += [row] if found != theirs else []
     detail = f"{len(turns)} conversations, with and without an answer, as transformers renders them"
     if wrong:
-        first = wrong[0][-2].content[:60]
+        first = wrong[0].prompt[-1].content[:60]
         detail = f"{len(wrong)} of {2 * len(turns)} renderings differ from transformers', first of {first!r}"
     return Point(name, not wrong, detail, {"conversations": len(turns), "differing": len(wrong)}, OTHER_TEMPLATE)
 
@@ -68,17 +71,26 @@ def _rendered(render: Callable[[], str]) -> str | None:
         return None
 
 
-def _by_transformers(trained: Trained, messages: Sequence[Message], *, prompt: bool) -> str:
-    turns: list[dict[str, Any]] = [{"role": message.role, "content": message.content} for message in messages]
+def _by_transformers(trained: Trained, row: Conversation, *, prompt: bool) -> str:
+    template = trained.template
     text: str = trained.tokenizer.hf.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=prompt, chat_template=trained.template.source
+        template.turns(row.messages, row.tools),
+        tools=tools_of(row.tools) or None,
+        tokenize=False,
+        add_generation_prompt=prompt,
+        chat_template=template.source,
+        strftime_now=clock(template.now),
     )
     return text
 
 
-def conversations(trained: Trained) -> list[list[Message]]:
+def conversations(trained: Trained) -> list[Conversation]:
     """Rows without their reasoning, turns with several questions, a system prompt, other scripts, and white space."""
-    rows = [[Message(turn.role, turn.content) for turn in row.messages] for row in trained.rows if not row.is_text]
+    rows = [
+        dataclasses.replace(row, messages=tuple(dataclasses.replace(turn, reasoning=None) for turn in row.messages))
+        for row in trained.rows
+        if not row.is_text
+    ]
     texts: tuple[str, ...] = (
         "What is anaemia?",
         "  spaces  \n",
@@ -94,7 +106,8 @@ def conversations(trained: Trained) -> list[list[Message]]:
         asked = [Message("user", text), Message("assistant", texts[place - 1])]
         more = [Message("user", "And?"), Message("assistant", "So.")]
         made += [asked, [*asked, *more], [Message("system", "Be brief."), *asked]]
-    return [*rows[: CONVERSATIONS // 2], *made][:CONVERSATIONS]
+    own = [Conversation(tuple(messages), "") for messages in made]
+    return [*rows[: CONVERSATIONS // 2], *own][:CONVERSATIONS]
 
 
 def check_beginning(model: Model, trained: Trained) -> Point:
@@ -103,7 +116,7 @@ def check_beginning(model: Model, trained: Trained) -> Point:
     wrong = doubled = 0
     for row in prompts:
         wanted = trained.prompt(row, 0)
-        rendered = trained.template.render(row.prompt, add_generation_prompt=True)
+        rendered = trained.template.render(row.prompt, tools=row.tools, add_generation_prompt=True)
         found = model.framed(model.tokenize(rendered, parse_special=True))
         wrong += found != wanted
         doubled += found[:2] == [model.bos, model.bos] and model.bos >= 0

@@ -48,11 +48,17 @@ class Trained:
         if row.is_text:
             ids = self.tokenizer.encode(row.answer.content)[:text_tokens]
         else:
-            ids = self.tokenizer.encode(self.template.render(row.prompt, add_generation_prompt=True))
+            text = self.template.render(row.prompt, tools=row.tools, add_generation_prompt=True)
+            ids = self.tokenizer.encode(text)
         if self.tokenizer.bos_id is not None and ids[:1] != [self.tokenizer.bos_id]:
             ids = [self.tokenizer.bos_id, *ids]
         end = self.tokenizer.eos_id
         return [*ids, end] if self.seq2seq and end is not None else ids
+
+    def answer_text(self, row: Conversation) -> str:
+        """What the model writes to a row's question; a call of tools as the template writes it."""
+        answer = row.answer
+        return self.template.segments(row.messages, row.tools)[-1].text if answer.tool_calls else answer.content
 
 
 def of_run(run: Run, adapter: Path | None, onto: Onto = "16bit") -> Trained:

@@ -21,6 +21,7 @@ from finetune.data.records import Records, SourceNotes, fields, recording
 from finetune.data.section import DataSection, Source
 from finetune.data.spool import Spool
 from finetune.data.summary import CHANGED, DROPPED, PERSONAL, SUMMARY, Summary, describe
+from finetune.labels import NOTHING_SCORED, scored_turns
 from gladstone.artifacts import check_writable, remove_partials, write_json, write_rows
 from gladstone.chat import Conversation
 from gladstone.errors import DataError
@@ -101,6 +102,10 @@ class _Work:
         self.summary.notes = [*self._records.noted(), *told_of_fields]
 
     def _clean(self, row: Conversation, origin: int) -> None:
+        if not scored_turns(row.messages, self._section.train):
+            self.summary.options[NOTHING_SCORED] = f"data.train={self._section.train}"
+            self._records.drop(row, NOTHING_SCORED)
+            return
         cleaned = clean(row, self._section.cleaning)
         read = fields(row) if cleaned.changed else None
         if self._is_flawed(cleaned.row, read):

@@ -9,7 +9,7 @@ from finetune.backend import is_seq2seq
 from finetune.data.changes import NO_CHANGES, Changes, changed_lines, described
 from finetune.data.clean import clean
 from finetune.data.flaws import flaw, flaws
-from finetune.labels import Example, Labeller, TextTokenizer, scored_texts
+from finetune.labels import NOTHING_SCORED, Example, Labeller, TextTokenizer, Tokenized, scored_stretches, scored_texts
 from finetune.recipe import Recipe
 from gladstone.basemodel import resolve_base
 from gladstone.chat import Conversation
@@ -44,6 +44,7 @@ class Previewer:
         self.labeller = Labeller(self.template, self.tokenizer, recipe.limits, pairs=is_seq2seq(self.base))
         self.counts: Counter[str] = Counter()
         self.steps: Counter[str] = Counter()  # that changed a row, or would
+        self.scored: list[Example] = []  # of the rows that were looked at
         self.looked_at = 0
         self.problems, self.notes = Problems(), Notes()
 
@@ -77,9 +78,12 @@ class Previewer:
             examples, fate = self.labeller.examples(self.labeller.shorten_reasoning(row))
         except DataError as error:
             return Preview(row.source, f"left out: {error}", (), 0, changes)
-        limit = f"{len(whole.input_ids):,} tokens, more than base.max_tokens {self.recipe.base.max_tokens:,}"
-        fates = {"too long": f"left out: {limit}", "cut": f"cut: {limit}", "": ""}
-        return Preview(row.source, fates[fate], tuple(examples), len(whole.input_ids), changes)
+        tokens = max((len(example.input_ids) for example in whole), default=0)
+        limit = f"{tokens:,} tokens, more than base.max_tokens {self.recipe.base.max_tokens:,}"
+        unscored = f"left out: {NOTHING_SCORED} (data.train={self.recipe.data.train})"
+        fates = {"too long": f"left out: {limit}", "cut": f"cut: {limit}", "": "", NOTHING_SCORED: unscored}
+        self.scored.extend(examples)
+        return Preview(row.source, fates[fate], tuple(examples), tokens, changes)
 
 
 def describe(preview: Preview, number: int, tokenizer: TextTokenizer, *, colour: bool) -> str:
@@ -88,7 +92,10 @@ def describe(preview: Preview, number: int, tokenizer: TextTokenizer, *, colour:
 
     scored = sum(example.target_tokens for example in preview.examples)
     tokens = sum(len(example.input_ids) for example in preview.examples)
-    head = f"── {number}  {preview.source}  {tokens:,} tokens, {scored:,} scored"
+    turns = sum(map(scored_stretches, preview.examples))
+    head = f"── {number}  {preview.source}  {tokens:,} tokens, {scored:,} scored in {turns} turn{'s' * (turns != 1)}"
+    if len(preview.examples) > 1:
+        head += f", {len(preview.examples)} examples"
     if preview.fate:
         head += f"  ✂ {preview.fate}"
     lines = [click.style(head, bold=True) if colour else head, *described(preview.changes, colour=colour)]
@@ -109,14 +116,16 @@ def _visible(text: str) -> str:
 
 
 def summary(previewer: Previewer) -> str:
-    """How many of the rows looked at are cut or left out."""
+    """What is scored of the rows looked at, and how many are cut or left out."""
     counts: Counter[str] = Counter()
     for fate, count in previewer.counts.items():
         counts[fate.partition(":")[0]] += count
     left_out, cut = counts["left out"], counts["cut"]
     notes = "".join(f"\nnote: {note}" for note in (*previewer.problems.noted(), *previewer.notes.lines()))
     bad = f", {previewer.problems.count:,} more cannot be read" if previewer.problems.count else ""
+    scored = Tokenized(tuple(previewer.scored)).scored
     return (
+        f"scored: {scored}\n"
         f"of {previewer.looked_at:,} rows {left_out:,} left out, {cut:,} cut{bad}; base {previewer.base.name}, "
         f"template {previewer.template.sha256[:12]}…, at most {previewer.recipe.base.max_tokens:,} tokens{notes}"
     )

@@ -140,25 +140,27 @@ class _Measures:
         self._words.update(word for word in _WORD.findall(answer.content.casefold()) if word not in _COMMON)
         if self._languages.total() < LANGUAGE_ROWS and len(answer.content) >= MIN_LANGUAGE_CHARS:
             self._languages[language(answer.content)] += 1
-        example = self._example(row)
-        if not isinstance(example, str):
+        examples = self._examples(row)
+        if isinstance(examples, str):
+            report.untold += [examples] if len(report.untold) < SAMPLES else []
+            return
+        for example in examples:
             self._lengths["tokens"].append(len(example.input_ids))
             self._scored += example.target_tokens
-        elif len(report.untold) < SAMPLES:
-            report.untold.append(example)
 
-    def _example(self, row: Conversation) -> Example | str:
+    def _examples(self, row: Conversation) -> Sequence[Example] | str:
         try:
             return self._previewer.labeller.whole(row)
         except DataError as error:
             return str(error)
 
     def _sample(self, row: Conversation, name: str) -> dict[str, Any]:
-        example = self._example(row)
-        if isinstance(example, str):
-            return {"source": row.source, "set": name, "tokens": 0, "parts": [(example, False)]}
-        parts = list(scored_texts(example, self._previewer.tokenizer))
-        return {"source": row.source, "set": name, "tokens": len(example.input_ids), "parts": parts}
+        examples = self._examples(row)
+        if isinstance(examples, str):
+            return {"source": row.source, "set": name, "tokens": 0, "parts": [(examples, False)]}
+        parts = [part for example in examples for part in scored_texts(example, self._previewer.tokenizer)]
+        tokens = sum(len(example.input_ids) for example in examples)
+        return {"source": row.source, "set": name, "tokens": tokens, "parts": parts}
 
 
 def histogram(values: Sequence[int], unit: str) -> Histogram:

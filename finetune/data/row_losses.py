@@ -22,9 +22,12 @@ def row_losses(
     scored: list[dict[str, Any]] = []
     for number, row in enumerate(rows, 1):
         try:
-            example = previewer.labeller.whole(row)
+            examples = previewer.labeller.whole(row)
         except DataError:
             continue
+        if not examples:
+            continue
+        example = examples[-1]  # of a row of several, the one with its last answer
         limit = previewer.recipe.base.max_tokens
         ids, labels = (torch.tensor([part[:limit]]) for part in (example.input_ids, example.labels))
         if (labels[:, 1:] != IGNORED).sum() == 0:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from finetune.data.hub import HUB_PREFIX, fetch
+from finetune.labels import Train
 from gladstone.config import Config
 from gladstone.errors import ConfigError, DataError
 from gladstone.formats import COLUMNS, FORMAT_NAMES, Layout, find_layout
@@ -147,6 +148,11 @@ class DataSection(Config):
     skip_bad: bool = Field(False, description="leave out rows that cannot be read; dropped.jsonl has their errors")
     cleaning: CleaningSection = CleaningSection()
     duplicates: DuplicateSection = DuplicateSection()
+    train: Train = Field(
+        "all",
+        description="which of the assistant's turns are scored: all but those of which the row says no (`weight: 0`, "
+        "`train: false`), the last one, or only those of which the row says yes; rows with none are left out",
+    )
     reasoning: Literal["keep", "drop"] | ReasoningLimit = Field(
         "keep", description="of rows that have reasoning: train on it, leave it out, or {max_tokens: N}"
     )

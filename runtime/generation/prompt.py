@@ -46,22 +46,26 @@ def _load_template(model: Model, process: TemplateProcess | None) -> GuardedTemp
         raise ArtifactError(f"{model.path}: {error} Export the model again with a template that does.") from None
 
 
-def prompt_tokens(model: Model, template: ChatTemplate, messages: Sequence[Message]) -> list[int]:
+def prompt_tokens(
+    model: Model, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[str] = ()
+) -> list[int]:
     """The turns up to where the assistant's answer begins.
 
     The rendered text is tokenized as one, as in training. Only where a turn contains the text of a control token is it
     cut there: the template's parts may name control tokens, the turn's own text is only text.
 
-    Raises DataError for a text that is not Unicode and for a template that cannot render the turns.
+    Raises DataError for a text that is not Unicode, for a template that cannot render the turns, and for a control
+    token's text in a tool's definition or in the arguments of a call.
     """
     _check_unicode(messages)
     markers = _markers(model, template.source)
     marks = _Marks(model, markers)
+    _check_json(marks, messages, tools)
     marked = [marks.apply(message) for message in messages]
-    rendered = template.render(messages, add_generation_prompt=True)
+    rendered = template.render(messages, tools=tools, add_generation_prompt=True)
     if not marks.texts:
         return model.framed(model.tokenize(rendered, parse_special=True))
-    parts = _MARKED.split(template.render(marked, add_generation_prompt=True))
+    parts = _MARKED.split(template.render(marked, tools=tools, add_generation_prompt=True))
     for place in range(1, len(parts), 2):
         parts[place] = marks.texts[int(parts[place])]
     if "".join(parts) != rendered:
@@ -75,7 +79,9 @@ def prompt_tokens(model: Model, template: ChatTemplate, messages: Sequence[Messa
     return model.framed(tokens)
 
 
-def scored_tokens(model: Model, template: ChatTemplate, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+def scored_tokens(
+    model: Model, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[str] = ()
+) -> tuple[list[int], list[int]]:
     """Prompt and answer of the last turn, each segment tokenized on its own as in training.
 
     The answer ends with its last control token, the end of the turn: what the template writes after it, the model
@@ -83,8 +89,8 @@ def scored_tokens(model: Model, template: ChatTemplate, messages: Sequence[Messa
     """
     _check_unicode(messages)
     if model.has_encoder:
-        return prompt_tokens(model, template, messages[:-1]), _written(model, template, messages[-1])
-    texts = [part.text for part in template.segments(messages)]
+        return prompt_tokens(model, template, messages[:-1], tools), _written(model, template, messages[-1])
+    texts = [part.text for part in template.segments(messages, tools)]
     *before, answer = encode_parts(texts, lambda text: model.tokenize(text, parse_special=True))
     prompt = model.framed([token for part in before for token in part])
     ends = [place for place, token in enumerate(answer) if model.is_control(token)]
@@ -129,15 +135,32 @@ class _Marks:
         reasoning = message.reasoning and self._mark(message.reasoning)
         return dataclasses.replace(message, content=self._mark(message.content), reasoning=reasoning)
 
-    def _mark(self, text: str) -> str:
+    def is_harmless(self, text: str) -> bool:
+        """Whether a text holds no control token, no marker and nothing that looks like a mark."""
         tokens = self._model.tokenize(text)
-        harmless = tokens == self._model.tokenize(text, parse_special=True) and self._markers.keys().isdisjoint(tokens)
-        if harmless and not _MARKED.search(text):
+        plain = tokens == self._model.tokenize(text, parse_special=True) and self._markers.keys().isdisjoint(tokens)
+        return plain and not _MARKED.search(text)
+
+    def _mark(self, text: str) -> str:
+        if self.is_harmless(text):
             return text
         core = text.strip()  # a template that trims finds the white space outside the mark
         begin = text.index(core)
         self.texts.append(core)
         return f"{text[:begin]}{_MARK.format(len(self.texts) - 1)}{text[begin + len(core) :]}"
+
+
+def _check_json(marks: _Marks, messages: Sequence[Message], tools: Sequence[str]) -> None:
+    """Tools and arguments are refused, not marked: a template may write their texts in another notation."""
+    texts = {"a tool's definition": list(tools)}
+    for number, message in enumerate(messages, start=1):
+        texts[f"a call in message {number}"] = [
+            part for call in message.tool_calls for part in (call.name, call.arguments)
+        ]
+    for where, parts in texts.items():
+        for text in parts:
+            if not marks.is_harmless(text):
+                raise DataError(f"{where} contains the text of a control token: {text[:60]!r}.")
 
 
 def _check_unicode(messages: Sequence[Message]) -> None:

@@ -271,6 +271,12 @@ def test_no_row_left_says_why(tmp_path: Path) -> None:
         prepare(section(path, cleaning={"min_chars": 10}), tmp_path / "data", Silent())
 
 
+def test_rows_in_which_no_turn_is_scored_are_left_out_by_that_reason(tmp_path: Path) -> None:
+    path = write_rows_file(tmp_path / "rows.jsonl", medical_rows())
+    with pytest.raises(DataError, match=r"no row is left of 40: no turn is scored 40"):
+        prepare(section(path, train="flagged"), tmp_path / "data", Silent())
+
+
 def test_bad_rows_stop_it_and_leave_only_their_record(tmp_path: Path) -> None:
     path = write_rows_file(tmp_path / "rows.jsonl", [*medical_rows(), {"question": "x", "answer": ["5"]}])  # type: ignore[dict-item]
     with pytest.raises(DataError, match=r"bad rows, which --skip-bad would leave out: .*rows\.jsonl:41"):

@@ -155,7 +155,7 @@ def test_labels_cover_reasoning_answer_and_end_of_turn(family: str, tiny: FindTi
 def one(made: Tiny, turns: tuple[Message, ...]) -> TokenizedExample:
     from finetune.labels import tokenize_conversation
 
-    return tokenize_conversation(Conversation(turns, "x:1"), made.template, made.tokenizer)
+    return tokenize_conversation(Conversation(turns, "x:1"), made.template, made.tokenizer)[0]
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("flan-t5", "distilgpt2", "deepseek-r1")])

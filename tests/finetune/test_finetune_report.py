@@ -76,7 +76,7 @@ def test_preview_marks_what_is_scored_and_counts_what_is_cut(tmp_path: Path, tin
     assert result.exit_code == 0, result.output
     assert result.output.count("⟦<think>\nThink.\n</think>\n\n") == 2
     assert "<|im_start|>user\nWhat does the heart mainly do?<|im_end|>" in result.output
-    assert re.search(r"── 1  .*rows\.jsonl:1  \d+ tokens, \d+ scored\n", result.output)
+    assert re.search(r"── 1  .*rows\.jsonl:1  \d+ tokens, \d+ scored in 1 turn\n", result.output)
     assert "of 45 rows 1 left out, 0 cut" in result.output
 
 

@@ -125,6 +125,19 @@ REASONING_FIELD = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 
+# as Qwen3's: the last answer alone has a thought, an empty one if need be
+EMPTY_THOUGHT = """\
+{%- set ns = namespace(last=-1) %}
+{%- for message in messages %}{% if message.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.role == 'assistant' and loop.index0 > ns.last %}
+        {{- '<think>\\n' + (message.reasoning_content or '') + '\\n</think>\\n\\n' }}
+    {%- endif %}
+    {{- message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
 EVERY_FUNCTION = """\
 {{- strftime_now('%Y') }}
 {%- if documents is not none %}{{ raise_exception('documents') }}{% endif %}
@@ -156,6 +169,9 @@ PHI_4_MINI = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"""
 
+# the end of all text stands behind the last answer only, as Phi-3's
+END_OF_ALL = PHI_4_MINI.replace("{%- endif %}", "{%- else %}{{- eos_token }}{%- endif %}")
+
 TEMPLATES = {
     "chatml": CHATML,
     "llama-3": LLAMA_3,
@@ -165,6 +181,7 @@ TEMPLATES = {
     "deepseek-r1": DEEPSEEK_R1,
     "gemma": GEMMA,
     "reasoning-field": REASONING_FIELD,
+    "empty-thought": EMPTY_THOUGHT,
     "every-function": EVERY_FUNCTION,
     "generation": GENERATION,
     "phi-4-mini": PHI_4_MINI,

@@ -9,7 +9,14 @@ from gladstone.chat import Message
 from gladstone.errors import DataError
 from gladstone.gguf import read_header
 from gladstone.template import THOUGHT_TAGS, ChatTemplate, Segment, template_sha256
-from tests.gladstone.chat_templates import CHATML, DEEPSEEK_R1, DROPS_EARLIER_REASONING, REASONING_FIELD, TEMPLATES
+from tests.gladstone.chat_templates import (
+    CHATML,
+    DEEPSEEK_R1,
+    DROPS_EARLIER_REASONING,
+    END_OF_ALL,
+    REASONING_FIELD,
+    TEMPLATES,
+)
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 SYSTEM = Message("system", "Be brief.")
@@ -202,6 +209,43 @@ def test_where_earlier_reasoning_is_dropped_only_the_last_answer_is_scored_with_
     assert not prompt.scored
     assert "First." not in prompt.text
     assert prompt.text + answer.text == template.render(messages)
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES.keys() - {"every-function"}))
+@pytest.mark.parametrize("thoughts", [("First.", "Second."), (None, "Second."), ("First.", None), (None, None)])
+def test_each_answer_is_scored_once_behind_the_prompt_of_its_turn(
+    name: str, thoughts: tuple[str | None, str | None]
+) -> None:
+    template = ChatTemplate(TEMPLATES[name], SPECIAL)
+    messages = (ONE[0], Message("assistant", "Yes.", thoughts[0]), ONE[0], Message("assistant", "Again.", thoughts[1]))
+    found = []
+    for example in template.examples(messages):
+        text = ""
+        for segment in example:
+            found += [(text, segment.text)] if segment.scored else []
+            text += segment.text
+    assert [prompt for prompt, _ in found] == [
+        template.render(messages[:place], add_generation_prompt=True) for place in (1, 3)
+    ]
+    for (_, answer), content, thought in zip(found, ("Yes.", "Again."), thoughts, strict=True):
+        assert content in answer
+        assert (thought or "") in answer
+        assert not answer.rstrip().endswith(content)
+
+
+def test_turns_that_are_not_wanted_are_read_and_not_scored() -> None:
+    (example,) = ChatTemplate(CHATML).examples(TWO, scored={3})
+    assert [segment.scored for segment in example] == [False, True]
+    assert ONE[1].content in example[0].text
+    (first,) = ChatTemplate(CHATML).examples(TWO, scored={1})
+    assert "Sure?" not in "".join(segment.text for segment in first)
+    assert ChatTemplate(CHATML).examples(TWO, scored=()) == []
+
+
+def test_an_end_of_all_text_behind_the_last_answer_alone_does_not_part_the_others() -> None:
+    (example,) = ChatTemplate(END_OF_ALL, SPECIAL).examples(TWO)
+    answers = [segment.text for segment in example if segment.scored]
+    assert answers == [f"{ONE[1].content}<|end|>", f"{TWO[3].content}<|end|></s>"]
 
 
 def test_an_earlier_answer_that_is_kept_whole_is_scored_beside_the_last() -> None:
