@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from finetune.data.duplicates import Groups
+from finetune.data.groups import Groups
 from finetune.data.section import DataSection, Source
 
 SETS = ("train", "validation", "test")
@@ -37,6 +37,24 @@ def divide(rows: Sequence[int], groups: Groups, section: DataSection, question: 
     test, rest = _take(shuffled, _rows_wanted(section.test, len(rows)))
     validation, rest = _take(rest, _rows_wanted(section.validation, len(rows)))
     return Division(*(sorted(row for group in part for row in group) for part in (rest, validation, test)))
+
+
+def explain_empty(
+    empty: Sequence[str], rows: int, largest: tuple[int, int, Sequence[str]], section: DataSection
+) -> str:
+    """Why sets are empty and what helps. `largest`: how many groups, rows of the largest, two of its rows if it has."""
+    groups, size, shown = largest
+    said = f"{rows:,} rows are too few to divide: none is left for the {' and the '.join(empty)} set."
+    if size > 1 and groups < len(SETS) + 1:
+        said += (
+            f" They are {groups} groups of rows that share an input, an answer or a context. Each group is in one set;"
+        )
+        said += f" the largest has {size:,} rows, among them\n" + "\n".join(f"  {each}" for each in shown)
+        helps = ["data.duplicates.together=false divides the rows one by one"] if rows >= len(SETS) else []
+        return f"{said}\nWhat helps: {'; '.join([*helps, 'rows of other inputs'])}."
+    if section.division == "hash" and rows >= len(SETS):
+        return f"{said} A division by hash draws each question's set by itself; data.division=seed fills them all."
+    return f"{said} Three sets take at least three rows."
 
 
 def _rows_wanted(size: float, rows: int) -> int:

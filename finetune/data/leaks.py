@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from finetune.data.clean import words_key
 from finetune.data.duplicates import batches, key_hash, question_key, row_text
 from finetune.data.grams import Sketcher, gram_hashes, jaccard
+from finetune.data.words import COMMON_WORDS, one_letter_off
 from gladstone.artifacts import write_rows
 from gladstone.chat import Conversation
 from gladstone.errors import MAX_LISTED_PROBLEMS, DataError, listed
@@ -20,12 +21,6 @@ from gladstone.formats import checked_conversations, find_layout
 WORDS = 8  # a question of fewer words is too common to be looked for inside other texts
 CONTAINED = 0.8  # of its runs of eight words
 MIN_RUNS = 3  # of a question's own; with fewer, two questions of one pattern may share them all
-COMMON_WORDS = frozenset((
-    "a", "an", "the", "of", "to", "in", "on", "at", "by", "for", "from", "with", "and", "or", "is", "are", "was", "be",
-    "were", "do", "does", "did", "can", "could", "may", "might", "will", "would", "should", "has", "have", "had", "i",
-    "my", "me", "you", "your", "it", "its", "this", "that", "these", "those", "there", "what", "which", "who", "how",
-    "when", "please", "about", "any", "some", "as",
-))  # fmt: skip
 _NONE = np.empty(0, dtype=np.uint64)
 
 
@@ -194,16 +189,6 @@ def same_words(one: str, other: str) -> bool:
     ours, others = ({word for word in text.split() if word not in COMMON_WORDS} for text in (one, other))
     left, right = ours - others, others - ours
     return len(left) == len(right) and all(any(one_letter_off(word, mate) for mate in right) for word in left)
-
-
-def one_letter_off(one: str, other: str) -> bool:
-    """True if one letter more, less or other makes a word of at least five letters the other word."""
-    if abs(len(one) - len(other)) > 1 or min(len(one), len(other)) < 5 or not (one.isalpha() and other.isalpha()):
-        return False
-    begin = next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
-    if begin is None:
-        return True
-    return one[begin + (len(one) >= len(other)) :] == other[begin + (len(other) >= len(one)) :]
 
 
 def _texts(row: Conversation) -> tuple[str, str]:

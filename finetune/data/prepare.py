@@ -12,15 +12,17 @@ from pathlib import Path
 
 from finetune.data.boilerplate import Boilerplate
 from finetune.data.clean import clean, map_texts
-from finetune.data.division import Division, divide, mix
+from finetune.data.conflicts import excerpt, write_conflicts
+from finetune.data.division import Division, divide, explain_empty, mix
 from finetune.data.duplicates import Duplicates
 from finetune.data.flaws import OPTIONS, Flaw, flaws
+from finetune.data.groups import Groups
 from finetune.data.leaks import LeakIndex
 from finetune.data.privacy import mask_personal
 from finetune.data.records import Records, SourceNotes, fields, recording
 from finetune.data.section import DataSection, Source
 from finetune.data.spool import Spool
-from finetune.data.summary import CHANGED, DROPPED, PERSONAL, SUMMARY, Summary, describe
+from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary, describe
 from finetune.labels import NOTHING_SCORED, scored_turns
 from gladstone.artifacts import check_writable, remove_partials, write_json, write_rows
 from gladstone.chat import Conversation
@@ -208,6 +210,9 @@ class _Work:
             raise DataError(f"no row is left of {self.summary.read:,}: {self.summary.reasons()}.")
         self.duplicates = Duplicates(self.rows, self._section.duplicates.similarity)
         self.duplicates.find()
+        self.summary.conflicts, self.summary.conflict_examples = write_conflicts(
+            self.duplicates, self._folder / CONFLICTS
+        )
         if self._section.duplicates.keep:
             self.summary.kept_duplicates = len(self.duplicates.partners)
             return list(range(len(self.rows)))
@@ -241,15 +246,18 @@ class _Work:
         return sorted(drawn)
 
     def divide(self, kept: list[int]) -> Division:
-        """The sets; rows that ask the same question are in one. Raises DataError if a set would be empty."""
-        groups = self.duplicates.groups.copy()
-        groups.join_equal(self.duplicates.questions)
+        """The sets; rows that share an input, an answer or a context are in one. Raises DataError if one is empty."""
+        groups = self.duplicates.split_groups() if self._section.duplicates.together else Groups(len(self.rows))
+        sizes = Counter(groups.head(row) for row in kept)
+        shared = [size for size in sizes.values() if size > 1]
+        self.summary.groups, self.summary.largest_group = len(shared), max(shared, default=0)
         division = divide(kept, groups, self._section, lambda row: int(self.duplicates.questions[row]))
         empty = [name for name, rows in division.sets().items() if not rows]
         if empty:
-            raise DataError(
-                f"{len(kept):,} rows are too few to divide: none is left for the {' and the '.join(empty)} set."
-            )
+            head, size = sizes.most_common(1)[0]
+            members = [row for row in kept if groups.head(row) == head][:2] if size > 1 else []
+            shown = [f"{self.rows[row].source}: {excerpt(self.rows[row])}" for row in members]
+            raise DataError(explain_empty(empty, len(kept), (len(sizes), size, shown), self._section))
         return division
 
     def write(self, division: Division) -> None:

@@ -124,15 +124,21 @@ class CleaningSection(Config):
 
 
 class DuplicateSection(Config):
-    """Rows that say the same. Groups of them never straddle the division, kept or not."""
+    """Rows that say the same: the same input and answer up to case, punctuation, spacing and slips."""
 
     similarity: float | None = Field(
         0.8,
         ge=0.5,
         le=1,
-        description="rows of this Jaccard similarity of 5-grams are duplicates; null: exact ones only",
+        description="rows of this Jaccard similarity of 5-grams, text common to many rows aside, are compared word by "
+        "word: those that say the same are duplicates; null: exact ones only",
     )
-    keep: bool = Field(False, description="keep them, in the same set, in place of the first only")
+    keep: bool = Field(False, description="keep duplicates, in the same set, in place of the first only")
+    together: bool = Field(
+        True,
+        description="rows that share an input, an answer or a context go to the same set; false: each row is drawn by "
+        "itself, and held-out figures may be too good",
+    )
 
 
 class ReasoningLimit(Config):

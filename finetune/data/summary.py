@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 DROPPED, CHANGED, PERSONAL, SUMMARY = "dropped.jsonl", "changed.jsonl", "personal.jsonl", "data.json"
+CONFLICTS = "conflicts.jsonl"
 FIRST = 3  # places that are named
 SHOWN_BOILERPLATE, SHOWN_CHARS = 5, 90
 
@@ -47,6 +48,10 @@ class Summary:
     options: dict[str, str] = field(default_factory=dict)  # of a reason, what left its rows out
     beyond: dict[str, int] = field(default_factory=dict)  # of a reason, the length farthest beyond its limit
     kept_duplicates: int = 0
+    conflicts: int = 0
+    conflict_examples: list[str] = field(default_factory=list)
+    groups: int = 0
+    largest_group: int = 0
     sets: dict[str, int] = field(default_factory=dict)
     repeated: int = 0
 
@@ -80,6 +85,7 @@ def describe(summary: Summary, folder: Path) -> str:
     """What became of the rows, in lines for the terminal."""
     read = ", ".join(f"{each['path']} ({each['format']})" for each in summary.sources)
     lines: list[Line] = [("read", summary.read, read), *cleaning_lines(summary, folder)]
+    lines += conflict_lines(summary, folder)
     lines.append(("written", sum(summary.sets.values()), _counts(summary.sets)))
     if summary.repeated:
         lines.append(("repeated", summary.repeated, "training rows, by their sources' weight or share"))
@@ -113,6 +119,18 @@ def cleaning_lines(summary: Summary, folder: Path) -> Iterator[Line]:
             yield "left out", count, f"{reason}{summary.why(reason)}  → {folder / DROPPED}"
     if summary.kept_duplicates:
         yield "kept", summary.kept_duplicates, "duplicates, each in the set of what it repeats"
+
+
+def conflict_lines(summary: Summary, folder: Path) -> Iterator[Line]:
+    """What contradicts what, and which rows stay in one set."""
+    if summary.conflicts:
+        told = "rows have the input of another row and another answer; they are kept"
+        yield "conflicts", summary.conflicts, f"{told}  → {folder / CONFLICTS}"
+        for example in summary.conflict_examples:
+            yield "", None, example
+    if summary.groups:
+        told = f"groups of rows share an input, an answer or a context (the largest has {summary.largest_group:,})"
+        yield "together", summary.groups, f"{told}; each is in one set"
 
 
 def option(name: str) -> str:

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.data.division import Division, divide, mix
-from finetune.data.duplicates import Groups, question_key
-from finetune.data.prepare import Summary, prepare, read_set
+from finetune.data.duplicates import question_key
+from finetune.data.groups import Groups
+from finetune.data.prepare import Summary, describe, prepare, read_set
 from finetune.data.section import DataSection, Source
 from gladstone.chat import Conversation, Message
 from gladstone.errors import DataError
@@ -262,7 +263,7 @@ def test_too_few_rows_to_divide_are_refused(tmp_path: Path, count: int) -> None:
     path = write_rows_file(tmp_path / "rows.jsonl", medical_rows()[:count])
     with pytest.raises(DataError, match=f"{count} rows are too few to divide: none is left for the"):
         prepare(section(path), tmp_path / "data", Silent())
-    assert list((tmp_path / "data").iterdir()) == []
+    assert not {f"{name}.jsonl" for name in SETS} & {path.name for path in (tmp_path / "data").iterdir()}
 
 
 def test_no_row_left_says_why(tmp_path: Path) -> None:
@@ -331,3 +332,67 @@ def test_sizes_that_cannot_be_are_refused(fields: dict[str, Any], says: str) -> 
 
 def test_a_division_names_its_sets() -> None:
     assert Division([1], [2], [3]).sets() == {"train": [1], "validation": [2], "test": [3]}
+
+
+def chat(system: str, question: str, answer: str) -> dict[str, Any]:
+    roles = ("system", system), ("user", question), ("assistant", answer)
+    return {"messages": [{"role": role, "content": content} for role, content in roles if content]}
+
+
+NOTES = [f"Note {number}: {row['question']} {row['answer']}" for number, row in enumerate(medical_rows())]
+
+
+def test_a_constant_question_joins_no_contexts(tmp_path: Path) -> None:
+    rows = [chat(note, "What does the note say?", f"It says: {note[-60:]}") for note in NOTES]
+    summary, sets = prepared(tmp_path / "data", section(write_rows_file(tmp_path / "rows.jsonl", rows)))
+    assert [len(sets[name]) for name in SETS] == [32, 4, 4]
+    assert (summary.left_out, summary.conflicts) == (0, 0)
+
+
+@pytest.mark.parametrize("asked", [3, 5])
+def test_all_questions_about_one_context_are_in_one_set(tmp_path: Path, asked: int) -> None:
+    questions = ["Summarise it.", "Which drugs are named?", "How old is the patient?", "Who wrote it?", "Is it urgent?"]
+    rows = [chat(note, question, f"{note[:9]}: {n}") for note in NOTES for n, question in enumerate(questions[:asked])]
+    _, sets = prepared(tmp_path / "data", section(write_rows_file(tmp_path / "rows.jsonl", rows)))
+    notes = [{row.messages[0].content for row in part} for part in sets.values()]
+    assert sum(map(len, notes)) == len(NOTES)
+    assert [len(sets[name]) for name in SETS[1:]] == [4 * asked] * 2
+
+
+def test_conflicts_are_kept_and_reported(tmp_path: Path) -> None:
+    rows = [
+        *medical_rows(),
+        *(row | {"answer": f"No, this is another answer: {n}."} for n, row in enumerate(medical_rows())),
+    ]
+    summary, sets = prepared(tmp_path / "data", section(write_rows_file(tmp_path / "rows.jsonl", rows)))
+    assert sum(map(len, sets.values())) == 80
+    assert (summary.conflicts, len(summary.conflict_examples)) == (40, 2)
+    lines = [json.loads(line) for line in (tmp_path / "data" / "conflicts.jsonl").read_text().splitlines()]
+    assert len(lines) == 40
+    assert lines[0]["source"].endswith("rows.jsonl:41")
+    assert lines[0]["conflicts_with"].endswith("rows.jsonl:1")
+    assert lines[0]["answer"] == "No, this is another answer: 0."
+    assert "conflicts         40" in describe(summary, tmp_path)
+
+
+def test_a_division_that_fails_names_the_group_and_an_option_that_helps(tmp_path: Path) -> None:
+    rows = [{"question": "Who are you?", "answer": f"I am assistant number {number}."} for number in range(20)]
+    path = write_rows_file(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        prepare(section(path), tmp_path / "data", Silent())
+    message = str(caught.value)
+    assert all(
+        part in message for part in ("20 rows", "rows.jsonl:1: “Who are you?”", "rows.jsonl:2: ", "together=false")
+    )
+    _, sets = prepared(tmp_path / "data", section(path, duplicates={"together": False}))
+    assert [len(sets[name]) for name in SETS] == [16, 2, 2]
+
+
+@pytest.mark.parametrize("count", [3, 5, 12, 16])
+def test_a_few_rows_are_divided(tmp_path: Path, count: int) -> None:
+    rows = [
+        {"question": row["question"], "answer": "I am an assistant of the clinic."} for row in medical_rows()[:count]
+    ]
+    _, sets = prepared(tmp_path / "data", section(write_rows_file(tmp_path / "rows.jsonl", rows)))
+    assert sum(map(len, sets.values())) == count
+    assert len(sets["test"]) == len(sets["validation"]) == max(1, round(count / 10))

@@ -1,0 +1,33 @@
+"""Words that say little, words that turn a sentence round, and words that are one another's misprint."""
+
+COMMON_WORDS = frozenset((
+    "a", "an", "the", "of", "to", "in", "on", "at", "by", "for", "from", "with", "and", "or", "is", "are", "was", "be",
+    "were", "do", "does", "did", "can", "could", "may", "might", "will", "would", "should", "has", "have", "had", "i",
+    "my", "me", "you", "your", "it", "its", "this", "that", "these", "those", "there", "what", "which", "who", "how",
+    "when", "please", "about", "any", "some", "as",
+))  # fmt: skip
+EMPTY_WORDS = frozenset(("a", "an", "the", "is", "are", "was", "were", "be", "do", "does", "did", "please"))
+TURNING_WORDS = frozenset((
+    "not", "no", "never", "none", "neither", "nor", "without", "cannot", "t", "unless", "except", "only", "if", "but",
+    "before", "after", "more", "less", "most", "least", "high", "higher", "low", "lower", "left", "right", "increase",
+    "increases", "increased", "decrease", "decreases", "decreased", "rarely", "always", "often", "avoid", "stop",
+    "start", "all", "any", "some", "each", "both", "other", "than", "and", "or", "over", "under", "above", "below",
+))  # fmt: skip
+MIN_MISPRINT = 5  # letters: of shorter words, one letter off is another word
+
+
+def one_letter_off(one: str, other: str) -> bool:
+    """True if one letter more, less or other makes a word of at least five letters the other word."""
+    if abs(len(one) - len(other)) > 1 or min(len(one), len(other)) < MIN_MISPRINT:
+        return False
+    if not (one.isalpha() and other.isalpha()):
+        return False
+    begin = next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    if begin is None:
+        return True
+    return one[begin + (len(one) >= len(other)) :] == other[begin + (len(other) >= len(one)) :]
+
+
+def is_exact(word: str) -> bool:
+    """True for numbers, signs and single letters: what has no misprint, since each other one means something else."""
+    return len(word) == 1 or not word.isalpha()
