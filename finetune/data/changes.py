@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from finetune.data.clean import clean, map_texts
+from finetune.data.flaws import flaws
+from finetune.data.privacy import mask_personal
+from finetune.data.section import CleaningSection
 from finetune.data.summary import how_to_act
 from gladstone.chat import Conversation
 
@@ -22,6 +26,24 @@ class Changes:
 
 
 NO_CHANGES = Changes()
+
+
+def cleaned(read: Conversation, section: CleaningSection) -> tuple[Conversation, Changes, str]:
+    """A row as it is trained on, what was done to it, and why it is left out ('' where it is not).
+
+    Boilerplate stays: it takes all rows to know it.
+    """
+    made = clean(read, section)
+    found = list(flaws(made.row, section))
+    why = next((f"{each.reason}, {each.detail}" for each in found if each.drops), "")
+    masked = map_texts(made.row, lambda text: mask_personal(text)[0])
+    is_named = masked is not made.row
+    if section.privacy == "drop" and is_named:
+        why = why or "personal data (data.cleaning.privacy=drop)"
+    row = masked if section.privacy == "mask" else made.row
+    steps = (*made.changed, *(["privacy"] if row is not made.row else []))
+    noted = (*made.noted, *(each.reason for each in found if not each.drops))
+    return row, Changes(steps, tuple(changed_lines(read, row)), noted), why
 
 
 def changed_lines(read: Conversation, row: Conversation) -> Iterator[str]:

@@ -16,7 +16,7 @@ from finetune.data.section import CleaningSection
 from gladstone.chat import Conversation
 from gladstone.formats.trimming import is_tabbed, trimmed
 
-_PRE = re.compile(r"<pre(?:\s[^<>]*)?>(.*?)</pre\s*>", re.IGNORECASE | re.DOTALL)
+_PRE = re.compile(r"<pre(?:\s[^<>]*)?>(.*?)(?:</pre\s*>|\Z)", re.IGNORECASE | re.DOTALL)
 _BREAKS = re.compile(r"<(?:br|/?p|/?div|/?li|/?tr|/?h[1-6]|/?ul|/?ol)(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _TAGS = re.compile(
     r"</?(?:a|abbr|b|big|blockquote|body|center|cite|code|dd|dl|dt|em|font|head|hr|html|i|img|ins|kbd|link|mark|meta|pre"

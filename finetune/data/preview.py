@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from finetune.backend import is_seq2seq
-from finetune.data.changes import NO_CHANGES, Changes, changed_lines, described
-from finetune.data.clean import clean
-from finetune.data.flaws import flaw, flaws
+from finetune.data.changes import NO_CHANGES, Changes, cleaned, described
 from finetune.labels import NOTHING_SCORED, Example, Labeller, TextTokenizer, Tokenized, scored_stretches, scored_texts
 from finetune.recipe import Recipe
 from gladstone.basemodel import resolve_base
@@ -63,16 +61,10 @@ class Previewer:
             yield from islice(found, source.first_rows)
 
     def _preview(self, row: Conversation) -> Preview:
-        section = self.recipe.data.cleaning
-        cleaned = clean(row, section)
-        read, row = row, cleaned.row
-        noted = (*cleaned.noted, *(found.reason for found in flaws(row, section) if not found.drops))
-        changes = Changes(cleaned.changed, tuple(changed_lines(read, row)), noted)
-        for step in (*changes.steps, *noted):
-            self.steps[step] += 1
-        found = flaw(row, section)
-        if found:
-            return Preview(row.source, f"left out: {found.reason}, {found.detail}", (), 0, changes)
+        row, changes, why = cleaned(row, self.recipe.data.cleaning)
+        self.steps.update((*changes.steps, *changes.noted))
+        if why:
+            return Preview(row.source, f"left out: {why}", (), 0, changes)
         try:
             whole = self.labeller.whole(row)
             examples, fate = self.labeller.examples(self.labeller.shorten_reasoning(row))
@@ -122,10 +114,12 @@ def summary(previewer: Previewer) -> str:
         counts[fate.partition(":")[0]] += count
     left_out, cut = counts["left out"], counts["cut"]
     notes = "".join(f"\nnote: {note}" for note in (*previewer.problems.noted(), *previewer.notes.lines()))
+    steps = ", ".join(f"{name} {count:,}" for name, count in previewer.steps.items())
+    steps = f"\nchanged or kept as is, in rows: {steps}" if steps else ""
     bad = f", {previewer.problems.count:,} more cannot be read" if previewer.problems.count else ""
     scored = Tokenized(tuple(previewer.scored)).scored
     return (
         f"scored: {scored}\n"
         f"of {previewer.looked_at:,} rows {left_out:,} left out, {cut:,} cut{bad}; base {previewer.base.name}, "
-        f"template {previewer.template.sha256[:12]}…, at most {previewer.recipe.base.max_tokens:,} tokens{notes}"
+        f"template {previewer.template.sha256[:12]}…, at most {previewer.recipe.base.max_tokens:,} tokens{steps}{notes}"
     )

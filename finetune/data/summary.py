@@ -62,7 +62,7 @@ class Summary:
 
     def note(self, name: str, source: str) -> None:
         """Count a row in which something was found and left as it is."""
-        noted = self.noted.setdefault(name, {"rows": 0, "first": [], "option": option(name)})
+        noted = self.noted.setdefault(name, {"rows": 0, "first": [], "found": _NOTED[name][0], "option": option(name)})
         noted["rows"] += 1
         if len(noted["first"]) < FIRST:
             noted["first"].append(source)
@@ -156,7 +156,7 @@ def _places(noted: Mapping[str, Any]) -> str:
     told, file = [], None
     for place in first:
         path, _, line = place.rpartition(":")
-        told.append(line if path == file else place)
+        told.append(line if path == file else f"{Path(path).name}:{line}")
         file = path
     return ", ".join([*told, *(["…"] if noted["rows"] > len(first) else [])])
 

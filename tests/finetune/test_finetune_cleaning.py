@@ -223,12 +223,12 @@ def test_what_is_left_as_it_is_is_told_with_count_place_and_option(tmp_path: Pat
     for line, (name, option, place) in zip(
         lines,
         [
-            ("html", "--set data.cleaning.html=remove", f"{path}:41"),
-            ("whitespace", "--set data.cleaning.whitespace=remove", f"{path}:41"),
-            ("echo", "--set data.cleaning.echoes=drop", f"{path}:42"),
-            ("too short", "--set data.cleaning.min_chars=10", f"{path}:43"),
-            ("cut", "--set 'data.cleaning.cut_answers=drop sure'", f"{path}:44"),
-            ("boilerplate", "--set data.cleaning.boilerplate=remove", f"{path}:1, 2, 3, …"),
+            ("html", "--set data.cleaning.html=remove", "rows.jsonl:41"),
+            ("whitespace", "--set data.cleaning.whitespace=remove", "rows.jsonl:41"),
+            ("echo", "--set data.cleaning.echoes=drop", "rows.jsonl:42"),
+            ("too short", "--set data.cleaning.min_chars=10", "rows.jsonl:43"),
+            ("cut", "--set 'data.cleaning.cut_answers=drop sure'", "rows.jsonl:44"),
+            ("boilerplate", "--set data.cleaning.boilerplate=remove", "rows.jsonl:1, 2, 3, …"),
         ],
         strict=True,
     ):
@@ -290,3 +290,29 @@ def test_preview_shows_what_changed_and_what_would(tmp_path: Path, tiny_base: Pa
     assert "− 1 user: What is it?\\u200b" in result.output
     assert "+ 1 user: What is it?" in result.output
     assert "kept as is: html: HTML tags or entities; --set data.cleaning.html=remove" in result.output
+    assert "in rows: unicode 1, whitespace 1, html 1" in result.output
+
+
+def test_preview_shows_a_masked_row_as_it_is_trained_on(tmp_path: Path, tiny_base: Path) -> None:
+    rows = [{"question": "How do I reach her?", "answer": "Write to jane@example.org for that."}]
+    path = write_rows_file(tmp_path / "rows.jsonl", rows)
+    options = ("--set", f"base.model={tiny_base}", "--set")
+    masked = finetune("data", "preview", path, *options, "data.cleaning.privacy=mask")
+    assert "⟦Write to [e-mail] for that." in masked.output
+    dropped = finetune("data", "preview", path, *options, "data.cleaning.privacy=drop")
+    assert "left out: personal data" in dropped.output
+
+
+def test_the_page_tells_what_was_left_as_it_is(tmp_path: Path, tiny_base: Path) -> None:
+    rows = [*medical_rows(), {"question": "How is it?", "answer": "<b>So</b>, so."}]
+    path, out = write_rows_file(tmp_path / "rows.jsonl", rows), tmp_path / "report"
+    options = ("--set", f"base.model={tiny_base}", "--set", "data.cleaning.max_chars=40")
+    result = finetune("data", "report", path, "--out", out, *options)
+    assert result.exit_code == 0, result.output
+    noted = json.loads((out / "report.json").read_text(encoding="utf-8"))["summary"]["noted"]
+    assert noted["html"] | {"first": []} == {
+        "rows": 1, "first": [], "found": "HTML tags or entities", "option": "data.cleaning.html=remove"
+    }  # fmt: skip
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "--set &#34;data.cleaning.html=remove&#34;" in page or '--set "data.cleaning.html=remove"' in page
+    assert "too long (data.cleaning.max_chars=40, the longest" in page
