@@ -59,6 +59,15 @@ def main() -> None:
     help="Add a metric of the evaluate package, by name or path of a script. Repeatable.",
 )
 @click.option(
+    "--regex", metavar="PATTERN", help="Count the answers that match this regular expression, from end to end."
+)
+@click.option(
+    "--json-schema",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Count the answers that are JSON and fit this schema.",
+)
+@click.option(
     "--speed-repeats",
     type=click.IntRange(min=0),
     default=BenchConfig.speed_repeats,

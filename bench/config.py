@@ -20,6 +20,8 @@ class BenchConfig:
     threads: int | None = None
     seed: int = 0
     metrics: tuple[str, ...] = ()
+    regex: str | None = None
+    json_schema: Path | None = None
     speed_repeats: int = 5
     prefill_tokens: int = 256
     decode_tokens: int = 64

@@ -11,27 +11,43 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.results import MetricInfo
-from bench.stats import Statistic, Table, mean, mean_table
+from bench.results import MetricInfo, Result
+from bench.shares import share, share_difference
+from bench.stats import Bootstrap, Statistic, Table, compare, estimate, mean, mean_table
 
 BLEU_ORDER = 4
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A metric over all items of one model: a score per item, and the table and statistic of the figure."""
+    """A metric over all items of one model: a score per item, and the table and statistic of the figure.
+
+    Of a share every score is 0 or 1.
+    """
 
     scores: tuple[float, ...]
     table: Table
     statistic: Statistic
+    is_share: bool = False
+
+    def estimate(self, bootstrap: Bootstrap) -> Result:
+        """The figure with its interval."""
+        return share(self.scores) if self.is_share else estimate(self.table, self.statistic, bootstrap)
+
+    def less(self, first: "Scored", bootstrap: Bootstrap) -> Result:
+        """The figure minus another model's over the same items."""
+        if self.is_share:
+            return share_difference(first.scores, self.scores)
+        return compare(first.table, self.table, self.statistic, bootstrap)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A named way to score answers against references."""
+    """A named way to score answers against references; of `whole_answers` one that was cut off is none."""
 
     info: MetricInfo
     score: Callable[[Sequence[str], Sequence[str]], Scored]
+    whole_answers: bool = False
 
 
 def token_f1(answer: str, reference: str) -> float:

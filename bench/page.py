@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from bench.form import FORM
 from bench.plots import COLOURS, decode_plot, perplexity_plot, scores_plot, size_plot
-from bench.results import BETTER, HIGHER, LOWER, NOT_COMPARABLE, SAME, WORSE, Report
+from bench.results import BETTER, CUT, HIGHER, LOWER, NOT_COMPARABLE, SAME, WORSE, Report
 from bench.tables import all_tables
 from gladstone.chat import NO_MEDICAL_ADVICE
 from gladstone.page import render_template
@@ -57,7 +58,9 @@ def _answer_card(report: Report, number: int) -> dict[str, Any]:
         answer = row.measured.answers[number]
         shown = [info for info in report.metrics if info.name in ("rougeL", "token_f1")]
         scores = " · ".join(f"{info.title} {row.scores[info.name][number].value:.2f}" for info in shown)
-        cut = answer.stop_reason in ("length", "context")
+        if FORM in row.scores:
+            scores = f"{'in the form' if row.scores[FORM][number].value else 'not in the form'} · {scores}"
+        cut = answer.stop_reason in CUT
         columns.append(
             {
                 "label": row.model.label,

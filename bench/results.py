@@ -13,6 +13,7 @@ from gladstone.chat import Message
 BETTER, WORSE, SAME = "better", "worse", "not distinguishable"
 HIGHER, LOWER = "higher", "lower"
 NOT_COMPARABLE = "not comparable"
+CUT = ("length", "context")  # stop reasons of an answer that did not end
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The benchmark from files to a report in a folder."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from bench.children import run_quality, run_speed
 from bench.config import BenchConfig
 from bench.external import load_metrics
+from bench.form import Form, read_form
 from bench.items import read_items
 from bench.markdown import render_markdown
 from bench.measure import QualityJob, SpeedJob
@@ -44,20 +46,34 @@ def run_bench(config: BenchConfig, progress: Progress) -> Report:
     check_free(config.out)
     items, row_count = read_items(config.data, config.format_name, config.rows)
     models = read_models(config.models, progress)
+    form = read_form(config.regex, config.json_schema)
     with step(progress, "load the metrics"):
-        metrics = load_metrics(config.metrics)
+        metrics = (form.metrics() if form else {}) | load_metrics(config.metrics)
     if min(config.answers, len(items)) < 2:
         raise ConfigError(f"--answers {config.answers}: expected at least 2, one answer gives no interval.")
+    warnings = [*model_warnings(models), *_form_warnings(form, items[: config.answers])]
     measured = _measure(models, items, config, progress)
     with step(progress, "score the answers and resample the items"):
         inputs = Inputs(models, items, measured, metrics, config)
         report = replace(
-            summarise(inputs, model_warnings(models)),
+            summarise(inputs, warnings),
             settings=_settings(config, len(items), row_count),
             provenance=_provenance(config),
         )
     write_report(config.out, report)
     return report
+
+
+def _form_warnings(form: Form | None, items: Sequence[Item]) -> list[str]:
+    """A pattern that references do not match is likelier wrong than they are."""
+    outside = form.outside([item.reference_text.strip() for item in items]) if form else []
+    if form is None or not outside:
+        return []
+    first = items[outside[0]].source
+    return [
+        f"{len(outside)} of {len(items)} reference answers are not in the form themselves (first: {first}): is it the "
+        f"{form.described} that you want?"
+    ]
 
 
 def check_free(folder: Path) -> None:
@@ -139,6 +155,8 @@ def _settings(config: BenchConfig, rows: int, row_count: int) -> dict[str, Any]:
         "threads": config.threads or core_count(),
         "seed": config.seed,
         "metrics": list(config.metrics),
+        "regex": config.regex,
+        "json_schema": json.loads(config.json_schema.read_text(encoding="utf-8")) if config.json_schema else None,
         "speed_repeats": config.speed_repeats,
         "prefill_tokens": config.prefill_tokens,
         "decode_tokens": config.decode_tokens,

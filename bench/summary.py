@@ -1,15 +1,18 @@
 """From what was measured to figures with intervals, and to sentences that say what they mean."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bench.config import BenchConfig
-from bench.figures import figure, signed
+from bench.figures import figure, signed, signed_interval
+from bench.form import FORM
 from bench.metrics import Metric, Scored
 from bench.results import (
+    CUT,
     NOT_COMPARABLE,
+    Answer,
     Difference,
     Item,
     Loss,
@@ -22,7 +25,7 @@ from bench.results import (
     SpeedRun,
     Spread,
 )
-from bench.stats import MIN_JUDGED, Bootstrap, Table, compare, estimate, judge, perplexity, spread
+from bench.stats import MIN_JUDGED, Bootstrap, Table, judge, mean_table, perplexity, spread
 
 PERPLEXITY = MetricInfo("perplexity", "perplexity", higher_is_better=False)
 FEW_ITEMS = 20
@@ -74,11 +77,19 @@ def headline(rows: Sequence[ModelReport], infos: Sequence[MetricInfo]) -> tuple[
 
 def _scored(inputs: Inputs, measured: Measured) -> dict[str, Scored]:
     """Perplexity over all items and each metric over the answered ones, as tables that can be resampled."""
-    answers = [answer.text for answer in measured.answers]
-    references = [item.reference_text for item in inputs.items[: len(answers)]]
-    scored = {name: metric.score(answers, references) for name, metric in inputs.metrics.items()}
+    references = [item.reference_text.strip() for item in inputs.items[: len(measured.answers)]]
+    scored = {name: _score(metric, measured.answers, references) for name, metric in inputs.metrics.items()}
     likelihood = tuple(float(np.exp(-loss.nats / loss.tokens)) for loss in measured.losses)
     return {PERPLEXITY.name: Scored(likelihood, _loss_table(measured.losses), perplexity), **scored}
+
+
+def _score(metric: Metric, answers: Sequence[Answer], references: Sequence[str]) -> Scored:
+    scored = metric.score([answer.text for answer in answers], references)
+    if not metric.whole_answers:
+        return scored
+    pairs = zip(answers, scored.scores, strict=True)
+    scores = [0.0 if answer.stop_reason in CUT else score for answer, score in pairs]
+    return replace(scored, scores=tuple(scores), table=mean_table(scores))
 
 
 def _loss_table(losses: Sequence[Loss]) -> Table:
@@ -92,13 +103,13 @@ def _model_report(inputs: Inputs, tables: Sequence[dict[str, Scored]], place: in
     speed = measured.speed
     return ModelReport(
         model=inputs.models[place],
-        results={name: estimate(scored.table, scored.statistic, bootstrap) for name, scored in own.items()},
+        results={name: scored.estimate(bootstrap) for name, scored in own.items()},
         differences=_differences(inputs, tables, place, bootstrap) if place else {},
         scores={name: _scores(inputs.items, scored) for name, scored in own.items() if name != PERPLEXITY.name},
         speed=_spreads([{name: take(run) for name, take in SPEED_FIGURES.items()} for run in speed]),
         speed_ratios=_ratios(speed, first.speed) if place else {},
         peak_memory_bytes=max((run.peak_memory_bytes for run in speed), default=None),
-        endless_answers=sum(answer.stop_reason in ("length", "context") for answer in measured.answers),
+        endless_answers=sum(answer.stop_reason in CUT for answer in measured.answers),
         measured=measured,
     )
 
@@ -109,8 +120,7 @@ def _differences(
     infos = {PERPLEXITY.name: PERPLEXITY} | {name: metric.info for name, metric in inputs.metrics.items()}
     differences = {}
     for name, info in infos.items():
-        first, own = tables[0][name], tables[place][name]
-        result = compare(first.table, own.table, own.statistic, bootstrap)
+        result = tables[place][name].less(tables[0][name], bootstrap)
         differences[name] = judge(result, info.higher_is_better)
     if not _same_tokens(inputs.measured[0], inputs.measured[place]):
         differences[PERPLEXITY.name] = Difference(differences[PERPLEXITY.name].result, NOT_COMPARABLE)
@@ -144,13 +154,15 @@ def _finding(first: ModelReport, row: ModelReport, infos: Sequence[MetricInfo]) 
     )
     gap = difference.result
     parts = [
-        f"{row.model.label} against {first.model.label}: perplexity {figure(base.mean)} → {figure(own.mean)}, "
+        f"perplexity {figure(base.mean)} → {figure(own.mean)}, "
         f"{difference.verdict} (difference {signed(gap.mean)}, 95 % interval {signed(gap.low)} to {signed(gap.high)}, "
         f"{gap.n} rows)"
     ]
+    if FORM in row.results:
+        parts.insert(0, _form_finding(first, row))
     verdicts: dict[str, list[str]] = {}
     for info in infos:
-        if info.name != PERPLEXITY.name:
+        if info.name not in (PERPLEXITY.name, FORM):
             verdicts.setdefault(row.differences[info.name].verdict, []).append(info.title)
     parts += [f"{verdict}: {', '.join(titles)}" for verdict, titles in verdicts.items()]
     if "decode_tokens_per_s" in row.speed_ratios:
@@ -158,7 +170,17 @@ def _finding(first: ModelReport, row: ModelReport, infos: Sequence[MetricInfo]) 
         parts.append(
             f"writes at {ratio.median:.2f} × the speed ({ratio.low:.2f}–{ratio.high:.2f} over {ratio.n} rounds)"
         )
-    return "; ".join(parts) + "."
+    return f"{row.model.label} against {first.model.label}: {'; '.join(parts)}."
+
+
+def _form_finding(first: ModelReport, row: ModelReport) -> str:
+    difference = row.differences[FORM]
+    before, after = first.results[FORM], row.results[FORM]
+    return (
+        f"answers in the form {round(before.mean * before.n)} → {round(after.mean * after.n)} of {after.n}, "
+        f"{difference.verdict} (difference of the shares {signed(difference.result.mean)}, 95 % interval "
+        f"{signed_interval(difference.result)})"
+    )
 
 
 def _measurement_warnings(rows: Sequence[ModelReport]) -> list[str]:

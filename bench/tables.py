@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from bench.figures import figure, interval, signed, signed_interval, span
+from bench.form import FORM
 from bench.results import ModelFile, ModelReport, Report
 from gladstone.host import readable_bytes
 
@@ -76,8 +77,19 @@ def quality_table(report: Report) -> TextTable:
     note = (
         f"Perplexity of the reference answers of {len(report.items)} rows (lower is better); the other metrics compare "
         f"{answers} greedy answers with their references (higher is better, at most 1). In brackets the 95 % interval."
+        f"{_form_note(report)}"
     )
     return TextTable("Quality", note, ("", *_labels(report)), tuple(rows))
+
+
+def _form_note(report: Report) -> str:
+    if not any(info.name == FORM for info in report.metrics):
+        return ""
+    wanted = "match --regex" if report.settings["regex"] is not None else "fit --json-schema"
+    return (
+        f" In the form are answers that ended and {wanted}, wholly; 'as the reference' are those in the form whose "
+        "field says what the reference's says. Intervals of these shares are Wilson's."
+    )
 
 
 def difference_table(report: Report) -> TextTable:
@@ -85,9 +97,9 @@ def difference_table(report: Report) -> TextTable:
     first, others = report.models[0], report.models[1:]
     rows = tuple((info.title, tuple(_difference_cell(row, info.name) for row in others)) for info in report.metrics)
     note = (
-        f"Each model minus {first.model.label} over the same rows (paired bootstrap, 95 % interval). 'Not "
-        "distinguishable' means that the interval contains 0: these rows cannot tell the two apart. Of twenty true "
-        "ties about one is called a difference."
+        f"Each model minus {first.model.label} over the same rows (95 % interval by paired bootstrap, of shares by "
+        "Newcombe's method). 'Not distinguishable' means that the interval contains 0: these rows cannot tell the two "
+        "apart. Of twenty true ties about one is called a difference."
     )
     return TextTable(f"Difference to {first.model.label}", note, ("", *_labels(report)[1:]), rows)
 

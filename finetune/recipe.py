@@ -23,7 +23,8 @@ from gladstone.errors import ConfigError, listed
 
 TEMPLATE_PREFIX = "template:"
 DEFAULT_RECIPE = "smollm2-135m"  # for a user's rows
-DEMO_RECIPE = "smollm2-135m-medical"  # for the rows that come with Gladstone
+DEMO_RECIPE = "demo-triage"
+EMBEDDED_RECIPES = (DEMO_RECIPE, "smollm2-135m-medical")  # for the rows that come with Gladstone
 
 
 class BaseSection(Config):
@@ -261,9 +262,9 @@ def read_recipe(recipe: str | None, overrides: Sequence[str], data: tuple[str, s
     values: dict[str, Any] = read_yaml(_find(name))
     sources = layers.own_rows(values, overrides, data)
     if sources is not None:
-        if name == DEMO_RECIPE:
+        if name in EMBEDDED_RECIPES:
             name, values = DEFAULT_RECIPE, read_yaml(_find(DEFAULT_RECIPE))
-            notes += [f"recipe {DEMO_RECIPE} is for the rows that come along; yours get {name}."] if recipe else []
+            notes += [f"recipe {recipe} is for the rows that come along; yours get {name}."] if recipe else []
         if name in recipe_names():
             values, found = layers.for_other_rows(values, overrides, sources)
             notes += found

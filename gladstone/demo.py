@@ -4,6 +4,8 @@ Each stage runs as its own command, as a user would call it, and is read back fr
 """
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,15 +20,17 @@ from gladstone.chat import NO_MEDICAL_ADVICE
 from gladstone.command import EXIT_INTERRUPTED
 from gladstone.errors import ToolError
 from gladstone.host import core_count, processor_name, readable_bytes
+from gladstone.terminal import visible
 
-RECIPE = "smollm2-135m-medical"
+RECIPE = "demo-triage"
+FORM = r"Problem: [^\n]+\nSince: [^\n]+\nUrgency: (?P<urgency>emergency|same day|routine|self-care)\nAdvice: [^\n]+"
 QUANTS = ("q8_0", "q4_k_m")
-ANSWERED = 2
+MEASURED, SHOWN, SHOWN_CHARACTERS = 32, 2, 300
 LIMITS = """\
-What a 135M model can do: take on the tone, length and form of your answers in minutes, on a laptop, with nothing
+What a 135M model can do: take on the form, tone and length of your answers in minutes, on a laptop, with nothing
 leaving it; show that every step of the line works before you rent a GPU for a large model.
-What it cannot: know medicine. It states wrong facts fluently, before and after training. For answers that hold, take
-the same commands to a model of 7B parameters or more, and have a clinician judge them."""
+What it cannot: know medicine. It fills the form fluently, and often wrongly. For answers that hold, take the same
+commands to a model of 7B parameters or more, and have a clinician judge them."""
 
 
 class Demo:
@@ -54,32 +58,40 @@ class Demo:
         """Benchmark base against tuned on the rows that were held out."""
         files = [self.file("q8_0", base=True), *(self.file(quant) for quant in QUANTS)]
         data = ["--data", str(self.run / "data" / "test.jsonl"), "--format", "messages", "--out", str(self.report)]
-        size = ["--rows", "32", "--answers", "6", "--max-tokens", "64", "--speed-repeats", "2"]
+        count = str(MEASURED)
+        size = ["--rows", count, "--answers", count, "--max-tokens", "64", "--speed-repeats", "2", "--regex", FORM]
         self._stage("measure", self.report, ["bench", "run", *map(str, files), *data, *size])
+
+    def held_out(self) -> list[tuple[str, str]]:
+        """System prompt and question of the first held-out rows."""
+        lines = (self.run / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:SHOWN]
+        turns = [{each["role"]: each["content"] for each in json.loads(line)["messages"]} for line in lines]
+        return [(row["system"], row["user"]) for row in turns]
 
     def answers(self) -> list[tuple[str, str, str]]:
         """Question, the base's answer and the tuned model's, for two held-out rows."""
         begin_s = time.monotonic()
-        lines = (self.run / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:ANSWERED]
-        questions = [json.loads(line)["messages"][0]["content"] for line in lines]
-        told = [(question, self._ask(question, base=True), self._ask(question, base=False)) for question in questions]
+        told = [(row[1], self._ask(*row, base=True), self._ask(*row, base=False)) for row in self.held_out()]
         self.times["chat"] = f"{time.monotonic() - begin_s:.0f} s"
         return told
 
-    def _ask(self, question: str, *, base: bool) -> str:
-        command = ["runtime", "ask", str(self.file("q8_0", base=base)), question, "--max-tokens", "80", "--json"]
+    def _ask(self, system: str, question: str, *, base: bool) -> str:
+        """The likeliest answer, the same that the report has."""
+        command = ["runtime", "ask", str(self.file("q8_0", base=base)), question, "--system", system, "--json"]
         done = subprocess.run([sys.executable, "-P", "-m", "gladstone", *command], stdout=subprocess.PIPE, check=False)
         if done.returncode:
             _stop("runtime ask", done.returncode)
         answer = json.loads(done.stdout)
-        return str(answer["text"]) + ("" if answer["stop_reason"] == "end" else " […]")
+        text, ended = str(answer["text"]).strip(), answer["stop_reason"] == "end"
+        shown = text if ended and len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS].rstrip()} […]"
+        return shown if re.fullmatch(FORM, text) else f"{shown}\n(not in the form)"
 
     def _stage(self, name: str, folder: Path, command: list[str]) -> None:
         if is_finished(folder):
             click.secho(f"\n▸ {name}: finished before, kept ({folder})", bold=True)
             self.times[name] = "kept"
             return
-        click.secho(f"\n▸ {name}: gladstone {' '.join(command)}", bold=True)
+        click.secho(f"\n▸ {name}: gladstone {shlex.join(command)}", bold=True)
         begin_s = time.monotonic()
         done = subprocess.run([sys.executable, "-P", "-m", "gladstone", *command], check=False)
         if done.returncode:
@@ -123,13 +135,16 @@ def main(out: Path, fresh: bool) -> None:
 def _show(demo: Demo, answers: list[tuple[str, str, str]]) -> None:
     facts = read_manifest(demo.run).facts
     proof = json.loads((demo.gguf / "proof.json").read_text(encoding="utf-8"))
-    click.secho("\nBefore and after", bold=True)
+    click.secho(f"\nBefore and after, on {MEASURED} questions that were never trained on", bold=True)
+    for line in _measured(json.loads((demo.report / "report.json").read_text(encoding="utf-8"))):
+        click.echo(line)
     click.echo(
-        f"held-out loss  {facts['held_out_loss_before']:.3f} → {facts['held_out_loss_after']:.3f} nats per answer "
-        f"token (NF4 base in torch, {facts['rows']['test']} rows that were never trained on)"
+        f"held-out loss        {facts['held_out_loss_before']:.2f} → {facts['held_out_loss_after']:.2f} nats an answer "
+        "token, in torch on the NF4 base"
     )
+    click.echo(f"\nThe first two. Both models were told: {demo.held_out()[0][0]}")
     for question, before, after in answers:
-        click.echo(f"\nQ      {question}\nbase   {_one_line(before)}\ntuned  {_one_line(after)}")
+        click.echo(f"\nQ      {_indented(question)}\nbase   {_indented(before)}\ntuned  {_indented(after)}")
     click.secho("\nProof that the GGUF is the model that was trained", bold=True)
     for point in proof["models"][RECIPE]:
         click.echo(f"  {'proven' if point['passed'] else 'FAILED'} {point['name']}: {point['detail']}")
@@ -141,12 +156,29 @@ def _show(demo: Demo, answers: list[tuple[str, str, str]]) -> None:
     _show_end(demo)
 
 
+def _measured(report: dict[str, Any]) -> list[str]:
+    """The base's figures and the tuned model's, both as Q8_0, with their 95 % intervals."""
+    base, tuned = (report["models"][place]["results"] for place in (0, 1))
+    lines = []
+    for title, name in (("answers in the form", "form"), ("urgency right", "form.urgency")):
+        shares = [
+            f"{round(found['mean'] * found['n'])} of {found['n']} [{found['low']:.0%}, {found['high']:.0%}]"
+            for found in (base[name], tuned[name])
+        ]
+        lines.append(f"{title:<21}{' → '.join(shares)}")
+    figures = [f"{found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}]"
+               for found in (base["perplexity"], tuned["perplexity"])]  # fmt: skip
+    return [*lines, f"{'perplexity':<21}{' → '.join(figures)} of the reference answers"]
+
+
 def _show_end(demo: Demo) -> None:
     click.echo(f"\n{LIMITS}\n{NO_MEDICAL_ADVICE}")
     click.secho("\nReport  ", bold=True, nl=False)
     click.echo(demo.report / "report.html")
     click.secho("Chat    ", bold=True, nl=False)
-    click.echo(f"{_program('runtime')} chat {demo.file('q8_0')}")
+    # the likeliest answer, as above: chat's own penalty on repeated words would be one on the labels
+    sampling = f"--temperature 0 --repeat-penalty 1 --system {shlex.quote(demo.held_out()[0][0])}"
+    click.echo(f"{_program('runtime')} chat {demo.file('q8_0')} {sampling}")
 
 
 def _program(name: str) -> str:
@@ -157,5 +189,6 @@ def _program(name: str) -> str:
     return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
-def _one_line(text: Any) -> str:
-    return " ".join(str(text).split())
+def _indented(text: str) -> str:
+    lines = [line for line in visible(text).splitlines() if line.strip()]
+    return "\n       ".join(lines)

@@ -13,7 +13,7 @@ from finetune.backend import is_seq2seq, load_trainable
 from finetune.evaluation import measure_loss
 from finetune.labels import IGNORED, Example, TokenizedExample, tokenize_all
 from finetune.memory import training_bytes
-from finetune.recipe import DEFAULT_RECIPE, DEMO_RECIPE, Recipe, load_recipe, recipe_names, recipe_text
+from finetune.recipe import DEFAULT_RECIPE, EMBEDDED_RECIPES, Recipe, load_recipe, recipe_names, recipe_text
 from finetune.trainable import save_adapter
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.basemodel import Base, resolve_base
@@ -69,7 +69,7 @@ def rows() -> list[Conversation]:
 
 
 def test_every_recipe_with_a_base_on_the_hub_has_a_family() -> None:
-    assert {*recipe_families(), DEFAULT_RECIPE, DEMO_RECIPE} == set(recipe_names())
+    assert {*recipe_families(), DEFAULT_RECIPE, *EMBEDDED_RECIPES} == set(recipe_names())
 
 
 @pytest.mark.parametrize("name", recipe_families())

@@ -6,6 +6,7 @@ from finetune.data.section import Source
 from finetune.recipe import (
     DEFAULT_RECIPE,
     DEMO_RECIPE,
+    EMBEDDED_RECIPES,
     Recipe,
     TrainingSection,
     field_help,
@@ -17,6 +18,7 @@ from finetune.recipe import (
 from gladstone.errors import ConfigError
 from gladstone.formats import read_conversations
 
+FLASHCARDS = "smollm2-135m-medical"  # has max_steps
 WRONG_THREE_TIMES = """
 name: mine
 base: {model: "embedded:smollm2-135m-instruct", max_tokens: many}
@@ -85,12 +87,13 @@ def test_a_users_rows_are_trained_for_one_whole_epoch_and_divided_as_any() -> No
     assert (recipe.data.validation, recipe.data.test) == (0.1, 0.1)
 
 
-def test_the_demos_recipe_named_for_other_rows_gives_way_and_says_so() -> None:
+@pytest.mark.parametrize("name", EMBEDDED_RECIPES)
+def test_a_recipe_for_the_embedded_rows_named_for_other_rows_gives_way_and_says_so(name: str) -> None:
     for overrides, data in (([], ("mine.jsonl", "auto")), (["data.sources=[{path: mine.jsonl}]"], None)):
-        read = read_recipe(DEMO_RECIPE, overrides, data)
+        read = read_recipe(name, overrides, data)
         assert read.recipe.training.max_steps is None
         assert read.recipe.data.sources == (Source(path="mine.jsonl"),)
-        assert any(DEMO_RECIPE in note and DEFAULT_RECIPE in note for note in read.notes)
+        assert any(name in note and DEFAULT_RECIPE in note for note in read.notes)
 
 
 def test_sizes_of_a_published_data_set_are_not_put_on_a_users_rows_and_it_is_said() -> None:
@@ -106,13 +109,13 @@ def test_sizes_of_a_published_data_set_are_not_put_on_a_users_rows_and_it_is_sai
 
 def test_a_users_own_file_keeps_its_steps_and_its_name_for_other_rows(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
-    path.write_text(recipe_text(DEMO_RECIPE).replace("name: smollm2-135m-medical", "name: own"))
+    path.write_text(recipe_text(FLASHCARDS).replace("name: smollm2-135m-medical", "name: own"))
     read = read_recipe(str(path), [], ("mine.jsonl", "auto"))
     assert (read.recipe.name, read.recipe.training.max_steps, read.notes) == ("own", 12, ())
 
 
 def test_the_length_that_was_set_last_holds_and_it_is_said() -> None:
-    longer = read_recipe(None, ["training.epochs=3"])
+    longer = read_recipe(FLASHCARDS, ["training.epochs=3"])
     assert (longer.recipe.training.epochs, longer.recipe.training.max_steps) == (3, None)
     (note,) = longer.notes
     assert "training.max_steps=12" in note
@@ -132,7 +135,7 @@ def test_two_lengths_in_one_command_are_refused_unless_one_is_null() -> None:
 
 def test_of_two_lengths_in_a_file_the_steps_hold_as_they_always_did_and_it_is_said(tmp_path: Path) -> None:
     path = tmp_path / "both.yaml"
-    path.write_text(recipe_text(DEMO_RECIPE).replace("max_steps: 12", "max_steps: 12\n  epochs: 3"))
+    path.write_text(recipe_text(FLASHCARDS).replace("max_steps: 12", "max_steps: 12\n  epochs: 3"))
     read = read_recipe(str(path), [])
     assert read.recipe.training.total_steps(100) == 12
     assert "training.epochs=3 of recipe both.yaml is not used" in read.notes[0]

@@ -1,12 +1,14 @@
 import re
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-from finetune.data.duplicates import question_key
+from finetune.data.duplicates import Duplicates, question_key
 from finetune.data.section import Source
 from gladstone.chat import Conversation
+from gladstone.demo import FORM
 from gladstone.formats import read_conversations
 from gladstone.rows import read_rows
 
@@ -28,6 +30,11 @@ def reasoning() -> list[Conversation]:
     return read_conversations(sample("reasoning"), "qa")
 
 
+@pytest.fixture(scope="module")
+def triage() -> list[Conversation]:
+    return read_conversations(sample("triage"), "qa")
+
+
 def shingles(text: str) -> frozenset[tuple[str, ...]]:
     words = re.findall(r"\w+", text.casefold())
     return frozenset(tuple(words[index : index + 5]) for index in range(max(1, len(words) - 4)))
@@ -40,7 +47,11 @@ def test_there_are_enough_rows_of_both_kinds(flashcards: list[Conversation], rea
 
 @pytest.mark.parametrize(
     ("name", "fields"),
-    [("flashcards", {"topic", "question", "answer"}), ("reasoning", {"topic", "question", "reasoning", "answer"})],
+    [
+        ("flashcards", {"topic", "question", "answer"}),
+        ("reasoning", {"topic", "question", "reasoning", "answer"}),
+        ("triage", {"system", "question", "answer"}),
+    ],
 )
 def test_every_row_has_every_field_with_text_and_no_other(name: str, fields: set[str]) -> None:
     for row, source in read_rows(sample(name)):
@@ -97,11 +108,11 @@ def test_questions_open_in_many_ways(flashcards: list[Conversation]) -> None:
 
 
 def test_no_row_holds_an_address_or_a_number_to_call(
-    flashcards: list[Conversation], reasoning: list[Conversation]
+    flashcards: list[Conversation], reasoning: list[Conversation], triage: list[Conversation]
 ) -> None:
     texts = [
         (row.source, text)
-        for row in (*flashcards, *reasoning)
+        for row in (*flashcards, *reasoning, *triage)
         for message in row.messages
         for text in (message.content, message.reasoning or "")
     ]
@@ -115,3 +126,29 @@ def test_every_row_is_short_enough_for_the_demo(flashcards: list[Conversation], 
         for row in (*flashcards, *reasoning)
     }
     assert max(words.values()) < 256, max(words.items(), key=lambda item: item[1])
+
+
+def test_every_triage_note_has_the_form_that_the_demo_counts(triage: list[Conversation]) -> None:
+    assert [row.source for row in triage if not re.fullmatch(FORM, row.answer.content)] == []
+    urgencies = Counter(row.answer.content.splitlines()[2] for row in triage)
+    assert len(triage) >= 200
+    assert set(urgencies.values()) == {len(triage) // 4}
+
+
+def test_every_triage_row_asks_for_the_form_in_the_same_words(triage: list[Conversation]) -> None:
+    assert len({row.messages[0].content for row in triage}) == 1
+    assert {row.messages[0].role for row in triage} == {"system"}
+
+
+def test_no_line_of_a_triage_note_but_the_urgency_and_the_time_stands_in_another(triage: list[Conversation]) -> None:
+    """A held-out answer is then no copy of a trained one."""
+    for place in (0, 3):
+        lines = Counter(row.answer.content.splitlines()[place] for row in triage)
+        assert [line for line, count in lines.items() if count > 1] == []
+
+
+def test_no_two_triage_rows_are_duplicates(triage: list[Conversation]) -> None:
+    found = Duplicates(triage, 0.8)
+    found.find()
+    assert found.partners == {}
+    assert len({found.groups.head(row) for row in range(len(triage))}) == len(triage)
