@@ -28,7 +28,8 @@ def run_child(
     """Run `python -m MODULE` with the job on stdin until it ends; it ends with us. Returns what it reports, if it does.
 
     A child reports a line of JSON on stdout: `{"fraction": 0.3}` is shown, `{"result": …}` is returned. Raises
-    UnsupportedError with the child's message if it exits with 3, ToolError with its last lines if it fails.
+    UnsupportedError if it exits with 3, with the `{"error": …}` that it reported or else its last line, and ToolError
+    with its last lines if it fails.
     """
     paths = [str(path) for path in python_path] + [path for path in (os.environ.get("PYTHONPATH"),) if path]
     environment = LARGE_PAGES | os.environ | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})
@@ -45,22 +46,22 @@ def run_child(
         ) as child,
     ):
         try:
-            result = _talk(child, job, progress or Silent())
+            reported = _talk(child, job, progress or Silent())
         except BaseException:  # Ctrl-C above all: no child may go on writing
             child.kill()
             child.wait()  # Popen itself waits no longer than a quarter of a second after Ctrl-C
             raise
         errors.seek(0)
         lines = errors.read().decode("utf-8", "replace").strip().splitlines()
-    if child.returncode == USER_ERROR and lines:
-        raise UnsupportedError(lines[-1])
+    if child.returncode == USER_ERROR and (lines or "error" in reported):
+        raise UnsupportedError(str(reported["error"]) if "error" in reported else lines[-1])
     if child.returncode == -signal.SIGINT:
         raise KeyboardInterrupt
     if child.returncode:
         _check_room(job)
         tail = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
         raise ToolError(f"{what} failed (exit code {child.returncode}). Its last lines:\n{tail}")
-    return result
+    return reported.get("result")
 
 
 def _check_room(job: dict[str, Any]) -> None:
@@ -74,7 +75,8 @@ def _check_room(job: dict[str, Any]) -> None:
 def serve(work: Callable[[dict[str, Any]], Any]) -> None:
     """What a child's `main` does: take the job from stdin, do the work, report what it returns.
 
-    An error that is meant for the user becomes the last line of stderr, and the exit code `run_child` knows it by.
+    An error that is meant for the user is reported like a result, with the exit code that `run_child` knows it by: on
+    stderr a library's progress bar may come behind it.
     """
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -82,6 +84,7 @@ def serve(work: Callable[[dict[str, Any]], Any]) -> None:
         result = work(job)
     except GladstoneError as error:
         print(error, file=sys.stderr)
+        print(json.dumps({"error": str(error)}), flush=True)
         sys.exit(USER_ERROR)
     if result is not None:
         print(json.dumps({"result": result}))
@@ -98,9 +101,9 @@ def report_share(fraction: float) -> None:
     print(json.dumps({"fraction": fraction}), flush=True)
 
 
-def _talk(child: subprocess.Popen[str], job: dict[str, Any], progress: Progress) -> Any:
-    """Hand over the job, show the progress, and wait for the end."""
-    result = None
+def _talk(child: subprocess.Popen[str], job: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Hand over the job, show the progress, and wait for the end; returns `result` and `error` as far as reported."""
+    reported: dict[str, Any] = {}
     assert child.stdin is not None and child.stdout is not None  # noqa: PT018, S101 - both are pipes
     with suppress(BrokenPipeError):  # a child that died says why on its stderr
         child.stdin.write(json.dumps(job) + "\n")
@@ -109,11 +112,11 @@ def _talk(child: subprocess.Popen[str], job: dict[str, Any], progress: Progress)
         said = _report(line)
         if "fraction" in said:
             progress.update(float(said["fraction"]))
-        result = said.get("result", result)
+        reported |= {name: said[name] for name in ("result", "error") if name in said}
     child.wait()
     with suppress(BrokenPipeError):
         child.stdin.close()
-    return result
+    return reported
 
 
 def _report(line: str) -> dict[str, Any]:

@@ -59,7 +59,8 @@ def merge_run(merging: Merging, out: Path, progress: Progress) -> list[Path]:
     UnsupportedError for adapters that do not fit.
     """
     manifest = read_run_manifest(merging.run)
-    check_accepted(merging.run, serious_warnings(manifest.facts), accepted=merging.accepted)
+    beside = [f"{folder}: {text}" for folder, _ in merging.others for text in _warnings_beside(folder)]
+    check_accepted(merging.run, [*serious_warnings(manifest.facts), *beside], accepted=merging.accepted)
     run = open_run(merging.run, manifest, progress)
     adapters = ((run.folder / "adapter", merging.weight), *merging.others)
     plan = read_plan(run.base.folder, adapters, merging.onto)
@@ -78,6 +79,12 @@ def merge_run(merging: Merging, out: Path, progress: Progress) -> list[Path]:
         write_manifest(out, _manifest(run, merging, plan, bench, files))
         bench.forget_state()
     return [out / file for file in shards]
+
+
+def _warnings_beside(adapter: Path) -> list[str]:
+    """What the manifest of the run says in whose folder an adapter lies; nothing of one that lies elsewhere."""
+    run = adapter.resolve().parent
+    return serious_warnings(read_manifest(run).facts) if is_finished(run) else []
 
 
 def _shard(plan: Plan, path: Path, tensors: Sequence[Planned], progress: Progress) -> Callable[[], Made]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune.data.prepare import describe
+from finetune.data.summary import Line, describe, in_columns
 from finetune.estimate import Estimate, readable_span
 from finetune.inputs import Inputs, limits_hit
 from finetune.labels import token_count
@@ -20,7 +20,6 @@ FEW_ROWS = 50  # to train on
 FEW_HELD_OUT = 30  # below it the mean loss of the rows moves by more than most settings do
 MANY_LEFT_OUT = 0.2  # of the rows that were read
 NOT_DRAWN = "not drawn"  # the reason of rows that a setting asked to leave out
-Line = tuple[str, int | None, str]
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Opening:
     def text(self, trainable: "Trainable", loop: "Loop") -> str:
         """The whole block, in aligned lines, without an end of line."""
         lines = [*self._training(loop), *self._machine(trainable, loop), *self._remarks(loop)]
-        own = "\n".join(f"{name:10} {'' if count is None else f'{count:,}':>9}  {told}" for name, count, told in lines)
+        own = in_columns(lines)
         rows = f"{describe(self.inputs.summary, self.inputs.out / 'data')}\n" if self.inputs.summary.read else ""
         return f"Run of {self.inputs.recipe.name}\n{rows}{own}"
 

@@ -56,6 +56,17 @@ def test_an_error_meant_for_the_user_comes_through_as_it_is(tmp_path: Path) -> N
     assert str(caught.value) == "it is not supported"
 
 
+def test_what_a_library_prints_behind_an_error_does_not_stand_in_for_it(tmp_path: Path) -> None:
+    module, path = child(tmp_path, "")
+    (tmp_path / "small_child.py").write_text(
+        "import atexit, sys\nfrom export.children import serve\nfrom gladstone.errors import DataError\n"
+        "atexit.register(lambda: print('Writing:  98%', file=sys.stderr))\n"
+        "def work(job): raise DataError('it is not finite')\nserve(work)\n"
+    )
+    with pytest.raises(UnsupportedError, match=r"^it is not finite$"):
+        run_child(module, {}, "The work", [*path, Path.cwd()])
+
+
 def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     """Killed, a parent can tell it nothing."""
     (tmp_path / "endless.py").write_text(

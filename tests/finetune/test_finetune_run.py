@@ -201,7 +201,9 @@ def test_a_run_that_made_the_model_worse_ends_with_a_warning_in_place_of_the_nex
     assert first["figures"]["after"] > first["figures"]["before"]
 
 
-def test_its_export_is_refused_with_the_reason_unless_the_user_says_yes(spoiled: tuple[Path, Result]) -> None:
+def test_its_export_is_refused_with_the_reason_unless_the_user_says_yes(
+    spoiled: tuple[Path, Result], finished: tuple[Path, Result]
+) -> None:
     out, _ = spoiled
     for command in (["gguf"], ["lora"], ["merge"]):
         refused = CliRunner().invoke(export_main, [*command, str(out)])
@@ -211,6 +213,9 @@ def test_its_export_is_refused_with_the_reason_unless_the_user_says_yes(spoiled:
     assert {path.name for path in out.iterdir()}.isdisjoint({"gguf", "lora", "merged"})
     accepted = CliRunner().invoke(export_main, ["merge", str(out), "--yes"])
     assert accepted.exit_code == 0, accepted.output
+    other = CliRunner().invoke(export_main, ["merge", str(finished[0]), "--adapter", f"{out / 'adapter'}=0.5"])
+    assert other.exit_code == 1
+    assert "the model is worse than before training" in other.stderr
     warnings = read_manifest(out / "merged").facts["training_warnings"]
     assert any("worse than before" in each for each in warnings)
 
