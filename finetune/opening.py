@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from finetune.data.summary import Line, describe, in_columns
 from finetune.estimate import Estimate, readable_span
 from finetune.inputs import Inputs, limits_hit
-from finetune.labels import token_count
 from finetune.plan import epochs_text
 from finetune.stopping import Limits
 from gladstone.host import readable_bytes
@@ -42,12 +41,13 @@ class Opening:
         sets, training = self.inputs.sets, self.inputs.recipe.training
         for count, what in limits_hit(sets, self.inputs.recipe.base.max_tokens):
             yield "tokens", count, what
-        rows = sets["train"].examples
-        tokens, scored = sum(map(token_count, rows)), sum(row.target_tokens for row in rows)
-        yield "to train", len(rows), f"rows with {tokens:,} tokens, {scored:,} of them scored"
+        train = sets["train"]
+        made_of = len(set(train.rows) or train.examples)
+        parts = f" as {len(train.examples):,} examples" if made_of != len(train.examples) else ""
+        yield "to train", made_of, f"rows{parts}; scored are {train.scored}"
         per_step = training.batch_size * training.accumulation
-        seen = f"{loop.rows_trained:,} rows, {epochs_text(loop.rows_trained / len(rows))}"
-        yield "steps", loop.total, f"of {per_step} rows: {seen}"
+        unit, epochs = "examples" if parts else "rows", epochs_text(loop.rows_trained / len(train.examples))
+        yield "steps", loop.total, f"of {per_step} {unit}: {loop.rows_trained:,} {unit}, {epochs}"
         made = len(loop.history.steps)
         if made:
             left = max(0, loop.total - made)
@@ -108,7 +108,9 @@ class Opening:
                 f"only {loop.rows_trained:,} of {rows:,} rows are trained: training.{name}={getattr(training, name)} "
                 "ends the run before. All of them once: --set training.epochs=1."
             )
-        lost = summary.left_out - summary.dropped[NOT_DRAWN] + sum(each.too_long for each in sets.values())
+        lost = (
+            summary.left_out - summary.dropped[NOT_DRAWN] + sum(each.too_long + each.unscored for each in sets.values())
+        )
         if lost > MANY_LEFT_OUT * summary.read > 0:
             yield (
                 f"{lost:,} of {summary.read:,} rows ({lost / summary.read:.0%}) are left out; "

@@ -143,7 +143,7 @@ def test_a_run_begins_with_one_block_that_says_what_it_will_do(finished: tuple[P
     lines = opening_lines(result.stderr)
     assert lines["read"].startswith("40  ")
     assert "train 32, validation 4, test 4" in lines["written"]
-    assert re.fullmatch(r"32  rows with 1,\d{3} tokens, \d{3} of them scored", lines["to train"])
+    assert re.fullmatch(r"32  rows; scored are 32 turns, \d{3} of 1,\d{3} tokens \(\d\d%\)", lines["to train"])
     assert lines["steps"] == "4  of 4 rows: 16 rows, 0.5 of an epoch"
     assert lines["base"].startswith(str(tiny_base))
     assert "cpu in " in lines["device"]
