@@ -56,7 +56,8 @@ class Opening:
         held_out = {name: len(sets[name].examples) for name in ("validation", "test") if name in sets}
         if held_out.get("validation"):
             times = min(training.evaluations, loop.total)
-            yield "validation", held_out["validation"], f"rows, measured {times:,} times while training"
+            often = "once" if times == 1 else f"{times:,} times"
+            yield "validation", held_out["validation"], f"rows, measured {often} while training"
         if held_out.get("test"):
             yield "test", held_out["test"], "rows, measured before and after"
 

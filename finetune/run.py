@@ -10,7 +10,8 @@ from pathlib import Path
 from finetune import checkpoint as checkpoints
 from finetune import trainable as training
 from finetune.data.division import SETS
-from finetune.data.prepare import CHANGED, DROPPED, PERSONAL, SUMMARY, Summary, prepare
+from finetune.data.prepare import prepare
+from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary
 from finetune.estimate import estimate_inputs
 from finetune.inputs import Inputs, differences, read_inputs, write_inputs
 from finetune.loop import METRICS, Loop
@@ -233,6 +234,7 @@ def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
 
 def _made_files(out: Path) -> Sequence[Path]:
     names = ["recipe.yaml", "chat_template.jinja", "metrics.jsonl", *PLOTS]
-    names += [f"data/{name}" for name in (*(f"{name}.jsonl" for name in SETS), DROPPED, CHANGED, PERSONAL, SUMMARY)]
+    told = (DROPPED, CHANGED, CONFLICTS, PERSONAL, SUMMARY)
+    names += [f"data/{name}" for name in (*(f"{name}.jsonl" for name in SETS), *told)]
     made = [out / name for name in names]
     return [*made, *tokenizer_files(out / "tokenizer"), *sorted((out / "adapter").iterdir())]

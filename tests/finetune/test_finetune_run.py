@@ -310,7 +310,7 @@ def test_nothing_of_a_stopped_run_with_another_base_stays(finished: tuple[Path, 
         path.name for path in (finished[0] / "tokenizer").iterdir()
     }
     assert sorted(path.name for path in (out / "data").iterdir()) == [
-        "changed.jsonl", "data.json", "dropped.jsonl", "mine.txt", "personal.jsonl", "test.jsonl", "train.jsonl",
+        "changed.jsonl", "conflicts.jsonl", "data.json", "dropped.jsonl", "mine.txt", "personal.jsonl", "test.jsonl", "train.jsonl",
         "validation.jsonl",
     ]  # fmt: skip
 
