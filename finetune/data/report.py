@@ -133,7 +133,8 @@ class _Measures:
     def _add(self, row: Conversation, report: Report) -> None:
         answer = row.answer
         if not row.is_text:
-            self._lengths["question characters"].append(len(row.messages[-2].content))
+            asked = next(message for message in reversed(row.messages) if message.role == "user")
+            self._lengths["question characters"].append(len(asked.content))
         self._lengths["answer characters"].append(len(answer.content))
         if answer.reasoning:
             self._lengths["reasoning characters"].append(len(answer.reasoning))

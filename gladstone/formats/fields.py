@@ -175,17 +175,18 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
 
 
-def assistant_message(text: str, reasoning: str | None, row: Fields) -> Message:
+def assistant_message(text: str, reasoning: str | None, row: Fields, *, may_be_empty: bool = False) -> Message:
     """The assistant's turn; reasoning that the text opens with, `<think>…</think>`, becomes the field it is.
 
-    Raises DataError for a block that does not close, for nothing after it, and for reasoning given in both ways.
+    Raises DataError for a block that does not close, for nothing after it unless that `may_be_empty`, and for reasoning
+    given in both ways.
     """
     if row.exact or not text.lstrip().startswith(THINK_OPEN):
         return Message("assistant", text, reasoning)
     inside, closed, answer = text.lstrip().removeprefix(THINK_OPEN).partition(THINK_CLOSE)
     if not closed:
         raise row.error(f"the answer opens {THINK_OPEN} and never closes it.")
-    if not answer.strip():
+    if not answer.strip() and not may_be_empty:
         raise row.error(f"there is no answer after {THINK_CLOSE}.")
     if reasoning and inside.strip():
         raise row.error(f"reasoning is given twice, in its field and as {THINK_OPEN} in the answer.")

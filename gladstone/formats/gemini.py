@@ -4,7 +4,7 @@ Its keys are read in both spellings, `functionCall` and `function_call`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gladstone.chat import Conversation, Message, ToolCall
@@ -12,7 +12,7 @@ from gladstone.formats.fields import Fields, assistant_message, checked_text, js
 from gladstone.formats.tools import definition, listed_values
 from gladstone.formats.trimming import trimmed
 from gladstone.formats.turns import check_order, read_flag
-from gladstone.rows.limits import kind_of
+from gladstone.rows.limits import kind_of, readable_fields
 
 FIELDS = ("contents",)
 ROLES = {"user": "user", "model": "assistant", "assistant": "assistant", "function": "tool", "tool": "tool"}
@@ -71,8 +71,8 @@ def _read_turn(turn: Fields) -> Iterator[Message]:
         if not parts.text and not parts.calls:
             raise turn.error("its parts hold no text and no functionCall.")
         thought = parts.thought or None
-        message = assistant_message(parts.text, thought, turn) if parts.text else Message(role, "", thought)
-        yield Message(role, message.content, message.reasoning, train, tuple(parts.calls))
+        message = assistant_message(parts.text, thought, turn, may_be_empty=bool(parts.calls))
+        yield replace(message, train=train, tool_calls=tuple(parts.calls))
     elif parts.text:
         yield Message("user", parts.text)
     elif not parts.results:
@@ -91,7 +91,7 @@ def _read_parts(turn: Fields) -> _Parts:
         elif "text" in part:
             _add_text(found, part)
         else:
-            kinds = ", ".join(name[:40] for name in part.names[:3]) or "nothing"
+            kinds = readable_fields(part.names)
             raise part.error(f"holds {kinds}; only text can be trained on. Leave such parts or rows out.")
     found.text, found.thought = trimmed(found.text), trimmed(found.thought)
     return found

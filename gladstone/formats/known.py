@@ -9,7 +9,7 @@ MEDIA = ("images", "image", "audios", "audio", "videos", "video")
 def check_known(row: Fields, layout: str) -> None:
     """Raises DataError for a row with pictures or sound, and for one that says not to be trained on."""
     for name in MEDIA:
-        if row.has(name):
+        if row.has(name) and isinstance(row.peek(name), str | bytes | list | dict):
             raise row.error(
                 f"field {name!r}: only text can be trained on. Leave the field or such rows out, or name the fields of "
                 "question and answer under columns."

@@ -5,8 +5,10 @@ from gladstone.formats import alpaca, messages, prompt, qa, sharegpt
 from gladstone.formats.fields import Fields, assistant_message
 from gladstone.formats.notes import LeftOutError
 from gladstone.formats.turns import finish, read_turns, turns_of
+from gladstone.rows.limits import readable_fields
 
-FIELDS = ("chosen", "rejected")
+CHOSEN = ("chosen", "preferred_output")
+REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
 LABELS = ("label", "kto_tag")
 ASKING = ("prompt", "question", "query")
 _ANSWERED = {
@@ -19,18 +21,29 @@ _ANSWERED = {
 
 
 def read_chosen(row: Fields) -> Conversation:
-    """The chosen answer alone; the rejected one is not used. A list that holds the question too is taken whole."""
-    if isinstance(row.peek("chosen"), dict):
-        return finish(row, (*_asked(row), *turns_of(row, "chosen", [row.get("chosen")])))
-    if not prompt.is_list(row, "chosen"):
-        answer = assistant_message(row.required_text("chosen", numbers=True), None, row)
-        return finish(row, (*_asked(row), answer))
-    chosen = read_turns(row, "chosen")
+    """The chosen answer alone; the rejected one is not used. A list that holds the question too is taken whole.
+
+    A row without a chosen answer has it where its layout has answers: a rejected one stands beside it.
+    """
+    name = next((each for each in CHOSEN if each in row), None)
+    if name is None:
+        return _answered(row, "a rejected answer")
+    if isinstance(row.peek(name), dict):
+        return finish(row, (*_asked(row), *turns_of(row, name, [row.get(name)])))
+    if not prompt.is_list(row, name):
+        return finish(row, (*_asked(row), assistant_message(row.required_text(name, numbers=True), None, row)))
+    chosen = read_turns(row, name)
     if chosen and chosen[0].role == "assistant":
-        return finish(row, (*_asked(row), *chosen))
+        return _with_input(row, chosen) if isinstance(row.peek("input"), dict) else finish(row, (*_asked(row), *chosen))
     if row.peek("prompt") in [message.content for message in chosen]:
         row.get("prompt")  # the list repeats it
     return finish(row, chosen)
+
+
+def _with_input(row: Fields, chosen: tuple[Message, ...]) -> Conversation:
+    """OpenAI's preference rows: an `input` with messages and tools."""
+    asked = row.within(row.get("input"), "input", "input", "messages")
+    return finish(asked, (*read_turns(asked, "messages"), *chosen))
 
 
 def _asked(row: Fields) -> tuple[Message, ...]:
@@ -53,10 +66,15 @@ def read_good(row: Fields) -> Conversation:
         raise row.error(f"field {name!r} is not true or false.")
     if not good:
         raise LeftOutError(f"{name} false: a bad answer")
+    return _answered(row, name)
+
+
+def _answered(row: Fields, beside: str) -> Conversation:
     for fields, read in _ANSWERED.items():
         if all(field in row for field in fields):
             return read(row)
-    raise row.error("expected prompt and completion, messages, conversations or instruction and output beside it.")
+    known = ", ".join(" and ".join(fields) for fields in _ANSWERED)
+    raise row.error(f"expected {known} beside {beside}; the row has {readable_fields(row.names)}.")
 
 
 def truth(value: object) -> bool | None:

@@ -39,7 +39,6 @@ KNOWN_BY: dict[str, tuple[str, ...]] = {
 }
 SAMPLED_ROWS = 50
 PREFERENCE, KTO, RATED, TOKENS = "preference", "kto", "rated", "tokens"
-REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
 ANSWERS_TO_TEXT = ("label", "labels", "target", "summary", *pair.ANSWERS)
 
 
@@ -78,7 +77,7 @@ def _why(count: int, of_rows: int, fields: Sequence[str]) -> str:
 def _marks(row: Row) -> frozenset[str]:
     """What a row's values say of the kind of data it is."""
     marks = set()
-    if any(row.get(name) not in (None, "", []) for name in REJECTED):
+    if any(row.get(name) not in (None, "", []) for name in preference.REJECTED):
         marks.add(PREFERENCE)
     for name in preference.LABELS:
         if isinstance(row.get(name), bool):
@@ -115,7 +114,7 @@ def _check_plain_text(path: Path, names: list[set[str]]) -> None:
     for name in ANSWERS_TO_TEXT:
         if sum(name in row for row in names) * 2 >= len(names):
             raise DataError(
-                f"{path}: its rows have text and {name}. If {name} is the answer to the text, say so with columns: "
-                f"{{question: text, answer: {name}}} (--column question=text --column answer={name}); --format text "
-                "trains on the text alone."
+                f"{path}: its rows have text and {name}. If {name} is the answer to the text, say so in a recipe's "
+                f"source with columns: {{question: text, answer: {name}}} (--column in `finetune data check`); "
+                "--format text trains on the text alone."
             )

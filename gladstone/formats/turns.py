@@ -91,7 +91,7 @@ def _assistant(turn: Fields, content: str) -> Message:
     if text is None and not calls:
         turn.require(content)
         raise turn.error(f"field {content!r} is empty.")
-    message = assistant_message(text, reasoning, turn) if text else Message("assistant", "", reasoning)
+    message = assistant_message(text or "", reasoning, turn, may_be_empty=bool(calls))
     return replace(message, tool_calls=calls)
 
 
