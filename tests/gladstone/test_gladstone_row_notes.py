@@ -12,7 +12,7 @@ from gladstone.errors import DataError
 from gladstone.formats import Layout, Notes, find_layout, iter_conversations, recognise
 from gladstone.rows import Problems
 
-QA = {"question": "Q", "answer": "A"}
+QA: dict[str, Any] = {"question": "Q", "answer": "A"}
 USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 
 
