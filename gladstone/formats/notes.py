@@ -23,7 +23,7 @@ class Notes:
     def add(self, unused: Iterable[str], as_text: Iterable[tuple[str, str]]) -> None:
         """Count one row: the fields that nothing read, and each value that was read as text."""
         more = False
-        for name in set(map(_readable, unused)):
+        for name in dict.fromkeys(map(_readable, unused)):  # in the order of the row
             if name in self.unused or len(self.unused) < MAX_NAMES:
                 self.unused[name] += 1
             else:
