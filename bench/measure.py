@@ -9,7 +9,8 @@ from pathlib import Path
 from bench.results import Answer, Item, Loss, SpeedRun
 from gladstone.context import Context
 from gladstone.errors import DataError, UnsupportedError
-from gladstone.host import peak_memory_bytes
+from gladstone.host import core_count, peak_memory_bytes
+from gladstone.other_work import OtherWork
 from runtime.engine import ContextFullError, Engine, EngineOptions, Sampling
 
 WARM_UP_PROMPT_TOKENS, WARM_UP_STEPS = 64, 4
@@ -61,6 +62,8 @@ def measure_speed(job: SpeedJob) -> SpeedRun:
             raise UnsupportedError(f"{job.model}: its context of {engine.context_tokens} tokens is too small to time.")
         prompt = _text_tokens(engine, job.items, min(job.prefill_tokens, room))
         _time_plain(engine, prompt[:WARM_UP_PROMPT_TOKENS], WARM_UP_STEPS)
+        others = OtherWork()
+        others.look()
         first_token_s = _time_first_token(engine, typical_item(job.items))
         prefill_s, decode_s = _time_plain(engine, prompt, job.decode_tokens)
         return SpeedRun(
@@ -71,6 +74,8 @@ def measure_speed(job: SpeedJob) -> SpeedRun:
             decode_tokens=job.decode_tokens,
             decode_tokens_per_s=job.decode_tokens / decode_s,
             peak_memory_bytes=peak_memory_bytes(),
+            other_processors=others.mean(),
+            processors=core_count(),
         )
 
 

@@ -80,7 +80,10 @@ class Loss:
 
 @dataclass(frozen=True)
 class SpeedRun:
-    """One measurement in a fresh process. `prefill` and `decode` are plain evaluation, without text and sampling."""
+    """One measurement in a fresh process. `prefill` and `decode` are plain evaluation, without text and sampling.
+
+    `other_processors` are those that other processes took meanwhile, of the `processors` that this one may use.
+    """
 
     load_s: float
     first_token_s: float
@@ -89,6 +92,8 @@ class SpeedRun:
     decode_tokens: int
     decode_tokens_per_s: float
     peak_memory_bytes: int
+    other_processors: float = 0.0
+    processors: int = 0
 
 
 @dataclass(frozen=True)

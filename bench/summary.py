@@ -26,9 +26,11 @@ from bench.results import (
     Spread,
 )
 from bench.stats import MIN_JUDGED, Bootstrap, Table, judge, mean_table, perplexity, spread
+from gladstone.other_work import FELT
 
 PERPLEXITY = MetricInfo("perplexity", "perplexity", higher_is_better=False)
 FEW_ITEMS = 20
+NAMED = 4  # disturbed measurements
 SPEED_FIGURES: dict[str, Callable[[SpeedRun], float]] = {
     "load_s": lambda run: run.load_s,
     "first_token_s": lambda run: run.first_token_s,
@@ -55,7 +57,7 @@ def summarise(inputs: Inputs, warnings: Sequence[str]) -> Report:
     infos = (PERPLEXITY, *(metric.info for metric in inputs.metrics.values()))
     return Report(
         headline=headline(rows, infos),
-        warnings=(*warnings, *_measurement_warnings(rows)),
+        warnings=(*warnings, *_measurement_warnings(rows), *_disturbances(rows)),
         metrics=infos,
         models=rows,
         items=inputs.items,
@@ -181,6 +183,25 @@ def _form_finding(first: ModelReport, row: ModelReport) -> str:
         f"{difference.verdict} (difference of the shares {signed(difference.result.mean)}, 95 % interval "
         f"{signed_interval(difference.result)})"
     )
+
+
+def _disturbances(rows: Sequence[ModelReport]) -> list[str]:
+    """What other work took of the processors while speed was measured."""
+    disturbed = [
+        (run.other_processors, run.processors, f"{row.model.label} in round {number}")
+        for row in rows
+        for number, run in enumerate(row.measured.speed, 1)
+        if run.other_processors >= FELT
+    ]
+    if not disturbed:
+        return []
+    most, processors, _ = max(disturbed)
+    total = sum(len(row.measured.speed) for row in rows)
+    named = ", ".join(name for _, _, name in disturbed[:NAMED]) + (" and others" if len(disturbed) > NAMED else "")
+    return [
+        f"Other work ran on this machine during {len(disturbed)} of {total} speed measurements ({named}) and took up "
+        f"to {most:.1f} of {processors} processors: these speeds are too low. Measure again on a quiet machine."
+    ]
 
 
 def _measurement_warnings(rows: Sequence[ModelReport]) -> list[str]:

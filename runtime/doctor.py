@@ -59,6 +59,7 @@ class Speed:
     prefill_tokens_per_s: float
     decode_threads: int
     decode_tokens_per_s: float
+    other_processors: float = 0.0  # that other work took meanwhile
 
     def share_of(self, bytes_per_s: float) -> float:
         """How much of the memory's bandwidth decoding uses: each token reads all weights once."""
@@ -144,7 +145,8 @@ def measure_speed(facts: Facts, path: Path | None) -> tuple[Facts, Speed | None]
         return replace(facts, crash=_death(done.returncode)), None
     if path is None:
         return facts, None
-    return facts, Speed(str(path), **lines[1])
+    speed = Speed(str(path), **lines[1])
+    return replace(facts, others=speed.other_processors), speed
 
 
 def read_tools() -> Tools:

@@ -6,6 +6,7 @@ Pure: every function takes facts and gives text, so that any machine can be test
 from dataclasses import dataclass, field
 
 from gladstone.host import Cores, readable_bytes
+from gladstone.other_work import FELT
 
 # name in llama.cpp's system info: the processor's flag as Linux calls it
 INSTRUCTIONS = {
@@ -20,6 +21,7 @@ NEEDED = ("avx2", "fma", "f16c", "bmi2")  # of a processor that the portable bui
 AVX512_COST = "decode 2-7 % slower; prefill as fast with Q4_1, 1.25 times slower with Q8_0, 1.5 times with Q4_K_M"
 MADE_RIGHT = {12: 4, 13: 3}  # gcc's first minor version with correct AMX code, by major version; all from 14 on
 BUSY_LOAD = 0.5
+MANY_SPINS = 5000  # longer than a barrier takes on a quiet machine
 VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 
 
@@ -55,6 +57,7 @@ class Facts:
     swap_bytes: int = 0
     small_pages: bool = False  # Linux with huge pages turned off
     load: float = 0.0
+    others: float = 0.0  # processors that other work took while the speed was measured
     environment: dict[str, str] = field(default_factory=dict)
     tools: Tools = Tools()
     crash: str = ""  # how the child that measured the speed died
@@ -91,6 +94,7 @@ def known_faults(facts: Facts) -> list[str]:
         _too_old,
         _broken_amx,
         _sleeping_threads,
+        _spinning_threads,
         _too_many_threads,
         _quota,
         _translated,
@@ -170,6 +174,16 @@ def _sleeping_threads(facts: Facts) -> list[str]:
     return ["OMP_WAIT_POLICY=passive: threads sleep after every step, decoding is up to three times slower. Unset it."]
 
 
+def _spinning_threads(facts: Facts) -> list[str]:
+    spins = facts.environment.get("GOMP_SPINCOUNT", "").lower()
+    if spins != "infinity" and not (spins.isdigit() and int(spins) > MANY_SPINS):
+        return []
+    return [
+        f"GOMP_SPINCOUNT={spins}: threads spin for those that other work holds up, and beside it an answer may never "
+        "end. Unset it."
+    ]
+
+
 def _too_many_threads(facts: Facts) -> list[str]:
     text = facts.environment.get("OMP_NUM_THREADS", "")
     if not text.isdigit() or int(text) <= facts.cores.usable:
@@ -209,6 +223,9 @@ def _swap(facts: Facts) -> list[str]:
 
 
 def _busy(facts: Facts) -> list[str]:
+    if facts.others >= FELT:
+        taken = f"{facts.others:.1f} of {facts.cores.usable} processors"
+        return [f"other work took {taken} while the speed was measured: the speeds are too low."]
     if facts.load < BUSY_LOAD * facts.cores.usable:
         return []
     return [f"other work runs here (load average {facts.load:.1f} on {facts.cores.usable}): the speeds are too low."]

@@ -14,6 +14,7 @@ from typing import Any
 
 from gladstone.errors import GladstoneError, UnsupportedError
 from gladstone.gguf import info_of, read_model
+from gladstone.other_work import OtherWork
 from runtime.machine.threads import PREFILL_TOKENS, Trial, choose_threads
 
 CONTEXT_TOKENS, PROMPT_TOKENS, DECODED_TOKENS, LIMIT_S = 512, 128, 48, 2.0
@@ -60,15 +61,19 @@ def measure(path: Path) -> dict[str, Any]:
         positions = count(start)
         trial = Trial(context.use_threads, decode_next, lambda: prefill(PREFILL_TOKENS))
         threads = choose_threads(facts, backend_mark(), trial)
+        others = OtherWork()
+        others.look()
         prefill_s = _best_s(lambda: prefill(PROMPT_TOKENS), 3)
         positions = count(start)
         decode_s = _best_s(decode_next, DECODED_TOKENS)
+        others_took = others.mean()
     return {
         "prefill_threads": threads.prefill,
         "prefill_tokens_per_s": PROMPT_TOKENS / prefill_s,
         "decode_threads": threads.decode,
         "decode_tokens_per_s": 1 / decode_s,
         "size_bytes": facts.size_bytes,
+        "other_processors": others_took,
     }
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from bench.terminal import render_summary
 from gladstone.artifacts import Manifest, check_files, read_manifest, record_file, write_manifest
 from gladstone.errors import ArtifactError, DataError
 from gladstone.progress import Silent
-from tests.bench.bench_samples import make_inputs, make_report, model_file
+from tests.bench.bench_samples import make_inputs, make_report, model_file, speed_run
 
 HOSTILE = (
     '<script>alert(1)</script><img src="http://evil/x.png" onerror="x()"> ![x](http://evil/) | `</textarea>` {{ 7*7 }}'
@@ -110,6 +111,17 @@ def test_models_that_split_the_text_differently_are_not_compared_by_perplexity()
     report = summarise(dataclasses.replace(inputs, measured=(inputs.measured[0], other)), [])
     assert report.models[1].differences["perplexity"].verdict == "not comparable"
     assert any("splits the text into other tokens than a" in warning for warning in report.warnings)
+
+
+def test_speeds_that_other_work_disturbed_are_told_by_model_and_round() -> None:
+    inputs = make_inputs({"a": ["the heart"] * 4, "b": ["the heart"] * 4})
+    quiet, beside = speed_run(), replace(speed_run(), other_processors=1.02, processors=2)
+    assert not any("Other work" in warning for warning in summarise(inputs, []).warnings)
+    first, second = inputs.measured
+    measured = (first, replace(second, speed=(quiet, beside, replace(beside, other_processors=0.5))))
+    (told,) = [each for each in summarise(replace(inputs, measured=measured), []).warnings if "Other work" in each]
+    assert "2 of 6 speed measurements (b in round 2, b in round 3)" in told
+    assert "1.0 of 2 processors" in told
 
 
 def test_answers_without_an_end_are_counted() -> None:

@@ -158,6 +158,8 @@ FAULTS = [
     ({"processor": "Apple M2", "flags": frozenset()}, "this Python is an x86 program, translated"),
     ({"small_pages": True}, "huge pages are turned off"),
     ({"swap_bytes": 10**9}, "1.00 GB are swapped out"),
+    ({"environment": {"GOMP_SPINCOUNT": "20000"}}, "GOMP_SPINCOUNT=20000: threads spin"),
+    ({"others": 1.04, "load": 9.0}, "other work took 1.0 of 8 processors while the speed was measured"),
     ({"load": 5.0}, "other work runs here (load average 5.0 on 8)"),
 ]
 
