@@ -1,0 +1,79 @@
+"""Our side of beside: one kind of work, once for each line on stdin. Not to be called by hand."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.runtime_ours import STORY
+from gladstone.chat import Message
+
+DECODED, READ = 64, 384
+Work = Callable[[], float]
+
+
+@contextmanager
+def decode(model: str) -> Iterator[Work]:
+    """Tokens a second of an answer, text out, as `runtime ask` gives it."""
+    from runtime.engine import Engine, EngineOptions, Sampling
+
+    with Engine(Path(model), EngineOptions(context_tokens=1024)) as engine:
+        prompt = engine.prompt_tokens([Message("user", STORY)])
+
+        def work() -> float:
+            done = engine.complete(prompt, Sampling(max_tokens=DECODED), lambda _piece: None)
+            return (done.generated_tokens - 1) / done.decode_s
+
+        yield work
+
+
+@contextmanager
+def prefill(model: str) -> Iterator[Work]:
+    """Tokens a second of a prompt that is read whole."""
+    from runtime.engine import Engine, EngineOptions, Sampling
+
+    with Engine(Path(model), EngineOptions(context_tokens=1024)) as engine:
+        prompt = [(number * 37) % 40_000 + 100 for number in range(READ)]
+
+        def work() -> float:
+            engine.forget()
+            return READ / engine.complete(prompt, Sampling(max_tokens=1)).first_token_s
+
+        yield work
+
+
+@contextmanager
+def proof(model: str) -> Iterator[Work]:
+    """Questions a second of the export's proof: distributions and greedy answers of llama.cpp against torch."""
+    from dataclasses import replace
+
+    from export.proof.answers import check_answers
+    from export.proof.trained import of_folder
+    from gladstone.basemodel import resolve_base
+    from gladstone.gguf import read_info
+    from gladstone.progress import Silent
+
+    trained = of_folder(resolve_base("embedded:smollm2-135m-instruct", Silent()).folder, None)
+    trained = replace(trained, rows=trained.rows[:2])
+
+    def work() -> float:
+        begin_s = time.perf_counter()
+        check_answers(Path(model), read_info(Path(model)).quantisation, trained, Silent())
+        return len(trained.rows) / (time.perf_counter() - begin_s)
+
+    yield work
+
+
+def main() -> None:
+    kind, model = sys.argv[1:]
+    with {"decode": decode, "prefill": prefill, "proof": proof}[kind](model) as work:
+        work()  # warms up
+        print("@" + json.dumps({"kind": "ready"}), flush=True)
+        for _ in sys.stdin:
+            print("@" + json.dumps({"kind": "turn", "rate": work()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
