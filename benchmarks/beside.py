@@ -30,6 +30,7 @@ from benchmarks.runtime_ours import STORY
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("quiet", "beside one", "beside two")
 LIMIT_S, START_S = 20.0, 120.0  # after that a side counts as standing still
+PAUSE_S = 1.5  # between two sides: each looks at what else runs, and the one before is no other work
 UNITS = {"decode": "tokens/s", "prefill": "tokens/s", "proof": "questions/s", "train": "tokens/s"}
 Side = Callable[[], float | None]
 
@@ -38,7 +39,7 @@ class Child:
     """A process that works once for each line that it is sent."""
 
     def __init__(self, command: list[str], root: Path, environment: dict[str, str]) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | environment
+        environment = os.environ | environment
         environment["PYTHONPATH"] = str(root)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the child
         self._process = subprocess.Popen(
@@ -163,6 +164,7 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, list[list[float
             with busy(level):
                 for number in range(options.rounds):
                     for name in list(sides)[:: 1 if number % 2 else -1]:
+                        time.sleep(PAUSE_S)
                         rates[name][level].append(sides[name]())
     return rates
 

@@ -26,6 +26,7 @@ from finetune.stopping import RESERVE, Interrupted, Interruption, Limits
 from finetune.trainable import Trainable, out_of_memory, release_memory
 from finetune.watching import Watcher
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
+from gladstone.openmp import follow_other_work
 
 METRICS = "metrics.jsonl"
 OUT_OF_MEMORY = "out of memory"  # kind of an event
@@ -129,6 +130,7 @@ class Loop:
         if interruption is None:
             with Interruption() as own:
                 return self.run(own)
+        follow_other_work()
         for watcher in self._watchers:
             watcher.on_begin(self.history, self.total)
         try:

@@ -21,7 +21,6 @@ from finetune.recipe import Recipe
 from finetune.shape import shape_of_config
 from gladstone.errors import UnsupportedError
 from gladstone.host import available_memory_bytes, cache_dir
-from gladstone.openmp import wait_briefly
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
 
@@ -73,9 +72,8 @@ class Trainable:
 def prepare_environment() -> None:
     """Settings that libraries read when they are imported; call it before anything imports torch.
 
-    Unsloth sends no statistics and keeps the code that it compiles in our cache; OpenMP's threads spin briefly.
+    Unsloth sends no statistics and keeps the code that it compiles in our cache.
     """
-    wait_briefly()
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled"))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

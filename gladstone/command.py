@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from gladstone.errors import GladstoneError, UnsupportedError
-from gladstone.openmp import wait_briefly
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
@@ -42,7 +41,6 @@ class Group(click.Group):
                 formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
-        wait_briefly()  # no library that computes is loaded yet
         try:
             return super().invoke(ctx)
         except GladstoneError as error:

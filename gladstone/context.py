@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gladstone.errors import UnsupportedError
 from gladstone.host import core_count
 from gladstone.llama import Model, clear_log, library, log_tail
+from gladstone.openmp import follow_other_work
 from gladstone.pace import Pace, pace_for
 
 Ints = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -68,6 +69,7 @@ class Context:
         """
         self.model = model
         self._lib = library()
+        follow_other_work()
         params = self._lib.llama_context_default_params()
         params.n_ctx = context_tokens
         # what an encoder reads goes through it in one piece: every token sees every other

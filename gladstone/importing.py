@@ -5,8 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gladstone.openmp import wait_briefly
-
 
 @contextmanager
 def importing() -> Iterator[None]:
@@ -15,7 +13,6 @@ def importing() -> Iterator[None]:
     A library of the size of torch or transformers makes hundreds of thousands of objects. To search them again and
     again while they grow, and once more before the process ends, takes nearly a third of the time of importing them.
     """
-    wait_briefly()
     enabled, known = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:

@@ -22,7 +22,6 @@ from gladstone.errors import ArtifactError
 from gladstone.gguf import COMPOSES, GgufHeader, read_model
 from gladstone.huge_pages import NewMemory
 from gladstone.lora import Lora, check_lora
-from gladstone.openmp import wait_briefly
 
 USER_DEFINED = 1 << 4  # llama.h's LLAMA_TOKEN_ATTR_USER_DEFINED
 NO_BYTE = b"[UNK_BYTE_0x"  # what llama.cpp makes of a letter that stands for no byte
@@ -34,7 +33,6 @@ _callbacks: list[object] = []  # a ctypes callback dies with its last reference
 @functools.cache
 def library() -> Any:
     """The ctypes module of llama.cpp, its log kept for error messages instead of printed."""
-    wait_briefly()
     from llama_cpp import llama_cpp
 
     def keep(_level: int, text: bytes, _data: object) -> None:

@@ -28,13 +28,16 @@ class OtherWork:
         now_s = self._clock()
         if now_s < self._next_s:
             return self._processors
+        cost_s = time.thread_time()
         busy_s = self._busy_s()
+        cost_s = time.thread_time() - cost_s  # of a processor: beside other work it may take longer by far
         if not self._begun:
+            cost_s = 0.0  # of an import, mostly
             self._begun, self._begin_s, self._first_busy_s = True, now_s, busy_s
         else:
             self._processors = max(0.0, busy_s - self._last_busy_s) / (now_s - self._since_s)
         self._since_s, self._last_busy_s = now_s, busy_s
-        self._next_s = now_s + max(SHORTEST_S, (self._clock() - now_s) / COST_SHARE)
+        self._next_s = now_s + max(SHORTEST_S, cost_s / COST_SHARE)
         return self._processors
 
     def mean(self) -> float:

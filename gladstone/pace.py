@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gladstone.host import Cores, read_cores
-from gladstone.other_work import FELT, OtherWork
+from gladstone.openmp import other_processors
+from gladstone.other_work import FELT
 
 TRIAL_S = 0.05  # a trial lasts until then: a dozen of the system's time slices
 WINDOW_S = 0.1  # what it is compared with
@@ -209,8 +210,8 @@ class Pace:
         return choice.chosen if choice.chosen != self._first.one and choice.chosen_in_quiet else None
 
 
-def pace_for(first: First | None = None, others: OtherWork | None = None) -> Pace:
+def pace_for(first: First | None = None) -> Pace:
     """The pace of an evaluation on this machine, to begin with all processors if nothing else is said."""
     cores = read_cores()
     first = first or First(cores.usable, cores.usable, held="never")
-    return Pace(thread_counts(cores), first, (others or OtherWork()).look)
+    return Pace(thread_counts(cores), first, other_processors)

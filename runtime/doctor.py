@@ -26,7 +26,6 @@ from gladstone.host import (
     readable_bytes,
 )
 from gladstone.huge_pages import has_huge_pages
-from gladstone.openmp import users_own
 from gladstone.terminal import visible
 from runtime.console import Waiting, tolerate_narrow_encodings
 from runtime.machine.health import (
@@ -113,7 +112,7 @@ def read_facts() -> Facts:
         swap_bytes=psutil.swap_memory().used,
         small_pages=sys.platform == "linux" and not has_huge_pages(),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
-        environment={name: value for name, value in users_own().items() if name in WATCHED},
+        environment={name: os.environ[name] for name in WATCHED if name in os.environ},
         tools=read_tools(),
     )
 

@@ -13,7 +13,6 @@ from gladstone.gguf import GgufHeader, info_of, read_model
 from gladstone.guarded_template import GuardedTemplate, TemplateProcess
 from gladstone.llama import Model
 from gladstone.lora import Lora
-from gladstone.other_work import OtherWork
 from gladstone.pace import First, Held, pace_for
 from runtime.generation.prompt import load_template
 from runtime.generation.sampler import MAX_BEAMS
@@ -195,10 +194,9 @@ def choose_engine_threads(context: Context, options: EngineOptions) -> Threads:
 
     prompt_tokens = min(PREFILL_TOKENS, context.batch_tokens)
     trial = Trial(context.use_threads, lambda: evaluate(1), lambda: evaluate(prompt_tokens))
-    others = OtherWork()
-    threads = choose_threads(info_of(context.model.headers), backend_mark(), trial, others=others)
+    threads = choose_threads(info_of(context.model.headers), backend_mark(), trial)
     held: Held = "always" if options.steady else "quiet" if threads.steady else "never"
-    context.adapt(pace_for(First(threads.decode, threads.prefill, held), others))
+    context.adapt(pace_for(First(threads.decode, threads.prefill, held)))
     return threads
 
 

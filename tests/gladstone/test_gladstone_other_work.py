@@ -6,43 +6,63 @@ import sys
 
 import pytest
 
-from gladstone.openmp import FEW, SPINS, WAIT_POLICY
+from gladstone.openmp import USERS
 from gladstone.other_work import FELT, SHORTEST_S, OtherWork
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is Linux's")
 LOADS = {
     "llama.cpp": "from gladstone.llama import library; library()",
-    "torch after a training's preparations": "from finetune.trainable import prepare_environment as prepare; prepare(); import torch",
-    "torch as the proof imports it": "from gladstone.importing import importing\nwith importing(): import torch",
+    "torch": "import torch",
     "llama.cpp, then torch": "from gladstone.llama import library; library(); import torch",
-    "a command": "from gladstone.cli import main; main(['runtime', 'info', 'no.gguf'], standalone_mode=False)\nimport torch",
-}  # fmt: skip
+    "torch, then llama.cpp": "import torch; from gladstone.llama import library; library()",
+}
+# processor time of ten empty operations of two threads, each followed by a pause in which they should sleep
+SPENT = """
+import ctypes, os, time
+from gladstone.openmp import Sleepers, _loaded
+library = _loaded()
+sleepers, nothing = Sleepers(library), ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p)
+def spent():
+    begin_s = time.process_time()
+    for _ in range(10):
+        library.GOMP_parallel(nothing, ctypes.create_string_buffer(1), ctypes.c_uint(2), 0)
+        time.sleep(0.01)
+    return time.process_time() - begin_s, len(os.listdir("/proc/self/task"))
+for briefly in (False, True, True, False):
+    sleepers.wait_briefly(briefly)
+    time.sleep(0.05)
+    print(*spent())
+"""
+WATCHED = """
+import threading
+from gladstone.openmp import _may_change, follow_other_work
+follow_other_work(); follow_other_work()
+print(sum(each.name == "gladstone waiting" for each in threading.enumerate()), _may_change())
+"""
 
 
-def _said(code: str, **environment: str) -> str:
-    """What OpenMP says of its settings when it is loaded."""
-    free = {name: value for name, value in os.environ.items() if name not in (SPINS, WAIT_POLICY)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=free | {"OMP_DISPLAY_ENV": "verbose"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
+def _said(code: str, **environment: str) -> list[str]:
+    free = {name: value for name, value in os.environ.items() if name not in USERS}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=free | environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@LINUX
+@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
+def test_threads_spin_or_sleep_as_they_are_told_in_every_kind_of_process(load: str) -> None:
+    (first_s, first), (brief_s, brief), (again_s, again), (last_s, last) = (
+        map(float, line.split()) for line in _said(load + SPENT)
     )
-    return done.stderr
+    assert max(brief_s, again_s) * 4 < min(first_s, last_s)
+    assert first == last < brief == again  # the sleepers go when they are not needed
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is Linux's")
-@pytest.mark.parametrize("code", LOADS.values(), ids=LOADS)
-def test_threads_spin_briefly_in_every_kind_of_process(code: str) -> None:
-    said = _said(code)
-    assert f"{SPINS} = '{FEW}'" in said
-    assert said.count(SPINS) == 1  # llama.cpp and torch use one library
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is Linux's")
-def test_what_the_user_says_of_waiting_stays() -> None:
-    assert f"{SPINS} = '77'" in _said(LOADS["llama.cpp"], GOMP_SPINCOUNT="77")
-    assert f"{SPINS} = '0'" in _said(LOADS["llama.cpp"], OMP_WAIT_POLICY="passive")
+@LINUX
+def test_other_work_is_watched_once_and_changes_nothing_where_the_user_says_how_to_wait() -> None:
+    assert _said(WATCHED) == ["1 True"]
+    assert _said(WATCHED, GOMP_SPINCOUNT="300") == ["1 False"]
+    assert _said(WATCHED, OMP_WAIT_POLICY="active") == ["1 False"]
 
 
 def test_other_work_is_what_processors_did_beyond_our_own() -> None:
