@@ -1,38 +1,49 @@
-"""Data files to rows, one by one: JSON, JSON Lines, CSV, Parquet and MedQuAD's XML, also under gzip and zstd.
+"""Data files to rows, one by one: JSON, JSON Lines, CSV, Excel, Parquet and MedQuAD's XML, also under gzip and zstd.
 
-A file is hostile until proven otherwise: sizes are bounded, and memory does not grow with the file.
+A file is hostile until proven otherwise: sizes are bounded, and memory does not grow with the file. It is read as what
+it is, by its content; where that is not what its name says, a note says so.
 """
 
-import zlib
-from collections.abc import Callable, Iterator
+import codecs
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from gladstone.errors import DataError
-from gladstone.rows import medquad_xml, parquet, tables, texts
-from gladstone.rows.limits import MAX_FIELDS, Found, Problems, Row, kind_of, readable_fields
-from gladstone.rows.opened import COMPRESSED, open_data
+from gladstone.rows import arrays, kinds, medquad_xml, parquet, sheets, tables, texts
+from gladstone.rows.encodings import as_utf8, check_encoding
+from gladstone.rows.limits import MAX_FIELDS, Found, Note, Problems, Reading, Row, kind_of, readable_fields
+from gladstone.rows.opened import COMPRESSED, as_file, first_bytes, packing, take, unpacked
 
-__all__ = ["ENDINGS", "Problems", "Row", "read_rows", "readable_fields"]
+__all__ = ["ENDINGS", "Problems", "Reading", "Row", "check_encoding", "read_rows", "readable_fields"]
 
-READERS: dict[str, Callable[[BinaryIO, Path], Iterator[Found]]] = {
-    ".json": texts.read_array,
-    ".jsonl": texts.read_lines,
-    ".csv": tables.read_commas,
-    ".tsv": tables.read_tabs,
-    ".xml": medquad_xml.read_pairs,
+ENDINGS = (
+    ".json, .jsonl, .csv, .tsv, .xml (each also with .gz or .zst), .xlsx, .parquet, or a folder of .xml files"
+)
+HEAD_BYTES = 1 << 20  # of a file, to see what it is
+READERS = {
+    kinds.JSON: arrays.read_array,
+    kinds.LINES: texts.read_lines,
+    kinds.VALUES: arrays.read_values,
+    kinds.XML: medquad_xml.read_pairs,
 }
-ENDINGS = ".json, .jsonl, .csv, .tsv, .xml (each also with .gz or .zst), .parquet, or a folder of .xml files"
+USUAL_SEPARATORS = {kinds.TABLE: ",", kinds.TABS: "\t"}
 
 
-def read_rows(path: Path, problems: Problems | None = None) -> Iterator[tuple[Row, str]]:
+def read_rows(
+    path: Path, problems: Problems | None = None, reading: Reading = Reading()  # noqa: B008 - frozen
+) -> Iterator[tuple[Row, str]]:
     """Yield each row of a file, or of a folder's XML files, with its source, `file:line`.
 
-    A bad row is added to `problems`, and reading goes on where the layout allows; without `problems` the first raises.
-    Raises DataError if the file is missing, empty, cut short or of another kind, or if there is no row at all.
+    A bad row is added to `problems`, and reading goes on behind it; without `problems` the first raises. What is noticed
+    about the file goes to `problems` too. Raises DataError if the file is missing, empty, cut short or of a kind that
+    is not read, or if there is no row at all.
     """
     empty = True
-    for found in _found(path, problems):
+    for found in _found(path, problems, reading):
+        if isinstance(found, Note):
+            if problems is not None:
+                problems.note(found.text, found.rows)
+            continue
         empty = False
         error = found if isinstance(found, DataError) else _flaw(*found)
         if error is None:
@@ -41,22 +52,22 @@ def read_rows(path: Path, problems: Problems | None = None) -> Iterator[tuple[Ro
             raise error
         else:
             problems.add(error)
-    if empty:
+    if empty and not (problems and problems.unread):
         raise DataError(f"{path}: holds no rows.")
 
 
-def _found(path: Path, problems: Problems | None) -> Iterator[Found]:
+def _found(path: Path, problems: Problems | None, reading: Reading) -> Iterator[Found]:
     """What the files hold; damage that ends a file comes last, so that the rows before it are not lost."""
     for file in _files(path):
         begun = path.is_dir()
         try:
-            for found in _read_file(file):
-                begun = True
+            for found in _read_file(file, reading):
+                begun = begun or not isinstance(found, Note)
                 yield found
         except DataError as error:
             if problems is None or not begun:
                 raise
-            yield error
+            problems.lose(error)
 
 
 def _files(path: Path) -> list[Path]:
@@ -68,19 +79,80 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _read_file(path: Path) -> Iterator[Found]:
-    ending = path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
-    if path.suffix == ".parquet":
-        yield from parquet.read_table(path)
-        return
-    if ending not in READERS:
+def _read_file(path: Path, reading: Reading) -> Iterator[Found]:
+    name = path.with_suffix("") if path.suffix in COMPRESSED else path
+    named = kinds.KINDS.get(name.suffix.lower())
+    if named is None:
         raise DataError(f"{path}: the name ends in {path.suffix or 'nothing'!r}, expected {ENDINGS}.")
-    with open_data(path) as file:
-        try:
-            yield from READERS[ending](file, path)
-        except (EOFError, zlib.error, OSError) as error:
-            reason = f"is no whole {path.suffix} file" if path.suffix in COMPRESSED else "cannot be read"
-            raise DataError(f"{path}: {reason}: {error}.") from None
+    start = first_bytes(path)
+    packed = packing(start)
+    if packed != COMPRESSED.get(path.suffix, "") and start:
+        yield Note(f"{path}: {f'compressed with {packed}' if packed else 'not compressed'}, other than its name says")
+    head, rest = take(unpacked(path, packed), HEAD_BYTES)
+    kind = kinds.binary_kind(path, head)
+    if kind and packed:
+        raise DataError(f"{path}: is {kinds.WORDS[kind]} under {packed}. Unpack it first.")
+    if not kind and named in (kinds.PARQUET, kinds.SHEET) and not _is_text(head):
+        kind = named  # its reader says what is wrong
+    if kind:
+        yield from _misnamed(path, named, kind)
+        yield from parquet.read_table(path) if kind == kinds.PARQUET else sheets.read_sheet(path, reading.sheet)
+        return
+
+    def again() -> Iterator[bytes]:
+        return unpacked(path, packed)
+
+    whole = len(head) < HEAD_BYTES
+    chunks = as_utf8(path, head, rest, lambda: as_file(again()), reading.encoding)
+    yield from _read_text(path, chunks, named, whole=whole)
+
+
+def _is_text(head: bytes) -> bool:
+    return bool(head.strip()) and b"\0" not in head[:1024] and (head[:1024].isascii() or head[:3] == codecs.BOM_UTF8)
+
+
+def _misnamed(path: Path, named: str, kind: str) -> Iterator[Note]:
+    if kinds.WORDS[kind] != kinds.WORDS[named]:
+        yield Note(f"{path}: holds {kinds.WORDS[kind]}, other than its name says; read as that")
+
+
+def _read_text(path: Path, chunks: Iterator[bytes | Note], named: str, *, whole: bool) -> Iterator[Found]:
+    """The rows of a text whose bytes come in UTF-8; notes that come with them are passed on."""
+    notes: list[Note] = []
+
+    def only_bytes() -> Iterator[bytes]:
+        for chunk in chunks:
+            if isinstance(chunk, Note):
+                notes.append(chunk)
+            else:
+                yield chunk
+
+    head_bytes, rest = take(only_bytes(), HEAD_BYTES)
+    head = head_bytes.decode("utf-8-sig", "replace")
+    pieces = _joined(head_bytes, rest)
+    if "\r" in head and "\n" not in head:
+        notes.append(Note(f"{path}: its lines end in CR alone"))
+        pieces = (piece.replace(b"\r", b"\n") for piece in pieces)
+        head = head.replace("\r", "\n")
+    kind = kinds.text_kind(path, head, named, whole=whole)
+    notes += _misnamed(path, named, kind)
+    file = as_file(pieces)
+    if kind in USUAL_SEPARATORS:
+        found = tables.read_table(file, path, head, USUAL_SEPARATORS[kind], whole=whole)
+    elif kind in READERS:
+        found = READERS[kind](file, path)
+    else:
+        raise DataError(f"{path}: not {kinds.WORDS[named]}, and nothing else that is read; expected {ENDINGS}.")
+    for each in found:
+        yield from notes
+        notes.clear()
+        yield each
+    yield from notes
+
+
+def _joined(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield head
+    yield from rest
 
 
 def _flaw(row: object, source: str) -> DataError | None:

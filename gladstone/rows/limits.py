@@ -7,8 +7,30 @@ from typing import Any
 from gladstone.errors import MAX_LISTED_PROBLEMS, DataError, listed
 
 Row = dict[str, Any]
-# a value with its source; a value that is no object is told of by the door; or why there is none
-Found = tuple[Any, str] | DataError
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something noticed about a file that is no error; `rows` is how many rows it is about, 0 the file as a whole."""
+
+    text: str
+    rows: int = 0
+
+
+class FileDamage(DataError):  # noqa: N818 - read as the noun it is
+    """The rest of a file cannot be read, whatever its rows are like."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a user says about a file that its bytes do not: its text encoding, and which sheet of a workbook."""
+
+    encoding: str | None = None
+    sheet: str | None = None
+
+
+# a value with its source (a value that is no object is refused by the door), why there is none, or a note
+Found = tuple[Any, str] | DataError | Note
 
 MAX_ROW_BYTES = 16 << 20  # the longest real row seen, a whole MedQuAD document, has 60 kB
 MAX_FIELDS = 1000
@@ -20,10 +42,12 @@ class Problems:
     """What was noticed while rows were read: bad rows, and notes on good ones.
 
     The first ten bad rows are kept and the rest counted, as are different notes, so that a bad file costs no memory.
+    `unread` says where the rest of a file could not be read: how many rows that is, is unknown, so none is counted.
     """
 
     shown: list[str] = field(default_factory=list)
     count: int = 0
+    unread: list[str] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
     notes_left_off: int = 0
 
@@ -32,6 +56,11 @@ class Problems:
         self.count += 1
         if len(self.shown) < MAX_LISTED_PROBLEMS:
             self.shown.append(str(error))
+
+    def lose(self, error: DataError) -> None:
+        """Remember that the rest of a file could not be read."""
+        if len(self.unread) < MAX_LISTED_PROBLEMS:
+            self.unread.append(f"{error} The rest of the file is not read; how many rows it has is unknown.")
 
     def note(self, text: str, rows: int = 0) -> None:
         """Remember something that is no error; the rows of equal notes add up, 0 is a note on the file as a whole."""
@@ -47,11 +76,11 @@ class Problems:
 
     def message(self, headline: str) -> str:
         """All of it in one message."""
-        return listed(headline, self.shown, self.count)
+        return listed(headline, [*self.unread, *self.shown][:MAX_LISTED_PROBLEMS], self.count + len(self.unread))
 
     def check(self, headline: str) -> None:
-        """Raises DataError if there is any."""
-        if self.count:
+        """Raises DataError if there is a bad row, or a file that could not be read to its end."""
+        if self.count or self.unread:
             raise DataError(self.message(headline))
 
 

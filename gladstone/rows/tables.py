@@ -1,82 +1,247 @@
-"""CSV and TSV: a header line that names the fields, then one record a row, quoted as RFC 4180 says."""
+"""CSV and its kin: a header that names the fields, then one record a row, quoted as RFC 4180 says.
+
+A damaged record costs itself: reading goes on at the next one, and the count of bad rows is true.
+"""
 
 import csv
+import re
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 from gladstone.errors import DataError
-from gladstone.rows.limits import MAX_FIELDS, MAX_ROW_BYTES, Found, readable_fields
-from gladstone.rows.texts import decoded_lines
+from gladstone.rows.limits import MAX_FIELDS, MAX_ROW_BYTES, Found, Note, readable_fields
+from gladstone.rows.separators import SEPARATORS, find_separator
+from gladstone.rows.texts import MAX_BLANK_LINES, stray_byte
 
 MAX_RECORD_LINES = 100_000
+_STRAY = re.compile("[\udc80-\udcff]")  # what a byte that is no UTF-8 is decoded to
+MAX_LOOKED_AT = 200  # lines behind a damaged record, to find where the next begins
 
 
-def read_commas(file: BinaryIO, path: Path) -> Iterator[Found]:
-    """Fields between commas."""
-    return _read(file, path, ",")
+def read_table(file: BinaryIO, path: Path, head: str, usual: str, *, whole: bool) -> Iterator[Found]:
+    """The rows of a table that begins with `head`; `usual` is the separator that its name promises."""
+    separator = find_separator(head, usual, whole=whole)
+    if separator.char != usual or separator.lines:
+        yield Note(f"{path}: fields are separated by {separator.name}, found by looking")
+    if separator.char not in SEPARATORS and not separator.char.isprintable():
+        raise DataError(f"{path}:1: sep= names {separator.char!r}, which cannot separate fields.")
+    yield from _Table(file, path, separator.char).rows(separator.lines)
 
 
-def read_tabs(file: BinaryIO, path: Path) -> Iterator[Found]:
-    """Fields between tabs."""
-    return _read(file, path, "\t")
+class _Table:
+    """The records of a table, read with the csv module as long as they are sound."""
+
+    def __init__(self, file: BinaryIO, path: Path, separator: str) -> None:
+        self._path, self._separator = path, separator
+        self._lines = _Lines(file, path)
+        self._records = self._reader(self._lines)
+        self._width, self._several_lines = 0, False
+
+    def rows(self, skipped_lines: int) -> Iterator[Found]:
+        header = self._header(skipped_lines)
+        while True:
+            self._lines.begin()
+            source = f"{self._path}:{self._lines.number + 1}"
+            try:
+                record = self._next()
+            except csv.Error as error:
+                yield self._recover(f"{source}: the record that starts here is not CSV: {error}")
+                continue
+            if record is None:
+                return
+            if self._lines.flaw:
+                yield self._recover(f"{source}: {self._lines.flaw}")
+            elif len(record) == self._width:
+                self._several_lines = self._several_lines or len(self._lines.taken) > 1
+                yield dict(zip(header, record, strict=True)), source
+            elif record:  # a blank line is no row
+                yield self._recover(f"{source}: {len(record)} fields, but the header names {self._width}")
+
+    def _reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
+        return csv.reader(lines, delimiter=self._separator, strict=True)
+
+    def _next(self) -> list[str] | None:
+        limit = csv.field_size_limit(MAX_ROW_BYTES)  # of the whole process, so it is put back
+        try:
+            return next(self._records, None)
+        finally:
+            csv.field_size_limit(limit)
+
+    def _header(self, skipped_lines: int) -> list[str]:
+        for _ in range(skipped_lines):
+            next(self._lines)
+        header: list[str] | None = []
+        while header == []:  # blank lines may stand before it
+            self._lines.begin()
+            source = f"{self._path}:{self._lines.number + 1}"
+            try:
+                header = self._next()
+            except csv.Error as error:
+                raise DataError(f"{source}: the record that starts here is not CSV: {error}.") from None
+        if header is None:
+            raise DataError(f"{self._path}: the data file is empty.")
+        if self._lines.flaw:
+            raise DataError(f"{source}: {self._lines.flaw}.")
+        self._width = len(header)
+        return checked_header(header, source)
+
+    def _recover(self, error: str) -> DataError:
+        """Go to where the next record begins; the error, with the lines that are left out with it."""
+        lines = self._lines
+        begin = lines.number - len(lines.taken) + 1
+        behind = len(lines.taken)
+        lines.look_ahead(MAX_LOOKED_AT)
+        size = self._damaged_lines(lines.taken[: max(behind, MAX_LOOKED_AT)], behind)
+        lines.give_back(size)
+        more = f"; lines {begin:,} to {begin + size - 1:,} are left out" if size > 1 else ""
+        return DataError(f"{error}{more}.")
+
+    def _damaged_lines(self, lines: list[str], read: int) -> int:
+        """How many lines the damaged record has, the first of these; `read` of them were taken for one record.
+
+        Either a quote is too much, and the record ends with its line, or it has several lines; the lines behind the
+        first tell, since in the one case they are sound records themselves.
+        """
+        end = _balanced(lines)
+        if end == 1 and read == 1:
+            return 1
+        if self._several_lines and self._goes_on(lines[1:]):
+            return 1
+        end = max(end, read) if read < len(lines) and end else end
+        if end:
+            good, others = self._sound(lines[1:end])
+            if not good or (self._several_lines and good < others):
+                return end
+        if not self._several_lines:
+            return 1
+        return next((at for at in range(1, len(lines)) if self._goes_on(lines[at:])), len(lines))
+
+    def _goes_on(self, lines: list[str]) -> bool:
+        """True if the lines begin with two sound records, or are one."""
+        records, begin = self._reader(iter(lines)), 0
+        try:
+            for record in islice(records, 2):
+                if len(record) != self._width or _has_stray_quote(lines[begin], self._separator):
+                    return False
+                begin = records.line_num  # type: ignore[attr-defined]
+        except csv.Error:
+            return False
+        return begin > 0
+
+    def _sound(self, lines: list[str]) -> tuple[int, int]:
+        """How many of the lines are sound records, each on its own, and how many are not."""
+        good = sum(
+            self._fields([line]) == self._width and (line.count('"') % 2 == 0) and not _has_stray_quote(line, self._separator)
+            for line in lines
+        )
+        return good, len(lines) - good
+
+    def _fields(self, lines: list[str]) -> int:
+        """How many fields the first record of the lines has; 0 if it is damaged."""
+        try:
+            return len(next(self._reader(iter(lines)), []))
+        except csv.Error:
+            return 0
 
 
-def _read(file: BinaryIO, path: Path, delimiter: str) -> Iterator[Found]:
-    lines = _Lines(file, path)
-    records = csv.reader(lines, delimiter=delimiter, strict=True)
-    header = _next(records, lines, path)
-    if header is None:
-        raise DataError(f"{path}: the data file is empty.")
-    _check_header(header, f"{path}:1")
-    while True:
-        source = f"{path}:{lines.number + 1}"
-        record = _next(records, lines, path)
-        if record is None:
-            return
-        if len(record) == len(header):
-            yield dict(zip(header, record, strict=True)), source
-        elif record:  # a blank line is no row
-            yield DataError(f"{source}: {len(record)} fields, but the header names {len(header)}.")
+def checked_header(header: list[str], source: str) -> list[str]:
+    """The names of the fields, empty ones by their place. Raises DataError for too many, and for a name given twice."""
+    if len(header) > MAX_FIELDS:
+        raise DataError(f"{source}: the header names {len(header):,} fields, more than {MAX_FIELDS:,}.")
+    header = [name if name.strip() else f"column {place}" for place, name in enumerate(header, 1)]
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{source}: the header names {readable_fields(twice)} more than once.")
+    return header
 
 
 class _Lines:
-    """The lines for csv.reader; a record longer than a row may be ends the reading."""
+    """The lines for csv.reader, those of the present record kept, so that they can be read again."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._lines = decoded_lines(file, path)
-        self.number, self.record_chars, self.record_lines = 0, 0, 0
+        self._file, self._path = file, path
+        self._waiting: deque[tuple[str, str]] = deque()
+        self._flaws: list[str] = []
+        self.taken: list[str] = []
+        self.number = self._chars = self._blank = 0
+
+    @property
+    def flaw(self) -> str:
+        """What is wrong with the bytes of the present record; '' if nothing."""
+        return next((flaw for flaw in self._flaws if flaw), "")
+
+    def begin(self) -> None:
+        """Let the last record go."""
+        self.taken, self._flaws, self._chars = [], [], 0
 
     def __iter__(self) -> "_Lines":
         return self
 
     def __next__(self) -> str:
-        self.number, line = next(self._lines)
-        if isinstance(line, DataError):
-            raise line
-        self.record_chars += len(line)
-        self.record_lines += 1
-        if self.record_chars > MAX_ROW_BYTES or self.record_lines > MAX_RECORD_LINES:
+        line = self._take()
+        if self._chars > MAX_ROW_BYTES or len(self.taken) > MAX_RECORD_LINES:
             limit = f"{MAX_ROW_BYTES >> 20} MiB or {MAX_RECORD_LINES:,} lines"
             raise csv.Error(f"longer than {limit}; perhaps a closing quote is missing")
         return line
 
+    def look_ahead(self, count: int) -> None:
+        """Take further lines, so that at least `count` are there, if the file has so many."""
+        try:
+            while len(self.taken) < count and self._chars <= MAX_ROW_BYTES:
+                self._take()
+        except StopIteration:
+            pass
 
-def _next(records: Iterator[list[str]], lines: _Lines, path: Path) -> list[str] | None:
-    lines.record_chars = lines.record_lines = 0
-    begin = lines.number + 1
-    limit = csv.field_size_limit(MAX_ROW_BYTES)  # of the whole process, so it is put back
-    try:
-        return next(records, None)
-    except csv.Error as error:
-        raise DataError(f"{path}:{begin}: the record that starts here is not CSV: {error}.") from None
-    finally:
-        csv.field_size_limit(limit)
+    def give_back(self, kept: int) -> None:
+        """Have all lines but the first `kept` read again."""
+        self._waiting.extendleft(reversed(list(zip(self.taken, self._flaws, strict=True))[kept:]))
+        self.number -= len(self.taken) - kept
+        self.begin()
+
+    def _take(self) -> str:
+        line, flaw = self._waiting.popleft() if self._waiting else self._read()
+        self.number += 1
+        self.taken.append(line)
+        self._flaws.append(flaw)
+        self._chars += len(line)
+        return line
+
+    def _read(self) -> tuple[str, str]:
+        """A line and what is wrong with its bytes. Raises StopIteration at the end, DataError for endless blank lines."""
+        data = self._file.readline(MAX_ROW_BYTES + 1)
+        if not data:
+            raise StopIteration
+        self._blank = 0 if data.strip() else self._blank + 1
+        if self._blank > MAX_BLANK_LINES:
+            raise DataError(f"{self._path}:{self.number + 1}: {MAX_BLANK_LINES:,} blank lines before it; not read any further.")
+        if len(data) > MAX_ROW_BYTES:
+            while data and not data.endswith(b"\n"):
+                data = self._file.readline(MAX_ROW_BYTES)
+            return "…\n", f"the line is longer than {MAX_ROW_BYTES >> 20} MiB"
+        line = data.decode("utf-8", "surrogateescape")
+        if self.number == 0:
+            line = line.removeprefix("\ufeff")
+        if "\0" in line:
+            return line, "holds NUL bytes"
+        stray = None if line.isascii() else _STRAY.search(line)
+        return line, stray_byte(ord(stray[0]) - 0xDC00) if stray else ""
 
 
-def _check_header(header: list[str], source: str) -> None:
-    if len(header) > MAX_FIELDS:
-        raise DataError(f"{source}: the header names {len(header):,} fields, more than {MAX_FIELDS:,}.")
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"{source}: the header names {readable_fields(twice)} more than once.")
+def _balanced(lines: list[str]) -> int:
+    """After how many lines every quote has its partner; 0 if that is not in sight."""
+    quotes = 0
+    for number, line in enumerate(lines, 1):
+        quotes += line.count('"')
+        if quotes % 2 == 0:
+            return number
+    return 0
+
+
+def _has_stray_quote(line: str, separator: str) -> bool:
+    """True for a quote inside a field that is not quoted, as the last line of a longer record has."""
+    pattern = rf'(?:^|{re.escape(separator)})[^"{re.escape(separator)}\r\n]+"'
+    line = line.replace('""', "")
+    return '"' in line and re.search(pattern, line) is not None

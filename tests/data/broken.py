@@ -51,18 +51,25 @@ ROW = _row()
 def _encodings() -> Iterator[Broken]:
     umlaut = json.dumps(GOOD | {"answer": "Größe"}, ensure_ascii=False)
     yield Broken("latin1.jsonl", ROW + b"\n" + umlaut.encode("latin-1"), ":2: not UTF-8 (byte 0xf6)", 1)
-    yield Broken("latin1.json", b"[" + umlaut.encode("latin-1") + b"]", ":1: not UTF-8 (byte 0xf6)")
-    yield Broken("latin1.csv", "question,answer\nWhy?,Größe".encode("latin-1"), ":2: not UTF-8 (byte 0xf6)")
-    yield Broken("utf16.jsonl", umlaut.encode("utf-16"), ":1: not UTF-8 (byte 0xff)", 0)
-    yield Broken("utf16.json", b"\xff\xfe[\0]\0", ":1: not UTF-8 (byte 0xff)")
-    yield Broken("utf32.jsonl", umlaut.encode("utf-32-be"), ":1: not UTF-8 (byte 0xf6)", 0)
+    yield Broken("latin1.json", b"[" + umlaut.encode("latin-1") + b"]", ":1: not UTF-8 (byte 0xf6)", 0)
+    yield Broken("latin1.csv", "question,answer\nWhy?,Größe".encode("latin-1"), ":2: not UTF-8 (byte 0xf6)", 0)
+    yield Broken("utf16.json", b"\xff\xfe[\0]\0", ": holds no rows")
+    yield Broken("half-a-unit.jsonl", (umlaut + "\n").encode("utf-16") + b"{", ":2: not utf-16 (byte 0x7b)", 1)
+    yield Broken("utf16-unmarked.jsonl", umlaut.encode("utf-16-le"), ": every other byte is 0, as in UTF-16")
+    yield Broken("utf32.jsonl", umlaut.encode("utf-32-be"), ": every other byte is 0, as in UTF-16")
+    yield Broken(
+        "may-be-two.csv",
+        b"question,answer\n" + b"Why?,\xe4\xf6\xfc\n" * 2 + b"Why?,So.\n" * 5,
+        ":2: not UTF-8 (byte 0xe4). Save the file as UTF-8, or name its encoding",
+        5,
+    )
     yield Broken("half-character.jsonl", ROW + b"\n" + b'{"question": "\xc3', ":2: not UTF-8 (byte 0xc3)", 1)
-    yield Broken("half-character.json", b"[" + ROW + b', "\xe2\x82', "not UTF-8 (byte 0xe2)", 1)
+    yield Broken("half-character.json", b"[" + ROW + b', "\xe2\x82', ":1: the row that starts here is not JSON", 1)
     yield Broken("bom-in-the-middle.jsonl", ROW + b"\n\xef\xbb\xbf" + ROW, ":2: not a JSON value", 1)
     yield Broken("bom-only.jsonl", b"\xef\xbb\xbf", ": the data file is empty")
     yield Broken("nul-bytes.jsonl", b"\0" * 5000, ":1: not a JSON value", 0)
     yield Broken("nul-in-text.jsonl", ROW + b'\n{"question": "a\0b"}\n' + ROW, ":2: not a JSON value", 2)
-    yield Broken("binary.json", bytes(range(256)) * 20, ":2: not UTF-8 (byte 0x80)")
+    yield Broken("binary.json", bytes(range(256)) * 20, ":1: expected a JSON array")
     yield Broken(
         "surrogate.jsonl", ROW + b'\n{"question": "\\ud800", "answer": "b"}', ":2: field 'question' holds half", 1
     )
@@ -81,9 +88,8 @@ def _lines() -> Iterator[Broken]:
         ":2: the line is longer than 16 MiB",
         2,
     )
-    yield Broken(
-        "array-in-lines.jsonl", b"[" + ROW + b"]\n", ":1: expected an object with named fields, found an array", 0
-    )
+    array = b"[" + ROW + b"]\n"
+    yield Broken("arrays-in-lines.jsonl", array * 2, ":1: expected an object with named fields, found an array", 0)
     yield Broken(
         "numbers.jsonl", b"1\n2.5\nnull\ntrue\n" + ROW, ":1: expected an object with named fields, found a number", 1
     )
@@ -93,12 +99,11 @@ def _lines() -> Iterator[Broken]:
     )
     yield Broken("nan.jsonl", b'{"question": NaN, "answer": Infinity}\n' + ROW, ":1: not a JSON value: NaN", 1)
     yield Broken("twice.jsonl", ROW[:-1] + b', "answer": "Another."}\n' + ROW, "the field 'answer' is given twice", 1)
-    yield Broken("html.jsonl", b"<!DOCTYPE html><html>404 Not Found</html>", ":1: not a JSON value", 0)
+    yield Broken("html.jsonl", b"<!DOCTYPE html><html>404 Not Found</html>", ": is an HTML page")
     yield Broken(
         "lfs-pointer.jsonl",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
-        ":1: not a JSON value",
-        0,
+        ": is a pointer of Git LFS",
     )
     yield Broken("many-bad.jsonl", b'{"question": "a"}\n' * 5000 + ROW, "and 4,990 more", 1)
     yield Broken("no-such-ending.txt.doc", ROW, ": the name ends in '.doc'")
@@ -109,10 +114,12 @@ def _arrays() -> Iterator[Broken]:
     yield Broken("no-rows.json", b"[ ]", ": holds no rows")
     yield Broken("cut-short.json", b"[" + ROW + b",\n" + ROW[:20], ":2: the row that starts here is not JSON", 1)
     yield Broken("no-closing.json", b"[" + ROW, ": the JSON array is cut short", 1)
-    yield Broken("no-comma.json", b"[" + ROW + b"\n" + ROW + b"]", ":1: expected ',' or ']'", 1)
+    yield Broken("odd-comma.json", b"[" + ROW + b";\n" + ROW + b"]", ":1: expected ',' or ']'", 2)
+    yield Broken("unlike.json", b'[{"a": 1 x}, {"b": 2}, {"c": 3}]', "No row behind it can be told for sure")
+    yield Broken("middle.json", b"[" + ROW + b",\n" + ROW[:-2] + b",\n" + ROW + b",\n" + ROW + b"]", ":2: the row", 3)
     yield Broken("trailing-comma.json", b"[" + ROW + b",,]", ":1: the row that starts here is not JSON", 1)
     yield Broken("more-after.json", b"[" + ROW + b"] " + ROW, ": there is more text after the closing ']'", 1)
-    yield Broken("lines.json", ROW + b"\n" + ROW, "Name JSON Lines .jsonl")
+    yield Broken("bad-lines.json", ROW + b"\n" + ROW[:-1] + b"\n" + ROW, ":2: not a JSON value", 2)
     yield Broken("wrapped.json", b'{"data": [' + ROW + b"]}", "whose field 'data' is no row")
     yield Broken("a-text.json", b'"hello"', ":1: expected a JSON array ('['), found '\"'")
     yield Broken("deep.json", b"[" * 100_000, ":1: the row that starts here is not JSON: nested too deeply")
@@ -209,21 +216,21 @@ def _talks() -> Iterator[Broken]:
 def _tables() -> Iterator[Broken]:
     head = b"question,answer\n"
     yield Broken(
-        "open-quote.csv", head + b'Why?,So.\n"Why?,So.\nWhy?,So.\n', ":3: the record that starts here is not CSV", 1
+        "open-quote.csv", head + b'Why?,So.\n"Why?,So.\nWhy?,So.\n', ":3: the record that starts here is not CSV", 2
     )
     yield Broken(
         "quote-inside.csv", head + b'Why?,So.\n"Why" it?,So.\n', ":3: the record that starts here is not CSV", 1
     )
     yield Broken(
         "open-quote-long.csv",
-        lambda: head + b'"Why?,So.\n' + b"Why?,So.\n" * 3_000_000,
+        lambda: head + b'"Why?,So.\n' + b"Why?,So.\n" * 150_000,
         "perhaps a closing quote is missing",
+        150_000,
     )
     yield Broken("too-many.csv", head + b"Why?,So.,And?\nWhy?,So.\n", ":2: 3 fields, but the header names 2", 1)
     yield Broken("too-few.csv", head + b"Why?\nWhy?,So.\n", ":2: 1 fields, but the header names 2", 1)
-    yield Broken(
-        "semicolons.csv", b"question;answer\nWhy?;So.\n", ":2: no field 'question'; the row has 'question;answer'", 0
-    )
+    yield Broken("no-separator.csv", b"question\nWhy?\n", ":2: no field 'answer'; the row has 'question'", 0)
+    yield Broken("sep-of-nothing.csv", b"sep=\x01\na\x01b\n1\x012\n", ":1: sep= names '\\x01'")
     yield Broken("twice.csv", b"question,answer,answer\na,b,c\n", ":1: the header names 'answer' more than once")
     yield Broken(
         "million-columns.csv",
@@ -232,8 +239,14 @@ def _tables() -> Iterator[Broken]:
     )
     yield Broken("header-only.csv", head, ": holds no rows")
     yield Broken("empty.csv", b"", ": the data file is empty")
-    yield Broken("old-mac.csv", b"question,answer\rWhy?,So.\r", ":1: the record that starts here is not CSV")
-    yield Broken("no-tabs.tsv", head + b"Why?,So.\n", ":2: no field 'question'", 0)
+    yield Broken("odd-cr.csv", head + b"Why?,So\rand so.\nWhy?,So.\n", ":2: the record that starts here is not CSV", 1)
+    yield Broken("nul.csv", head + b"Why?,So.\nWhy?,S\0.\nWhy?,So.\n", ":3: holds NUL bytes", 2)
+    yield Broken(
+        "long-line.csv",
+        lambda: head + b"Why?,So.\nWhy?," + b"x" * 40_000_000 + b"\nWhy?,So.\n",
+        ":3: the line is longer than 16 MiB",
+        2,
+    )
 
 
 def _xml() -> Iterator[Broken]:
@@ -253,7 +266,8 @@ def _xml() -> Iterator[Broken]:
     )
     yield Broken("cut-short.xml", document(PAIR)[:-20], ": not XML", 0, medquad)
     yield Broken("not-xml.xml", b"Why? So.", ": not XML", 0, medquad)
-    yield Broken("other.xml", b"<html><body/></html>", ": expected MedQuAD's <Document>, found <html>", 0, medquad)
+    yield Broken("other.xml", b"<html><body/></html>", ": is an HTML page", None, medquad)
+    yield Broken("another.xml", b"<Articles><Article/></Articles>", ": expected MedQuAD's <Document>", 0, medquad)
     yield Broken(
         "no-answer.xml",
         document("<QAPair><Question>Why?</Question></QAPair>" + PAIR),
@@ -277,10 +291,12 @@ def _packed() -> Iterator[Broken]:
         return whole.getvalue()
 
     yield Broken("bomb.jsonl.gz", bomb, ": unpacks to more than 200 times its size")
-    yield Broken("no-gzip.jsonl.gz", ROW, ": is no whole .gz file")
-    yield Broken("cut-short.json.gz", gzip.compress(b"[" + ROW)[:-9], ": is no whole .gz file")
-    yield Broken("bad-checksum.jsonl.gz", gzip.compress(ROW)[:-8] + b"\0" * 8, ": is no whole .gz file")
-    yield Broken("no-zstd.jsonl.zst", ROW, ": is no whole .zst file")
+    yield Broken("cut-short.json.gz", gzip.compress(b"[" + ROW)[:-9], ": is no whole gzip file")
+    yield Broken("cut-short.jsonl.gz", gzip.compress(ROW + b"\n" + ROW)[:-9], ": is no whole gzip file", 1)
+    yield Broken("bad-checksum.jsonl.gz", gzip.compress(ROW)[:-8] + b"\0" * 8, ": is no whole gzip file")
+    yield Broken("cut-short.jsonl.zst", b"\x28\xb5\x2f\xfd" + ROW, ": is no whole zstd file")
+    yield Broken("twice.jsonl.gz", gzip.compress(gzip.compress(ROW)), ": is compressed twice")
+    yield Broken("parquet.jsonl.gz", gzip.compress(b"PAR1"), ": is Parquet under gzip")
     yield Broken("what.gz", gzip.compress(ROW), ": the name ends in '.gz'")
 
 
@@ -295,7 +311,7 @@ def _parquet() -> Iterator[Broken]:
 
     good = table({"question": ["Why?"] * 3, "answer": ["So."] * 3})
     yield Broken("cut-short.parquet", good[:-30], ": not a Parquet file, or damaged")
-    yield Broken("no-parquet.parquet", ROW * 20, ": not a Parquet file, or damaged")
+    yield Broken("no-parquet.parquet", b"\xf0\x01" * 200, ": not a Parquet file, or damaged")
     yield Broken("empty.parquet", b"", ": not a Parquet file, or damaged")
     yield Broken("damaged.parquet", good[:10] + b"\xff" * 40 + good[50:], ": not a Parquet file, or damaged")
     yield Broken(

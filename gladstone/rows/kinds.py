@@ -1,0 +1,144 @@
+"""What a file is, by its first bytes or characters, whatever its name says."""
+
+import json
+import re
+from pathlib import Path
+
+from gladstone.errors import DataError
+from gladstone.rows.separators import find_separator
+
+JSON, LINES, VALUES, TABLE, TABS, XML, PARQUET, SHEET = (
+    "json", "lines", "values", "table", "tabs", "xml", "parquet", "sheet")  # fmt: skip
+KINDS = {
+    ".json": JSON, ".jsonl": LINES, ".ndjson": LINES, ".csv": TABLE, ".tsv": TABS, ".tab": TABS,
+    ".xml": XML, ".parquet": PARQUET, ".xlsx": SHEET, ".xlsm": SHEET,
+}  # fmt: skip
+WORDS = {
+    JSON: "one JSON array or object",
+    LINES: "JSON Lines",
+    VALUES: "JSON objects over several lines each",
+    TABLE: "a table with separators (CSV)",
+    TABS: "a table with separators (CSV)",
+    XML: "XML",
+    PARQUET: "Parquet",
+    SHEET: "an Excel workbook (.xlsx)",
+}
+UNPACK, EXPORT = "Unpack it first.", "Save it as .xlsx or as CSV."
+COPY_TEXT = "Bring its text into one of the formats that are read: a row for each question and answer."
+FOREIGN = {
+    b"\xd0\xcf\x11\xe0": ("an old Excel or Word file (.xls, .doc), or a workbook with a password", EXPORT),
+    b"%PDF": ("a PDF", COPY_TEXT),
+    b"{\\rtf": ("a Rich Text document", COPY_TEXT),
+    b"BZh": ("compressed with bzip2", UNPACK),
+    b"\xfd7zXZ": ("compressed with xz", UNPACK),
+    b"7z\xbc\xaf": ("a 7-Zip archive", UNPACK),
+    b"Rar!": ("a RAR archive", UNPACK),
+    b"SQLite format 3": ("an SQLite database", "Export the table as CSV."),
+    b"ARROW1": ("an Arrow file", "Write it as Parquet or JSON Lines (in datasets: to_parquet, to_json)."),
+    b"\xff\xff\xff\xff": ("an Arrow stream", "Write it as Parquet or JSON Lines (in datasets: to_parquet, to_json)."),
+    b"\x80\x04\x95": ("a Python pickle, which can run code when it is read", "Write the rows as JSON Lines."),
+    b"GGUF": ("a model in GGUF", "Give the file with the rows."),
+    b"\x89PNG": ("a picture", "Give the file with the rows."),
+    b"\x1f\x8b": ("compressed twice", UNPACK),
+    b"\x28\xb5\x2f\xfd": ("compressed twice", UNPACK),
+}
+_SPACE = "\ufeff \t\r\n"
+_PAGE = re.compile(r"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+_XML = re.compile(r"<(\?xml|Document|!DOCTYPE)\b")
+_OBJECT_OF_ROWS = re.compile(r'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
+
+
+def binary_kind(path: Path, start: bytes) -> str:
+    """PARQUET, SHEET, or '' for what may be text. Raises DataError for a file of a kind that holds no rows."""
+    if start.startswith(b"PAR1"):
+        return PARQUET
+    if start.startswith(b"PK\x03\x04"):
+        return _archive_kind(path)
+    for magic, (what, advice) in FOREIGN.items():
+        if start.startswith(magic):
+            raise DataError(f"{path}: is {what}, which is not read. {advice}")
+    return ""
+
+
+def _archive_kind(path: Path) -> str:
+    from zipfile import BadZipFile, ZipFile
+
+    try:
+        with ZipFile(path) as archive:
+            names = set(archive.namelist())
+    except (BadZipFile, OSError, ValueError) as error:
+        raise DataError(f"{path}: a ZIP archive or workbook that is damaged or cut short: {error}.") from None
+    if any(name.lower() == "xl/workbook.xml" for name in names):
+        return SHEET
+    if "xl/workbook.bin" in names:
+        raise DataError(f"{path}: is a binary workbook (.xlsb), which is not read. {EXPORT}")
+    if "word/document.xml" in names:
+        raise DataError(f"{path}: is a Word document, which is not read. {COPY_TEXT}")
+    if "content.xml" in names and "mimetype" in names:
+        raise DataError(f"{path}: is an OpenDocument file (.ods, .odt), which is not read. {EXPORT}")
+    raise DataError(f"{path}: is a ZIP archive, which is not read. {UNPACK}")
+
+
+def text_kind(path: Path, head: str, named: str, *, whole: bool) -> str:
+    """What a text is by its first characters; `named` where they do not say; `whole` if `head` is all of it.
+
+    Raises DataError for a page or pointer that stands in the place of the file.
+    """
+    start = head.lstrip(_SPACE)
+    if start.startswith("version https://git-lfs.github.com"):
+        raise DataError(f"{path}: is a pointer of Git LFS, not the file itself. Fetch it with `git lfs pull`.")
+    if _PAGE.match(start):
+        raise DataError(f"{path}: is an HTML page, perhaps an error or login page. Download the file itself again.")
+    if start.startswith("{"):
+        return _object_kind(start, named, whole=whole)
+    if start.startswith("["):
+        return _array_kind(start, named)
+    if named in (TABLE, TABS):
+        return XML if start.startswith("<?xml") else named
+    if named != XML and _XML.match(start):
+        return XML
+    found = find_separator(head, ",", whole=whole) if start else None
+    return TABLE if found and found.certain and named != XML else named
+
+
+def _object_kind(start: str, named: str, *, whole: bool) -> str:
+    first_line, _, others = start.partition("\n")
+    try:
+        value, end = json.JSONDecoder().raw_decode(start)
+    except RecursionError:
+        return named
+    except ValueError:
+        return _broken_kind(start, first_line, others, named)
+    rest = start[end:].lstrip()
+    if rest and not rest.startswith("{"):
+        return named if named in (JSON, LINES) else LINES
+    if not rest and (named == JSON or not whole):
+        return named if named in (JSON, LINES) else LINES
+    if "\n" not in start[:end]:
+        return LINES
+    return JSON if not rest and value and all(isinstance(each, dict) for each in value.values()) else VALUES
+
+
+def _broken_kind(start: str, first_line: str, others: str, named: str) -> str:
+    """Of a text whose first object is broken, or longer than what is in sight."""
+    second = next((line for line in others.split("\n") if line.strip()), "")
+    if named in (TABLE, TABS, XML):
+        return named
+    if _is_json(second):
+        return LINES
+    return JSON if _OBJECT_OF_ROWS.match(start) and not _is_json(first_line) and len(first_line) < 1000 else named
+
+
+def _array_kind(start: str, named: str) -> str:
+    if named in (TABLE, TABS, XML) and not start[1:].lstrip().startswith(("{", "]")):
+        return named
+    first_line, _, others = start.partition("\n")
+    return LINES if named == LINES and others.strip() and _is_json(first_line) else JSON
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,60 @@
+"""The separator of a table, found by looking: the one under which header and records have equally many fields."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+LOOKED_AT = 100  # records
+_SEP_LINE = re.compile(r"\ufeff?\"?sep=(.)\"?\r?(?:\n|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Separator:
+    """`char` between fields; `lines` to skip before the header; `share` of the records that fit the header."""
+
+    char: str
+    lines: int = 0
+    share: float = 0.0
+    certain: bool = False
+
+    @property
+    def name(self) -> str:
+        """It in words."""
+        return SEPARATORS.get(self.char, repr(self.char))
+
+
+def find_separator(head: str, usual: str, *, whole: bool) -> Separator:
+    """The separator of a table that begins with `head`; `usual` where no other fits better.
+
+    `certain` if at least two records, and nine of ten, fit a header of two plausible names or more.
+    """
+    line = _SEP_LINE.match(head)
+    if line:
+        return Separator(line[1], 1, 1.0, certain=True)
+    if not whole:  # the last line may be cut
+        head = head[: head.rfind("\n") + 1] or head
+    found = [_measure(head, char) for char in sorted(SEPARATORS, key=lambda char: char != usual)]
+    best = max(found, key=lambda each: each.share)  # the first of equals: the usual one
+    return best if best.share > 0 else Separator(usual)
+
+
+def _measure(head: str, char: str) -> Separator:
+    records = list(islice(_records(head, char), LOOKED_AT + 1))
+    if not records or len(records[0]) < 2:
+        return Separator(char)
+    header, others = records[0], [record for record in records[1:] if record]
+    fitting = sum(len(record) == len(header) for record in others)
+    share = (fitting + 1) / (len(others) + 1)
+    plausible = len(set(header)) == len(header) and all(0 < len(name.strip()) <= 60 for name in header)
+    return Separator(char, 0, share, certain=plausible and len(others) >= 2 and fitting * 10 >= len(others) * 9)
+
+
+def _records(head: str, char: str) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(io.StringIO(head.lstrip("\ufeff"), newline="\n"), delimiter=char)
+    except csv.Error:
+        return
