@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gladstone.chat import Conversation
 from gladstone.formats import Layout, Notes, find_layout, iter_conversations
-from gladstone.rows import Problems
+from gladstone.rows import AS_FOUND, Problems, Reading
 
 
 @dataclass
@@ -54,9 +54,14 @@ class Check:
         self.answers.add(conversation.answer.content)
 
 
-def check_rows(path: Path, format_name: str, columns: Mapping[str, str] | None = None) -> Check:
+def check_rows(
+    path: Path,
+    format_name: str,
+    columns: Mapping[str, str] | None = None,
+    reading: Reading = AS_FOUND,
+) -> Check:
     """Read every row of a file. Raises DataError if the file as a whole cannot be read or its format recognised."""
-    check = Check(find_layout(path, format_name, columns), Problems())
+    check = Check(find_layout(path, format_name, columns, reading), Problems())
     for conversation in iter_conversations(path, check.layout, check.problems, check.notes):
         check.add(conversation)
     return check

@@ -1,11 +1,14 @@
 """The commands under `finetune data`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gladstone.command import Group
+
+if TYPE_CHECKING:
+    from gladstone.rows import Reading
 
 FORMAT = click.option("--format", "format_name", default="auto", show_default=True, help="Row format.")
 FILE = click.Path(path_type=Path)
@@ -28,14 +31,24 @@ def data() -> None:
     metavar="NAME=COLUMN",
     help="Where a table of another layout has question, answer, reasoning or system. Repeatable.",
 )
-@click.option("--skip-bad", is_flag=True, help="Bad rows are told, but are no failure.")
-def check(path: Path, format_name: str, columns: tuple[str, ...], *, skip_bad: bool) -> None:
+@click.option("--encoding", help="Text encoding of the file.  [default: UTF-8, or what its bytes show it to be]")
+@click.option("--sheet", help="Sheet of an Excel workbook.  [default: the first with a header]")
+@click.option("--skip-bad", is_flag=True, help="Report bad rows, but exit with 0.")
+def check(  # noqa: PLR0913 - one parameter an option
+    path: Path,
+    format_name: str,
+    columns: tuple[str, ...],
+    encoding: str | None,
+    sheet: str | None,
+    *,
+    skip_bad: bool,
+) -> None:
     """Read every row of PATH: its format, how many rows are good, and what is wrong with the others."""
     from finetune.data.check import check_rows, describe
 
-    checked = check_rows(path, format_name, _columns(columns))
+    checked = check_rows(path, format_name, _columns(columns), _reading(encoding, sheet))
     click.echo(describe(checked))
-    if checked.problems.count and skip_bad:
+    if skip_bad and (checked.problems.count or checked.problems.unread):
         click.echo(checked.problems.message("left out"), err=True)
     else:
         checked.problems.check(f"{path}, read as {checked.layout.name!r}")
@@ -169,6 +182,15 @@ def leaks(  # noqa: PLR0913 - one parameter an option
     compared = compare((train, format_name), (against, against_format), similarity, out)
     click.echo(compared.described())
     compared.check()
+
+
+def _reading(encoding: str | None, sheet: str | None) -> "Reading":
+    from gladstone.rows import Reading, check_encoding
+
+    try:
+        return Reading(check_encoding(encoding) if encoding else None, sheet)
+    except ValueError as error:
+        raise click.UsageError(f"--encoding: {error}.") from None
 
 
 def _columns(columns: tuple[str, ...]) -> dict[str, str] | None:

@@ -2,7 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
@@ -11,7 +11,7 @@ from finetune.labels import Train
 from gladstone.config import Config
 from gladstone.errors import ConfigError, DataError
 from gladstone.formats import COLUMNS, FORMAT_NAMES, Layout, find_layout
-from gladstone.rows import ENDINGS
+from gladstone.rows import ENDINGS, Reading, check_encoding
 
 SAMPLE_PREFIX = "sample:"
 Size = Annotated[float, Field(gt=0)]
@@ -30,6 +30,10 @@ class Source(Config):
         None, description=f"for a layout of its own: which column is which of {', '.join(COLUMNS)}"
     )
     first_rows: PositiveInt | None = Field(None, description="read only this many rows from the start of the file")
+    encoding: str | None = Field(
+        None, description="text encoding of the file, as cp1252; null: UTF-8, or what its bytes show it to be"
+    )
+    sheet: str | None = Field(None, description="which sheet of an Excel workbook; null: the first with a header")
     license: str | None = Field(None, description="under which it may be used, as cc-by-4.0; for the model card")
     weight: PositiveFloat = Field(
         1.0, description="how often its training rows are seen in an epoch: 2 repeats each, 0.5 draws half of them"
@@ -44,6 +48,11 @@ class Source(Config):
         if name not in FORMAT_NAMES:
             raise ValueError(f"unknown data format {name!r}; known: {', '.join(FORMAT_NAMES)}")
         return name
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str | None) -> str | None:
+        return None if name is None else check_encoding(name)
 
     @model_validator(mode="after")
     def _weight_or_share(self) -> "Source":
@@ -68,7 +77,7 @@ class Source(Config):
         """How its rows are read. Raises ConfigError or DataError if it cannot be told, or there is no file."""
         if not self.file().exists():
             raise DataError(f"{self.file()}: no such data file.")
-        return find_layout(self.file(), self.format, self.columns)
+        return find_layout(self.file(), self.format, self.columns, Reading(self.encoding, self.sheet))
 
 
 class CleaningSection(Config):
@@ -151,6 +160,7 @@ class DataSection(Config):
     """The rows, and how they are divided."""
 
     sources: tuple[Source, ...] = Field(min_length=1, description="data files, read in this order")
+    encoding: str | None = Field(None, description="text encoding of the sources that name none of their own")
     skip_bad: bool = Field(False, description="leave out rows that cannot be read; dropped.jsonl has their errors")
     cleaning: CleaningSection = CleaningSection()
     duplicates: DuplicateSection = DuplicateSection()
@@ -177,6 +187,15 @@ class DataSection(Config):
         if isinstance(self.reasoning, ReasoningLimit):
             return self.reasoning.max_tokens
         return 0 if self.reasoning == "drop" else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _encoding_of_sources(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not values.get("encoding"):
+            return values
+        sources = values.get("sources") or ()
+        given = {"encoding": values["encoding"]}
+        return values | {"sources": [given | each if isinstance(each, dict) else each for each in sources]}
 
     @model_validator(mode="after")
     def _sizes_leave_rows(self) -> "DataSection":

@@ -31,7 +31,7 @@ from gladstone.formats.known import check_known
 from gladstone.formats.notes import LeftOutError, Notes
 from gladstone.formats.recognition import KNOWN_BY, SAMPLED_ROWS
 from gladstone.formats.recognition import recognise as recognised
-from gladstone.rows import Problems, Row, read_rows, readable_fields
+from gladstone.rows import AS_FOUND, Problems, Reading, Row, read_rows, readable_fields
 
 __all__ = ["KNOWN_BY", "SAMPLED_ROWS", "LeftOutError", "Notes"]
 
@@ -67,6 +67,7 @@ class Layout:
     name: str
     why: str = ""
     columns: Mapping[str, str] | None = None
+    reading: Reading = AS_FOUND
 
     def read(self, row: Row, source: str, notes: Notes | None = None) -> Conversation:
         """The row as a conversation. Raises DataError if it does not fit, LeftOutError if it is not to be trained on.
@@ -89,8 +90,13 @@ class Layout:
             raise DataError(f"{source}: no column {missing[0]!r} (of columns); the row has {readable_fields(row)}.")
 
 
-def find_layout(path: Path, format_name: str, columns: Mapping[str, str] | None = None) -> Layout:
-    """The layout of a name; for `auto`, the one that the file's first rows fit.
+def find_layout(
+    path: Path,
+    format_name: str,
+    columns: Mapping[str, str] | None = None,
+    reading: Reading = AS_FOUND,
+) -> Layout:
+    """The layout of a name; for `auto`, the one that the file's first rows fit. `reading`: what the user says of it.
 
     Raises ConfigError for an unknown name or columns, DataError if no layout or more than one fits.
     """
@@ -98,8 +104,9 @@ def find_layout(path: Path, format_name: str, columns: Mapping[str, str] | None 
         raise ConfigError(f"unknown data format {format_name!r}; known: {', '.join(FORMAT_NAMES)}.")
     if columns is not None:
         _check_columns(columns, format_name)
-        return Layout("qa", "columns are given", columns)
-    return recognise(path) if format_name == AUTO else Layout(format_name)
+        return Layout("qa", "columns are given", columns, reading)
+    name, why = recognised(path, reading) if format_name == AUTO else (format_name, "")
+    return Layout(name, why, reading=reading)
 
 
 def recognise(path: Path) -> Layout:
@@ -115,7 +122,7 @@ def iter_conversations(
     `notes` counts the fields that are not used, and the rows that are left out by what they say of themselves.
     """
     notes = Notes() if notes is None else notes
-    for row, source in read_rows(path, problems):
+    for row, source in read_rows(path, problems, layout.reading):
         try:
             yield layout.read(row, source, notes)
         except DataError as error:

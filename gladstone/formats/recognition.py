@@ -22,7 +22,7 @@ from gladstone.formats import (
     sharegpt,
     text,
 )
-from gladstone.rows import Problems, Row, read_rows, readable_fields
+from gladstone.rows import AS_FOUND, Problems, Reading, Row, read_rows, readable_fields
 
 KNOWN_BY: dict[str, tuple[str, ...]] = {
     "qa": qa.FIELDS,
@@ -42,9 +42,9 @@ PREFERENCE, KTO, RATED, TOKENS = "preference", "kto", "rated", "tokens"
 ANSWERS_TO_TEXT = ("label", "labels", "target", "summary", *pair.ANSWERS)
 
 
-def recognise(path: Path) -> tuple[str, str]:
+def recognise(path: Path, reading: Reading = AS_FOUND) -> tuple[str, str]:
     """The one layout whose fields most of the first rows have, and why. Raises DataError if none or several fit."""
-    sample = [(set(row), _marks(row)) for row, _ in islice(read_rows(path, Problems()), SAMPLED_ROWS)]
+    sample = [(set(row), _marks(row)) for row, _ in islice(read_rows(path, Problems(), reading), SAMPLED_ROWS)]
     if not sample:
         raise DataError(f"{path}: no row can be read, so that its format cannot be recognised.")
     names = [fields for fields, _ in sample]

@@ -11,14 +11,12 @@ from pathlib import Path
 from gladstone.errors import DataError
 from gladstone.rows import arrays, kinds, medquad_xml, parquet, sheets, tables, texts
 from gladstone.rows.encodings import as_utf8, check_encoding
-from gladstone.rows.limits import MAX_FIELDS, Found, Note, Problems, Reading, Row, kind_of, readable_fields
+from gladstone.rows.limits import AS_FOUND, MAX_FIELDS, Found, Note, Problems, Reading, Row, kind_of, readable_fields
 from gladstone.rows.opened import COMPRESSED, as_file, first_bytes, packing, take, unpacked
 
-__all__ = ["ENDINGS", "Problems", "Reading", "Row", "check_encoding", "read_rows", "readable_fields"]
+__all__ = ["AS_FOUND", "ENDINGS", "Problems", "Reading", "Row", "check_encoding", "read_rows", "readable_fields"]
 
-ENDINGS = (
-    ".json, .jsonl, .csv, .tsv, .xml (each also with .gz or .zst), .xlsx, .parquet, or a folder of .xml files"
-)
+ENDINGS = ".json, .jsonl, .csv, .tsv, .xml (each also with .gz or .zst), .xlsx, .parquet, or a folder of .xml files"
 HEAD_BYTES = 1 << 20  # of a file, to see what it is
 READERS = {
     kinds.JSON: arrays.read_array,
@@ -30,12 +28,14 @@ USUAL_SEPARATORS = {kinds.TABLE: ",", kinds.TABS: "\t"}
 
 
 def read_rows(
-    path: Path, problems: Problems | None = None, reading: Reading = Reading()  # noqa: B008 - frozen
+    path: Path,
+    problems: Problems | None = None,
+    reading: Reading = AS_FOUND,
 ) -> Iterator[tuple[Row, str]]:
     """Yield each row of a file, or of a folder's XML files, with its source, `file:line`.
 
-    A bad row is added to `problems`, and reading goes on behind it; without `problems` the first raises. What is noticed
-    about the file goes to `problems` too. Raises DataError if the file is missing, empty, cut short or of a kind that
+    A bad row is added to `problems`, and reading goes on behind it; without `problems` the first raises. What
+    is noticed about the file goes to `problems` too. Raises DataError if the file is missing, empty, cut short or of a kind that
     is not read, or if there is no row at all.
     """
     empty = True

@@ -1,4 +1,4 @@
-"""JSON arrays, objects of rows by their ids, and objects one after the other; read in pieces, each row with its line."""
+"""JSON arrays, objects of rows by their ids, and objects one after the other; read in pieces, each row with a line."""
 
 import codecs
 import json

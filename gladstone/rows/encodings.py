@@ -1,7 +1,7 @@
 """Text encodings: whatever a file's is, its readers see UTF-8. Names charset_normalizer.
 
-UTF-8 comes first. A byte-order mark names UTF-16 and UTF-32. Another encoding is taken only where the file as a whole is
-not UTF-8, and a detector finds one that fits: a damaged byte in a UTF-8 file makes a bad row, not another encoding.
+UTF-8 comes first. A byte-order mark names UTF-16 and UTF-32. Another encoding is taken only where the file as a whole
+is not UTF-8, and a detector finds one that fits: a damaged byte in a UTF-8 file makes a bad row, no other encoding.
 """
 
 import codecs
@@ -65,7 +65,11 @@ def as_utf8(
 def _check_no_wide(path: Path, head: bytes) -> None:
     start = head[:400]
     zeros = start.count(0)
-    if 0.3 * len(start) < zeros < 0.9 * len(start) and len(start) >= 8 and (start[::2].count(0) != start[1::2].count(0)):
+    if (
+        0.3 * len(start) < zeros < 0.9 * len(start)
+        and len(start) >= 8
+        and (start[::2].count(0) != start[1::2].count(0))
+    ):
         raise DataError(f"{path}: every other byte is 0, as in UTF-16 or UTF-32 without a byte-order mark. {ADVICE}.")
 
 
@@ -100,8 +104,9 @@ def _recoded(path: Path, pieces: Iterator[bytes], name: str) -> Iterator[bytes]:
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             line += error.object.count(b"\n", 0, error.start)
+            byte = error.object[error.start]
             raise FileDamage(
-                f"{path}:{line}: not {name} (byte 0x{error.object[error.start]:02x}), as which the file is read. {ADVICE}."
+                f"{path}:{line}: not {name} (byte 0x{byte:02x}), as which the file is read. {ADVICE}."
             ) from None
         line += text.count("\n")
         if text:

@@ -29,6 +29,9 @@ class Reading:
     sheet: str | None = None
 
 
+AS_FOUND = Reading()  # nothing is said
+
+
 # a value with its source (a value that is no object is refused by the door), why there is none, or a note
 Found = tuple[Any, str] | DataError | Note
 
@@ -70,9 +73,12 @@ class Problems:
             self.notes_left_off += 1
 
     def noted(self) -> list[str]:
-        """The notes as lines for a user, in the order in which they came up first, each with its number of rows."""
+        """The notes as lines for a user, in the order in which they came up first, each with its number of rows.
+
+        Behind them stands where a file could not be read to its end.
+        """
         lines = [f"{text} ({_rows(rows)})" if rows else text for text, rows in self.notes.items()]
-        return [*lines, *([f"and {self.notes_left_off:,} more notes"] if self.notes_left_off else [])]
+        return [*lines, *self.unread, *([f"and {self.notes_left_off:,} more notes"] if self.notes_left_off else [])]
 
     def message(self, headline: str) -> str:
         """All of it in one message."""

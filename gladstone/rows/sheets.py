@@ -83,7 +83,9 @@ class _Sheet:
             if not any(value not in (None, "") for value in values) and not any(cell.value for cell in asked):
                 blank += 1
                 if blank > MAX_BLANK_LINES:
-                    raise DataError(f"{self._path}:{number}: {MAX_BLANK_LINES:,} blank rows before it; not read further.")
+                    raise DataError(
+                        f"{self._path}:{number}: {MAX_BLANK_LINES:,} blank rows before it; not read further."
+                    )
                 continue
             blank = 0
             source = f"{self._path}:{number}"
@@ -121,16 +123,18 @@ class _Sheet:
             if wanted is None and sheet.sheet_state != "visible":
                 continue
             for number, cells in self._cells(sheet, 1, MAX_FIELDS + 1, MAX_HEADER_ROW):
-                names = ["" if cell.value is None else str(cell.value).strip() for cell in cells]
-                while names and not names[-1]:
-                    names.pop()
-                if sum(bool(name) for name in names) >= 2:
-                    return sheet, number, names
+                header = ["" if cell.value is None else str(cell.value).strip() for cell in cells]
+                while header and not header[-1]:
+                    header.pop()
+                if sum(bool(name) for name in header) >= 2:
+                    return sheet, number, header
         raise DataError(
             f"{self._path}: no visible sheet has a header of two names or more among its first {MAX_HEADER_ROW} rows."
         )
 
-    def _cells(self, sheet: Any, begin: int, width: int, end: int | None = None) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    def _cells(
+        self, sheet: Any, begin: int, width: int, end: int | None = None
+    ) -> Iterator[tuple[int, tuple[Any, ...]]]:
         sheet.reset_dimensions()  # what a file says of its size may be wrong
         rows = enumerate(sheet.iter_rows(min_row=begin, max_row=end, max_col=min(width, MAX_FIELDS + 1)), begin)
         try:
@@ -155,7 +159,7 @@ class _Sheet:
         """What openpyxl does not say of a sheet that is read row by row: formulas, merged cells and hidden rows."""
         found: dict[str, Any] = {"formulas": False, "merged": [], "hidden": 0}
         try:
-            with ZipFile(self._path) as archive, archive.open(self._sheet._worksheet_path) as part:  # noqa: SLF001
+            with ZipFile(self._path) as archive, archive.open(self._sheet._worksheet_path) as part:
                 tail = b""
                 while data := part.read(1 << 20):
                     cut = data.rfind(b"<")

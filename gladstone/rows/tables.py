@@ -134,7 +134,9 @@ class _Table:
     def _sound(self, lines: list[str]) -> tuple[int, int]:
         """How many of the lines are sound records, each on its own, and how many are not."""
         good = sum(
-            self._fields([line]) == self._width and (line.count('"') % 2 == 0) and not _has_stray_quote(line, self._separator)
+            self._fields([line]) == self._width
+            and (line.count('"') % 2 == 0)
+            and not _has_stray_quote(line, self._separator)
             for line in lines
         )
         return good, len(lines) - good
@@ -210,13 +212,15 @@ class _Lines:
         return line
 
     def _read(self) -> tuple[str, str]:
-        """A line and what is wrong with its bytes. Raises StopIteration at the end, DataError for endless blank lines."""
+        """A line and its flaw. Raises StopIteration at the end, DataError for blank lines without end."""
         data = self._file.readline(MAX_ROW_BYTES + 1)
         if not data:
             raise StopIteration
         self._blank = 0 if data.strip() else self._blank + 1
         if self._blank > MAX_BLANK_LINES:
-            raise DataError(f"{self._path}:{self.number + 1}: {MAX_BLANK_LINES:,} blank lines before it; not read any further.")
+            raise DataError(
+                f"{self._path}:{self.number + 1}: {MAX_BLANK_LINES:,} blank lines before it; not read any further."
+            )
         if len(data) > MAX_ROW_BYTES:
             while data and not data.endswith(b"\n"):
                 data = self._file.readline(MAX_ROW_BYTES)

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 from gladstone.errors import DataError
 from gladstone.rows.encodings import ADVICE
 from gladstone.rows.limits import MAX_ROW_BYTES, Found, readable_fields
+
 MAX_BLANK_LINES = 100_000  # a file of nothing but line ends would keep the loop busy for minutes
 
 

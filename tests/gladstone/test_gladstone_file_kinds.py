@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gladstone.errors import DataError
-from gladstone.rows import Problems, Reading, read_rows
+from gladstone.rows import AS_FOUND, Problems, Reading, read_rows
 
 ROWS = [{"question": f"Question {number}?", "answer": f"Answer {number}."} for number in range(6)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -31,7 +31,7 @@ def table(separator: str, rows: Sequence[dict[str, Any]] = ROWS, **options: Any)
     return text.getvalue().encode()
 
 
-def read(path: Path, content: bytes | None = None, reading: Reading = Reading()) -> tuple[list[Any], Problems]:  # noqa: B008
+def read(path: Path, content: bytes | None = None, reading: Reading = AS_FOUND) -> tuple[list[Any], Problems]:
     if content is not None:
         path.write_bytes(content)
     problems = Problems()
@@ -137,7 +137,9 @@ def test_a_file_of_a_kind_that_holds_no_rows_is_refused_by_that_kind(
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
-def test_the_separator_of_a_table_is_found_by_looking(tmp_path: Path, separator: str, mark: bytes, quoting: int) -> None:
+def test_the_separator_of_a_table_is_found_by_looking(
+    tmp_path: Path, separator: str, mark: bytes, quoting: int
+) -> None:
     given = [{"question": "What, and why; who | when?", "answer": f'He said "no",\nthen {i}; so.'} for i in range(5)]
     rows, problems = read(tmp_path / "rows.csv", mark + table(separator, given, quoting=quoting))
     assert rows == given
@@ -221,7 +223,7 @@ def test_an_encoding_that_is_named_is_used_and_contradicted_with_the_line(tmp_pa
 
 
 def test_rows_before_the_end_of_a_cut_file_are_kept_and_the_rest_is_unknown(tmp_path: Path) -> None:
-    given = [{"question": f"{n}?", "answer": random.Random(n).randbytes(40).hex()} for n in range(3000)]  # noqa: S311
+    given = [{"question": f"{n}?", "answer": random.Random(n).randbytes(40).hex()} for n in range(3000)]
     content = gzip.compress("".join(json.dumps(row) + "\n" for row in given).encode())
     rows, problems = read(tmp_path / "rows.jsonl.gz", content[: len(content) // 2])
     assert 1000 < len(rows) < 2000
@@ -235,7 +237,7 @@ def test_rows_before_the_end_of_a_cut_file_are_kept_and_the_rest_is_unknown(tmp_
 def test_a_workbook_is_read_with_its_types_sheets_and_row_numbers(tmp_path: Path) -> None:
     from datetime import date, datetime
 
-    rows = [
+    rows: list[list[Any]] = [
         ["My rows", None, None],
         [],
         ["question", "answer", "when"],
@@ -281,7 +283,9 @@ def test_an_empty_or_damaged_workbook_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_broken_row_in_the_middle_of_an_array_costs_itself(tmp_path: Path) -> None:
-    turns = [{"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "So."}]} for n in range(9)]
+    turns = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "So."}]} for n in range(9)
+    ]
     for indent in (None, 1):
         text = json.dumps(turns, indent=indent)
         for before, after in [('"4?"', '"4?'), ('"4?"', '"4"?"'), ('"4?"', "4?"), ('"4?"}', '"4?"'), ('"8?"', '"8?')]:
@@ -292,7 +296,7 @@ def test_a_broken_row_in_the_middle_of_an_array_costs_itself(tmp_path: Path) -> 
             assert not problems.unread
 
 
-DAMAGES = {
+DAMAGES: dict[str, Callable[[str], str]] = {
     "too few": lambda record: record.split(",")[0],
     "too many": lambda record: record + ",more",
     "open quote": lambda record: '"' + record,
@@ -313,7 +317,7 @@ def test_damaged_records_cost_themselves_and_are_counted_truly(
     given_rows = [{f"f{place}": f"{n} {data.draw(text)}" for place in range(width)} for n in range(count)]
     records = table(",", given_rows, quoting=quoting, lineterminator="\n").decode().splitlines()
     # two damaged records beside each other can look like one of two lines
-    places = [place for place in sorted(data.draw(st.sets(st.integers(0, count - 1), max_size=count // 3)))]
+    places = sorted(data.draw(st.sets(st.integers(0, count - 1), max_size=count // 3)))
     places = [place for before, place in zip([-2, *places], places, strict=False) if place - before > 1]
     kinds = [data.draw(st.sampled_from(sorted(DAMAGES))) for _ in places]
     for place, kind in zip(places, kinds, strict=True):
