@@ -35,8 +35,8 @@ def read_rows(
     """Yield each row of a file, or of a folder's XML files, with its source, `file:line`.
 
     A bad row is added to `problems`, and reading goes on behind it; without `problems` the first raises. What
-    is noticed about the file goes to `problems` too. Raises DataError if the file is missing, empty, cut short or of a kind that
-    is not read, or if there is no row at all.
+    is noticed about the file goes to `problems` too. Raises DataError if the file is missing, empty, cut short or of a
+    kind that is not read, or if there is no row at all.
     """
     empty = True
     for found in _found(path, problems, reading):

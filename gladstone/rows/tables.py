@@ -245,7 +245,7 @@ def _balanced(lines: list[str]) -> int:
 
 
 def _has_stray_quote(line: str, separator: str) -> bool:
-    """True for a quote inside a field that is not quoted, as the last line of a longer record has."""
-    pattern = rf'(?:^|{re.escape(separator)})[^"{re.escape(separator)}\r\n]+"'
-    line = line.replace('""', "")
-    return '"' in line and re.search(pattern, line) is not None
+    """True for a quote beside those of whole quoted fields and of one that goes on in the next line."""
+    between = re.escape(separator)
+    rest = re.sub(rf'(?:^|(?<={between}))"(?:[^"]|"")*(?:"(?={between}|[\r\n]*$)|$)', "", line)
+    return '"' in rest

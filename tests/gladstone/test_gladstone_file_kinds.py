@@ -307,7 +307,7 @@ DAMAGES: dict[str, Callable[[str], str]] = {
 }
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 @given(data=st.data(), width=st.integers(2, 4), quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
 def test_damaged_records_cost_themselves_and_are_counted_truly(
     tmp_path: Path, data: st.DataObject, width: int, quoting: int
