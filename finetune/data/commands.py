@@ -165,7 +165,7 @@ def report(  # noqa: PLR0913 - one parameter an option
 @click.option("--against", type=FILE, required=True, help="The test or benchmark file.")
 @FORMAT
 @click.option("--against-format", default="auto", show_default=True, help="Row format of the test file.")
-@click.option("--similarity", type=SIMILARITY, default=0.8, show_default=True, help="Jaccard similarity of 5-grams.")
+@click.option("--similarity", type=SIMILARITY, default=0.6, show_default=True, help="Lowest score that is a leak.")
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write all of them to this JSON Lines file."
 )
@@ -174,8 +174,9 @@ def leaks(  # noqa: PLR0913 - one parameter an option
 ) -> None:
     """Find the rows of TRAIN that a test file has too; exits with 1 if there are any.
 
-    A row leaks if it asks the same question as a test row, if its question or the whole row is similar to one, or if it
-    contains a test question of ten words or more.
+    A row leaks if it asks what a test row asks: in the same words, in another order, with synonyms or misprints, or
+    inside a longer text; or if it has a test row's answer and asks about the same. Each leak is shown with its score,
+    from 0 to 1, and what differs. A question of the same pattern about another name or number is none.
     """
     from finetune.data.leaks import compare
 

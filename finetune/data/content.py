@@ -26,7 +26,7 @@ _TOKEN = re.compile(
 _ASCII_TOKEN = re.compile(rf"[a-z0-9]+|[+=<>^%$]{_SIGNS}", re.ASCII)
 _ASCII_SIGN = re.compile("[0-9+=<>^%$#]")
 _ASCII_LETTERS = {code: chr(code).lower() if chr(code).isalpha() else " " for code in range(128)}
-_PASSAGE_END = re.compile(r"[\n.!?。！？؟।](?:\s+|(?<=[\n。！？]))")
+_PASSAGE_END = re.compile(r"[\n.!?。！？؟।](?:[\"'”’)\]]*\s+|(?<=[\n。！？]))")
 
 
 def content_key(text: str) -> str:

@@ -22,7 +22,7 @@ _MULTIPLIER, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 Hashes = NDArray[np.uint64]
 
 
-def _hash_windows(codes: Hashes, size: int) -> Hashes:
+def hash_windows(codes: Hashes, size: int) -> Hashes:
     """A 64-bit hash of the `size` characters that begin at each place but the last ones."""
     count = len(codes) - size + 1
     hashes = codes[:count].copy()
@@ -54,11 +54,11 @@ class Characters:
     @cached_property
     def runs(self) -> Hashes:
         """A hash of the run that begins at each place."""
-        return _hash_windows(self.codes, RUN)
+        return hash_windows(self.codes, RUN)
 
     def grams(self, wanted: NDArray[np.bool_]) -> list[Hashes]:
         """Each row's grams that have a wanted character; a row without any has one gram, its whole text."""
-        hashes = _hash_windows(self.codes, GRAM)
+        hashes = hash_windows(self.codes, GRAM)
         kept = _any_within(wanted, GRAM)
         parts = []
         for begin, end in zip(self.starts[:-1], self.starts[1:], strict=True):
@@ -113,7 +113,7 @@ class CommonText:
 def gram_hashes(text: str) -> Hashes:
     """The grams of one text, common or not; at least one."""
     codes = np.frombuffer(content_key(text).ljust(GRAM).encode("utf-32-le"), dtype="<u4").astype(np.uint64)
-    return _hash_windows(codes, GRAM)
+    return hash_windows(codes, GRAM)
 
 
 def jaccard(one: Hashes, other: Hashes) -> float:

@@ -1,133 +1,147 @@
-"""Training rows that a test file holds too: the same question, a similar one, or one inside a longer text."""
+"""Training rows that a test file holds too, in the same words, in others, garbled, or inside a longer text.
+
+Candidates share rare grams with a test row's question, its answer, or its text; each is then aligned word by word.
+Memory: the test rows' texts, 24 bytes for each gram of them, and at most 16 million characters of training rows from
+which it is learnt which words are words.
+"""
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from finetune.data.clean import words_key
-from finetune.data.duplicates import batches, key_hash, question_key, row_text
-from finetune.data.grams import Sketcher, gram_hashes, jaccard
-from finetune.data.words import COMMON_WORDS, one_letter_off
+from finetune.data.content import RowContent, read_content
+from finetune.data.duplicates import batches, key_hash
+from finetune.data.leak_candidates import GramIndex
+from finetune.data.leak_check import Asked, Candidate, Likeness, Vocabulary
 from gladstone.artifacts import write_rows
 from gladstone.chat import Conversation
 from gladstone.errors import MAX_LISTED_PROBLEMS, DataError, listed
 from gladstone.formats import checked_conversations, find_layout
+from gladstone.terminal import one_line
 
-WORDS = 8  # a question of fewer words is too common to be looked for inside other texts
-CONTAINED = 0.8  # of its runs of eight words
-MIN_RUNS = 3  # of a question's own; with fewer, two questions of one pattern may share them all
-_NONE = np.empty(0, dtype=np.uint64)
+LEAST_SCORE = 0.6  # of what is reported
+LEARNT_ROWS, LEARNT_CHARS = 20_000, 16_000_000  # training rows that are read ahead for their words
+QUESTION_GRAM, ANSWER_GRAM, TEXT_GRAM = 4, 6, 12
+SAMPLED_ANSWER, SAMPLED_TEXT = 8, 4  # one gram in as many is looked up
+LEAST_QUESTION, LEAST_ANSWER, LEAST_TEXT = 0.3, 0.25, 0.5  # shares of a test row's weight that make a candidate
+MOST_CANDIDATES = 3
+CONSTANT_ROWS, CONSTANT_SHARE = 5, 0.5  # a passage that as many test rows have is no part of their questions
+DIFF_CHARS, SAME_WORDS = 160, 3
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A training row and the test row it resembles; `kind` is 'same question', 'similar …' or 'contains …'."""
+    """A training row and the test row it resembles; `difference` shows the question's words, [-theirs-] and {+ours+}.
+
+    `kind` is 'same question', 'similar question', 'contains the question' or 'similar row'.
+    """
 
     train: str
     test: str
     kind: str
     similarity: float
+    difference: str = ""
+
+
+def least_score(similarity: float | None) -> float:
+    """The score from which a leak counts where near duplicates are looked for at a similarity; 1 where they are not."""
+    return LEAST_SCORE if similarity is not None and similarity < 1 else 1.0
 
 
 class LeakIndex:
-    """Test rows, to be asked about training rows. Memory: the test texts and some 700 bytes a test row."""
+    """Test rows, to be asked about training rows; leaks of a score under `similarity` are left out."""
 
     def __init__(self, test: Iterable[Conversation], similarity: float) -> None:
-        self._similarity = similarity
-        self._sketcher = Sketcher(similarity)
+        self._least = similarity
         self._sources: list[str] = []
-        self._texts: list[tuple[str, str]] = []  # question and whole row
-        self._questions: dict[int, int] = {}
+        contents = []
         for row in test:
-            texts = _texts(row)
-            self._questions.setdefault(key_hash(texts[0]), len(self._sources))
             self._sources.append(row.source)
-            self._texts.append(texts)
-        self._bands = [self._sketch_all(kind) for kind in (0, 1)]
-        self._runs, self._owners, self._run_counts = self._word_runs()
+            contents.append(read_content(row))
+        self._vocabulary = Vocabulary()
+        passages = Counter(passage for content in contents for passage in {*_passages(content)})
+        many = max(CONSTANT_ROWS, CONSTANT_SHARE * len(contents))
+        self._constant = {passage for passage, rows in passages.items() if rows >= many}
+        self._asked, self._same = [], dict[int, int]()
+        for number, content in enumerate(contents):
+            self._vocabulary.add(content, test=True)
+            question = self._question(content)
+            self._same.setdefault(key_hash(question), number)
+            self._asked.append(Asked(question.split(), " ".join(content.answer)))
+            self._vocabulary.add_question(self._asked[-1].question)
+        questions = [" ".join(asked.question) for asked in self._asked]
+        self._questions = GramIndex(questions, QUESTION_GRAM)
+        self._answers = GramIndex([asked.answer for asked in self._asked], ANSWER_GRAM, SAMPLED_ANSWER)
+        self._texts = GramIndex(questions, TEXT_GRAM, SAMPLED_TEXT)
 
     def __len__(self) -> int:
         return len(self._sources)
 
     def leaks(self, train: Iterable[Conversation]) -> Iterator[tuple[int, Leak]]:
         """The training rows with a likeness among the test rows, by number; each once, with its closest kind."""
-        begin = 0
-        for batch in batches(train):
-            texts = [_texts(row) for row in batch]
-            similar = self._similar_of(batch, texts)
-            for index, (row, (question, whole)) in enumerate(zip(batch, texts, strict=True)):
-                leak = self._same(row, question) or similar.get(index) or self._contained(row, whole)
-                if leak:
-                    yield begin + index, leak
-            begin += len(batch)
+        rows = iter(train)
+        learnt = self._learn(rows)
+        number = 0
+        for batch in batches(chain(learnt, ((row, read_content(row)) for row in rows))):
+            for place, (test, likeness) in self._likenesses([content for _, content in batch]).items():
+                if likeness.score >= self._least:
+                    difference = "" if likeness.score == 1 else self._difference(test, likeness)
+                    score = round(likeness.score, 4)
+                    leak = Leak(batch[place][0].source, self._sources[test], likeness.kind, score, difference)
+                    yield number + place, leak
+            number += len(batch)
 
-    def _same(self, row: Conversation, question: str) -> Leak | None:
-        index = self._questions.get(key_hash(question))
-        return None if index is None else Leak(row.source, self._sources[index], "same question", 1.0)
+    def _learn(self, rows: Iterator[Conversation]) -> list[tuple[Conversation, RowContent]]:
+        """Read some rows ahead for their words."""
+        learnt, chars = [], 0
+        for row in rows:
+            content = read_content(row)
+            self._vocabulary.add(content, test=False)
+            learnt.append((row, content))
+            chars += sum(len(message.content) for message in row.messages)
+            if len(learnt) >= LEARNT_ROWS or chars >= LEARNT_CHARS:
+                break
+        return learnt
 
-    def _similar_of(self, batch: list[Conversation], pairs: list[tuple[str, str]]) -> dict[int, Leak]:
-        found: dict[int, Leak] = {}
-        for kind, name in enumerate(("similar question", "similar row")):
-            texts = [pair[kind] for pair in pairs]
-            grams = [gram_hashes(text) for text in texts]
-            for index, test in self._candidates(kind, self._sketcher.sketch(grams)[0]):
-                if index in found:
-                    continue
-                own = np.unique(gram_hashes(self._texts[test][kind]))
-                similarity = jaccard(np.unique(grams[index]), own)
-                asks_the_same = kind == 1 or same_words(texts[index], self._texts[test][0])
-                if similarity >= self._similarity and asks_the_same:
-                    found[index] = Leak(batch[index].source, self._sources[test], name, similarity)
-        return found
+    def _question(self, content: RowContent) -> str:
+        own = [passage for passage in _passages(content) if passage not in self._constant]
+        return " ".join(own or _passages(content))
 
-    def _candidates(self, kind: int, keys: NDArray[np.uint64]) -> list[tuple[int, int]]:
-        pairs: set[tuple[int, int]] = set()
-        for band, (ordered, order) in zip(keys, self._bands[kind], strict=True):
-            begins, ends = np.searchsorted(ordered, band), np.searchsorted(ordered, band, side="right")
-            for index in np.flatnonzero(ends > begins):
-                pairs.update((int(index), int(test)) for test in order[begins[index] : ends[index]][:16])
-        return sorted(pairs)
+    def _likenesses(self, contents: list[RowContent]) -> dict[int, tuple[int, Likeness]]:
+        """For the rows of a batch that leak one, by place: the test row and the likeness."""
+        questions = [self._question(content) for content in contents]
+        found = {}
+        for place, question in enumerate(questions):
+            test = self._same.get(key_hash(question))
+            if test is not None:
+                found[place] = test, Likeness("same question", 1.0, self._asked[test].question)
+        rest = [place for place in range(len(contents)) if place not in found]
+        asked = self._questions.search([questions[place] for place in rest], LEAST_QUESTION, MOST_CANDIDATES)
+        answers = [" ".join(contents[place].answer) for place in rest]
+        answered = self._answers.search(answers, LEAST_ANSWER, MOST_CANDIDATES)
+        texts = self._texts.search(answers, LEAST_TEXT, MOST_CANDIDATES)
+        for place, *tests, inside in zip(rest, asked, answered, texts, strict=True):
+            best = self._best(contents[place], list(dict.fromkeys(chain(*tests))), inside)
+            if best:
+                found[place] = best
+        return dict(sorted(found.items()))
 
-    def _sketch_all(self, kind: int) -> list[tuple[NDArray[np.uint64], NDArray[np.int64]]]:
-        keys = [
-            self._sketcher.sketch([gram_hashes(texts[kind]) for texts in batch])[0] for batch in batches(self._texts)
-        ]
-        joined = np.concatenate(keys, axis=1) if keys else np.empty((self._sketcher.shape[0], 0), dtype=np.uint64)
-        orders = [np.argsort(band, kind="stable") for band in joined]
-        return [(band[order], order) for band, order in zip(joined, orders, strict=True)]
+    def _best(self, content: RowContent, tests: list[int], inside: list[int]) -> tuple[int, Likeness] | None:
+        """The closest of the candidates; `inside` are questions that the answer may contain."""
+        found: list[tuple[int, Likeness]] = []
+        for numbers, whole in ((tests, False), (inside, True)):
+            row = Candidate(content, self._vocabulary, whole=whole) if numbers else None
+            for test in numbers:
+                likeness = row.likeness(self._asked[test]) if row else None
+                if likeness:
+                    found.append((test, likeness))
+        return max(found, key=lambda each: each[1].score, default=None)
 
-    def _word_runs(self) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
-        runs = [_runs(question.split()) for question in {question for question, _ in self._texts}]
-        # a run that two questions share is a turn of phrase: "what are the symptoms of …" gives nothing away
-        keys, times = np.unique(np.concatenate([_NONE, *runs]), return_counts=True)
-        own = keys[times == 1]
-        runs = [np.intersect1d(_runs(question.split()), own) for question, _ in self._texts]
-        runs = [run if len(run) >= MIN_RUNS else _NONE for run in runs]
-        counts = np.array([len(run) for run in runs], dtype=np.int64)
-        owners = np.repeat(np.arange(len(runs)), counts)
-        joined = np.concatenate([_NONE, *runs])
-        order = np.argsort(joined, kind="stable")
-        return joined[order], owners[order], counts
-
-    def _contained(self, row: Conversation, whole: str) -> Leak | None:
-        words = words_key(whole).split()
-        own = _runs(words)
-        begins, ends = np.searchsorted(self._runs, own), np.searchsorted(self._runs, own, side="right")
-        hits = [self._owners[begin:end] for begin, end in zip(begins, ends, strict=True) if end > begin]
-        if not hits:
-            return None
-        tests, counts = np.unique(np.concatenate(hits), return_counts=True)
-        shares = counts / self._run_counts[tests]
-        best = int(np.argmax(shares))
-        asked = {word for word in self._texts[tests[best]][0].split() if word not in COMMON_WORDS}
-        if shares[best] < CONTAINED or not asked <= set(words):
-            return None
-        return Leak(row.source, self._sources[tests[best]], "contains the question", float(shares[best]))
+    def _difference(self, test: int, likeness: Likeness) -> str:
+        return word_difference(self._asked[test].question, likeness.words)
 
 
 @dataclass
@@ -145,7 +159,8 @@ class Comparison:
         """Count one."""
         self.kinds[leak.kind] += 1
         if len(self.shown) < MAX_LISTED_PROBLEMS:
-            self.shown.append(f"{leak.train}: {leak.kind} as {leak.test} ({leak.similarity:.2f})")
+            difference = f": {leak.difference}" if leak.difference else ""
+            self.shown.append(f"{leak.train}: {leak.kind} as {leak.test} ({leak.similarity:.2f}){difference}")
 
     def described(self) -> str:
         """The figures in a line."""
@@ -181,21 +196,23 @@ def compare(train: tuple[Path, str], against: tuple[Path, str], similarity: floa
     return compared
 
 
-def same_words(one: str, other: str) -> bool:
-    """True if two questions differ only in short and common words, in order, or in single letters.
+def word_difference(one: list[str], other: list[str]) -> str:
+    """What differs between two texts, in a line: the first's own words as [-these-], the other's as {+these+}."""
+    from rapidfuzz.distance import Levenshtein
 
-    Questions of one pattern, "symptoms of asthma", "symptoms of gout", are as similar as a question and its rewording.
-    """
-    ours, others = ({word for word in text.split() if word not in COMMON_WORDS} for text in (one, other))
-    left, right = ours - others, others - ours
-    return len(left) == len(right) and all(any(one_letter_off(word, mate) for mate in right) for word in left)
+    parts: list[str] = []
+    for edit in Levenshtein.opcodes(one, other):
+        words = one[edit.src_start : edit.src_end]
+        ours, theirs = " ".join(words), " ".join(other[edit.dest_start : edit.dest_end])
+        if edit.tag == "equal":
+            if len(words) > 2 * SAME_WORDS:
+                words = [*words[:SAME_WORDS], "…", *words[-SAME_WORDS:]]
+            parts.append(" ".join(words))
+            continue
+        parts += [f"[-{ours}-]"] * bool(ours) + [f"{{+{theirs}+}}"] * bool(theirs)
+    return one_line(" ".join(parts), DIFF_CHARS)
 
 
-def _texts(row: Conversation) -> tuple[str, str]:
-    return question_key(row), row_text(row)
-
-
-def _runs(words: list[str]) -> NDArray[np.uint64]:
-    """Hashes of a text's runs of eight words, each once."""
-    runs = {key_hash(" ".join(words[index : index + WORDS])) for index in range(len(words) - WORDS + 1)}
-    return np.array(sorted(runs), dtype=np.uint64)
+def _passages(content: RowContent) -> list[str]:
+    """Of the input, or of a plain text."""
+    return [passage for turn in content.prompt for passage in turn] or content.answer

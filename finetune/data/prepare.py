@@ -17,7 +17,7 @@ from finetune.data.division import Division, divide, explain_empty, mix
 from finetune.data.duplicates import Duplicates
 from finetune.data.flaws import OPTIONS, Flaw, flaws
 from finetune.data.groups import Groups
-from finetune.data.leaks import LeakIndex
+from finetune.data.leaks import LeakIndex, least_score
 from finetune.data.privacy import mask_personal
 from finetune.data.records import Records, SourceNotes, fields, recording
 from finetune.data.section import DataSection, Source
@@ -228,7 +228,7 @@ class _Work:
         """The rows that no held-out file has."""
         sources = self._section.held_out
         held_out = (checked_conversations(each.file(), each.layout(), each.first_rows) for each in sources)
-        index = LeakIndex(chain.from_iterable(held_out), self._section.duplicates.similarity or 1.0)
+        index = LeakIndex(chain.from_iterable(held_out), least_score(self._section.duplicates.similarity))
         leaks = dict(index.leaks(self.rows[row] for row in kept))
         for place, leak in leaks.items():
             self._drop(kept[place], "leak", f"{leak.kind} as {leak.test}, {leak.similarity:.2f}")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.division import SETS
-from finetune.data.leaks import LeakIndex
+from finetune.data.leaks import LeakIndex, least_score
 from finetune.data.prepare import DROPPED, Summary, prepare, read_set
 from finetune.data.preview import Previewer
 from finetune.labels import Example, scored_texts
@@ -84,7 +84,7 @@ def make_report(recipe: Recipe, out: Path, loss_rows: int, progress: Progress) -
     with step(progress, "Measuring the rows"):
         _Measures(previewer).fill(report, out)
         report.duplicates = _duplicates(out)
-        index = LeakIndex(read_set(out, "test"), recipe.data.duplicates.similarity or 1.0)
+        index = LeakIndex(read_set(out, "test"), least_score(recipe.data.duplicates.similarity))
         report.leaks = dict(Counter(leak.kind for _, leak in index.leaks(read_set(out, "train"))))
     if loss_rows:
         from finetune.data.row_losses import row_losses

@@ -60,3 +60,112 @@ def plant(rows: Sequence[Conversation], edit: Edit, seed: int = 0) -> list[Conve
         )
         for row in rows
     ]
+
+
+def misread(text: str, draw: random.Random) -> str:
+    """A tenth of the characters replaced, doubled or dropped, as scanning does."""
+    letters = list(text)
+    for place in draw.sample(range(len(letters)), max(1, round(len(letters) / 10))):
+        letter = letters[place]
+        letters[place] = draw.choice([draw.choice("abcdefghijklmnopqrstuvwxyz"), letter * 2, ""])
+    return "".join(letters)
+
+
+def other_spaces(text: str, draw: random.Random) -> str:
+    return "".join(draw.choice(["  ", " \n", "\t "]) if letter == " " else letter for letter in text) + "  "
+
+
+def other_order(text: str, draw: random.Random) -> str:
+    """Sentences, and the halves of a text of one, change places."""
+    sentences = re.split(r"(?<=[.!?])\s+", text)
+    if len(sentences) > 1:
+        draw.shuffle(sentences)
+        return " ".join(sentences)
+    words = text.split()
+    return " ".join([*words[len(words) // 2 :], *words[: len(words) // 2]])
+
+
+SYNONYMS = {
+    "symptoms": "signs", "causes": "triggers", "treatment": "therapy", "treatments": "therapies", "doctor": "physician",
+    "prevent": "avoid", "diagnosed": "identified", "diagnose": "detect", "outlook": "prognosis", "urgent": "immediate",
+    "expect": "anticipate", "highest": "greatest", "drugs": "medicines", "patients": "people", "usually": "commonly",
+    "include": "comprise", "severe": "serious", "may": "might", "often": "frequently", "help": "assist", "need": "require",
+    "test": "examination", "increase": "raise", "reduce": "lower", "large": "big", "children": "kids", "show": "reveal",
+    "seek": "look for", "medical": "clinical", "disease": "illness", "problems": "difficulties", "begin": "start",
+}  # fmt: skip
+
+
+def other_words(text: str, _draw: random.Random) -> str:
+    return re.sub(r"\w+", lambda word: SYNONYMS.get(word[0].lower(), word[0]), text)
+
+
+def wrapped(text: str, draw: random.Random) -> str:
+    before = ["I am revising for an exam.", "A friend sent me this.", "Here is something I never understood.", "Hello!"]
+    after = [
+        "Please keep it short.",
+        "Thank you very much in advance.",
+        "Explain it as to a pupil.",
+        "I need it today.",
+    ]
+    return f"{draw.choice(before)} {text} {draw.choice(after)}"
+
+
+def unchanged(text: str, _draw: random.Random) -> str:
+    return text
+
+
+NOTHING_ELSE = "That depends, and the answer has to be looked up in a newer book than the one at hand."
+# kind: how the question changes, and how the answer does; None gives another answer
+LEAKS: dict[str, tuple[Edit, Edit | None]] = {
+    "exact": (unchanged, unchanged),
+    "case": (other_case, other_case),
+    "punctuation": (other_punctuation, other_punctuation),
+    "spaces": (other_spaces, other_spaces),
+    "reordered": (other_order, other_order),
+    "question only": (unchanged, None),
+    "wrapped": (wrapped, None),
+    "word swaps": (swapped_words, swapped_words),
+    "misread": (misread, misread),
+    "misread only q": (misread, None),
+    "synonyms": (other_words, other_words),
+}
+
+
+DECOYS = ("other entity", "other number", "other aspect")
+
+
+def entity(row: Conversation) -> str:
+    """The last long word of the question, which is mostly what it is about."""
+    words = re.findall(r"[^\W\d_]{4,}", re.sub(r"\(.*?\)", "", row.messages[-2].content)) or ["nothing"]
+    return str(words[-1])
+
+
+def plant_leaks(rows: Sequence[Conversation], kind: str, count: int, seed: int = 0) -> list[Conversation]:
+    """Leaks of a kind, each from one of the rows, or decoys, which only share a pattern with one."""
+    draw = random.Random(seed)
+    entities = [entity(row) for row in rows]
+    made = []
+    fitting = [row for row in rows if kind != "other number" or re.search(r"\d", row.messages[-2].content)]
+    if kind == "synonyms":
+        fitting = [row for row in rows if other_words(row.messages[-2].content, draw) != row.messages[-2].content]
+    for row in draw.sample(fitting, min(count, len(fitting))):
+        asked, answer = row.messages[-2], row.answer
+        question, reply = asked.content, answer.content
+        if kind == "other entity":
+            longest = entity(row)
+            other = draw.choice([each for each in entities if each.lower() != longest.lower()])
+            question, reply = (
+                re.sub(re.escape(longest), other, text, flags=re.IGNORECASE) for text in (question, reply)
+            )
+        elif kind == "other number":
+            question = re.sub(r"\d", lambda digit: str((int(digit[0]) + 3) % 10), question)
+        elif kind == "other aspect":
+            question = f"Which famous people have written about {entity(row)}?"
+            reply = NOTHING_ELSE
+        else:
+            edit, edit_answer = LEAKS[kind]
+            question = edit(question, draw)
+            reply = NOTHING_ELSE if edit_answer is None else edit_answer(reply, draw)
+        messages = (*row.messages[:-2], replace(asked, content=question), replace(answer, content=reply))
+        made.append(replace(row, messages=messages, source=f"{row.source} planted"))
+    return made

@@ -5,10 +5,10 @@ import pytest
 from click.testing import CliRunner
 
 from finetune.cli import main
-from finetune.data.leaks import LeakIndex, same_words
+from finetune.data.leaks import LeakIndex, word_difference
 from gladstone.chat import Conversation, Message
 from gladstone.formats import read_conversations
-from tests.finetune.planted import EDITS, plant
+from tests.finetune.planted import DECOYS, LEAKS, plant_leaks
 from tests.tiny_models import medical_rows, write_rows_file
 
 LONG = "Which of the named valves separates the left atrium of the heart from its left ventricle in adults?"
@@ -19,7 +19,7 @@ def conversation(question: str, answer: str = "The mitral valve does.", line: in
 
 
 def kinds(train: list[Conversation], test: list[Conversation]) -> list[tuple[int, str]]:
-    return [(row, leak.kind) for row, leak in LeakIndex(test, 0.8).leaks(train)]
+    return [(row, leak.kind) for row, leak in LeakIndex(test, 0.6).leaks(train)]
 
 
 @pytest.mark.parametrize(
@@ -44,18 +44,9 @@ def test_a_similar_row_is_a_leak_though_its_question_is_short() -> None:
     answer = (
         "It keeps blood from flowing back into the left atrium while the ventricle contracts, and opens to fill it."
     )
-    assert kinds([conversation("And the valve?", answer)], [conversation("Why a valve?", answer)]) == [
+    assert kinds([conversation("And why the big valve?", answer)], [conversation("Why a valve?", answer)]) == [
         (0, "similar row")
     ]
-
-
-def test_planted_rows_are_leaks_and_others_are_not() -> None:
-    path = Path(__file__).parents[2] / "finetune" / "samples" / "flashcards.jsonl"
-    rows = read_conversations(path, "qa")
-    test, train = rows[:200], rows[200:]
-    planted = plant(test[:50], EDITS["case"]) + plant(test[50:100], EDITS["punctuation"])
-    found = kinds([*train, *planted], test)
-    assert [row for row, _ in found] == list(range(len(train), len(train) + 100))
 
 
 def test_no_test_row_means_no_leak() -> None:
@@ -95,16 +86,46 @@ def test_a_missing_test_file_is_one_message(tmp_path: Path) -> None:
     [
         ("what are the symptoms of asthma", "symptoms of asthma please", True),
         ("what are the symptoms of asthma", "what are the symptoms of gout", False),
-        ("treatment of pneumonia", "treatment of pneumonai", False),
+        ("what are the symptoms of asthma", "Please: what are the signs of asthma?", True),
+        ("when does asthma begin", "why does asthma begin", False),
         ("treatment of pneumonia", "treatment of pnemonia", True),
         ("treatment of hypothyroidism", "treatment of hyperthyroidism", False),
         ("type 1 diabetes", "type 2 diabetes", False),
         ("causes of gout", "causes of gout in women", False),
+        ("causes of gout", "causes of early gout", False),
+        ("what causes hepatitis a", "what causes hepatitis", False),
+        ("is aspirin safe", "is aspirin not safe", False),
+        ("how much is 5 mg of codeine", "how much is 50 mg of codeine", False),
+        ("how long should a patient rest after knee surgery", "hw lonng shoud a patiemt rst aftr knee surgrey", True),
+        (
+            "how long should a patient rest after knee surgery",
+            "After knee surgery, how long should a patient rest?",
+            True,
+        ),
     ],
 )
 def test_questions_of_one_pattern_are_not_the_same_question(one: str, other: str, same: bool) -> None:
-    assert same_words(one, other) is same
-    assert same_words(other, one) is same
+    test = [conversation(one), conversation("hyperthyroidism"), conversation("How are you?")]
+    assert bool(kinds([conversation(other, "Something else is said.")], test)) is same
+
+
+@pytest.mark.parametrize("kind", [*LEAKS, "other number", "other aspect"])
+def test_planted_leaks_are_found_and_decoys_are_not(kind: str) -> None:
+    path = Path(__file__).parents[2] / "finetune" / "samples" / "flashcards.jsonl"
+    rows = read_conversations(path, "qa")
+    test, train = rows[::2], rows[1::2]
+    planted = plant_leaks(test, kind, 40)
+    found = [leak for _, leak in LeakIndex(test, 0.6).leaks([*train, *planted])]
+    share = sum(leak.train == f"{leak.test} planted" for leak in found) / len(planted)
+    assert share == 0 if kind in DECOYS else share >= {"synonyms": 0.6, "misread only q": 0.8}.get(kind, 0.9)
+
+
+def test_a_leak_shows_what_differs_in_a_line() -> None:
+    row = conversation(LONG.replace("in adults", "in humans\n\x1b[31m of age"), "Something else is said.")
+    shown = word_difference(["what", "are", "the", "symptoms", "of", "gout"], ["what", "are", "signs", "of", "gout"])
+    assert shown == "what are [-the-] {+signs+} [-symptoms-] of gout"
+    leaks = [leak for _, leak in LeakIndex([conversation(LONG)], 0.6).leaks([row])]
+    assert all(leak.difference.isprintable() and len(leak.difference) <= 160 for leak in leaks)
 
 
 def test_questions_of_one_pattern_are_no_leaks() -> None:
