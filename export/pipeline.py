@@ -20,7 +20,7 @@ from export.making import MATRIX, Making, Wanted, choose_onto, conversion_of, mo
 from export.merge import Onto
 from export.proof.file import proof_page, verify_file
 from export.proof.point import Point
-from export.proof.trained import of_folder, of_run
+from export.proof.trained import date_note, of_folder, of_run
 from export.run import (
     check_accepted,
     check_apart,
@@ -80,7 +80,7 @@ def export_gguf(run_folder: Path, wanted: Wanted, out: Path | None, progress: Pr
         check_apart(run, out)
         onto, notes = choose_onto(run, wanted, out, progress)
         making = Making(run, wanted, onto, Workbench(out, model_key(run, onto), progress), progress)
-        making.notes += notes
+        making.notes += [*notes, *date_note(run, making.base.template)]
         check_disk(out, making.needed_bytes(), "the GGUF files")
         making.check_lora()
         making.read_calibration()
@@ -144,6 +144,7 @@ def _finish(making: Making, proof: dict[str, list[Point]]) -> Export:
             "key": bench.key,
             "pieces": bench.as_json(),
             "tensor_types": {name: _tensor_types(bench.out / name) for name in models},
+            "template_date": run.manifest.config["base"].get("template_date"),
             "training_warnings": serious_warnings(run.manifest.facts),
         },
     )

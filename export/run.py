@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ class Run:
     def template_source(self) -> str:
         """The chat template as trained."""
         return (self.folder / "chat_template.jinja").read_text(encoding="utf-8")
+
+    @property
+    def template_date(self) -> datetime | None:
+        """The time that the chat template wrote while training; None if it writes none, or the run does not say."""
+        found = self.manifest.config["base"].get("template_date")
+        return datetime.fromisoformat(found) if found else None
 
 
 def read_run_manifest(folder: Path) -> Manifest:

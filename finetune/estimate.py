@@ -121,7 +121,9 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
 def _tokenized(recipe: Recipe, reader: Base, data: Path, *, own: bool) -> tuple[dict[str, tuple[Example, ...]], int]:
     import_first(reader)
     tokenizer = load_tokenizer(reader.folder)
-    template = tokenizer.template(recipe.own_template() if own else None)
+    template = tokenizer.template(
+        recipe.own_template() if own else None, now=recipe.base.template_date, name=recipe.template_name
+    )
     pairs = is_seq2seq(reader)
     sets = {
         name: tokenize_all(read_set(data, name), template, tokenizer, recipe.limits, pairs=pairs).examples

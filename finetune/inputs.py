@@ -4,13 +4,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from finetune import token_cache
+from finetune import clock, token_cache
 from finetune.backend import import_first, is_seq2seq
 from finetune.data.division import SETS
 from finetune.data.prepare import Summary, read_set
@@ -21,7 +23,7 @@ from gladstone.basemodel import Base, check_weights, resolve_base
 from gladstone.errors import DataError, UnsupportedError
 from gladstone.host import installed_versions
 from gladstone.progress import Progress, step
-from gladstone.template import ChatTemplate
+from gladstone.template import CLOCK, ChatTemplate
 from gladstone.tokenizer import TOKENIZER_FILES, FolderTokenizer, load_tokenizer, tokenizer_files
 
 # of a recipe, what may differ between the calls of one run: none of it changes how it is trained
@@ -62,8 +64,11 @@ class Inputs:
         return [conversation.source for row, conversation in rows if row in wanted]
 
 
-def read_inputs(recipe: Recipe, out: Path, progress: Progress, summary: Summary) -> Inputs:
-    """Load and tokenise. Raises DataError if the rows do not fill a step, and whatever its parts raise."""
+def read_inputs(recipe: Recipe, out: Path, progress: Progress, summary: Summary, now: datetime | None = None) -> Inputs:
+    """Load and tokenise. `now` is the time that a chat template may write; a recipe for one that does keeps it.
+
+    Raises DataError if the rows do not fill a step, and whatever its parts raise.
+    """
     base = resolve_base(recipe.base.model, progress)
     check_weights(base)
     if recipe.base.load_in_4bit and is_seq2seq(base):
@@ -71,7 +76,9 @@ def read_inputs(recipe: Recipe, out: Path, progress: Progress, summary: Summary)
     with step(progress, "Loading the tokenizer and the rows"):
         import_first(base)
         tokenizer = load_tokenizer(base.folder)
-        template = tokenizer.template(recipe.own_template())
+        moment = now or clock.now()
+        template = tokenizer.template(recipe.own_template(), now=moment, name=recipe.template_name)
+        recipe = clock.with_time(recipe, template)
         if recipe.base.chat_template is not None:  # a base's own may spell them out, as TinyLlama's does
             _check_vocabulary(template, tokenizer)
         sets = _tokenize(out / "data", template, tokenizer, (recipe, base))
@@ -111,7 +118,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         return {name: value for key, inner in values.items() for name, value in flat(
             inner, f"{prefix}.{key}" if prefix else key).items()}  # fmt: skip
 
-    old, new = (flat(each.get("recipe", {})) for each in (before, now))
+    old, new = (flat(recipe) for recipe in (_completed(before.get("recipe", {}), now["recipe"]), now["recipe"]))
     told = [
         f"{name}: {json.dumps(old.get(name))} before, {json.dumps(new.get(name))} now"
         for name in sorted(old.keys() | new.keys())
@@ -122,6 +129,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         f"{name} has changed" for name in sorted(files.keys() | found.keys()) if files.get(name) != found.get(name)
     ]
     return told
+
+
+def _completed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """An older version's recipe with the fields that it did not know: by their defaults, the date as it is now."""
+    try:
+        made = Recipe.model_validate(before).model_dump(mode="json")
+    except ValidationError:
+        return before
+    if "template_date" not in before.get("base", {}):
+        made["base"]["template_date"] = now["base"].get("template_date")
+    return made
 
 
 def _tokenize(
@@ -138,6 +156,7 @@ def _tokenize(
         "tokenizer": {path.name: sha256_path(path) for path in tokenizer_files(base.folder)},
         "limits": vars(recipe.limits),
         "pairs": pairs,
+        "date": template.now if CLOCK in template.source else None,
         "versions": installed_versions("gladstone", "transformers", "tokenizers"),
     }
     return {

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NaiveDatetime, PositiveFloat, PositiveInt, model_validator
 
 from finetune import layers
 from finetune.combinations import impossible
@@ -37,6 +37,11 @@ class BaseSection(Config):
         None,
         description="a Jinja file, or 'template:NAME' for one that comes with Gladstone, for a model that has no chat "
         "template; it is stored with the adapter",
+    )
+    template_date: NaiveDatetime | None = Field(
+        None,
+        description="what a chat template that writes today's date (Llama 3.2's) gets as the time while training, as "
+        "2026-11-30 or 2026-11-30T09:30:00; null: when the run begins. It is stored with the run",
     )
     max_tokens: int = Field(1024, ge=16, description="longest row in tokens; how many rows are longer is told")
     max_target_tokens: PositiveInt | None = Field(
@@ -183,6 +188,11 @@ class Recipe(Config):
         return Limits(
             base.max_tokens, base.long_rows, self.data.reasoning_tokens, base.max_target_tokens, self.data.train
         )
+
+    @property
+    def template_name(self) -> str:
+        """Whose chat template is used, for messages."""
+        return self.base.chat_template or self.base.model
 
     def own_template(self) -> str | None:
         """The template that base.chat_template names, None where the model's own is used. Raises ConfigError."""

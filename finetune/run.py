@@ -9,6 +9,7 @@ from pathlib import Path
 
 from finetune import checkpoint as checkpoints
 from finetune import trainable as training
+from finetune.clock import note, time_of
 from finetune.data.division import SETS
 from finetune.data.prepare import prepare
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary
@@ -86,11 +87,12 @@ def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, proce
     for folder in (out, out / "data", out / "tokenizer"):
         remove_partials(folder)
     with output_to(out / LOG_NAME):
-        inputs = read_inputs(recipe, out, progress, summary)
+        began = time_of(recipe, out, resume=options.resume, began=options.began)
+        inputs = read_inputs(recipe, out, progress, summary, began)
         found = _newest(inputs, progress) if options.resume else None
         write_inputs(inputs)
         processes.wait()  # the others read what is there now
-        config = recipe.model_dump(mode="json")
+        config = inputs.recipe.model_dump(mode="json")
         with Reporter(recipe.training.report_to, recipe.name, out, config, resume=found is not None) as reporter:
             watched = replace(
                 options, watchers=(*options.watchers, reporter), on_loaded=_opening(inputs, options, progress)
@@ -103,8 +105,10 @@ def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, proce
 
 def _opening(inputs: Inputs, options: Options, progress: Progress) -> Callable[[training.Trainable, Loop], None]:
     """What shows the block with which a run begins, on the terminal and in the log."""
+    told = note(inputs.template, inputs.recipe)
+    notes = (*options.notes, *([told] if told else []))
     with step(progress, "Estimating memory and time"):
-        opening = Opening(inputs, estimate_inputs(inputs, Silent()), options.limits, options.notes)
+        opening = Opening(inputs, estimate_inputs(inputs, Silent()), options.limits, notes)
 
     def show(trainable: training.Trainable, loop: Loop) -> None:
         text = opening.text(trainable, loop)
@@ -118,7 +122,7 @@ def _follow(recipe: Recipe, out: Path, options: Options, processes: Processes) -
     """The work of another process than the first: the same training on its share of the rows, nothing written."""
     processes.wait()
     with tempfile.TemporaryDirectory() as scratch, output_to(Path(scratch) / LOG_NAME):
-        inputs = read_inputs(recipe, out, Silent(), Summary())
+        inputs = read_inputs(recipe, out, Silent(), Summary(), time_of(recipe, out, resume=True))
         found = _newest(inputs, Silent()) if options.resume else None
         outcome = Session(inputs, Silent(), options, Path(scratch), processes).run(found)
     return _result(inputs, outcome)
@@ -161,6 +165,8 @@ def _newest(inputs: Inputs, progress: Progress) -> checkpoints.Checkpoint | None
                     changed,
                 )
             )
+        if inputs.recipe.base.template_date and "template_date" not in manifest.config["recipe"].get("base", {}):
+            told.append(f"it does not say which date its rows were trained with: {inputs.template.now} from here on")
         checkpoints.set_aside(folder, saved.step)
         progress.update(None, "; ".join([*told, f"going on after step {saved.step}"]))
     return saved

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Options:
     show: Callable[[str], None] = lambda text: None  # gets the block with which the run begins
     notes: tuple[str, ...] = ()  # of how the recipe came together, for that block
     on_loaded: Callable[[training.Trainable, Loop], None] = lambda trainable, loop: None  # nothing is measured yet
+    began: datetime | None = None  # the time that a chat template may write, if recipe and run name none; None: now
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,20 @@ class FolderTokenizer:
         texts: list[str] = backend.decode_batch(ids, skip_special_tokens=False)
         return texts
 
-    def template(self, source: str | None = None) -> ChatTemplate:
-        """The compiled chat template, or `source` in its place. Raises ConfigError if there is neither."""
+    def template(
+        self, source: str | None = None, *, now: datetime | None = None, name: str | None = None
+    ) -> ChatTemplate:
+        """The compiled chat template, or `source` in its place; `now` and `name` as ChatTemplate takes them.
+
+        Raises ConfigError if there is neither.
+        """
         source = source if source is not None else self.template_source
         if source is None:
             raise ConfigError(
                 "the base model has no chat template: give one with base.chat_template (a Jinja file). Without a "
                 "template nobody can say where a question ends."
             )
-        return ChatTemplate(source, self.named_tokens)
+        return ChatTemplate(source, self.named_tokens, now=now, name=name)
 
 
 def load_tokenizer(folder: Path) -> FolderTokenizer:

@@ -72,12 +72,21 @@ def render_info(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenan
         "proof": proofs[provenance.proof_passed],
         "template": facts.template_sha256 or "none: this file cannot be chatted with",
     }
+    if _asks_for_date(facts):
+        trained = f"; trained on {provenance.template_date}" if provenance.template_date else ""
+        rows["date"] = f"the template writes today's{trained}"
     lines = [f"{name:<15} {value}" for name, value in rows.items()]
     template = (facts.template or "").splitlines()
     lines += [f"  | {line[:110]}{'…' if len(line) > 110 else ''}" for line in template[:TEMPLATE_LINES]]
     if len(template) > TEMPLATE_LINES:
         lines.append(f"  | … {len(template) - TEMPLATE_LINES} more lines")
     return "\n".join(lines)
+
+
+def _asks_for_date(facts: "GgufInfo") -> bool:
+    from gladstone.template import CLOCK
+
+    return CLOCK in (facts.template or "")
 
 
 def _as_json(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenance: Provenance) -> dict[str, Any]:
@@ -94,6 +103,8 @@ def _as_json(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenance:
         "special_tokens": {name: {"id": token, "text": text} for name, (token, text) in special.items()},
         "template": facts.template,
         "template_sha256": facts.template_sha256,
+        "template_writes_date": _asks_for_date(facts),
+        "template_trained_date": provenance.template_date,
         "manifest": provenance.manifest,
         "manifest_stage": provenance.stage,
         "proof_passed": provenance.proof_passed,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,26 @@ class Trained:
 def of_run(run: Run, adapter: Path | None, onto: Onto = "16bit") -> Trained:
     """What a run trained, or with no adapter its base with the run's tokenizer and template."""
     tokenizer = load_tokenizer(run.folder / "tokenizer")
-    template = ChatTemplate(run.template_source, tokenizer.named_tokens)
+    moment = run.template_date or datetime.now()  # one moment for the whole proof, whatever the clock says meanwhile
+    template = ChatTemplate(run.template_source, tokenizer.named_tokens, now=moment)
     held_out = [run.folder / "data" / f"{name}.jsonl" for name in ("test", "validation")]
     rows = [row for path in held_out for row in read_conversations(path, "prepared")]
     return Trained(tokenizer, template, run.base.folder, adapter, rows, onto)
+
+
+def date_note(run: Run, template: ChatTemplate) -> list[str]:
+    """What a user should know where the chat template writes the date."""
+    if not template.writes_time:
+        return []
+    if run.template_date is None:
+        return [
+            "the chat template writes the date, and the run does not say which one it was trained with (an older "
+            "version made it): the proof renders with today's."
+        ]
+    return [
+        f"the chat template writes the date: proof and Modelfile have {run.template_date}, with which the run was "
+        "trained; the runtime writes the real one."
+    ]
 
 
 def of_folder(folder: Path, rows: Path | None) -> Trained:
@@ -82,4 +99,4 @@ def of_folder(folder: Path, rows: Path | None) -> Trained:
     tokenizer = load_tokenizer(folder)
     asked = [Conversation((Message("user", text), Message("assistant", "…")), "question") for text in QUESTIONS]
     conversations = read_conversations(rows, "auto") if rows else asked
-    return Trained(tokenizer, tokenizer.template(), folder, None, conversations)
+    return Trained(tokenizer, tokenizer.template(now=datetime.now()), folder, None, conversations)

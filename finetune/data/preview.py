@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from finetune import clock
 from finetune.backend import is_seq2seq
 from finetune.data.changes import NO_CHANGES, Changes, cleaned, described
 from finetune.labels import NOTHING_SCORED, Example, Labeller, TextTokenizer, Tokenized, scored_stretches, scored_texts
@@ -38,7 +39,8 @@ class Previewer:
         self.recipe = recipe
         self.base = resolve_base(recipe.base.model, progress)
         self.tokenizer = load_tokenizer(self.base.folder)
-        self.template = self.tokenizer.template(recipe.own_template())
+        moment = recipe.base.template_date or clock.now()
+        self.template = self.tokenizer.template(recipe.own_template(), now=moment, name=recipe.template_name)
         self.labeller = Labeller(self.template, self.tokenizer, recipe.limits, pairs=is_seq2seq(self.base))
         self.counts: Counter[str] = Counter()
         self.steps: Counter[str] = Counter()  # that changed a row, or would
@@ -118,7 +120,8 @@ def summary(previewer: Previewer) -> str:
     steps = f"\nchanged or kept as is, in rows: {steps}" if steps else ""
     bad = f", {previewer.problems.count:,} more cannot be read" if previewer.problems.count else ""
     scored = Tokenized(tuple(previewer.scored)).scored
-    return (
+    told = clock.note(previewer.template, previewer.recipe)
+    return (f"{told}\n" if told else "") + (
         f"scored: {scored}\n"
         f"of {previewer.looked_at:,} rows {left_out:,} left out, {cut:,} cut{bad}; base {previewer.base.name}, "
         f"template {previewer.template.sha256[:12]}…, at most {previewer.recipe.base.max_tokens:,} tokens{steps}{notes}"

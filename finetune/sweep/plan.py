@@ -20,8 +20,8 @@ OWN_FIELDS = ("name", "description")
 LENGTHS = ("training.epochs", "training.max_steps")
 MAX_GRID = 10_000
 # the validation loss of trials that differ in these is of other rows or of other tokens
-OTHER_ROWS = ("data.", "base.model", "base.chat_template", "base.max_tokens", "base.max_target_tokens",
-              "base.long_rows")  # fmt: skip
+OTHER_ROWS = ("data.", "base.model", "base.chat_template", "base.template_date", "base.max_tokens",
+              "base.max_target_tokens", "base.long_rows")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 import shutil
 import traceback
+from datetime import datetime
 from pathlib import Path
 
 from finetune.checkpoint import FOLDER as CHECKPOINTS
 from finetune.checkpoint import saved
 from finetune.loop import METRICS
 from finetune.recipe import Recipe
-from finetune.sweep.folder import stored_plan, trial_folder, trial_lock
+from finetune.sweep.folder import SWEEP_NAME, stored_plan, trial_folder, trial_lock
 from finetune.sweep.study import Study
 from finetune.watching import Watcher
 from gladstone.artifacts import is_finished, read_manifest, write_text
@@ -59,12 +60,14 @@ def make_trial(folder: Path, number: int, progress: Progress) -> None:
 
 
 def _lowest_loss(recipe: Recipe, out: Path, reporter: _Reporter, progress: Progress) -> float:
+    # all trials write the date on which their sweep began: else their losses are of different rows
+    began = datetime.fromtimestamp(int((out.parents[1] / SWEEP_NAME).stat().st_mtime))
     if not is_finished(out):
         from finetune.run import run
         from finetune.session import Options
 
         begun = bool(saved(out / CHECKPOINTS))
-        if run(recipe, out, progress, Options(resume=begun, watchers=(reporter,))).stopped:
+        if run(recipe, out, progress, Options(resume=begun, watchers=(reporter,), began=began)).stopped:
             raise KeyboardInterrupt
     validation = read_manifest(out).facts["validation_loss"]
     if not validation:

@@ -24,6 +24,7 @@ class Provenance:
     manifest: str
     stage: str | None = None
     proof_passed: bool | None = None
+    template_date: str | None = None  # what a chat template that writes the date wrote while training
 
     @property
     def is_verified(self) -> bool:
@@ -65,7 +66,10 @@ def check_provenance(facts: "GgufInfo") -> Provenance:
             f"{facts.path}: its chat template has the sha256 {facts.template_sha256}, the manifest says "
             f"{manifest.template_sha256}: trained on one template, served on another. Export the model again."
         )
-    return Provenance(VERIFIED, manifest.stage, _read_proof(facts.path.parent / PROOF_NAME))
+    date = manifest.facts.get("template_date")
+    return Provenance(
+        VERIFIED, manifest.stage, _read_proof(facts.path.parent / PROOF_NAME), str(date) if date else None
+    )
 
 
 def _manifest_of(path: Path) -> Manifest | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import unicodedata
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ import numpy as np
 import pytest
 
 from export.convert import Conversion, convert
+from export.imatrix import calibration
 from export.proof.answers import TIE_LOGITS, Comparison, check_answers, kl_divergence, kl_limit, log_softmax
 from export.proof.file import proof_page, verify_file, verify_vocabulary
-from export.proof.heldout import held_out_loss
+from export.proof.heldout import held_out_loss, sequences_of
 from export.proof.point import Point
 from export.proof.quantised import check_quantised
 from export.proof.texts import HAND_PICKED, proof_texts
-from export.proof.trained import Trained, of_folder
+from export.proof.trained import Trained, date_note, of_folder, of_run
 from export.quantise import quantise
 from export.quants import Quantisation
+from export.run import open_run, read_run_manifest
+from gladstone.chat import Conversation, Message, ToolCall
 from gladstone.errors import ArtifactError
 from gladstone.gguf import read_header
 from gladstone.llama import Model
@@ -26,7 +30,7 @@ from gladstone.progress import Silent
 from gladstone.template import ChatTemplate
 from tests.export.tiny_runs import edit_json, rewrite_gguf
 from tests.families import write_family
-from tests.gladstone import chat_templates
+from tests.gladstone import chat_templates, tool_templates
 from tests.tiny_models import add_bos_to_every_text, copy_model
 
 POINTS = [
@@ -198,6 +202,50 @@ def test_two_tokens_that_begin_a_text_are_found(f16: Path, trained: Trained, tmp
     changed = dataclasses.replace(trained, template=ChatTemplate(source, trained.template.special_tokens))
     assert failed(verify_vocabulary(faulty, trained)).keys() == {"chat template", "rendered turns"}
     assert "begin with two BOS" in failed(verify_vocabulary(faulty, changed))["prompts"]
+
+
+@pytest.mark.slow
+def test_a_template_that_writes_the_minute_is_proven_with_the_time_of_the_run(
+    f16: Path, trained: Trained, tmp_path: Path
+) -> None:
+    source = "{{- '<|im_start|>system\n' + strftime_now('%d %b %Y %H:%M') + '<|im_end|>\n' -}}" + chat_templates.CHATML
+    template = ChatTemplate(source, trained.template.special_tokens, now=datetime(2025, 1, 2, 3, 4))
+    dated = dataclasses.replace(trained, template=template)
+    path = rewrite_gguf(f16, tmp_path / "dated.gguf", tokenizer__chat_template=source)
+    assert failed(verify_vocabulary(path, dated)) == {}
+    row = next(row for row in trained.rows if not row.is_text)
+    assert "02 Jan 2025 03:04" in trained.tokenizer.decode(dated.prompt(row, 0))
+
+
+@pytest.mark.slow
+def test_rows_with_tools_are_proven_as_they_were_trained(f16: Path, trained: Trained, tmp_path: Path) -> None:
+    calling = Message("assistant", "", tool_calls=(ToolCall("weigh", '{"kg": 70}', "c1"),))
+    asked = (Message("user", "Weigh me."), calling)
+    tools = ('{"type": "function", "function": {"name": "weigh", "description": "a person", "parameters": {}}}',)
+    answered = (*asked, Message("tool", "70 kg", tool_call_id="c1"), Message("assistant", "You weigh 70 kg."))
+    rows = [Conversation(asked, "x:1", tools), Conversation(answered, "x:2", tools)]
+    source = tool_templates.HERMES.removeprefix("{{- bos_token }}")  # this model's BOS opens a turn
+    template = ChatTemplate(source, trained.template.special_tokens)
+    subject = dataclasses.replace(trained, template=template, rows=rows)
+    path = rewrite_gguf(f16, tmp_path / "tools.gguf", tokenizer__chat_template=template.source)
+    assert failed(verify_vocabulary(path, subject)) == {}
+    (_, call), (prompt, answer) = sequences_of(subject)
+    assert '{"name": "weigh", "arguments": {"kg": 70}}' in trained.tokenizer.decode(call)
+    assert "<tool_response>\n70 kg" in trained.tokenizer.decode(prompt)
+    assert trained.tokenizer.decode(answer) == "You weigh 70 kg."
+    assert '"arguments": {"kg": 70}' in calibration("rows", rows, template, "", 1).text
+
+
+def test_where_the_template_writes_the_date_an_export_says_which_one_was_trained(tiny_run: Path) -> None:
+    manifest = read_run_manifest(tiny_run)
+    template = ChatTemplate("{{ strftime_now('%d') }}")
+    older = open_run(tiny_run, manifest, Silent())
+    base = manifest.config["base"] | {"template_date": "2026-11-30T23:59:58"}
+    dated = dataclasses.replace(older, manifest=dataclasses.replace(manifest, config=manifest.config | {"base": base}))
+    assert date_note(older, ChatTemplate(chat_templates.CHATML)) == []
+    assert "does not say which" in date_note(older, template)[0]
+    assert "2026-11-30 23:59:58" in date_note(dated, template)[0]
+    assert of_run(dated, None).template.now == datetime(2026, 11, 30, 23, 59, 58)
 
 
 @pytest.mark.slow

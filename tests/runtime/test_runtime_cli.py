@@ -231,6 +231,19 @@ def test_info_verifies_a_file_against_its_manifest(runtime: Run, run_folder: Pat
     assert "proof           FAILED" in output
 
 
+def test_info_says_that_the_template_writes_the_date_and_which_one_was_trained(runtime: Run, rewrite: Rewrite) -> None:
+    path = rewrite("tokenizer.chat_template", "{{ strftime_now('%d %b %Y') }}")
+    assert "date            the template writes today's\n" in runtime("info", path).output
+    template, files = read_info(path).template_sha256, (record_file(path.parent, path),)
+    facts = {"template_date": "2026-11-30T23:59:58"}
+    write_manifest(path.parent, Manifest("export", files, {}, {}, {}, template_sha256=template, facts=facts))
+    assert (
+        "date            the template writes today's; trained on 2026-11-30T23:59:58\n" in runtime("info", path).output
+    )
+    said = json.loads(runtime("info", path, "--json").stdout)
+    assert (said["template_writes_date"], said["template_trained_date"]) == (True, "2026-11-30T23:59:58")
+
+
 def test_info_refuses_a_file_that_is_not_the_manifests(runtime: Run, run_folder: Path) -> None:
     model = run_folder / "model.gguf"
     data = bytearray(model.read_bytes())
