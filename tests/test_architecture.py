@@ -67,13 +67,20 @@ def read_source(path: Path) -> Source:
     return Source(name, name.partition("/")[0], ast.get_docstring(tree) or "", tuple(walk(tree.body, False, False)))
 
 
+def is_module(package: str, name: str) -> bool:
+    """True if what is imported from a package of ours is a file or folder of its own."""
+    path = ROOT.joinpath(*package.split("."), name)
+    return package in PACKAGES or path.is_dir() or path.with_suffix(".py").is_file()
+
+
 def walk(body: list[ast.stmt], lazy: bool, typing: bool) -> Iterator[Import]:
     for node in body:
         if isinstance(node, ast.Import):
             yield from (Import(alias.name, node.lineno, lazy, typing) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                module = f"{node.module}.{alias.name}" if node.module in PACKAGES else node.module or ""
+                module = node.module or ""
+                module = f"{module}.{alias.name}" if is_module(module, alias.name) else module
                 yield Import(module, node.lineno, lazy, typing, node.level, alias.name == "*")
         inside = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         checked = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)

@@ -3,15 +3,13 @@
 import re
 
 _BLANK_LINES_BEFORE = re.compile(r"\A\s*[\n\r]")
-_LONE_SPACE = re.compile(r" \S[^\n\r]*\Z")
 _TABLE = re.compile(r"\S\t+\S")
 
 
 def trimmed(text: str) -> str:
     """The text without blank lines before it and space behind it; what indents its first line stays, as of code.
 
-    A lone space before a single line, with which many completions begin, goes too. In a table whose columns are
-    separated by tabs, tabs that end a line are empty cells, and stay.
+    In a table whose columns are separated by tabs, tabs that end a line are empty cells, and stay.
     """
     bare = text.rstrip()
     if "\t" in text[len(bare) :] and is_tabbed(text):
@@ -19,8 +17,7 @@ def trimmed(text: str) -> str:
         bare += rest[: rest.rfind("\t") + 1]
     if not bare[:1].isspace():
         return bare
-    text = _BLANK_LINES_BEFORE.sub("", bare)
-    return text[1:] if _LONE_SPACE.match(text) else text
+    return _BLANK_LINES_BEFORE.sub("", bare)
 
 
 def trimmed_behind(text: str) -> str:

@@ -34,8 +34,7 @@ def meaning(text: str) -> str:
     lines = re.sub("\r\n?|[\u2028\u2029]", "\n", text)
     seen = unicodedata.normalize("NFC", INVISIBLE.sub("", unicodedata.normalize("NFC", lines)))
     trimmed = "\n".join(line.rstrip() for line in seen.split("\n"))
-    text = re.sub(r"\A\n+|\n+\Z", "", trimmed)
-    return text[1:] if re.fullmatch(r" \S.*", text) else text  # a lone space before a single line
+    return re.sub(r"\A\n+|\n+\Z", "", trimmed)
 
 
 def cleaned(answer: str) -> str:

@@ -31,11 +31,11 @@ GOOD: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
         },
         (
             Message("system", "S"),
-            Message("user", "Which organ makes insulin?"),
+            Message("user", " Which organ makes insulin?"),
             Message("assistant", "The pancreas.", "Islets."),
         ),
     ),
-    "text": ({"text": " Bile is made in the liver."}, (Message("assistant", "Bile is made in the liver."),)),
+    "text": ({"text": " Bile is made in the liver."}, (Message("assistant", " Bile is made in the liver."),)),
     "prepared": (
         {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
         (Message("user", "Q"), Message("assistant", "A")),
@@ -82,7 +82,7 @@ GOOD: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
     ),
     "prompt": (
         {"prompt": "Q", "completion": " A"},
-        (Message("user", "Q"), Message("assistant", "A")),
+        (Message("user", "Q"), Message("assistant", " A")),
     ),
     "dolly": (
         {
@@ -399,7 +399,7 @@ def test_reasoning_that_opens_the_answer_becomes_its_field(
 
 def test_plain_text_is_one_turn_that_answers_nothing() -> None:
     row = Layout("text").read({"text": " Bile is made in the liver. "}, "x:1")
-    assert row.messages == (Message("assistant", "Bile is made in the liver."),)
+    assert row.messages == (Message("assistant", " Bile is made in the liver."),)
     assert row.is_text
     assert row.prompt == ()
     with pytest.raises(DataError, match="x:1: field 'text' is empty"):
