@@ -2,9 +2,9 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from finetune.data.hub import HUB_PREFIX, fetch
 from finetune.labels import Train
@@ -15,6 +15,7 @@ from gladstone.rows import ENDINGS, Reading, check_encoding
 
 SAMPLE_PREFIX = "sample:"
 Size = Annotated[float, Field(gt=0)]
+Encoding = Annotated[str, AfterValidator(check_encoding)]
 
 
 class Source(Config):
@@ -30,7 +31,7 @@ class Source(Config):
         None, description=f"for a layout of its own: which column is which of {', '.join(COLUMNS)}"
     )
     first_rows: PositiveInt | None = Field(None, description="read only this many rows from the start of the file")
-    encoding: str | None = Field(
+    encoding: Encoding | None = Field(
         None, description="text encoding of the file, as cp1252; null: UTF-8, or what its bytes show it to be"
     )
     sheet: str | None = Field(None, description="which sheet of an Excel workbook; null: the first with a header")
@@ -48,11 +49,6 @@ class Source(Config):
         if name not in FORMAT_NAMES:
             raise ValueError(f"unknown data format {name!r}; known: {', '.join(FORMAT_NAMES)}")
         return name
-
-    @field_validator("encoding")
-    @classmethod
-    def _known_encoding(cls, name: str | None) -> str | None:
-        return None if name is None else check_encoding(name)
 
     @model_validator(mode="after")
     def _weight_or_share(self) -> "Source":
@@ -159,8 +155,8 @@ class ReasoningLimit(Config):
 class DataSection(Config):
     """The rows, and how they are divided."""
 
+    encoding: Encoding | None = Field(None, description="text encoding of the sources that name none of their own")
     sources: tuple[Source, ...] = Field(min_length=1, description="data files, read in this order")
-    encoding: str | None = Field(None, description="text encoding of the sources that name none of their own")
     skip_bad: bool = Field(False, description="leave out rows that cannot be read; dropped.jsonl has their errors")
     cleaning: CleaningSection = CleaningSection()
     duplicates: DuplicateSection = DuplicateSection()
@@ -188,14 +184,11 @@ class DataSection(Config):
             return self.reasoning.max_tokens
         return 0 if self.reasoning == "drop" else None
 
-    @model_validator(mode="before")
+    @field_validator("sources")
     @classmethod
-    def _encoding_of_sources(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not values.get("encoding"):
-            return values
-        sources = values.get("sources") or ()
-        given = {"encoding": values["encoding"]}
-        return values | {"sources": [given | each if isinstance(each, dict) else each for each in sources]}
+    def _encoding_of_sources(cls, sources: tuple[Source, ...], info: ValidationInfo) -> tuple[Source, ...]:
+        given = {"encoding": info.data.get("encoding")}
+        return tuple(each if each.encoding else each.model_copy(update=given) for each in sources)
 
     @model_validator(mode="after")
     def _sizes_leave_rows(self) -> "DataSection":

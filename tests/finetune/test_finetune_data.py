@@ -13,7 +13,8 @@ from finetune.data.groups import Groups
 from finetune.data.prepare import Summary, describe, prepare, read_set
 from finetune.data.section import DataSection, Source
 from gladstone.chat import Conversation, Message
-from gladstone.errors import DataError
+from gladstone.config import build_config
+from gladstone.errors import ConfigError, DataError
 from gladstone.formats import read_conversations
 from gladstone.progress import Silent
 from tests.tiny_models import medical_rows, write_rows_file
@@ -396,3 +397,11 @@ def test_a_few_rows_are_divided(tmp_path: Path, count: int) -> None:
     _, sets = prepared(tmp_path / "data", section(write_rows_file(tmp_path / "rows.jsonl", rows)))
     assert sum(map(len, sets.values())) == count
     assert len(sets["test"]) == len(sets["validation"]) == max(1, round(count / 10))
+
+
+def test_the_encoding_of_the_section_is_that_of_the_sources_that_name_none() -> None:
+    sources = [{"path": "a.csv"}, {"path": "b.csv", "encoding": "utf-16"}]
+    made = build_config(DataSection, {"sources": sources, "encoding": "latin1"}, "recipe")
+    assert [source.encoding for source in made.sources] == ["iso8859-1", "utf-16"]
+    with pytest.raises(ConfigError, match="klingon"):
+        build_config(DataSection, {"sources": sources, "encoding": "klingon"}, "recipe")
