@@ -247,8 +247,8 @@ def test_two_fields_that_ask_are_no_pair(tmp_path: Path) -> None:
         ("    if x:\n        return x\n", "    if x:\n        return x"),
         ("\n\n  - a\n  - b", "  - a\n  - b"),
         ("\tx", "\tx"),
-        (" A\n", "A"),
-        ("\r\n A", "A"),
+        (" A\n", " A"),
+        ("\r\n A", " A"),
     ],
 )
 def test_the_indentation_of_an_answer_stays(text: str, read: str) -> None:

@@ -314,9 +314,11 @@ def test_a_template_that_does_not_compile_is_named(runtime: Run, rewrite: Rewrit
     path = rewrite("tokenizer.chat_template", "{% for message in messages %}\n{{ message.content }\n{% endfor %}")
     result = runtime(command, path, *(["hello"] if command == "ask" else []), stdin="hello\n")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith(f"Error: {path}: the chat template does not compile: ")
-    assert "(line 2)" in result.stderr
-    assert result.stderr.count("\n") == 1
+    # a slow machine may say before that it is loading
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith(f"Error: {path}: the chat template does not compile: ")
+    assert "(line 2)" in error
+    assert result.stderr.count("Error") == 1
     assert runtime("info", path).exit_code == 0
 
 
@@ -328,7 +330,7 @@ def test_a_template_that_refuses_the_turns_is_told_and_the_chat_goes_on(runtime:
     )
     result = runtime("ask", path, SUM, "--system", "Be brief.", *ONE_THREAD)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "Error: the chat template cannot render these turns: no system role.\n"
+    assert result.stderr.endswith("Error: the chat template cannot render these turns: no system role.\n")
     script = f"/system Be brief.\n{SUM}\n/help\n"
     result = runtime("chat", path, *ONE_THREAD, stdin=script)
     assert result.exit_code == 0
