@@ -6,13 +6,16 @@ is not UTF-8, and a detector finds one that fits: a damaged byte in a UTF-8 file
 
 import codecs
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from gladstone.errors import DataError
 from gladstone.rows.limits import FileDamage, Note
+
+if TYPE_CHECKING:
+    from charset_normalizer import CharsetMatch
 
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -22,10 +25,14 @@ MARKS = {
 }
 CANDIDATES = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "koi8_r", "mac_roman", "cp850",
               "gb18030", "big5", "cp932", "euc_jp", "cp949"]  # fmt: skip
+EVERYDAY = {"cp949": "euc_kr", "gb18030": "gb2312", "cp932": "shift_jis"}  # the part of it that texts are written in
 SAMPLE_BYTES = 64 << 10
 PIECE_BYTES = 4096
 MIN_PIECES = 3  # so many places that are not UTF-8 are more than damage
 MIN_TIMES = 9  # and so many times as many as places that are
+TIDY = 0.1
+PAIRS = ("gb18030", "big5", "cp932", "euc_jp", "cp949")
+FEW_SHARE = 0.03  # of all characters
 CLOSE = 0.02  # two encodings whose scores differ by less cannot be told apart
 ADVICE = "Save the file as UTF-8, or name its encoding with data.encoding (--encoding of `finetune data check`)"
 
@@ -89,7 +96,7 @@ def _guarded(path: Path, pieces: Iterator[bytes], again: Callable[[], BinaryIO])
                 raise FileDamage(
                     f"{path}: most of it looks like {name}, but its beginning is UTF-8. {ADVICE}."
                 ) from None
-            yield Note(f"{path}: not UTF-8; read as {name}, which was found by looking")
+            yield Note(f"{path}: not UTF-8; read as {name}, which was found by looking; data.encoding names another")
             yield from _recoded(path, chain([data], pieces), name)
             return
         ascii_so_far = ascii_so_far and data.isascii()
@@ -123,8 +130,8 @@ def _detect(path: Path, again: Callable[[], BinaryIO]) -> str | None:
     matches = list(from_bytes(sample, cp_isolation=CANDIDATES))
     if not matches:
         return None
-    matches = [match for match in matches if match.chaos - matches[0].chaos < CLOSE]
-    odd = {match.encoding: _oddness(str(match)) for match in matches}
+    matches = [match for match in matches if match.chaos - matches[0].chaos < _tolerance(match, matches[0])]
+    odd = {match.encoding: _oddness(str(match), match.encoding) for match in matches}
     matches.sort(key=lambda match: (odd[match.encoding], -match.coherence))
     best = matches[0]
     rivals = [
@@ -132,19 +139,40 @@ def _detect(path: Path, again: Callable[[], BinaryIO]) -> str | None:
         for match in matches[1:]
         if odd[match.encoding] == odd[best.encoding] and best.coherence - match.coherence < CLOSE
     ]
+    if rivals and "cp1252" in (best.encoding, *rivals) and _hardly_matters(matches):
+        return "cp1252"
     if rivals:
         names = ", ".join([best.encoding, *rivals][:4])
         raise FileDamage(f"{path}: not UTF-8; it may be {names}, which read different text from it. {ADVICE}.")
     return "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding
 
 
-def _oddness(text: str) -> tuple[int, bool]:
+def _tolerance(match: "CharsetMatch", first: "CharsetMatch") -> float:
+    """How much less tidy than the tidiest an encoding may look: more where, of two that pair bytes, it reads better."""
+    return TIDY if match.encoding in PAIRS and match.coherence > first.coherence else CLOSE
+
+
+def _hardly_matters(matches: "Sequence[CharsetMatch]") -> bool:
+    """Whether the encodings differ in a few characters only: a text in a Western language with some accents.
+
+    Of a text in the language of another code page they would differ in every other word.
+    """
+    texts = [str(match) for match in matches]
+    differing = sum(len(set(characters)) > 1 for characters in zip(*texts, strict=False))
+    return differing < FEW_SHARE * len(texts[0])
+
+
+def _oddness(text: str, encoding: str) -> tuple[int, bool]:
     """How often a capital follows a small letter, and whether there is more beyond ASCII than quotes and dashes.
 
     Russian in KOI8-R reads as Cyrillic in cp1251 too, small letters for capitals; curly quotes read as letters.
+    Japanese reads as Korean too, in syllables that Korean hardly has: what its everyday part lacks is counted.
     """
     capitals = sum(small.islower() and capital.isupper() for small, capital in pairwise(text))
-    return capitals, any(not unicodedata.category(char).startswith("P") for char in set(text) if not char.isascii())
+    everyday = EVERYDAY.get(encoding)
+    rare = sum(len(char.encode(everyday, "ignore")) not in (1, 2) for char in text) if everyday else 0
+    beyond = any(not unicodedata.category(char).startswith("P") for char in set(text) if not char.isascii())
+    return capitals + rare, beyond
 
 
 def _sample(again: Callable[[], BinaryIO]) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 
 from finetune.backend import is_seq2seq, load_trainable
 from finetune.evaluation import measure_loss
-from finetune.labels import IGNORED, Example, TokenizedExample, tokenize_all
+from finetune.labels import IGNORED, Example, TokenizedExample, tokenize_all, tokenize_conversation
 from finetune.memory import training_bytes
 from finetune.recipe import DEFAULT_RECIPE, EMBEDDED_RECIPES, Recipe, load_recipe, recipe_names, recipe_text
 from finetune.trainable import save_adapter
@@ -140,21 +140,25 @@ def test_labels_cover_reasoning_answer_and_end_of_turn(family: str, tiny: FindTi
         Message("user", "Which one?"),
         Message("assistant", "The liver.", "It makes bile."),
     )
-    example = one(made, turns)
+    *earlier, example = tokenize_conversation(Conversation(turns, "x:1"), made.template, made.tokenizer)
     text = scored(example, made.tokenizer)
     end = {"mistral": "</s>", "tinyllama": "</s>", "deepseek-r1": "<｜end▁of▁sentence｜>", "gemma3": "<end_of_turn>"}
     opening = "" if family == "deepseek-r1" else "<think>\n"
     wanted = f"{opening}It makes bile.\n</think>\n\nThe liver.{end.get(family, made.tokenizer.hf.eos_token)}"
     assert text.endswith(wanted)
-    if family in ("deepseek-r1", "qwen3", "smollm3"):  # these drop earlier thoughts, and earlier answers are not scored
+    if family in (
+        "deepseek-r1",
+        "qwen3",
+        "smollm3",
+    ):  # these drop earlier thoughts: each answer is an example of its own
         assert text == wanted
         assert "Earlier thought." not in made.tokenizer.decode(list(example.input_ids))
+        assert "Earlier thought.\n</think>\n\nAn organ." in scored(earlier[0], made.tokenizer)
+    assert len(earlier) == (family in ("deepseek-r1", "qwen3", "smollm3"))
     assert made.tokenizer.eos_id in example.labels
 
 
 def one(made: Tiny, turns: tuple[Message, ...]) -> TokenizedExample:
-    from finetune.labels import tokenize_conversation
-
     return tokenize_conversation(Conversation(turns, "x:1"), made.template, made.tokenizer)[0]
 
 
