@@ -140,7 +140,8 @@ class Making:
         """The model's files in every quant, and the proof of them; the carrier goes unless it was asked for."""
         base = self._carrier(name, self.about if adapter else about_base(self.run), adapter)
         trained = dataclasses.replace(self.base, adapter=adapter)
-        points = verify_file(base, trained, self.progress)
+        others = len({*self.wanted.quants} - {self.wanted.carrier})
+        points = verify_file(base, trained, self.progress, files=others)
         _refuse_failed(base, points)
         points += self._quantised(name, base, trained)
         self._put_away(base)

@@ -11,16 +11,26 @@ import numpy as np
 import numpy.typing as npt
 
 from export.proof.point import Point
+from export.proof.reading import (
+    CONTEXT_TOKENS,
+    SEQUENCES,
+    Logits,
+    Reader,
+    Text,
+    Wave,
+    batch_tokens,
+    plan_reading,
+    wave_tokens,
+)
 from export.proof.reference import Reference
 from export.proof.trained import Trained
-from gladstone.context import Context
 from gladstone.errors import ArtifactError
 from gladstone.llama import Model
 from gladstone.lora import Lora
 from gladstone.progress import Progress
 
-PROMPTS, ANSWER_TOKENS, CONTEXT_TOKENS = 32, 32, 1024
-ROWS_AT_ONCE = 64
+PROMPTS, ANSWER_TOKENS = 32, 32
+ROWS_AT_ONCE = 16  # of logits in float64: as many as the processor's cache holds
 TOP1_LIMIT = 0.99
 TIE_LOGITS = 0.1  # candidates nearer than this may change places: F16 activations move logits by about 0.03
 # mean KL in nats; F16 against float32 is near 1e-5, a wrong scale or rope base far above. What a quantised file may
@@ -33,22 +43,29 @@ CURE = (
     "missing or transposed. Export again from the run; a file by another tool is at fault itself."
 )
 
-Logits = npt.NDArray[np.float32]
-
 
 def check_answers(
     path: Path, quantisation: str, trained: Trained, progress: Progress, loras: Sequence[Lora] = ()
 ) -> list[Point]:
     """The distributions' point and the answers' point. Raises ArtifactError if no prompt is short enough."""
     reference = Reference(trained)
-    prompts = prompts_of(trained)
+    prompts = sorted(prompts_of(trained), key=len)  # torch is given those of like length together
     comparison = Comparison()
-    with Model(path, loras=loras) as model, Context(model, CONTEXT_TOKENS) as context:
-        for number, prompt in enumerate(prompts, 1):
-            answer, ours = greedy(model, context, prompt)
-            theirs = reference.logits(prompt, answer)
-            comparison.add(ours, theirs, answer, ended=model.ends_generation(answer[-1]))
-            progress.update(number / len(prompts))
+    with Model(path, loras=loras) as model:
+        texts = [prompt_text(model, prompt) for prompt in prompts]
+        plan = plan_reading(texts, batch_tokens(model, texts), ANSWER_TOKENS, wave_tokens(model))
+        with Reader(model, plan, SEQUENCES * ANSWER_TOKENS) as reader:
+            if plan.shared:  # every prompt begins with it, and has the same distributions there
+                ours = np.concatenate([reader.read(batch).copy() for batch in plan.opening.batches])
+                comparison.add_rows(ours, reference.opening(prompts[0][: plan.shared]), times=len(prompts))
+            for wave in plan.waves:
+                written = greedy(reader, wave, texts)
+                asked = [prompts[number] for number in wave.texts]
+                theirs = reference.logits(asked, [answer for answer, _ in written], plan.shared)
+                for (answer, ours), their in zip(written, theirs, strict=True):
+                    comparison.add(ours, their, answer, ended=model.ends_generation(answer[-1]))
+                done = wave.texts[-1] + 1
+                progress.update(done / len(prompts), f"greedy answer {done} of {len(prompts)}")
     return comparison.points(reference.dtype, quantisation)
 
 
@@ -70,35 +87,39 @@ def prompts_of(trained: Trained) -> list[list[int]]:
     return short
 
 
-def begin(model: Model, context: Context, prompt: list[int], answer: list[int]) -> tuple[list[Logits], int]:
-    """Logits of everything known before the answer goes on, and how many positions are taken."""
-    context.forget()
+def prompt_text(model: Model, prompt: list[int], answer: Sequence[int] = ()) -> Text:
+    """A prompt as the model reads it, with an answer if there is one already."""
     if model.has_encoder:
-        context.encode(prompt)
-        known = [model.decoder_start, *answer]
-    else:
-        known = [*prompt, *answer]
-    rows: list[Logits] = []
-    for start in range(0, len(known), context.batch_tokens):
-        batch = known[start : start + context.batch_tokens]
-        context.decode(batch, start, all_logits=True)
-        rows += [context.logits(index).copy() for index in range(len(batch))]
-    return rows, len(known)
+        return Text([model.decoder_start, *answer], 1, prompt)
+    return Text([*prompt, *answer], len(prompt))
 
 
-def greedy(model: Model, context: Context, prompt: list[int], most: int = ANSWER_TOKENS) -> tuple[list[int], Logits]:
-    """The greedy answer, its end token included, and the logits (T, V) before each token that was read or written."""
-    rows, taken = begin(model, context, prompt, [])
-    first = len(rows)
-    answer: list[int] = []
-    while len(answer) < most:
-        token = int(rows[-1].argmax())
-        answer.append(token)
-        if model.ends_generation(token):
-            break
-        context.decode([token], taken + len(answer) - 1)
-        rows.append(context.logits().copy())
-    return answer, np.stack(rows[: first + len(answer) - 1])
+def greedy(
+    reader: Reader, wave: Wave, texts: Sequence[Text], most: int = ANSWER_TOKENS
+) -> list[tuple[list[int], Logits]]:
+    """The greedy answers to a wave of prompts, their end tokens included.
+
+    With each its logits (T, V) after every token behind the common opening that was read or written, but the last.
+    """
+    reader.begin(wave)
+    rows: dict[int, list[Logits]] = {number: [] for number in wave.texts}
+    for batch in wave.batches:
+        logits = reader.read(batch)
+        for number in dict.fromkeys(batch.texts.tolist()):
+            rows[number].append(logits[batch.texts == number])
+    answers: dict[int, list[int]] = {number: [] for number in wave.texts}
+    going = dict(zip(wave.texts, wave.sequences, strict=True))
+    while going:
+        for number in going:
+            answers[number].append(int(rows[number][-1][-1].argmax()))
+        going = {number: slot for number, slot in going.items()
+                 if len(answers[number]) < most and not reader.model.ends_generation(answers[number][-1])}  # fmt: skip
+        if going:
+            places = [len(texts[number].tokens) + len(answers[number]) - 1 for number in going]
+            logits = reader.step([answers[number][-1] for number in going], places, [*going.values()])
+            for place, number in enumerate(going):
+                rows[number].append(logits[place : place + 1].copy())
+    return [(answers[number], np.concatenate(rows[number])) for number in wave.texts]
 
 
 class Comparison:
@@ -111,14 +132,25 @@ class Comparison:
         self._answers, self._equal, self._ties, self._ended = 0, 0, 0, 0
         self._widest = 0.0
 
+    def add_rows(self, ours: Logits, theirs: Logits, times: int = 1) -> None:
+        """Distributions (T, V) that so many texts have in common."""
+        width = min(ours.shape[1], theirs.shape[1])
+        ours, theirs = ours[:, :width], theirs[:, :width]
+        ours_top, theirs_top = ours.argmax(axis=1), theirs.argmax(axis=1)
+        rows = np.arange(len(ours))
+        near = theirs[rows, theirs_top] - theirs[rows, ours_top] <= TIE_LOGITS
+        for kept, found in (
+            (self._kl, kl_divergence(theirs, ours)),
+            (self._same_top, theirs_top == ours_top),
+            (self._near_top, near),
+        ):
+            kept.append(np.tile(found, times))
+
     def add(self, ours: Logits, theirs: Logits, answer: list[int], *, ended: bool) -> None:
         """`theirs` may have more vocabulary (padding) and one more position than `ours`."""
         width = min(ours.shape[1], theirs.shape[1])
-        ours, theirs = ours[:, :width], theirs[: len(ours), :width]
-        self._kl.append(kl_divergence(theirs, ours))
-        ours_top = ours.argmax(axis=1)
-        self._same_top.append(theirs.argmax(axis=1) == ours_top)
-        self._near_top.append(theirs.max(axis=1) - theirs[np.arange(len(ours)), ours_top] <= TIE_LOGITS)
+        theirs = theirs[: len(ours), :width]
+        self.add_rows(ours, theirs)
         self._answers += 1
         self._ended += ended
         steps = theirs[-len(answer) :]
@@ -163,11 +195,15 @@ class Comparison:
 
 def kl_divergence(reference: Logits, other: Logits) -> npt.NDArray[np.float64]:
     """KL(reference ‖ other) in nats for each row of logits (T, V), in float64."""
+    import torch  # on all cores
+
     found = []
     for start in range(0, len(reference), ROWS_AT_ONCE):  # in float64 the logits of a whole text take a gigabyte
-        rows = slice(start, start + ROWS_AT_ONCE)
-        p, q = log_softmax(reference[rows]), log_softmax(other[rows])
-        found.append((np.exp(p) * (p - q)).sum(axis=1))
+        p, q = (
+            torch.log_softmax(torch.from_numpy(each[start : start + ROWS_AT_ONCE]), 1, torch.float64)
+            for each in (reference, other)
+        )
+        found.append((p.exp() * (p - q)).sum(1).numpy())
     return np.concatenate(found)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from export.proof.answers import check_answers
+from export.proof.duration import proof_s, readable_s
 from export.proof.point import Point
 from export.proof.prompts import check_beginning, check_context, check_rendering, check_template
 from export.proof.tokens import check_entries, check_special, check_texts, check_typed
@@ -15,9 +16,16 @@ from gladstone.lora import Lora
 from gladstone.progress import Progress, step
 
 
-def verify_file(path: Path, trained: Trained, progress: Progress, loras: Sequence[Lora] = ()) -> list[Point]:
-    """All points for a file of any type, with adapters laid over it. Raises ArtifactError if it cannot be loaded."""
-    with step(progress, f"Proving {path.name}: vocabulary, texts, special tokens, template"):
+def verify_file(
+    path: Path, trained: Trained, progress: Progress, loras: Sequence[Lora] = (), files: int = 0
+) -> list[Point]:
+    """All points for a file of any type, with adapters laid over it. Raises ArtifactError if it cannot be loaded.
+
+    The time that is announced includes the proof of so many quantised `files` against it.
+    """
+    taken_s = proof_s(path, trained, files)
+    about = "" if taken_s is None else f" (the proof takes about {readable_s(taken_s)})"
+    with step(progress, f"Proving {path.name}{about}: vocabulary, texts, special tokens, template"):
         points = verify_vocabulary(path, trained)
     if not all(point.passed for point in points if point.name == "vocabulary"):
         return points  # ids of another vocabulary say nothing about the weights

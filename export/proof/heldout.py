@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.proof.answers import ANSWER_TOKENS, CONTEXT_TOKENS, PROMPTS, Logits, begin, log_softmax
+from export.proof.answers import ANSWER_TOKENS, PROMPTS, log_softmax, prompt_text
+from export.proof.reading import CONTEXT_TOKENS, Batch, Logits, Reader, batch_tokens, plan_reading, read_all
 from export.proof.trained import Trained
-from gladstone.context import Context
 from gladstone.llama import Model
 from gladstone.lora import Lora
 from gladstone.progress import Progress
+
+ROWS_AT_ONCE = 32  # of logits in float32
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,41 @@ class HeldOut:
 
 def held_out_loss(path: Path, trained: Trained, progress: Progress, loras: Sequence[Lora] = ()) -> HeldOut:
     """Measured on up to 32 held-out rows, by llama.cpp."""
-    nats, tokens = [], []
-    sequences = sequences_of(trained)
-    with Model(path, loras=loras) as model, Context(model, CONTEXT_TOKENS) as context:
-        for number, (prompt, answer) in enumerate(sequences, 1):
-            nats.append(nats_of(log_probabilities(model, context, prompt, answer), answer))
-            tokens.append(len(answer))
-            progress.update(number / len(sequences))
-    return HeldOut(tuple(nats), tuple(tokens))
+    with Model(path, loras=loras) as model:
+        rows = HeldOutRows(model, trained)
+        nats = np.zeros(len(rows.texts))
+        with Reader(model, rows.plan) as reader:
+            for batch, (logits,) in read_all([reader], rows.plan, progress):
+                for piece in pieces(len(logits)):
+                    rows.add(nats, batch, piece, log_softmax(logits[piece], "float32"))
+    return HeldOut(tuple(nats.tolist()), rows.counts)
+
+
+class HeldOutRows:
+    """The held-out rows as texts, and in which order they are read."""
+
+    def __init__(self, model: Model, trained: Trained) -> None:
+        self.texts = [prompt_text(model, prompt, answer) for prompt, answer in sequences_of(trained)]
+        self.counts = tuple(len(text.tokens) - text.answer_at for text in self.texts)
+        self.plan = plan_reading(self.texts, batch_tokens(model, self.texts))
+        longest = max(len(text.tokens) for text in self.texts)
+        self._next = np.full((len(self.texts), longest), -1)  # the answer's token that follows, if one does
+        for number, text in enumerate(self.texts):
+            self._next[number, text.answer_at - 1 : len(text.tokens) - 1] = text.tokens[text.answer_at :]
+
+    def add(self, nats: npt.NDArray[np.float64], batch: Batch, piece: slice, likely: Logits) -> None:
+        """Add -log p of the answers' tokens to `nats`, from log-probabilities (N, V) of a piece of a batch."""
+        if batch.texts[0] < 0:
+            return  # the opening of all prompts
+        texts = batch.texts[piece]
+        following = self._next[texts, batch.positions[piece]]
+        rows = np.flatnonzero(following >= 0)
+        np.subtract.at(nats, texts[rows], likely[rows, following[rows]].astype(np.float64))
+
+
+def pieces(count: int) -> list[slice]:
+    """Rows of logits that fit into the processor's cache."""
+    return [slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE)]
 
 
 def sequences_of(trained: Trained) -> list[tuple[list[int], list[int]]]:
@@ -56,24 +85,6 @@ def sequences_of(trained: Trained) -> list[tuple[list[int], list[int]]]:
         if answer and 0 < len(prompt) <= CONTEXT_TOKENS // 2 - ANSWER_TOKENS:
             found.append((prompt, answer))
     return found[:PROMPTS]
-
-
-def log_probabilities(model: Model, context: Context, prompt: list[int], answer: list[int]) -> Logits:
-    """Of every token (T, V) after each that is read; float32 is enough for what quantising changes."""
-    found: Logits = log_softmax(np.stack(begin(model, context, prompt, answer)[0]), "float32")
-    return found
-
-
-def scored(likely: Logits, answer: Sequence[int]) -> npt.NDArray[np.float32]:
-    """log p of each token of an answer, in log-probabilities (T, V) of a prompt with that answer."""
-    before = np.arange(len(likely) - len(answer) - 1, len(likely) - 1)
-    found: npt.NDArray[np.float32] = likely[before, np.array(answer)]
-    return found
-
-
-def nats_of(likely: Logits, answer: Sequence[int]) -> float:
-    """-log p of the whole answer."""
-    return -float(scored(likely, answer).sum(dtype=np.float64))
 
 
 def mean_of_rows(sums: Iterable[float], counts: Iterable[int]) -> tuple[float, float, float]:

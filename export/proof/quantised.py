@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from export.proof.answers import CONTEXT_TOKENS, Logits
-from export.proof.heldout import HeldOut, log_probabilities, mean_of_rows, nats_of, scored, sequences_of
+from export.proof.answers import log_softmax
+from export.proof.heldout import HeldOut, HeldOutRows, mean_of_rows, pieces
 from export.proof.point import Point
+from export.proof.reading import Batch, Logits, Reader, read_all
 from export.proof.trained import Trained
-from gladstone.context import Context
 from gladstone.gguf import read_header
 from gladstone.llama import Model
 from gladstone.progress import Progress
@@ -46,42 +46,46 @@ def check_quantised(
 
     A file fails if it computes what is no number. All are open at a time, so that no logits are stored.
     """
-    sequences = sequences_of(trained)
-    whole_nats = []
-    costs = {name: _Cost() for name in files}
     with ExitStack() as stack:
-        opened = {}
-        for name, path in {"": carrier, **files}.items():
-            model = stack.enter_context(Model(path))
-            opened[name] = model, stack.enter_context(Context(model, CONTEXT_TOKENS))
-        for number, (prompt, answer) in enumerate(sequences, 1):
-            whole = log_probabilities(*opened[""], prompt, answer)
-            whole_nats.append(nats_of(whole, answer))
-            likely = np.exp(whole)
-            for name, cost in costs.items():
-                cost.add(log_probabilities(*opened[name], prompt, answer), whole, likely, answer)
-            progress.update(number / len(sequences))
-    held_out = HeldOut(tuple(whole_nats), tuple(len(answer) for _, answer in sequences))
-    return {name: cost.point() for name, cost in costs.items()}, held_out
+        models = [stack.enter_context(Model(path)) for path in (carrier, *files.values())]
+        rows = HeldOutRows(models[0], trained)
+        costs = [_Cost(rows) for _ in files]
+        nats = np.zeros(len(rows.texts))
+        readers = [stack.enter_context(Reader(model, rows.plan)) for model in models]
+        for batch, (whole, *others) in read_all(readers, rows.plan, progress):
+            for piece in pieces(len(whole)):
+                likely = log_softmax(whole[piece], "float32")
+                rows.add(nats, batch, piece, likely)
+                for cost, logits in zip(costs, others, strict=True):
+                    cost.add(batch, piece, log_softmax(logits[piece], "float32"), likely)
+    held_out = HeldOut(tuple(nats.tolist()), rows.counts)
+    return {name: cost.point(held_out) for name, cost in zip(files, costs, strict=True)}, held_out
 
 
 class _Cost:
     """Collects how a quantised file differs."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: HeldOutRows) -> None:
+        self._rows = rows
         self._kl: list[npt.NDArray[np.float32]] = []
         self._same: list[npt.NDArray[np.bool_]] = []
-        self._nats: list[npt.NDArray[np.float32]] = []  # of each answer's token, more than before
+        self._nats = np.zeros(len(rows.texts))  # of each answer
 
-    def add(self, ours: Logits, whole: Logits, likely: Logits, answer: list[int]) -> None:
-        """Log-probabilities (T, V) of the file and of the whole, whose probabilities are `likely`."""
-        self._kl.append((likely * (whole - ours)).sum(axis=1))
-        self._same.append(ours.argmax(axis=1) == whole.argmax(axis=1))
-        self._nats.append(scored(whole, answer) - scored(ours, answer))
+    def add(self, batch: Batch, piece: slice, ours: Logits, whole: Logits) -> None:
+        """Log-probabilities (N, V) of the file and of the whole, for a piece of a batch."""
+        import torch  # on all cores
 
-    def point(self) -> Point:
+        file, carrier = torch.from_numpy(ours), torch.from_numpy(whole)
+        # what all texts begin with was computed once, and counts for each
+        times = len(self._rows.texts) if batch.texts[0] < 0 else 1
+        self._kl.append(np.tile((carrier.exp() * (carrier - file)).sum(1).numpy(), times))
+        self._same.append(np.tile((file.argmax(1) == carrier.argmax(1)).numpy(), times))
+        self._rows.add(self._nats, batch, piece, ours)
+
+    def point(self, whole: HeldOut) -> Point:
         kl, same = np.concatenate(self._kl), np.concatenate(self._same)
-        ratio, low, high = self._perplexity_ratio()
+        gaps = [ours - theirs for ours, theirs in zip(self._nats, whole.nats, strict=True)]
+        ratio, low, high = (math.exp(min(each, 700.0)) for each in mean_of_rows(gaps, whole.tokens))
         passed = bool(np.isfinite(kl).all())
         measured = {"mean_kl_nats": float(kl.mean()), "p999_kl_nats": float(np.quantile(kl, 0.999)),
                     "top1_agreement": float(same.mean()), "perplexity_ratio": ratio,
@@ -95,9 +99,3 @@ class _Cost:
         return Point(
             "against the whole", passed, detail, measured, "Choose another type: this one does not suit the model."
         )
-
-    def _perplexity_ratio(self) -> tuple[float, float, float]:
-        """With its 95 % interval."""
-        found = mean_of_rows([float(each.sum()) for each in self._nats], [len(each) for each in self._nats])
-        ratio, low, high = (math.exp(min(each, 700.0)) for each in found)
-        return ratio, low, high

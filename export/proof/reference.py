@@ -4,6 +4,8 @@ The adapter is not merged but applied as it was in training: of a model whose em
 merge would change both where training changed one.
 """
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ class Reference:
         roomy = 3 * weights < available_memory_bytes()
         self.dtype = "float32" if roomy else "bfloat16"
         self._seq2seq = trained.seq2seq
+        self._cache: Any = None
         kind = AutoModelForSeq2SeqLM if trained.seq2seq else AutoModelForCausalLM
         options: dict[str, Any] = {"dtype": getattr(torch, self.dtype)}
         if trained.onto == "nf4":
@@ -38,20 +41,60 @@ class Reference:
             model = PeftModel.from_pretrained(model, str(trained.adapter))
         self._model = model.eval()
 
-    def logits(self, prompt: list[int], answer: list[int]) -> npt.NDArray[np.float32]:
-        """Next-token logits (T, V) after each token that is read or written; of an encoder's reading there are none."""
+    def opening(self, tokens: list[int]) -> npt.NDArray[np.float32]:
+        """Logits (T, V) after each token that all texts begin with; `logits` then goes on behind it."""
         import torch
+        from transformers import DynamicCache
 
         with torch.inference_mode():
-            if self._seq2seq:
-                start = self._model.config.decoder_start_token_id
-                output = self._model(
-                    input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[start, *answer]])
-                )
-            else:
-                output = self._model(torch.tensor([prompt + answer]))
+            output = self._model(torch.tensor([tokens]), use_cache=True)
+        cache = output.past_key_values
+        self._cache = cache if type(cache) is DynamicCache else None  # the state of other kinds cannot be shared
         result: npt.NDArray[np.float32] = output.logits[0].float().numpy()
         return result
+
+    def logits(
+        self, prompts: Sequence[list[int]], answers: Sequence[list[int]], shared: int = 0
+    ) -> list[npt.NDArray[np.float32]]:
+        """Next-token logits (T, V) of each prompt with its answer, after every token but the last.
+
+        Without those of the `shared` tokens that `opening` was given, and of what an encoder reads there are none. All
+        go through the model together, padded behind their ends.
+        """
+        import torch
+
+        texts = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
+        skipped = shared
+        if self._seq2seq:
+            start = self._model.config.decoder_start_token_id
+            texts = [[start, *answer[:-1]] for answer in answers]
+            inputs = _padded(prompts) | {"decoder_input_ids": _padded(texts)["input_ids"]}
+        elif shared and self._cache is not None:
+            texts, skipped = [text[shared:] for text in texts], 0
+            inputs = _padded(texts, shared) | {"past_key_values": self._opened(len(texts))}
+        else:
+            inputs = _padded(texts)
+        with torch.inference_mode():
+            logits = self._model(**inputs).logits
+        return [row[skipped : len(text)].float().numpy() for row, text in zip(logits, texts, strict=True)]
+
+    def _opened(self, count: int) -> Any:
+        """The state behind the opening, for so many texts."""
+        cache = copy.deepcopy(self._cache)
+        cache.batch_repeat_interleave(count)
+        return cache
+
+
+def _padded(texts: Sequence[list[int]], before: int = 0) -> dict[str, Any]:
+    """Texts as one batch, with its mask, that of so many tokens `before` included, where they differ in length."""
+    import torch
+
+    longest = max(map(len, texts))
+    found = {"input_ids": torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts])}
+    if any(len(text) < longest for text in texts):
+        masks = [[1] * (before + len(text)) + [0] * (longest - len(text)) for text in texts]
+        found["attention_mask"] = torch.tensor(masks)
+    return found
 
 
 def _as_trained_in_4bit(dtype: Any) -> Any:

@@ -77,7 +77,7 @@ def test_the_runtime_answers_as_torch_does(exported: tuple[Path, Path]) -> None:
         completion = engine.complete(tokens, Sampling(max_tokens=ANSWER_TOKENS, logprobs=0))
     assert completion.logprobs is not None
     answer = [chosen.token for chosen in completion.logprobs]
-    logits = reference.logits(tokens, answer)[-len(answer) - 1 : -1]
+    logits = reference.logits([tokens], [answer])[0][-len(answer) :]
     for token, scores in zip(answer, logits, strict=True):
         assert scores.max() - scores[token] <= TIE_LOGITS
 
@@ -100,7 +100,7 @@ def test_an_answer_is_scored_as_torch_scores_it(exported: tuple[Path, Path]) -> 
     with Engine(path) as engine:
         found = engine.answer_nats(row.messages)
         prompt, answer = scored_tokens(engine.model, engine.template, row.messages)
-    scores = log_softmax(Reference(trained).logits(prompt, answer))[-len(answer) - 1 : -1]
+    scores = log_softmax(Reference(trained).logits([prompt], [answer])[0])[-len(answer) :]
     expected = -sum(row[token] for row, token in zip(scores, answer, strict=True))
     assert found.tokens == len(answer)
     assert found.nats == pytest.approx(expected, rel=5e-3)

@@ -1,0 +1,180 @@
+"""Many texts through llama.cpp at a time: several sequences in a batch, and what all of them begin with only once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from gladstone.context import Context
+from gladstone.llama import Model
+from gladstone.progress import Progress
+
+CONTEXT_TOKENS = 1024
+SEQUENCES = 8
+WAVE_BYTES = 512 << 20  # of logits that a wave may have
+Logits = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is read: its tokens, from where on they are an answer, and what an encoder reads before it."""
+
+    tokens: list[int]
+    answer_at: int
+    encoded: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens (N,) with their positions, sequences and texts (-1: what all texts begin with)."""
+
+    tokens: Ids
+    positions: Ids
+    sequences: Ids
+    texts: Ids
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Texts, by their numbers, that are in the cache together, and the batches in which they are read."""
+
+    texts: tuple[int, ...]
+    batches: tuple[Batch, ...]
+    encoded: list[int] | None = None
+
+    @property
+    def sequences(self) -> tuple[int, ...]:
+        """That of each text; 0 holds what all texts begin with, or what an encoder has read."""
+        return tuple(range(1, len(self.texts) + 1)) if self.encoded is None else (0,)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """In which order texts are read: their common opening, then one wave after another."""
+
+    opening: Wave
+    waves: tuple[Wave, ...]
+
+    @property
+    def shared(self) -> int:
+        """Tokens of the common opening."""
+        return sum(len(batch.tokens) for batch in self.opening.batches)
+
+    @property
+    def cells(self) -> int:
+        """Of the cache, that reading takes."""
+        return self.shared + max(sum(len(batch.tokens) for batch in wave.batches) for wave in self.waves)
+
+    @property
+    def read(self) -> int:
+        """Tokens in all."""
+        return sum(len(batch.tokens) for wave in (self.opening, *self.waves) for batch in wave.batches)
+
+
+def plan_reading(texts: Sequence[Text], batch_tokens: int, room: int = 0, most: int = CONTEXT_TOKENS) -> Plan:
+    """Waves of up to eight texts with at most `most` tokens, each text with `room` for more."""
+    apart = any(text.encoded is not None for text in texts)
+    shared = 0 if apart or len(texts) < 2 else _shared(texts)
+    opening = Wave((), tuple(_batches([(0, -1, texts[0].tokens[:shared])], 0, batch_tokens)))
+    waves = []
+    for group in _groups([len(text.tokens) - shared + room for text in texts], 1 if apart else SEQUENCES, most):
+        wave = Wave(group, (), texts[group[0]].encoded)
+        parts = [(slot, each, texts[each].tokens[shared:]) for slot, each in zip(wave.sequences, group, strict=True)]
+        waves.append(replace(wave, batches=tuple(_batches(parts, shared, batch_tokens))))
+    return Plan(opening, tuple(waves))
+
+
+def _shared(texts: Sequence[Text]) -> int:
+    """Tokens that all texts begin with; each keeps one before its answer for itself."""
+    most = min(text.answer_at for text in texts) - 1
+    columns = zip(*(text.tokens[:most] for text in texts), strict=True)
+    return next((place for place, column in enumerate(columns) if len(set(column)) > 1), max(most, 0))
+
+
+def _groups(sizes: Sequence[int], count: int, most: int) -> Iterator[tuple[int, ...]]:
+    """The first text alone, as a chat would have it; then as many together as fit."""
+    group: list[int] = []
+    for number, size in enumerate(sizes):
+        taken = sum(sizes[each] for each in group)
+        if group and (number == 1 or len(group) == count or taken + size > most):
+            yield tuple(group)
+            group = []
+        group.append(number)
+    yield tuple(group)
+
+
+def _batches(parts: Sequence[tuple[int, int, list[int]]], start: int, size: int) -> Iterator[Batch]:
+    tokens = np.concatenate([np.array(ids, np.int64) for _, _, ids in parts])
+    positions = np.concatenate([np.arange(start, start + len(ids)) for _, _, ids in parts])
+    sequences = np.concatenate([np.full(len(ids), slot) for slot, _, ids in parts])
+    texts = np.concatenate([np.full(len(ids), number) for _, number, ids in parts])
+    for begin in range(0, len(tokens), size):
+        piece = slice(begin, begin + size)
+        yield Batch(tokens[piece], positions[piece], sequences[piece], texts[piece])
+
+
+class Reader:
+    """A model that reads the texts of a plan; what is shared is computed by `open`."""
+
+    def __init__(self, model: Model, plan: Plan, room: int = 0) -> None:
+        self.model, self._plan = model, plan
+        cells = max(plan.cells + room, CONTEXT_TOKENS)
+        self.context = Context(model, cells, sequences=1 if model.has_encoder else SEQUENCES + 1)
+
+    def begin(self, wave: Wave) -> None:
+        """Make room for the texts of a wave, each behind the common opening."""
+        if wave.encoded is not None:
+            self.context.forget()
+            self.context.encode(wave.encoded)
+            return
+        for slot in range(1, SEQUENCES + 1):
+            self.context.forget(sequence=slot)
+        for slot in wave.sequences:
+            if self._plan.shared:
+                self.context.share(0, slot, self._plan.shared)
+
+    def read(self, batch: Batch) -> Logits:
+        """Logits (N, V) after each token of a batch; a view that the next batch overwrites."""
+        return self.step(batch.tokens.tolist(), batch.positions.tolist(), batch.sequences.tolist())
+
+    def step(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> Logits:
+        """The same of tokens, positions and sequences (N,)."""
+        self.context.evaluate(tokens, positions, sequences, [True] * len(tokens))
+        return self.context.all_logits(len(tokens))
+
+    def close(self) -> None:
+        """Free the context."""
+        self.context.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+
+def batch_tokens(model: Model, texts: Sequence[Text]) -> int:
+    """How many tokens a batch takes: what an encoder has read is answered in one piece."""
+    return max(len(text.tokens) for text in texts) if model.has_encoder else 512
+
+
+def read_all(readers: Sequence[Reader], plan: Plan, progress: Progress) -> Iterator[tuple[Batch, list[Logits]]]:
+    """Each batch with what every model computes after its tokens; views that the next batch overwrites."""
+    done = 0
+    for wave in (plan.opening, *plan.waves):
+        if wave.texts:
+            for reader in readers:
+                reader.begin(wave)
+        for batch in wave.batches:
+            yield batch, [reader.read(batch) for reader in readers]
+            done += len(batch.tokens)
+            progress.update(done / plan.read)
+
+
+def wave_tokens(model: Model) -> int:
+    """How many tokens a wave may have whose logits are kept."""
+    return int(min(max(WAVE_BYTES // (4 * model.vocab_size), 1), CONTEXT_TOKENS))

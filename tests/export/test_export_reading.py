@@ -1,0 +1,106 @@
+"""Texts read together compute what each computes alone, and each token once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export.proof.answers import ANSWER_TOKENS, greedy, prompt_text
+from export.proof.reading import CONTEXT_TOKENS, SEQUENCES, Reader, Text, plan_reading, read_all
+from export.proof.reference import Reference
+from export.proof.trained import Trained
+from gladstone.context import Context
+from gladstone.llama import Model
+from gladstone.progress import Silent
+
+TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=200)
+
+
+@given(st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=20), st.integers(1, 64), st.integers(0, 40))
+def test_a_plan_reads_every_token_of_every_text_once_and_what_all_begin_with_once(
+    rows: list[tuple[list[int], list[int]]], batch_tokens: int, room: int
+) -> None:
+    texts = [Text([*prompt, *answer], len(prompt)) for prompt, answer in rows]
+    plan = plan_reading(texts, batch_tokens, room)
+    opening = [token for batch in plan.opening.batches for token in batch.tokens.tolist()]
+    read: list[list[int]] = [list(opening) for _ in texts]
+    for wave in plan.waves:
+        assert len(wave.texts) <= SEQUENCES
+        assert (
+            len(wave.texts) == 1
+            or sum(len(texts[each].tokens) - plan.shared + room for each in wave.texts) <= CONTEXT_TOKENS
+        )
+        for batch in wave.batches:
+            assert 0 < len(batch.tokens) <= batch_tokens
+            for token, position, sequence, number in zip(
+                batch.tokens, batch.positions, batch.sequences, batch.texts, strict=True
+            ):
+                assert wave.sequences[wave.texts.index(number)] == sequence
+                assert position == len(read[number])
+                read[number].append(int(token))
+    assert read == [text.tokens for text in texts]
+    assert all(plan.shared < text.answer_at for text in texts)
+    assert plan.read == sum(len(text.tokens) for text in texts) - plan.shared * (len(texts) - 1)
+
+
+def alone(context: Context, tokens: list[int]) -> np.ndarray:
+    context.forget()
+    context.decode(tokens, 0, all_logits=True)
+    return context.all_logits(len(tokens)).copy()
+
+
+@pytest.mark.slow
+def test_texts_read_together_have_the_distributions_that_each_has_alone(f16: Path, trained: Trained) -> None:
+    prompts = [trained.prompt(row, ANSWER_TOKENS) for row in trained.rows][:10]
+    with Model(f16) as model, Context(model, CONTEXT_TOKENS) as context:
+        texts = [prompt_text(model, prompt) for prompt in prompts]
+        plan = plan_reading(texts, 512)
+        assert plan.shared > 0
+        wanted = [alone(context, prompt) for prompt in prompts]
+        with Reader(model, plan) as reader:
+            for batch, (logits,) in read_all([reader], plan, Silent()):
+                for place, number, row in zip(batch.positions, batch.texts, logits, strict=True):
+                    assert np.abs(row - wanted[max(number, 0)][place]).max() < 0.05
+
+
+@pytest.mark.slow
+def test_answers_written_together_are_those_that_each_prompt_gets_alone(f16: Path, trained: Trained) -> None:
+    prompts = [trained.prompt(row, ANSWER_TOKENS) for row in trained.rows][:6]
+    with Model(f16) as model:
+        texts = [prompt_text(model, prompt) for prompt in prompts]
+        together = plan_reading(texts, 512, ANSWER_TOKENS)
+        assert [len(wave.texts) for wave in together.waves] == [1, len(prompts) - 1]
+        with Reader(model, together, SEQUENCES * ANSWER_TOKENS) as reader:
+            for batch in together.opening.batches:
+                reader.read(batch)
+            found = [each for wave in together.waves for each in greedy(reader, wave, texts)]
+        for text, (answer, logits) in zip(texts, found, strict=True):
+            plan = plan_reading([text], 512, ANSWER_TOKENS)
+            with Reader(model, plan, ANSWER_TOKENS) as reader:
+                single, whole = greedy(reader, plan.waves[0], [text])[0]
+            steps = whole[-len(single) :]
+            assert len(logits) == len(text.tokens) - together.shared + len(answer) - 1
+            same = next(
+                (at for at, pair in enumerate(zip(answer, single, strict=False)) if pair[0] != pair[1]), len(single)
+            )
+            if same < len(single):  # the two candidates are as good as each other
+                assert steps[same].max() - steps[same][answer[same]] < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [0, 6])
+def test_torch_gives_texts_together_the_logits_that_each_has_alone(trained: Trained, shared: int) -> None:
+    reference = Reference(trained)
+    prompts = [trained.prompt(row, ANSWER_TOKENS) for row in trained.rows][:4]
+    answers = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14]]
+    assert len({tuple(prompt[:shared]) for prompt in prompts}) == 1
+    if shared:
+        opening = reference.opening(prompts[0][:shared])
+        assert np.abs(opening - reference.logits([prompts[0]], [answers[0]])[0][:shared]).max() < 1e-3
+    for prompt, answer, behind in zip(prompts, answers, reference.logits(prompts, answers, shared), strict=True):
+        single = reference.logits([prompt], [answer])[0]
+        together = np.concatenate([single[:shared], behind])
+        assert together.shape == single.shape == (len(prompt) + len(answer) - 1, single.shape[1])
+        assert np.abs(together - single).max() < 1e-3
