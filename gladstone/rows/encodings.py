@@ -30,9 +30,9 @@ SAMPLE_BYTES = 64 << 10
 PIECE_BYTES = 4096
 MIN_PIECES = 3  # so many places that are not UTF-8 are more than damage
 MIN_TIMES = 9  # and so many times as many as places that are
-TIDY = 0.1
+TIDY = 0.2  # as CLOSE, for a better reading of an encoding that pairs bytes
 PAIRS = ("gb18030", "big5", "cp932", "euc_jp", "cp949")
-FEW_SHARE = 0.03  # of all characters
+FEW_SHARE = 0.05  # of all characters
 CLOSE = 0.02  # two encodings whose scores differ by less cannot be told apart
 ADVICE = "Save the file as UTF-8, or name its encoding with data.encoding (--encoding of `finetune data check`)"
 
@@ -130,26 +130,25 @@ def _detect(path: Path, again: Callable[[], BinaryIO]) -> str | None:
     matches = list(from_bytes(sample, cp_isolation=CANDIDATES))
     if not matches:
         return None
-    matches = [match for match in matches if match.chaos - matches[0].chaos < _tolerance(match, matches[0])]
     odd = {match.encoding: _oddness(str(match), match.encoding) for match in matches}
+    first = matches[0]
+    # of two that pair bytes, one that reads better may look less tidy
+    tolerance = {name: TIDY if name in PAIRS and odd[name] < odd[first.encoding] else CLOSE for name in odd}
+    matches = [match for match in matches if match.chaos - first.chaos < tolerance[match.encoding]]
     matches.sort(key=lambda match: (odd[match.encoding], -match.coherence))
     best = matches[0]
     rivals = [
-        match.encoding
+        match
         for match in matches[1:]
         if odd[match.encoding] == odd[best.encoding] and best.coherence - match.coherence < CLOSE
     ]
-    if rivals and "cp1252" in (best.encoding, *rivals) and _hardly_matters(matches):
+    alike = [match.encoding for match in (best, *rivals)]
+    if rivals and "cp1252" in alike and _hardly_matters([best, *rivals]):
         return "cp1252"
     if rivals:
-        names = ", ".join([best.encoding, *rivals][:4])
+        names = ", ".join(alike[:4])
         raise FileDamage(f"{path}: not UTF-8; it may be {names}, which read different text from it. {ADVICE}.")
     return "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding
-
-
-def _tolerance(match: "CharsetMatch", first: "CharsetMatch") -> float:
-    """How much less tidy than the tidiest an encoding may look: more where, of two that pair bytes, it reads better."""
-    return TIDY if match.encoding in PAIRS and match.coherence > first.coherence else CLOSE
 
 
 def _hardly_matters(matches: "Sequence[CharsetMatch]") -> bool:

@@ -156,7 +156,6 @@ CHINESE = "什么是发烧？发烧是体温升高。为什么头疼？可能是
 ACCENTED = "The café’s naïve dose is 5 µg – £3 at 38 °C."
 SHORT_JAPANESE = "患者は発熱と咳があります"
 KOREAN = "환자는 열과 기침이 있습니다. 식후에 약을 드세요."
-TURKISH = "Hastanın ateşi yüksek ve öksürüğü var. Ağrı üç gündür sürüyor."
 JAPANESE = "熱とは何ですか？体温が上がることです。肝臓はどこですか？右の肋骨の下にあります。"
 
 
@@ -173,7 +172,6 @@ JAPANESE = "熱とは何ですか？体温が上がることです。肝臓は�
         (SHORT_JAPANESE, "shift_jis", "cp932"),
         (KOREAN, "cp949", "cp949"),
         (ACCENTED, "cp1252", "cp1252"),
-        (TURKISH, "cp1254", "cp1254"),
         (GERMAN, "utf-16", "utf-16"),
         (CHINESE, "utf-16", "utf-16"),
         (GERMAN, "utf-32", "utf-32"),
