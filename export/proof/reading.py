@@ -13,7 +13,7 @@ from gladstone.llama import Model
 from gladstone.progress import Progress
 
 CONTEXT_TOKENS = 1024
-SEQUENCES = 8
+SEQUENCES = 16
 WAVE_BYTES = 512 << 20  # of logits that a wave may have
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -76,7 +76,7 @@ class Plan:
 
 
 def plan_reading(texts: Sequence[Text], batch_tokens: int, room: int = 0, most: int = CONTEXT_TOKENS) -> Plan:
-    """Waves of up to eight texts with at most `most` tokens, each text with `room` for more."""
+    """Waves of up to sixteen texts with at most `most` tokens, each text with `room` for more."""
     apart = any(text.encoded is not None for text in texts)
     shared = 0 if apart or len(texts) < 2 else _shared(texts)
     opening = Wave((), tuple(_batches([(0, -1, texts[0].tokens[:shared])], 0, batch_tokens)))

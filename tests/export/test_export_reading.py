@@ -1,5 +1,6 @@
 """Texts read together compute what each computes alone, and each token once."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.proof.answers import ANSWER_TOKENS, greedy, prompt_text
+from export.proof.duration import proof_s, token_s
 from export.proof.reading import CONTEXT_TOKENS, SEQUENCES, Reader, Text, plan_reading, read_all
 from export.proof.reference import Reference
 from export.proof.trained import Trained
@@ -104,3 +106,13 @@ def test_torch_gives_texts_together_the_logits_that_each_has_alone(trained: Trai
         together = np.concatenate([single[:shared], behind])
         assert together.shape == single.shape == (len(prompt) + len(answer) - 1, single.shape[1])
         assert np.abs(together - single).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_the_time_of_a_proof_is_told_where_there_are_rows_also_of_a_file_with_too_few_entries(
+    f16: Path, trained: Trained
+) -> None:
+    told = proof_s(f16, trained, 2)
+    assert told is not None
+    assert told > token_s(f16, [10**7, 1]) > 0
+    assert proof_s(f16, dataclasses.replace(trained, rows=()), 2) is None
