@@ -82,6 +82,11 @@ class Wanted:
         return "bf16" if plain == {"bf16"} else "f32"
 
 
+NO_HELD_OUT = (
+    "the run held out no rows: the files are proven on rows that were trained on, and no held-out loss is measured."
+)
+
+
 class Making:
     """Makes the files of one export after another on its workbench."""
 
@@ -129,6 +134,8 @@ class Making:
     def all(self) -> dict[str, list[Point]]:
         """Every file that is wanted, and the proofs."""
         name = self.run.name
+        if not self.base.held_out:
+            self.notes.append(NO_HELD_OUT)
         if self.wanted.lora:
             return self.lora(name)
         proof = {name: self.model(name, self.run.folder / "adapter")}
@@ -162,8 +169,9 @@ class Making:
         trained = dataclasses.replace(self.base, adapter=adapter)
         points = verify_file(base, trained, self.progress, loras=[Lora(path)])
         _refuse_failed(path, points)
-        with step(self.progress, f"Measuring {path.name} on held-out rows"):
-            self.held_out[f"{name}-lora"] = held_out_loss(base, self.base, self.progress, [Lora(path)])
+        if self.base.held_out:
+            with step(self.progress, f"Measuring {path.name} on held-out rows"):
+                self.held_out[f"{name}-lora"] = held_out_loss(base, self.base, self.progress, [Lora(path)])
         costs = self._quantised(f"{name}-base", base, self.base)
         self._put_away(base)
         return {f"{name}-lora": points, f"{name}-base": costs}
@@ -190,8 +198,10 @@ class Making:
         points = [same for same, _ in made.values()]
         files = {quant: path for quant, (_, path) in made.items()}
         what = f"Proving {', '.join(made)} against {carrier}" if made else f"Measuring {base.name}"
-        with step(self.progress, f"{what} on held-out rows"):
-            costs, self.held_out[name] = check_quantised(base, files, trained, self.progress)
+        with step(self.progress, f"{what} on {'held-out' if trained.held_out else 'training'} rows"):
+            costs, losses = check_quantised(base, files, trained, self.progress)
+        if trained.held_out:
+            self.held_out[name] = losses
         points += [dataclasses.replace(point, name=quant) for quant, point in costs.items()]
         _refuse_failed(base, points)
         return points
@@ -278,11 +288,16 @@ def conversion_of(run: Run, about: About, adapter: Path | None, onto: Onto) -> C
 
 
 def choose_onto(run: Run, wanted: Wanted, out: Path, progress: Progress) -> tuple[Onto, list[str]]:
-    """Which base the adapter is merged onto, and what is to be told of it; `best` is measured on held-out rows."""
+    """Which base the adapter is merged onto, and what is to be told of it.
+
+    `best` is measured on held-out rows, and is 16bit where there are none.
+    """
     if wanted.onto != "best":
         return wanted.onto, []
     about = about_run(run)
     trained = of_run(run, run.folder / "adapter")
+    if not trained.held_out:
+        return "16bit", ["merged onto 16bit: which base is better was not measured, the run has no held-out rows."]
     losses: dict[Onto, HeldOut] = {}
     with tempfile.TemporaryDirectory(prefix=".onto.", suffix=".partial", dir=out) as work:
         for onto in ONTO:

@@ -182,7 +182,8 @@ def _tensor_types(path: Path) -> dict[str, int]:
 def _proof_json(making: Making, proof: dict[str, list[Point]]) -> dict[str, Any]:
     return {
         "passed": all(point.passed for points in proof.values() for point in points),
-        "against": {"run": making.run.name, "base": making.about.base.name},
+        "against": {"run": making.run.name, "base": making.about.base.name}
+        | ({} if making.base.held_out else {"rows": "those of the training: the run held none out"}),
         "models": {name: [dataclasses.asdict(point) for point in points] for name, points in proof.items()},
         "held_out": {name: loss.as_json() for name, loss in making.held_out.items()},
         "files": {record.path: record.sha256 for piece in making.pieces() for record in piece.files},

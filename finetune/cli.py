@@ -178,17 +178,25 @@ def _tell(result: "RunResult") -> None:
         _warn(serious)
         click.get_current_context().exit(EXIT_SIGNALS.get(result.stopped, 0))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in result.shares.items())
-    click.echo(
-        f"Held-out loss {result.loss_before:.3f} → {result.loss_after:.3f} nats per answer token "
-        f"({result.rows['test']} rows, {speed}).\n"
-        f"Time: {shares}\n"
-        f"Run folder: {result.folder}"
-    )
+    if result.loss_before is None or result.loss_after is None:
+        loss = f"Held-out loss: not measured, the run has no test rows ({speed})."
+    else:
+        losses = f"{result.loss_before:.3f} → {result.loss_after:.3f}"
+        loss = f"Held-out loss {losses} nats per answer token ({result.rows['test']} rows, {speed})."
+    click.echo(f"{loss}\n{_validated(result)}Time: {shares}\nRun folder: {result.folder}")
     if not serious:
         click.echo(f"Next: gladstone export gguf {result.folder} --quant q8_0 --quant q4_k_m")
     else:
         _warn(serious)
         click.echo(f"`gladstone export` refuses {result.folder} for this, unless --yes is given.")
+
+
+def _validated(result: "RunResult") -> str:
+    """The line on the validation rows where they are all that was measured; '' elsewhere."""
+    if result.loss_after is not None or result.best_validation is None:
+        return ""
+    step, loss = result.best_validation
+    return f"Lowest validation loss {loss:.3f} nats per answer token, after step {step:,}.\n"
 
 
 def _warn(serious: "Sequence[Finding]") -> None:

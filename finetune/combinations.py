@@ -79,6 +79,17 @@ def _adapter(lora: "LoraSection", recipe: "Recipe") -> Iterator[str]:
 
 def _judged(recipe: "Recipe") -> Iterator[str]:
     training = recipe.training
+    if not recipe.data.has("validation"):
+        if training.patience is not None:
+            yield (
+                f"training.patience: {training.patience} validations without a lower loss cannot come with "
+                "data.validation=0. Set training.patience=null or name validation rows."
+            )
+        if training.samples:
+            yield (
+                f"training.samples: {training.samples} validation rows cannot be answered with data.validation=0. "
+                "Set training.samples=0 or name validation rows."
+            )
     if training.patience is not None and training.patience >= training.evaluations:
         yield (
             f"training.patience: {training.patience} validations without a lower loss cannot come among "

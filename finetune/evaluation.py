@@ -87,7 +87,9 @@ class Judge:
     interrupted: Callable[[], bool] = field(default=lambda: False)
 
     def due(self, step: int, total: int) -> bool:
-        """True at `evaluations` steps spread evenly, the last step among them."""
+        """True at `evaluations` steps spread evenly, the last step among them; never without validation rows."""
+        if not self.held_out:
+            return False
         times = self.training.evaluations
         return step * times // total > (step - 1) * times // total
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from finetune import clock, token_cache
 from finetune.backend import import_first, is_seq2seq
 from finetune.data.division import SETS
-from finetune.data.prepare import Summary, read_set
+from finetune.data.prepare import Summary, has_set, read_set
 from finetune.labels import Tokenized, tokenize_all
 from finetune.recipe import Recipe
 from gladstone.artifacts import copy_file, sha256_path, write_text
@@ -34,7 +34,7 @@ _CONTROL = re.compile(r"<\|[^|<>\s{}]+\|>")  # how most vocabularies write a tok
 
 @dataclass(frozen=True)
 class Inputs:
-    """What goes into a run."""
+    """What goes into a run; a set without rows has no examples."""
 
     out: Path
     recipe: Recipe
@@ -47,13 +47,17 @@ class Inputs:
     @cached_property
     def parents(self) -> dict[str, str]:
         """Hashes of the base and of the rows' files, as they were when the rows were read."""
-        files = {f"data:{source.path}": sha256_path(source.file()) for source in self.recipe.data.sources}
+        data = self.recipe.data
+        files = {
+            f"data:{source.path}": sha256_path(source.file()) for source in (*data.sources, *data.own_files.values())
+        }
         return {"base": self.base.fingerprint} | files
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What a call that goes on must share with the one that began."""
-        rows = {f"rows:{name}": sha256_path(self.out / "data" / f"{name}.jsonl") for name in SETS}
+        folder = self.out / "data"
+        rows = {f"rows:{name}": sha256_path(folder / f"{name}.jsonl") for name in SETS if has_set(folder, name)}
         inputs = self.parents | rows | {"chat template": self.template.sha256}
         return {"recipe": self.recipe.model_dump(mode="json"), "inputs": inputs}
 
@@ -85,7 +89,7 @@ def read_inputs(recipe: Recipe, out: Path, progress: Progress, summary: Summary,
         hits = limits_hit(sets, recipe.base.max_tokens)
         progress.update(None, ", ".join(f"{count:,} {what}" for count, what in hits))
     for name, tokenized in sets.items():
-        if not any(example.target_tokens for example in tokenized.examples):
+        if has_set(out / "data", name) and not any(example.target_tokens for example in tokenized.examples):
             raise DataError(f"no token of the {name} rows is scored: nothing can be learnt or measured from them.")
     rows, per_step = len(sets["train"].examples), recipe.training.batch_size * recipe.training.accumulation
     if per_step > rows:
@@ -159,10 +163,12 @@ def _tokenize(
         "date": template.now if CLOCK in template.source else None,
         "versions": installed_versions("gladstone", "transformers", "tokenizers"),
     }
-    return {
+    sets = {
         name: token_cache.cached(parts | {"rows": sha256_path(data / f"{name}.jsonl")}, partial(tokenize, name))[0]
         for name in SETS
+        if has_set(data, name)
     }
+    return {name: sets.get(name, Tokenized(())) for name in SETS}
 
 
 def limits_hit(sets: Mapping[str, Tokenized], max_tokens: int) -> list[tuple[int, str]]:

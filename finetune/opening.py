@@ -58,8 +58,13 @@ class Opening:
             times = min(training.evaluations, loop.total)
             often = "once" if times == 1 else f"{times:,} times"
             yield "validation", held_out["validation"], f"rows, measured {often} while training"
+        else:
+            yield "validation", 0, "rows: the last step's adapter is kept, whatever it is like"
         if held_out.get("test"):
             yield "test", held_out["test"], "rows, measured before and after"
+        else:
+            by = "the validation loss" if held_out.get("validation") else "the training loss alone"
+            yield "test", 0, f"rows: no held-out loss is measured, the run is judged by {by}"
 
     def _machine(self, trainable: "Trainable", loop: "Loop") -> Iterator[Line]:
         recipe, found = self.inputs.recipe, self.estimate

@@ -128,9 +128,9 @@ def assumed_rows(recipe: Recipe, count: int) -> dict[str, list[Row]]:
     """As many rows of the longest length as were published, where the rows themselves are not here."""
     longest, written = recipe.base.max_tokens, recipe.base.max_target_tokens or 0
     rows = iter([Row(longest, written, written or longest)] * count)
-    held_out = min(count // 10, 200)
+    held_out = {name: min(count // 10, 200) if recipe.data.has(name) else 0 for name in ("validation", "test")}
     return {
-        "validation": list(islice(rows, held_out)),
-        "test": list(islice(rows, held_out)),
+        "validation": list(islice(rows, held_out["validation"])),
+        "test": list(islice(rows, held_out["test"])),
         "train": list(rows),
     }

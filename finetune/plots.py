@@ -25,12 +25,18 @@ LOSS_UNIT = "loss, nats per answer token"
 BARS, LONG_TAIL, STEEP = 40, 2.0, 20.0
 
 
-def plot_run(folder: Path, history: History, lengths: Sequence[int], held_out: tuple[float, float]) -> None:
-    """Write PLOTS into `folder`, each whole. `lengths`: tokens of each training row; `held_out`: loss before, after."""
+def plot_run(folder: Path, history: History, lengths: Sequence[int], held_out: tuple[float, float] | None) -> None:
+    """Write PLOTS into `folder`, each whole.
+
+    `lengths`: tokens of each training row; `held_out`: loss before, after; without it there is no BEFORE_AFTER.
+    """
     save_figure(loss_figure(history), folder / LOSS)
     save_figure(training_figure(history), folder / TRAINING)
     save_figure(lengths_figure(lengths), folder / LENGTHS)
-    save_figure(before_after_figure(*held_out), folder / BEFORE_AFTER)
+    if held_out is None:
+        (folder / BEFORE_AFTER).unlink(missing_ok=True)
+    else:
+        save_figure(before_after_figure(*held_out), folder / BEFORE_AFTER)
 
 
 def loss_figure(history: History) -> "Figure":

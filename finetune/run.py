@@ -11,7 +11,7 @@ from finetune import checkpoint as checkpoints
 from finetune import trainable as training
 from finetune.clock import note, time_of
 from finetune.data.division import SETS
-from finetune.data.prepare import prepare
+from finetune.data.prepare import has_set, prepare
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary
 from finetune.estimate import estimate_inputs
 from finetune.inputs import Inputs, differences, read_inputs, write_inputs
@@ -46,6 +46,7 @@ LOG_NAME = "train.log"
 class RunResult:
     """What a run tells; `stopped` says why it is not finished ('' if it is), the losses are then not measured.
 
+    Nor are they where there are no test rows.
     `warnings` are what the user must know of how it went, the serious first.
     """
 
@@ -191,8 +192,21 @@ def _result(inputs: Inputs, outcome: Outcome) -> RunResult:
 
 
 def _measured(inputs: Inputs, outcome: Outcome) -> Measured:
-    before, rows = outcome.ended.notes.get("held_out_loss_before"), inputs.sets["test"].examples
-    return Measured(before, outcome.loss_after, len(rows), outcome.facts["vocabulary"])
+    """The losses by which a run is judged: of the test rows, or where there are none of the validation rows."""
+    notes, vocabulary = outcome.ended.notes, outcome.facts["vocabulary"]
+    test, validation = (inputs.sets[name].examples for name in ("test", "validation"))
+    if test or not validation:
+        return Measured(notes.get("held_out_loss_before"), outcome.loss_after, len(test), vocabulary)
+    before = notes.get("validation_loss_before")
+    return Measured(before, _kept_validation_loss(inputs, outcome), len(validation), vocabulary, "validation loss")
+
+
+def _kept_validation_loss(inputs: Inputs, outcome: Outcome) -> float | None:
+    """The validation loss of the adapter that is kept; None where the run is not finished."""
+    history = outcome.ended.history
+    if outcome.ended.reason or history.best is None:
+        return None
+    return history.best[1] if inputs.recipe.training.final == "best" else history.validation[-1][1]
 
 
 def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
@@ -214,6 +228,7 @@ def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
         "scored_tokens": {name: tokenized.scored_tokens for name, tokenized in sets.items()},
         "held_out_loss_before": result.loss_before,
         "held_out_loss_after": result.loss_after,
+        "validation_loss_before": outcome.ended.notes.get("validation_loss_before"),
         "validation_loss": history.validation,
         "best_step": result.best_validation[0] if result.best_validation else None,
         "events": history.events,
@@ -239,8 +254,9 @@ def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
 
 
 def _made_files(out: Path) -> Sequence[Path]:
-    names = ["recipe.yaml", "chat_template.jinja", "metrics.jsonl", *PLOTS]
+    names = ["recipe.yaml", "chat_template.jinja", "metrics.jsonl", *(name for name in PLOTS if (out / name).exists())]
     told = (DROPPED, CHANGED, CONFLICTS, PERSONAL, SUMMARY)
-    names += [f"data/{name}" for name in (*(f"{name}.jsonl" for name in SETS), *told)]
+    sets = [f"{name}.jsonl" for name in SETS if has_set(out / "data", name)]
+    names += [f"data/{name}" for name in (*sets, *told)]
     made = [out / name for name in names]
     return [*made, *tokenizer_files(out / "tokenizer"), *sorted((out / "adapter").iterdir())]

@@ -17,7 +17,7 @@ from finetune.backend import load_trainable
 from finetune.evaluation import Judge, measure_loss
 from finetune.inputs import Inputs
 from finetune.journal import StepStats
-from finetune.labels import token_count
+from finetune.labels import Example, token_count
 from finetune.loop import Ended, Job, Loop
 from finetune.plots import plot_run
 from finetune.processes import ALONE, Processes
@@ -46,7 +46,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call ended; `loss_after` is None where the run is not finished."""
+    """How a call ended; `loss_after` is None where the run is not finished or has no test rows."""
 
     ended: Ended
     loss_after: float | None
@@ -98,8 +98,12 @@ class Session:
         if loop.history.steps or "held_out_loss_before" in loop.notes:
             return
         begin_s = time.monotonic()
-        loss = self._measure(trainable, "Measuring the held-out loss before training", stops)
-        loop.notes |= {"held_out_loss_before": loss, "measuring_s": time.monotonic() - begin_s}
+        measured = {"held_out_loss_before": self._measure(trainable, "before training", stops)}
+        validation = self._inputs.sets["validation"].examples
+        if measured["held_out_loss_before"] is None and validation:  # all by which such a run can be judged
+            with step(self._progress, "Measuring the validation loss before training"):
+                measured["validation_loss_before"] = self._loss(trainable, validation, stops)
+        loop.notes |= measured | {"measuring_s": time.monotonic() - begin_s}
 
     def _loop(self, trainable: training.Trainable, found: checkpoints.Checkpoint | None) -> Loop:
         inputs = self._inputs
@@ -129,21 +133,28 @@ class Session:
             with step(self._progress, f"Going back to step {best[0]}, the best on the validation rows"):
                 loop.go_back(inputs.out / checkpoints.FOLDER, best[0])
         try:
-            after = self._measure(trainable, "Measuring the held-out loss after training", stops)
+            after = self._measure(trainable, "after training", stops)
         except Interrupted:
             return Outcome(replace(ended, reason=stops()), None, self._facts(trainable))
         if self._processes.first:
             with step(self._progress, "Saving the adapter"):
                 _save_adapter(trainable, inputs.base, inputs.out)
                 lengths = [token_count(example) for example in inputs.sets["train"].examples]
-                plot_run(inputs.out, loop.history, lengths, (loop.notes["held_out_loss_before"], after))
+                held_out = None if after is None else (loop.notes["held_out_loss_before"], after)
+                plot_run(inputs.out, loop.history, lengths, held_out)
         return Outcome(ended, after, self._facts(trainable))
 
-    def _measure(self, trainable: training.Trainable, name: str, stops: Callable[[], str]) -> float:
-        with step(self._progress, name):
-            rows = self._inputs.sets["test"].examples
-            loss = measure_loss(trainable, rows, self._progress.update, lambda: bool(stops()))
-            self._progress.update(None, f"{loss:.3f} nats per answer token")
+    def _measure(self, trainable: training.Trainable, when: str, stops: Callable[[], str]) -> float | None:
+        """The loss of the test rows; None if there are none."""
+        rows = self._inputs.sets["test"].examples
+        if not rows:
+            return None
+        with step(self._progress, f"Measuring the held-out loss {when}"):
+            return self._loss(trainable, rows, stops)
+
+    def _loss(self, trainable: training.Trainable, rows: Sequence[Example], stops: Callable[[], str]) -> float:
+        loss = measure_loss(trainable, rows, self._progress.update, lambda: bool(stops()))
+        self._progress.update(None, f"{loss:.3f} nats per answer token")
         if not math.isfinite(loss):
             raise DataError(
                 f"the held-out loss is {loss}: {self._inputs.base.name} computes no probabilities for these rows. Are "

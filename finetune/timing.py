@@ -83,7 +83,9 @@ def times(plan: Plan, rates: Rates, *, compiled: bool = False) -> Times:
     share, once_s = (COMPILED_SHARE, COMPILING_S) if compiled else (1.0, 0.0)
     planned = share * rates.training.of(plan.training) + rates.optimizer_s * plan.planned_steps
     step_s = planned / plan.planned_steps
-    evaluation_s = plan.evaluations * rates.evaluation.of(plan.validation) + 2 * rates.evaluation.of(plan.test)
+    of_validation, of_test = rates.evaluation.of(plan.validation), rates.evaluation.of(plan.test)
+    # without test rows the validation rows are measured before the training, too
+    evaluation_s = plan.evaluations * of_validation + (2 * of_test if plan.test else of_validation)
     return Times(step_s * plan.steps + once_s, evaluation_s, step_s * plan.steps_per_epoch, step_s)
 
 

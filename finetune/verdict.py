@@ -42,12 +42,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Measured:
-    """Held-out losses before and after in nats per target token (None: not measured), on so many rows."""
+    """Losses before and after in nats per target token (None: not measured), on so many rows of a set."""
 
     before: float | None
     after: float | None
     rows: int
     vocabulary: int
+    name: str = "held-out loss"
 
     @property
     def guessing(self) -> float:
@@ -73,7 +74,7 @@ def _held_out(measured: Measured) -> Iterator[Finding]:
     if before is None or after is None:
         return
     few = f", on {measured.rows} rows only" if measured.rows < FEW_ROWS else ""
-    told = f"held-out loss {before:.3f} → {after:.3f} nats per answer token{few}"
+    told = f"{measured.name} {before:.3f} → {after:.3f} nats per answer token{few}"
     figures = {"before": before, "after": after, "rows": measured.rows, "guessing": measured.guessing}
     within = min(TOLERANCE_NATS, TOLERANCE_SHARE * before)
     if after > before + within:

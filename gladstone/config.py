@@ -22,6 +22,7 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+TAG = "tag:"  # begins what pydantic puts into a field's name to tell which kind of value was read
 
 
 class _Loader(yaml.SafeLoader):
@@ -135,7 +136,7 @@ def _causes(error: ValidationError) -> list[ErrorDetails]:
 
 def _problem(model: type[BaseModel], detail: dict[str, Any]) -> str:
     location = detail["loc"]
-    name = ".".join(str(part) for part in location)
+    name = ".".join(str(part) for part in location if not str(part).startswith(TAG))
     if detail["type"] == "extra_forbidden":
         return f"{name}: unknown field{_suggestion(model, location)}."
     if detail["type"] == "missing":

@@ -19,10 +19,12 @@ from gladstone.host import readable_bytes
 
 NAME = "README.md"
 UNKNOWN_LICENSE = "not stated: find out before you share this model"
+MEASURED = "It was measured on rows like those it was trained on; how it answers other questions was not measured here."
+NOT_MEASURED = "How it answers questions that it was not trained on was not measured: no row was held out."
 LIMITS = f"""## Limits
 
 {NO_MEDICAL_ADVICE}
-It was measured on rows like those it was trained on; how it answers other questions was not measured here.
+{{measured}}
 It has what its base and its data have: their errors, their biases, and their age."""
 SETTINGS = (
     ("method", lambda c: "QLoRA (base in NF4)" if c["base"]["load_in_4bit"] else "LoRA"),
@@ -41,7 +43,7 @@ class Card:
     about: About
     config: Mapping[str, Any]  # the recipe
     trained: Mapping[str, Any]  # the facts of the run's manifest
-    held_out: Mapping[str, HeldOut]
+    held_out: Mapping[str, HeldOut]  # by model; empty where the run held no rows out
     proof: Mapping[str, Sequence[Point]]
     files: Mapping[str, Path]
     onto: str
@@ -64,7 +66,10 @@ def model_card(card: Card) -> str:
         model_name=about.name,
     )
     parts = (_title, _use, _results, _files, _training, _proof)
-    body = "\n\n".join(["\n".join(part(card)) for part in parts] + [LIMITS])
+    body = "\n\n".join(
+        ["\n".join(part(card)) for part in parts]
+        + [LIMITS.format(measured=MEASURED if card.held_out else NOT_MEASURED)]
+    )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
 
 
@@ -108,6 +113,10 @@ def _use(card: Card) -> Iterable[str]:
 def _results(card: Card) -> Iterable[str]:
     yield "## Results on held-out rows"
     yield ""
+    if not card.held_out:
+        yield "Not measured: the run has no test and no validation rows; the training loss says nothing of questions"
+        yield "that the model has not seen."
+        return
     first = next(iter(card.held_out.values()))
     yield f"-log p of {len(first.nats)} answers that were not trained on ({sum(first.tokens):,} tokens), by llama.cpp;"
     yield "in brackets the 95 % interval over rows."
@@ -134,7 +143,8 @@ def _files(card: Card) -> Iterable[str]:
     }
     yield "## Files"
     yield ""
-    yield "What a quantised file costs, against the file of 16 or 32 bit that it was made of, on held-out rows:"
+    rows_used = "held-out rows" if card.held_out else "rows that were trained on (none was held out)"
+    yield f"What a quantised file costs, against the file of 16 or 32 bit that it was made of, on {rows_used}:"
     yield ""
     rows = []
     for name, path in card.files.items():
@@ -166,7 +176,10 @@ def _training(card: Card) -> Iterable[str]:
         rows.append(("steps", f"{facts['steps']:,}"))
     if "held_out_loss_after" in facts:
         before, after = facts["held_out_loss_before"], facts["held_out_loss_after"]
-        rows.append(("held-out loss while training", f"{before:.3f} → {after:.3f} nats a token"))
+        losses = "not measured: the run has no test rows"
+        if before is not None and after is not None:
+            losses = f"{before:.3f} → {after:.3f} nats a token"
+        rows.append(("held-out loss while training", losses))
     yield "## Training"
     yield ""
     yield from _table(("", ""), rows)

@@ -44,6 +44,7 @@ def check_quantised(
 ) -> tuple[dict[str, Point], HeldOut]:
     """Of each file KL, top-1 agreement and perplexity ratio, and how well the carrier predicts the answers.
 
+    The answers are held-out ones, or where the run held none out those of training rows, which the points say.
     A file fails if it computes what is no number. All are open at a time, so that no logits are stored.
     """
     with ExitStack() as stack:
@@ -59,7 +60,8 @@ def check_quantised(
                 for cost, logits in zip(costs, others, strict=True):
                     cost.add(batch, piece, log_softmax(logits[piece], "float32"), likely)
     held_out = HeldOut(tuple(nats.tolist()), rows.counts)
-    return {name: cost.point(held_out) for name, cost in zip(files, costs, strict=True)}, held_out
+    answers = "answers" if trained.held_out else "answers that were trained on"
+    return {name: cost.point(held_out, answers) for name, cost in zip(files, costs, strict=True)}, held_out
 
 
 class _Cost:
@@ -82,7 +84,7 @@ class _Cost:
         self._same.append(np.tile((file.argmax(1) == carrier.argmax(1)).numpy(), times))
         self._rows.add(self._nats, batch, piece, ours)
 
-    def point(self, whole: HeldOut) -> Point:
+    def point(self, whole: HeldOut, answers: str) -> Point:
         kl, same = np.concatenate(self._kl), np.concatenate(self._same)
         gaps = [ours - theirs for ours, theirs in zip(self._nats, whole.nats, strict=True)]
         ratio, low, high = (math.exp(min(each, 700.0)) for each in mean_of_rows(gaps, whole.tokens))
@@ -92,7 +94,7 @@ class _Cost:
                     "perplexity_ratio_interval": [low, high], "tokens": len(kl), "rows": len(self._nats)}  # fmt: skip
         detail = (
             f"KL {measured['mean_kl_nats']:.1e} nats (99.9 % below {measured['p999_kl_nats']:.1e}), "
-            f"top-1 {same.mean():.1%}, perplexity × {ratio:.3f} [{low:.3f}, {high:.3f}] on {len(self._nats)} answers"
+            f"top-1 {same.mean():.1%}, perplexity × {ratio:.3f} [{low:.3f}, {high:.3f}] on {len(self._nats)} {answers}"
         )
         if not passed:
             detail = "its logits are no numbers"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from export.merge import Onto
 from export.run import Run
 from gladstone.chat import Conversation, Message
 from gladstone.errors import ArtifactError
-from gladstone.formats import read_conversations
+from gladstone.formats import checked_conversations, find_layout, read_conversations
 from gladstone.template import ChatTemplate
 from gladstone.tokenizer import FolderTokenizer, load_tokenizer
 
+TRAINED_ROWS = 400  # are enough where no row was held out
 QUESTIONS = (
     "What does the heart do?", "Explain anaemia to a child.", "Which vitamin prevents scurvy?", "Write one sentence.",
     "How is blood pressure measured?", "2 + 2 =", "Name three bones.", "Why do we sleep?",
@@ -24,7 +26,7 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Trained:
-    """The training tokenizer and template, base and adapter, held-out rows."""
+    """The training tokenizer and template, base and adapter, and rows, which were held out unless said otherwise."""
 
     tokenizer: FolderTokenizer
     template: ChatTemplate
@@ -32,6 +34,7 @@ class Trained:
     adapter: Path | None
     rows: Sequence[Conversation]
     onto: Onto = "16bit"  # whether the base is taken as it is, or as QLoRA held it
+    held_out: bool = True  # false: the rows were trained on, since the run held none out
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -67,9 +70,14 @@ def of_run(run: Run, adapter: Path | None, onto: Onto = "16bit") -> Trained:
     tokenizer = load_tokenizer(run.folder / "tokenizer")
     moment = run.template_date or datetime.now()  # one moment for the whole proof, whatever the clock says meanwhile
     template = ChatTemplate(run.template_source, tokenizer.named_tokens, now=moment)
-    held_out = [run.folder / "data" / f"{name}.jsonl" for name in ("test", "validation")]
-    rows = [row for path in held_out for row in read_conversations(path, "prepared")]
-    return Trained(tokenizer, template, run.base.folder, adapter, rows, onto)
+    recorded = {record.path for record in run.manifest.files}
+    held_out = [f"data/{name}.jsonl" for name in ("test", "validation") if f"data/{name}.jsonl" in recorded]
+    if held_out:
+        rows = [row for path in held_out for row in read_conversations(run.folder / path, "prepared")]
+    else:
+        path = run.folder / "data" / "train.jsonl"
+        rows = list(islice(checked_conversations(path, find_layout(path, "prepared")), TRAINED_ROWS))
+    return Trained(tokenizer, template, run.base.folder, adapter, rows, onto, held_out=bool(held_out))
 
 
 def date_note(run: Run, template: ChatTemplate) -> list[str]:

@@ -16,6 +16,7 @@ from gladstone.errors import ArtifactError, ConfigError, GladstoneError, listed
 
 METRICS = "metrics.jsonl"
 NO_SETTING = "not set"
+NO_ROWS = "no rows"  # in place of a set's hash
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def _finished(folder: Path, label: str) -> Run:
 
 def _identity(manifest: Manifest) -> dict[str, str]:
     hashes = {record.path: record.sha256 for record in manifest.files}
-    found = {f"rows:{name}": hashes.get(f"data/{name}.jsonl", "") for name in SETS}
+    rows = manifest.facts.get("rows") or {}
+    found = {f"rows:{name}": hashes.get(f"data/{name}.jsonl", NO_ROWS if rows.get(name) == 0 else "") for name in SETS}
     tokenizer = {path: sha256 for path, sha256 in hashes.items() if _is_of_tokenizer(Path(path).name, path)}
     found |= {"base": manifest.parents.get("base", ""), "template": manifest.template_sha256 or ""}
     found["tokenizer"] = json.dumps(tokenizer, sort_keys=True) if tokenizer else ""
@@ -100,8 +102,9 @@ def _under_way(folder: Path, label: str, history: History) -> Run:
     if not history.steps:
         raise ArtifactError(f"{folder}: has made no step yet.")
     recipe = _read_recipe(folder / "recipe.yaml")
-    facts: dict[str, Any] = {"rows": {name: _count(folder / "data" / f"{name}.jsonl") for name in SETS}}
-    identity = {f"rows:{name}": sha256_path(folder / "data" / f"{name}.jsonl") for name in SETS}
+    sets = {name: folder / "data" / f"{name}.jsonl" for name in SETS}
+    facts: dict[str, Any] = {"rows": {name: _count(path) if path.is_file() else 0 for name, path in sets.items()}}
+    identity = {f"rows:{name}": sha256_path(path) if path.is_file() else NO_ROWS for name, path in sets.items()}
     hashes = {
         f"tokenizer/{path.name}": sha256_path(path)
         for path in (folder / "tokenizer").glob("*")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import xxhash
 
 from finetune.data.groups import Groups
-from finetune.data.section import DataSection, Source
+from finetune.data.section import HELD, DataSection, Source
 
-SETS = ("train", "validation", "test")
+SETS = ("train", *HELD)
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,10 @@ class Division:
 
 
 def divide(rows: Sequence[int], groups: Groups, section: DataSection, question: Callable[[int], int]) -> Division:
-    """Divide rows by number, groups whole. `question` gives a row's hash, used where the division is by hash."""
+    """Divide rows by number, groups whole. `question` gives a row's hash, used where the division is by hash.
+
+    A set of which the section draws no rows is empty.
+    """
     members: dict[int, list[int]] = {}
     for row in rows:
         members.setdefault(groups.head(row), []).append(row)
@@ -34,8 +37,8 @@ def divide(rows: Sequence[int], groups: Groups, section: DataSection, question: 
         return _by_hash(members, section, question)
     shuffled = list(members.values())
     random.Random(section.seed).shuffle(shuffled)  # noqa: S311 - a draw, not a secret
-    test, rest = _take(shuffled, _rows_wanted(section.test, len(rows)))
-    validation, rest = _take(rest, _rows_wanted(section.validation, len(rows)))
+    test, rest = _take(shuffled, _rows_wanted(section.drawn("test"), len(rows)))
+    validation, rest = _take(rest, _rows_wanted(section.drawn("validation"), len(rows)))
     return Division(*(sorted(row for group in part for row in group) for part in (rest, validation, test)))
 
 
@@ -44,20 +47,23 @@ def explain_empty(
 ) -> str:
     """Why sets are empty and what helps. `largest`: how many groups, rows of the largest, two of its rows if it has."""
     groups, size, shown = largest
+    wanted = 1 + sum(section.drawn(name) > 0 for name in HELD)
     said = f"{rows:,} rows are too few to divide: none is left for the {' and the '.join(empty)} set."
-    if size > 1 and groups < len(SETS) + 1:
+    if size > 1 and groups < wanted + 1:
         said += (
             f" They are {groups} groups of rows that share an input, an answer or a context. Each group is in one set;"
         )
         said += f" the largest has {size:,} rows, among them\n" + "\n".join(f"  {each}" for each in shown)
-        helps = ["data.duplicates.together=false divides the rows one by one"] if rows >= len(SETS) else []
+        helps = ["data.duplicates.together=false divides the rows one by one"] if rows >= wanted else []
         return f"{said}\nWhat helps: {'; '.join([*helps, 'rows of other inputs'])}."
-    if section.division == "hash" and rows >= len(SETS):
+    if section.division == "hash" and rows >= wanted:
         return f"{said} A division by hash draws each question's set by itself; data.division=seed fills them all."
-    return f"{said} Three sets take at least three rows."
+    return f"{said} {'Three sets take at least three' if wanted == len(SETS) else 'Two sets take at least two'} rows."
 
 
 def _rows_wanted(size: float, rows: int) -> int:
+    if size == 0:
+        return 0
     return int(size) if size >= 1 else max(1, round(size * rows))
 
 
@@ -66,6 +72,8 @@ def _take(groups: list[list[int]], wanted: int) -> tuple[list[list[int]], list[l
 
     Where only larger groups are left, the smallest of them is taken if there is nothing else.
     """
+    if not wanted:
+        return [], groups
     taken: list[list[int]] = []
     rest: list[list[int]] = []
     count = 0
@@ -84,8 +92,8 @@ def _by_hash(members: dict[int, list[int]], section: DataSection, question: Call
     sets: dict[str, list[int]] = {name: [] for name in SETS}
     for head, group in members.items():
         drawn = xxhash.xxh3_64_intdigest(f"{section.seed} {question(head)}".encode()) / 2**64
-        held_out = "test" if drawn < section.test else "validation"
-        sets[held_out if drawn < section.test + section.validation else "train"] += group
+        test, validation = section.drawn("test"), section.drawn("validation")
+        sets["test" if drawn < test else "validation" if drawn < test + validation else "train"] += group
     return Division(*(sorted(sets[name]) for name in SETS))
 
 

@@ -5,7 +5,7 @@ Memory does not grow with the length of rows, and by some 200 bytes with each ro
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
@@ -13,36 +13,40 @@ from pathlib import Path
 from finetune.data.boilerplate import Boilerplate
 from finetune.data.clean import clean, map_texts
 from finetune.data.conflicts import excerpt, write_conflicts
-from finetune.data.division import Division, divide, explain_empty, mix
+from finetune.data.division import SETS, Division, divide, explain_empty, mix
 from finetune.data.duplicates import Duplicates
 from finetune.data.flaws import OPTIONS, Flaw, flaws
 from finetune.data.groups import Groups
 from finetune.data.leaks import LeakIndex, least_score
+from finetune.data.own_files import exact_copies, own_layouts
 from finetune.data.privacy import mask_personal
 from finetune.data.records import Records, SourceNotes, fields, recording
-from finetune.data.section import DataSection, Source
+from finetune.data.section import HELD, DataSection, Source
 from finetune.data.spool import Spool
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary, describe
 from finetune.labels import NOTHING_SCORED, scored_turns
 from gladstone.artifacts import check_writable, remove_partials, write_json, write_rows
 from gladstone.chat import Conversation
-from gladstone.errors import DataError
+from gladstone.errors import DataError, GladstoneError
 from gladstone.formats import Layout, checked_conversations, iter_conversations, prepared
 from gladstone.progress import Progress, step
 from gladstone.rows import Row, read_rows
 
-__all__ = ["CHANGED", "DROPPED", "PERSONAL", "SUMMARY", "Summary", "describe", "prepare", "read_set"]
+__all__ = ["CHANGED", "DROPPED", "PERSONAL", "SUMMARY", "Summary", "describe", "has_set", "prepare", "read_set"]
 
 TOLD_EVERY = 1000  # rows
+HELD_OUT_FILES = "held-out files"
 
 
 def prepare(section: DataSection, folder: Path, progress: Progress) -> Summary:
     """Write train.jsonl, validation.jsonl, test.jsonl, data.json, dropped.jsonl and changed.jsonl into `folder`.
 
-    Raises DataError for bad rows (unless `skip_bad`), for rows that cannot be divided, and ConfigError for the section;
-    what was left out or changed before is written all the same.
+    A set of which the section wants no rows has no file. Raises DataError for bad rows (unless `skip_bad`), for rows
+    that cannot be divided, and ConfigError for the section; what was left out or changed before is written all the
+    same.
     """
     layouts = [source.layout() for source in section.sources]
+    own = own_layouts(section)
     check_writable(folder)
     remove_partials(folder)
     summary = Summary()
@@ -51,15 +55,17 @@ def prepare(section: DataSection, folder: Path, progress: Progress) -> Summary:
         work = _Work(section, folder, stack, records)
         with step(progress, "Reading and cleaning the rows"):
             work.read(list(zip(section.sources, layouts, strict=True)), progress)
+            for name, layout in own.items():
+                work.read_own(name, section.own_files[name], layout, progress)
             work.find_boilerplate()
             progress.update(None, f"{len(work.rows):,} of {work.summary.read:,} rows kept")
         with step(progress, "Looking for duplicates"):
             kept = work.without_duplicates()
             progress.update(None, f"{len(work.rows) - len(kept):,} left out")
-        if section.held_out:
-            with step(progress, "Looking for rows of the held-out files"):
+        for name, rows in work.held_out():
+            with step(progress, f"Looking for rows of the {name}"):
                 before = len(kept)
-                kept = work.without_leaks(kept)
+                kept = work.without_leaks(kept, name, rows)
                 progress.update(None, f"{before - len(kept):,} left out")
         with step(progress, "Dividing and writing the rows"):
             work.write(work.divide(work.draw(kept)))
@@ -68,42 +74,84 @@ def prepare(section: DataSection, folder: Path, progress: Progress) -> Summary:
 
 
 def read_set(folder: Path, name: str) -> Iterator[Conversation]:
-    """The rows of a prepared set, each with the source that it came from."""
+    """The rows of a prepared set, each with the source that it came from; none of a set that there is not."""
+    if name in HELD and not has_set(folder, name):
+        return
     for row, place in read_rows(folder / f"{name}.jsonl"):
         yield Layout("prepared").read(row, place)
 
 
+def has_set(folder: Path, name: str) -> bool:
+    """Whether a set was prepared: a validation or test set of no rows has no file."""
+    return (folder / f"{name}.jsonl").is_file()
+
+
 class _Work:
-    """The rows while they are prepared."""
+    """The rows while they are prepared; those of a set's own file by the set's name."""
 
     def __init__(self, section: DataSection, folder: Path, stack: ExitStack, records: Records) -> None:
         self._section, self._folder, self._stack, self._records = section, folder, stack, records
         self.summary = records.summary
-        self.rows = self._stack.enter_context(Spool(folder / ".rows.partial"))
+        self.rows = self._spool("rows")
+        self._own: dict[str, Spool] = {}
+        self._leaked: set[int] = set()  # of the validation set's own file, rows that the test set's file has too
+        self._notes: list[str] = []  # on the fields of the files
         self._boilerplate = Boilerplate() if section.cleaning.boilerplate != "keep" else None
+
+    def _spool(self, name: str) -> Spool:
+        return self._stack.enter_context(Spool(self._folder / f".{name}.partial"))
 
     def read(self, sources: Sequence[tuple[Source, Layout]], progress: Progress) -> None:
         """Every row of every source, cleaned. Raises DataError for bad rows, unless they may be skipped."""
-        told_of_fields: list[str] = []
         for origin, (source, layout) in enumerate(sources):
-            before, bad_before = self.summary.read, self._records.count
-            notes = SourceNotes(self._records)
-            found = iter_conversations(source.file(), layout, self._records, notes)
-            for row in islice(found, source.first_rows):
-                self._clean(row, origin)
-                self.summary.read += 1
-                if self.summary.read % TOLD_EVERY == 0:
-                    progress.update(None, f"{self.summary.read:,} rows")
+            notes = self._read(source, layout, (self.rows, origin), progress)
             if not self._section.skip_bad:
                 self._records.check("bad rows, which --skip-bad would leave out")
-            self.summary.read += self._records.count - bad_before + notes.left_out.total()
-            told = {"path": source.path, "format": layout.name, "rows": self.summary.read - before}
-            self.summary.sources.append(told)
-            several = f"{source.path}: " if len(sources) > 1 else ""
-            told_of_fields += [several + note for note in notes.lines()]
-        self.summary.notes = [*self._records.noted(), *told_of_fields]
+            several = f"{source.path}: " if len(sources) > 1 or self._section.own_files else ""
+            self._notes += [several + note for note in notes]
+        self.summary.notes = [*self._records.noted(), *self._notes]
 
-    def _clean(self, row: Conversation, origin: int) -> None:
+    def read_own(self, name: str, source: Source, layout: Layout, progress: Progress) -> None:
+        """Every row of a set's own file, cleaned as the others are. Raises DataError, also if none is left."""
+        spool = self._own[name] = self._spool(name)
+        left_out = Counter(self.summary.dropped)
+        try:
+            notes = self._read(source, layout, (spool, 0), progress)
+            self.summary.sources[-1]["set"] = name
+            if not self._section.skip_bad:
+                self._records.check("bad rows, which --skip-bad would leave out")
+        except GladstoneError as error:
+            raise DataError(f"data.{name}: {error}") from None
+        self._check_own(name, left_out)
+        self._notes += [f"{source.path}: {note}" for note in notes]
+        copies = exact_copies(spool)
+        if copies:
+            rows = "1 row is an exact copy" if copies == 1 else f"{copies:,} rows are exact copies"
+            self._notes.append(f"{source.path}: {rows} of another; the {name} set has them all")
+        self.summary.notes = [*self._records.noted(), *self._notes]
+
+    def _check_own(self, name: str, left_out: Counter[str]) -> None:
+        """Raises DataError if none of a set's rows is left, with what was left out since."""
+        if not len(self._own[name]):
+            why = ", ".join(f"{reason} {count:,}" for reason, count in (self.summary.dropped - left_out).items())
+            path = self._section.own_files[name].path
+            raise DataError(f"data.{name}: {path} has no row that can be used{f': {why}' if why else ''}.")
+
+    def _read(self, source: Source, layout: Layout, into: tuple[Spool, int], progress: Progress) -> list[str]:
+        """Read and clean the rows of a file into a spool, with their origin; returns what is to say of its fields."""
+        before, bad_before = self.summary.read, self._records.count
+        notes = SourceNotes(self._records)
+        for row in islice(iter_conversations(source.file(), layout, self._records, notes), source.first_rows):
+            self._clean(row, into)
+            self.summary.read += 1
+            if self.summary.read % TOLD_EVERY == 0:
+                progress.update(None, f"{self.summary.read:,} rows")
+        self.summary.read += self._records.count - bad_before + notes.left_out.total()
+        told = {"path": source.path, "format": layout.name, "rows": self.summary.read - before}
+        self.summary.sources.append(told)
+        return list(notes.lines())
+
+    def _clean(self, row: Conversation, into: tuple[Spool, int]) -> None:
         if not scored_turns(row.messages, self._section.train):
             self.summary.options[NOTHING_SCORED] = f"data.train={self._section.train}"
             self._records.drop(row, NOTHING_SCORED)
@@ -123,8 +171,9 @@ class _Work:
         self._tell_changed(kept, (*cleaned.changed, *(["privacy"] if masked else [])), read)
         for name in cleaned.noted:
             self.summary.note(name, row.source)
-        self.rows.add(kept, origin, read)
-        if self._boilerplate:
+        spool, origin = into
+        spool.add(kept, origin, read)
+        if self._boilerplate and spool is self.rows:
             self._boilerplate.count(kept)
 
     def _tell_changed(self, row: Conversation, steps: Sequence[str], read: Row | None) -> None:
@@ -179,30 +228,34 @@ class _Work:
         if not self.summary.boilerplate_sentences:
             return
         if self._section.cleaning.boilerplate == "remove":
-            self._strip(self._boilerplate)
+            self.rows = self._stripped(self._boilerplate, self.rows, "stripped")
+            for name, spool in self._own.items():
+                self._own[name] = self._stripped(self._boilerplate, spool, f"{name}-stripped")
+                self._check_own(name, Counter())
         else:
-            for row in self.rows:
+            for row in chain(self.rows, *self._own.values()):
                 if self._boilerplate.strip(row) is not row:
                     self.summary.note("boilerplate", row.source)
         self.summary.boilerplate = self._boilerplate.told()
 
-    def _strip(self, boilerplate: Boilerplate) -> None:
-        stripped = self._stack.enter_context(Spool(self._folder / ".stripped.partial"))
-        for number, row in enumerate(self.rows):
-            short, read = boilerplate.strip(row), self.rows.read(number)
+    def _stripped(self, boilerplate: Boilerplate, spool: Spool, name: str) -> Spool:
+        stripped = self._spool(name)
+        for number, row in enumerate(spool):
+            short, read = boilerplate.strip(row), spool.read(number)
             if short is not row:
                 self.summary.changed["boilerplate"] += 1
                 self._records.change(short, ["boilerplate"], fields(row))
                 read = read or fields(row)
                 if self._is_flawed(short, read):
                     continue
-            stripped.add(short, self.rows.origin(number), read)
-        self.rows.close()
-        self.rows = stripped
+            stripped.add(short, spool.origin(number), read)
+        spool.close()
+        return stripped
 
-    def _drop(self, number: int, reason: str, detail: str = "") -> None:
+    def _drop(self, number: int, reason: str, detail: str = "", *, spool: Spool | None = None) -> None:
         """Leave out a row of those that were kept so far."""
-        self._records.drop(self.rows[number], reason, detail, self.rows.read(number))
+        rows = self.rows if spool is None else spool
+        self._records.drop(rows[number], reason, detail, rows.read(number))
 
     def without_duplicates(self) -> list[int]:
         """The rows that repeat no other, or all of them where duplicates are kept; their groups are known."""
@@ -224,15 +277,36 @@ class _Work:
             self._drop(number, reason, detail)
         return [row for row in range(len(self.rows)) if row not in self.duplicates.partners]
 
-    def without_leaks(self, kept: list[int]) -> list[int]:
-        """The rows that no held-out file has."""
+    def held_out(self) -> Iterator[tuple[str, Iterable[Conversation]]]:
+        """The files of which no row may be drawn for a set, by name: benchmarks, then the sets' own."""
         sources = self._section.held_out
-        held_out = (checked_conversations(each.file(), each.layout(), each.first_rows) for each in sources)
-        index = LeakIndex(chain.from_iterable(held_out), least_score(self._section.duplicates.similarity))
-        leaks = dict(index.leaks(self.rows[row] for row in kept))
-        for place, leak in leaks.items():
-            self._drop(kept[place], "leak", f"{leak.kind} as {leak.test}, {leak.similarity:.2f}")
-        return [row for place, row in enumerate(kept) if place not in leaks]
+        if sources:
+            files = (checked_conversations(each.file(), each.layout(), each.first_rows) for each in sources)
+            yield HELD_OUT_FILES, chain.from_iterable(files)
+        for name in reversed(HELD):  # a validation row that is a test row too must not watch over the training
+            if name in self._own:
+                yield f"{name} file", self._own[name]
+
+    def without_leaks(self, kept: list[int], name: str, rows: Iterable[Conversation]) -> list[int]:
+        """The rows that a held-out file does not have. Raises DataError if none is left."""
+        reason = "leak" if name == HELD_OUT_FILES else f"leak into the {name}"
+        index = LeakIndex(rows, least_score(self._section.duplicates.similarity))
+        if name == "test file" and "validation" in self._own:
+            own = self._own["validation"]
+            self._leaked = self._leaks(index, own, range(len(own)), reason)
+            if len(self._leaked) == len(own):
+                raise DataError("data.validation: data.test has each of its rows. Name other rows, or set one to 0.")
+        leaks = self._leaks(index, self.rows, kept, reason)
+        if len(leaks) == len(kept):
+            raise DataError(f"no row is left to train on of {self.summary.read:,}: {self.summary.reasons()}.")
+        return [row for row in kept if row not in leaks]
+
+    def _leaks(self, index: LeakIndex, spool: Spool, rows: Sequence[int], reason: str) -> set[int]:
+        """Leave out those of the rows that the index has."""
+        leaks = {rows[place]: leak for place, leak in index.leaks(spool[row] for row in rows)}
+        for row, leak in leaks.items():
+            self._drop(row, reason, f"{leak.kind} as {leak.test}, {leak.similarity:.2f}", spool=spool)
+        return set(leaks)
 
     def draw(self, kept: list[int]) -> list[int]:
         """At most `max_rows` of the rows."""
@@ -252,7 +326,8 @@ class _Work:
         shared = [size for size in sizes.values() if size > 1]
         self.summary.groups, self.summary.largest_group = len(shared), max(shared, default=0)
         division = divide(kept, groups, self._section, lambda row: int(self.duplicates.questions[row]))
-        empty = [name for name, rows in division.sets().items() if not rows]
+        sets = division.sets()
+        empty = [name for name in SETS if not sets[name] and (name == "train" or self._section.drawn(name))]
         if empty:
             head, size = sizes.most_common(1)[0]
             members = [row for row in kept if groups.head(row) == head][:2] if size > 1 else []
@@ -267,5 +342,15 @@ class _Work:
         for row in sorted(set(division.train) - set(train)):
             self._drop(row, "not drawn", "by its source's weight or share")
         for name, rows in (division.sets() | {"train": train}).items():
-            self.summary.sets[name] = len(rows)
-            write_rows(self._folder / f"{name}.jsonl", (prepared.write(self.rows[row]) for row in rows))
+            self.summary.sets[name] = self._write(name, rows)
+
+    def _write(self, name: str, numbers: Sequence[int]) -> int:
+        """Write a set, by the numbers of its rows or from its own file; returns how many rows it has."""
+        path, spool = self._folder / f"{name}.jsonl", self._own.get(name, self.rows)
+        if name in self._own:
+            numbers = [row for row in range(len(spool)) if name == "test" or row not in self._leaked]
+        if numbers:
+            write_rows(path, (prepared.write(spool[row]) for row in numbers))
+        else:  # of an earlier call, which had one
+            path.unlink(missing_ok=True)
+        return len(numbers)

@@ -17,7 +17,7 @@ import numpy as np
 
 from finetune.data.division import SETS
 from finetune.data.leaks import LeakIndex, least_score
-from finetune.data.prepare import DROPPED, Summary, prepare, read_set
+from finetune.data.prepare import DROPPED, Summary, has_set, prepare, read_set
 from finetune.data.preview import Previewer
 from finetune.labels import Example, scored_texts
 from finetune.recipe import Recipe
@@ -84,8 +84,9 @@ def make_report(recipe: Recipe, out: Path, loss_rows: int, progress: Progress) -
     with step(progress, "Measuring the rows"):
         _Measures(previewer).fill(report, out)
         report.duplicates = _duplicates(out)
-        index = LeakIndex(read_set(out, "test"), least_score(recipe.data.duplicates.similarity))
-        report.leaks = dict(Counter(leak.kind for _, leak in index.leaks(read_set(out, "train"))))
+        if has_set(out, "test"):
+            index = LeakIndex(read_set(out, "test"), least_score(recipe.data.duplicates.similarity))
+            report.leaks = dict(Counter(leak.kind for _, leak in index.leaks(read_set(out, "train"))))
     if loss_rows:
         from finetune.data.row_losses import row_losses
 

@@ -2,19 +2,30 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from finetune.data.hub import HUB_PREFIX, fetch
 from finetune.labels import Train
-from gladstone.config import Config
+from gladstone.config import TAG, Config
 from gladstone.errors import ConfigError, DataError
 from gladstone.formats import COLUMNS, FORMAT_NAMES, Layout, find_layout
 from gladstone.rows import ENDINGS, Reading, check_encoding
 
 SAMPLE_PREFIX = "sample:"
-Size = Annotated[float, Field(gt=0)]
+HELD = ("validation", "test")  # the sets that are not trained on
 Encoding = Annotated[str, AfterValidator(check_encoding)]
 
 
@@ -74,6 +85,22 @@ class Source(Config):
         if not self.file().exists():
             raise DataError(f"{self.file()}: no such data file.")
         return find_layout(self.file(), self.format, self.columns, Reading(self.encoding, self.sheet))
+
+
+def _kind_of_set(value: Any) -> str:
+    return f"{TAG}file" if isinstance(value, str | dict | Source) else f"{TAG}size"
+
+
+def _as_source(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+# how many rows are drawn for a set, or the file that it is
+Held = Annotated[
+    Annotated[float, Field(ge=0), Tag(f"{TAG}size")]
+    | Annotated[Source, BeforeValidator(_as_source), Tag(f"{TAG}file")],
+    Discriminator(_kind_of_set),
+]
 
 
 class CleaningSection(Config):
@@ -169,8 +196,16 @@ class DataSection(Config):
         "keep", description="of rows that have reasoning: train on it, leave it out, or {max_tokens: N}"
     )
     held_out: tuple[Source, ...] = Field((), description="benchmark files: rows that are in them too are left out")
-    validation: Size = Field(0.1, description="rows watched while training: their share, or from 1 on their number")
-    test: Size = Field(0.1, description="rows kept for the benchmark, never seen: their share or number")
+    validation: Held = Field(
+        0.1,
+        description="rows watched while training: their share, from 1 on their number, 0 for none, or a file of their "
+        "own (a path, or what a source takes)",
+    )
+    test: Held = Field(
+        0.1,
+        description="rows kept for the benchmark, never seen: their share or number, 0 for none, or a file of their "
+        "own",
+    )
     division: Literal["seed", "hash"] = Field(
         "seed", description="draw the sets with the seed, or by each question's hash: stable when rows are added"
     )
@@ -184,21 +219,41 @@ class DataSection(Config):
             return self.reasoning.max_tokens
         return 0 if self.reasoning == "drop" else None
 
-    @field_validator("sources")
+    def drawn(self, name: str) -> float:
+        """How much of the sources' rows is drawn for a set: a share, from 1 on a number; 0 for none or a file."""
+        size = getattr(self, name)
+        return 0.0 if isinstance(size, Source) else float(size)
+
+    @property
+    def own_files(self) -> dict[str, Source]:
+        """The sets that are files of their own."""
+        held = {name: getattr(self, name) for name in HELD}
+        return {name: each for name, each in held.items() if isinstance(each, Source)}
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a set at all."""
+        return name in self.own_files or self.drawn(name) > 0
+
+    @field_validator("sources", *HELD)
     @classmethod
-    def _encoding_of_sources(cls, sources: tuple[Source, ...], info: ValidationInfo) -> tuple[Source, ...]:
+    def _encoding_of_sources(cls, found: Any, info: ValidationInfo) -> Any:
         given = {"encoding": info.data.get("encoding")}
-        return tuple(each if each.encoding else each.model_copy(update=given) for each in sources)
+        if isinstance(found, tuple):
+            return tuple(each if each.encoding else each.model_copy(update=given) for each in found)
+        return found.model_copy(update=given) if isinstance(found, Source) and not found.encoding else found
 
     @model_validator(mode="after")
     def _sizes_leave_rows(self) -> "DataSection":
-        shares = [size for size in (self.validation, self.test) if size < 1]
-        if sum(shares) >= 0.9:
+        sizes = [self.drawn(name) for name in HELD]
+        if sum(size for size in sizes if size < 1) >= 0.9:
             raise ValueError("validation and test leave less than a tenth of the rows for training")
-        if any(size >= 1 and size != int(size) for size in (self.validation, self.test)):
+        if any(size >= 1 and size != int(size) for size in sizes):
             raise ValueError("validation and test are shares below 1 or whole numbers of rows")
-        if self.division == "hash" and len(shares) < 2:
+        if self.division == "hash" and any(size >= 1 for size in sizes):
             raise ValueError("division by hash takes shares for validation and test, not numbers of rows")
+        for name, own in self.own_files.items():
+            if own.share is not None or own.weight != 1:
+                raise ValueError(f"{name}: weight and share are of training rows; every row of its file is in the set")
         if sum(source.share or 0 for source in self.sources) >= 1 or all(source.share for source in self.sources):
             raise ValueError("sources: the shares must leave rows to a source without one")
         return self

@@ -83,7 +83,7 @@ class Summary:
 
 def describe(summary: Summary, folder: Path) -> str:
     """What became of the rows, in lines for the terminal."""
-    read = ", ".join(f"{each['path']} ({each['format']})" for each in summary.sources)
+    read = ", ".join(f"{each['path']} ({each['format']}{_used(each)})" for each in summary.sources)
     lines: list[Line] = [("read", summary.read, read), *cleaning_lines(summary, folder)]
     lines += conflict_lines(summary, folder)
     lines.append(("written", sum(summary.sets.values()), _counts(summary.sets)))
@@ -91,6 +91,10 @@ def describe(summary: Summary, folder: Path) -> str:
         lines.append(("repeated", summary.repeated, "training rows, by their sources' weight or share"))
     lines += [("note", None, note) for note in summary.notes]
     return in_columns(lines)
+
+
+def _used(source: Mapping[str, Any]) -> str:
+    return f", the {source['set']} set" if "set" in source else ""
 
 
 def in_columns(lines: Sequence[Line]) -> str:

@@ -16,6 +16,7 @@ from gladstone.config import build_config, read_yaml
 from gladstone.errors import ConfigError, listed
 
 Settings = dict[str, Any]
+NO_VALIDATION = "data.validation=0: a sweep compares its trials by their validation loss; name validation rows."
 OWN_FIELDS = ("name", "description")
 LENGTHS = ("training.epochs", "training.max_steps")
 MAX_GRID = 10_000
@@ -75,7 +76,10 @@ class Plan:
         name = self.recipe["name"]
         values = self.recipe | ({"name": f"{name[:56]}-{trial:03d}"} if trial is not None else {})
         changed, _ = with_overrides(values, assignments(settings), "the recipe")
-        return build_config(Recipe, changed, phrase(settings))
+        recipe = build_config(Recipe, changed, phrase(settings))
+        if not recipe.data.has("validation"):
+            raise ConfigError(f"{phrase(settings)}: {NO_VALIDATION}")
+        return recipe
 
 
 def phrase(settings: Settings) -> str:
@@ -118,6 +122,8 @@ def read_plan(file: Path) -> Plan:
         recipe, told = loaded.recipe, loaded.notes
     except ConfigError as error:
         problems.append(f"overrides: {error}")
+    if not recipe.data.has("validation") and "data.validation" not in space:
+        raise ConfigError(listed(f"sweep {file.name}", [*problems, NO_VALIDATION]))
     values = recipe.model_dump(mode="json")
     tried = {name: each for name, each in space.items() if _is_field(name)}
     problems += _value_problems(Plan(section, values), tried)
