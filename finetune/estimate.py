@@ -12,7 +12,7 @@ from typing import Any
 from finetune import trainable as training
 from finetune.backend import import_first, is_seq2seq
 from finetune.data.division import SETS
-from finetune.data.prepare import prepare, read_set
+from finetune.data.prepare import has_set, prepare, read_set
 from finetune.devices import EFFICIENCY, Device, find_device
 from finetune.fit import Case, Way, fit, judge, single_ways
 from finetune.inputs import Inputs
@@ -125,10 +125,10 @@ def _tokenized(recipe: Recipe, reader: Base, data: Path, *, own: bool) -> tuple[
         recipe.own_template() if own else None, now=recipe.base.template_date, name=recipe.template_name
     )
     pairs = is_seq2seq(reader)
-    sets = {
-        name: tokenize_all(read_set(data, name), template, tokenizer, recipe.limits, pairs=pairs).examples
-        for name in SETS
-    }
+    sets: dict[str, tuple[Example, ...]] = dict.fromkeys(SETS, ())
+    for name in SETS:
+        if has_set(data, name):
+            sets[name] = tokenize_all(read_set(data, name), template, tokenizer, recipe.limits, pairs=pairs).examples
     return sets, tokenizer.padding_id
 
 

@@ -56,10 +56,11 @@ class Opening:
         held_out = {name: len(sets[name].examples) for name in ("validation", "test") if name in sets}
         if held_out.get("validation"):
             times = min(training.evaluations, loop.total)
+            before = "" if held_out.get("test") else "before and "
             often = "once" if times == 1 else f"{times:,} times"
-            yield "validation", held_out["validation"], f"rows, measured {often} while training"
+            yield "validation", held_out["validation"], f"rows, measured {before}{often} while training"
         else:
-            yield "validation", 0, "rows: the last step's adapter is kept, whatever it is like"
+            yield "validation", 0, "rows: the last step's adapter is kept, none is known to be the best"
         if held_out.get("test"):
             yield "test", held_out["test"], "rows, measured before and after"
         else:

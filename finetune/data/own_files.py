@@ -21,8 +21,8 @@ def own_layouts(section: DataSection) -> dict[str, Layout]:
     for name, source in section.own_files.items():
         if any(_same(source, each) for each in section.sources):
             raise ConfigError(
-                f"data.{name}: {source.path} is one of the sources too: its rows would be trained on and measured. "
-                f"Name other rows, or {name}=0.1 to draw them from the source."
+                f"data.{name}: {source.path} is one of the sources too, or a copy of one: its rows would be trained on "
+                f"and measured. Name other rows, or {name}=0.1 to draw them from the source."
             )
     own = section.own_files
     if len(own) > 1 and _same(own["validation"], own["test"]):
