@@ -286,8 +286,9 @@ def test_a_run_measures_on_its_own_files_and_goes_on_only_while_they_are_the_sam
 
 def test_a_run_without_test_rows_is_judged_by_its_validation_rows(tiny_base: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_base)
-    spoiled = ["--set=training.learning_rate=500", "--set=training.max_steps=2", "--set=training.final=last"]
-    result = finetune("run", recipe, "--set", "data.test=0", *spoiled, "--out", tmp_path / "out")
+    sets = ["--set=data.test=0", "--set=data.validation=8"]
+    spoiled = ["--set=training.learning_rate=50", "--set=training.max_steps=1", "--set=training.evaluations=1"]
+    result = finetune("run", recipe, *sets, *spoiled, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     facts = read_manifest(tmp_path / "out").facts
     assert facts["held_out_loss_after"] is None
