@@ -1,4 +1,7 @@
-"""What quantising cost: each quantised file against the one it was made of, on held-out rows, token by token."""
+"""What quantising cost: each quantised file against the one it was made of, on held-out rows, token by token.
+
+Names torch.
+"""
 
 import math
 from collections.abc import Mapping
