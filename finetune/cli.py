@@ -44,7 +44,9 @@ class RecipeCommand(click.Command):
 @click.argument("recipe", required=False)
 @click.option("--data", type=click.Path(path_type=Path), help="Train on this file in place of the recipe's rows.")
 @click.option("--format", "format_name", help="Row format of --data.  [default: auto]")
-@click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be read, and count them.")
+@click.option(
+    "--skip-bad", is_flag=True, help="Leave out rows that cannot be read, or that the base refuses, and count them."
+)
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/NAME]")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out; begin if there is none.")

@@ -19,6 +19,7 @@ from finetune.inputs import Inputs
 from finetune.labels import Example, tokenize_all
 from finetune.memory import Memory, Setting, disk_bytes
 from finetune.plan import Plan, Row, assumed_rows, epochs_text, rows_of
+from finetune.reader import Reader
 from finetune.recipe import Recipe
 from finetune.shape import Shape, shape_of_facts, shape_of_folder
 from finetune.timing import BUDGET_S, Measured, Rates, Sample, Times, compiles, computed_rates, measure, times
@@ -27,7 +28,6 @@ from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.host import available_memory_bytes, core_count, processor_name, readable_bytes
 from gladstone.progress import Progress, step
 from gladstone.quiet import output_to
-from gladstone.tokenizer import load_tokenizer
 
 LIBRARIES_BYTES = 650_000_000  # of a process that trains, before the model, where it cannot be looked up
 FIRST_STEP_BYTES = 380_000_000  # kernels, thread buffers, and heap that loading leaves and glibc holds in reserve
@@ -93,7 +93,7 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
     notes = []
     if base is not None:
         shape, file_bytes = shape_of_folder(base.folder)
-        reader = base
+        reader = Reader(recipe, lambda: base, before=import_first)
     else:
         if recipe.hub is None:
             raise ConfigError(
@@ -101,11 +101,13 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
                 "or give its architecture, parameters, layers, width and vocabulary under `hub:`."
             )
         shape, file_bytes = shape_of_facts(recipe.hub), 0
-        reader = resolve_base(EMBEDDED, progress)
+        embedded = resolve_base(EMBEDDED, progress)
+        unnamed = recipe.base.model_copy(update={"chat_template": None})
+        reader = Reader(recipe.model_copy(update={"base": unnamed}), lambda: embedded, before=import_first)
         notes.append(f"{recipe.base.model} is not here: its shape is of the recipe's facts, its rows are counted with "
                      "the tokens of the embedded model")  # fmt: skip
     try:
-        prepare(recipe.data, folder / "data", progress)
+        prepare(recipe.data, folder / "data", progress, reader.check if base is not None else None)
     except DataError:
         if not recipe.hub or not recipe.hub.rows or not recipe.data.sources[0].path.startswith("hub:"):
             raise
@@ -113,23 +115,19 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
         notes.append(f"the rows are not here: counted as {recipe.hub.rows:,} of the longest length")
         return _Subject(recipe, base, shape, file_bytes, rows, (), 0, tuple(notes))
     with step(progress, "Counting tokens"):
-        sets, pad_id = _tokenized(recipe, reader, folder / "data", own=base is not None)
+        sets, pad_id = _tokenized(reader, folder / "data")
     rows = {name: rows_of(sets[name], recipe.lora) for name in SETS}
     return _Subject(recipe, base, shape, file_bytes, rows, sets["train"], pad_id, tuple(notes))
 
 
-def _tokenized(recipe: Recipe, reader: Base, data: Path, *, own: bool) -> tuple[dict[str, tuple[Example, ...]], int]:
-    import_first(reader)
-    tokenizer = load_tokenizer(reader.folder)
-    template = tokenizer.template(
-        recipe.own_template() if own else None, now=recipe.base.template_date, name=recipe.template_name
-    )
-    pairs = is_seq2seq(reader)
+def _tokenized(reader: Reader, data: Path) -> tuple[dict[str, tuple[Example, ...]], int]:
+    made_by = (reader.template, reader.tokenizer, reader.recipe.limits)
+    pairs = is_seq2seq(reader.base)
     sets: dict[str, tuple[Example, ...]] = dict.fromkeys(SETS, ())
     for name in SETS:
         if has_set(data, name):
-            sets[name] = tokenize_all(read_set(data, name), template, tokenizer, recipe.limits, pairs=pairs).examples
-    return sets, tokenizer.padding_id
+            sets[name] = tokenize_all(read_set(data, name), *made_by, pairs=pairs).examples
+    return sets, reader.tokenizer.padding_id
 
 
 def _estimate(

@@ -17,6 +17,7 @@ from finetune.backend import import_first, is_seq2seq
 from finetune.data.division import SETS
 from finetune.data.prepare import Summary, has_set, read_set
 from finetune.labels import Tokenized, tokenize_all
+from finetune.reader import Reader
 from finetune.recipe import Recipe
 from gladstone.artifacts import copy_file, sha256_path, write_text
 from gladstone.basemodel import Base, check_weights, resolve_base
@@ -24,7 +25,7 @@ from gladstone.errors import DataError, UnsupportedError
 from gladstone.host import installed_versions
 from gladstone.progress import Progress, step
 from gladstone.template import CLOCK, ChatTemplate
-from gladstone.tokenizer import TOKENIZER_FILES, FolderTokenizer, load_tokenizer, tokenizer_files
+from gladstone.tokenizer import TOKENIZER_FILES, FolderTokenizer, tokenizer_files
 
 # of a recipe, what may differ between the calls of one run: none of it changes how it is trained
 FREE_FIELDS = ("description", "hub", "training.checkpoint_minutes", "training.checkpoint_steps",
@@ -68,20 +69,32 @@ class Inputs:
         return [conversation.source for row, conversation in rows if row in wanted]
 
 
-def read_inputs(recipe: Recipe, out: Path, progress: Progress, summary: Summary, now: datetime | None = None) -> Inputs:
-    """Load and tokenise. `now` is the time that a chat template may write; a recipe for one that does keeps it.
+def reader_of(recipe: Recipe, progress: Progress, now: datetime) -> Reader:
+    """What reads a run's rows; `now` is the time that a chat template may write.
+
+    Its base raises UnsupportedError for what cannot be trained, and what `resolve_base` and `check_weights` raise.
+    """
+
+    def find() -> Base:
+        base = resolve_base(recipe.base.model, progress)
+        check_weights(base)
+        if recipe.base.load_in_4bit and is_seq2seq(base):
+            raise UnsupportedError(
+                f"{base.name}: encoder and decoder are trained in float32; set base.load_in_4bit=false."
+            )
+        return base
+
+    return Reader(recipe, find, now, import_first)
+
+
+def read_inputs(reader: Reader, out: Path, progress: Progress, summary: Summary) -> Inputs:
+    """Load and tokenise. A recipe for a template that writes the time keeps the time.
 
     Raises DataError if the rows do not fill a step, and whatever its parts raise.
     """
-    base = resolve_base(recipe.base.model, progress)
-    check_weights(base)
-    if recipe.base.load_in_4bit and is_seq2seq(base):
-        raise UnsupportedError(f"{base.name}: encoder and decoder are trained in float32; set base.load_in_4bit=false.")
+    base, recipe = reader.base, reader.recipe
     with step(progress, "Loading the tokenizer and the rows"):
-        import_first(base)
-        tokenizer = load_tokenizer(base.folder)
-        moment = now or clock.now()
-        template = tokenizer.template(recipe.own_template(), now=moment, name=recipe.template_name)
+        tokenizer, template = reader.tokenizer, reader.template
         recipe = clock.with_time(recipe, template)
         if recipe.base.chat_template is not None:  # a base's own may spell them out, as TinyLlama's does
             _check_vocabulary(template, tokenizer)

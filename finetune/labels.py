@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from finetune.refusals import RefusedError, check_plain_text
 from gladstone.chat import Conversation, Message
 from gladstone.errors import DataError
 from gladstone.rows import Problems
@@ -197,6 +198,18 @@ class Labeller:
         shorter = cut(conversation, made)
         return (shorter, "cut") if shorter else ([], "too long")
 
+    def check(self, conversation: Conversation) -> None:
+        """Raises RefusedError where `examples` would, many times as fast: nothing is tokenised."""
+        conversation = self.shorten_reasoning(conversation)
+        if not scored_turns(conversation.messages, self._limits.train):
+            return
+        if self._pairs:
+            render_pair(conversation, self._template, self._tokenizer)
+        elif conversation.is_text:
+            check_plain_text(conversation, self._tokenizer.special_tokens)
+        else:
+            render_conversation(conversation, self._template, self._tokenizer, self._limits.train)
+
     def _made(self, conversation: Conversation) -> list[TokenizedExample]:
         return tokenize_conversation(conversation, self._template, self._tokenizer, self._limits.train)
 
@@ -274,13 +287,23 @@ def tokenize_conversation(
     Raises DataError if a text holds a special token, or if the template ends no answer with one: a model trained on
     that never stops.
     """
-    _check_plain_text(conversation, tokenizer)
+    rendered = render_conversation(conversation, template, tokenizer, train)
+    try:
+        return [_tokenize_segments(segments, tokenizer) for segments in rendered]
+    except DataError as error:
+        raise RefusedError(conversation.source, str(error)) from None
+
+
+def render_conversation(
+    conversation: Conversation, template: ChatTemplate, tokenizer: TextTokenizer, train: Train
+) -> list[list[Segment]]:
+    """What is tokenised of a row. Raises RefusedError if a text holds a special token, or for what is not rendered."""
+    check_plain_text(conversation, tokenizer.special_tokens)
     scored = scored_turns(conversation.messages, train)
     try:
-        examples = template.examples(conversation.messages, conversation.tools, scored)
-        return [_tokenize_segments(segments, tokenizer) for segments in examples]
+        return template.examples(conversation.messages, conversation.tools, scored)
     except DataError as error:
-        raise DataError(f"{conversation.source}: {error}") from None
+        raise RefusedError(conversation.source, str(error)) from None
 
 
 def _tokenize_segments(segments: Sequence[Segment], tokenizer: TextTokenizer) -> TokenizedExample:
@@ -304,7 +327,7 @@ def _tokenize_segments(segments: Sequence[Segment], tokenizer: TextTokenizer) ->
 
 def tokenize_text(conversation: Conversation, tokenizer: TextTokenizer, max_tokens: int) -> list[TokenizedExample]:
     """Plain text: all of it is scored, no template; a long one becomes several examples, the last with its end."""
-    _check_plain_text(conversation, tokenizer)
+    check_plain_text(conversation, tokenizer.special_tokens)
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     ids = [*tokenizer.encode(conversation.answer.content), *end]
@@ -318,25 +341,32 @@ def tokenize_pair(conversation: Conversation, template: ChatTemplate, tokenizer:
 
     Raises DataError for plain text, of which nothing is asked, and if a text holds a special token.
     """
-    if conversation.is_text:
-        raise DataError(f"{conversation.source}: plain text has no question for an encoder to read.")
-    _check_plain_text(conversation, tokenizer)
+    question, answer = render_pair(conversation, template, tokenizer)
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    if conversation.answer.tool_calls:
-        raise DataError(f"{conversation.source}: an encoder and decoder writes no tool calls; leave the row out.")
+    read, written = tokenizer.encode(question), tokenizer.encode(answer)
+    return PairExample((*read, *end), (*written, *end))
+
+
+def render_pair(conversation: Conversation, template: ChatTemplate, tokenizer: TextTokenizer) -> tuple[str, str]:
+    """What is read and what is written. Raises RefusedError for a row of which that cannot be said."""
+    source, answer = conversation.source, conversation.answer
+    if conversation.is_text:
+        raise RefusedError(source, "plain text has no question for an encoder to read.")
+    check_plain_text(conversation, tokenizer.special_tokens)
+    if answer.tool_calls:
+        raise RefusedError(source, "an encoder and decoder writes no tool calls; leave the row out.")
     try:
         question = template.render(conversation.prompt, tools=conversation.tools, add_generation_prompt=True)
     except DataError as error:
-        raise DataError(f"{conversation.source}: {error}") from None
-    answer = conversation.answer
+        raise RefusedError(source, str(error)) from None
     opening = template.thought_tags[0]
     if answer.reasoning and tokenizer.decode(tokenizer.encode(opening)).strip() != opening:
-        raise DataError(
-            f"{conversation.source}: the tokenizer has no {opening!r}, so that reasoning cannot be told from the "
-            "answer; set data.reasoning=drop."
+        raise RefusedError(
+            source,
+            f"the tokenizer has no {opening!r}, so that reasoning cannot be told from the answer; "
+            "set data.reasoning=drop.",
         )
-    read, written = tokenizer.encode(question), tokenizer.encode(template.thinking_aloud(answer))
-    return PairExample((*read, *end), (*written, *end))
+    return question, template.thinking_aloud(answer)
 
 
 def tokenize_all(
@@ -389,20 +419,3 @@ def scored_texts(example: Example, tokenizer: TextTokenizer) -> Iterator[tuple[s
         if index == len(example.labels) or (example.labels[index] != IGNORED) != scored:
             yield tokenizer.decode(list(example.input_ids[begin:index])), scored
             begin = index
-
-
-def _check_plain_text(conversation: Conversation, tokenizer: TextTokenizer) -> None:
-    for message in conversation.messages:
-        calls = (text for call in message.tool_calls for text in (call.name, call.arguments))
-        for text in (message.content, message.reasoning or "", *calls):
-            _check_special(text, f"{conversation.source}: a {message.role} text", tokenizer)
-    for text in conversation.tools:
-        _check_special(text, f"{conversation.source}: a tool's definition", tokenizer)
-
-
-def _check_special(text: str, where: str, tokenizer: TextTokenizer) -> None:
-    for special in tokenizer.special_tokens:
-        if special in text:
-            raise DataError(
-                f"{where} contains {special!r}, a special token of the model; remove the marker from the row."
-            )

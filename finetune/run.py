@@ -14,7 +14,7 @@ from finetune.data.division import SETS
 from finetune.data.prepare import has_set, prepare
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary
 from finetune.estimate import estimate_inputs
-from finetune.inputs import Inputs, differences, read_inputs, write_inputs
+from finetune.inputs import Inputs, differences, read_inputs, reader_of, write_inputs
 from finetune.loop import METRICS, Loop
 from finetune.opening import Opening
 from finetune.plots import PLOTS
@@ -83,13 +83,13 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
 
 def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, processes: Processes) -> RunResult:
     """The work of the only process, or of the first of several: it alone writes into the run folder."""
-    summary = prepare(recipe.data, out / "data", progress)
-    check_disk(out, 300_000_000, "the adapter, its checkpoints, the tokenizer and the plots")
-    for folder in (out, out / "data", out / "tokenizer"):
-        remove_partials(folder)
+    reader = reader_of(recipe, progress, time_of(recipe, out, resume=options.resume, began=options.began))
     with output_to(out / LOG_NAME):
-        began = time_of(recipe, out, resume=options.resume, began=options.began)
-        inputs = read_inputs(recipe, out, progress, summary, began)
+        summary = prepare(recipe.data, out / "data", progress, reader.check)
+        check_disk(out, 300_000_000, "the adapter, its checkpoints, the tokenizer and the plots")
+        for folder in (out, out / "data", out / "tokenizer"):
+            remove_partials(folder)
+        inputs = read_inputs(reader, out, progress, summary)
         found = _newest(inputs, progress) if options.resume else None
         write_inputs(inputs)
         processes.wait()  # the others read what is there now
@@ -123,7 +123,8 @@ def _follow(recipe: Recipe, out: Path, options: Options, processes: Processes) -
     """The work of another process than the first: the same training on its share of the rows, nothing written."""
     processes.wait()
     with tempfile.TemporaryDirectory() as scratch, output_to(Path(scratch) / LOG_NAME):
-        inputs = read_inputs(recipe, out, Silent(), Summary(), time_of(recipe, out, resume=True))
+        reader = reader_of(recipe, Silent(), time_of(recipe, out, resume=True))
+        inputs = read_inputs(reader, out, Silent(), Summary())
         found = _newest(inputs, Silent()) if options.resume else None
         outcome = Session(inputs, Silent(), options, Path(scratch), processes).run(found)
     return _result(inputs, outcome)

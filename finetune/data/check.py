@@ -1,12 +1,16 @@
 """`finetune data check`: can these rows be read, as what, and which not. Memory does not grow with the file."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from finetune.refusals import RefusedError, RowCheck
 from gladstone.chat import Conversation
 from gladstone.formats import Layout, Notes, find_layout, iter_conversations
 from gladstone.rows import AS_FOUND, Problems, Reading
+
+ASK = "--recipe NAME asks the base of a recipe"
 
 
 @dataclass
@@ -36,6 +40,8 @@ class Check:
     with_reasoning: int = 0
     with_tools: int = 0
     with_train_flags: int = 0
+    base: str = ""  # that was asked about each row
+    refused: Counter[str] = field(default_factory=Counter)  # rows that it cannot be trained on, by reason
 
     def __post_init__(self) -> None:
         self.questions, self.answers, self.notes = Lengths(), Lengths(), Notes()
@@ -59,10 +65,23 @@ def check_rows(
     format_name: str,
     columns: Mapping[str, str] | None = None,
     reading: Reading = AS_FOUND,
+    base: tuple[str, RowCheck] | None = None,
 ) -> Check:
-    """Read every row of a file. Raises DataError if the file as a whole cannot be read or its format recognised."""
+    """Read every row of a file; `base` has a name and is asked about each: a row that it refuses is a bad one.
+
+    Raises DataError if the file as a whole cannot be read or its format recognised.
+    """
     check = Check(find_layout(path, format_name, columns, reading), Problems())
+    if base is not None:
+        check.base, ask = base
     for conversation in iter_conversations(path, check.layout, check.problems, check.notes):
+        if base is not None:
+            try:
+                ask(conversation)
+            except RefusedError as error:
+                check.problems.add(error)
+                check.refused[error.reason] += 1
+                continue
         check.add(conversation)
     return check
 
@@ -83,6 +102,9 @@ def describe(check: Check) -> str:
         if check.questions.most:
             lines.append(_lengths("question", check.questions, check.rows))
         lines.append(_lengths("answer" if check.questions.most else "text", check.answers, check.rows))
+    lines += [f"refused   {count:,} by {check.base}: {reason}" for reason, count in check.refused.items()]
+    if not check.base:
+        lines.append(f"note      not checked: special tokens and chat template of a base ({ASK})")
     lines += [f"note      {note}" for note in (*check.problems.noted(), *check.notes.lines())]
     return "\n".join(lines)
 

@@ -8,12 +8,17 @@ import click
 from gladstone.command import Group
 
 if TYPE_CHECKING:
+    from finetune.data.preview import Previewer
+    from finetune.refusals import RowCheck
     from gladstone.rows import Reading
 
 FORMAT = click.option("--format", "format_name", default="auto", show_default=True, help="Row format.")
 FILE = click.Path(path_type=Path)
 SIMILARITY = click.FloatRange(0.5, 1)
 RECIPE_HELP = "Whose base model, template and limits are used.  [default: smollm2-135m with PATH, else the demo's]"
+
+ASKED_HELP = "Also ask this recipe's base about each row: its special tokens, its chat template.  [default: no base]"
+SKIP_HELP = "Leave out rows that cannot be read, or that the base refuses, and count them."
 
 
 @click.group(cls=Group)
@@ -33,20 +38,22 @@ def data() -> None:
 )
 @click.option("--encoding", help="Text encoding of the file.  [default: UTF-8, or what its bytes show it to be]")
 @click.option("--sheet", help="Sheet of an Excel workbook.  [default: the first with a header]")
+@click.option("--recipe", help=ASKED_HELP)
 @click.option("--skip-bad", is_flag=True, help="Report bad rows, but exit with 0.")
-def check(  # noqa: PLR0913 - one parameter an option
+def check(  # noqa: PLR0913, PLR0917 - one parameter an option
     path: Path,
     format_name: str,
     columns: tuple[str, ...],
     encoding: str | None,
     sheet: str | None,
+    recipe: str | None,
     *,
     skip_bad: bool,
 ) -> None:
     """Read every row of PATH: its format, how many rows are good, and what is wrong with the others."""
     from finetune.data.check import check_rows, describe
 
-    checked = check_rows(path, format_name, _columns(columns), _reading(encoding, sheet))
+    checked = check_rows(path, format_name, _columns(columns), _reading(encoding, sheet), _asked(recipe, path))
     click.echo(describe(checked))
     if skip_bad and (checked.problems.count or checked.problems.unread):
         click.echo(checked.problems.message("left out"), err=True)
@@ -59,7 +66,8 @@ def check(  # noqa: PLR0913 - one parameter an option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the sets.")
 @FORMAT
 @click.option("--held-out", type=FILE, multiple=True, help="Leave out rows that this benchmark file has. Repeatable.")
-@click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be read, and count them.")
+@click.option("--recipe", help=ASKED_HELP)
+@click.option("--skip-bad", is_flag=True, help=SKIP_HELP)
 @click.option(
     "--set",
     "overrides",
@@ -67,11 +75,12 @@ def check(  # noqa: PLR0913 - one parameter an option
     metavar="FIELD=VALUE",
     help="Change a field of a recipe's data section, for example cleaning.max_chars=4000 or test=200. Repeatable.",
 )
-def prepare(  # noqa: PLR0913 - one parameter an option
+def prepare(  # noqa: PLR0913, PLR0917 - one parameter an option
     paths: tuple[Path, ...],
     out: Path,
     format_name: str,
     held_out: tuple[Path, ...],
+    recipe: str | None,
     overrides: tuple[str, ...],
     *,
     skip_bad: bool,
@@ -95,7 +104,8 @@ def prepare(  # noqa: PLR0913 - one parameter an option
     }
     changes = [override.removeprefix("data.") for override in overrides]  # as a recipe has them, and as messages say
     section = build_config(DataSection, apply_overrides(values, changes), "finetune data prepare")
-    click.echo(describe(prepare_rows(section, out, Lines()), out))
+    ask = None if recipe is None else lambda: _base_of(recipe, paths[0]).labeller.check
+    click.echo(describe(prepare_rows(section, out, Lines(), ask), out))
 
 
 @data.command()
@@ -134,7 +144,7 @@ def preview(path: Path | None, format_name: str, recipe: str | None, *, rows: in
 @click.option(
     "--loss", type=click.IntRange(0), default=0, help="Score this many rows with the base model: finds odd ones."
 )
-@click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be read, and count them.")
+@click.option("--skip-bad", is_flag=True, help=SKIP_HELP)
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
 def report(  # noqa: PLR0913 - one parameter an option
     path: Path | None,
@@ -183,6 +193,25 @@ def leaks(  # noqa: PLR0913 - one parameter an option
     compared = compare((train, format_name), (against, against_format), similarity, out)
     click.echo(compared.described())
     compared.check()
+
+
+def _base_of(recipe: str, path: Path) -> "Previewer":
+    """What reads rows as the base of a recipe does; `path` stands in for the recipe's own rows."""
+    from finetune.data.preview import Previewer
+    from finetune.recipe import load_recipe
+    from gladstone.command import require_packages
+    from gladstone.progress import Lines
+
+    loaded = load_recipe(recipe, [], (str(path), "auto"))
+    require_packages("finetune data", "finetune", ["transformers"])
+    return Previewer(loaded, Lines())
+
+
+def _asked(recipe: str | None, path: Path) -> "tuple[str, RowCheck] | None":
+    if recipe is None:
+        return None
+    base = _base_of(recipe, path)
+    return base.base.name, base.labeller.check
 
 
 def _reading(encoding: str | None, sheet: str | None) -> "Reading":

@@ -5,7 +5,7 @@ Memory does not grow with the length of rows, and by some 200 bytes with each ro
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
@@ -25,22 +25,27 @@ from finetune.data.section import HELD, DataSection, Source
 from finetune.data.spool import Spool
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary, describe
 from finetune.labels import NOTHING_SCORED, scored_turns
+from finetune.refusals import RefusedError, RowCheck
 from gladstone.artifacts import check_writable, remove_partials, write_json, write_rows
 from gladstone.chat import Conversation
 from gladstone.errors import DataError, GladstoneError
 from gladstone.formats import Layout, checked_conversations, iter_conversations, prepared
 from gladstone.progress import Progress, step
-from gladstone.rows import Row, read_rows
+from gladstone.rows import Problems, Row, read_rows
 
 __all__ = ["CHANGED", "DROPPED", "PERSONAL", "SUMMARY", "Summary", "describe", "has_set", "prepare", "read_set"]
 
 TOLD_EVERY = 1000  # rows
 HELD_OUT_FILES = "held-out files"
+MAX_REASONS = 40  # different ones for which a base refuses rows; a template writes its own
 
 
-def prepare(section: DataSection, folder: Path, progress: Progress) -> Summary:
+def prepare(
+    section: DataSection, folder: Path, progress: Progress, base_check: Callable[[], RowCheck] | None = None
+) -> Summary:
     """Write train.jsonl, validation.jsonl, test.jsonl, data.json, dropped.jsonl and changed.jsonl into `folder`.
 
+    `base_check` makes what asks a base about each row, once the rows are read; None: no base is asked.
     A set of which the section wants no rows has no file. Raises DataError for bad rows (unless `skip_bad`), for rows
     that cannot be divided, and ConfigError for the section; what was left out or changed before is written all the
     same.
@@ -59,6 +64,10 @@ def prepare(section: DataSection, folder: Path, progress: Progress) -> Summary:
                 work.read_own(name, section.own_files[name], layout, progress)
             work.find_boilerplate()
             progress.update(None, f"{len(work.rows):,} of {work.summary.read:,} rows kept")
+        if base_check is not None and len(work.rows):
+            check = base_check()
+            with step(progress, "Asking the base about the rows"):
+                progress.update(None, f"{work.leave_out_refused(check):,} left out")
         with step(progress, "Looking for duplicates"):
             kept = work.without_duplicates()
             progress.update(None, f"{len(work.rows) - len(kept):,} left out")
@@ -251,6 +260,52 @@ class _Work:
             stripped.add(short, spool.origin(number), read)
         spool.close()
         return stripped
+
+    def leave_out_refused(self, check: RowCheck) -> int:
+        """Leave out the rows that a base cannot be trained on, and count them. Raises DataError unless `skip_bad`."""
+        problems = Problems()
+        spools = {"rows": self.rows} | self._own
+        refused = {name: self._refused(spool, check, problems) for name, spool in spools.items()}
+        if problems.count and not self._section.skip_bad:
+            problems.check("rows cannot be turned into tokens of the base, which --skip-bad would leave out")
+        for name, numbers in refused.items():
+            if numbers:
+                accepted = self._accepted(name, spools[name], numbers)
+                if name == "rows":
+                    self.rows = accepted
+                else:
+                    self._own[name] = accepted
+                if not len(accepted):
+                    what = "" if name == "rows" else f" of the {name} set's own file"
+                    raise DataError(f"no row is left of {self.summary.read:,}{what}: {self.summary.reasons()}.")
+        return problems.count
+
+    def _accepted(self, name: str, spool: Spool, refused: set[int]) -> Spool:
+        accepted = self._spool(f"accepted-{name}")
+        for number, row in enumerate(spool):
+            if number not in refused:
+                accepted.add(row, spool.origin(number), spool.read(number))
+        spool.close()
+        return accepted
+
+    def _refused(self, spool: Spool, check: RowCheck, problems: Problems) -> set[int]:
+        """The rows of a spool that a base refuses, each written down."""
+        refused = set()
+        for number, row in enumerate(spool):
+            try:
+                check(row)
+            except RefusedError as error:
+                problems.add(error)
+                refused.add(number)
+                self._refuse(spool, number, error)
+        return refused
+
+    def _refuse(self, spool: Spool, number: int, error: RefusedError) -> None:
+        reason = error.reason
+        if reason not in self.summary.dropped and len(self.summary.dropped) >= MAX_REASONS:
+            reason = "the base refuses the row"
+        self.summary.options[reason] = "data.skip_bad=true" if self._section.skip_bad else "--skip-bad"
+        self._drop(number, reason, error.detail, spool=spool)
 
     def _drop(self, number: int, reason: str, detail: str = "", *, spool: Spool | None = None) -> None:
         """Leave out a row of those that were kept so far."""

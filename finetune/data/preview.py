@@ -3,20 +3,20 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from finetune import clock
-from finetune.backend import is_seq2seq
 from finetune.data.changes import NO_CHANGES, Changes, cleaned, described
-from finetune.labels import NOTHING_SCORED, Example, Labeller, TextTokenizer, Tokenized, scored_stretches, scored_texts
+from finetune.labels import NOTHING_SCORED, Example, TextTokenizer, Tokenized, scored_stretches, scored_texts
+from finetune.reader import Reader
 from finetune.recipe import Recipe
+from finetune.refusals import RefusedError
 from gladstone.basemodel import resolve_base
 from gladstone.chat import Conversation
-from gladstone.errors import DataError
 from gladstone.formats import Notes, iter_conversations
 from gladstone.progress import Progress
 from gladstone.rows import Problems
-from gladstone.tokenizer import load_tokenizer
 
 COUNTED_ROWS = 1000  # how many rows are looked at to tell how many the limits hit
 
@@ -30,6 +30,7 @@ class Preview:
     examples: tuple[Example, ...]
     whole_tokens: int
     changes: Changes = NO_CHANGES
+    refused: str = ""  # why the base cannot be trained on it
 
 
 class Previewer:
@@ -37,14 +38,13 @@ class Previewer:
 
     def __init__(self, recipe: Recipe, progress: Progress) -> None:
         self.recipe = recipe
-        self.base = resolve_base(recipe.base.model, progress)
-        self.tokenizer = load_tokenizer(self.base.folder)
-        moment = recipe.base.template_date or clock.now()
-        self.template = self.tokenizer.template(recipe.own_template(), now=moment, name=recipe.template_name)
-        self.labeller = Labeller(self.template, self.tokenizer, recipe.limits, pairs=is_seq2seq(self.base))
+        reader = Reader(recipe, partial(resolve_base, recipe.base.model, progress))
+        self.labeller, self.base = reader.labeller, reader.base
+        self.tokenizer, self.template = reader.tokenizer, reader.template
         self.counts: Counter[str] = Counter()
         self.steps: Counter[str] = Counter()  # that changed a row, or would
         self.scored: list[Example] = []  # of the rows that were looked at
+        self.refused: Counter[str] = Counter()  # rows by reason
         self.looked_at = 0
         self.problems, self.notes = Problems(), Notes()
 
@@ -54,6 +54,7 @@ class Previewer:
             preview = self._preview(row)
             self.looked_at += 1
             self.counts[preview.fate] += 1
+            self.refused.update([preview.refused] if preview.refused else [])
             if number < rows:
                 yield preview
 
@@ -70,8 +71,8 @@ class Previewer:
         try:
             whole = self.labeller.whole(row)
             examples, fate = self.labeller.examples(self.labeller.shorten_reasoning(row))
-        except DataError as error:
-            return Preview(row.source, f"left out: {error}", (), 0, changes)
+        except RefusedError as error:
+            return Preview(row.source, f"left out: {error.detail}", (), 0, changes, error.reason)
         tokens = max((len(example.input_ids) for example in whole), default=0)
         limit = f"{tokens:,} tokens, more than base.max_tokens {self.recipe.base.max_tokens:,}"
         unscored = f"left out: {NOTHING_SCORED} (data.train={self.recipe.data.train})"
@@ -118,11 +119,14 @@ def summary(previewer: Previewer) -> str:
     notes = "".join(f"\nnote: {note}" for note in (*previewer.problems.noted(), *previewer.notes.lines()))
     steps = ", ".join(f"{name} {count:,}" for name, count in previewer.steps.items())
     steps = f"\nchanged or kept as is, in rows: {steps}" if steps else ""
+    refused = "".join(f"\nleft out: {count:,} {reason}" for reason, count in previewer.refused.items())
+    refused += " (a run needs --skip-bad for it)" if refused else ""
     bad = f", {previewer.problems.count:,} more cannot be read" if previewer.problems.count else ""
     scored = Tokenized(tuple(previewer.scored)).scored
     told = clock.note(previewer.template, previewer.recipe)
     return (f"{told}\n" if told else "") + (
         f"scored: {scored}\n"
         f"of {previewer.looked_at:,} rows {left_out:,} left out, {cut:,} cut{bad}; base {previewer.base.name}, "
-        f"template {previewer.template.sha256[:12]}…, at most {previewer.recipe.base.max_tokens:,} tokens{steps}{notes}"
+        f"template {previewer.template.sha256[:12]}…, at most {previewer.recipe.base.max_tokens:,} tokens"
+        f"{refused}{steps}{notes}"
     )

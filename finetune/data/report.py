@@ -9,6 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,10 @@ def make_report(recipe: Recipe, out: Path, loss_rows: int, progress: Progress) -
 
     `loss_rows` rows are scored by the base model. Raises what `prepare` raises.
     """
-    summary = prepare(recipe.data, out, progress)
-    previewer = Previewer(recipe, progress)
+    made = cache(partial(Previewer, recipe, progress))
+    # without skip_bad the report itself tells of such rows
+    summary = prepare(recipe.data, out, progress, (lambda: made().labeller.check) if recipe.data.skip_bad else None)
+    previewer = made()
     report = Report(recipe.name, summary, base=previewer.base.name, template_sha256=previewer.template.sha256)
     with step(progress, "Measuring the rows"):
         _Measures(previewer).fill(report, out)

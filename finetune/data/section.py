@@ -184,7 +184,11 @@ class DataSection(Config):
 
     encoding: Encoding | None = Field(None, description="text encoding of the sources that name none of their own")
     sources: tuple[Source, ...] = Field(min_length=1, description="data files, read in this order")
-    skip_bad: bool = Field(False, description="leave out rows that cannot be read; dropped.jsonl has their errors")
+    skip_bad: bool = Field(
+        False,
+        description="leave out rows that cannot be read, or that the base's vocabulary or chat template refuses; "
+        "dropped.jsonl has the reason of each",
+    )
     cleaning: CleaningSection = CleaningSection()
     duplicates: DuplicateSection = DuplicateSection()
     train: Train = Field(

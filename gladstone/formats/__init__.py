@@ -23,6 +23,7 @@ from gladstone.formats import (
     pubmedqa,
     qa,
     reasoning,
+    rendered,
     sharegpt,
     text,
 )
@@ -53,6 +54,7 @@ FORMATS: dict[str, Reader] = {
     "pubmedqa-closed": pubmedqa.read_closed,
     "medquad": medquad.read,
     "text": text.read,
+    "rendered": rendered.read,
     "prepared": prepared.read,
 }
 AUTO = "auto"
@@ -72,7 +74,7 @@ class Layout:
     def read(self, row: Row, source: str, notes: Notes | None = None) -> Conversation:
         """The row as a conversation. Raises DataError if it does not fit, LeftOutError if it is not to be trained on.
 
-        Fields that are not used, and values that were read as text, are counted in `notes`.
+        Fields that are not used, values that were read as text, and rendered texts are counted in `notes`.
         """
         fields = Fields(row, source, self.columns and dict(self.columns), exact=self.name == "prepared")
         if self.columns is not None:
@@ -82,6 +84,8 @@ class Layout:
         conversation = FORMATS[self.name](fields)
         if notes is not None:
             notes.add(fields.unused(), fields.as_text)
+            if self.name not in ("rendered", "prepared") and (kind := rendered.kind_of(conversation)):
+                notes.rendered[kind] += 1
         return conversation
 
     def _check_columns(self, row: Row, source: str) -> None:

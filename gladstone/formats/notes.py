@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from gladstone.formats.rendered import told
+
 MAX_NAMES, MAX_SHOWN, MAX_NAME_CHARS = 200, 12, 40
 
 
@@ -18,6 +20,7 @@ class Notes:
     unused: Counter[str] = field(default_factory=Counter)  # rows by field
     as_text: Counter[tuple[str, str]] = field(default_factory=Counter)  # values by field and kind
     left_out: Counter[str] = field(default_factory=Counter)  # rows by reason
+    rendered: Counter[str] = field(default_factory=Counter)  # rows by the template in which a text is rendered
     more_unused: int = 0  # rows with unused fields beyond those kept
 
     def add(self, unused: Iterable[str], as_text: Iterable[tuple[str, str]]) -> None:
@@ -42,6 +45,8 @@ class Notes:
             shown = [f"{name} ({_rows(count)})" for name, count in self.unused.most_common(MAX_SHOWN)]
             more = len(self.unused) - len(shown)
             lines.append("not used: " + ", ".join(shown) + self._more(more))
+        for kind, count in self.rendered.items():
+            lines.append(f"{_rows(count)} hold text that is already rendered in a chat template ({kind}). {told(kind)}")
         lines += [f"left out: {_rows(count)}, {reason}" for reason, count in self.left_out.items()]
         return lines
 

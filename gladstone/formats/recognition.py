@@ -19,6 +19,7 @@ from gladstone.formats import (
     pubmedqa,
     qa,
     reasoning,
+    rendered,
     sharegpt,
     text,
 )
@@ -44,11 +45,15 @@ ANSWERS_TO_TEXT = ("label", "labels", "target", "summary", *pair.ANSWERS)
 
 def recognise(path: Path, reading: Reading = AS_FOUND) -> tuple[str, str]:
     """The one layout whose fields most of the first rows have, and why. Raises DataError if none or several fit."""
-    sample = [(set(row), _marks(row)) for row, _ in islice(read_rows(path, Problems(), reading), SAMPLED_ROWS)]
+    rows = islice(read_rows(path, Problems(), reading), SAMPLED_ROWS)
+    sample = [(set(row), _marks(row), _rendered(row)) for row, _ in rows]
     if not sample:
         raise DataError(f"{path}: no row can be read, so that its format cannot be recognised.")
-    names = [fields for fields, _ in sample]
-    _check_marks(path, [marks for _, marks in sample])
+    names = [fields for fields, _, _ in sample]
+    _check_marks(path, [marks for _, marks, _ in sample])
+    refused = rendered.refusal([kind for _, _, kind in sample], path)
+    if refused is not None:
+        raise refused
     counts = {name: sum(row.issuperset(fields) for row in names) for name, fields in KNOWN_BY.items()}
     fitting = [name for name, count in counts.items() if count * 2 >= len(sample)]
     # a row that has more than text is no plain text: Alpaca's rows hold themselves once more under that name
@@ -87,6 +92,13 @@ def _marks(row: Row) -> frozenset[str]:
     if isinstance(row.get("input_ids"), list):
         marks.add(TOKENS)
     return frozenset(marks)
+
+
+def _rendered(row: Row) -> str | None:
+    """The template in which the row's text is rendered, or what it asks or answers; None where none is."""
+    texts = (row.get(name) for name in ("text", *pair.QUESTIONS, *pair.ANSWERS))
+    kinds = (rendered.kind_of_text(text) for text in texts if isinstance(text, str))
+    return next((kind for kind in kinds if kind), None)
 
 
 def _has(row: Mapping[str, Any], fields: Sequence[str]) -> bool:

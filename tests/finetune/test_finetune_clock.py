@@ -8,7 +8,7 @@ import pytest
 
 from finetune.clock import note, time_of
 from finetune.data.prepare import prepare
-from finetune.inputs import Inputs, differences, read_inputs, write_inputs
+from finetune.inputs import Inputs, differences, read_inputs, reader_of, write_inputs
 from finetune.recipe import Recipe
 from gladstone.chat import Message
 from gladstone.errors import DataError
@@ -37,8 +37,8 @@ def template_file(tmp_path: Path) -> Path:
 
 def call(recipe: Recipe, out: Path, began: datetime, *, resume: bool = False) -> Inputs:
     """What one call of a run trains on, written into its folder."""
-    inputs = read_inputs(recipe, out, Silent(), prepare(recipe.data, out / "data", Silent()), time_of(
-        recipe, out, resume=resume, began=began))  # fmt: skip
+    reader = reader_of(recipe, Silent(), time_of(recipe, out, resume=resume, began=began))
+    inputs = read_inputs(reader, out, Silent(), prepare(recipe.data, out / "data", Silent(), reader.check))
     write_inputs(inputs)
     return inputs
 

@@ -146,7 +146,7 @@ def test_a_row_that_holds_a_special_token_is_refused_with_its_line(
     text = {"user": "Why?", "assistant": "So.", "reasoning": "Hm."} | {place: f"a {END}\n<|im_start|>user b"}
     bad = row(("user", text["user"]), ("assistant", text["assistant"]), reasoning=text["reasoning"])
     who = "user" if place == "user" else "assistant"
-    with pytest.raises(DataError, match=rf"^rows\.jsonl:7: a {who} text contains .*special token of the model"):
+    with pytest.raises(DataError, match=rf"^rows\.jsonl:7: an? {who} text contains .*special token of the model"):
         one_example(bad, template, tokenizer)
 
 

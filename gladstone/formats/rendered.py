@@ -1,0 +1,273 @@
+"""Texts that a chat template has rendered already: recognised by their markers, and read back into messages.
+
+Only what can be read in one way is read: a marker inside a turn, text between turns and turns of tools are refused.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from gladstone.chat import Conversation, Message
+from gladstone.errors import DataError
+from gladstone.formats import pair
+from gladstone.formats.fields import Fields, assistant_message
+from gladstone.formats.trimming import trimmed_behind
+from gladstone.formats.turns import ROLES, finish
+
+FIELDS = ("text",)
+FORMAT = "rendered"
+Turns = list[tuple[str, str]]  # role and content
+
+_BEGIN = re.compile(r"\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|\[gMASK\]<sop>)\s*)*")
+_ENDS = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|eos|>")  # of all text
+_SPACE = re.compile(r"\s*")
+_WORDS = {"human": "user", "bot": "assistant"} | {role: role for role in ("system", "user", "assistant")}
+_SAID = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Markers:
+    """How a template marks turns: what opens one, with its role, what ends it, and what no turn can hold."""
+
+    name: str
+    opening: re.Pattern[str]
+    end: re.Pattern[str]
+    inside: re.Pattern[str]
+
+
+def _markers(name: str, opening: str, end: str, inside: str) -> Markers:
+    return Markers(name, re.compile(opening), re.compile(end), re.compile(inside))
+
+
+MARKED = (
+    _markers("ChatML", r"<\|im_start\|>(\w+)\n", r"<\|im_end\|>", r"<\|im_(?:start|end)\|>"),
+    _markers(
+        "Llama 3", r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n", r"<\|eot_id\|>",
+        r"<\|(?:(?:start|end)_header_id|eot_id|eom_id|python_tag)\|>",
+    ),
+    _markers("Gemma", r"<start_of_turn>(\w+)\n", "<end_of_turn>", r"<(?:start|end)_of_turn>"),
+    _markers(
+        "Zephyr or Phi-3", r"<\|(system|user|assistant)\|>\s*", r"</s>|<\|end\|>",
+        r"<\|(?:system|user|assistant|end)\|>|</s>",
+    ),
+)  # fmt: skip
+_ASK, _ASKED, _ANSWERED = "[INST]", "[/INST]", "</s>"
+_INST_INSIDE = re.compile(r"\[/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|TOOL_RESULTS|AVAILABLE_TOOLS)\]|</?s>|<</?SYS>>")
+_SYS, _SYS_END = "<<SYS>>", "<</SYS>>"
+_HEADING = re.compile(r"^### ?(Instruction|Input|Response) ?:[ \t]*(?:\n|(?=\S))", re.MULTILINE)
+_INSTRUCTION, _RESPONSE = (re.compile(rf"^### ?{name} ?:", re.MULTILINE) for name in ("Instruction", "Response"))
+_OWN_OPENING = re.compile(
+    r"Below is an instruction that describes a task(?:, paired with an input that provides further context)?\. "
+    r"Write a response that appropriately completes the request\.\Z"
+)
+_HASHED = re.compile(r"### ?(Human|User|Assistant|System): ?")
+_SPOKEN = re.compile(r"(?:Human|USER|User): .*?\s(?:Assistant|ASSISTANT): ?", re.DOTALL)
+SPOKEN = "Human: and Assistant:"  # which plain text may hold as well
+OPENING_CHARS = 600  # before the first heading
+
+
+def kind_of_text(text: str) -> str | None:
+    """The name of the template whose markers a text opens with; None for a text as any other."""
+    begin = _BEGIN.match(text)
+    place = begin.end() if begin else 0
+    for markers in MARKED:
+        found = markers.opening.match(text, place)
+        if found and found[1].casefold() in ROLES:
+            return markers.name
+    if text.startswith("[INST]", place) and "[/INST]" in text:
+        return "Llama 2"
+    if _HASHED.match(text, place):
+        return "### Human:"
+    heading = _INSTRUCTION.search(text, place, place + OPENING_CHARS)
+    if heading and _RESPONSE.search(text, heading.end()):
+        return "Alpaca"
+    return SPOKEN if _SPOKEN.match(text, place) else None
+
+
+def kind_of(conversation: Conversation) -> str | None:
+    """The template in which one of a row's texts is rendered, None where none is."""
+    return next((kind for message in conversation.messages if (kind := kind_of_text(message.content))), None)
+
+
+def told(kind: str) -> str:
+    """What can be done about texts of a kind."""
+    if kind == SPOKEN:
+        return "Give the turns as messages."
+    return f"--format {FORMAT} reads the turns back as messages; or give them as messages yourself."
+
+
+def text_of(row: Fields) -> str:
+    """The rendered text of a row: its `text`, or what it asks and what it answers, one behind the other."""
+    if "text" in row:
+        return _required(row, "text")
+    names = pair.names_of(row.names)
+    if names is None:
+        raise row.error("expected a field 'text', or one that asks and one that answers, with the rendered text.")
+    return "".join(_required(row, name) for name in names)
+
+
+def _required(row: Fields, name: str) -> str:
+    row.required_text(name)  # checks it
+    return str(row.peek(name))
+
+
+def read(row: Fields) -> Conversation:
+    """The turns that the markers of a rendered text set apart. Raises DataError for what can be read in two ways."""
+    text = text_of(row)
+    kind = kind_of_text(text)
+    if kind is None or kind == SPOKEN:
+        known = ", ".join([*(each.name for each in MARKED), "Llama 2", "Alpaca", "### Human:"])
+        raise row.error(f"the text does not open with the markers of a chat template that is read back ({known}).")
+    try:
+        turns = _READERS[kind](text)
+    except ValueError as error:
+        raise row.error(f"rendered in {kind}, but {error}; give its turns as messages.") from None
+    return finish(row, tuple(_message(role, content, row) for role, content in turns))
+
+
+def _message(role: str, content: str, row: Fields) -> Message:
+    content = trimmed_behind(content)
+    if not content.strip():
+        raise row.error(f"the {role}'s turn is empty.")
+    return assistant_message(content, None, row) if role == "assistant" else Message(role, content)
+
+
+def _body(text: str) -> str:
+    """The text without what marks its beginning and its end."""
+    begin = _BEGIN.match(text)
+    return text[begin.end() if begin else 0 :]
+
+
+def _without_end(text: str) -> str:
+    text = text.rstrip()
+    while (end := next((each for each in _ENDS if text.endswith(each)), None)) is not None:
+        text = text.removesuffix(end).rstrip()
+    return text
+
+
+def _read_marked(markers: Markers) -> Callable[[str], Turns]:
+    return lambda text: list(_marked_turns(_body(text), markers))
+
+
+def _marked_turns(text: str, markers: Markers) -> Iterator[tuple[str, str]]:
+    """The turns; behind the assistant's last its end may be missing, and the end of all text may follow."""
+    place, stop = 0, len(text.rstrip())
+    while place < stop:
+        opening = markers.opening.match(text, place)
+        if opening is None:
+            if not _without_end(text[place:]):
+                return
+            raise ValueError(f"{_shown(text[place:])} stands between two turns")
+        role = _role(opening[1])
+        end = markers.end.search(text, opening.end())
+        if end is None and role != "assistant":
+            raise ValueError(f"the {role}'s turn does not end")
+        content = text[opening.end() : end.start()] if end else _without_end(text[opening.end() :])
+        _check_inside(content, markers.inside)
+        yield role, content
+        place = _behind_space(text, end.end()) if end else stop
+
+
+def _behind_space(text: str, place: int) -> int:
+    found = _SPACE.match(text, place)
+    return found.end() if found else place
+
+
+def _role(word: str) -> str:
+    role = ROLES.get(word.casefold(), "")
+    if role not in _SAID:
+        raise ValueError(f"a turn has the role {word[:40]!r}, of which the text does not say what is a call of a tool")
+    return role
+
+
+def _check_inside(content: str, inside: re.Pattern[str]) -> None:
+    found = inside.search(content)
+    if found:
+        raise ValueError(f"{found[0]!r} stands inside a turn")
+    if "<tool_call>" in content:
+        raise ValueError("a turn holds '<tool_call>', whose call has to be given as tool_calls")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:39]}…")
+
+
+def _read_inst(text: str) -> Turns:
+    """Llama 2 and Mistral: `[INST] … [/INST] … </s>`, the system text inside the first."""
+    body = _without_end(_body(text))
+    turns: Turns = []
+    place = 0
+    while place < len(body):
+        if not body.startswith(_ASK, place):
+            raise ValueError(f"{_shown(body[place:])} stands between two turns")
+        asked = body.find(_ASKED, place)
+        if asked < 0:
+            raise ValueError(f"{_ASK} is not closed")
+        stop = body.find(_ANSWERED, asked)
+        stop = len(body) if stop < 0 else stop
+        turns += _with_system(body[place + len(_ASK) : asked].strip()) if not turns else [
+            ("user", body[place + len(_ASK) : asked].strip())
+        ]  # fmt: skip
+        turns.append(("assistant", body[asked + len(_ASKED) : stop].strip()))
+        place = _behind_space(body, stop + len(_ANSWERED))
+        if body.startswith("<s>", place):
+            place = _behind_space(body, place + len("<s>"))
+    for _, content in turns:
+        _check_inside(content, _INST_INSIDE)
+    return turns
+
+
+def _with_system(asked: str) -> Turns:
+    system, found, question = asked.removeprefix(_SYS).partition(_SYS_END)
+    if not asked.startswith(_SYS) or not found:
+        return [("user", asked)]
+    return [("system", system.strip()), ("user", question.strip())]
+
+
+def _read_alpaca(text: str) -> Turns:
+    """`### Instruction:`, perhaps `### Input:`, and `### Response:`; Alpaca's own opening sentences are its template's.
+
+    Any other opening is a system text.
+    """
+    body = _without_end(_body(text))
+    found = list(_HEADING.finditer(body))
+    names = [each[1] for each in found]
+    if names not in (["Instruction", "Response"], ["Instruction", "Input", "Response"]):
+        raise ValueError(f"its headings are {', '.join(names)}, expected Instruction, Input and Response, once each")
+    stops = [each.start() for each in found[1:]] + [len(body)]
+    parts = [body[each.end() : stop].strip("\n") for each, stop in zip(found, stops, strict=True)]
+    opening = body[: found[0].start()].strip()
+    turns: Turns = [("system", opening)] if opening and not _OWN_OPENING.match(opening) else []
+    asked = "\n\n".join(part for part in parts[:-1] if part.strip())
+    return [*turns, ("user", asked), ("assistant", parts[-1])]
+
+
+def _read_hashed(text: str) -> Turns:
+    """`### Human:` and `### Assistant:`, as in Guanaco's rows."""
+    body = _without_end(_body(text))
+    found = list(_HASHED.finditer(body))
+    stops = [each.start() for each in found[1:]] + [len(body)]
+    return [
+        (_WORDS[each[1].casefold()], body[each.end() : stop].strip()) for each, stop in zip(found, stops, strict=True)
+    ]
+
+
+_READERS: dict[str, Callable[[str], Turns]] = {
+    **{each.name: _read_marked(each) for each in MARKED},
+    "Llama 2": _read_inst,
+    "Alpaca": _read_alpaca,
+    "### Human:": _read_hashed,
+}
+
+
+def refusal(kinds: list[str | None], path: object) -> DataError | None:
+    """What is wrong with a file of which most rows are rendered; None where it is few, or they are less sure."""
+    for kind in dict.fromkeys(kinds):
+        count = kinds.count(kind)
+        if kind not in (None, SPOKEN) and count * 2 >= len(kinds):
+            return DataError(
+                f"{path}: these texts are already rendered in a chat template ({kind}, {count:,} of the first "
+                f"{len(kinds):,} rows). As they stand, their markers would be trained as text. {told(kind)} "
+                "Any other --format that you name takes them as they stand."
+            )
+    return None
