@@ -93,7 +93,7 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
     notes = []
     if base is not None:
         shape, file_bytes = shape_of_folder(base.folder)
-        reader = Reader(recipe, lambda: base, before=import_first)
+        reader = Reader(recipe, lambda: base, progress, before=import_first)
     else:
         if recipe.hub is None:
             raise ConfigError(
@@ -103,7 +103,7 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
         shape, file_bytes = shape_of_facts(recipe.hub), 0
         embedded = resolve_base(EMBEDDED, progress)
         unnamed = recipe.base.model_copy(update={"chat_template": None})
-        reader = Reader(recipe.model_copy(update={"base": unnamed}), lambda: embedded, before=import_first)
+        reader = Reader(recipe.model_copy(update={"base": unnamed}), lambda: embedded, progress, before=import_first)
         notes.append(f"{recipe.base.model} is not here: its shape is of the recipe's facts, its rows are counted with "
                      "the tokens of the embedded model")  # fmt: skip
     try:

@@ -84,7 +84,7 @@ def reader_of(recipe: Recipe, progress: Progress, now: datetime) -> Reader:
             )
         return base
 
-    return Reader(recipe, find, now, import_first)
+    return Reader(recipe, find, progress, now, import_first)
 
 
 def read_inputs(reader: Reader, out: Path, progress: Progress, summary: Summary) -> Inputs:

@@ -10,6 +10,7 @@ from finetune.labels import Labeller
 from finetune.recipe import Recipe
 from finetune.refusals import RowCheck
 from gladstone.basemodel import Base
+from gladstone.progress import Progress, step
 from gladstone.template import ChatTemplate
 from gladstone.tokenizer import FolderTokenizer, load_tokenizer
 
@@ -24,11 +25,12 @@ class Reader:
         self,
         recipe: Recipe,
         find: Callable[[], Base],
+        progress: Progress,
         now: datetime | None = None,
         before: Callable[[Base], None] = lambda _base: None,
     ) -> None:
         self.recipe = recipe
-        self._find, self._before = find, before
+        self._find, self._before, self._progress = find, before, progress
         self._now = now or recipe.base.template_date or clock.now()
 
     @cached_property
@@ -54,4 +56,6 @@ class Reader:
 
     def check(self) -> RowCheck:
         """What asks the base about a row, everything loaded."""
-        return self.labeller.check
+        found = self.base  # which may be fetched, and says so itself
+        with step(self._progress, f"Loading the tokenizer of {found.name}"):
+            return self.labeller.check

@@ -38,7 +38,7 @@ class Previewer:
 
     def __init__(self, recipe: Recipe, progress: Progress) -> None:
         self.recipe = recipe
-        reader = Reader(recipe, partial(resolve_base, recipe.base.model, progress))
+        reader = Reader(recipe, partial(resolve_base, recipe.base.model, progress), progress)
         self.labeller, self.base = reader.labeller, reader.base
         self.tokenizer, self.template = reader.tokenizer, reader.template
         self.counts: Counter[str] = Counter()

@@ -46,7 +46,9 @@ class Notes:
             more = len(self.unused) - len(shown)
             lines.append("not used: " + ", ".join(shown) + self._more(more))
         for kind, count in self.rendered.items():
-            lines.append(f"{_rows(count)} hold text that is already rendered in a chat template ({kind}). {told(kind)}")
+            lines.append(
+                f"{_rows(count)} with a text that is already rendered in a chat template ({kind}). {told(kind)}"
+            )
         lines += [f"left out: {_rows(count)}, {reason}" for reason, count in self.left_out.items()]
         return lines
 

@@ -18,7 +18,9 @@ FIELDS = ("text",)
 FORMAT = "rendered"
 Turns = list[tuple[str, str]]  # role and content
 
-_BEGIN = re.compile(r"\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|\[gMASK\]<sop>)\s*)*")
+_BEGIN = re.compile(
+    r"\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<｜begin▁of▁sentence｜>|\[gMASK\]<sop>)\s*)*"
+)
 _ENDS = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|eos|>")  # of all text
 _SPACE = re.compile(r"\s*")
 _WORDS = {"human": "user", "bot": "assistant"} | {role: role for role in ("system", "user", "assistant")}
@@ -45,6 +47,11 @@ MARKED = (
         "Llama 3", r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n", r"<\|eot_id\|>",
         r"<\|(?:(?:start|end)_header_id|eot_id|eom_id|python_tag)\|>",
     ),
+    _markers(
+        "Llama 4", r"<\|header_start\|>(\w+)<\|header_end\|>\n\n", r"<\|eot\|>",
+        r"<\|(?:header_(?:start|end)|eot|eom|python_start)\|>",
+    ),
+    _markers("Phi-4", r"<\|im_start\|>(\w+)<\|im_sep\|>\n?", r"<\|im_end\|>", r"<\|im_(?:start|sep|end)\|>"),
     _markers("Gemma", r"<start_of_turn>(\w+)\n", "<end_of_turn>", r"<(?:start|end)_of_turn>"),
     _markers(
         "Zephyr or Phi-3", r"<\|(system|user|assistant)\|>\s*", r"</s>|<\|end\|>",
@@ -62,6 +69,8 @@ _OWN_OPENING = re.compile(
 )
 _HASHED = re.compile(r"### ?(Human|User|Assistant|System): ?")
 _SPOKEN = re.compile(r"(?:Human|USER|User): .*?\s(?:Assistant|ASSISTANT): ?", re.DOTALL)
+# recognised only: a turn of theirs does not end, or has parts of several kinds
+_OTHERS = {"DeepSeek": "<｜User｜>", "gpt-oss": "<|start|>", "Command R": "<|START_OF_TURN_TOKEN|>"}
 SPOKEN = "Human: and Assistant:"  # which plain text may hold as well
 OPENING_CHARS = 600  # before the first heading
 
@@ -76,6 +85,9 @@ def kind_of_text(text: str) -> str | None:
             return markers.name
     if text.startswith("[INST]", place) and "[/INST]" in text:
         return "Llama 2"
+    for name, opening in _OTHERS.items():
+        if text.startswith(opening, place):
+            return name
     if _HASHED.match(text, place):
         return "### Human:"
     heading = _INSTRUCTION.search(text, place, place + OPENING_CHARS)
@@ -91,7 +103,7 @@ def kind_of(conversation: Conversation) -> str | None:
 
 def told(kind: str) -> str:
     """What can be done about texts of a kind."""
-    if kind == SPOKEN:
+    if kind not in _READERS:
         return "Give the turns as messages."
     return f"--format {FORMAT} reads the turns back as messages; or give them as messages yourself."
 
@@ -115,9 +127,10 @@ def read(row: Fields) -> Conversation:
     """The turns that the markers of a rendered text set apart. Raises DataError for what can be read in two ways."""
     text = text_of(row)
     kind = kind_of_text(text)
-    if kind is None or kind == SPOKEN:
-        known = ", ".join([*(each.name for each in MARKED), "Llama 2", "Alpaca", "### Human:"])
-        raise row.error(f"the text does not open with the markers of a chat template that is read back ({known}).")
+    if kind not in _READERS:
+        raise row.error(
+            f"the text does not open with the markers of a chat template that is read back ({', '.join(_READERS)})."
+        )
     try:
         turns = _READERS[kind](text)
     except ValueError as error:

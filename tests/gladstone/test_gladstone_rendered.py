@@ -49,9 +49,15 @@ def hashed(turns: Turns) -> str:
     return "".join(f"### {names[role]}: {text}" for role, text in turns)
 
 
+PHI_4 = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|im_sep|>' + m['content'] + '<|im_end|>' }}{% endfor %}"
+)
+LLAMA_4 = LLAMA_3.replace("start_header_id", "header_start").replace("end_header_id", "header_end").replace("_id", "")
 RENDERED: dict[str, Callable[[Turns], str]] = {
     "ChatML": by_template(CHATML),
     "Llama 3": by_template(LLAMA_3),
+    "Llama 4": by_template(LLAMA_4),
+    "Phi-4": by_template(PHI_4),
     "Gemma": by_template(GEMMA),
     "Llama 2": llama_2,
     "Zephyr or Phi-3": by_template(ZEPHYR),
@@ -160,6 +166,17 @@ def test_a_text_about_markers_is_a_text_as_any_other(text: str) -> None:
 
 def test_turns_named_in_words_are_recognised_and_less_sure() -> None:
     assert kind_of_text("Human: Why?\n\nAssistant: So.") == SPOKEN
+
+
+@pytest.mark.parametrize(
+    "text", ["<｜begin▁of▁sentence｜><｜User｜>Why?<｜Assistant｜>So.", "<|start|>user<|message|>Why?"]
+)
+def test_a_template_that_is_not_read_back_is_recognised_and_its_turns_are_asked_for(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path / "rows.jsonl", [{"text": text}])
+    with pytest.raises(DataError, match="Give the turns as messages") as caught:
+        find_layout(path, "auto")
+    assert "rendered in a chat template" in str(caught.value)
+    assert "--format rendered" not in str(caught.value)
 
 
 def written(path: Path, rows: Sequence[dict[str, str]]) -> Path:
