@@ -36,6 +36,10 @@ GOOD: dict[str, tuple[dict[str, Any], tuple[Message, ...]]] = {
         ),
     ),
     "text": ({"text": " Bile is made in the liver."}, (Message("assistant", " Bile is made in the liver."),)),
+    "rendered": (
+        {"id": 7, "text": "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"},
+        (Message("user", "Q"), Message("assistant", "A")),
+    ),
     "prepared": (
         {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
         (Message("user", "Q"), Message("assistant", "A")),
