@@ -275,9 +275,7 @@ class _Work:
                     self.rows = accepted
                 else:
                     self._own[name] = accepted
-                if not len(accepted):
-                    what = "" if name == "rows" else f" of the {name} set's own file"
-                    raise DataError(f"no row is left of {self.summary.read:,}{what}: {self.summary.reasons()}.")
+                    self._check_own(name, Counter())
         return problems.count
 
     def _accepted(self, name: str, spool: Spool, refused: set[int]) -> Spool:

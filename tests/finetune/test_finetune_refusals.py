@@ -107,6 +107,18 @@ def test_a_file_of_which_nothing_is_left_is_one_error_with_the_reasons(
         inputs_of(Recipe.model_validate(fields), tmp_path / "run")
 
 
+def test_a_set_of_its_own_file_loses_such_rows_too(recipe: Recipe, tiny_base: Path, tmp_path: Path) -> None:
+    asked = [{"question": f"What is number {n}, the {word}?", "answer": f"It is the {word}."}
+             for n, word in enumerate(("ulna", "tibia", "atlas", "talus"))]  # fmt: skip
+    asked[2]["answer"] += TOKEN
+    path = write_rows_file(tmp_path / "test.jsonl", asked)
+    data = {"skip_bad": True, "test": str(path)}
+    rows = write_rows_file(tmp_path / "train.jsonl")
+    found = inputs_of(Recipe.model_validate(tiny_recipe(tiny_base, rows, data=data)), tmp_path / "run")
+    assert found.summary.dropped[REASON] == 1
+    assert found.summary.sets["test"] == 3
+
+
 def test_a_check_that_asks_no_base_says_so(tmp_path: Path) -> None:
     told = describe_check(check_rows(write_rows_file(tmp_path / "rows.jsonl"), "qa"))
     assert "not checked: special tokens" in told
