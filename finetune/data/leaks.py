@@ -26,8 +26,8 @@ LEAST_SCORE = 0.6  # of what is reported
 LEARNT_ROWS, LEARNT_CHARS = 20_000, 16_000_000  # training rows that are read ahead for their words
 QUESTION_GRAM, ANSWER_GRAM, TEXT_GRAM = 4, 6, 12
 SAMPLED_ANSWER, SAMPLED_TEXT = 8, 4  # one gram in as many is looked up
-LEAST_QUESTION, LEAST_ANSWER, LEAST_TEXT = 0.3, 0.25, 0.5  # shares of a test row's weight that make a candidate
-MOST_CANDIDATES = 3
+LEAST_QUESTION, LEAST_ANSWER, LEAST_TEXT = 0.15, 0.25, 0.5  # shares of a test row's weight that make a candidate
+MOST_CANDIDATES, MOST_GARBLED = 4, 40  # of a row whose words are words, and of a garbled one
 CONSTANT_ROWS, CONSTANT_SHARE = 5, 0.5  # a passage that as many test rows have is no part of their questions
 DIFF_CHARS, SAME_WORDS = 160, 3
 
@@ -65,6 +65,7 @@ class LeakIndex:
         passages = Counter(passage for content in contents for passage in {*_passages(content)})
         many = max(CONSTANT_ROWS, CONSTANT_SHARE * len(contents))
         self._constant = {passage for passage, rows in passages.items() if rows >= many}
+        self._vocabulary.constant.update(word for passage in self._constant for word in passage.split())
         self._asked, self._same = [], dict[int, int]()
         for number, content in enumerate(contents):
             self._vocabulary.add(content, test=True)
@@ -119,12 +120,14 @@ class LeakIndex:
             if test is not None:
                 found[place] = test, Likeness("same question", 1.0, self._asked[test].question)
         rest = [place for place in range(len(contents)) if place not in found]
-        asked = self._questions.search([questions[place] for place in rest], LEAST_QUESTION, MOST_CANDIDATES)
+        asked = self._questions.search([questions[place] for place in rest], LEAST_QUESTION, MOST_GARBLED)
         answers = [" ".join(contents[place].answer) for place in rest]
         answered = self._answers.search(answers, LEAST_ANSWER, MOST_CANDIDATES)
         texts = self._texts.search(answers, LEAST_TEXT, MOST_CANDIDATES)
-        for place, *tests, inside in zip(rest, asked, answered, texts, strict=True):
-            best = self._best(contents[place], list(dict.fromkeys(chain(*tests))), inside)
+        for place, by_question, by_answer, inside in zip(rest, asked, answered, texts, strict=True):
+            first = by_question[:MOST_CANDIDATES]
+            tests = list(dict.fromkeys(chain(first, by_answer, by_question[MOST_CANDIDATES:])))
+            best = self._best(contents[place], tests, inside)
             if best:
                 found[place] = best
         return dict(sorted(found.items()))
@@ -134,8 +137,10 @@ class LeakIndex:
         found: list[tuple[int, Likeness]] = []
         for numbers, whole in ((tests, False), (inside, True)):
             row = Candidate(content, self._vocabulary, whole=whole) if numbers else None
-            for test in numbers:
-                likeness = row.likeness(self._asked[test]) if row else None
+            for place, test in enumerate(numbers):
+                if row is None or (place >= 2 * MOST_CANDIDATES and not row.garbled):
+                    break
+                likeness = row.likeness(self._asked[test])
                 if likeness:
                     found.append((test, likeness))
         return max(found, key=lambda each: each[1].score, default=None)

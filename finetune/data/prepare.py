@@ -358,7 +358,8 @@ class _Work:
         """Leave out those of the rows that the index has."""
         leaks = {rows[place]: leak for place, leak in index.leaks(spool[row] for row in rows)}
         for row, leak in leaks.items():
-            self._drop(row, reason, f"{leak.kind} as {leak.test}, {leak.similarity:.2f}", spool=spool)
+            difference = f": {leak.difference}" if leak.difference else ""
+            self._drop(row, reason, f"{leak.kind} as {leak.test}, {leak.similarity:.2f}{difference}", spool=spool)
         return set(leaks)
 
     def draw(self, kept: list[int]) -> list[int]:

@@ -2,14 +2,12 @@
 
 from functools import lru_cache
 
-_GROUPS = """
+_GENERAL = """
 symptom sign manifestation indication
 cause reason etiology aetiology origin
 cause causes lead trigger produce provoke
-treat treatment therapy therapeutic manage management remedy cure
+treat treatment therapy therapies therapeutic manage management remedy remedies cure
 doctor physician clinician practitioner
-drug medicine medication medicament pharmaceutical
-illness disease disorder condition sickness ailment
 prevent prevention avoid avert
 diagnose diagnosis diagnosed detect detected identify identified
 expect anticipate
@@ -18,11 +16,6 @@ urgent immediate emergency
 seek get obtain look find
 risk danger hazard
 highest greatest biggest largest
-patient patients sufferer
-child children kid kids
-people persons individuals
-big large
-small little
 begin start commence
 end finish stop cease
 help aid assist support
@@ -32,7 +25,6 @@ define mean meaning definition
 name list state mention
 kind type sort form variety
 test exam examination
-surgery operation procedure
 common frequent usual typical
 quick fast rapid
 hard difficult
@@ -40,44 +32,249 @@ need require
 use utilise utilize employ
 happen occur
 important significant essential
-main principal primary chief
 best optimal
 effect consequence result outcome impact
 complication problem
 increase raise elevate
 decrease reduce lower diminish
 work function operate
-body organism
 hurt injure harm damage
-pain ache soreness
 tired fatigued exhausted
 complete full total
 method technique approach way
 eat consume ingest
 care attention assistance
 affect influence
+indicate suggest imply point
+distinguish differentiate discriminate separate
+feature characteristic trait hallmark
+characteristically classically typically usually normally generally commonly frequently often mostly
+mechanism process pathway
+danger hazard peril likelihood chance
+give given administer prescribe
+used employed utilised utilized applied
+finding observation
+typical classic classical characteristic
+effective efficient efficacious successful
+improve enhance ameliorate better
+associate correlate relate link connect
+predict forecast foretell foresee anticipate
+forecast prognosis outlook
+useful helpful valuable beneficial
+compare contrast
+evaluation assessment appraisal estimation
+evaluate assess appraise gauge judge
+analysis examination evaluation study
+study investigation research trial
+yield produce generate create make
+include comprise contain encompass involve
+change alteration modification variation
+affect impact
+medical clinical
+immediate prompt instant
+quickly rapidly swiftly promptly
+prevalent widespread frequent
+crucial vital critical essential important
+information details facts data
+know realise realize recognise recognize find
+physician medic
+breath breathe breathing respiration
+fall drop decline diminish
+rise climb grow increase
+stay remain persist
+choose select pick opt
+suitable appropriate fitting proper
+avoid evade shun
+allow permit enable let
+forbid prohibit
+arise emerge originate stem result derive
+develop evolve form
+spread disseminate propagate
+cease discontinue halt
+frequency incidence occurrence rate
+amount quantity volume
+dose dosage
+level concentration
+location site place position
+structure anatomy
+combine merge unite
+remove excise eliminate extract
+insert introduce place
+measure quantify determine
+calculate compute
+confirm verify establish validate
+detect discover find notice
+monitor track observe watch
+screen check
+check test
+recommend advise suggest counsel propose
+believe think consider
+require demand necessitate
+disadvantage drawback
+advantage benefit merit
+difference distinction disparity
+different distinct dissimilar
+similar alike comparable
+example instance
+reply answer response
+question query
+issue problem difficulty trouble
+recover heal
+die perish
+fatal lethal deadly
+survive live
+lifespan longevity
+exercise activity
+nurse carer caregiver
+specialist expert consultant
+frequently regularly
+rarely seldom infrequently
+probably likely presumably
+possible potential feasible
+necessary required needed
+enough sufficient adequate
+several various numerous many multiple
+entire whole
+near close
+far distant
+underlie underpin
+mediate convey
+trigger precipitate elicit
+classify categorise categorize group
+assume suppose
+ensure guarantee
+contain hold
+support aid sustain
+account explain
+reason explanation rationale
+purpose aim goal objective
+role function
+source origin
+stage phase
+step phase
+period interval duration
+time duration
+year annum
+centre center facility
+discover find locate
+acquire obtain get
+utility usefulness
+accurate precise exact
+reliable dependable
+safe harmless
+harmful dangerous damaging detrimental
+strong powerful potent
+weak feeble
+thin slim
+broad wide
+rapid swift fast
+slow gradual
+finding result
+"""
+_NAMES = """
+drug medicine medication medicament pharmaceutical
+illness disease disorder condition sickness ailment
+patient patients sufferer
+child children kid kids
+people persons individuals
+big large
+small little
+surgery operation procedure
+main principal primary chief
+body organism
+pain ache soreness discomfort
+adult adults grownup grown ups
+woman women female females
+man men male males
+early initial first earliest
+major principal key main chief
+bleed bleeding haemorrhage hemorrhage
+heart cardiac
+kidney renal nephric
+liver hepatic
+lung pulmonary
+stomach gastric
+brain cerebral
+skin cutaneous dermal
+cancer malignancy carcinoma tumour tumor neoplasm
+severe serious grave
+genetic hereditary inherited heritable
+newborn neonate infant baby babies
+elderly aged geriatric older senior
+fever pyrexia
+itch itching pruritus
+swelling oedema edema
+breathlessness dyspnoea dyspnea
+weakness debility
+contagious infectious communicable
+lack absence deficiency shortage
+deficiency insufficiency
+excess surplus
+recovery convalescence
+death mortality
+pregnant gravid expecting
+birth delivery
+obese overweight
+food diet nutrition
+drink beverage
+sleep slumber
+tablet pill
+injection shot jab
+vaccination immunisation immunization inoculation
+vaccine jab
+operation surgery
+hospital clinic infirmary
+illness sickness
+wound injury lesion trauma
+bone skeletal osseous
+blood haematological hematological
+vessel artery
+nerve neural
+muscle muscular
+eye ocular
+ear aural
+mouth oral
+nose nasal
+tooth teeth dental
+throat pharynx
+bowel intestine gut
+womb uterus
+belly abdomen
+abdominal stomach
+chest thorax
+back spine
+sugar glucose
+salt sodium
+fat lipid
+germ microbe
+bacteria bacterium
+persistent lasting
+sudden abrupt
+patient individual person subject case people
+youngster child youth
 """
 _GROUP_OF: dict[str, set[int]] = {}
-for _number, _line in enumerate(_GROUPS.strip().splitlines()):
+_GENERAL_GROUPS = len(_GENERAL.strip().splitlines())
+for _number, _line in enumerate([*_GENERAL.strip().splitlines(), *_NAMES.strip().splitlines()]):
     for _word in _line.split():
         _GROUP_OF.setdefault(_word, set()).add(_number)
 
 
 def are_synonyms(one: str, other: str) -> bool:
     """True if the list has both in a line, in the singular or the plural, as a verb with -s, -ed or -ing."""
-    return not _groups(one).isdisjoint(_groups(other))
+    return not synonym_groups(one).isdisjoint(synonym_groups(other))
 
 
 @lru_cache(maxsize=1 << 14)
-def _groups(word: str) -> set[int]:
-    for form in (
-        word,
-        word.removesuffix("s"),
-        word.removesuffix("es"),
-        word.removesuffix("ed"),
-        word.removesuffix("d"),
-    ):
-        if form in _GROUP_OF:
-            return _GROUP_OF[form]
-    stem = word.removesuffix("ing")
-    return _GROUP_OF.get(stem, _GROUP_OF.get(f"{stem}e", set())) if stem != word else set()
+def synonym_groups(word: str) -> set[int]:
+    """The numbers of the list's lines that have a word."""
+    forms = {word, *(word.removesuffix(ending) for ending in ("s", "es", "ed", "d", "ing"))}
+    if word.endswith("ing"):
+        forms.add(f"{word.removesuffix('ing')}e")
+    return set().union(*(_GROUP_OF.get(form, ()) for form in forms))
+
+
+def is_general(word: str) -> bool:
+    """True for a word that tells how is asked, and names no part of the body, no people and no illness."""
+    groups = synonym_groups(word)
+    return bool(groups) and max(groups) < _GENERAL_GROUPS

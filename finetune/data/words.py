@@ -4,7 +4,7 @@ COMMON_WORDS = frozenset((
     "a", "an", "the", "of", "to", "in", "on", "at", "by", "for", "from", "with", "and", "or", "is", "are", "was", "be",
     "were", "do", "does", "did", "can", "could", "may", "might", "will", "would", "should", "has", "have", "had", "i",
     "my", "me", "you", "your", "it", "its", "this", "that", "these", "those", "there", "what", "which", "who", "how",
-    "when", "please", "about", "any", "some", "as",
+    "when", "please", "about", "any", "some", "as", "s",
 ))  # fmt: skip
 EMPTY_WORDS = frozenset(("a", "an", "the", "is", "are", "was", "were", "be", "do", "does", "did", "please"))
 TURNING_WORDS = frozenset((
@@ -13,6 +13,7 @@ TURNING_WORDS = frozenset((
     "increases", "increased", "decrease", "decreases", "decreased", "rarely", "always", "often", "avoid", "stop",
     "start", "all", "any", "some", "each", "both", "other", "than", "and", "or", "over", "under", "above", "below",
 ))  # fmt: skip
+NEGATIONS = frozenset(("not", "no", "never", "without", "cannot", "t", "neither", "nor", "none"))
 MIN_MISPRINT = 5  # letters: of shorter words, one letter off is another word
 
 

@@ -135,9 +135,11 @@ DECOYS = ("other entity", "other number", "other aspect")
 
 
 def entity(row: Conversation) -> str:
-    """The last long word of the question, which is mostly what it is about."""
-    words = re.findall(r"[^\W\d_]{4,}", re.sub(r"\(.*?\)", "", row.messages[-2].content)) or ["nothing"]
-    return str(words[-1])
+    """The longest word of the question's last line, which is mostly what it is about."""
+    words = re.findall(r"[^\W\d_]{4,}", re.sub(r"\(.*?\)", "", row.messages[-2].content.splitlines()[-1])) or [
+        "nothing"
+    ]
+    return str(max(words, key=len))
 
 
 def plant_leaks(rows: Sequence[Conversation], kind: str, count: int, seed: int = 0) -> list[Conversation]:

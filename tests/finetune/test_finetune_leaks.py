@@ -44,7 +44,7 @@ def test_a_similar_row_is_a_leak_though_its_question_is_short() -> None:
     answer = (
         "It keeps blood from flowing back into the left atrium while the ventricle contracts, and opens to fill it."
     )
-    assert kinds([conversation("And why the big valve?", answer)], [conversation("Why a valve?", answer)]) == [
+    assert kinds([conversation("What does a valve do?", answer)], [conversation("What role has a valve?", answer)]) == [
         (0, "similar row")
     ]
 
@@ -93,6 +93,10 @@ def test_a_missing_test_file_is_one_message(tmp_path: Path) -> None:
         ("type 1 diabetes", "type 2 diabetes", False),
         ("causes of gout", "causes of gout in women", False),
         ("causes of gout", "causes of early gout", False),
+        ("symptoms of personality disorder", "symptoms of dependent personality disorder", False),
+        ("what is gout", "what to do for gout", False),
+        ("how is gout treated", "why is gout treated", False),
+        ("what are the causes of kidney stones", "what are the reasons for renal stones", True),
         ("what causes hepatitis a", "what causes hepatitis", False),
         ("is aspirin safe", "is aspirin not safe", False),
         ("how much is 5 mg of codeine", "how much is 50 mg of codeine", False),
@@ -109,7 +113,7 @@ def test_questions_of_one_pattern_are_not_the_same_question(one: str, other: str
     assert bool(kinds([conversation(other, "Something else is said.")], test)) is same
 
 
-@pytest.mark.parametrize("kind", [*LEAKS, "other number", "other aspect"])
+@pytest.mark.parametrize("kind", [*LEAKS, *DECOYS])
 def test_planted_leaks_are_found_and_decoys_are_not(kind: str) -> None:
     path = Path(__file__).parents[2] / "finetune" / "samples" / "flashcards.jsonl"
     rows = read_conversations(path, "qa")
@@ -117,7 +121,13 @@ def test_planted_leaks_are_found_and_decoys_are_not(kind: str) -> None:
     planted = plant_leaks(test, kind, 40)
     found = [leak for _, leak in LeakIndex(test, 0.6).leaks([*train, *planted])]
     share = sum(leak.train == f"{leak.test} planted" for leak in found) / len(planted)
-    assert share == 0 if kind in DECOYS else share >= {"synonyms": 0.6, "misread only q": 0.8}.get(kind, 0.9)
+    assert share == 0 if kind in DECOYS else share >= {"synonyms": 0.7, "misread only q": 0.9}.get(kind, 0.95)
+
+
+def test_real_questions_among_themselves_are_no_leaks() -> None:
+    path = Path(__file__).parents[2] / "finetune" / "samples" / "flashcards.jsonl"
+    rows = read_conversations(path, "qa")
+    assert kinds(rows[1::2], rows[::2]) == []
 
 
 def test_a_leak_shows_what_differs_in_a_line() -> None:
