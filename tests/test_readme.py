@@ -13,7 +13,7 @@ import pytest
 from finetune.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL_RUN = "--set training.max_steps=2 --set training.batch_size=2 --set data.max_rows=40 --set training.evaluations=1"
+SMALL_RUN = "--set training.max_steps=2 --set training.batch_size=2 --set data.max_rows=60 --set training.evaluations=1"
 SMALLER = {
     "finetune run": SMALL_RUN,
     "bench run": "--rows 4 --answers 2 --max-tokens 16 --speed-repeats 1",
