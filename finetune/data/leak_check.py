@@ -321,7 +321,7 @@ class Candidate:
 
     def _other_word(self, word: str, other: str, edits: int, *, garbled: bool) -> bool:
         """True if what stands opposite a word is another word, not the word with wrong letters."""
-        if prefixed_otherwise(word, other) or digits(word) != digits(other) != "":
+        if prefixed_otherwise(word, other) or "" != digits(word) != digits(other) != "":
             return True
         if other == word or len(other) < MIN_REAL or not self.real(other) or are_synonyms(word, other):
             return False
