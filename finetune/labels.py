@@ -150,9 +150,9 @@ class Tokenized:
     @property
     def scored(self) -> str:
         """What is scored, in words."""
-        share = self.scored_tokens / max(self.tokens, 1)
-        turns = f"{self.scored_turns:,} turn{'s' * (self.scored_turns != 1)}"
-        return f"{turns}, {self.scored_tokens:,} of {self.tokens:,} tokens ({share:.0%})"
+        turns, scored, tokens = self.scored_turns, self.scored_tokens, self.tokens  # each goes through all labels
+        share = scored / max(tokens, 1)
+        return f"{turns:,} turn{'s' * (turns != 1)}, {scored:,} of {tokens:,} tokens ({share:.0%})"
 
 
 def scored_turns(messages: Sequence[Message], train: Train) -> list[int]:

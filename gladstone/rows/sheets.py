@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile, ZipFile
 
-from gladstone.command import require_packages
 from gladstone.errors import DataError
 from gladstone.rows.limits import MAX_FIELDS, MAX_ROW_BYTES, Found, Note, readable_fields
 from gladstone.rows.opened import MAX_RATIO, MIN_SUSPECT_BYTES
@@ -29,7 +28,6 @@ _FORMULA = re.compile(rb"<f[ >/]")
 
 def read_sheet(path: Path, wanted: str | None = None) -> Iterator[Found]:
     """The rows of the sheet `wanted`, or of the first visible one with a header of two names or more."""
-    require_packages("Reading .xlsx", "finetune", ["openpyxl"])
     from openpyxl import load_workbook
 
     _check_sizes(path)
