@@ -29,7 +29,7 @@ from finetune.refusals import RefusedError, RowCheck
 from gladstone.artifacts import check_writable, remove_partials, write_json, write_rows
 from gladstone.chat import Conversation
 from gladstone.errors import DataError, GladstoneError
-from gladstone.formats import Layout, checked_conversations, iter_conversations, prepared
+from gladstone.formats import Layout, Notes, iter_conversations, prepared
 from gladstone.progress import Progress, step
 from gladstone.rows import Problems, Row, read_rows
 
@@ -334,11 +334,18 @@ class _Work:
         """The files of which no row may be drawn for a set, by name: benchmarks, then the sets' own."""
         sources = self._section.held_out
         if sources:
-            files = (checked_conversations(each.file(), each.layout(), each.first_rows) for each in sources)
-            yield HELD_OUT_FILES, chain.from_iterable(files)
+            yield HELD_OUT_FILES, chain.from_iterable(map(self._benchmark, sources))
         for name in reversed(HELD):  # a validation row that is a test row too must not watch over the training
             if name in self._own:
                 yield f"{name} file", self._own[name]
+
+    def _benchmark(self, source: Source) -> Iterator[Conversation]:
+        """The rows of a benchmark file; what reading it has to say is noted. Raises DataError behind bad rows."""
+        problems, notes = Problems(), Notes()
+        path = source.file()
+        yield from islice(iter_conversations(path, source.layout(), problems, notes), source.first_rows)
+        problems.check(str(path))
+        self.summary.notes += [f"{source.path}: {note}" for note in (*problems.noted(), *notes.lines())]
 
     def without_leaks(self, kept: list[int], name: str, rows: Iterable[Conversation]) -> list[int]:
         """The rows that a held-out file does not have. Raises DataError if none is left."""

@@ -38,6 +38,8 @@ class Previewer:
 
     def __init__(self, recipe: Recipe, progress: Progress) -> None:
         self.recipe = recipe
+        for source in recipe.data.files:  # a file that a run would not find is said here too
+            source.layout()
         reader = Reader(recipe, partial(resolve_base, recipe.base.model, progress), progress)
         self.labeller, self.base = reader.labeller, reader.base
         self.tokenizer, self.template = reader.tokenizer, reader.template

@@ -182,7 +182,7 @@ class ReasoningLimit(Config):
 class DataSection(Config):
     """The rows, and how they are divided."""
 
-    encoding: Encoding | None = Field(None, description="text encoding of the sources that name none of their own")
+    encoding: Encoding | None = Field(None, description="text encoding of the files that name none of their own")
     sources: tuple[Source, ...] = Field(min_length=1, description="data files, read in this order")
     skip_bad: bool = Field(
         False,
@@ -229,6 +229,11 @@ class DataSection(Config):
         return 0.0 if isinstance(size, Source) else float(size)
 
     @property
+    def files(self) -> tuple[Source, ...]:
+        """Every file that is read: sources, the sets' own, benchmarks."""
+        return (*self.sources, *self.own_files.values(), *self.held_out)
+
+    @property
     def own_files(self) -> dict[str, Source]:
         """The sets that are files of their own."""
         held = {name: getattr(self, name) for name in HELD}
@@ -238,7 +243,7 @@ class DataSection(Config):
         """Whether there is such a set at all."""
         return name in self.own_files or self.drawn(name) > 0
 
-    @field_validator("sources", *HELD)
+    @field_validator("sources", "held_out", *HELD)
     @classmethod
     def _encoding_of_sources(cls, found: Any, info: ValidationInfo) -> Any:
         given = {"encoding": info.data.get("encoding")}

@@ -307,3 +307,22 @@ def test_an_estimate_counts_no_rows_and_own_rows(tiny_base: Path, tmp_path: Path
     assert told["rows"] == {"train": 40, "validation": 0, "test": 2}
     neither = as_json(estimate(load_recipe(str(recipe), ["data.validation=0", "data.test=0"]), Silent(), "t4"))
     assert neither["evaluation_s"] == 0
+
+
+def test_a_benchmark_file_has_the_encoding_of_the_others_and_its_notes_are_shown(tmp_path: Path) -> None:
+    write(tmp_path, rows=medical_rows())
+    rows = [{"question": "Was fördert die Verdauung nach dem Essen?", "answer": "Ein Spaziergang.", "quelle": "x"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "bench.jsonl").write_bytes("\n".join(lines).encode("cp1252"))
+    fields = {"encoding": "cp1252", "held_out": [{"path": str(tmp_path / "bench.jsonl")}]}
+    summary = prepare(section(tmp_path, **fields), tmp_path / "out", Silent())
+    notes = [note for note in summary.notes if "bench.jsonl" in note]
+    assert any("quelle" in note for note in notes)
+
+
+def test_a_preview_says_that_an_own_set_is_missing(tmp_path: Path) -> None:
+    write(tmp_path, rows=medical_rows())
+    arguments = ["data", "preview", str(tmp_path / "rows.jsonl"), "--set", f"data.test={tmp_path / 'gone.jsonl'}"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "gone.jsonl" in result.output
