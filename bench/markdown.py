@@ -48,7 +48,7 @@ def _shown(report: Report) -> int:
 def _answers(report: Report, number: int) -> str:
     item = report.items[number]
     texts = [("Question", item.question), ("Reference", item.reference_text)]
-    texts += [(row.model.label, row.measured.answers[number].text) for row in report.models]
+    texts += [(row.model.label, row.measured.answers[number].shown) for row in report.models]
     return "\n>\n".join(f"> **{escape(name)}:** {_quote(text)}" for name, text in texts)
 
 

@@ -1,44 +1,58 @@
 """Metrics: each gives one score in [0, 1] per item, and says how items add up to the figure in the table.
 
-To add one, write a function (answer, reference) → score with a doctest and put it into `METRICS`.
+To add one, write a function (answers, references) → Scored with a doctest and put it into `METRICS`. How a text is
+split depends on the writing of its reference (`tokenisers`). What no tokeniser sees gets no score, rather than 0.
 """
 
-import re
-import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 import numpy as np
 
 from bench.results import MetricInfo, Result
 from bench.shares import share, share_difference
 from bench.stats import Bootstrap, Statistic, Table, compare, estimate, mean, mean_table
+from bench.tokenisers import answer_tokens, rouge_tokens, tokenisers_of
+from bench.writing import EMPTY, ENGLISH, writings
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU
 
 BLEU_ORDER = 4
+FEWEST = 2  # items with a score that a figure needs
 
 
 @dataclass(frozen=True)
 class Scored:
     """A metric over all items of one model: a score per item, and the table and statistic of the figure.
 
-    Of a share every score is 0 or 1.
+    Of a share every score is 0 or 1. An item whose reference the metric cannot see has no score (None) and no line in
+    the table. `unseen` says why there is no figure at all, '' where there is one.
     """
 
-    scores: tuple[float, ...]
+    scores: tuple[float | None, ...]
     table: Table
     statistic: Statistic
     is_share: bool = False
+    unseen: str = ""
 
     def estimate(self, bootstrap: Bootstrap) -> Result:
         """The figure with its interval."""
-        return share(self.scores) if self.is_share else estimate(self.table, self.statistic, bootstrap)
+        return share(self._seen()) if self.is_share else estimate(self.table, self.statistic, bootstrap)
 
     def less(self, first: "Scored", bootstrap: Bootstrap) -> Result:
         """The figure minus another model's over the same items."""
         if self.is_share:
-            return share_difference(first.scores, self.scores)
+            return share_difference(first._seen(), self._seen())
         return compare(first.table, self.table, self.statistic, bootstrap)
+
+    def _seen(self) -> list[float]:
+        return [score for score in self.scores if score is not None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,15 @@ class Metric:
     whole_answers: bool = False
 
 
-def token_f1(answer: str, reference: str) -> float:
+def scored(scores: Sequence[float | None], *, is_share: bool = False, unseen: str = "") -> Scored:
+    """The mean of the scores that there are."""
+    seen = [score for score in scores if score is not None]
+    if len(seen) < FEWEST and not unseen:
+        unseen = f"fewer than {FEWEST} references hold any text"
+    return Scored(tuple(scores), mean_table(seen), mean, is_share, unseen)
+
+
+def token_f1(answer: str, reference: str, kind: str = ENGLISH) -> float:
     """Overlap of words as SQuAD counts it: case, punctuation and articles do not matter, repeated words count.
 
     >>> token_f1("The left atrium.", "left atrium")
@@ -60,7 +82,7 @@ def token_f1(answer: str, reference: str) -> float:
     >>> token_f1("", "left atrium")
     0.0
     """
-    said, wanted = _words(answer), _words(reference)
+    said, wanted = map(answer_tokens(kind), (answer, reference))
     if not said or not wanted:
         return float(said == wanted)
     shared = sum((Counter(said) & Counter(wanted)).values())
@@ -69,20 +91,54 @@ def token_f1(answer: str, reference: str) -> float:
 
 def score_token_f1(answers: Sequence[str], references: Sequence[str]) -> Scored:
     """Mean token F1."""
-    return _averaged([token_f1(*pair) for pair in zip(answers, references, strict=True)])
+    rows = _rows(answers, references)
+    return scored([None if kind == EMPTY else token_f1(answer, reference, kind) for answer, reference, kind in rows])
+
+
+def score_exact_match(answers: Sequence[str], references: Sequence[str]) -> Scored:
+    """The share of answers that have the reference's words in its order.
+
+    >>> score_exact_match(["Yes.", "не"], ["yes", "да"]).scores
+    (1.0, 0.0)
+    """
+    scores = []
+    for answer, reference, kind in _rows(answers, references):
+        tokens = answer_tokens(kind)
+        scores.append(None if kind == EMPTY else float(tokens(answer) == tokens(reference)))
+    return scored(scores, is_share=True)
 
 
 def score_rouge(kind: str, answers: Sequence[str], references: Sequence[str]) -> Scored:
-    """Mean ROUGE F1 of one kind (`rouge1`, `rouge2`, `rougeL`), by the rouge-score package with stemming.
+    """Mean ROUGE F1 of one kind (`rouge1`, `rouge2`, `rougeL`), by the rouge-score package; English is stemmed.
 
     >>> score_rouge("rouge1", ["the heart fails"], ["the heart failed"]).scores
     (1.0,)
+    >>> score_rouge("rouge1", ["сердце"], ["Сердце!"]).scores
+    (1.0,)
     """
+    scores: list[float | None] = []
+    longest = 0
+    for answer, reference, writing in _rows(answers, references):
+        if writing == EMPTY:
+            scores.append(None)
+            continue
+        longest = max(longest, len(rouge_tokens(writing)(reference)))
+        scores.append(float(_rouge_scorer(kind, writing).score(reference, answer)[kind].fmeasure))
+    return scored(scores, unseen=_too_short(longest, 2) if kind == "rouge2" else "")
+
+
+@cache
+def _rouge_scorer(kind: str, writing: str) -> "RougeScorer":
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer([kind], use_stemmer=True)
-    pairs = zip(answers, references, strict=True)
-    return _averaged([float(scorer.score(reference, answer)[kind].fmeasure) for answer, reference in pairs])
+    return RougeScorer([kind], tokenizer=_Tokeniser(rouge_tokens(writing)))
+
+
+class _Tokeniser:
+    """What rouge-score takes as a tokeniser."""
+
+    def __init__(self, tokens: Callable[[str], list[str]]) -> None:
+        self.tokenize = tokens
 
 
 def score_bleu(answers: Sequence[str], references: Sequence[str]) -> Scored:
@@ -91,15 +147,28 @@ def score_bleu(answers: Sequence[str], references: Sequence[str]) -> Scored:
     >>> score_bleu(["the heart pumps the blood"], ["the heart pumps the blood"]).scores
     (1.0,)
     """
+    scores: list[float | None] = []
+    counted = []
+    for answer, reference, kind in _rows(answers, references):
+        if kind == EMPTY:
+            scores.append(None)
+            continue
+        sentence, corpus = _bleu(tokenisers_of(kind).bleu)
+        # é may be one character or two; English counts as sacrebleu itself counts it
+        said, wanted = (text if kind == ENGLISH else normalize("NFC", text) for text in (answer, reference))
+        scores.append(min(sentence.sentence_score(said, [wanted]).score / 100, 1.0))
+        counts = corpus.corpus_score([said], [[wanted]])
+        counted.append([*counts.counts, *counts.totals, counts.sys_len, counts.ref_len])
+    table = np.asarray(counted, float).reshape(-1, 2 * BLEU_ORDER + 2)
+    unseen = scored(scores).unseen or _too_short(int(table[:, -1].max(initial=0)), BLEU_ORDER)
+    return Scored(tuple(scores), table, corpus_bleu, unseen=unseen)
+
+
+@cache
+def _bleu(tokeniser: str) -> "tuple[BLEU, BLEU]":
     from sacrebleu.metrics import BLEU
 
-    sentence, corpus = BLEU(effective_order=True), BLEU()
-    scores, rows = [], []
-    for answer, reference in zip(answers, references, strict=True):
-        scores.append(min(sentence.sentence_score(answer, [reference]).score / 100, 1.0))
-        counts = corpus.corpus_score([answer], [[reference]])
-        rows.append([*counts.counts, *counts.totals, counts.sys_len, counts.ref_len])
-    return Scored(tuple(scores), np.asarray(rows, float), corpus_bleu)
+    return BLEU(effective_order=True, tokenize=tokeniser), BLEU(tokenize=tokeniser)
 
 
 def corpus_bleu(sums: Table) -> Table:
@@ -130,17 +199,17 @@ METRICS: dict[str, Metric] = {
         (MetricInfo("rougeL", "ROUGE-L", higher_is_better=True), _rouge("rougeL")),
         (MetricInfo("bleu", "BLEU", higher_is_better=True), score_bleu),
         (MetricInfo("token_f1", "token F1", higher_is_better=True), score_token_f1),
+        (MetricInfo("exact_match", "exact match", higher_is_better=True), score_exact_match),
     )
 }
 
 
-def _averaged(scores: list[float]) -> Scored:
-    return Scored(tuple(scores), mean_table(scores), mean)
+def _rows(answers: Sequence[str], references: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Answer, reference and the reference's kind of writing."""
+    kinds = (writing.kind for writing in writings(tuple(references)))
+    return zip(answers, references, kinds, strict=True)
 
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def _words(text: str) -> list[str]:
-    plain = text.lower().translate(_PUNCTUATION)
-    return re.sub(r"\b(a|an|the)\b", " ", plain).split()
+def _too_short(longest: int, order: int) -> str:
+    """Why n-grams of this order are in none of the references, '' if they are."""
+    return "" if longest >= order else f"no reference has {order} tokens, and it compares runs of {order}"

@@ -4,13 +4,14 @@ from typing import Any
 
 from bench.form import FORM
 from bench.plots import COLOURS, decode_plot, perplexity_plot, scores_plot, size_plot
-from bench.results import BETTER, CUT, HIGHER, LOWER, NOT_COMPARABLE, SAME, WORSE, Report
-from bench.tables import all_tables
+from bench.results import BETTER, CUT, HIGHER, LOWER, NOT_COMPARABLE, SAME, TOO_FEW, WORSE, ModelReport, Report
+from bench.tables import NO_FIGURE, all_tables
 from gladstone.chat import NO_MEDICAL_ADVICE
 from gladstone.page import render_template
 
 OPEN_ANSWERS = 5
-TONES = {BETTER: "good", WORSE: "bad", SAME: "even", NOT_COMPARABLE: "even", HIGHER: "plain", LOWER: "plain"}
+TONES = {BETTER: "good", WORSE: "bad", HIGHER: "plain", LOWER: "plain"}
+TONES |= dict.fromkeys((SAME, TOO_FEW, NOT_COMPARABLE), "even")
 
 
 def render_page(report: Report) -> str:
@@ -39,9 +40,10 @@ def _plots(report: Report) -> dict[str, list[tuple[str, Any]]]:
     plots = {
         "Quality": [
             drawn("Perplexity of the reference answers, 95 % interval. Lower is better.", perplexity_plot(report)),
-            drawn("Scores of the answers, 95 % interval. Higher is better.", scores_plot(report)),
         ]
     }
+    if any(info.higher_is_better and info.name in row.results for row in report.models for info in report.metrics):
+        plots["Quality"].append(drawn("Scores of the answers, 95 % interval. Higher is better.", scores_plot(report)))
     if len({row.model.size_bytes for row in report.models}) > 1:
         caption = "Size of the file against perplexity: down and to the left is better."
         plots["Quality"].append(drawn(caption, size_plot(report)))
@@ -57,7 +59,7 @@ def _answer_card(report: Report, number: int) -> dict[str, Any]:
     for place, row in enumerate(report.models):
         answer = row.measured.answers[number]
         shown = [info for info in report.metrics if info.name in ("rougeL", "token_f1")]
-        scores = " · ".join(f"{info.title} {row.scores[info.name][number].value:.2f}" for info in shown)
+        scores = " · ".join(f"{info.title} {_score(row, info.name, number)}" for info in shown)
         if FORM in row.scores:
             scores = f"{'in the form' if row.scores[FORM][number].value else 'not in the form'} · {scores}"
         cut = answer.stop_reason in CUT
@@ -65,10 +67,15 @@ def _answer_card(report: Report, number: int) -> dict[str, Any]:
             {
                 "label": row.model.label,
                 "colour": place % COLOURS,
-                "text": answer.text,
+                "text": answer.shown,
                 "reasoning": answer.reasoning,
                 "note": f"{scores} · {answer.generated_tokens} tokens",
                 "cut": cut,
             }
         )
     return {"item": item, "number": number + 1, "columns": columns}
+
+
+def _score(row: ModelReport, name: str, number: int) -> str:
+    value = row.scores[name][number].value
+    return NO_FIGURE if value is None or name in row.unseen else f"{value:.2f}"

@@ -57,9 +57,10 @@ def perplexity_plot(report: Report) -> str:
 
 def scores_plot(report: Report) -> str:
     """Every metric that lies in [0, 1], the models side by side."""
-    names = [info for info in report.metrics if info.higher_is_better]
+    found = [row.results for row in report.models]
+    names = [info for info in report.metrics if info.higher_is_better and any(info.name in each for each in found)]
     bands = [
-        Band(info.title, tuple(_mark(row.results[info.name], place) for place, row in enumerate(report.models)))
+        Band(info.title, tuple(_mark(each[info.name], place) for place, each in enumerate(found) if info.name in each))
         for info in names
     ]
     return _strips("Score with 95 % interval (higher is better)", bands, from_zero=True)

@@ -11,6 +11,7 @@ from typing import Any
 from gladstone.chat import Message
 
 BETTER, WORSE, SAME = "better", "worse", "not distinguishable"
+TOO_FEW = "too few answers to judge"
 HIGHER, LOWER = "higher", "lower"
 NOT_COMPARABLE = "not comparable"
 CUT = ("length", "context")  # stop reasons of an answer that did not end
@@ -69,6 +70,16 @@ class Answer:
     prompt_tokens: int
     generated_tokens: int
 
+    @property
+    def only_thought(self) -> bool:
+        """True where a thought used up the tokens that the answer was allowed."""
+        return not self.text and bool(self.reasoning) and self.stop_reason in CUT
+
+    @property
+    def shown(self) -> str:
+        """The answer, or in brackets why there is none."""
+        return self.text or ("(no answer: the thought used up its tokens)" if self.only_thought else "(empty)")
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -108,10 +119,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Score:
-    """One value of one metric for one item (in [0, 1] for the metrics of this package)."""
+    """One value of one metric for one item (in [0, 1] for the metrics of this package); None where it sees no text."""
 
     source: str
-    value: float
+    value: float | None
 
 
 @dataclass(frozen=True)
@@ -144,7 +155,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """One row of the report. `differences` and `speed_ratios` are against the first model, and empty for it."""
+    """One row of the report. `differences` and `speed_ratios` are against the first model, and empty for it.
+
+    `unseen` says of each metric without a figure why there is none; it is in neither `results` nor `differences`.
+    """
 
     model: ModelFile
     results: dict[str, Result]
@@ -155,6 +169,12 @@ class ModelReport:
     peak_memory_bytes: int | None
     endless_answers: int
     measured: Measured
+    unseen: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def only_thoughts(self) -> int:
+        """Answers whose tokens a thought used up."""
+        return sum(answer.only_thought for answer in self.measured.answers)
 
 
 @dataclass(frozen=True)
@@ -177,8 +197,14 @@ class Report:
     items: tuple[Item, ...]
     settings: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def answered(self) -> int:
         """How many items were answered (the first ones)."""
         return len(self.models[0].measured.answers)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """What the answers are compared with."""
+        return tuple(item.reference_text.strip() for item in self.items[: self.answered])

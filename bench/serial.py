@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from bench.results import ModelReport, Report
+from bench.tokenisers import splits
 
 SCHEMA = 1
 
@@ -17,7 +18,9 @@ def report_json(report: Report) -> dict[str, Any]:
         "warnings": report.warnings,
         "settings": report.settings,
         "provenance": report.provenance,
+        "notes": report.notes,
         "metrics": [dataclasses.asdict(metric) for metric in report.metrics],
+        "tokenisers": [dataclasses.asdict(each) for each in splits(report.references)],
         "models": [_model(row) for row in report.models],
         "items": [_item(report, number) for number in range(len(report.items))],
     }
@@ -40,6 +43,8 @@ def _model(row: ModelReport) -> dict[str, Any]:
         "peak_memory_bytes": row.peak_memory_bytes,
         "quality_peak_memory_bytes": row.measured.quality_peak_memory_bytes,
         "endless_answers": row.endless_answers,
+        "only_thoughts": row.only_thoughts,
+        "unseen": row.unseen,
         "speed_runs": speed_runs,
     }
 

@@ -16,11 +16,12 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from bench.results import BETTER, HIGHER, LOWER, SAME, WORSE, Difference, Result, Spread
+from bench.results import BETTER, HIGHER, LOWER, SAME, TOO_FEW, WORSE, Difference, Result, Spread
 
 Table = npt.NDArray[np.float64]
 Statistic = Callable[[Table], Table]
 
+ROUNDING = 1e-12  # of sums: a bound this near to 0 is 0
 MIN_JUDGED = 10  # with fewer items an interval covers less than it says
 
 _NORMAL = NormalDist()
@@ -84,10 +85,15 @@ def compare(first: Table, other: Table, statistic: Statistic, bootstrap: Bootstr
 
 
 def judge(difference: Result, higher_is_better: bool | None) -> Difference:
-    """Words for a difference: only an interval that leaves 0 out, over ten items at least, tells two models apart."""
-    if difference.low <= 0 <= difference.high or difference.n < MIN_JUDGED:
+    """Words for a difference: only an interval that leaves 0 out, over ten items at least, tells two models apart.
+
+    With fewer items it says that: their interval may leave 0 out, and covers less than it claims.
+    """
+    if difference.n < MIN_JUDGED:
+        return Difference(difference, TOO_FEW)
+    if difference.low <= ROUNDING and difference.high >= -ROUNDING:
         return Difference(difference, SAME)
-    higher = difference.mean > 0
+    higher = difference.low > 0
     if higher_is_better is None:
         return Difference(difference, HIGHER if higher else LOWER)
     return Difference(difference, BETTER if higher == higher_is_better else WORSE)

@@ -9,6 +9,7 @@ from bench.config import BenchConfig
 from bench.figures import figure, signed, signed_interval
 from bench.form import FORM
 from bench.metrics import Metric, Scored
+from bench.metrics import scored as of_scores
 from bench.results import (
     CUT,
     NOT_COMPARABLE,
@@ -25,9 +26,10 @@ from bench.results import (
     SpeedRun,
     Spread,
 )
-from bench.stats import MIN_JUDGED, Bootstrap, Table, judge, mean_table, perplexity, spread
+from bench.stats import MIN_JUDGED, Bootstrap, Table, judge, perplexity, spread
 from gladstone.other_work import FELT
 
+NO_ANSWER = "the thought used up the tokens of every answer"
 PERPLEXITY = MetricInfo("perplexity", "perplexity", higher_is_better=False)
 FEW_ITEMS = 20
 NAMED = 4  # disturbed measurements
@@ -87,11 +89,12 @@ def _scored(inputs: Inputs, measured: Measured) -> dict[str, Scored]:
 
 def _score(metric: Metric, answers: Sequence[Answer], references: Sequence[str]) -> Scored:
     scored = metric.score([answer.text for answer in answers], references)
+    if all(answer.only_thought for answer in answers):
+        return replace(scored, unseen=NO_ANSWER)
     if not metric.whole_answers:
         return scored
     pairs = zip(answers, scored.scores, strict=True)
-    scores = [0.0 if answer.stop_reason in CUT else score for answer, score in pairs]
-    return replace(scored, scores=tuple(scores), table=mean_table(scores))
+    return of_scores([0.0 if answer.stop_reason in CUT else score for answer, score in pairs], is_share=scored.is_share)
 
 
 def _loss_table(losses: Sequence[Loss]) -> Table:
@@ -105,7 +108,7 @@ def _model_report(inputs: Inputs, tables: Sequence[dict[str, Scored]], place: in
     speed = measured.speed
     return ModelReport(
         model=inputs.models[place],
-        results={name: scored.estimate(bootstrap) for name, scored in own.items()},
+        results={name: scored.estimate(bootstrap) for name, scored in own.items() if not scored.unseen},
         differences=_differences(inputs, tables, place, bootstrap) if place else {},
         scores={name: _scores(inputs.items, scored) for name, scored in own.items() if name != PERPLEXITY.name},
         speed=_spreads([{name: take(run) for name, take in SPEED_FIGURES.items()} for run in speed]),
@@ -113,6 +116,7 @@ def _model_report(inputs: Inputs, tables: Sequence[dict[str, Scored]], place: in
         peak_memory_bytes=max((run.peak_memory_bytes for run in speed), default=None),
         endless_answers=sum(answer.stop_reason in CUT for answer in measured.answers),
         measured=measured,
+        unseen={name: scored.unseen for name, scored in own.items() if scored.unseen},
     )
 
 
@@ -122,8 +126,9 @@ def _differences(
     infos = {PERPLEXITY.name: PERPLEXITY} | {name: metric.info for name, metric in inputs.metrics.items()}
     differences = {}
     for name, info in infos.items():
-        result = tables[place][name].less(tables[0][name], bootstrap)
-        differences[name] = judge(result, info.higher_is_better)
+        first, own = tables[0][name], tables[place][name]
+        if not first.unseen and not own.unseen:
+            differences[name] = judge(own.less(first, bootstrap), info.higher_is_better)
     if not _same_tokens(inputs.measured[0], inputs.measured[place]):
         differences[PERPLEXITY.name] = Difference(differences[PERPLEXITY.name].result, NOT_COMPARABLE)
     return differences
@@ -160,11 +165,11 @@ def _finding(first: ModelReport, row: ModelReport, infos: Sequence[MetricInfo]) 
         f"{difference.verdict} (difference {signed(gap.mean)}, 95 % interval {signed(gap.low)} to {signed(gap.high)}, "
         f"{gap.n} rows)"
     ]
-    if FORM in row.results:
+    if FORM in row.differences:
         parts.insert(0, _form_finding(first, row))
     verdicts: dict[str, list[str]] = {}
     for info in infos:
-        if info.name not in (PERPLEXITY.name, FORM):
+        if info.name in row.differences and info.name not in (PERPLEXITY.name, FORM):
             verdicts.setdefault(row.differences[info.name].verdict, []).append(info.title)
     parts += [f"{verdict}: {', '.join(titles)}" for verdict, titles in verdicts.items()]
     if "decode_tokens_per_s" in row.speed_ratios:
@@ -204,12 +209,22 @@ def _disturbances(rows: Sequence[ModelReport]) -> list[str]:
     ]
 
 
+def _thought_warning(row: ModelReport) -> str:
+    count, answers = row.only_thoughts, len(row.measured.answers)
+    scored = "nothing of it can be scored" if count == answers else "these count as wrong"
+    return (
+        f"{count} of {answers} answers of {row.model.label} are empty, because the thought before them used up their "
+        f"tokens: {scored}. --max-tokens allows more tokens, --reasoning-tokens closes a thought after some."
+    )
+
+
 def _measurement_warnings(rows: Sequence[ModelReport]) -> list[str]:
     warnings = []
     answers = len(rows[0].measured.answers)
-    if answers < FEW_ITEMS:
-        no_verdict = f", and below {MIN_JUDGED} nothing is called better or worse" if answers < MIN_JUDGED else ""
+    if 0 < answers < FEW_ITEMS:
+        no_verdict = f", and below {MIN_JUDGED} no model is judged by them" if answers < MIN_JUDGED else ""
         warnings.append(f"Only {answers} answers were scored: the intervals are rough below {FEW_ITEMS}{no_verdict}.")
+    warnings += map(_thought_warning, filter(lambda row: row.only_thoughts, rows))
     for row in rows:
         if PERPLEXITY.name in row.differences and row.differences[PERPLEXITY.name].verdict == NOT_COMPARABLE:
             warnings.append(

@@ -1,12 +1,16 @@
 """The report's tables as cells, the same for the page, the Markdown file and the terminal."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from bench.figures import figure, interval, signed, signed_interval, span
 from bench.form import FORM
 from bench.results import ModelFile, ModelReport, Report
+from bench.stats import MIN_JUDGED
+from bench.tokenisers import splits
 from gladstone.host import readable_bytes
 
+NO_FIGURE = "–"
 SPEED_TITLES = {
     "load_s": ("load", "s"),
     "first_token_s": ("first token", "s"),
@@ -42,6 +46,8 @@ class TextTable:
 def all_tables(report: Report) -> list[TextTable]:
     """The tables that this report has something for, in reading order."""
     tables = [files_table(report), quality_table(report)]
+    if report.answered:
+        tables.append(split_table(report))
     if len(report.models) > 1:
         tables.append(difference_table(report))
     if report.models[0].speed:
@@ -73,11 +79,14 @@ def quality_table(report: Report) -> TextTable:
     """Each metric of each model with its interval, and the answers that never ended."""
     rows = [(info.title, tuple(_result_cell(row, info.name) for row in report.models)) for info in report.metrics]
     answers = report.answered
-    rows.append(("answers cut off", tuple(Cell(f"{row.endless_answers} of {answers}") for row in report.models)))
+    if answers:
+        rows.append(("answers cut off", tuple(Cell(f"{row.endless_answers} of {answers}") for row in report.models)))
+    if any(row.only_thoughts for row in report.models):
+        rows.append(("of them only a thought", tuple(Cell(f"{row.only_thoughts}") for row in report.models)))
     note = (
         f"Perplexity of the reference answers of {len(report.items)} rows (lower is better); the other metrics compare "
         f"{answers} greedy answers with their references (higher is better, at most 1). In brackets the 95 % interval."
-        f"{_form_note(report)}"
+        f"{_form_note(report)}{_unseen_note(report)}"
     )
     return TextTable("Quality", note, ("", *_labels(report)), tuple(rows))
 
@@ -92,6 +101,27 @@ def _form_note(report: Report) -> str:
     )
 
 
+def _unseen_note(report: Report) -> str:
+    titles = {info.name: info.title for info in report.metrics}
+    reasons: dict[str, list[str]] = {}
+    for row in report.models:
+        for name, reason in row.unseen.items():
+            if titles[name] not in reasons.setdefault(reason, []):
+                reasons[reason].append(titles[name])
+    return "".join(f" {NO_FIGURE} for {', '.join(names)}: {reason}." for reason, names in reasons.items())
+
+
+def split_table(report: Report) -> TextTable:
+    """How references and answers were split into what the metrics compare."""
+    rows = tuple(
+        (each.title, (Cell(f"{each.rows:,}"), *map(Cell, dataclasses.astuple(each.tokenisers))))
+        for each in splits(report.references)
+    )
+    note = "The writing of a reference decides how it and its answers are split into tokens. BLEU's are sacrebleu's."
+    headers = ("references in", "rows", "ROUGE", "BLEU", "token F1, exact match")
+    return TextTable("Tokenisers", note, headers, rows)
+
+
 def difference_table(report: Report) -> TextTable:
     """Each later model minus the first, with the verdict."""
     first, others = report.models[0], report.models[1:]
@@ -99,7 +129,7 @@ def difference_table(report: Report) -> TextTable:
     note = (
         f"Each model minus {first.model.label} over the same rows (95 % interval by paired bootstrap, of shares by "
         "Newcombe's method). 'Not distinguishable' means that the interval contains 0: these rows cannot tell the two "
-        "apart. Of twenty true ties about one is called a difference."
+        f"apart. Of twenty true ties about one is called a difference. Below {MIN_JUDGED} answers nothing is judged."
     )
     return TextTable(f"Difference to {first.model.label}", note, ("", *_labels(report)[1:]), rows)
 
@@ -133,12 +163,14 @@ def _labels(report: Report) -> list[str]:
 
 
 def _result_cell(row: ModelReport, name: str) -> Cell:
-    result = row.results[name]
-    return Cell(figure(result.mean), interval(result))
+    result = row.results.get(name)
+    return Cell(figure(result.mean), interval(result)) if result else Cell(NO_FIGURE)
 
 
 def _difference_cell(row: ModelReport, name: str) -> Cell:
-    difference = row.differences[name]
+    difference = row.differences.get(name)
+    if difference is None:
+        return Cell(NO_FIGURE)
     return Cell(signed(difference.result.mean), signed_interval(difference.result), difference.verdict)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bench.results import Report
-from bench.tables import TextTable, difference_table, quality_table, speed_table
+from bench.tables import TextTable, difference_table, quality_table, speed_table, split_table
 
 
 def render_summary(report: Report, folder: Path) -> str:
@@ -11,6 +11,8 @@ def render_summary(report: Report, folder: Path) -> str:
     parts = [_render(quality_table(report))]
     if len(report.models) > 1:
         parts.append(_render(difference_table(report)))
+    if report.answered:
+        parts.append(_render(split_table(report)))
     if report.models[0].speed:
         parts.append(_render(speed_table(report)))
     parts += [f"Mind: {warning}" for warning in report.warnings]

@@ -87,7 +87,7 @@ def test_the_headline_says_what_is_better_and_what_cannot_be_told() -> None:
     assert report.headline == (
         "tuned against base: perplexity 20.09 → 7.58, better (difference −12.51, 95 % interval "
         f"{_signed(report, 'low')} to {_signed(report, 'high')}, 12 rows); not distinguishable: ROUGE-1, ROUGE-2, ROUGE-L, "
-        "BLEU, token F1; writes at 2.00 × the speed (2.00–2.00 over 3 rounds).",
+        "token F1, exact match; writes at 2.00 × the speed (2.00–2.00 over 3 rounds).",
     )
 
 
@@ -102,7 +102,7 @@ def test_one_model_alone_is_described_and_not_judged() -> None:
     assert report.headline[0].startswith("base has a perplexity of 2.72 (95 % interval 2.72 to 2.72)")
     assert report.models[0].differences == {}
     assert "Difference" not in render_summary(report, Path("out"))
-    assert Page(render_page(report)).tags.count("table") == 3
+    assert Page(render_page(report)).tags.count("table") == 4
 
 
 def test_models_that_split_the_text_differently_are_not_compared_by_perplexity() -> None:
@@ -143,10 +143,10 @@ def test_the_json_keeps_every_item_of_every_model_so_that_two_runs_compare_pairw
     values = data["items"][0]["models"]["b"]
     assert values["loss"] == {"nats": 10.0, "tokens": 10}
     assert values["answer"]["text"] == "a liver"
-    assert set(values["scores"]) == {"rouge1", "rouge2", "rougeL", "bleu", "token_f1"}
+    assert set(values["scores"]) == {"rouge1", "rouge2", "rougeL", "bleu", "token_f1", "exact_match"}
     means = [item["models"]["a"]["scores"]["token_f1"] for item in data["items"]]
     assert data["models"][0]["results"]["token_f1"]["mean"] == pytest.approx(sum(means) / 4)
-    assert data["models"][1]["differences"]["rouge1"]["verdict"] in ("worse", "not distinguishable")
+    assert data["models"][1]["differences"]["rouge1"]["verdict"] == "too few answers to judge"
 
 
 def test_the_manifest_is_written_last_and_names_what_was_measured(tmp_path: Path) -> None:

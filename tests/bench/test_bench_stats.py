@@ -1,3 +1,4 @@
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.figures import signed
 from bench.metrics import METRICS
 from bench.results import Result
 from bench.stats import Bootstrap, compare, estimate, judge, mean, mean_table, perplexity, spread
@@ -42,9 +44,12 @@ def test_a_model_against_itself_is_not_distinguishable_by_any_metric(pairs: list
     answers, references = zip(*pairs, strict=True)
     for metric in METRICS.values():
         scored = metric.score(answers, references)
+        if scored.unseen:
+            continue
         difference = compare(scored.table, scored.table, scored.statistic, FAST)
         assert (difference.mean, difference.low, difference.high) == (0, 0, 0)
-        assert judge(difference, metric.info.higher_is_better).verdict == "not distinguishable"
+        judged = judge(replace(difference, n=10), metric.info.higher_is_better)
+        assert judged.verdict == "not distinguishable"
 
 
 def test_the_interval_covers_the_truth_in_93_to_97_of_100_simulated_benchmarks() -> None:
@@ -144,7 +149,30 @@ def test_a_verdict_needs_an_interval_without_0(
     low: float, high: float, higher_is_better: bool | None, verdict: str
 ) -> None:
     assert judge(Result((low + high) / 2, low, high, 10), higher_is_better).verdict == verdict
-    assert judge(Result((low + high) / 2, low, high, 9), higher_is_better).verdict == "not distinguishable"
+    assert judge(Result((low + high) / 2, low, high, 9), higher_is_better).verdict == "too few answers to judge"
+
+
+@given(
+    st.lists(st.floats(-1, 1), min_size=3, max_size=3),
+    st.sampled_from([1, 1e-5, 1e-9]),
+    st.integers(2, 40),
+    st.sampled_from([True, False, None]),
+)
+def test_no_verdict_contradicts_the_interval_that_is_shown(
+    bounds: list[float], size: float, n: int, higher_is_better: bool | None
+) -> None:
+    low, middle, high = sorted(bound * size for bound in bounds)
+    verdict = judge(Result(middle, low, high, n), higher_is_better).verdict
+    shown_low, shown_high = signed(low)[0], signed(high)[0]
+    if n < 10:
+        assert verdict == "too few answers to judge"
+    elif verdict == "not distinguishable":
+        assert low <= 1e-12
+        assert high >= -1e-12
+    else:
+        # both ends that a reader sees lie on the verdict's side of 0
+        up = {"better": bool(higher_is_better), "worse": not higher_is_better, "higher": True, "lower": False}[verdict]
+        assert (shown_low, shown_high) == (("+", "+") if up else ("−", "−"))
 
 
 def test_a_spread_is_median_and_extremes() -> None:
