@@ -1,7 +1,6 @@
 """What goes into a run: recipe, base, tokenizer, template and tokenised rows, and how a later call knows them again."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +22,7 @@ from gladstone.artifacts import copy_file, sha256_path, write_text
 from gladstone.basemodel import Base, check_weights, resolve_base
 from gladstone.errors import DataError, UnsupportedError
 from gladstone.host import installed_versions
+from gladstone.named_templates import CONTROL_TEXT
 from gladstone.progress import Progress, step
 from gladstone.template import CLOCK, ChatTemplate
 from gladstone.tokenizer import TOKENIZER_FILES, FolderTokenizer, tokenizer_files
@@ -30,7 +30,6 @@ from gladstone.tokenizer import TOKENIZER_FILES, FolderTokenizer, tokenizer_file
 # of a recipe, what may differ between the calls of one run: none of it changes how it is trained
 FREE_FIELDS = ("description", "hub", "training.checkpoint_minutes", "training.checkpoint_steps",
                "training.keep_checkpoints", "training.report_to", "training.final")  # fmt: skip
-_CONTROL = re.compile(r"<\|[^|<>\s{}]+\|>")  # how most vocabularies write a token that is no text
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def read_inputs(reader: Reader, out: Path, progress: Progress, summary: Summary)
 
 
 def _check_vocabulary(template: ChatTemplate, tokenizer: FolderTokenizer) -> None:
-    named = sorted(set(_CONTROL.findall(template.source)))
+    named = sorted(set(CONTROL_TEXT.findall(template.source)))
     lacking = [text for text in named if len(tokenizer.encode(text)) != 1]
     if lacking:
         raise DataError(

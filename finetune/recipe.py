@@ -20,8 +20,8 @@ from finetune.data.section import DataSection
 from finetune.labels import Limits, LongRows
 from gladstone.config import Config, build_config, read_yaml
 from gladstone.errors import ConfigError, listed
+from gladstone.named_templates import read_template
 
-TEMPLATE_PREFIX = "template:"
 DEFAULT_RECIPE = "smollm2-135m"  # for a user's rows
 DEMO_RECIPE = "demo-triage"
 EMBEDDED_RECIPES = (DEMO_RECIPE, "smollm2-135m-medical")  # for the rows that come with Gladstone
@@ -196,19 +196,12 @@ class Recipe(Config):
 
     def own_template(self) -> str | None:
         """The template that base.chat_template names, None where the model's own is used. Raises ConfigError."""
-        name = self.base.chat_template
-        if name is None:
+        if self.base.chat_template is None:
             return None
-        path = Path(name).expanduser()
-        if name.startswith(TEMPLATE_PREFIX):
-            path = template_folder() / f"{name.removeprefix(TEMPLATE_PREFIX)}.jinja"
-            if not path.is_file():
-                known = ", ".join(sorted(each.stem for each in template_folder().glob("*.jinja")))
-                raise ConfigError(f"base.chat_template: no template {name!r}; there are: {known}.")
         try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"base.chat_template: {self.base.chat_template} cannot be read: {error}.") from None
+            return read_template(self.base.chat_template).source
+        except ConfigError as error:
+            raise ConfigError(f"base.chat_template: {error}") from None
 
 
 def field_help(section: type[Config] = Recipe, prefix: str = "") -> list[tuple[str, str]]:
@@ -232,11 +225,6 @@ def field_help(section: type[Config] = Recipe, prefix: str = "") -> list[tuple[s
 
 def _is_section(annotation: Any) -> TypeGuard[type[Config]]:
     return isinstance(annotation, type) and issubclass(annotation, Config)
-
-
-def template_folder() -> Path:
-    """Where the templates lie that come with Gladstone."""
-    return Path(str(resources.files("finetune"))) / "templates"
 
 
 def recipe_names() -> list[str]:

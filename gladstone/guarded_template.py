@@ -25,7 +25,18 @@ from gladstone.errors import DataError, ToolError
 from gladstone.host import readable_bytes
 from gladstone.sandbox import Rendering
 from gladstone.template import ChatTemplate
-from gladstone.template_child import READY, REFUSED, REPLY, REQUEST, TEXT, TOO_BIG, TOO_LONG, UTF8, TemplateLimits
+from gladstone.template_child import (
+    NAMES,
+    READY,
+    REFUSED,
+    REPLY,
+    REQUEST,
+    TEXT,
+    TOO_BIG,
+    TOO_LONG,
+    UTF8,
+    TemplateLimits,
+)
 from gladstone.terminal import visible
 
 _CHILD = Path(__file__).with_name("template_child.py")
@@ -143,7 +154,12 @@ class GuardedTemplate(ChatTemplate):
     """
 
     def __init__(
-        self, source: str, special_tokens: dict[str, str] | None = None, process: TemplateProcess | None = None
+        self,
+        source: str,
+        special_tokens: dict[str, str] | None = None,
+        process: TemplateProcess | None = None,
+        *,
+        name: str | None = None,
     ) -> None:
         """`process`, one started before, belongs to the template from here on.
 
@@ -154,7 +170,7 @@ class GuardedTemplate(ChatTemplate):
         self.process = process or TemplateProcess()
         with ExitStack() as after_failure:
             after_failure.callback(self.close)
-            super().__init__(source, special_tokens)
+            super().__init__(source, special_tokens, name=name)
             after_failure.pop_all()
 
     def close(self) -> None:
@@ -166,6 +182,10 @@ class GuardedTemplate(ChatTemplate):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def _names_read(self) -> list[str]:
+        found = json.loads(self.process.ask(self._head, NAMES, "to read"))
+        return [name for name in found if isinstance(name, str)]
 
     def _compile(self) -> None:
         self.process.ask(self._head, b"", "to compile")

@@ -102,9 +102,10 @@ class Model:
             raise ArtifactError(f"{path}: the file carries no vocabulary, so no text can be put to the model.")
         self.vocab_size: int = self._lib.llama_vocab_n_tokens(self.vocabulary)
         self.context_tokens: int = self._lib.llama_model_n_ctx_train(self.handle)
-        self.bos: int = self._lib.llama_vocab_bos(self.vocabulary)
-        self.eos: int = self._lib.llama_vocab_eos(self.vocabulary)
         self.eot: int = self._lib.llama_vocab_eot(self.vocabulary)
+        self.bos: int = self._declared("bos", self._lib.llama_vocab_bos(self.vocabulary), instead=-1)
+        self.eos: int = self._declared("eos", self._lib.llama_vocab_eos(self.vocabulary), instead=self.eot)
+        self.end_tokens: set[int] = set()  # that end a turn by what the chat template says, beside the vocabulary's
         self.pad: int = self._lib.llama_vocab_pad(self.vocabulary)
         self.adds_bos: bool = self._lib.llama_vocab_get_add_bos(self.vocabulary)
         self.has_encoder: bool = self._lib.llama_model_has_encoder(self.handle)
@@ -143,6 +144,15 @@ class Model:
                 if handle := loading.result():
                     self._lib.llama_model_free(handle)
                 raise
+
+    def _declared(self, name: str, token: int, *, instead: int) -> int:
+        """A special token, or `instead` where the file names none.
+
+        llama.cpp takes token 11 of a byte-pair vocabulary then, a comma in most of them.
+        """
+        is_guess = self._lib.llama_vocab_type(self.vocabulary) == self._lib.LLAMA_VOCAB_TYPE_BPE
+        named = f"tokenizer.ggml.{name}_token_id" in self.headers[0].metadata
+        return token if named or not is_guess else instead
 
     def _metadata(self, key: str) -> str:
         """A short value as llama.cpp writes it, '' where there is none."""
@@ -222,7 +232,10 @@ class Model:
 
     def ends_generation(self, token: int) -> bool:
         """True for end of sequence, end of turn and their kin."""
-        return bool(self._lib.llama_vocab_is_eog(self.vocabulary, token))
+        if token in self.end_tokens:
+            return True
+        guessed = token == self._lib.llama_vocab_eos(self.vocabulary) != self.eos
+        return not guessed and bool(self._lib.llama_vocab_is_eog(self.vocabulary, token))
 
     def is_user_defined(self, token: int) -> bool:
         """True for tokens that llama.cpp finds in every text, also where special ones are not to be parsed."""

@@ -31,12 +31,16 @@ _MAX_REASON_CHARACTERS = 1000
 
 @dataclass(frozen=True)
 class Rendering:
-    """What a template renders: turns and tools as it sees them, and the time that it may write (None: the real one)."""
+    """What a template renders: turns and tools as it sees them, and the time that it may write (None: the real one).
+
+    `arguments` are further names that it may read, as `enable_thinking`.
+    """
 
     turns: list[dict[str, Any]]
     add_generation_prompt: bool = False
     tools: list[dict[str, Any]] = field(default_factory=list)
     now: datetime | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, of which `of_json` makes it again."""
@@ -50,11 +54,8 @@ class Rendering:
 
 def compiled(source: str) -> Template:
     """The template in the sandbox. Raises DataError with the line if it does not compile, MemoryError if it is huge."""
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag])
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(raise_exception=_raise_exception)
     try:
-        return environment.from_string(source)
+        return environment().from_string(source)
     except TemplateSyntaxError as error:
         reason = _reason(error, error.message)
         raise DataError(f"the chat template does not compile: {reason} (line {error.lineno}).") from None
@@ -62,16 +63,24 @@ def compiled(source: str) -> Template:
         raise DataError(f"the chat template does not compile: {_reason(error)}.") from None
 
 
+def environment() -> ImmutableSandboxedEnvironment:
+    """Jinja as chat templates get it."""
+    sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag])
+    sandbox.filters["tojson"] = _to_json
+    sandbox.globals.update(raise_exception=_raise_exception)
+    return sandbox
+
+
 def rendered(template: Template, special_tokens: Mapping[str, str], asked: Rendering) -> str:
     """The text that a compiled template makes of turns. Raises DataError if it cannot, MemoryError if it is huge."""
     try:
         return template.render(
+            # transformers gives documents and tools to every template, and some ask `is not none`
+            {"documents": None, **special_tokens, **asked.arguments},
             messages=asked.turns,
-            tools=asked.tools or None,  # transformers gives these two to every template, and some ask `is not none`
-            documents=None,
+            tools=asked.tools or None,
             add_generation_prompt=asked.add_generation_prompt,
             strftime_now=clock(asked.now),
-            **special_tokens,
         )
     except SecurityError as error:
         raise DataError(f"the chat template does something forbidden: {_reason(error)}.") from None

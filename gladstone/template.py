@@ -4,15 +4,16 @@ A template renders in Jinja's sandbox (`sandbox`); `guarded_template` bounds wha
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from gladstone.chat import Message
-from gladstone.errors import DataError
+from gladstone.errors import ConfigError, DataError
 from gladstone.sandbox import Rendering, compiled, rendered
+from gladstone.template_reads import names_read
 from gladstone.tool_turns import CallStyle, ToolSupport, find_support, tools_of, turns_of
 
 # how reasoning is marked, by the tag that a template names; the first is for templates that name none
@@ -84,11 +85,36 @@ class ChatTemplate:
         self.sha256 = template_sha256(source)
         self.special_tokens = dict(special_tokens or {})
         self.now, self.name = now, name
+        self._arguments: dict[str, Any] = {}
         self.has_reasoning_field = "reasoning_content" in source
         self.thought_tags = next(
             (tags for tags in THOUGHT_TAGS if tags[0] in source or tags[1] in source), THOUGHT_TAGS[0]
         )
         self._compile()
+
+    @cached_property
+    def readable(self) -> tuple[str, ...]:
+        """The names of arguments that the template reads, beside those that every template gets."""
+        return tuple(name for name in self._names_read() if name not in self.special_tokens)
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What the template is given by name at each rendering."""
+        return dict(self._arguments)
+
+    def set_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Give the template these JSON values from now on, and no others.
+
+        Raises ConfigError for a name that the template never reads, with those that it reads.
+        """
+        unread = [name for name in arguments if name not in self.readable]
+        if unread:
+            reads = ", ".join(name for name in self.readable if not name.endswith("_token")) or "none"
+            raise ConfigError(
+                f"the chat template never reads {', '.join(map(repr, unread))}, so it would change nothing. "
+                f"Arguments that it reads: {reads}."
+            )
+        self._arguments = dict(arguments)
 
     @cached_property
     def tool_support(self) -> ToolSupport:
@@ -109,7 +135,7 @@ class ChatTemplate:
         tools, calls or their results out.
         """
         turns = self.turns(messages, tools)
-        return self._rendered(Rendering(turns, add_generation_prompt, tools_of(tools), self.now))
+        return self._rendered(Rendering(turns, add_generation_prompt, tools_of(tools), self.now, self._arguments))
 
     def turns(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> list[dict[str, Any]]:
         """The turns as the template takes them. Raises DataError if it leaves tools, calls or their results out."""
@@ -163,6 +189,9 @@ class ChatTemplate:
             return ""
         opening, closing = self.thought_tags
         return f"{opening}\n{message.reasoning}\n{closing}\n\n"
+
+    def _names_read(self) -> list[str]:
+        return names_read(self.source)
 
     def _compile(self) -> None:
         try:

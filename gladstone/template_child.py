@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 REQUEST, REPLY = struct.Struct(">QQ"), struct.Struct(">cQ")  # sizes of head and body; status and size of the text
+NAMES = b"names"  # a body that asks for the names that the template reads
 READY, TEXT, REFUSED, TOO_LONG, TOO_BIG = b"R", b"T", b"E", b"L", b"M"
 UTF8 = ("utf-8", "surrogatepass")  # half a character travels as it is
 _SOCKET, _CHUNK_BYTES = 0, 1 << 20
@@ -70,6 +71,7 @@ class _Renderer:
 
     def _text(self, head: bytes, body: bytes) -> tuple[bytes, bytes]:
         from gladstone.sandbox import Rendering, compiled, rendered
+        from gladstone.template_reads import names_read
 
         if self._template is None or head != self._head:
             self._template = None
@@ -78,6 +80,8 @@ class _Renderer:
             self._head, self._special_tokens = head, fields["special_tokens"]
         if not body:
             return TEXT, b""
+        if body == NAMES:
+            return TEXT, json.dumps(names_read(json.loads(head.decode(*UTF8))["source"])).encode(*UTF8)
         asked = Rendering.of_json(json.loads(body.decode(*UTF8)))
         text = rendered(self._template, self._special_tokens, asked)
         longest = self._limits.longest_output_bytes(body)
@@ -157,7 +161,7 @@ def _main() -> None:
         signal.signal(number, signal.SIG_DFL)
     settings = json.loads(sys.argv[1])
     sys.path += settings["paths"]
-    for module in ("gladstone.sandbox", *_LATE_MODULES):
+    for module in ("gladstone.sandbox", "gladstone.template_reads", *_LATE_MODULES):
         importlib.import_module(module)
     for codec in _LATE_CODECS:
         codecs.lookup(codec)

@@ -13,6 +13,7 @@ from gladstone.errors import ConfigError, DataError
 from gladstone.terminal import visible
 from runtime.console import Waiting, tolerate_narrow_encodings, write
 from runtime.options import ASK, build_sampling, engine_options, load_engine, model_argument, sampling_options
+from runtime.template_options import template_options
 
 if TYPE_CHECKING:
     from runtime.engine import Completion, Engine
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 @click.command()
 @model_argument
 @click.argument("question", required=False)
+@click.option(
+    "--raw", is_flag=True, help="Continue QUESTION as it is, without a chat template; its special tokens count."
+)
+@template_options
 @engine_options
 @sampling_options(ASK)
 @click.option("--json-schema", metavar="FILE", help="The answer is JSON that this schema allows.")
@@ -39,6 +44,7 @@ def ask(model: Path, question: str | None, system: str | None, as_json: bool, **
     The question is read from standard input if it is '-' or missing. Reasoning goes to standard error, so that standard
     output holds nothing but the answer.
     """
+    _check_raw(options, system)
     sampling = build_sampling(options)
     grammar = _read_grammar(options)
     messages = [Message("system", system)] if system else []
@@ -47,12 +53,25 @@ def ask(model: Path, question: str | None, system: str | None, as_json: bool, **
     from runtime.request import Request
 
     with load_engine(model, options) as engine:
-        tokens = engine.prompt_tokens(messages)
+        tokens = engine.text_tokens(messages[-1].content) if options["raw"] else engine.prompt_tokens(messages)
         with Waiting("thinking") as waiting:
             show = _Show(waiting, silent=as_json)
             request = Request(tokens, sampling, grammar, options["reasoning_tokens"])
             completion = engine.answer(request, show.piece)
         show.finish(completion, engine)
+
+
+def _check_raw(options: dict[str, Any], system: str | None) -> None:
+    """Raises UsageError for what only a chat template could do."""
+    given = {
+        "--system": system,
+        "--chat-template": options["chat_template"],
+        "--template-arg": options["template_args"],
+    }
+    given["--reasoning-tokens"] = options["reasoning_tokens"]
+    wrong = [name for name, value in given.items() if value not in (None, ())]
+    if options["raw"] and wrong:
+        raise click.UsageError(f"--raw has no chat template, so {' and '.join(wrong)} cannot count.")
 
 
 class _Show:

@@ -18,6 +18,7 @@ from runtime.console import (
 )
 from runtime.generation.sampler import Sampling
 from runtime.options import CHAT, build_sampling, engine_options, load_engine, model_argument, sampling_options
+from runtime.template_options import template_options
 
 if TYPE_CHECKING:
     from runtime.engine import Completion, Engine
@@ -39,6 +40,7 @@ HELP = "\n".join(
 
 @click.command()
 @model_argument
+@template_options
 @engine_options
 @sampling_options(CHAT)
 @click.option("--show-reasoning/--hide-reasoning", default=True, help="Show reasoning, dimmed.  [default: show]")

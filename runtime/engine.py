@@ -23,11 +23,12 @@ import numpy.typing as npt
 from gladstone.chat import Message
 from gladstone.context import Context
 from gladstone.errors import ConfigError, DataError, UnsupportedError
+from gladstone.guarded_template import GuardedTemplate
 from runtime.answer import Answer
 from runtime.generation.batching import BatchRunner, ReadingJob, WritingJob
 from runtime.generation.beams import Beams
 from runtime.generation.prompt import prompt_tokens, scored_tokens
-from runtime.generation.reasoning import Piece, markers_of
+from runtime.generation.reasoning import UNMARKED, Piece, markers_of
 from runtime.generation.sampler import Sampling
 from runtime.generation.serial import Reply, SerialRunner, Teaching
 from runtime.generation.speculation import DraftModel, Guesser, PromptLookup
@@ -36,6 +37,7 @@ from runtime.generation.writer import Vocabulary, Writer, log_softmax
 from runtime.loading import EngineOptions, choose_engine_threads, doubt_engine_threads, load
 from runtime.machine.fit import Fit
 from runtime.request import Completion, ContextFullError, Event, ListenerError, OnEvent, Request
+from runtime.trust.provenance import Provenance
 from runtime.worker import Worker
 
 if TYPE_CHECKING:
@@ -67,10 +69,11 @@ class Engine:
         self.options = options or EngineOptions()
         begin_s = time.perf_counter()
         loaded = self._loaded = load(path, self.options)
-        self.model, self.template, self.context = loaded.model, loaded.template, loaded.context
+        self.model, self.context = loaded.model, loaded.context
         self.context_tokens = loaded.limits.context_tokens
         self._strengths = tuple(lora.scale for lora in self.options.loras)
-        self._vocabulary = Vocabulary(self.model, markers_of(self.template.source))
+        markers = markers_of(loaded.template.source) if loaded.template else UNMARKED
+        self._vocabulary = Vocabulary(self.model, markers)
         self._draft_sequences = list(range(self.options.slots))
         self._grammars: GrammarCompiler | None = None
         self._lock = threading.Lock()
@@ -91,6 +94,18 @@ class Engine:
         """How the model was fitted to the machine."""
         return self._loaded.fit
 
+    @property
+    def template(self) -> GuardedTemplate:
+        """The chat template. Raises UnsupportedError for an engine that has none, with `EngineOptions.raw`."""
+        if self._loaded.template is None:
+            raise UnsupportedError("an engine for raw text has no chat template: it takes no messages.")
+        return self._loaded.template
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the manifest beside the file says of it."""
+        return self._loaded.provenance
+
     def close(self) -> None:
         """End what is under way and free everything. Closing twice is harmless."""
         if not self._worker.closing:
@@ -110,6 +125,18 @@ class Engine:
         `tools` are definitions as JSON texts. Raises DataError for turns and tools that the template cannot render.
         """
         return prompt_tokens(self.model, self.template, messages, tools)
+
+    def text_tokens(self, text: str, *, special: bool = True) -> list[int]:
+        """A text as it is, with what the vocabulary puts before it (BOS) and, for an encoder, after it.
+
+        With `special` the texts of special tokens in it become these tokens, as where a user writes a template by hand.
+        Raises DataError for a text that is not Unicode.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError("the text holds half a character: it is not Unicode.") from None
+        return self.model.framed(self.model.tokenize(text, parse_special=special))
 
     def submit(self, request: Request, on_event: OnEvent | None = None) -> Answer:
         """Begin an answer. `on_event`, if given, is called by the engine's thread and must be quick; else iterate.

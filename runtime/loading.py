@@ -1,10 +1,10 @@
 """From a file and options to a model that is ready: fitted to the machine, its context open, its threads measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gladstone.backends import backend_mark
 from gladstone.context import Context
@@ -13,14 +13,15 @@ from gladstone.gguf import GgufHeader, info_of, read_model
 from gladstone.guarded_template import GuardedTemplate, TemplateProcess
 from gladstone.llama import Model
 from gladstone.lora import Lora
+from gladstone.named_templates import NamedTemplate
 from gladstone.pace import First, Held, pace_for
-from runtime.generation.prompt import load_template
+from runtime.generation.prompt import check_template, load_template
 from runtime.generation.sampler import MAX_BEAMS
 from runtime.generation.speculation import MOST_GUESSES, check_draft
 from runtime.generation.tasks import Limits
 from runtime.machine.fit import Fit, Wishes, plan_fit, read_machine
 from runtime.machine.threads import PREFILL_TOKENS, Threads, Trial, choose_threads, forget_threads
-from runtime.trust.provenance import verify
+from runtime.trust.provenance import Provenance, verify
 
 SCORED_AT_ONCE = 64  # rows of logits: of a vocabulary of 150,000 they are 38 MB
 KEPT_SEQUENCES = 3  # earlier conversations that can be taken up again, beside those at work
@@ -37,6 +38,9 @@ class EngineOptions:
     measured, and follow what else the machine does. `steady` keeps the number that single tokens begin with where
     another changes the last bits (llama.cpp's flash attention, behind 256 tokens). Adapters can be laid over the model.
     Guesses come from a `draft` model, or with `lookup` from the text.
+
+    `chat_template` takes the place of the file's own; `template_arguments` are JSON values that it reads by name. With
+    `raw` there is no template: texts are continued as they are.
     """
 
     context_tokens: int | None = None
@@ -54,6 +58,9 @@ class EngineOptions:
     draft: Path | None = None
     lookup: bool = False
     steady: bool = False
+    chat_template: NamedTemplate | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    raw: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError for numbers below 1."""
@@ -74,11 +81,12 @@ class Loaded:
 
     stack: ExitStack
     model: Model
-    template: GuardedTemplate
+    template: GuardedTemplate | None  # None with EngineOptions.raw
     context: Context
     limits: Limits
     fit: Fit
     draft: Context | None
+    provenance: Provenance
 
 
 def load(path: Path, options: EngineOptions) -> Loaded:
@@ -87,10 +95,13 @@ def load(path: Path, options: EngineOptions) -> Loaded:
     A file that its manifest does not vouch for is first tried in a child process.
     """
     with ExitStack() as stack:
-        templates = TemplateProcess()  # starts while the model is loaded
-        stack.callback(templates.close)
-        verify(path)
+        templates = None if options.raw else TemplateProcess()  # starts while the model is loaded
+        if templates is not None:
+            stack.callback(templates.close)
+        provenance = verify(path)
         headers = read_model(path)
+        if not options.raw and options.chat_template is None:
+            check_template(headers)
         fit = plan_fit(headers, read_machine(), _wishes(headers, options))
         model = Model(
             path,
@@ -101,12 +112,20 @@ def load(path: Path, options: EngineOptions) -> Loaded:
             headers=headers,
         )
         stack.callback(model.close)
-        template = load_template(model, templates)
+        template = _open_template(model, templates, options)
         limits = _limits(model, fit, options)
         context = _open_context(model, limits, options)
         stack.callback(context.close)
         draft = _load_draft(model, fit, limits, options, stack)
-        return Loaded(stack.pop_all(), model, template, context, limits, fit, draft)
+        return Loaded(stack.pop_all(), model, template, context, limits, fit, draft, provenance)
+
+
+def _open_template(model: Model, process: TemplateProcess | None, options: EngineOptions) -> GuardedTemplate | None:
+    if process is None:
+        return None
+    template = load_template(model, process, options.chat_template)
+    template.set_arguments(options.template_arguments)
+    return template
 
 
 def _wishes(headers: Sequence[GgufHeader], options: EngineOptions) -> Wishes:

@@ -10,6 +10,7 @@ import click
 from gladstone.chat import CHAT_SAMPLING
 from runtime.console import Waiting
 from runtime.generation.sampler import Sampling
+from runtime.template_options import chosen_template, parse_arguments
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -142,5 +143,8 @@ def load_engine(model: Path, options: dict[str, Any]) -> "Engine":
                 loras=tuple(map(parse_lora, options["loras"])),
                 draft=options["draft"],
                 lookup=options["lookup"],
+                chat_template=chosen_template(options),
+                template_arguments=parse_arguments(options["template_args"]),
+                raw=options.get("raw", False),
             ),
         )

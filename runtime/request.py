@@ -39,9 +39,10 @@ class Completion:
 
     `stop_reason` is "end" (the model ended its turn), "stop" (a stop string), "length" (max_tokens), "context" (the
     context is full) or "cancelled". `generated_tokens` are the tokens of the text, without the one that ends the turn;
-    `guessed_tokens` of them were guessed before they were chosen. `queued_s` is the time until the prompt's turn came,
-    `prefill_s` the time for the prompt, `first_token_s` from asking until the first token was chosen, `decode_s` the
-    time after that, for the other tokens.
+    `reasoning_tokens` of them are the thought's, the marker that closes it included, and `guessed_tokens` were guessed
+    before they were chosen. `complete` is False where the text was cut, or does not fit the grammar yet. `queued_s` is
+    the time until the prompt's turn came, `prefill_s` the time for the prompt, `first_token_s` from asking until the
+    first token was chosen, `decode_s` the time after that, for the other tokens.
     """
 
     text: str
@@ -50,11 +51,13 @@ class Completion:
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
+    reasoning_tokens: int
     guessed_tokens: int
     queued_s: float
     prefill_s: float
     decode_s: float
     first_token_s: float
+    complete: bool
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 

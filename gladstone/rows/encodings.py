@@ -47,6 +47,19 @@ def check_encoding(name: str) -> str:
     return found.name
 
 
+def decoded(data: bytes, name: str) -> str:
+    """A whole text in UTF-8, or in UTF-16 or UTF-32 behind a byte-order mark, which is dropped.
+
+    Raises DataError, which `name` begins, for other bytes.
+    """
+    encoding = next((each for start, each in MARKS.items() if data.startswith(start)), "utf-8-sig")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        expected = "UTF-8" if encoding == "utf-8-sig" else f"{encoding.upper()}, which its byte-order mark says"
+        raise DataError(f"{name}: byte {error.start + 1:,} is not {expected}.") from None
+
+
 def as_utf8(
     path: Path, head: bytes, rest: Iterator[bytes], again: Callable[[], BinaryIO], encoding: str | None
 ) -> Iterator[bytes | Note]:

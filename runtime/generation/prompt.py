@@ -4,46 +4,65 @@ import dataclasses
 import functools
 import itertools
 import re
+import shlex
 from collections.abc import Sequence
 
 from gladstone.chat import Message
-from gladstone.errors import ArtifactError, DataError
+from gladstone.errors import ArtifactError, ConfigError, DataError
+from gladstone.gguf import GgufHeader, info_of
 from gladstone.guarded_template import GuardedTemplate, TemplateProcess
 from gladstone.llama import Model, library
+from gladstone.named_templates import NamedTemplate, template_names
 from gladstone.template import ChatTemplate, encode_parts
 
 # one private-use character on each side, a number between them: what a text is replaced with while it is rendered
 _MARK, _MARKED = "\uf8ff{}\uf8ff", re.compile("\uf8ff(\\d+)\uf8ff")
 
 
-def load_template(model: Model, process: TemplateProcess | None = None) -> GuardedTemplate:
-    """The chat template that the model file carries, bounded; close it. `process` may have been started before.
+def check_template(headers: Sequence[GgufHeader]) -> None:
+    """Raises ArtifactError, with what can be done, if a model file carries no chat template."""
+    info = info_of(headers)
+    if not info.template:
+        raise ArtifactError(
+            f"{info.path}: the file carries no chat template, so nobody knows how the model was trained to be asked. "
+            f"Give one (--chat-template FILE, or one of {', '.join(template_names())}), or let it continue a text as "
+            f"it is: runtime ask {shlex.quote(str(info.path))} --raw TEXT."
+        )
 
-    Raises ArtifactError if the file has none that compiles, ToolError if no process can be started for it.
+
+def load_template(
+    model: Model, process: TemplateProcess | None = None, chosen: NamedTemplate | None = None
+) -> GuardedTemplate:
+    """The `chosen` chat template, or the one that the model file carries, bounded; close it.
+
+    `process` may have been started before. Raises ArtifactError or ConfigError if it does not compile, ToolError if no
+    process can be started for it.
     """
     try:
-        return _load_template(model, process)
+        return _load_template(model, process, chosen)
     except BaseException:
         if process is not None:
             process.close()
         raise
 
 
-def _load_template(model: Model, process: TemplateProcess | None) -> GuardedTemplate:
-    source: bytes | None = library().llama_model_chat_template(model.handle, None)
-    if not source:
-        raise ArtifactError(
-            f"{model.path}: the file carries no chat template, so nobody knows how the model was trained to be asked. "
-            "Export it again from a run of finetune, or use an instruction-tuned model."
-        )
+def _load_template(model: Model, process: TemplateProcess | None, chosen: NamedTemplate | None) -> GuardedTemplate:
     names = {"bos_token": model.bos, "eos_token": model.eos, "pad_token": model.pad}
     special = {name: model.token_text(token) for name, token in names.items() if token >= 0}
+    special.setdefault("eos_token", "")  # many templates add it to a text, which fails where there is none
+    if chosen is not None:
+        try:
+            return GuardedTemplate(chosen.source, special, process, name=chosen.name)
+        except DataError as error:
+            raise ConfigError(f"--chat-template {chosen.name}: {error}") from None
+    check_template(model.headers)
+    source: bytes = library().llama_model_chat_template(model.handle, None) or b""
     try:
         return GuardedTemplate(source.decode(), special, process)
     except UnicodeDecodeError:
         raise ArtifactError(f"{model.path}: its chat template is not UTF-8.") from None
     except DataError as error:
-        raise ArtifactError(f"{model.path}: {error} Export the model again with a template that does.") from None
+        raise ArtifactError(f"{model.path}: {error} --chat-template gives another in its place.") from None
 
 
 def prompt_tokens(

@@ -38,6 +38,7 @@ class Markers:
         return tuple(text for text in every if text)
 
 
+UNMARKED = Markers("", "")  # of raw text, in which nothing is told apart
 THINK = Markers("<think>", "</think>")  # also for models whose template names no marker
 # a template may name the markers of several families: it is of the first one, so plain words come after tokens
 FAMILIES = (
@@ -112,7 +113,7 @@ class ReasoningSplitter:
     def __init__(self, *, opened: bool = False, markers: Markers = THINK) -> None:
         """`opened`: the prompt ends with the opening marker, so the first text is reasoning already."""
         self._markers = markers
-        self._state = "reasoning" if opened else "start"
+        self._state = "reasoning" if opened else "start" if markers.opening else "answer"
         self._after_marker = opened
         self._between = ""  # what parts a thought from the one before
         self._held = ""

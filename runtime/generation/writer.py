@@ -49,6 +49,8 @@ class Vocabulary:
 
     def opens_reasoning(self, tokens: Sequence[int]) -> bool:
         """True if a prompt ends with the opening marker of a thought."""
+        if not self.markers.opening:
+            return False
         tail = b"".join(self.model.piece(token, special=True) for token in tokens[-24:])
         return tail.decode("utf-8", "replace").rstrip().endswith(self.markers.opening.rstrip())
 
@@ -195,10 +197,9 @@ class Writer:
             forced, self._forced = self._forced, []
             self._force(forced)
         budget = self.request.reasoning_tokens
-        if not self.ended and budget is not None and self._stream.in_reasoning:
-            self._thought += 1
-            if self._thought >= budget and not self._stream.splitter.closing:
-                self._force(self._vocabulary.closing_tokens())
+        used_up = budget is not None and self._stream.in_reasoning and self._thought >= budget
+        if used_up and not self.ended and not self._stream.splitter.closing:
+            self._force(self._vocabulary.closing_tokens())
         if not self.ended and self._constraint is not None and self._constraint.finished:
             self.end("end")
 
@@ -212,7 +213,9 @@ class Writer:
 
     def _append(self, token: int) -> None:
         self._count += 1
+        thinking = self._stream.in_reasoning
         self._tell(self._stream.feed(self._vocabulary.piece(token)))
+        self._thought += thinking or self._stream.in_reasoning
         if self._stream.stopped:
             self.end("stop")
         elif self._count >= self.request.sampling.max_tokens:
@@ -245,13 +248,21 @@ class Writer:
             prompt_tokens=len(self.request.tokens),
             cached_tokens=self.cached,
             generated_tokens=self._count,
+            reasoning_tokens=self._thought,
             guessed_tokens=self._guessed,
             queued_s=started_s - times.begin_s,
             prefill_s=(times.read_s or end_s) - started_s,
             decode_s=end_s - first_s,
             first_token_s=first_s - times.begin_s,
+            complete=self._is_complete(stop_reason),
             logprobs=tuple(self._logprobs) if self.request.sampling.logprobs is not None else None,
         )
+
+    def _is_complete(self, stop_reason: str) -> bool:
+        if self._constraint is None:
+            return stop_reason in ("end", "stop")
+        # a stop string takes away what the grammar has seen
+        return stop_reason != "stop" and not self._stream.in_reasoning and self._constraint.may_end
 
 
 def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:

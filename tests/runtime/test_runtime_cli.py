@@ -81,7 +81,16 @@ def test_ask_with_json_prints_one_object(runtime: Run, smollm: Path, engine: Eng
     assert result.exit_code == 0
     assert set(answer) == {
         *("model", "text", "reasoning", "stop_reason", "prompt_tokens", "cached_tokens", "generated_tokens"),
-        *("guessed_tokens", "queued_s", "prefill_s", "decode_s", "first_token_s", "load_s"),
+        *(
+            "reasoning_tokens",
+            "complete",
+            "guessed_tokens",
+            "queued_s",
+            "prefill_s",
+            "decode_s",
+            "first_token_s",
+            "load_s",
+        ),
     }
     assert (answer["text"], answer["stop_reason"]) == (greedy(engine, SUM), "end")
     assert answer["model"] == str(smollm)
