@@ -221,7 +221,8 @@ def test_info_shows_a_template_that_is_not_utf8_and_chat_refuses_it(runtime: Run
     output = runtime("info", path).output
     assert output.endswith("\n  | a\ufffd␛[31m\n")
     result = runtime("chat", path, stdin="")
-    assert (result.exit_code, result.output) == (1, f"Error: {path}: its chat template is not UTF-8.\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.endswith(f"Error: {path}: its chat template is not UTF-8.\n")
 
 
 def test_info_verifies_a_file_against_its_manifest(runtime: Run, run_folder: Path) -> None:
