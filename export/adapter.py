@@ -1,4 +1,4 @@
-"""A LoRA adapter as PEFT saves it: which tensors of the base it changes, and how. Names torch.
+"""A LoRA adapter as PEFT saves it: which tensors of the base it changes, and how.
 
 Every tensor of the file has a meaning here or the adapter is refused: nothing that was trained is dropped.
 """
@@ -6,16 +6,17 @@ Every tensor of the file has a meaning here or the adapter is refused: nothing t
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from export.shards import Stored, read_header
+from export.spelling import Part, is_table, read_parts
+from export.updates import LowRank, Rows, Shift, Update, Whole
 from gladstone.errors import ArtifactError, UnsupportedError, listed
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.model."
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # keep W as (in, out)
 MOVED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")  # beginnings that take a part out of the base
 MERGED = {  # settings that the merge reads, or that say nothing about what an adapter computes
@@ -25,93 +26,13 @@ MERGED = {  # settings that the merge reads, or that say nothing about what an a
     "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
     "revision", "runtime_config", "target_modules", "task_type", "trainable_token_indices", "use_dora", "use_rslora",
 }  # fmt: skip
-
-
-class Update(Protocol):
-    """How an adapter changes one tensor of the base."""
-
-    def apply(self, weight: Any) -> Any:
-        """The changed tensor in float32, from the base's in float32. Raises UnsupportedError if it does not fit."""
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """W + scale · B·A; with a magnitude (DoRA) each of its output rows is brought to that length."""
-
-    name: str
-    down: Stored  # (rank, in); of an embedding (rank, entries)
-    up: Stored  # (out, rank); of an embedding (width, rank)
-    magnitude: Stored | None
-    scale: float
-    conv1d: bool = False  # the base keeps W as (in, out)
-    embedding: bool = False
-
-    @property
-    def transposed(self) -> bool:
-        """Whether the base keeps W as (in, out)."""
-        return self.conv1d or self.embedding
-
-    def apply(self, weight: Any) -> Any:
-        """As `Update.apply`."""
-        import torch
-
-        update = self.up.read().float() @ self.down.read().float()
-        update = (update.T if self.transposed else update).mul_(self.scale)
-        if update.shape != weight.shape:
-            shapes = f"{tuple(update.shape)}, the base's tensor {tuple(weight.shape)}"
-            raise UnsupportedError(f"{self.name}: the adapter's update is {shapes}: it belongs to another base.")
-        changed = update.add_(weight)
-        if self.magnitude is None:
-            return changed
-        across = 0 if self.transposed else 1
-        length = torch.linalg.vector_norm(changed, dim=across, dtype=torch.float64)
-        factor = self.magnitude.read().double().flatten() / length
-        return changed.mul_(factor.float().unsqueeze(across))
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A tensor that was trained as a whole (modules_to_save, biases)."""
-
-    name: str
-    trained: Stored
-
-    def apply(self, weight: Any) -> Any:
-        """As `Update.apply`."""
-        if self.trained.shape != weight.shape:
-            shapes = f"{self.trained.shape}, the base's {tuple(weight.shape)}"
-            raise UnsupportedError(f"{self.name}: the adapter's tensor is {shapes}: it belongs to another base.")
-        return self.trained.read().float()
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of an embedding that were trained (trainable_token_indices)."""
-
-    name: str
-    tokens: tuple[int, ...]
-    trained: Stored  # (tokens, width)
-
-    def apply(self, weight: Any) -> Any:
-        """As `Update.apply`."""
-        import torch
-
-        if self.trained.shape != (len(self.tokens), weight.shape[1]) or max(self.tokens) >= len(weight):
-            raise UnsupportedError(f"{self.name}: the adapter's trained tokens do not fit the base's embedding.")
-        return weight.index_copy(0, torch.tensor(self.tokens), self.trained.read().float())
-
-
-@dataclass(frozen=True)
-class Shift:
-    """A bias with the adapter's own added (lora_bias)."""
-
-    name: str
-    bias: Stored
-    scale: float
-
-    def apply(self, weight: Any) -> Any:
-        """As `Update.apply`."""
-        return weight + self.scale * self.bias.read().float()
+ORDER = (Whole, Rows, LowRank, Shift)  # one on top of the other
+HALVES = {  # what a part of a module's update cannot be without
+    "up": ("down",),
+    "up bias": ("down",),
+    "embedding up": ("embedding down",),
+    "magnitude": ("down", "embedding down"),
+}
 
 
 @dataclass(frozen=True)
@@ -120,6 +41,7 @@ class Adapter:
 
     folder: Path
     updates: Mapping[str, tuple[Update, ...]]
+    frozen: Mapping[str, Stored] = field(default_factory=dict)  # tables of the vocabulary as they were in training
     ties: bool = False  # embedding and head were kept one (ensure_weight_tying)
 
 
@@ -130,18 +52,31 @@ def read_adapter(folder: Path, weight: float = 1.0, *, model_type: str = "") -> 
     merged wrongly.
     """
     config, tensors = _read_config(folder), _read_tensors(folder)
-    updates: dict[str, list[Update]] = {}
-    for name, update in _updates(config, tensors, weight, model_type):
-        updates.setdefault(name, []).append(update)
-    if not updates:
+    parts = read_parts(tensors, config)
+    if not parts:
         raise ArtifactError(f"{folder}: the adapter holds no tensor.")
+    updates: dict[str, list[Update]] = {}
+    for name, update in _updates(config, parts, weight, model_type):
+        updates.setdefault(name, []).append(update)
+    for each in updates.values():
+        each.sort(key=lambda update: ORDER.index(type(update)))
     whole = [name for name, each in updates.items() if not isinstance(each[0], LowRank | Shift)]
     if weight != 1 and whole:
         raise UnsupportedError(f"{folder}: {whole[0]} was trained as a whole and cannot act with the weight {weight}.")
     if weight != 1 and config.get("use_dora"):
         raise UnsupportedError(f"{folder}: a DoRA adapter cannot act with the weight {weight}.")
+    frozen = {part.name: stored for part, (_, stored) in parts.items() if part.role == "frozen"}
+    _refuse_lost(frozen, updates)
+    tables = {name: stored for name, stored in frozen.items() if is_table(name.rpartition(".")[0])}
     ties = bool(config.get("ensure_weight_tying"))
-    return Adapter(folder, {name: tuple(each) for name, each in updates.items()}, ties)
+    return Adapter(folder, {name: tuple(each) for name, each in updates.items()}, tables, ties)
+
+
+def _refuse_lost(frozen: Mapping[str, Stored], updates: Mapping[str, list[Update]]) -> None:
+    """What a trained tensor took the place of is known from the base; alone, it has no meaning here."""
+    lost = [name for name in frozen if not is_table(name.rpartition(".")[0]) and name not in updates]
+    if lost:
+        raise UnsupportedError(f"the adapter holds the untrained value of {lost[0]}, but not what was trained of it.")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -173,49 +108,42 @@ def _read_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def _updates(
-    config: dict[str, Any], tensors: dict[str, Stored], weight: float, model_type: str
-) -> list[tuple[str, Update]]:
+    config: dict[str, Any], parts: Mapping[Part, tuple[str, Stored]], weight: float, model_type: str
+) -> Iterator[tuple[str, Update]]:
     """(name of the base's tensor, update) for every tensor of the adapter; pairs are taken together."""
-    left = dict(tensors)
-    found: list[tuple[str, Update]] = []
-    for key in tensors:
-        for kind in (".lora_A.weight", ".lora_embedding_A"):
-            if key.endswith(kind):
-                module = key.removeprefix(PREFIX).removesuffix(kind)
-                scale = weight * scaling(config, module, tensors[key].shape[0])
-                embedding = kind == ".lora_embedding_A"
-                conv1d = not embedding and _is_conv1d(config, model_type, module)
-                factors = _take(key, kind, left, dora=bool(config.get("use_dora")))
-                low = LowRank(module, *factors, conv1d=conv1d, embedding=embedding, scale=scale)
-                found.append((f"{module}.weight", low))
-                bias = left.pop(key.removesuffix(kind) + ".lora_B.bias", None)
-                if bias is not None:
-                    found.append((f"{module}.bias", Shift(f"{module}.bias", bias, scale)))
-    for key, trained in left.items():
-        name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
-        if key.endswith(".token_adapter.trainable_tokens_delta"):
-            module = name.removesuffix(".token_adapter.trainable_tokens_delta")
-            found.append((f"{module}.weight", Rows(name, _token_ids(config, module), trained)))
-        elif ".lora_" in key:
-            raise UnsupportedError(
-                f"the adapter holds {key}, which has no other half or which this export cannot merge."
-            )
-        else:  # first, since a low-rank update of it comes on top
-            found.insert(0, (name, Whole(name, trained)))
-    return found
+    for part, (key, stored) in parts.items():
+        module, role = part.module, part.role
+        if role == "trained":
+            yield part.name, Whole(part.name, stored, is_table(module))
+        elif role == "rows":
+            yield part.name, Rows(part.name, _token_ids(config, module), stored)
+        elif role in ("down", "embedding down"):
+            factors = _halves(part, key, stored, parts, dora=bool(config.get("use_dora")))
+            scale = weight * scaling(config, module, stored.shape[0])
+            embedding = role == "embedding down"
+            conv1d = not embedding and _is_conv1d(config, model_type, module)
+            yield part.name, LowRank(module, *factors, conv1d=conv1d, embedding=embedding, scale=scale)
+            bias = parts.get(Part(module, "up bias"))
+            if bias:
+                yield f"{module}.bias", Shift(f"{module}.bias", bias[1], scale)
+        elif role in HALVES and not any(Part(module, half) in parts for half in HALVES[role]):
+            raise UnsupportedError(f"the adapter holds {key}, which has no other half.")
+    for part, (key, _) in parts.items():
+        if ".lora_" in part.name:
+            raise UnsupportedError(f"the adapter holds {key}, which this export cannot merge.")
 
 
-def _take(key: str, kind: str, left: dict[str, Stored], *, dora: bool) -> tuple[Stored, Stored, Stored | None]:
-    """A, B and the magnitude of the module whose A is called `key`, taken out of `left`."""
-    stem = key.removesuffix(kind)
-    down, up = left.pop(key), left.pop(stem + kind.replace("_A", "_B"), None)
+def _halves(
+    part: Part, key: str, down: Stored, parts: Mapping[Part, tuple[str, Stored]], *, dora: bool
+) -> tuple[Stored, Stored, Stored | None]:
+    """A, B and the magnitude of the module whose A is `part`."""
+    up = parts.get(Part(part.module, part.role.replace("down", "up")))
     if up is None:
         raise UnsupportedError(f"the adapter has {key} without its lora_B.")
-    magnitude = left.pop(f"{stem}.lora_magnitude_vector", None)
+    magnitude = parts.get(Part(part.module, "magnitude"))
     if dora and magnitude is None:
-        module = stem.removeprefix(PREFIX)
-        raise UnsupportedError(f"the adapter is a DoRA, but has no lora_magnitude_vector for {module}.")
-    return down, up, magnitude
+        raise UnsupportedError(f"the adapter is a DoRA, but has no lora_magnitude_vector for {part.module}.")
+    return down, up[1], magnitude[1] if magnitude else None
 
 
 def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
@@ -237,8 +165,9 @@ def _is_conv1d(config: dict[str, Any], model_type: str, module: str) -> bool:
 
 def _token_ids(config: dict[str, Any], module: str) -> tuple[int, ...]:
     indices = config.get("trainable_token_indices")
-    if isinstance(indices, dict):
-        indices = next((each for name, each in indices.items() if module.endswith(name)), None)
+    if isinstance(indices, dict):  # a tied head has the tokens of its embedding
+        own = next((each for name, each in indices.items() if module.endswith(name)), None)
+        indices = own or (next(iter(indices.values())) if len(indices) == 1 and is_table(module) else None)
     if not isinstance(indices, list) or not indices or not all(isinstance(each, int) and each >= 0 for each in indices):
         raise UnsupportedError(f"the adapter holds trained tokens of {module}, but its settings do not say which.")
     return tuple(indices)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from export.children import serve
 from export.convert import UNKNOWN_TOKENIZER
-from export.merge import Plan, read_plan
+from export.merge import Plan, read_plan, set_vocabulary
 from export.shards import DTYPES
 from gladstone.errors import UnsupportedError
 from gladstone.gguf import COMPOSES, read_header
@@ -39,8 +39,7 @@ def convert(job: dict[str, Any]) -> None:
         from transformers import AutoTokenizer  # noqa: F401 - the converter imports it in the middle of its work
     gguf.LazyNumpyTensor.astype = halving_by_torch(gguf.LazyNumpyTensor.astype)
     plan = plan_of(job)
-    if plan.untied:
-        hparams["tie_word_embeddings"] = False
+    set_vocabulary(hparams, plan)
     if "n_positions" in hparams:  # of GPT-2 the converter asks for the older name, which transformers 5 writes no more
         hparams.setdefault("n_ctx", hparams["n_positions"])
 
@@ -185,13 +184,13 @@ def lazy_tensor(plan: Plan, name: str, file_type: str) -> Callable[[], Any]:
     """A tensor that is read and merged when the converter writes it."""
     from conversion.base import LazyTorchTensor
 
-    stored = plan.sources[name]
+    planned = plan.planned(name)
 
     def load() -> Any:
         import torch
 
-        kind = torch.float32 if name in plan.changed else getattr(torch, DTYPES[stored.dtype])
-        meta = LazyTorchTensor.meta_with_dtype_and_shape(kind, stored.shape)
+        kind = torch.float32 if name in plan.changed else getattr(torch, DTYPES[planned.dtype])
+        meta = LazyTorchTensor.meta_with_dtype_and_shape(kind, planned.shape)
         return LazyTorchTensor(meta=meta, args=(name,), func=lambda name: _checked(plan.read(name), name, file_type))
 
     return load

@@ -6,9 +6,9 @@ modules with an alpha of their own. So each B carries its own strength, and alph
 
 from pathlib import Path
 
-from export.adapter import LowRank, Rows, Shift, Update
 from export.convert import Conversion, run_converter
 from export.merge import Plan
+from export.updates import LowRank, Rows, Shift, Update
 from gladstone.errors import UnsupportedError, listed
 from gladstone.progress import Progress
 
@@ -29,6 +29,9 @@ def pairs_of(plan: Plan) -> list[tuple[str, LowRank]]:
     reasons = [f"{name}: {why}" for why, name in found.items()]
     if plan.untied:
         reasons.append("the head was trained apart from the embedding that it shares with the base")
+    if plan.sizes:
+        rows = f"{plan.sizes.after:,} tokens, the base's {plan.sizes.before:,}"
+        reasons.insert(0, f"the vocabulary has {rows}: a file laid over the base's cannot change that")
     if reasons:
         raise UnsupportedError(
             listed("this adapter cannot be a GGUF of its own (merge it with `gladstone export gguf`)", reasons)

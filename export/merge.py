@@ -1,25 +1,33 @@
 """The base's tensors with adapters folded in, one at a time: each is read, changed in float32 and handed on.
-
-Where a model shares one matrix between its embedding and its head (tied) and an adapter changes only one of them, the
-head becomes a tensor of its own: what was trained is the model with the two apart. Names torch, bitsandbytes.
+Names torch, bitsandbytes.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from export.adapter import Adapter, LowRank, Rows, Shift, Update, read_adapter
+from export.adapter import Adapter, read_adapter
 from export.shards import INDEX, Planned, Stored, plan_shards, read_folder, writing
+from export.spelling import same_values
+from export.tables import (
+    EMBEDDINGS,
+    HEAD,
+    Changes,
+    Sizes,
+    find_embedding,
+    find_head,
+    measure,
+    without_copied_head,
+)
+from export.updates import LowRank, Shift, Update
 from gladstone.artifacts import copy_file, write_json
 from gladstone.errors import UnsupportedError
 from gladstone.progress import Progress
 
 Onto = Literal["16bit", "nf4"]
-HEAD = "lm_head.weight"
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "shared.weight", "embed_in.weight", "word_embeddings.weight")
 ONE_LEVEL = ("model.", "transformer.", "base_model.")  # what a checkpoint may leave out before its names
 NF4_BLOCK = 64  # weights with a scale of their own, as QLoRA has it
 SCORED_HEADS = ("lm_head", "embed_out", "output")  # never held in 4 bit
@@ -27,17 +35,26 @@ SCORED_HEADS = ("lm_head", "embed_out", "output")  # never held in 4 bit
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of a base's tensors: the source of each and what changes it."""
+    """What becomes of a base's tensors: the source of each, what changes it, and how it is kept."""
 
-    sources: Mapping[str, Stored]
+    sources: Mapping[str, Stored]  # a table of the vocabulary that grew before the training is the adapter's
     updates: Mapping[str, tuple[Update, ...]]
     untied: bool
     nf4: frozenset[str] = frozenset()
+    dtypes: Mapping[str, str] = field(default_factory=dict)  # the base's types, where the source is the adapter's
+    sizes: Sizes | None = None  # of the vocabulary, where it is not the base's
 
     @property
     def changed(self) -> frozenset[str]:
         """Names of the tensors that differ from the base's."""
-        return frozenset(self.updates) | self.nf4
+        return frozenset(self.updates) | self.nf4 | frozenset(self.dtypes)
+
+    def planned(self, name: str) -> Planned:
+        """A tensor of the merged model in the base's type."""
+        source = self.sources[name]
+        rows = self.sizes.rows.get(name) if self.sizes else None
+        shape = source.shape if rows is None else (rows, *source.shape[1:])
+        return Planned(name, self.dtypes.get(name, source.dtype), shape)
 
     def read(self, name: str) -> Any:
         """A tensor: as stored if nothing changes it, in float32 otherwise. Raises UnsupportedError if it is broken."""
@@ -65,53 +82,59 @@ def read_plan(base: Path, adapters: Iterable[tuple[Path, float]], onto: Onto) ->
 
 def plan_merge(base: Path, adapters: Sequence[Adapter], onto: Onto = "16bit") -> Plan:
     """Find each update's tensor. Raises UnsupportedError for one that the base lacks or that two adapters train."""
-    stored = read_folder(base)
     config = read_model_config(base)
-    sources = dict(stored)
-    found: dict[str, list[tuple[Update, ...]]] = {}  # of each adapter
-    head = _own_head(stored, adapters)
-    if head:
-        sources[HEAD] = stored[head]
-    for adapter in adapters:
-        lost = []
-        for name, updates in adapter.updates.items():
-            place = _place(name, sources)
-            if place:
-                found.setdefault(place, []).append(updates)
-            elif not (name == HEAD and _embedding(stored)):  # tied: the embedding's update is the head's too
-                lost.append(name)
-        if lost:
-            told = ", ".join(lost[:3])
-            raise UnsupportedError(f"{adapter.folder}: the base has no tensor for its {told} (of {len(lost)}).")
-    _refuse_clashes(found)
-    if head and config.get("model_type") in ("t5", "mt5", "umt5"):
+    stored = without_copied_head(read_folder(base), config)
+    embedding = find_embedding(stored) if find_head(stored) is None else None  # of a tied base
+    changes = [_placed(adapter, stored, tied=embedding is not None) for adapter in adapters]
+    untied = embedding is not None and not all(each.keep_tied(embedding) for each in changes)
+    if untied and config.get("model_type") in ("t5", "mt5", "umt5"):
         raise UnsupportedError("a T5 whose tied embedding or head was trained cannot be merged: its head has a scale.")
-    nf4 = frozenset(_held_in_4_bit(stored, config)) if onto == "nf4" else frozenset[str]()
+    sources = dict(stored)
+    if embedding is not None:
+        changes = [each.settled(embedding, apart=untied) for each in changes]
+        if untied:
+            sources[HEAD] = stored[embedding]
+    frozen = _frozen(changes)
+    types = {name: sources[name].dtype for name in frozen}
+    sources |= frozen
+    found: dict[str, list[tuple[Update, ...]]] = {}  # of each adapter
+    for each in changes:
+        for name, updates in each.updates.items():
+            found.setdefault(name, []).append(updates)
+    _refuse_clashes(found)
     together = {name: tuple(chain.from_iterable(each)) for name, each in found.items()}
-    return Plan(sources, together, head is not None, nf4)
+    sizes = measure(sources, stored, together, changes[-1].folder) if changes else None
+    nf4 = frozenset(_held_in_4_bit(stored, config)) if onto == "nf4" else frozenset[str]()
+    return Plan(sources, together, untied, nf4, types, sizes)
+
+
+def _placed(adapter: Adapter, stored: Mapping[str, Stored], *, tied: bool) -> Changes:
+    """An adapter's changes by the base's names. Raises UnsupportedError for one of a tensor that the base lacks."""
+    names = {name: _place(name, stored) or (HEAD if tied and name == HEAD else None)
+             for name in (*adapter.updates, *adapter.frozen)}  # fmt: skip
+    lost = [name for name, place in names.items() if place is None]
+    if lost:
+        told = ", ".join(lost[:3])
+        raise UnsupportedError(f"{adapter.folder}: the base has no tensor for its {told} (of {len(lost)}).")
+    updates = {str(names[name]): each for name, each in adapter.updates.items()}
+    frozen = {str(names[name]): each for name, each in adapter.frozen.items()}
+    return Changes(adapter.folder, updates, frozen, adapter.ties)
+
+
+def _frozen(changes: Iterable[Changes]) -> dict[str, Stored]:
+    """The tables that took the place of the base's. Raises UnsupportedError where two adapters began with others."""
+    found: dict[str, Stored] = {}
+    for each in changes:
+        for name, table in each.frozen.items():
+            if not same_values(found.setdefault(name, table), table):
+                raise UnsupportedError(f"{each.folder}: was trained with another {name} than the other adapter.")
+    return found
 
 
 def read_model_config(base: Path) -> dict[str, Any]:
     """config.json of a model's folder."""
     config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
     return config
-
-
-def _own_head(stored: Mapping[str, Stored], adapters: Sequence[Adapter]) -> str | None:
-    """The embedding from which a tied head has to be parted, if an adapter changes one of the two alone."""
-    embedding = _embedding(stored)
-    if embedding is None or HEAD in stored or "embed_out.weight" in stored:
-        return None
-    for adapter in adapters:
-        ours = {_place(name, stored) or name: updates for name, updates in adapter.updates.items()}
-        of_embedding = [each for each in ours.get(embedding, ()) if not isinstance(each, Rows)]
-        if not adapter.ties and (of_embedding or HEAD in ours):
-            return embedding
-    return None
-
-
-def _embedding(stored: Mapping[str, Stored]) -> str | None:
-    return next((name for name in stored if name.endswith(EMBEDDINGS)), None)
 
 
 def _place(name: str, sources: Mapping[str, Stored]) -> str | None:
@@ -157,7 +180,7 @@ def as_nf4(weight: Any) -> Any:
 
 def planned_shards(plan: Plan, shard_bytes: int) -> dict[str, list[Planned]]:
     """The files of the merged model and their tensors, in the base's types."""
-    return plan_shards([Planned(name, each.dtype, each.shape) for name, each in plan.sources.items()], shard_bytes)
+    return plan_shards([plan.planned(name) for name in plan.sources], shard_bytes)
 
 
 def write_shard(plan: Plan, path: Path, tensors: Sequence[Planned], progress: Progress) -> None:
@@ -178,11 +201,20 @@ def write_index(shards: Mapping[str, Sequence[Planned]], out: Path) -> list[Path
     return [out / INDEX]
 
 
+def set_vocabulary(config: dict[str, Any], plan: Plan) -> None:
+    """Say in a model's config how many tokens it has, and that its head is its own, where a merge changed that."""
+    text = config.get("text_config")
+    for each in (config, *([text] if isinstance(text, dict) else [])):
+        if plan.untied:
+            each["tie_word_embeddings"] = False
+        if plan.sizes and (each is not config or "vocab_size" in config or not text):
+            each["vocab_size"] = plan.sizes.after
+
+
 def copy_config(plan: Plan, base: Path, out: Path) -> list[Path]:
     """config.json (with the head untied where it is) and generation_config.json."""
     config = read_model_config(base)
-    if plan.untied:
-        config["tie_word_embeddings"] = False
+    set_vocabulary(config, plan)
     write_json(out / "config.json", config)
     files = [out / "config.json"]
     if (base / "generation_config.json").is_file():

@@ -29,7 +29,7 @@ def load_float32(base: Path) -> Any:
 
 
 def write_adapter(base: Path, folder: Path, **settings: Any) -> None:
-    """A LoRA adapter as PEFT saves it, its factors random instead of zero."""
+    """A LoRA adapter as PEFT saves it, its factors random instead of zero and its copies of tables changed."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -44,6 +44,10 @@ def write_adapter(base: Path, folder: Path, **settings: Any) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         adapted = get_peft_model(model, LoraConfig(**(chosen | settings)))
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if ".modules_to_save." in name or "trainable_tokens" in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.05)
     adapted.save_pretrained(folder, safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)
 
