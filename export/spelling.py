@@ -15,7 +15,7 @@ from gladstone.errors import UnsupportedError
 PREFIX = "base_model.model."
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")  # torch.compile's and FSDP's, where they were not taken off
 TABLES = ("embed_tokens", "wte", "shared", "embed_in", "word_embeddings", "lm_head", "embed_out")  # a row a token
-NAMED = r"(?:\.(?!weight$|bias$)[^.]+)?"  # the adapter's own name, which PEFT takes off when it saves
+NAMED = r"(?P<named>\.(?!weight$|bias$)[^.]+)?"  # the adapter's own name, which PEFT takes off when it saves
 FORMS = {
     "down": re.compile(rf"\.lora_A{NAMED}\.weight$"),
     "up": re.compile(rf"\.lora_B{NAMED}\.weight$"),
@@ -62,11 +62,29 @@ def read_parts(tensors: Mapping[str, Stored], config: Mapping[str, Any]) -> dict
     return parts
 
 
-def _part(key: str, saved: tuple[str, ...]) -> Part:
+def pefts_name(key: str) -> str:
+    """The key under which the installed PEFT saves a tensor, and loads it: that of the module, without its wrapper."""
+    name = _plain(key)
+    for role, form in FORMS.items():
+        found = form.search(name)
+        if found and role == "trained":
+            return f"{PREFIX}{name[: found.start()]}.{found['rest']}"
+        if found and found.groupdict().get("named"):
+            name = name[: found.start("named")] + name[found.end("named") :]
+        if found and role == "magnitude":
+            name = name.removesuffix(".weight")
+    return PREFIX + name
+
+
+def _plain(key: str) -> str:
     name = key.removeprefix("module.")
     for wrapper in WRAPPERS:
         name = name.replace(wrapper, "")
-    name = name.removeprefix(PREFIX)
+    return name.removeprefix(PREFIX)
+
+
+def _part(key: str, saved: tuple[str, ...]) -> Part:
+    name = _plain(key)
     for role, form in FORMS.items():
         found = form.search(name)
         if found:

@@ -1,4 +1,4 @@
-"""The trained model in torch: what a GGUF is proven against. Names torch, transformers and peft.
+"""The trained model in torch: what a GGUF is proven against. Names torch and transformers.
 
 The adapter is not merged but applied as it was in training: of a model whose embedding and head are one matrix, PEFT's
 merge would change both where training changed one.
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from export.proof.adapted import adapted
 from export.proof.trained import Trained
 from gladstone.host import available_memory_bytes
 from gladstone.importing import importing
@@ -36,9 +37,7 @@ class Reference:
             options["quantization_config"] = _as_trained_in_4bit(options["dtype"])
         model: Any = kind.from_pretrained(trained.base, local_files_only=True, trust_remote_code=False, **options)
         if trained.adapter is not None:
-            with importing():
-                from peft import PeftModel
-            model = PeftModel.from_pretrained(model, str(trained.adapter))
+            model = adapted(model, trained.base, trained.adapter)
         self._model = model.eval()
 
     def opening(self, tokens: list[int]) -> npt.NDArray[np.float32]:

@@ -1,13 +1,19 @@
 """Adapters with a vocabulary of their own, as PEFT saves them, against the model that PEFT held when it saved them."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from export.adapter import read_adapter
-from export.merge import Plan, copy_config, plan_merge, planned_shards, write_index, write_shard
+from export.lora import pairs_of
+from export.merge import Plan, copy_config, plan_merge, planned_shards, read_plan, write_index, write_shard
+from export.proof.reference import Reference
+from export.proof.trained import Trained
+from export.spelling import pefts_name
 from gladstone.errors import UnsupportedError
 from gladstone.progress import Silent
 from tests.export.tiny_runs import load_float32
@@ -153,6 +159,8 @@ def test_the_merge_is_the_model_that_was_trained(
         return
     plan, found = merged(bases[tied], tmp_path / "adapter", tmp_path / "merged")
     same_as_trained(found, adapted, GROWN if grown else ROWS)
+    loaded = Reference(Trained(None, None, bases[tied], tmp_path / "adapter", ()))._model  # type: ignore[arg-type]
+    assert logits(loaded, ROWS).equal(logits(adapted, ROWS))
     merges_one_for_both = tied and (name.startswith("other") or any(_is_of_table(key) for key in adapted.state_dict()))
     if not merges_one_for_both:  # as PEFT's own merge does of a tied pair, whatever was trained
         theirs = adapted.merge_and_unload(
@@ -162,3 +170,77 @@ def test_the_merge_is_the_model_that_was_trained(
         assert found.get_output_embeddings().weight.equal(theirs.get_output_embeddings().weight)
     assert (plan.sizes is not None) is grown
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["vocab_size"] == (GROWN if grown else ROWS)
+
+
+def _with_adapters_name(key: str) -> str:
+    return re.sub(r"\.(lora_(?:embedding_)?[AB]|trainable_tokens_delta|modules_to_save)", r".\1.default", key)
+
+
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "a raw state dict": _with_adapters_name,
+    "compiled": lambda key: key.replace("base_model.model.", "_orig_mod.base_model.model."),
+    "distributed": lambda key: f"module.{key}",
+    "without PEFT's own prefix": lambda key: key.removeprefix("base_model.model."),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("name", ["both whole", "LoRA of both", "some tokens"])
+def test_other_spellings_of_the_same_adapter_are_the_same_model(
+    bases: dict[bool, Path], tmp_path: Path, name: str, spelling: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    adapted = train(bases[False], tmp_path / "adapter", GROWN, **LAYOUTS[name])
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    shortened = {key.replace(".modules_to_save.", ".") for key in tensors if ".modules_to_save." in key}
+    raw = spelling == "a raw state dict"  # without the names that only PEFT's saving gives to what was trained whole
+    kept = {key: value for key, value in tensors.items() if not (raw and key in shortened)}
+    respelled = {SPELLINGS[spelling](key): value for key, value in kept.items()}
+    assert respelled.keys() != kept.keys()
+    save_file(respelled, path)
+    _, found = merged(bases[False], tmp_path / "adapter", tmp_path / "merged")
+    same_as_trained(found, adapted, GROWN)
+    loaded = Reference(Trained(None, None, bases[False], tmp_path / "adapter", ()))._model  # type: ignore[arg-type]
+    assert logits(loaded, GROWN).equal(logits(adapted, GROWN))
+
+
+def test_pefts_own_names_stay(bases: dict[bool, Path], tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    for name in ("tokens", "LoRA of both", "both whole"):
+        train(bases[True], tmp_path / name, GROWN, **LAYOUTS[name])
+        with safe_open(tmp_path / name / "adapter_model.safetensors", "pt") as file:
+            keys = set(file.keys())
+        assert {pefts_name(key) for key in keys} <= keys
+
+
+def test_two_values_of_one_table_are_refused(bases: dict[bool, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    train(bases[False], tmp_path, GROWN, **LAYOUTS["both whole"])
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors["base_model.model.lm_head.modules_to_save.weight"][3] += 1
+    save_file(tensors, path)
+    with pytest.raises(UnsupportedError, match=r"lm_head.weight twice with other values.*modules_to_save"):
+        read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [96, 99])
+def test_a_table_that_was_cut_is_the_adapters_own(bases: dict[bool, Path], tmp_path: Path, rows: int) -> None:
+    """As `resize_token_embeddings(len(tokenizer))` leaves a table that had room."""
+    adapted = train(bases[True], tmp_path / "adapter", rows)
+    plan, found = merged(bases[True], tmp_path / "adapter", tmp_path / "merged")
+    same_as_trained(found, adapted, rows)
+    assert plan.sizes
+    assert (plan.sizes.before, plan.sizes.after) == (ROWS, rows)
+
+
+def test_a_file_to_lay_over_the_base_is_refused(bases: dict[bool, Path], tmp_path: Path) -> None:
+    train(bases[True], tmp_path, GROWN, **LAYOUTS["tokens"])
+    with pytest.raises(
+        UnsupportedError, match=r"(?s)merge it with `gladstone export gguf`.*104 tokens, the base's 100"
+    ):
+        pairs_of(read_plan(bases[True], [(tmp_path, 1.0)], "16bit"))

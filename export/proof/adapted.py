@@ -1,0 +1,39 @@
+"""An adapter on its base as PEFT runs it, its vocabulary as large as in training. Names torch and peft."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from export.adapter import CONFIG, WEIGHTS
+from export.merge import read_plan
+from export.shards import read_header
+from export.spelling import pefts_name
+from gladstone.importing import importing
+
+
+def adapted(model: Any, base: Path, adapter: Path) -> Any:
+    """PEFT's model of the adapter in a folder, over the `model` that was loaded from the folder `base`.
+
+    PEFT loads an adapter of a grown vocabulary only onto a base that was resized before, and only tensors that have
+    the names of its own version: others are renamed in a copy.
+    """
+    with importing():
+        from peft import PeftModel
+
+    plan = read_plan(base, [(adapter, 1.0)], "16bit")
+    if plan.sizes:
+        model.resize_token_embeddings(plan.sizes.after, mean_resizing=False)
+    config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    tensors = read_header(adapter / WEIGHTS)
+    named = {pefts_name(key): stored for key, stored in tensors.items()}
+    parted = bool(config.get("ensure_weight_tying")) and plan.untied  # by a version of PEFT that did not keep them one
+    if named.keys() <= tensors.keys() and not parted:
+        return PeftModel.from_pretrained(model, str(adapter))
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as work:
+        save_file({name: stored.read() for name, stored in named.items()}, Path(work) / WEIGHTS)
+        config["ensure_weight_tying"] = bool(config.get("ensure_weight_tying")) and not parted
+        (Path(work) / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        return PeftModel.from_pretrained(model, work)
