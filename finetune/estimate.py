@@ -14,7 +14,7 @@ from finetune.backend import import_first, is_seq2seq
 from finetune.data.division import SETS
 from finetune.data.prepare import has_set, prepare, read_set
 from finetune.devices import EFFICIENCY, Device, find_device
-from finetune.fit import Case, Way, fit, judge, single_ways
+from finetune.fit import FITS, Case, Way, fit, judge, single_ways
 from finetune.inputs import Inputs
 from finetune.labels import Example, tokenize_all
 from finetune.memory import Memory, Setting, disk_bytes
@@ -24,6 +24,7 @@ from finetune.recipe import Recipe
 from finetune.shape import Shape, shape_of_facts, shape_of_folder
 from finetune.timing import BUDGET_S, Measured, Rates, Sample, Times, compiles, computed_rates, measure, times
 from gladstone.basemodel import EMBEDDED, Base, find_base, resolve_base
+from gladstone.durations import rough_duration
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.host import available_memory_bytes, core_count, processor_name, readable_bytes
 from gladstone.progress import Progress, step
@@ -262,8 +263,8 @@ def lines(found: Estimate) -> list[str]:
         f"{'' if found.fits else ': IT DOES NOT FIT'}",
         f"            {_parts(memory)}",
         f"  disk      {', '.join(f'{name} {readable_bytes(size)}' for name, size in found.disk.items())}",
-        f"  time      {readable_span(taken.total_s)} in all ({how}): {readable_span(taken.epoch_s)} an epoch, "
-        f"{taken.step_s:.2f} s a step, evaluations {readable_span(taken.evaluation_s)}",
+        f"  time      {rough_duration(taken.total_s)} in all ({how}): {rough_duration(taken.epoch_s)} an epoch, "
+        f"{taken.step_s:.2f} s a step, evaluations {rough_duration(taken.evaluation_s)}",
     ]  # fmt: skip
     told += [f"  note      {note}" for note in found.notes]
     if found.way and found.way.changes:
@@ -278,9 +279,9 @@ def _told_ways(found: Estimate) -> list[str]:
     told = ["  what takes less, the cheapest first:"]
     for way in found.ways:
         lost = f", {way.lost_rows:,} rows lost" if way.lost_rows else ""
-        fits = "  ← fits" if way.memory.peak <= found.limit_bytes * 0.95 else ""
+        fits = "  ← fits" if way.memory.peak <= found.limit_bytes * FITS else ""
         told.append(f"            {readable_bytes(way.memory.peak):>8}  {' '.join(way.set_lines)}{lost}{fits}")
-    if not any(way.memory.peak <= found.limit_bytes * 0.95 for way in found.ways):
+    if not any(way.memory.peak <= found.limit_bytes * FITS for way in found.ways):
         told.append("            nothing makes it fit: choose a smaller base.model or another machine")
     return told
 
@@ -317,10 +318,3 @@ def _parts(memory: Memory) -> str:
     told = memory.told()
     return ", ".join(f"{name} {readable_bytes(told[name])}" for name in
                      ("process", "weights", "adapter", "optimizer", "activations"))  # fmt: skip
-
-
-def readable_span(seconds: float) -> str:
-    """A time to plan by: '40 s', '12 min', '2.5 h'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

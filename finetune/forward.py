@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from finetune import attention
 from finetune.fused import head_product
 from finetune.labels import IGNORED, Example, PairExample, common_opening, needed_tokens
+from finetune.memory import HEAD_ROWS
 
-HEAD_ROWS = 512  # positions whose logits exist at the same time
 PROBE_TOKENS, PROBE_SHARED = 24, 6  # of each of the two rows on which the two ways are compared
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}  # relative difference of their losses
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from gladstone.errors import ArtifactError
 
+METRICS = "metrics.jsonl"  # the name of the file
 GO_ON = "What the checkpoints hold is whole: make room and go on with --resume."
 
 

@@ -18,7 +18,7 @@ from finetune.batches import Order, micro_batches
 from finetune.checkpoint import Checkpoint
 from finetune.evaluation import Judge
 from finetune.forward import Batch
-from finetune.journal import History, Journal, StepStats
+from finetune.journal import METRICS, History, Journal, StepStats
 from finetune.labels import Example, token_count
 from finetune.optimizer import learning_rates, make_optimizer
 from finetune.recipe import Recipe
@@ -28,7 +28,6 @@ from finetune.watching import Watcher
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
 from gladstone.openmp import follow_other_work
 
-METRICS = "metrics.jsonl"
 OUT_OF_MEMORY = "out of memory"  # kind of an event
 EARLY_STEPS = 10  # mean loss of the first ones, and of the last ones, where an exploding loss is looked for
 NAMED_ROWS = 8

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune.data.summary import Line, describe, in_columns
-from finetune.estimate import Estimate, readable_span
+from finetune.estimate import Estimate
 from finetune.inputs import Inputs, limits_hit
 from finetune.plan import epochs_text
 from finetune.stopping import Limits
+from gladstone.durations import rough_duration
 from gladstone.host import readable_bytes
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ class Opening:
         left = loop.total - len(steps)
         if steps:
             mean_s = sum(stats.step_s for stats in steps) / len(steps)
-            return f"about {readable_span(left * mean_s)} for the steps that are left, by those that are made"
+            return f"about {rough_duration(left * mean_s)} for the steps that are left, by those that are made"
         total_s = found.times.step_s * left + found.times.evaluation_s
-        return f"about {readable_span(total_s)} (computed; the first steps will show it better)"
+        return f"about {rough_duration(total_s)} (computed; the first steps will show it better)"
 
     def _remarks(self, loop: "Loop") -> Iterator[Line]:
         if self.limits.max_steps is not None and self.limits.max_steps < loop.total - len(loop.history.steps):

@@ -15,7 +15,8 @@ from finetune.data.prepare import has_set, prepare
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary
 from finetune.estimate import estimate_inputs
 from finetune.inputs import Inputs, differences, read_inputs, reader_of, write_inputs
-from finetune.loop import METRICS, Loop
+from finetune.journal import METRICS
+from finetune.loop import Loop
 from finetune.opening import Opening
 from finetune.plots import PLOTS
 from finetune.processes import Processes, join
@@ -255,7 +256,7 @@ def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
 
 
 def _made_files(out: Path) -> Sequence[Path]:
-    names = ["recipe.yaml", "chat_template.jinja", "metrics.jsonl", *(name for name in PLOTS if (out / name).exists())]
+    names = ["recipe.yaml", "chat_template.jinja", METRICS, *(name for name in PLOTS if (out / name).exists())]
     told = (DROPPED, CHANGED, CONFLICTS, PERSONAL, SUMMARY)
     sets = [f"{name}.jsonl" for name in SETS if has_set(out / "data", name)]
     names += [f"data/{name}" for name in (*sets, *told)]

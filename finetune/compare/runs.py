@@ -10,11 +10,10 @@ import yaml
 
 from finetune import checkpoint as checkpoints
 from finetune.data.division import SETS
-from finetune.journal import History, read_history
+from finetune.journal import METRICS, History, read_history
 from gladstone.artifacts import MANIFEST_NAME, Manifest, is_finished, read_manifest, sha256_path
 from gladstone.errors import ArtifactError, ConfigError, GladstoneError, listed
 
-METRICS = "metrics.jsonl"
 NO_SETTING = "not set"
 NO_ROWS = "no rows"  # in place of a set's hash
 

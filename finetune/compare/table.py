@@ -9,6 +9,7 @@ from typing import Any
 from finetune.compare.runs import NO_SETTING, Run
 from finetune.curves import losses, running_mean
 from finetune.verdict import serious
+from gladstone.durations import duration
 from gladstone.host import readable_bytes
 
 NOT_KNOWN = "–"
@@ -150,14 +151,6 @@ def _share(value: float) -> str:
 
 def _whole(value: float) -> str:
     return f"{value:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """90.5 → '1 min 30 s'."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 FINDINGS: Mapping[str, tuple[Callable[[Run], Any], Callable[[Any], str]]] = {

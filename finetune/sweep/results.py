@@ -1,12 +1,11 @@
 """What the trials' run folders say, side by side."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from finetune.checkpoint import FOLDER as CHECKPOINTS
-from finetune.loop import METRICS
+from finetune.journal import METRICS, History, StepStats, read_history
 from finetune.sweep.folder import trial_folder
 from finetune.sweep.plan import Plan, Settings
 from finetune.sweep.study import PEAK, REASON, SAME_AS, Study
@@ -95,37 +94,32 @@ def read_table(folder: Path, plan: Plan, study: Study) -> Table:
 
 
 def read_figures(out: Path) -> Figures:
-    """The figures of a run folder, finished or not. Raises ArtifactError if its manifest is damaged."""
+    """The figures of a run folder, finished or not. Raises ArtifactError if its manifest or a metric is damaged."""
     paths = (out / METRICS, out / CHECKPOINTS / METRICS)
-    lines = next((_lines(path) for path in paths if path.is_file()), [])
-    steps = [line for line in lines if line["kind"] == "step"]
-    scores = [line for line in lines if line["kind"] == "scores"]
+    history = next((read_history(path) for path in paths if path.is_file()), History())
+    steps = history.steps
     facts = read_manifest(out).facts if is_finished(out) else {}
-    spent_s = sum(line["step_s"] for line in steps)
+    spent_s = sum(stats.step_s for stats in steps)
     return Figures(
         training_loss=_final_loss(steps),
-        validation=tuple((line["step"], line["loss_nats_per_token"]) for line in lines if line["kind"] == "validation"),
+        validation=tuple(history.validation),
         held_out_loss=facts.get("held_out_loss_after"),
-        scores={name: value for name, value in scores[-1].items() if _is_score(name, value)} if scores else {},
+        scores=_numbers(history.scores[-1][1]) if history.scores else {},
         train_s=facts.get("train_s", spent_s or None),
         peak_memory_bytes=facts.get("peak_memory_bytes"),
-        tokens_per_s=facts.get("tokens_per_s", sum(line["tokens"] for line in steps) / spent_s if spent_s else None),
+        tokens_per_s=facts.get("tokens_per_s", history.tokens / spent_s if spent_s else None),
         steps=len(steps),
         warnings=tuple(str(each["text"]) for each in serious(facts)),
     )
 
 
-def _is_score(name: str, value: Any) -> bool:
-    return name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+def _numbers(scores: dict[str, float]) -> dict[str, float]:
+    return {
+        name: value for name, value in scores.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
-def _final_loss(steps: list[dict[str, Any]]) -> float | None:
+def _final_loss(steps: Sequence[StepStats]) -> float | None:
     last = steps[-max(1, len(steps) // LAST_SHARE) :]
-    targets = sum(line["target_tokens"] for line in last)
-    return sum(line["loss_nats_per_token"] * line["target_tokens"] for line in last) / targets if targets else None
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The metrics; of a run under way the last line may be half-written, and is left out."""
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    targets = sum(stats.target_tokens for stats in last)
+    return sum(stats.loss_nats_per_token * stats.target_tokens for stats in last) / targets if targets else None

@@ -12,6 +12,7 @@ from typing import Any
 from finetune.sweep.folder import BEST_NAME
 from finetune.sweep.plan import setting_text
 from finetune.sweep.results import Row, Table
+from gladstone.durations import duration
 from gladstone.host import readable_bytes
 from gladstone.spreadsheet import cell_text
 
@@ -53,7 +54,7 @@ def columns(table: Table) -> list[Column]:
     found += [Column(SCORE_TITLES.get(name, name), name, partial(_score, name), _loss) for name in table.score_names]
     return [
         *found,
-        Column("time", "training_s", lambda row: row.figures.train_s, readable_time),
+        Column("time", "training_s", lambda row: row.figures.train_s, duration),
         Column("peak memory", "peak_memory_bytes", lambda row: row.figures.peak_memory_bytes, readable_bytes),
         Column("tokens/s", "tokens_per_s", lambda row: row.figures.tokens_per_s, lambda value: f"{value:,.0f}"),
         Column("state", "state", _state, number=False),
@@ -150,17 +151,6 @@ def verdict(table: Table) -> str:
     if best is None or best.figures.validation_loss is None:
         return "No trial is finished."
     return f"Best: trial {best.number}, validation loss {_loss(best.figures.validation_loss)}."
-
-
-def readable_time(seconds: float) -> str:
-    """Seconds up to two minutes, then minutes, from two hours on hours.
-
-    >>> [readable_time(seconds) for seconds in (12.34, 174, 9000)]
-    ['12.3 s', '2.9 min', '2.5 h']
-    """
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _state(row: Row) -> str:

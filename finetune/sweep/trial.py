@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune.checkpoint import FOLDER as CHECKPOINTS
 from finetune.checkpoint import saved
-from finetune.loop import METRICS
+from finetune.journal import METRICS
 from finetune.recipe import Recipe
 from finetune.sweep.folder import SWEEP_NAME, stored_plan, trial_folder, trial_lock
 from finetune.sweep.study import Study

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gladstone.errors import ConfigError, listed
+from runtime.generation.sampler import MAX_BEAMS, MAX_LENGTH_PENALTY
 
 __all__ = ["BeamSearch", "Beams", "Hypothesis", "Moves", "banned_by_ngrams"]
 
-MAX_BEAMS = 64
 BLOCK = 256  # logits that are looked at together
 Ids = npt.NDArray[np.int32]
 
@@ -41,7 +41,10 @@ class Beams:
         """Raises ConfigError that names every field that cannot be used."""
         allowed = {
             "count": (_is_whole(self.count, 1, MAX_BEAMS), f"1 to {MAX_BEAMS}"),
-            "length_penalty": (_is_between(self.length_penalty, -5, 5), "-5 to 5 (0: no matter how long)"),
+            "length_penalty": (
+                _is_between(self.length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
+                f"-{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY} (0: no matter how long)",
+            ),
             "early_stopping": (
                 isinstance(self.early_stopping, bool) or self.early_stopping == "never",
                 "True, False or 'never'",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_SEED = 2**32 - 2  # llama.cpp takes 2**32 - 1 for "choose one at random"
 MAX_LOGPROBS = 50
 MAX_BEAMS = 8
+MAX_LENGTH_PENALTY = 5
 MANY = 256  # of which part of a vocabulary the likeliest tokens are found faster than all are looked at
 DRY_BREAKERS = ("\n", ":", '"', "*")  # llama.cpp's default: a repetition does not go on across these
 MIROSTAT_SURPRISES = 100  # tokens by which mirostat 1 estimates the distribution, as in its paper
@@ -106,7 +107,10 @@ class Sampling:
             "stop": (all(self.stop), "texts that are not empty"),
             "no_repeat_ngram": (_between(self.no_repeat_ngram, 0, 1000), "0 (off) to 1000"),
             "beams": (_between(self.beams, 1, MAX_BEAMS), f"1 (no search) to {MAX_BEAMS}"),
-            "length_penalty": (_between(self.length_penalty, -100, 100), "-100 to 100"),
+            "length_penalty": (
+                _between(self.length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
+                f"-{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY}",
+            ),
         }
 
     @property

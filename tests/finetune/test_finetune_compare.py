@@ -17,9 +17,10 @@ from finetune.cli import main
 from finetune.compare.charts import curves_svg, ticks, training_lines, validation_lines
 from finetune.compare.page import FILES, render_page
 from finetune.compare.runs import flat, labels, read_run, read_runs
-from finetune.compare.table import Comparison, compare, duration
+from finetune.compare.table import Comparison, compare
 from finetune.compare.text import render_csv, render_markdown, render_terminal
 from finetune.journal import History, read_history
+from gladstone.durations import duration
 from gladstone.errors import ArtifactError, ConfigError
 from tests.finetune.histories import made_up_history, write_finished_run, write_run_under_way
 

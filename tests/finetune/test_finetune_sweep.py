@@ -393,7 +393,7 @@ def test_the_markdown_table_is_as_published_runs_print_it(table: Table) -> None:
         "| peak memory | tokens/s | state |"
     )
     assert lines[4] == (
-        "| 1 | 2e-4 | =1+1 | true | 1.2500 | 1.5000 | 1.5000 | 0.3100 | 2.9 min | 2.27 GB | 1,234 | finished |"
+        "| 1 | 2e-4 | =1+1 | true | 1.2500 | 1.5000 | 1.5000 | 0.3100 | 2 min 54 s | 2.27 GB | 1,234 | finished |"
     )
     assert lines[5].startswith(r"| **2** | **1.349e-4** | **-a\|b** |")
     assert {line.count("|") - line.count(r"\|") for line in lines[2:8]} == {13}
