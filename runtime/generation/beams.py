@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gladstone.errors import ConfigError, listed
-from runtime.generation.sampler import MAX_BEAMS, MAX_LENGTH_PENALTY
+from runtime.generation.sampler import MAX_LENGTH_PENALTY
 
 __all__ = ["BeamSearch", "Beams", "Hypothesis", "Moves", "banned_by_ngrams"]
 
@@ -40,7 +40,7 @@ class Beams:
     def __post_init__(self) -> None:
         """Raises ConfigError that names every field that cannot be used."""
         allowed = {
-            "count": (_is_whole(self.count, 1, MAX_BEAMS), f"1 to {MAX_BEAMS}"),
+            "count": (_is_whole(self.count, 1, 2**31 - 1), "1 or more"),
             "length_penalty": (
                 _is_between(self.length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
                 f"-{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY} (0: no matter how long)",
