@@ -241,6 +241,6 @@ def test_every_wrong_setting_is_named() -> None:
     for name in ("count is 0", "length_penalty is nan", "early_stopping is 'always'", "no_repeat_ngram is -1"):
         assert name in str(caught.value)
     assert "repetition_penalty is 0.0" in str(caught.value)
-    for wrong in ({"count": True}, {"count": 65}, {"early_stopping": 1}, {"length_penalty": 7.0}):
+    for wrong in ({"count": True}, {"count": 0}, {"early_stopping": 1}, {"length_penalty": 7.0}):
         with pytest.raises(ConfigError):
             Beams(**wrong)
