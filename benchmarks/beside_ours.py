@@ -49,13 +49,15 @@ def proof(model: str) -> Iterator[Work]:
     """Questions a second of the export's proof: distributions and greedy answers of llama.cpp against torch."""
     from dataclasses import replace
 
+    from export.original.finding import find, opened
     from export.proof.answers import check_answers
-    from export.proof.trained import of_folder
+    from export.proof.trained import trained_of
     from gladstone.basemodel import resolve_base
     from gladstone.gguf import read_info
     from gladstone.progress import Silent
 
-    trained = of_folder(resolve_base("embedded:smollm2-135m-instruct", Silent()).folder, None)
+    with opened(find(resolve_base("embedded:smollm2-135m-instruct", Silent()).folder), Silent()) as original:
+        trained = trained_of(original)
     trained = replace(trained, rows=trained.rows[:2])
 
     def work() -> float:

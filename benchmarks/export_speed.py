@@ -40,15 +40,19 @@ from pathlib import Path
 import export.making as making
 import export.pipeline as pipeline
 from export.making import Wanted
+from export.original.model import Asked
 from export.pipeline import export_gguf
 from export.proof.heldout import HeldOut
 from export.proof.trained import Trained
 from gladstone.progress import Silent
-making.of_run = lambda run, adapter, onto: Trained(None, None, run.base.folder, adapter, (), onto)
+from gladstone.template import ChatTemplate
+making.trained_of = lambda original, onto: Trained(
+    None, ChatTemplate(original.template_source), original.base.folder, original.adapter, (), onto
+)
 making.verify_file = lambda *_, **__: []
 making.check_quantised = lambda *_: ({}, HeldOut((1.0,), (1,)))
 pipeline._hand_over = lambda *_: []
-export_gguf(Path(sys.argv[1]), Wanted(("f16", "q8_0", "q4_k_m")), Path(sys.argv[2]), Silent())
+export_gguf(Path(sys.argv[1]), Asked(), Wanted(("f16", "q8_0", "q4_k_m")), Path(sys.argv[2]), Silent())
 """
 THEIRS = """
 import sys
@@ -227,7 +231,7 @@ def tree_bytes(process: Any) -> int:
 
 def proof_s(run: Path, out: Path) -> float:
     """What the proof adds to an export."""
-    whole = OURS.partition("making.of_run")[0] + OURS[OURS.index("export_gguf(Path") :]
+    whole = OURS.partition("making.trained_of")[0] + OURS[OURS.index("export_gguf(Path") :]
     with_proof = measure([[sys.executable, "-c", whole, str(run), "{out}"]], out)
     return with_proof.wall_s - measure([[sys.executable, "-c", OURS, str(run), "{out}"]], out).wall_s
 

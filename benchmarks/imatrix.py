@@ -17,11 +17,12 @@ import numpy as np
 
 from export.convert import Conversion, convert
 from export.imatrix import Calibration, calibration, compute_imatrix, read_imatrix
+from export.original.finding import find, opened
+from export.original.model import Original
 from export.proof.quantised import check_quantised
-from export.proof.trained import of_run
+from export.proof.trained import trained_of
 from export.quantise import quantise
 from export.quants import Quantisation, needs_imatrix
-from export.run import open_run, read_run_manifest
 from gladstone.formats import read_conversations
 from gladstone.progress import Silent
 
@@ -34,15 +35,19 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="folder with llama-imatrix")
     parser.add_argument("--chunks", type=int, default=100, help="times 512 tokens")
     chosen = parser.parse_args()
-    run = open_run(chosen.run, read_run_manifest(chosen.run), Silent())
-    trained = of_run(run, run.folder / "adapter")
-    rows = read_conversations(run.folder / "data" / "train.jsonl", "prepared")
+    with opened(find(chosen.run), Silent()) as original:
+        measure(chosen, original)
+
+
+def measure(chosen: argparse.Namespace, original: Original) -> None:
+    """Print what the importance matrix of the run's training rows brings to each type."""
+    trained = trained_of(original)
+    rows = read_conversations(chosen.run / "data" / "train.jsonl", "prepared")
     text = calibration("train.jsonl", rows, trained.template, trained.tokenizer.hf.eos_token or "", chosen.chunks)
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         f16, matrix = folder / "model-f16.gguf", folder / "imatrix.gguf"
-        adapters = ((run.folder / "adapter", 1.0),)
-        convert(Conversion("model", run.base.folder, run.folder / "tokenizer", adapters), f16, Silent())
+        convert(Conversion("model", trained.base, original.tokenizer, original.adapters), f16, Silent())
         begin_s = time.perf_counter()
         compute_imatrix(f16, text, matrix, Silent())
         print(f"{read_imatrix(matrix).chunks} chunks in {time.perf_counter() - begin_s:.0f} s\n")

@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 
 NEEDED = ["torch", "transformers", "peft", "safetensors"]
 FOLDER = click.Path(path_type=Path, file_okay=False)
+SOURCE = click.argument("source", metavar="RUN|ADAPTER|MODEL", type=click.Path(path_type=Path))
+BASE = click.option(
+    "--base",
+    metavar="FOLDER|HUB-ID",
+    help="The model that an adapter belongs to, where it names another one or one that is not here; a model's folder "
+    "without a tokenizer gets this one's.",
+)
+DATA = click.option(
+    "--data",
+    "rows",
+    type=click.Path(path_type=Path),
+    help="Rows to prove and measure on, in any layout that finetune reads; a run has its own.",
+)
 ONTO_HELP = "Merge onto the base as it is, or onto its weights as QLoRA held them in training"
 ONTO = click.option(
     "--onto", type=click.Choice(["16bit", "nf4"]), default="16bit", show_default=True, help=f"{ONTO_HELP}."
@@ -45,10 +58,12 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("run", type=FOLDER)
+@SOURCE
+@BASE
+@DATA
 @click.option("--quant", "quants", multiple=True, default=("q8_0",), show_default=True, help="Type to write; repeats.")
 @click.option("--with-base", is_flag=True, help="Export the untouched base the same way, for a fair comparison.")
-@click.option("--out", type=FOLDER, help="Folder for the files.  [default: RUN/gguf]")
+@click.option("--out", type=FOLDER, help="Folder for the files.  [default: gguf in the given folder]")
 @ONTO_OR_BEST
 @click.option(
     "--imatrix",
@@ -74,7 +89,9 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Show what each file would weigh, and make none.")
 @YES
 def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
-    run: Path,
+    source: Path,
+    base: str | None,
+    rows: Path | None,
     quants: tuple[str, ...],
     with_base: bool,
     out: Path | None,
@@ -92,17 +109,19 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     dry_run: bool,
     accepted: bool,
 ) -> None:
-    """Merge, convert, quantise and prove the model of a finished RUN folder."""
+    """Merge, convert, quantise and prove a model: a finished RUN, any PEFT ADAPTER, or a MODEL's folder."""
     require_packages("gladstone export", "export", NEEDED)
     if onto != "16bit":
         require_packages(f"gladstone export gguf --onto {onto}", "finetune", ["bitsandbytes"])
     from export.fit import parse_bytes
     from export.making import Wanted
+    from export.original.model import Asked
     from export.pipeline import export_gguf, export_sizes
     from export.quants import parse_override
     from gladstone.progress import Lines
 
     _check_fit(fit)
+    asked = Asked(base, None, rows)
     split_bytes = parse_bytes(split, "--split") if split else None
     parsed = tuple(map(parse_override, overrides))
     wanted = Wanted(
@@ -110,12 +129,12 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
         accepted,
     )  # fmt: skip
     if fit or dry_run:
-        sizes = export_sizes(run, wanted, context, parse_bytes(fit, "--fit") if fit else None, Lines())
+        sizes = export_sizes(source, asked, wanted, context, parse_bytes(fit, "--fit") if fit else None, Lines())
         _show_sizes(sizes, context)
         if dry_run:
             return
         wanted = replace(wanted, quants=(sizes[0].quant,))
-    _show_export(export_gguf(run, wanted, out, Lines()))
+    _show_export(export_gguf(source, asked, wanted, out, Lines()))
 
 
 def _show_export(result: "Export") -> None:
@@ -153,17 +172,21 @@ def _show_sizes(sizes: "list[Size]", context: int) -> None:
 
 
 @main.command()
-@click.argument("run", type=FOLDER)
+@SOURCE
+@BASE
+@DATA
 @click.option(
     "--quant", "quants", multiple=True, default=("q8_0",), show_default=True, help="Type of the base's file; repeats."
 )
-@click.option("--out", type=FOLDER, help="Folder for the files.  [default: RUN/lora]")
+@click.option("--out", type=FOLDER, help="Folder for the files.  [default: lora in the given folder]")
 @AUTHOR
 @LANGUAGES
 @LICENSE
 @YES
 def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
-    run: Path,
+    source: Path,
+    base: str | None,
+    rows: Path | None,
     quants: tuple[str, ...],
     out: Path | None,
     author: str | None,
@@ -172,31 +195,34 @@ def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
     *,
     accepted: bool,
 ) -> None:
-    """Write the adapter of a finished RUN alone, as GGUF, and the base's file that it is laid over.
+    """Write the adapter of a RUN or an ADAPTER's folder alone, as GGUF, and the base's file that it is laid over.
 
     Several adapters can share one base: `runtime chat BASE.gguf --lora ADAPTER.gguf`.
     """
     require_packages("gladstone export", "export", NEEDED)
     from export.making import Wanted
+    from export.original.model import Asked
     from export.pipeline import export_gguf
     from gladstone.progress import Lines
 
     wanted = Wanted(quants, lora=True, author=author, license=license_id, languages=languages, accepted=accepted)
-    _show_export(export_gguf(run, wanted, out, Lines()))
+    _show_export(export_gguf(source, Asked(base, None, rows), wanted, out, Lines()))
 
 
 @main.command()
-@click.argument("run", type=FOLDER)
-@click.option("--out", type=FOLDER, help="Folder for the model.  [default: RUN/merged]")
+@SOURCE
+@BASE
+@click.option("--out", type=FOLDER, help="Folder for the model.  [default: merged in the given folder]")
 @ONTO
-@click.option("--weight", type=float, default=1.0, show_default=True, help="Strength of the run's adapter.")
+@click.option("--weight", type=float, default=1.0, show_default=True, help="Strength of the adapter.")
 @click.option(
     "--adapter", "others", multiple=True, metavar="FOLDER=WEIGHT", help="A further adapter of the same base; repeats."
 )
 @click.option("--shard-gb", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="Largest file.")
 @YES
 def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
-    run: Path,
+    source: Path,
+    base: str | None,
     out: Path | None,
     onto: "Onto",
     weight: float,
@@ -205,7 +231,7 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     *,
     accepted: bool,
 ) -> None:
-    """Merge a finished RUN into an ordinary folder of safetensors, for what reads no GGUF.
+    """Merge a RUN or an ADAPTER into an ordinary folder of safetensors, for what reads no GGUF.
 
     No more than a tensor at a time is in memory.
     """
@@ -213,11 +239,13 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     if onto == "nf4":
         require_packages("gladstone export merge --onto nf4", "finetune", ["bitsandbytes"])
     from export.merged import Merging, merge_run
+    from export.original.model import Asked
     from gladstone.host import readable_bytes
     from gladstone.progress import Lines
 
-    out = out or run / "merged"
-    merging = Merging(run, onto, weight, tuple(map(_weighted, others)), int(shard_gb * 1e9), accepted)
+    merging = Merging(
+        source, onto, weight, tuple(map(_weighted, others)), int(shard_gb * 1e9), accepted, Asked(base)
+    )  # fmt: skip
     for path in merge_run(merging, out, Lines()):
         click.echo(f"{readable_bytes(path.stat().st_size):>9}  {path}")
 
@@ -256,24 +284,28 @@ def push(folder: Path, repo: str, *, private: bool, dry_run: bool, accepted: boo
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--against", "folder", type=FOLDER, required=True, help="The run that trained it, or a model's folder.")
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Rows to ask a model's folder and the file; a run has its own."
+    "--against", "source", type=click.Path(path_type=Path), required=True, help="The run, the adapter or the model."
 )
+@BASE
+@DATA
 @click.option("--lora", "loras", multiple=True, metavar="FILE[=STRENGTH]", help="Adapter laid over FILE; repeats.")
 @ONTO
-def verify(file: Path, folder: Path, data: Path | None, loras: tuple[str, ...], onto: "Onto") -> None:
-    """Prove that a GGUF is the model of a run, or of a folder as the Hub holds it."""
+def verify(  # noqa: PLR0913, PLR0917 - one parameter an option
+    file: Path, source: Path, base: str | None, rows: Path | None, loras: tuple[str, ...], onto: "Onto"
+) -> None:
+    """Prove that a GGUF is the model of a run, of an adapter on its base, or of a folder as the Hub holds it."""
     require_packages("gladstone export", "export", NEEDED)
+    from export.original.model import Asked
     from export.pipeline import verify_against
     from gladstone.errors import ArtifactError
     from gladstone.lora import parse_lora
     from gladstone.progress import Lines
 
-    points = verify_against(file, folder, data, onto, tuple(map(parse_lora, loras)), Lines())
+    points = verify_against(file, source, Asked(base, None, rows), onto, tuple(map(parse_lora, loras)), Lines())
     _show(points)
     if not all(point.passed for point in points):
-        raise ArtifactError(f"{file}: not the model of {folder}.")
+        raise ArtifactError(f"{file}: not the model of {source}.")
 
 
 @main.command()

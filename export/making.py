@@ -1,4 +1,4 @@
-"""What an export makes of a run, piece by piece on its workbench, each proven before the next."""
+"""What an export makes of an original, piece by piece on its workbench, each proven before the next."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from export.convert import Conversion, convert
 from export.converter import installed_version
-from export.handover.about import About, about_base, about_run
+from export.handover.about import About, about_base, about_model
 from export.imatrix import (
     Calibration,
     calibration,
@@ -25,19 +25,19 @@ from export.imatrix import (
 )
 from export.lora import LORA, pairs_of, write_lora
 from export.merge import Onto, read_plan
+from export.original.model import Original
 from export.proof.file import verify_file
 from export.proof.heldout import HeldOut, held_out_loss, told
 from export.proof.point import Point
 from export.proof.quantised import check_header, check_quantised
-from export.proof.trained import Trained, of_run
+from export.proof.trained import Trained, trained_of
 from export.quantise import quantise, told_fallbacks
 from export.quants import PLAIN, Override, Quantisation, check_quants
-from export.run import Run
 from export.shards import read_folder
 from export.split import split_gguf
 from export.workbench import Made, Piece, Workbench
 from gladstone.artifacts import sha256_file
-from gladstone.errors import ArtifactError, listed
+from gladstone.errors import ArtifactError, ConfigError, listed
 from gladstone.formats import read_conversations
 from gladstone.gguf import read_header
 from gladstone.lora import Lora
@@ -82,25 +82,48 @@ class Wanted:
         return "bf16" if plain == {"bf16"} else "f32"
 
 
-NO_HELD_OUT = (
-    "the run held out no rows: the files are proven on rows that were trained on, and no held-out loss is measured."
-)
+NO_HELD_OUT = {
+    "trained on": "the run held out no rows: the files are proven on rows that were trained on, and no held-out loss "
+    "is measured.",
+    "none": "no row of the training is known: the files are proven on questions of Gladstone's own, and how well they "
+    "answer questions like yours is not measured. --data FILE proves and measures on rows of yours.",
+}
+ROWS_SAID = {"held out": "held-out rows", "given": "given rows", "trained on": "training rows", "none": "questions"}
+NOT_HELD_OUT = {  # by what the rows are to the model, for the proof's page
+    "trained on": "those of the training: the run held none out",
+    "given": "given with --data; whether the training saw them is not known",
+    "none": "none known (--data gives some): asked questions of Gladstone's own, no held-out loss measured",
+}
+
+
+def check_makes(original: Original, wanted: Wanted) -> None:
+    """Raises ConfigError for what is wanted of a model's folder, but only an adapter has."""
+    if original.adapter:
+        return
+    if wanted.lora:
+        raise ConfigError(f"{original.home}: a model, which has no adapter to write: use `gladstone export gguf`.")
+    if wanted.with_base:
+        raise ConfigError(f"--with-base: {original.home} is a model whose base is not at hand: export that by itself.")
+    if wanted.onto != "16bit":
+        raise ConfigError(f"--onto {wanted.onto}: {original.home} is a model with nothing to merge onto a base.")
 
 
 class Making:
     """Makes the files of one export after another on its workbench."""
 
-    def __init__(self, run: Run, wanted: Wanted, onto: Onto, bench: Workbench, progress: Progress) -> None:
-        self.run, self.wanted, self.onto, self.bench, self.progress = run, wanted, onto, bench, progress
-        self.about = about_run(run, wanted.author, wanted.license, wanted.languages)
+    def __init__(self, original: Original, wanted: Wanted, onto: Onto, bench: Workbench, progress: Progress) -> None:
+        self.original, self.wanted, self.onto, self.bench, self.progress = original, wanted, onto, bench, progress
+        self.about = about_model(original, wanted.author, wanted.license, wanted.languages)
         self.held_out: dict[str, HeldOut] = {}  # by the model's name
         self.notes: list[str] = []
         self._calibration: Calibration | None = None
 
     def needed_bytes(self) -> int:
         """The carrier and each file that is not there yet, at the most that its type can weigh."""
-        elements = sum(math.prod(stored.shape) for stored in read_folder(self.run.base.folder).values())
-        quants = [quant for quant in self.wanted.quants if f"{self.run.name}-{quant}.gguf" not in self.bench.pieces]
+        elements = sum(math.prod(stored.shape) for stored in read_folder(self.original.base.folder).values())
+        quants = [
+            quant for quant in self.wanted.quants if f"{self.original.name}-{quant}.gguf" not in self.bench.pieces
+        ]
         models = 2 if self.wanted.with_base else 1
         each = [_most_bits(quant) for quant in quants]
         bits = _most_bits(self.wanted.carrier) + models * sum(each)
@@ -111,14 +134,14 @@ class Making:
     def check_lora(self) -> None:
         """Before anything is made. Raises UnsupportedError for an adapter that has to be merged."""
         if self.wanted.lora:
-            pairs_of(read_plan(self.run.base.folder, [(self.run.folder / "adapter", 1.0)], self.onto))
+            pairs_of(read_plan(self.original.base.folder, self.original.adapters, self.onto))
 
     def read_calibration(self) -> None:
         """Read the rows or the text of the importance matrix, before anything is made. Raises DataError."""
         source = self.wanted.imatrix
         if source is None or (source != "train" and is_imatrix(Path(source))):
             return
-        path = self.run.folder / "data" / "train.jsonl" if source == "train" else Path(source)
+        path = self._training_rows() if source == "train" else Path(source)
         if path.suffix == ".txt":
             self._calibration = Calibration(path.name, read_text(path), self.wanted.imatrix_chunks)
             return
@@ -126,26 +149,40 @@ class Making:
         end = self.base.tokenizer.hf.eos_token or ""
         self._calibration = calibration(path.name, rows, self.base.template, end, self.wanted.imatrix_chunks)
 
+    def _training_rows(self) -> Path:
+        if self.original.calibration is None:
+            raise ConfigError(
+                "--imatrix train: the rows that the model was trained on are not known. Give rows or text of yours: "
+                "--imatrix FILE."
+            )
+        return self.original.calibration
+
     @cached_property
     def base(self) -> Trained:
-        """The untouched base, with the run's tokenizer, template and rows."""
-        return of_run(self.run, None, self.onto)
+        """The untouched base, with the original's tokenizer, template and rows."""
+        return dataclasses.replace(trained_of(self.original, self.onto), adapter=None)
+
+    def told_against(self) -> dict[str, str]:
+        """What the files were held against, for the proof's page."""
+        rows = NOT_HELD_OUT.get(self.original.rows.kind)
+        told = {self.original.origin: self.original.name, "base": self.about.base_name}
+        return told | ({"rows": rows} if rows else {})
 
     def all(self) -> dict[str, list[Point]]:
         """Every file that is wanted, and the proofs."""
-        name = self.run.name
-        if not self.base.held_out:
-            self.notes.append(NO_HELD_OUT)
+        name = self.original.name
+        if self.original.rows.kind in NO_HELD_OUT:
+            self.notes.append(NO_HELD_OUT[self.original.rows.kind])
         if self.wanted.lora:
             return self.lora(name)
-        proof = {name: self.model(name, self.run.folder / "adapter")}
+        proof = {name: self.model(name, self.about, self.original.adapter)}
         if self.wanted.with_base:
-            proof[f"{name}-base"] = self.model(f"{name}-base", None)
+            proof[f"{name}-base"] = self.model(f"{name}-base", about_base(self.original), None)
         return proof
 
-    def model(self, name: str, adapter: Path | None) -> list[Point]:
+    def model(self, name: str, about: About, adapter: Path | None) -> list[Point]:
         """The model's files in every quant, and the proof of them; the carrier goes unless it was asked for."""
-        base = self._carrier(name, self.about if adapter else about_base(self.run), adapter)
+        base = self._carrier(name, about, adapter)
         trained = dataclasses.replace(self.base, adapter=adapter)
         others = len({*self.wanted.quants} - {self.wanted.carrier})
         points = verify_file(base, trained, self.progress, files=others)
@@ -156,13 +193,13 @@ class Making:
 
     def lora(self, name: str) -> dict[str, list[Point]]:
         """The adapter alone, proven with the base under it, and the base's files in every quant."""
-        adapter = self.run.folder / "adapter"
-        base = self._carrier(f"{name}-base", about_base(self.run), None)
+        adapter = self.original.adapter
+        base = self._carrier(f"{name}-base", about_base(self.original), None)
         path = self.bench.out / f"{name}{LORA}"
-        conversion = conversion_of(self.run, self.about, adapter, self.onto)
+        conversion = conversion_of(self.original, self.about, adapter, self.onto)
 
         def written() -> Made:
-            write_lora(conversion, path, self.run.template_source, self.progress)
+            write_lora(conversion, path, self.original.template_source, self.progress)
             return [path], {}
 
         self.bench.piece(path.name, ["lora", _said(self.about)], written)
@@ -182,7 +219,7 @@ class Making:
         path = self.bench.out / f"{name}-{carrier}.gguf"
 
         def converted() -> Made:
-            convert(conversion_of(self.run, about, adapter, self.onto), path, self.progress, carrier)
+            convert(conversion_of(self.original, about, adapter, self.onto), path, self.progress, carrier)
             return [path], {}
 
         self.bench.piece(path.name, ["convert", _said(about)], converted)
@@ -198,7 +235,7 @@ class Making:
         points = [same for same, _ in made.values()]
         files = {quant: path for quant, (_, path) in made.items()}
         what = f"Proving {', '.join(made)} against {carrier}" if made else f"Measuring {base.name}"
-        with step(self.progress, f"{what} on {'held-out' if trained.held_out else 'training'} rows"):
+        with step(self.progress, f"{what} on {ROWS_SAID[trained.kind]}"):
             costs, losses = check_quantised(base, files, trained, self.progress)
         if trained.held_out:
             self.held_out[name] = losses
@@ -263,11 +300,9 @@ class Making:
         return (self.bench.pieces[name] for name in self.bench.used)
 
 
-def model_key(run: Run, onto: Onto) -> str:
+def model_key(original: Original, onto: Onto) -> str:
     """Changes with anything that the model is made from."""
-    adapter = run.manifest.record("adapter/adapter_model.safetensors").sha256
-    tokenizer = [record.sha256 for record in run.manifest.files if record.path.startswith("tokenizer/")]
-    parts = [run.base.fingerprint, adapter, *tokenizer, installed_version(), run.name, onto]
+    parts = [original.base.fingerprint, *original.key, installed_version(), original.name, onto]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -281,28 +316,28 @@ def _refuse_failed(path: Path, points: list[Point]) -> None:
         raise ArtifactError(listed(f"{path}: the proof failed, this file is not the model that was trained", failed))
 
 
-def conversion_of(run: Run, about: About, adapter: Path | None, onto: Onto) -> Conversion:
+def conversion_of(original: Original, about: About, adapter: Path | None, onto: Onto) -> Conversion:
     """What is converted to make a model, its adapter merged if it has one."""
     adapters = ((adapter, 1.0),) if adapter else ()
-    return Conversion(about.name, run.base.folder, run.folder / "tokenizer", adapters, onto, about.as_metadata())
+    return Conversion(about.name, original.base.folder, original.tokenizer, adapters, onto, about.as_metadata())
 
 
-def choose_onto(run: Run, wanted: Wanted, out: Path, progress: Progress) -> tuple[Onto, list[str]]:
+def choose_onto(original: Original, wanted: Wanted, out: Path, progress: Progress) -> tuple[Onto, list[str]]:
     """Which base the adapter is merged onto, and what is to be told of it.
 
     `best` is measured on held-out rows, and is 16bit where there are none.
     """
     if wanted.onto != "best":
         return wanted.onto, []
-    about = about_run(run)
-    trained = of_run(run, run.folder / "adapter")
+    about = about_model(original)
+    trained = trained_of(original)
     if not trained.held_out:
-        return "16bit", ["merged onto 16bit: which base is better was not measured, the run has no held-out rows."]
+        return "16bit", ["merged onto 16bit: which base is better was not measured, there are no held-out rows."]
     losses: dict[Onto, HeldOut] = {}
     with tempfile.TemporaryDirectory(prefix=".onto.", suffix=".partial", dir=out) as work:
         for onto in ONTO:
             path = Path(work) / f"{onto}.gguf"
-            convert(conversion_of(run, about, run.folder / "adapter", onto), path, progress)
+            convert(conversion_of(original, about, original.adapter, onto), path, progress)
             with step(progress, f"Measuring the merge onto {onto} on held-out rows"):
                 losses[onto] = held_out_loss(path, trained, progress)
             path.unlink()

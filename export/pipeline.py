@@ -1,4 +1,4 @@
-"""`gladstone export gguf`: from a run folder to proven GGUF files."""
+"""`gladstone export gguf`: from a run, an adapter or a model to proven GGUF files."""
 
 import dataclasses
 import tempfile
@@ -10,45 +10,35 @@ from typing import Any
 
 from export import fit
 from export.convert import outline
-from export.handover.about import about_run
+from export.handover.about import about_model
 from export.handover.card import NAME as CARD_NAME
 from export.handover.card import Card
 from export.handover.modelfile import NAME as MODELFILE_NAME
 from export.handover.write import common_system, write_card, write_modelfile
 from export.lora import LORA
-from export.making import MATRIX, Making, Wanted, choose_onto, conversion_of, model_key
+from export.making import MATRIX, Making, Wanted, check_makes, choose_onto, conversion_of, model_key
 from export.merge import Onto
+from export.original.finding import find, opened
+from export.original.model import Asked, check_accepted
 from export.proof.file import proof_page, verify_file
 from export.proof.point import Point
-from export.proof.trained import date_note, of_folder, of_run
-from export.run import (
-    check_accepted,
-    check_apart,
-    check_unchanged,
-    open_run,
-    read_run_manifest,
-    serious_warnings,
-)
+from export.proof.trained import date_note, trained_of
 from export.workbench import Workbench
 from gladstone.artifacts import (
-    MANIFEST_NAME,
     Manifest,
-    is_finished,
-    read_manifest,
     record_file,
     remove_partials,
-    sha256_file,
     write_json,
     write_manifest,
     write_text,
 )
-from gladstone.errors import ConfigError
 from gladstone.gguf import read_header, read_info
 from gladstone.host import check_disk, installed_versions
 from gladstone.lock import held
 from gladstone.lora import Lora
 from gladstone.progress import Progress
 from gladstone.quiet import output_to
+from gladstone.template import template_sha256
 
 VERSIONED = ("llama-cpp-python", "torch", "transformers", "peft")
 PROOF_NAME, PAGE_NAME, LOG_NAME = "proof.json", "proof.txt", "export.log"
@@ -64,66 +54,68 @@ class Export:
     notes: tuple[str, ...]
 
 
-def export_gguf(run_folder: Path, wanted: Wanted, out: Path | None, progress: Progress) -> Export:
-    """Merge, convert, quantise and prove into `out` (default RUN/gguf); the manifest is written last.
+def export_gguf(path: Path, asked: Asked, wanted: Wanted, out: Path | None, progress: Progress) -> Export:
+    """Merge, convert, quantise and prove what lies at `path` into `out` (default FOLDER/gguf); the manifest is last.
 
     What an earlier, stopped call finished is used again. Raises ArtifactError if the training went wrong and that is
     not accepted, or if the proof fails: the files stay, for looking into, without a manifest.
     """
     wanted = wanted.checked()
-    out = out or run_folder / ("lora" if wanted.lora else "gguf")
-    manifest = read_run_manifest(run_folder)
-    check_accepted(run_folder, serious_warnings(manifest.facts), accepted=wanted.accepted)
-    with held(out / LOG_NAME, "exporting"), output_to(out / LOG_NAME):
+    found = find(path, asked)
+    out = out or found.home / ("lora" if wanted.lora else "gguf")
+    check_accepted(found.home, found.warnings, accepted=wanted.accepted)
+    with held(out / LOG_NAME, "exporting"), output_to(out / LOG_NAME), opened(found, progress) as original:
         remove_partials(out)
-        run = open_run(run_folder, manifest, progress)
-        check_apart(run, out)
-        onto, notes = choose_onto(run, wanted, out, progress)
-        making = Making(run, wanted, onto, Workbench(out, model_key(run, onto), progress), progress)
-        making.notes += [*notes, *date_note(run, making.base.template)]
+        original.check_apart(out)
+        check_makes(original, wanted)
+        onto, notes = choose_onto(original, wanted, out, progress)
+        making = Making(original, wanted, onto, Workbench(out, model_key(original, onto), progress), progress)
+        making.notes += [*original.notes, *notes, *date_note(original, making.base.template)]
         check_disk(out, making.needed_bytes(), "the GGUF files")
         making.check_lora()
         making.read_calibration()
         proof = making.all()
-        check_unchanged(run)
+        original.check_unchanged()
         return _finish(making, proof)
 
 
-def export_sizes(
-    run_folder: Path, wanted: Wanted, context: int, fit_bytes: int | None, progress: Progress
+def export_sizes(  # noqa: PLR0913, PLR0917 - one parameter an option
+    path: Path, asked: Asked, wanted: Wanted, context: int, fit_bytes: int | None, progress: Progress
 ) -> list[fit.Size]:
     """What each type would weigh, or the one that fits; no weight is read and nothing is kept.
 
     Raises ConfigError if none fits.
     """
     wanted = wanted.checked()
-    run = open_run(run_folder, read_run_manifest(run_folder), progress)
-    with tempfile.TemporaryDirectory() as work, output_to(Path(work) / LOG_NAME):
-        path = Path(work) / "outline.gguf"
+    with (
+        tempfile.TemporaryDirectory() as work,
+        output_to(Path(work) / LOG_NAME),
+        opened(find(path, asked), progress) as original,
+    ):
+        header = Path(work) / "outline.gguf"
         # what the base is taken as changes no size
-        outline(conversion_of(run, about_run(run), run.folder / "adapter", "16bit"), path, progress)
+        outline(conversion_of(original, about_model(original), original.adapter, "16bit"), header, progress)
         if fit_bytes is not None:
-            return [fit.best_fit(path, fit_bytes, wanted.overrides, context, imatrix=wanted.imatrix is not None)]
-        return fit.sizes(path, wanted.quants, wanted.overrides, context)
+            return [fit.best_fit(header, fit_bytes, wanted.overrides, context, imatrix=wanted.imatrix is not None)]
+        return fit.sizes(header, wanted.quants, wanted.overrides, context)
 
 
 def verify_against(  # noqa: PLR0913, PLR0917 - one parameter an option
-    path: Path, folder: Path, rows: Path | None, onto: Onto, loras: Sequence[Lora], progress: Progress
+    path: Path, folder: Path, asked: Asked, onto: Onto, loras: Sequence[Lora], progress: Progress
 ) -> list[Point]:
-    """Prove any GGUF against a run or a model's folder: `gladstone export verify FILE --against FOLDER`."""
+    """Prove any GGUF against a run, an adapter or a model: `gladstone export verify FILE --against FOLDER`."""
     read_info(path)
-    if not is_finished(folder) or read_manifest(folder).stage != "finetune":
-        return verify_file(path, dataclasses.replace(of_folder(folder, rows), onto=onto), progress, loras)
-    if rows is not None:
-        raise ConfigError("--data: a run brings its own held-out rows.")
-    manifest = read_run_manifest(folder)
-    with output_to(folder / LOG_NAME):
-        run = open_run(folder, manifest, progress)
-        return verify_file(path, of_run(run, folder / "adapter", onto), progress, loras)
+    found = find(folder, asked)
+    with (
+        tempfile.TemporaryDirectory() as work,
+        output_to(Path(work) / LOG_NAME),
+        opened(found, progress) as original,
+    ):
+        return verify_file(path, trained_of(original, onto), progress, loras)
 
 
 def _finish(making: Making, proof: dict[str, list[Point]]) -> Export:
-    run, bench = making.run, making.bench
+    original, bench = making.original, making.bench
     said = _proof_json(making, proof)
     write_json(bench.out / PROOF_NAME, said)
     write_text(bench.out / PAGE_NAME, proof_page(proof, said["against"], said["files"]))
@@ -135,17 +127,18 @@ def _finish(making: Making, proof: dict[str, list[Point]]) -> Export:
     manifest = Manifest(
         stage="export",
         files=(*files.values(), *(record_file(bench.out, bench.out / name) for name in page)),
-        parents={"run": sha256_file(run.folder / MANIFEST_NAME), "base": run.base.fingerprint},
-        config={"name": run.name, "base": making.about.base.name, "onto": making.onto},
+        parents=dict(original.parents),
+        config={"name": original.name, "base": making.about.base_name, "onto": making.onto, "origin": original.origin},
         versions=installed_versions(*VERSIONED),
-        template_sha256=run.manifest.template_sha256,
-        seed=run.manifest.seed,
+        template_sha256=template_sha256(original.template_source),
+        seed=original.training.seed,
         facts={
             "key": bench.key,
             "pieces": bench.as_json(),
             "tensor_types": {name: _tensor_types(bench.out / name) for name in models},
-            "template_date": run.manifest.config["base"].get("template_date"),
-            "training_warnings": serious_warnings(run.manifest.facts),
+            "template_date": date.isoformat() if (date := original.training.template_date) else None,
+            "training_warnings": original.warnings,
+            "unknown": list(original.training.unknown),
         },
     )
     write_manifest(bench.out, manifest)
@@ -162,8 +155,7 @@ def _hand_over(making: Making, proof: Mapping[str, Sequence[Point]], made: Mappi
         making.notes.append(f"no Modelfile for Ollama: {no_ollama}.")
     card = Card(
         about=about,
-        config=making.run.manifest.config,
-        trained=making.run.manifest.facts,
+        training=making.original.training,
         held_out=making.held_out,
         proof=proof,
         files={name: path for name, path in made.items() if not name.endswith(MATRIX)},
@@ -182,8 +174,7 @@ def _tensor_types(path: Path) -> dict[str, int]:
 def _proof_json(making: Making, proof: dict[str, list[Point]]) -> dict[str, Any]:
     return {
         "passed": all(point.passed for points in proof.values() for point in points),
-        "against": {"run": making.run.name, "base": making.about.base.name}
-        | ({} if making.base.held_out else {"rows": "those of the training: the run held none out"}),
+        "against": making.told_against(),
         "models": {name: [dataclasses.asdict(point) for point in points] for name, points in proof.items()},
         "held_out": {name: loss.as_json() for name, loss in making.held_out.items()},
         "files": {record.path: record.sha256 for piece in making.pieces() for record in piece.files},

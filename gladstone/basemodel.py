@@ -22,6 +22,19 @@ EMBEDDED = "embedded:smollm2-135m-instruct"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4  # llama.h: LLAMA_TOKEN_TYPE_*
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """By which option a user names a base, for messages, and what it has to have."""
+
+    option: str = "base.model"
+    setting: str = "--set base.model=FOLDER"
+    tokenizer: bool = True
+
+
+TRAINING = Needs()
 
 
 @dataclass(frozen=True)
@@ -33,32 +46,32 @@ class Base:
     fingerprint: str
 
 
-def resolve_base(name: str, progress: Progress) -> Base:
+def resolve_base(name: str, progress: Progress, needs: Needs = TRAINING) -> Base:
     """Bring the base model to a local folder. Raises ConfigError or UnsupportedError if there is no way to it."""
-    folder = _here(name, progress) or _download(name, progress)
-    _check_folder(name, folder)
+    folder = _here(name, progress, needs) or _download(name, progress, needs)
+    _check_folder(name, folder, needs)
     return Base(name, folder, fingerprint(folder))
 
 
-def find_base(name: str, progress: Progress) -> Base | None:
+def find_base(name: str, progress: Progress, needs: Needs = TRAINING) -> Base | None:
     """As `resolve_base`, but nothing is fetched: None for a Hub id whose model is not in the local cache."""
-    folder = _here(name, progress) or _cached(name)
+    folder = _here(name, progress, needs) or _cached(name, needs)
     if folder is None:
         return None
-    _check_folder(name, folder)
+    _check_folder(name, folder, needs)
     return Base(name, folder, fingerprint(folder))
 
 
-def _here(name: str, progress: Progress) -> Path | None:
+def _here(name: str, progress: Progress, needs: Needs) -> Path | None:
     """The folder of the embedded model or a local one; None for a Hub id. Raises ConfigError for anything else."""
     if name == EMBEDDED:
         return embedded_folder(progress)
     if name.startswith("embedded:"):
-        raise ConfigError(f"base.model: {name!r} is not embedded; the embedded model is {EMBEDDED!r}.")
+        raise ConfigError(f"{needs.option}: {name!r} is not embedded; the embedded model is {EMBEDDED!r}.")
     if name and _local(name).is_dir():
         return _local(name).resolve()
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise _no_model(name)
+        raise _no_model(name, needs)
     return None
 
 
@@ -87,8 +100,8 @@ def _local(name: str) -> Path:
         return Path(name)
 
 
-def _no_model(name: str) -> ConfigError:
-    return ConfigError(f"base.model: {name!r} is neither a folder nor a Hub id like 'owner/model'.")
+def _no_model(name: str, needs: Needs) -> ConfigError:
+    return ConfigError(f"{needs.option}: {name!r} is neither a folder nor a Hub id like 'owner/model'.")
 
 
 def fingerprint(folder: Path) -> str:
@@ -208,7 +221,7 @@ def write_bpe_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def _cached(name: str) -> Path | None:
+def _cached(name: str, needs: Needs) -> Path | None:
     """The folder of a Hub id in the local cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -218,10 +231,10 @@ def _cached(name: str) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     except HFValidationError:
-        raise _no_model(name) from None
+        raise _no_model(name, needs) from None
 
 
-def _download(name: str, progress: Progress) -> Path:
+def _download(name: str, progress: Progress, needs: Needs) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -234,34 +247,35 @@ def _download(name: str, progress: Progress) -> Path:
         with step(progress, f"Fetching {name} from the Hub"):
             return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except HFValidationError:
-        raise _no_model(name) from None
+        raise _no_model(name, needs) from None
     except RepositoryNotFoundError:
         raise ConfigError(
-            f"base.model: the Hub has no model {name!r}, or it needs a login (`hf auth login`)."
+            f"{needs.option}: the Hub has no model {name!r}, or it needs a login (`hf auth login`)."
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UnsupportedError(
-            f"base.model: {name!r} is not in the local cache and the Hub cannot be reached ({type(error).__name__}). "
-            "Without a network, give the path of a folder that holds the model."
+            f"{needs.option}: {name!r} is not in the local cache and the Hub cannot be reached "
+            f"({type(error).__name__}). Without a network, give the path of a folder that holds the model: "
+            f"{needs.setting}."
         ) from None
 
 
-def _check_folder(name: str, folder: Path) -> None:
+def _check_folder(name: str, folder: Path, needs: Needs) -> None:
     """Raises ConfigError if the folder is not a model with safetensors weights and a tokenizer."""
     adapters = [each for each in (folder, folder / "adapter") if (each / "adapter_config.json").is_file()]
     config = _json(folder / "config.json")
     if config is None and adapters:
         of = (_json(adapters[0] / "adapter_config.json") or {}).get("base_model_name_or_path", "an unnamed model")
         raise ConfigError(
-            f"base.model: {name!r} is no model but an adapter of {of}. Give {of} to train another adapter of it, or "
-            "export this one first and give the merged model."
+            f"{needs.option}: {name!r} is no model but an adapter of {of}. Give {of} to train another adapter of it, "
+            f"or merge this one first (`gladstone export merge {name}`) and give the folder that is written."
         )
     if config is None or "model_type" not in config:
-        raise ConfigError(f"base.model: {name!r} is not a model folder: it has no usable config.json.")
+        raise ConfigError(f"{needs.option}: {name!r} is not a model folder: it has no usable config.json.")
     if not any(folder.glob("*.safetensors")):
-        raise ConfigError(f"base.model: {name!r} holds no .safetensors weights (pickled weights are never loaded).")
-    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model", "spiece.model")):
-        raise ConfigError(f"base.model: {name!r} holds no tokenizer.")
+        raise ConfigError(f"{needs.option}: {name!r} holds no .safetensors weights (pickled weights are never loaded).")
+    if needs.tokenizer and not any((folder / file).exists() for file in VOCABULARIES):
+        raise ConfigError(f"{needs.option}: {name!r} holds no tokenizer.")
 
 
 def _length_in_header(path: Path) -> int | None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.handover.about import About, Source
+from export.handover.about import About
 from export.lora import LORA
+from export.original.model import Training, serious_warnings
+from export.original.sources import Source
 from export.proof.heldout import HeldOut, told
 from export.proof.point import Point
-from export.run import serious_warnings
 from gladstone.chat import NO_MEDICAL_ADVICE
 from gladstone.host import readable_bytes
 
@@ -26,14 +27,6 @@ LIMITS = f"""## Limits
 {NO_MEDICAL_ADVICE}
 {{measured}}
 It has what its base and its data have: their errors, their biases, and their age."""
-SETTINGS = (
-    ("method", lambda c: "QLoRA (base in NF4)" if c["base"]["load_in_4bit"] else "LoRA"),
-    ("rank, alpha", lambda c: f"{c['lora']['rank']}, {c['lora']['alpha']:g}" + (" (rsLoRA)" * c["lora"]["rslora"])),
-    ("layers", lambda c: ", ".join(c["lora"]["targets"])),
-    ("learning rate", lambda c: f"{c['training']['learning_rate']:g}, {c['training']['schedule']}"),
-    ("rows in a step", lambda c: str(c["training"]["batch_size"] * c["training"]["accumulation"])),
-    ("longest row", lambda c: f"{c['base']['max_tokens']:,} tokens"),
-)
 
 
 @dataclass(frozen=True)
@@ -41,8 +34,7 @@ class Card:
     """What a card tells. `files` are sizes by name, the first one is the one to begin with."""
 
     about: About
-    config: Mapping[str, Any]  # the recipe
-    trained: Mapping[str, Any]  # the facts of the run's manifest
+    training: Training
     held_out: Mapping[str, HeldOut]  # by model; empty where the run held no rows out
     proof: Mapping[str, Sequence[Point]]
     files: Mapping[str, Path]
@@ -60,7 +52,7 @@ def model_card(card: Card) -> str:
         license=about.license,
         library_name="gguf",
         pipeline_tag="text-generation",
-        base_model=about.base.hub_id,
+        base_model=about.base.hub_id if about.base else None,
         datasets=[each.hub_id for each in about.datasets if each.hub_id] or None,
         tags=list(about.tags),
         model_name=about.name,
@@ -81,17 +73,21 @@ def _title(card: Card) -> Iterable[str]:
     yield f"Made by {_one_line(about.author)}." if about.author else ""
     yield f"**{NO_MEDICAL_ADVICE}**"
     yield ""
-    for warning in serious_warnings(card.trained):
+    for warning in serious_warnings(card.training.facts):
         yield f"> **WARNING:** {_one_line(warning)}."
         yield ""
     yield from _table(
         ("", "name", "licence"),
         [
             ("this model", about.name, about.license or UNKNOWN_LICENSE),
-            ("base model", _linked(about.base, ""), about.base.license or UNKNOWN_LICENSE),
+            ("base model", *_base(about)),
             *(("data", _linked(each, "datasets/"), each.license or UNKNOWN_LICENSE) for each in about.datasets),
         ],
     )
+
+
+def _base(about: About) -> tuple[str, str]:
+    return (_linked(about.base, ""), about.base.license or UNKNOWN_LICENSE) if about.base else ("unknown", "unknown")
 
 
 def _use(card: Card) -> Iterable[str]:
@@ -165,8 +161,8 @@ def _cost(measured: Mapping[str, Any] | None) -> tuple[str, str, str]:
 
 
 def _training(card: Card) -> Iterable[str]:
-    facts = card.trained
-    rows = [(name, setting(card.config)) for name, setting in SETTINGS]
+    facts = card.training.facts
+    rows = list(card.training.settings)
     over = "laid over" if any(name.endswith(LORA) for name in card.files) else "merged onto"
     rows.append((over, "the base as QLoRA held it (NF4)" if card.onto == "nf4" else "the base in 16 bit"))
     counts = facts.get("rows") or {}

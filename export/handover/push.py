@@ -6,7 +6,7 @@ The Hub asks for the hash of each large file first and takes only what it has no
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.run import check_accepted
+from export.original.model import check_accepted
 from gladstone.artifacts import MANIFEST_NAME, Manifest, check_files, read_manifest
 from gladstone.errors import ArtifactError, ConfigError, ToolError
 from gladstone.progress import Progress, step

@@ -1,27 +1,30 @@
-"""What a file is held against: a run of ours, or any folder of a model as the Hub holds it."""
+"""What a file is held against: base and adapter, tokenizer and template, and the rows to ask."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from export.merge import Onto
-from export.run import Run
+from export.original.model import Original
 from gladstone.chat import Conversation, Message
-from gladstone.errors import ArtifactError
-from gladstone.formats import checked_conversations, find_layout, read_conversations
 from gladstone.template import ChatTemplate
 from gladstone.tokenizer import FolderTokenizer, load_tokenizer
 
-TRAINED_ROWS = 400  # are enough where no row was held out
+# asked and answered where no rows are known; the answers are there to be measured on, and no model's
 QUESTIONS = (
-    "What does the heart do?", "Explain anaemia to a child.", "Which vitamin prevents scurvy?", "Write one sentence.",
-    "How is blood pressure measured?", "2 + 2 =", "Name three bones.", "Why do we sleep?",
-)  # fmt: skip
+    ("What does the heart do?", "The heart pumps blood through the body, and so brings oxygen to every organ."),
+    ("Explain anaemia to a child.", "Your blood has too few red cells, so you feel tired and look pale."),
+    ("Which vitamin prevents scurvy?", "Vitamin C, which is found in fresh fruit and vegetables."),
+    ("Write one sentence.", "The train leaves the station at eight in the morning."),
+    ("How is blood pressure measured?", "With a cuff around the upper arm that is filled with air and slowly emptied."),
+    ("2 + 2 =", "2 + 2 = 4"),
+    ("Name three bones.", "The femur, the tibia and the humerus are three bones of the human body."),
+    ("Why do we sleep?", "Sleep lets the body rest and repair itself, and helps the brain to keep what it learnt."),
+)
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,20 @@ class Trained:
     adapter: Path | None
     rows: Sequence[Conversation]
     onto: Onto = "16bit"  # whether the base is taken as it is, or as QLoRA held it
-    held_out: bool = True  # false: the rows were trained on, since the run held none out
+    held_out: bool = True  # whether the loss on the rows says something of questions that were not trained on
+    kind: str = "held out"  # what the rows are to the model, as in Rows
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The base's config.json; of a model with several parts, that of its text."""
         config: dict[str, Any] = json.loads((self.base / "config.json").read_text(encoding="utf-8"))
         return config | (config.get("text_config") or {})
+
+    @property
+    def answers(self) -> str:
+        """What is measured on, in words."""
+        kinds = {"trained on": "answers that were trained on", "none": "answers to questions of Gladstone's own"}
+        return kinds.get(self.kind, "answers")
 
     @property
     def seq2seq(self) -> bool:
@@ -65,46 +75,39 @@ class Trained:
         return self.template.segments(row.messages, row.tools)[-1].text if answer.tool_calls else answer.content
 
 
-def of_run(run: Run, adapter: Path | None, onto: Onto = "16bit") -> Trained:
-    """What a run trained, or with no adapter its base with the run's tokenizer and template."""
-    tokenizer = load_tokenizer(run.folder / "tokenizer")
-    moment = run.template_date or datetime.now()  # one moment for the whole proof, whatever the clock says meanwhile
-    template = ChatTemplate(run.template_source, tokenizer.named_tokens, now=moment)
-    recorded = {record.path for record in run.manifest.files}
-    held_out = [f"data/{name}.jsonl" for name in ("test", "validation") if f"data/{name}.jsonl" in recorded]
-    if held_out:
-        rows = [row for path in held_out for row in read_conversations(run.folder / path, "prepared")]
-    else:
-        path = run.folder / "data" / "train.jsonl"
-        rows = list(islice(checked_conversations(path, find_layout(path, "prepared")), TRAINED_ROWS))
-    return Trained(tokenizer, template, run.base.folder, adapter, rows, onto, held_out=bool(held_out))
+def trained_of(original: Original, onto: Onto = "16bit") -> Trained:
+    """What a file of an original is held against, on its rows, or on a few questions where there are none."""
+    tokenizer = load_tokenizer(original.tokenizer)
+    moment = original.training.template_date or datetime.now()  # one for the whole proof, whatever the clock says
+    template = ChatTemplate(original.template_source, tokenizer.named_tokens, now=moment)
+    rows = original.rows.read() or [
+        Conversation((Message("user", question), Message("assistant", answer)), "question")
+        for question, answer in QUESTIONS
+    ]
+    return Trained(
+        tokenizer,
+        template,
+        original.base.folder,
+        original.adapter,
+        rows,
+        onto,
+        original.rows.measures,
+        original.rows.kind,
+    )
 
 
-def date_note(run: Run, template: ChatTemplate) -> list[str]:
+def date_note(original: Original, template: ChatTemplate) -> list[str]:
     """What a user should know where the chat template writes the date."""
     if not template.writes_time:
         return []
-    if run.template_date is None:
+    date = original.training.template_date
+    if date is None:
+        why = " (an older version made it)" if original.origin == "run" else ""
         return [
-            "the chat template writes the date, and the run does not say which one it was trained with (an older "
-            "version made it): the proof renders with today's."
+            "the chat template writes the date, and nothing says which one the model was trained with"
+            f"{why}: the proof renders with today's."
         ]
     return [
-        f"the chat template writes the date: proof and Modelfile have {run.template_date}, with which the run was "
-        "trained; the runtime writes the real one."
+        f"the chat template writes the date: proof and Modelfile have {date}, with which the run was trained; the "
+        "runtime writes the real one."
     ]
-
-
-def of_folder(folder: Path, rows: Path | None) -> Trained:
-    """A model's folder as the Hub holds it, on rows of one's own or on a few questions.
-
-    Raises ArtifactError for a folder without a model, ConfigError for one without a chat template, DataError for rows.
-    """
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise ArtifactError(
-            f"{folder}: neither a run nor a model: expected manifest.json, or config.json and *.safetensors."
-        )
-    tokenizer = load_tokenizer(folder)
-    asked = [Conversation((Message("user", text), Message("assistant", "…")), "question") for text in QUESTIONS]
-    conversations = read_conversations(rows, "auto") if rows else asked
-    return Trained(tokenizer, tokenizer.template(now=datetime.now()), folder, None, conversations)

@@ -9,17 +9,17 @@ import pytest
 import yaml
 
 from export.making import Wanted
+from export.original.model import Asked
 from export.pipeline import export_gguf
 from export.proof.answers import TIE_LOGITS, log_softmax
 from export.proof.reference import Reference
-from export.proof.trained import of_run
-from export.run import open_run, read_run_manifest
 from gladstone.chat import Message
 from gladstone.errors import UnsupportedError
 from gladstone.progress import Silent
 from runtime.engine import Engine
 from runtime.generation.prompt import scored_tokens
 from runtime.generation.sampler import Sampling
+from tests.export.tiny_runs import trained_by
 from tests.families import FAMILIES, write_family
 from tests.tiny_models import tiny_recipe, write_rows_file
 
@@ -52,7 +52,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
     result = CliRunner().invoke(main, ["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")])
     assert result.exit_code == 0, result.output
-    made = export_gguf(folder / "run", Wanted(("f16", "q8_0")), None, Silent())
+    made = export_gguf(folder / "run", Asked(), Wanted(("f16", "q8_0")), None, Silent())
     return folder / "run", made.files["tiny-f16.gguf"]
 
 
@@ -67,8 +67,7 @@ def test_the_proof_is_clean(exported: tuple[Path, Path]) -> None:
 @pytest.mark.slow
 def test_the_runtime_answers_as_torch_does(exported: tuple[Path, Path]) -> None:
     run_folder, path = exported
-    run = open_run(run_folder, read_run_manifest(run_folder), Silent())
-    trained = of_run(run, run_folder / "adapter")
+    trained = trained_by(run_folder)
     reference = Reference(trained)
     question = next(row for row in trained.rows)
     with Engine(path) as engine:
@@ -95,7 +94,7 @@ def test_a_question_of_a_user_is_answered(exported: tuple[Path, Path]) -> None:
 @pytest.mark.slow
 def test_an_answer_is_scored_as_torch_scores_it(exported: tuple[Path, Path]) -> None:
     run_folder, path = exported
-    trained = of_run(open_run(run_folder, read_run_manifest(run_folder), Silent()), run_folder / "adapter")
+    trained = trained_by(run_folder)
     row = next(iter(trained.rows))
     with Engine(path) as engine:
         found = engine.answer_nats(row.messages)
@@ -112,7 +111,7 @@ def test_beams_are_those_of_transformers(exported: tuple[Path, Path], ngram: int
     import torch
 
     run_folder, path = exported
-    trained = of_run(open_run(run_folder, read_run_manifest(run_folder), Silent()), run_folder / "adapter")
+    trained = trained_by(run_folder)
     row = next(iter(trained.rows))
     with Engine(path) as engine:
         tokens = engine.prompt_tokens(row.prompt)

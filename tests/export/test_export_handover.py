@@ -14,13 +14,15 @@ import pytest
 from click.testing import CliRunner
 
 from export.cli import main
-from export.handover.about import About, Source, about_base, about_run, license_of
+from export.handover.about import About, about_base, about_model
 from export.handover.card import Card, _title
 from export.handover.modelfile import Ollama, go_template, modelfile
 from export.handover.push import plan_upload
 from export.handover.turns import Turns, check_turns, read_turns
 from export.handover.write import common_system
-from export.run import open_run, read_run_manifest
+from export.original.finding import find, opened
+from export.original.model import Training
+from export.original.sources import Source, license_of
 from gladstone.artifacts import Manifest, check_files, read_manifest, write_manifest
 from gladstone.chat import NO_MEDICAL_ADVICE, Conversation, Message
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
@@ -192,10 +194,10 @@ def test_sources_are_told_as_gguf_has_them() -> None:
 
 
 def test_a_base_in_a_folder_is_told_by_its_name_alone(tiny_run: Path, tiny_base: Path) -> None:
-    run = open_run(tiny_run, read_run_manifest(tiny_run), Silent())
-    assert about_run(run).base == Source(tiny_base.name, None, None)
-    assert about_run(run, "Ada", "mit").license == "mit"
-    assert about_base(run).datasets == ()
+    with opened(find(tiny_run), Silent()) as run:
+        assert about_model(run).base == Source(tiny_base.name, None, None)
+        assert about_model(run, "Ada", "mit").license == "mit"
+        assert about_base(run).datasets == ()
 
 
 @pytest.fixture(scope="module")
@@ -243,9 +245,10 @@ def test_the_card_tells_what_the_model_is_and_what_it_costs(exported: Path, tiny
 def test_the_card_and_an_upload_warn_of_a_training_that_went_wrong(tmp_path: Path) -> None:
     about = About("m", "", None, None, Source("base", None, None), (), ())
     warned = {"warnings": [{"kind": "worse", "text": "it is worse\nthan before", "serious": True, "figures": {}}]}
-    card = Card(about, {}, warned, {}, {}, {}, "16bit", None)
+    card = Card(about, Training(facts=warned), {}, {}, {}, "16bit", None)
     assert "> **WARNING:** it is worse than before." in "\n".join(_title(card))
-    noted = dataclasses.replace(card, trained={"warnings": [{"kind": "memory", "text": "less", "serious": False}]})
+    mild = {"warnings": [{"kind": "memory", "text": "less", "serious": False}]}
+    noted = dataclasses.replace(card, training=Training(facts=mild))
     assert "WARNING" not in "\n".join(_title(noted))
     write_manifest(tmp_path, Manifest("export", (), {}, {}, {}, None, 0, {"training_warnings": ["it is worse"]}))
     with pytest.raises(ArtifactError, match=r"went wrong: it is worse\n.*--yes"):

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from export.cli import main
 from export.making import Wanted, choose_onto
+from export.original.finding import find, opened
 from export.proof.heldout import HeldOut
-from export.run import open_run, read_run_manifest
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.gguf import read_info
 from gladstone.progress import Silent
@@ -157,9 +157,8 @@ def test_verify_holds_a_quantised_file_against_a_folder_of_the_hub(
 
 def test_verify_refuses_a_folder_that_is_neither_run_nor_model(f16: Path, tmp_path: Path) -> None:
     message = refused(export("verify", f16, "--against", tmp_path))
-    assert (
-        message == f"{tmp_path}: neither a run nor a model: expected manifest.json, or config.json and *.safetensors."
-    )
+    assert message.startswith(f"{tmp_path}: empty: neither a run, an adapter nor a model")
+    assert all(name in message for name in ("manifest.json", "adapter_config.json", "config.json"))
 
 
 @pytest.mark.slow
@@ -316,8 +315,8 @@ def test_the_base_of_the_lower_loss_is_taken(
     given = iter(losses)
     monkeypatch.setattr("export.making.convert", lambda _conversion, path, _progress: path.touch())
     monkeypatch.setattr("export.making.held_out_loss", lambda *_: HeldOut((next(given),) * 3, (1, 1, 1)))
-    run = open_run(tiny_run, read_run_manifest(tiny_run), Silent())
-    onto, notes = choose_onto(run, Wanted(("q8_0",), onto="best"), tmp_path, Silent())
+    with opened(find(tiny_run), Silent()) as run:
+        onto, notes = choose_onto(run, Wanted(("q8_0",), onto="best"), tmp_path, Silent())
     assert onto == chosen
     assert notes == [
         f"merged onto {chosen}: held-out loss 16bit {losses[0]:.4f}, nf4 {losses[1]:.4f} nats a token, "

@@ -12,23 +12,23 @@ import pytest
 
 from export.convert import Conversion, convert
 from export.imatrix import calibration
+from export.original.finding import find, opened
 from export.proof.answers import TIE_LOGITS, Comparison, check_answers, kl_divergence, kl_limit, log_softmax
 from export.proof.file import proof_page, verify_file, verify_vocabulary
 from export.proof.heldout import held_out_loss, sequences_of
 from export.proof.point import Point
 from export.proof.quantised import check_quantised
 from export.proof.texts import HAND_PICKED, proof_texts
-from export.proof.trained import Trained, date_note, of_folder, of_run
+from export.proof.trained import Trained, date_note, trained_of
 from export.quantise import quantise
 from export.quants import Quantisation
-from export.run import open_run, read_run_manifest
 from gladstone.chat import Conversation, Message, ToolCall
 from gladstone.errors import ArtifactError
 from gladstone.gguf import read_header
 from gladstone.llama import Model
 from gladstone.progress import Silent
 from gladstone.template import ChatTemplate
-from tests.export.tiny_runs import edit_json, rewrite_gguf
+from tests.export.tiny_runs import edit_json, rewrite_gguf, trained_by
 from tests.families import write_family
 from tests.gladstone import chat_templates, tool_templates
 from tests.tiny_models import add_bos_to_every_text, copy_model
@@ -237,15 +237,14 @@ def test_rows_with_tools_are_proven_as_they_were_trained(f16: Path, trained: Tra
 
 
 def test_where_the_template_writes_the_date_an_export_says_which_one_was_trained(tiny_run: Path) -> None:
-    manifest = read_run_manifest(tiny_run)
     template = ChatTemplate("{{ strftime_now('%d') }}")
-    older = open_run(tiny_run, manifest, Silent())
-    base = manifest.config["base"] | {"template_date": "2026-11-30T23:59:58"}
-    dated = dataclasses.replace(older, manifest=dataclasses.replace(manifest, config=manifest.config | {"base": base}))
-    assert date_note(older, ChatTemplate(chat_templates.CHATML)) == []
-    assert "does not say which" in date_note(older, template)[0]
-    assert "2026-11-30 23:59:58" in date_note(dated, template)[0]
-    assert of_run(dated, None).template.now == datetime(2026, 11, 30, 23, 59, 58)
+    with opened(find(tiny_run), Silent()) as older:
+        training = dataclasses.replace(older.training, template_date=datetime(2026, 11, 30, 23, 59, 58))
+        dated = dataclasses.replace(older, training=training)
+        assert date_note(older, ChatTemplate(chat_templates.CHATML)) == []
+        assert "nothing says which" in date_note(older, template)[0]
+        assert "2026-11-30 23:59:58" in date_note(dated, template)[0]
+        assert trained_of(dated).template.now == datetime(2026, 11, 30, 23, 59, 58)
 
 
 @pytest.mark.slow
@@ -299,7 +298,7 @@ def test_a_lost_bias_is_found_though_llama_cpp_loads_the_file_without_a_word(tmp
     whole = tmp_path / "whole.gguf"
     convert(Conversion("tiny", base, base), whole, Silent())
     faulty = rewrite_gguf(whole, tmp_path / "faulty.gguf", spoilt={"blk.0.attn_v.bias": None})
-    trained = of_folder(base, None)
+    trained = trained_by(base)
     assert failed(check_answers(whole, "F16", trained, Silent())) == {}
     assert "distributions" in failed(check_answers(faulty, "F16", trained, Silent()))
 
@@ -317,7 +316,7 @@ def test_a_file_composes_characters_where_the_tokenizer_does(tmp_path: Path) -> 
     base = write_family("qwen2", tmp_path / "base")
     path = tmp_path / "whole.gguf"
     convert(Conversion("tiny", base, base), path, Silent())
-    trained, text = of_folder(base, None), "cafe\u0301 \u1e9b\u0323"
+    trained, text = trained_by(base), "cafe\u0301 \u1e9b\u0323"
     with Model(path) as model:
         assert model.tokenize(text) == trained.tokenizer.encode(text)
         assert model.tokenize(text) == model.tokenize(unicodedata.normalize("NFC", text))
@@ -371,7 +370,7 @@ def test_the_page_names_what_failed_and_the_cure() -> None:
 
 
 def test_a_folder_is_asked_a_few_questions_where_there_are_no_rows(tiny_base: Path) -> None:
-    trained = of_folder(tiny_base, None)
+    trained = trained_by(tiny_base)
     assert trained.adapter is None
     assert len(trained.rows) >= 5
     assert not trained.seq2seq

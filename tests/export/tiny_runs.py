@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+from export.original.finding import find, opened
+from export.original.model import Asked
+from export.proof.trained import Trained, trained_of
 from finetune.data.prepare import prepare
 from finetune.recipe import Recipe
 from gladstone.artifacts import Manifest, record_file, write_manifest, write_text
@@ -83,6 +86,12 @@ def finish(folder: Path, config: dict[str, Any], template_sha256: str, base: Pat
         seed=0,
     )
     write_manifest(folder, manifest)
+
+
+def trained_by(path: Path, asked: Asked | None = None) -> Trained:
+    """What a file made of a run, an adapter or a model is held against."""
+    with opened(find(path, asked), Silent()) as original:
+        return trained_of(original)
 
 
 def edit_json(path: Path, **fields: Any) -> None:

@@ -177,7 +177,7 @@ def test_a_hub_id_without_a_network_says_quickly_how_to_bring_a_local_copy() -> 
     assert str(caught.value).startswith(
         "base.model: 'no-such-owner/no-such-model' is not in the local cache and the Hub cannot be reached ("
     )
-    assert str(caught.value).endswith("Without a network, give the path of a folder that holds the model.")
+    assert str(caught.value).endswith("give the path of a folder that holds the model: --set base.model=FOLDER.")
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["adapter folder", "run folder"])

@@ -1,0 +1,72 @@
+"""An adapter by another tool as the original of an export: what PEFT wrote, and what lies beside it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.original.bases import base_of
+from export.original.model import Asked, Original, Rows, Training
+from export.original.names import name_of
+from export.original.settings import CONFIG, Settings, read_settings, weights_of
+from export.original.sources import license_of, source_of
+from export.original.tokenizer import place_first
+from gladstone.artifacts import record_file, sha256_file
+from gladstone.basemodel import Base
+from gladstone.progress import Progress
+
+UNKNOWN = ("data", "training settings", "licence")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's folder with its settings; `home` is what the user gave, in which it may be a subfolder."""
+
+    home: Path
+    folder: Path
+    settings: Settings
+    asked: Asked
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # of its training nothing is known
+
+    def open(self, work: Path, progress: Progress) -> Original:
+        """Its original, with the tokenizer in `work`. Raises ConfigError where base or template are to be named."""
+        base, notes = base_of(self.settings, self.asked, progress)
+        found_in = self._place(work, base)
+        files = tuple(record_file(self.home, path) for path in (self.folder / CONFIG, weights_of(self.folder)))
+        spoken = tuple(sha256_file(path) for path in sorted(work.iterdir()))
+        return Original(
+            origin="adapter",
+            home=self.home,
+            name=name_of(self.folder),
+            base=base,
+            adapter=self.folder,
+            tokenizer=work,
+            found_in=found_in,
+            training=self._training(base),
+            rows=Rows("given", ((self.asked.rows, "auto"),)) if self.asked.rows else Rows("none"),
+            files=files,
+            key=(*(record.sha256 for record in files), *spoken),
+            parents={"adapter": files[1].sha256, "base": base.fingerprint},
+            notes=(*self.notes, *notes),
+        )
+
+    def _place(self, work: Path, base: Base) -> dict[str, str]:
+        """Tokenizer and template: those beside the adapter, with which it was trained, else the base's."""
+        beside = {"the folder around the adapter": self.home} if self.home != self.folder else {}
+        return place_first({"the adapter's folder": self.folder, **beside, "the base": base.folder}, work)
+
+    def _training(self, base: Base) -> Training:
+        declared = license_of(self.folder)
+        return Training(
+            method="lora",
+            settings=tuple(self.settings.told()),
+            base=source_of(base),
+            license=declared,
+            unknown=UNKNOWN[:2] if declared else UNKNOWN,
+        )
+
+
+def read_adapter_folder(home: Path, folder: Path, asked: Asked, notes: tuple[str, ...] = ()) -> Adapter:
+    """The adapter in a folder. Raises ArtifactError or UnsupportedError for what is none or cannot be exported."""
+    settings = read_settings(folder)
+    weights_of(folder)
+    return Adapter(home, folder, settings, asked, notes)

@@ -1,0 +1,167 @@
+"""What a user gave: a run, an adapter or a model, told apart by what lies in the folder."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from export.original.adapter import read_adapter_folder
+from export.original.folder import Folder
+from export.original.model import Asked, Original
+from export.original.run import read_run
+from export.original.settings import CONFIG as ADAPTER_CONFIG
+from export.original.settings import PICKLED, WEIGHTS
+from export.workbench import STATE_NAME
+from gladstone.artifacts import MANIFEST_NAME, read_manifest
+from gladstone.errors import ArtifactError
+from gladstone.progress import Progress
+
+OF_ADAPTER = (ADAPTER_CONFIG, WEIGHTS, PICKLED)
+MODELS = ("model*.safetensors", "pytorch_model*.bin")
+SHOWN = 6  # folders that are listed
+
+
+class Found(Protocol):
+    """What was found, checked as far as can be without its base; to be opened in a scratch folder."""
+
+    @property
+    def home(self) -> Path:
+        """The folder that the user gave."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What went wrong in its training, as far as is known."""
+
+    def open(self, work: Path, progress: Progress) -> Original:
+        """The original, with its tokenizer placed in `work`."""
+
+
+def find(path: Path, asked: Asked | None = None) -> Found:
+    """What lies at a path: a folder, or a file of it. Raises ArtifactError that says what is there instead."""
+    asked = asked or Asked()
+    if not path.exists():
+        hub = (
+            " To export what lies on the Hub: `hf download OWNER/NAME --local-dir FOLDER`." if _is_hub_id(path) else ""
+        )
+        raise ArtifactError(f"{path}: no such folder.{hub}")
+    if path.is_file():
+        return _find_by_file(path, asked)
+    home = path.parent if path.name == "adapter" and _is_run(path.parent) else path
+    stage = _stage(home)
+    if stage == "merge":
+        return Folder(home, asked, read_manifest(home))
+    if stage is not None and stage != "base":
+        return read_run(home, asked)
+    _refuse_unfinished(home)
+    return _find_foreign(home, asked)
+
+
+@contextmanager
+def opened(found: Found, progress: Progress) -> Iterator[Original]:
+    """The original of what was found, as long as the block runs."""
+    with tempfile.TemporaryDirectory(prefix="gladstone-") as work:
+        yield found.open(Path(work), progress)
+
+
+def _find_by_file(path: Path, asked: Asked) -> Found:
+    """What a file belongs to, which decides where a folder holds both an adapter and a model."""
+    if path.name in OF_ADAPTER:
+        return read_adapter_folder(path.parent, path.parent, asked)
+    if path.name == "config.json" or any(path.match(pattern) for pattern in MODELS):
+        return Folder(path.parent, asked)
+    if path.name == MANIFEST_NAME:
+        return find(path.parent, asked)
+    raise ArtifactError(f"{path}: a file. Give the folder of a run, of an adapter or of a model.")
+
+
+def _find_foreign(home: Path, asked: Asked) -> Found:
+    adapter, model = (home / ADAPTER_CONFIG).is_file(), _is_model(home)
+    if adapter and model:
+        weights = next(path for pattern in MODELS for path in sorted(home.glob(pattern)))
+        raise ArtifactError(
+            f"{home}: holds both an adapter and a model. Give the file of the one that is meant: "
+            f"{home / ADAPTER_CONFIG} or {weights}."
+        )
+    if adapter:
+        return read_adapter_folder(home, home, asked)
+    if model:
+        return Folder(home, asked)
+    return _find_below(home, asked)
+
+
+def _find_below(home: Path, asked: Asked) -> Found:
+    """The one adapter or model in a subfolder. Raises ArtifactError if there is none, or more than one."""
+    below = sorted(each for each in home.iterdir() if each.is_dir())
+    found = [each for each in below if (each / ADAPTER_CONFIG).is_file() or _is_model(each)]
+    if len(found) == 1 and (found[0] / ADAPTER_CONFIG).is_file():
+        return read_adapter_folder(home, found[0], asked, (f"the adapter lies in {found[0]}.",))
+    if len(found) == 1:
+        return Folder(found[0], asked, notes=(f"the model lies in {found[0]}.",))
+    if found:
+        names = ", ".join(each.name for each in found[-SHOWN:])
+        raise ArtifactError(f"{home}: holds {len(found)} folders that can be exported: give one of them ({names}).")
+    raise ArtifactError(
+        f"{home}: {_what_it_holds(home)}: neither a run, an adapter nor a model (expected {_EXPECTED})."
+    )
+
+
+_EXPECTED = f"{MANIFEST_NAME} of `finetune run`, {ADAPTER_CONFIG} with {WEIGHTS}, or config.json with *.safetensors"
+
+
+def _what_it_holds(home: Path) -> str:
+    names = sorted(each.name for each in home.iterdir())
+    if not names:
+        return "empty"
+    if (home / WEIGHTS).is_file() or (home / PICKLED).is_file():
+        return f"holds an adapter's weights without their {ADAPTER_CONFIG}"
+    return f"holds {', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}"
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(any(folder.glob(pattern)) for pattern in MODELS)
+
+
+def _stage(folder: Path) -> str | None:
+    """The stage of a folder that Gladstone finished; None for one of another tool, which may have a manifest too."""
+    try:
+        found = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None if _is_model(folder) or (folder / ADAPTER_CONFIG).is_file() else _unreadable(folder)
+    ours = isinstance(found, dict) and {"schema", "stage"} <= found.keys()
+    return str(found["stage"]) if ours else None
+
+
+def _unreadable(folder: Path) -> str | None:
+    """A manifest that is there but cannot be read is told as such, when it is read."""
+    return "finetune" if (folder / MANIFEST_NAME).is_file() else None
+
+
+def _is_run(folder: Path) -> bool:
+    return _stage(folder) == "finetune" or _was_begun(folder)
+
+
+def _was_begun(folder: Path) -> bool:
+    """Whether `finetune run` left its marks."""
+    marks = sum((folder / name).exists() for name in ("train.log", "recipe.yaml", "data"))
+    return marks > 1 or any(folder.glob("checkpoints/step-*/state.json"))
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    """Raises ArtifactError for what a stopped command of Gladstone left, which is no model of another tool."""
+    if _stage(folder) is not None:
+        return
+    if _was_begun(folder):
+        raise ArtifactError(
+            f"{folder}: a run that is not finished (no {MANIFEST_NAME}). Go on with it: the same `finetune run` again, "
+            "with --resume."
+        )
+    if (folder / STATE_NAME).is_file():
+        raise ArtifactError(
+            f"{folder}: an export that is not finished (no {MANIFEST_NAME}). Run the command that makes it again."
+        )
+
+
+def _is_hub_id(path: Path) -> bool:
+    return not path.is_absolute() and len(path.parts) == 2 and path.parts[0] not in (".", "..", "~")

@@ -1,0 +1,83 @@
+"""A model's folder as the original of an export: merged or plain, nothing is to be merged onto it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.original.bases import NEEDS, check_plain
+from export.original.model import Asked, Original, Rows, Training
+from export.original.names import name_of
+from export.original.sources import Source, license_of
+from export.original.tokenizer import place_first
+from gladstone.artifacts import Manifest, sha256_file
+from gladstone.basemodel import check_weights, resolve_base
+from gladstone.progress import Progress
+
+UNKNOWN = ("base model", "data", "training settings", "licence")
+ADVICE = (
+    "Export the adapter and the model in 16 bit instead: `gladstone export gguf ADAPTER --base FOLDER|HUB-ID`; or save "
+    "the merged model in 16 bit."
+)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model's folder; `merge` is the manifest of `gladstone export merge`, where that made it."""
+
+    home: Path
+    asked: Asked
+    merge: Manifest | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What went wrong in the training of a run that was merged."""
+        return list(self._facts.get("training_warnings") or [])
+
+    def open(self, work: Path, progress: Progress) -> Original:
+        """Its original, with the tokenizer in `work`. Raises UnsupportedError for weights that are quantised."""
+        check_plain(self.home, str(self.home), ADVICE)
+        base = resolve_base(str(self.home), progress, NEEDS)
+        check_weights(base)
+        found_in = self._place(work, progress)
+        return Original(
+            origin="folder",
+            home=self.home,
+            name=str(self.merge.config["name"]) if self.merge else name_of(self.home),
+            base=base,
+            adapter=None,
+            tokenizer=work,
+            found_in=found_in,
+            training=self._training(),
+            rows=Rows("given", ((self.asked.rows, "auto"),)) if self.asked.rows else Rows("none"),
+            files=(),
+            key=tuple(sha256_file(path) for path in sorted(work.iterdir())),
+            parents={"model": base.fingerprint},
+            notes=self.notes,
+        )
+
+    @property
+    def _facts(self) -> Mapping[str, Any]:
+        return self.merge.facts if self.merge else {}
+
+    def _place(self, work: Path, progress: Progress) -> dict[str, str]:
+        """Tokenizer and template: the folder's own, else those of the base that the caller names."""
+        places = {"the model's folder": self.home}
+        if self.asked.base:
+            places["the base"] = resolve_base(self.asked.base, progress, NEEDS).folder
+        return place_first(places, work)
+
+    def _training(self) -> Training:
+        declared = license_of(self.home)
+        unknown = tuple(each for each in UNKNOWN if not (each == "licence" and declared))
+        if not self.merge:
+            return Training(license=declared, unknown=unknown)
+        base = str(self.merge.config["base"])
+        warnings = [{"text": text, "serious": True} for text in self.warnings]
+        return Training(
+            base=Source(Path(base).name, None, None),
+            license=declared,
+            facts={"warnings": warnings},
+            unknown=tuple(each for each in unknown if each != "base model"),
+        )

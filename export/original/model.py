@@ -1,0 +1,141 @@
+"""The model that an export is made from, as every step of the export sees it, whoever made it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from export.original.sources import Source
+from gladstone.artifacts import FileRecord, check_file
+from gladstone.basemodel import Base, fingerprint
+from gladstone.chat import Conversation
+from gladstone.errors import ArtifactError, listed
+from gladstone.formats import checked_conversations, find_layout, read_conversations
+
+Origin = Literal["run", "adapter", "folder"]
+TRAINED_ROWS = 400  # are enough where no row was held out
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caller says of a model besides where it lies: its base, its chat template, rows to prove it on."""
+
+    base: str | None = None  # a folder or a Hub id
+    template: str | None = None  # a Jinja file, or the name of one that comes with Gladstone
+    rows: Path | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows a model is proven on: files with their layouts, and what they are to it."""
+
+    kind: Literal["held out", "trained on", "given", "none"]
+    files: tuple[tuple[Path, str], ...] = ()
+
+    @property
+    def measures(self) -> bool:
+        """Whether the loss on them says something of questions that were not trained on."""
+        return self.kind in ("held out", "given")
+
+    def read(self) -> list[Conversation]:
+        """All of them; of trained ones as many as are enough. Raises DataError."""
+        if self.kind == "trained on":
+            (path, layout), *_ = self.files
+            return list(islice(checked_conversations(path, find_layout(path, layout)), TRAINED_ROWS))
+        return [row for path, layout in self.files for row in read_conversations(path, layout)]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is known of how a model was trained. What is not known is empty here, and named by `unknown`."""
+
+    description: str = ""
+    method: str | None = None  # as a tag: lora, qlora
+    settings: tuple[tuple[str, str], ...] = ()  # names and values for people
+    facts: Mapping[str, Any] = field(default_factory=dict)  # as the manifest of a run has them
+    datasets: tuple[Source, ...] = ()
+    base: Source | None = None
+    license: str | None = None
+    subjects: tuple[str, ...] = ()  # as tags
+    seed: int | None = None
+    template_date: datetime | None = None  # what a template that writes the time got
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Original:
+    """A base, an adapter on it or none, and the tokenizer and chat template with which the two are asked.
+
+    `base` holds the weights; of a model's folder it is that folder. `adapter` is a folder as PEFT writes it; None where
+    there is nothing to merge. `tokenizer` is a folder prepared for this export: the files of TOKENIZER_FILES from
+    wherever they were found (the run; the adapter's folder if it has a tokenizer; else the base), and the chat template
+    as chat_template.jinja, in no other place. It may hold more entries than the base's own. It lasts as long as the
+    original is open. `found_in` says where tokenizer and template come from.
+
+    `files` are those under `home` that it is made from, besides the base; `key` changes with any of them.
+    """
+
+    origin: Origin
+    home: Path  # the folder that the user gave
+    name: str  # which the files carry
+    base: Base
+    adapter: Path | None
+    tokenizer: Path
+    found_in: Mapping[str, str]
+    training: Training
+    rows: Rows
+    files: tuple[FileRecord, ...]
+    key: tuple[str, ...]
+    parents: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    calibration: Path | None = None  # its training rows, in the layout of a run
+
+    @property
+    def template_source(self) -> str:
+        """The chat template that goes into the files."""
+        return (self.tokenizer / "chat_template.jinja").read_text(encoding="utf-8")
+
+    @property
+    def adapters(self) -> tuple[tuple[Path, float], ...]:
+        """What is merged onto the base, with its weight."""
+        return ((self.adapter, 1.0),) if self.adapter else ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What went wrong in its training."""
+        return serious_warnings(self.training.facts)
+
+    def check_unchanged(self) -> None:
+        """Raises ArtifactError if base or adapter are not what they were when it was opened."""
+        for record in self.files:
+            check_file(self.home / record.path, record)
+        if fingerprint(self.base.folder) != self.base.fingerprint:
+            raise ArtifactError(f"{self.base.folder}: the base has changed while it was read. Export again.")
+
+    def check_apart(self, out: Path) -> None:
+        """Raises ArtifactError if an export would go among the files that it is made from."""
+        for taken, what in self._taken():
+            if out.exists() and out.samefile(taken):
+                raise ArtifactError(f"{out}: is the folder of {what}. Choose another one with --out.")
+
+    def _taken(self) -> Iterator[tuple[Path, str]]:
+        yield self.home, {"run": "the run", "adapter": "the adapter", "folder": "the model"}[self.origin]
+        yield self.base.folder, "the base"
+        if self.adapter:
+            yield self.adapter, "the adapter"
+
+
+def serious_warnings(facts: Mapping[str, Any]) -> list[str]:
+    """What a run's own manifest says of a training that went wrong, in sentences without their ends."""
+    found = facts.get("warnings") or []
+    return [str(each.get("text")) for each in found if isinstance(each, dict) and each.get("serious")]
+
+
+def check_accepted(folder: Path, warnings: Sequence[str], *, accepted: bool) -> None:
+    """Raises ArtifactError with what went wrong in the training of `folder`'s model, unless the caller accepts it."""
+    if warnings and not accepted:
+        raise ArtifactError(
+            f"{listed(f'{folder}: its training went wrong', warnings)}\nTrain again, or go on all the same with --yes."
+        )

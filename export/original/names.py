@@ -1,0 +1,32 @@
+"""What the files of an export are called, where nothing but a folder's name is known."""
+
+import re
+from pathlib import Path
+
+LONGEST = 64
+# names that say nothing without the folder around them
+BARE = re.compile(r"(checkpoint-\d+|adapter|lora|merged|model|final|outputs?|results?|\.)", re.I)
+SNAPSHOT = re.compile(r"[0-9a-f]{40}")  # of the Hub's cache: models--OWNER--NAME/snapshots/HASH
+
+
+def name_of(folder: Path) -> str:
+    """A name of letters, digits, dots, dashes and underscores for what lies in a folder.
+
+    >>> name_of(Path("/a/my tune")), name_of(Path("/a/tune/checkpoint-500"))
+    ('my-tune', 'tune-checkpoint-500')
+    """
+    folder = folder.resolve()
+    if in_hub_cache(folder):
+        return _safe(folder.parent.parent.name.rpartition("--")[2])
+    if BARE.fullmatch(folder.name) and _safe(folder.parent.name) != "model":
+        return _safe(f"{folder.parent.name}-{folder.name}")
+    return _safe(folder.name)
+
+
+def in_hub_cache(folder: Path) -> bool:
+    """Whether a folder is a snapshot in the Hub's cache, where nothing of ours belongs."""
+    return folder.parent.name == "snapshots" and bool(SNAPSHOT.fullmatch(folder.name))
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:LONGEST].rstrip("-._") or "model"

@@ -1,0 +1,51 @@
+"""Models and data sets that a model was made of, with their names on the Hub and their licences."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from gladstone.basemodel import EMBEDDED, Base
+
+HUB = "https://huggingface.co/"
+EMBEDDED_ID, EMBEDDED_LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.S)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model or a data set that another was made of; `hub_id` is None for what lies on a disk."""
+
+    name: str
+    hub_id: str | None
+    license: str | None
+
+    def as_metadata(self, kind: str) -> dict[str, str]:
+        """As GGUF has it; `kind` is what the Hub puts before a name: '' for models, 'datasets/'."""
+        if self.hub_id is None:
+            return {"name": self.name}
+        organization, _, name = self.hub_id.partition("/")
+        return {"name": name, "organization": organization, "repo_url": f"{HUB}{kind}{self.hub_id}"}
+
+
+def source_of(base: Base, declared: str | None = None) -> Source:
+    """A base as a source; its licence is the one declared, else as its own card says."""
+    if base.name == EMBEDDED:
+        return Source(EMBEDDED_ID, EMBEDDED_ID, EMBEDDED_LICENSE)
+    license_id = declared or license_of(base.folder)
+    if HUB_ID.fullmatch(base.name) and not Path(base.name).is_dir():
+        return Source(base.name, base.name, license_id)
+    return Source(Path(base.name).name, None, license_id)
+
+
+def license_of(folder: Path) -> str | None:
+    """The licence that a model's card names, if its folder has a card."""
+    import yaml
+
+    try:
+        found = FRONT_MATTER.match((folder / "README.md").read_text(encoding="utf-8"))
+        card = yaml.safe_load(found[1]) if found else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    license_id = card.get("license") if isinstance(card, dict) else None
+    return license_id if isinstance(license_id, str) else None

@@ -1,0 +1,85 @@
+"""The tokenizer of an original as one folder, from wherever its files were found, the chat template beside them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gladstone.artifacts import copy_file, write_json, write_text
+from gladstone.errors import ArtifactError, ConfigError
+from gladstone.tokenizer import tokenizer_files
+
+TEMPLATE, CONFIG, OLD_TEMPLATE = "chat_template.jinja", "tokenizer_config.json", "chat_template.json"
+WHOLE = ("tokenizer.json", "tokenizer.model", "spiece.model")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a vocabulary, and not settings or a template alone."""
+    pair = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    return pair or any((folder / name).is_file() for name in WHOLE)
+
+
+def own_template(folder: Path) -> str | None:
+    """The chat template that a tokenizer's folder holds, in any of the three places that tools write it to.
+
+    transformers reads chat_template.jinja first. Raises ArtifactError for a file that cannot be read.
+    """
+    path = folder / TEMPLATE
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{path}: cannot be read: {error}.") from None
+    for name in (OLD_TEMPLATE, CONFIG):
+        found = _read(folder / name).get("chat_template") if (folder / name).is_file() else None
+        if isinstance(found, list):  # several by name
+            named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+            found = named.get("default")
+        if isinstance(found, str) and found:
+            return found
+    return None
+
+
+def place_first(places: Mapping[str, Path], target: Path) -> dict[str, str]:
+    """Place the first tokenizer and the first chat template of `places`, folders by what they are to a user.
+
+    Returns where the two were found. Raises ConfigError, which names the option that helps, if there is none.
+    """
+    tokenizer = next((name for name, folder in places.items() if has_tokenizer(folder)), None)
+    looked = ", ".join(f"{name} ({folder})" for name, folder in places.items())
+    if tokenizer is None:
+        raise ConfigError(
+            f"no tokenizer in {looked}. Name the model that it was trained from, to take that one's: "
+            "--base FOLDER|HUB-ID."
+        )
+    templates = ((name, own_template(folder)) for name, folder in places.items())
+    where, template = next(((name, each) for name, each in templates if each), ("", ""))
+    if not template:
+        raise ConfigError(f"no chat template in {looked}: nobody can say where a question ends.")
+    place_tokenizer(places[tokenizer], target, template)
+    return {"tokenizer": tokenizer, "chat template": where}
+
+
+def place_tokenizer(source: Path, target: Path, template: str) -> None:
+    """Copy a tokenizer's files, the template in place of every other one that the folder holds.
+
+    config.json comes along where it lies beside them: it may be all that says which kind of tokenizer this is.
+    """
+    copied = [path for path in tokenizer_files(source) if path.name != TEMPLATE]
+    config = source / "config.json"
+    for path in [*copied, *([config] if config.is_file() else [])]:
+        copy_file(path, target / path.name)
+    write_text(target / TEMPLATE, template)
+    settings = target / CONFIG
+    if settings.is_file() and "chat_template" in (values := _read(settings)):
+        write_json(settings, {name: value for name, value in values.items() if name != "chat_template"})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: broken: {error}.") from None
+    return found
