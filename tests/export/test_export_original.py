@@ -163,7 +163,7 @@ def test_another_kind_of_adapter_is_named(
     changed: dict[str, object], told: str, adapter: Path, tiny_base: Path
 ) -> None:
     edit_json(adapter / CONFIG, **changed)
-    assert told in refused(adapter, GladstoneError, tiny_base)  # type: ignore[type-abstract]
+    assert told in refused(adapter, GladstoneError, tiny_base)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"LORA"', "\x00"])
