@@ -1,4 +1,4 @@
-"""An adapter on its base as PEFT runs it, its vocabulary as large as in training. Names torch and peft."""
+"""An adapter on its base as PEFT runs it, its vocabulary as large as in training. Names torch, peft and safetensors."""
 
 import json
 import tempfile
