@@ -13,12 +13,27 @@ from typing import IO, Any
 import bench
 from bench.measure import QualityJob, SpeedJob
 from bench.results import Answer, Loss, Measured, SpeedRun
-from bench.worker import encode_job
+from bench.rows import Room, RowsJob, RowTokens
+from bench.worker import Job, encode_job
 from gladstone import errors
 from gladstone.errors import ToolError
 
 STDERR_LINES = 20
 Event = tuple[str, dict[str, Any]]
+
+
+def run_rows(job: RowsJob, label: str, on_row: Callable[[int], None]) -> tuple[Room, tuple[RowTokens, ...]]:
+    """The items in the tokens of one model, counted in a child; `on_row` hears how many have come."""
+    rows: list[RowTokens] = []
+    room = Room(0, 0)
+    with closing(_events(job, label)) as events:
+        for kind, fields in events:
+            if kind == "room":
+                room = Room(**fields)
+            elif kind == "row":
+                rows.append(RowTokens(**fields))
+                on_row(len(rows))
+    return room, tuple(rows)
 
 
 def run_quality(job: QualityJob, label: str, on_event: Callable[[int], None]) -> Measured:
@@ -42,7 +57,7 @@ def run_speed(job: SpeedJob, label: str) -> SpeedRun:
     return SpeedRun(**fields)
 
 
-def _events(job: QualityJob | SpeedJob, label: str) -> Generator[Event, None, None]:
+def _events(job: Job, label: str) -> Generator[Event, None, None]:
     """The child's events, `done` the last.
 
     Raises the child's own GladstoneError, or ToolError with the end of its stderr if it died.

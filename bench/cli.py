@@ -7,6 +7,7 @@ import click
 from bench.config import DEFAULT_ANSWERS, DEFAULT_ROWS, BenchConfig
 from gladstone.command import Group
 from gladstone.formats import FORMAT_NAMES
+from runtime.template_options import template_options
 
 
 @click.group(cls=Group)
@@ -24,6 +25,18 @@ def main() -> None:
     default="auto",
     show_default=True,
     help="Layout of the rows.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="NAME=COLUMN",
+    help="Where a table of another layout has question, answer, reasoning or system. Repeatable.",
+)
+@click.option("--encoding", help="Text encoding of the file.  [default: UTF-8, or what its bytes show it to be]")
+@click.option("--sheet", help="Sheet of an Excel workbook.  [default: the first with a header]")
+@click.option(
+    "--skip-bad", is_flag=True, help="Leave out rows that cannot be read or that a model cannot take, and count them."
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), default=BenchConfig.out, show_default=True, help="Folder for the report."
@@ -48,6 +61,22 @@ def main() -> None:
     default=BenchConfig.max_tokens,
     show_default=True,
     help="Cut an answer off after N tokens.",
+)
+@click.option(
+    "--reasoning-tokens", type=click.IntRange(min=0), metavar="N", help="Close the thought of an answer after N tokens."
+)
+@click.option(
+    "--context",
+    "context_tokens",
+    type=click.IntRange(min=1),
+    metavar="TOKENS",
+    help="Context of every model.  [default: what all have room for, at most 4096]",
+)
+@template_options
+@click.option(
+    "--raw",
+    is_flag=True,
+    help="Score plain text, for a model without a chat template: texts, and answers to questions.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads for llama.cpp.  [default: all cores]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the resampling.")
@@ -74,7 +103,7 @@ def main() -> None:
     show_default=True,
     help="Rounds of timing; 0 leaves timing out.",
 )
-def run(**options: object) -> None:
+def run(columns: tuple[str, ...], **options: object) -> None:
     """Compare MODELS (GGUF files) on the same rows; the first is what the others are compared with.
 
     Writes report.html, report.md and report.json.
@@ -83,6 +112,13 @@ def run(**options: object) -> None:
     from bench.terminal import render_summary
     from gladstone.progress import Lines
 
-    config = BenchConfig(**options)  # type: ignore[arg-type]  # click checked them
+    config = BenchConfig(columns=tuple(map(_column, columns)), **options)  # type: ignore[arg-type]  # click checked them
     report = run_bench(config, Lines())
     click.echo(render_summary(report, config.out))
+
+
+def _column(text: str) -> tuple[str, str]:
+    name, found, column = text.partition("=")
+    if not found:
+        raise click.UsageError(f"--column {text!r}: expected NAME=COLUMN, for example question=Frage.")
+    return name, column

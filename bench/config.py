@@ -8,7 +8,10 @@ DEFAULT_ROWS, DEFAULT_ANSWERS = 100, 40
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What to measure and how. `speed_repeats` 0 leaves the timings out; `threads` None takes every core."""
+    """What to measure and how. `speed_repeats` 0 leaves the timings out; `threads` None takes every core.
+
+    `columns` pairs qa's fields with the file's. `context_tokens` None takes what every model has room for here.
+    """
 
     models: tuple[Path, ...]
     data: Path
@@ -23,5 +26,14 @@ class BenchConfig:
     regex: str | None = None
     json_schema: Path | None = None
     speed_repeats: int = 5
+    columns: tuple[tuple[str, str], ...] = ()
+    encoding: str | None = None
+    sheet: str | None = None
+    skip_bad: bool = False
+    context_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    chat_template: str | None = None
+    template_args: tuple[str, ...] = ()
+    raw: bool = False
     prefill_tokens: int = 256
     decode_tokens: int = 64

@@ -1,20 +1,82 @@
 """Data rows to items, through the same reader that training uses."""
 
-from pathlib import Path
+from collections import Counter
+from dataclasses import dataclass, field
 
-from bench.results import Item
-from gladstone.errors import DataError
-from gladstone.formats import read_conversations
+from bench.config import BenchConfig
+from bench.results import Item, LeftOut
+from gladstone.errors import ConfigError, DataError
+from gladstone.formats import Notes, find_layout, iter_conversations
+from gladstone.rows import Problems, Reading, check_encoding
+
+UNREADABLE = "cannot be read"
 
 
-def read_items(path: Path, format_name: str, count: int) -> tuple[tuple[Item, ...], int]:
-    """The first `count` rows as items, and how many rows the file has; plain text asks nothing and is passed over.
+@dataclass(frozen=True)
+class Items:
+    """The rows to measure, `in_file` of how many, what is to say of the file, and what was left out."""
 
-    Raises DataError for fewer than two rows: intervals need a spread.
+    items: tuple[Item, ...]
+    in_file: int
+    notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    layout: str = ""
+
+    @property
+    def asked(self) -> int:
+        """How many of the items ask something; they come first."""
+        return sum(not item.is_text for item in self.items)
+
+
+@dataclass
+class _Read:
+    problems: Problems = field(default_factory=Problems)
+    notes: Notes = field(default_factory=Notes)
+
+
+def read_items(config: BenchConfig) -> Items:
+    """The first rows of the file as items, those that ask something before those that are text.
+
+    Text asks nothing: it is passed over beside questions, unless all is taken as plain text.
+
+    Raises DataError for bad rows (unless they may be skipped), and for fewer than two rows: intervals need a spread.
     """
-    conversations = [row for row in read_conversations(path, format_name) if not row.is_text]
-    chosen = conversations[:count]
-    if len(chosen) < 2:
-        raise DataError(f"{path}: holds {len(conversations)} row, expected at least 2: one row gives no interval.")
-    items = tuple(Item(talk.source, talk.prompt, talk.answer, talk.tools) for talk in chosen)
-    return items, len(conversations)
+    read = _Read()
+    path = config.data
+    layout = find_layout(path, config.format_name, dict(config.columns) or None, _reading(config))
+    rows = list(iter_conversations(path, layout, read.problems, read.notes))
+    if not config.skip_bad:
+        read.problems.check(f"{path}, read as {layout.name!r}, bad rows, which --skip-bad would leave out")
+    asked, texts = [row for row in rows if not row.is_text], [row for row in rows if row.is_text]
+    taken = [*asked, *texts] if config.raw or not asked else asked
+    if len(taken) < 2:
+        raise DataError(f"{path}: holds {_rows(len(taken))}, expected at least 2: one row gives no interval.")
+    notes = [*read.problems.noted(), *read.notes.lines()]
+    if len(taken) < len(rows):
+        notes.append(f"passed over: {_rows(len(texts))} of plain text, which ask nothing; --raw scores them too")
+    items = tuple(Item(talk.source, talk.prompt, talk.answer, talk.tools) for talk in taken[: config.rows])
+    return Items(items, len(taken), tuple(notes), _unreadable(read.problems), layout.name)
+
+
+def _reading(config: BenchConfig) -> Reading:
+    try:
+        return Reading(check_encoding(config.encoding) if config.encoding else None, config.sheet)
+    except ValueError as error:
+        raise ConfigError(f"--encoding: {error}.") from None
+
+
+def _unreadable(problems: Problems) -> tuple[LeftOut, ...]:
+    if not problems.count:
+        return ()
+    return (LeftOut(UNREADABLE, problems.count, problems.shown[0]),)
+
+
+def count_left_out(reasons: list[tuple[str, str]]) -> tuple[LeftOut, ...]:
+    """Rows by reason, from a reason and what is wrong for each."""
+    counts = Counter(reason for reason, _ in reasons)
+    firsts = dict(reversed(reasons))
+    return tuple(LeftOut(reason, rows, firsts[reason]) for reason, rows in counts.items())
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"

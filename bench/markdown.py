@@ -15,9 +15,12 @@ def render_markdown(report: Report) -> str:
     parts = ["# Benchmark", *(escape(sentence) for sentence in report.headline)]
     if report.warnings:
         parts.append("\n".join(f"- **Mind:** {escape(warning)}" for warning in report.warnings))
+    if report.remarks:
+        parts.append("\n".join(f"- **Rows:** {escape(remark)}" for remark in report.remarks))
     for table in all_tables(report):
         parts += [f"## {escape(table.title)}", _table(table), escape(table.note)]
-    parts += ["## Answers side by side", *(_answers(report, number) for number in range(_shown(report)))]
+    if report.answered:
+        parts += ["## Answers side by side", *(_answers(report, number) for number in range(_shown(report)))]
     parts += ["## Where these figures come from", _provenance(report), NO_MEDICAL_ADVICE]
     return "\n\n".join(parts) + "\n"
 
@@ -29,6 +32,12 @@ def escape(text: str) -> str:
     '\\\\!\\\\[x\\\\](http://a) \\\\<b\\\\>'
     """
     return _SPECIAL.sub(r"\\\1", text)
+
+
+def measured_rows(report: Report) -> str:
+    """Which rows were measured."""
+    rows, in_file = report.settings["rows"], report.settings["rows_in_file"]
+    return f"{rows:,} of {in_file:,} rows" if report.left_out else f"rows 1–{rows:,} of {in_file:,}"
 
 
 def _table(table: TextTable) -> str:
@@ -60,8 +69,9 @@ def _provenance(report: Report) -> str:
     facts, settings = report.provenance, report.settings
     lines = [
         f"- {facts['date']}, {facts['processor']}, {facts['cores']} cores, threads: {settings['threads']}",
-        f"- rows 1–{settings['rows']} of {settings['rows_in_file']:,} of {settings['data']} "
+        f"- {measured_rows(report)} of {settings['data']} "
         f"({settings['format']}, sha256 {facts['data_sha256'][:12]}…), seed {settings['seed']}",
+        f"- asked {settings['asked']}",
         "- " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     ]
     lines += [f"- {row.model.label}: sha256 {row.model.sha256}" for row in report.models]

@@ -3,15 +3,16 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.asking import Asker, Frame
 from bench.results import Answer, Item, Loss, SpeedRun
 from gladstone.context import Context
-from gladstone.errors import DataError, UnsupportedError
+from gladstone.errors import UnsupportedError
 from gladstone.host import core_count, peak_memory_bytes
 from gladstone.other_work import OtherWork
-from runtime.engine import ContextFullError, Engine, EngineOptions, Sampling
+from runtime.engine import Engine, Request, Sampling
 
 WARM_UP_PROMPT_TOKENS, WARM_UP_STEPS = 64, 4
 
@@ -25,6 +26,7 @@ class QualityJob:
     answers: int
     max_tokens: int
     threads: int | None
+    frame: Frame = field(default_factory=Frame)
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,18 @@ class SpeedJob:
     prefill_tokens: int
     decode_tokens: int
     threads: int | None
+    frame: Frame = field(default_factory=Frame)
 
 
 def measure_quality(job: QualityJob) -> Iterator[Loss | Answer]:
-    """Yield the loss of every item in order, then the answers in order.
-
-    Raises DataError with the row's place if a row does not fit the model's context.
-    """
-    with Engine(job.model, EngineOptions(threads=job.threads, steady=True)) as engine:
+    """Yield the loss of every item in order, then the answers in order. The rows fit: `count_rows` saw to it."""
+    with Engine(job.model, job.frame.engine_options(job.threads, steady=True)) as engine:
+        asker = _asker(engine)
         for item in job.items:
-            yield _loss(engine, item)
+            yield _loss(engine, asker, item)
         sampling = Sampling(temperature=0.0, repeat_penalty=1.0, max_tokens=job.max_tokens)
         for item in job.items[: job.answers]:
-            yield _answer(engine, item, sampling)
+            yield _answer(engine, Request(asker.prompt(item), sampling, reasoning_tokens=job.frame.reasoning_tokens))
 
 
 def measure_speed(job: SpeedJob) -> SpeedRun:
@@ -56,15 +57,16 @@ def measure_speed(job: SpeedJob) -> SpeedRun:
 
     Prefill and decode leave sampling and text out and never stop early: the same work for every model.
     """
-    with Engine(job.model, EngineOptions(threads=job.threads)) as engine:
+    with Engine(job.model, job.frame.engine_options(job.threads)) as engine:
         room = engine.context_tokens - job.decode_tokens
         if room < 1:
             raise UnsupportedError(f"{job.model}: its context of {engine.context_tokens} tokens is too small to time.")
-        prompt = _text_tokens(engine, job.items, min(job.prefill_tokens, room))
+        asker = _asker(engine)
+        prompt = _text_tokens(asker, job.items, min(job.prefill_tokens, room))
         _time_plain(engine, prompt[:WARM_UP_PROMPT_TOKENS], WARM_UP_STEPS)
         others = OtherWork()
         others.look()
-        first_token_s = _time_first_token(engine, typical_item(job.items))
+        first_token_s = _time_first_token(engine, asker, typical_item(job.items))
         prefill_s, decode_s = _time_plain(engine, prompt, job.decode_tokens)
         return SpeedRun(
             load_s=engine.load_s,
@@ -85,44 +87,48 @@ def typical_item(items: Sequence[Item]) -> Item:
     return by_length[len(by_length) // 2]
 
 
-def _loss(engine: Engine, item: Item) -> Loss:
-    try:
-        loss = engine.answer_nats(item.messages, item.tools)
-    except ContextFullError as error:
-        raise _does_not_fit(item, error) from None
-    if not math.isfinite(loss.nats) or loss.tokens < 1:
+def _loss(engine: Engine, asker: Asker, item: Item) -> Loss:
+    prompt, answer = asker.scored(item)
+    pieces = _windows(prompt, answer, engine.context_tokens) if item.is_text else [(prompt, answer)]
+    losses = [engine.score(before, [scored])[0] for before, scored in pieces]
+    nats, tokens = sum(loss.nats for loss in losses), sum(loss.tokens for loss in losses)
+    if not math.isfinite(nats) or tokens < 1:
         raise UnsupportedError(f"{engine.model.path}: gives no finite probability for the answer of {item.source}.")
-    return Loss(loss.nats, loss.tokens)
+    return Loss(nats, tokens)
 
 
-def _answer(engine: Engine, item: Item, sampling: Sampling) -> Answer:
+def _windows(begin: list[int], tokens: list[int], context: int) -> Iterator[tuple[list[int], list[int]]]:
+    """A text in pieces that fill the context, each behind what the text begins with."""
+    size = context - len(begin)
+    for start in range(0, len(tokens), size):
+        yield begin, tokens[start : start + size]
+
+
+def _asker(engine: Engine) -> Asker:
+    return Asker(engine.model, None if engine.options.raw else engine.template)
+
+
+def _answer(engine: Engine, request: Request) -> Answer:
     engine.forget()  # a cached prefix changes the last bits of the logits: answers must not depend on their order
-    try:
-        done = engine.complete(engine.prompt_tokens(item.prompt, item.tools), sampling)
-    except ContextFullError as error:
-        raise _does_not_fit(item, error) from None
+    done = engine.answer(request)
     return Answer(done.text.strip(), done.reasoning, done.stop_reason, done.prompt_tokens, done.generated_tokens)
 
 
-def _does_not_fit(item: Item, error: Exception) -> DataError:
-    return DataError(f"{item.source}: {error} Shorten the row or leave it out.")
-
-
-def _text_tokens(engine: Engine, items: Sequence[Item], count: int) -> list[int]:
+def _text_tokens(asker: Asker, items: Sequence[Item], count: int) -> list[int]:
     """The first `count` tokens of the items' prompts and answers, read over and over if they are short."""
     tokens: list[int] = []
     while len(tokens) < count:
         for item in items:
-            tokens += engine.prompt_tokens(item.prompt, item.tools) + engine.model.tokenize(item.reference_text)
+            tokens += [token for part in asker.scored(item) for token in part]
             if len(tokens) >= count:
                 break
     return tokens[:count]
 
 
-def _time_first_token(engine: Engine, item: Item) -> float:
+def _time_first_token(engine: Engine, asker: Asker, item: Item) -> float:
     engine.forget()
     begin_s = time.perf_counter()
-    tokens = engine.prompt_tokens(item.prompt, item.tools)
+    tokens = (asker.scored(item)[1][: engine.context_tokens // 2] if item.is_text else asker.prompt(item)) or [0]
     rendered_s = time.perf_counter() - begin_s
     return rendered_s + engine.complete(tokens, Sampling(temperature=0.0, max_tokens=1)).first_token_s
 

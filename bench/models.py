@@ -1,20 +1,24 @@
 """The model files under test: checked before anything runs, and named for people."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bench.asking import Frame
 from bench.results import ModelFile
 from gladstone.artifacts import MANIFEST_NAME, check_file, read_manifest, sha256_file
 from gladstone.errors import ArtifactError, ConfigError
 from gladstone.gguf import GgufInfo, read_info
+from gladstone.named_templates import template_names
 from gladstone.progress import Progress, step
+from gladstone.template import template_sha256
 
 
-def read_models(paths: Sequence[Path], progress: Progress) -> tuple[ModelFile, ...]:
+def read_models(paths: Sequence[Path], frame: Frame, progress: Progress) -> tuple[ModelFile, ...]:
     """Check every file, and its manifest where one lies beside it.
 
-    Raises ConfigError for a file given twice, ArtifactError for one that is damaged or not what its manifest says.
+    Raises ConfigError for a file given twice, ArtifactError for one that is damaged, not what its manifest says, or
+    has no chat template where `frame` needs one.
     """
     _check_distinct(paths)
     infos = [read_info(path) for path in paths]
@@ -22,13 +26,13 @@ def read_models(paths: Sequence[Path], progress: Progress) -> tuple[ModelFile, .
     with step(progress, "check the model files"):
         for number, (info, label) in enumerate(zip(infos, _labels(paths), strict=True)):
             progress.update(number / len(infos), label)
-            models.append(_read_model(info, label))
+            models.append(_read_model(info, label, frame))
         progress.update(None)
     return tuple(models)
 
 
-def model_warnings(models: Sequence[ModelFile]) -> list[str]:
-    """What makes a comparison of these files less than fair."""
+def model_warnings(models: Sequence[ModelFile], differences: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+    """What makes a comparison of these files less than fair; `differences` in how they read text are by label."""
     first, warnings = models[0], []
     for other in models[1:]:
         if other.sha256 == first.sha256:
@@ -40,6 +44,8 @@ def model_warnings(models: Sequence[ModelFile]) -> list[str]:
                 f"{other.label} has another chat template than {first.label}: the same rows are other prompts to it, "
                 "so part of the difference can be the template's."
             )
+        if how := (differences or {}).get(other.label):
+            warnings.append(f"{other.label} reads text otherwise than {first.label}: {'; '.join(how)}.")
         if other.quantisation != first.quantisation:
             warnings.append(
                 f"{other.label} is {other.quantisation} and {first.label} is {first.quantisation}: part of the "
@@ -55,11 +61,7 @@ def _check_distinct(paths: Sequence[Path]) -> None:
         raise ConfigError(f"{twice[0]}: given {counts[twice[0].resolve()]} times; name each model file once.")
 
 
-def _read_model(info: GgufInfo, label: str) -> ModelFile:
-    if info.template_sha256 is None:
-        raise ArtifactError(
-            f"{info.path}: holds no chat template, so there is no telling how to ask it. Export it with its template."
-        )
+def _read_model(info: GgufInfo, label: str, frame: Frame) -> ModelFile:
     _check_manifest(info)
     return ModelFile(
         path=info.path,
@@ -70,8 +72,22 @@ def _read_model(info: GgufInfo, label: str) -> ModelFile:
         tensor_types=info.tensor_types,
         architecture=info.architecture,
         parameters=info.parameters,
-        template_sha256=info.template_sha256,
+        template_sha256=_template_sha256(info, frame),
     )
+
+
+def _template_sha256(info: GgufInfo, frame: Frame) -> str | None:
+    """Of the chat template through which the model is asked, None if it is not."""
+    if frame.raw:
+        return None
+    if frame.chat_template is not None:
+        return template_sha256(frame.chat_template.source)
+    if info.template_sha256 is None:
+        raise ArtifactError(
+            f"{info.path}: holds no chat template, so there is no telling how to ask it. Give one with --chat-template "
+            f"(a file, or one of {', '.join(template_names())}), or score plain text with --raw."
+        )
+    return info.template_sha256
 
 
 def _check_manifest(info: GgufInfo) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from bench.form import FORM
+from bench.markdown import measured_rows
 from bench.plots import COLOURS, decode_plot, perplexity_plot, scores_plot, size_plot
 from bench.results import BETTER, CUT, HIGHER, LOWER, NOT_COMPARABLE, SAME, TOO_FEW, WORSE, ModelReport, Report
 from bench.tables import NO_FIGURE, all_tables
@@ -20,6 +21,7 @@ def render_page(report: Report) -> str:
         "bench",
         "report.html",
         report=report,
+        measured=measured_rows(report),
         tables=all_tables(report),
         plots=_plots(report),
         answers=[_answer_card(report, number) for number in range(report.answered)],
@@ -39,7 +41,7 @@ def _plots(report: Report) -> dict[str, list[tuple[str, Any]]]:
 
     plots = {
         "Quality": [
-            drawn("Perplexity of the reference answers, 95 % interval. Lower is better.", perplexity_plot(report)),
+            drawn(f"Perplexity of {report.scored_words}, 95 % interval. Lower is better.", perplexity_plot(report)),
         ]
     }
     if any(info.higher_is_better and info.name in row.results for row in report.models for info in report.metrics):

@@ -4,6 +4,7 @@ Per-item values are kept beside every mean, so that two reports on the same rows
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ CUT = ("length", "context")  # stop reasons of an answer that did not end
 
 @dataclass(frozen=True)
 class Item:
-    """One question with its reference answer; `source` is `file:line`."""
+    """One question with its reference answer, or a text without a question; `source` is `file:line`."""
 
     source: str
     prompt: tuple[Message, ...]
@@ -41,8 +42,13 @@ class Item:
 
     @property
     def question(self) -> str:
-        """The turn that is answered."""
-        return self.prompt[-1].content
+        """The turn that is answered; the text itself where none is."""
+        return self.prompt[-1].content if self.prompt else self.reference.content
+
+    @property
+    def is_text(self) -> bool:
+        """True for a text that asks nothing: it is scored, and not answered."""
+        return not self.prompt
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class ModelFile:
     tensor_types: dict[str, int]
     architecture: str
     parameters: int
-    template_sha256: str
+    template_sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -187,6 +193,15 @@ class MetricInfo:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Rows that are measured on no model, why, and what is wrong with the first of them."""
+
+    reason: str
+    rows: int
+    first: str
+
+
+@dataclass(frozen=True)
 class Report:
     """All of a benchmark: figures, words, per-item values, and where they come from."""
 
@@ -198,6 +213,7 @@ class Report:
     settings: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def answered(self) -> int:
@@ -205,6 +221,28 @@ class Report:
         return len(self.models[0].measured.answers)
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What there is to say of the rows, a line each: notes, and what was left out."""
+        lines = [f"left out: {_rows(each.rows)}, {each.reason} (first: {each.first})" for each in self.left_out]
+        return (*lines, *self.notes)
+
+    @property
+    def scored_words(self) -> str:
+        """What perplexity is of."""
+        return scored_words(self.items)
+
+    @property
     def references(self) -> tuple[str, ...]:
         """What the answers are compared with."""
         return tuple(item.reference_text.strip() for item in self.items[: self.answered])
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} {'row' if count == 1 else 'rows'}"
+
+
+def scored_words(items: Sequence[Item]) -> str:
+    """What the perplexity of items is of."""
+    texts = sum(item.is_text for item in items)
+    counts = {"the reference answers of {} rows": len(items) - texts, "{} texts": texts}
+    return " and ".join(words.format(f"{count:,}") for words, count in counts.items() if count)

@@ -6,13 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.asking import Frame, frame_of
 from bench.children import run_quality, run_speed
 from bench.config import BenchConfig
 from bench.external import load_metrics
+from bench.fitting import Fitted, fit_rows
 from bench.form import Form, read_form
 from bench.items import read_items
+from bench.likeness import text_differences, unlike_answers
 from bench.markdown import render_markdown
 from bench.measure import QualityJob, SpeedJob
+from bench.metrics import Metric
 from bench.models import model_warnings, read_models
 from bench.page import render_page
 from bench.results import Item, Measured, ModelFile, Report, SpeedRun
@@ -44,24 +48,38 @@ def run_bench(config: BenchConfig, progress: Progress) -> Report:
     Everything that can be wrong with the input is found before the first model is loaded.
     """
     check_free(config.out)
-    items, row_count = read_items(config.data, config.format_name, config.rows)
-    models = read_models(config.models, progress)
+    read = read_items(config)
+    frame = frame_of(config, only_texts=not read.asked)
+    models = read_models(config.models, frame, progress)
     form = read_form(config.regex, config.json_schema)
-    with step(progress, "load the metrics"):
-        metrics = (form.metrics() if form else {}) | load_metrics(config.metrics)
-    if min(config.answers, len(items)) < 2:
-        raise ConfigError(f"--answers {config.answers}: expected at least 2, one answer gives no interval.")
-    warnings = [*model_warnings(models), *_form_warnings(form, items[: config.answers])]
-    measured = _measure(models, items, config, progress)
+    metrics = _load_metrics(config, form, progress) if read.asked else {}
+    fitted = fit_rows(models, read, (config, frame), progress)
+    items, asked = fitted.items.items, fitted.items.asked
+    if asked and min(config.answers, asked) < 2:
+        raise ConfigError(
+            f"--answers {config.answers}, and {asked} rows that ask something: expected at least 2, one answer gives "
+            "no interval."
+        )
+    differences = text_differences(models)
+    warnings = [*model_warnings(models, differences), *_form_warnings(form, items[: min(config.answers, asked)])]
+    measured = _measure(models, items, (config, fitted.frame), progress)
     with step(progress, "score the answers and resample the items"):
-        inputs = Inputs(models, items, measured, metrics, config)
+        unlike = unlike_answers(models, fitted.tokens, differences)
+        inputs = Inputs(models, items, measured, metrics, config, unlike)
         report = replace(
             summarise(inputs, warnings),
-            settings=_settings(config, len(items), row_count),
+            settings=_settings(config, fitted),
             provenance=_provenance(config),
+            notes=(*fitted.items.notes, *fitted.notes),
+            left_out=fitted.items.left_out,
         )
     write_report(config.out, report)
     return report
+
+
+def _load_metrics(config: BenchConfig, form: Form | None, progress: Progress) -> dict[str, Metric]:
+    with step(progress, "load the metrics"):
+        return (form.metrics() if form else {}) | load_metrics(config.metrics)
 
 
 def _form_warnings(form: Form | None, items: Sequence[Item]) -> list[str]:
@@ -106,16 +124,19 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def _measure(
-    models: Sequence[ModelFile], items: tuple[Item, ...], config: BenchConfig, progress: Progress
+    models: Sequence[ModelFile], items: tuple[Item, ...], how: tuple[BenchConfig, Frame], progress: Progress
 ) -> tuple[Measured, ...]:
-    measured = [_measure_quality(model, items, config, progress) for model in models]
-    rounds = _measure_speed(models, items, config, progress)
+    measured = [_measure_quality(model, items, how, progress) for model in models]
+    rounds = _measure_speed(models, items, how, progress)
     return tuple(replace(part, speed=tuple(runs)) for part, runs in zip(measured, rounds, strict=True))
 
 
-def _measure_quality(model: ModelFile, items: tuple[Item, ...], config: BenchConfig, progress: Progress) -> Measured:
-    answers = min(config.answers, len(items))
-    job = QualityJob(model.path, items, answers, config.max_tokens, config.threads)
+def _measure_quality(
+    model: ModelFile, items: tuple[Item, ...], how: tuple[BenchConfig, Frame], progress: Progress
+) -> Measured:
+    config, frame = how
+    answers = min(config.answers, sum(not item.is_text for item in items))
+    job = QualityJob(model.path, items, answers, config.max_tokens, config.threads, frame)
     total = len(items) + answers
 
     def tell(count: int) -> None:
@@ -127,9 +148,10 @@ def _measure_quality(model: ModelFile, items: tuple[Item, ...], config: BenchCon
 
 
 def _measure_speed(
-    models: Sequence[ModelFile], items: tuple[Item, ...], config: BenchConfig, progress: Progress
+    models: Sequence[ModelFile], items: tuple[Item, ...], how: tuple[BenchConfig, Frame], progress: Progress
 ) -> list[list[SpeedRun]]:
     """Rounds in which every model has its turn, so that what else the machine does meets all of them."""
+    config, frame = how
     runs: list[list[SpeedRun]] = [[] for _ in models]
     if not config.speed_repeats:
         return runs
@@ -138,20 +160,37 @@ def _measure_speed(
             for place, model in enumerate(models):
                 done = number * len(models) + place
                 progress.update(done / (config.speed_repeats * len(models)), f"round {number + 1}, {model.label}")
-                job = SpeedJob(model.path, items, config.prefill_tokens, config.decode_tokens, config.threads)
+                job = SpeedJob(model.path, items, config.prefill_tokens, config.decode_tokens, config.threads, frame)
                 runs[place].append(run_speed(job, model.label))
         progress.update(None)
     return runs
 
 
-def _settings(config: BenchConfig, rows: int, row_count: int) -> dict[str, Any]:
+def _asked(frame: Frame) -> str:
+    """How the models were asked, in words."""
+    if frame.raw:
+        return "as plain text, without a chat template: the answer in the line behind the question"
+    template = f"through the chat template {frame.chat_template.name}" if frame.chat_template else ""
+    given = ", ".join(f"{name}={json.dumps(value)}" for name, value in frame.template_arguments.items())
+    return (template or "through the chat template of each file") + (f", with {given}" if given else "")
+
+
+def _settings(config: BenchConfig, fitted: Fitted) -> dict[str, Any]:
+    rows = len(fitted.items.items)
     return {
         "data": str(config.data),
-        "format": config.format_name,
+        "format": fitted.items.layout,
         "rows": rows,
-        "rows_in_file": row_count,
-        "answers": min(config.answers, rows),
+        "rows_in_file": fitted.items.in_file,
+        "answers": min(config.answers, fitted.items.asked),
+        "asked": _asked(fitted.frame),
+        "chat_template": config.chat_template,
+        "template_arguments": fitted.frame.template_arguments,
+        "raw": fitted.frame.raw,
         "max_tokens": config.max_tokens,
+        "context_tokens": fitted.frame.context_tokens,
+        "reasoning_tokens": config.reasoning_tokens,
+        "skip_bad": config.skip_bad,
         "threads": config.threads or core_count(),
         "seed": config.seed,
         "metrics": list(config.metrics),

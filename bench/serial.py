@@ -19,6 +19,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "settings": report.settings,
         "provenance": report.provenance,
         "notes": report.notes,
+        "left_out": [dataclasses.asdict(each) for each in report.left_out],
         "metrics": [dataclasses.asdict(metric) for metric in report.metrics],
         "tokenisers": [dataclasses.asdict(each) for each in splits(report.references)],
         "models": [_model(row) for row in report.models],

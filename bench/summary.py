@@ -1,7 +1,7 @@
 """From what was measured to figures with intervals, and to sentences that say what they mean."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from bench.results import (
     Score,
     SpeedRun,
     Spread,
+    scored_words,
 )
 from bench.stats import MIN_JUDGED, Bootstrap, Table, judge, perplexity, spread
 from gladstone.other_work import FELT
@@ -50,6 +51,7 @@ class Inputs:
     measured: tuple[Measured, ...]
     metrics: dict[str, Metric]
     config: BenchConfig
+    unlike: Mapping[str, str] = field(default_factory=dict)  # why a model's answers are other tokens, by label
 
 
 def summarise(inputs: Inputs, warnings: Sequence[str]) -> Report:
@@ -58,8 +60,8 @@ def summarise(inputs: Inputs, warnings: Sequence[str]) -> Report:
     rows = tuple(_model_report(inputs, tables, place) for place in range(len(inputs.models)))
     infos = (PERPLEXITY, *(metric.info for metric in inputs.metrics.values()))
     return Report(
-        headline=headline(rows, infos),
-        warnings=(*warnings, *_measurement_warnings(rows), *_disturbances(rows)),
+        headline=headline(rows, infos, scored_words(inputs.items)),
+        warnings=(*warnings, *_measurement_warnings(rows, inputs.unlike), *_disturbances(rows)),
         metrics=infos,
         models=rows,
         items=inputs.items,
@@ -67,14 +69,14 @@ def summarise(inputs: Inputs, warnings: Sequence[str]) -> Report:
     )
 
 
-def headline(rows: Sequence[ModelReport], infos: Sequence[MetricInfo]) -> tuple[str, ...]:
-    """One sentence for each model after the first; for a single model what it scored."""
+def headline(rows: Sequence[ModelReport], infos: Sequence[MetricInfo], scored: str) -> tuple[str, ...]:
+    """One sentence for each model after the first; for a single model its perplexity on what was `scored`."""
     first = rows[0]
     if len(rows) == 1:
         result = first.results[PERPLEXITY.name]
         return (
             f"{first.model.label} has a perplexity of {figure(result.mean)} (95 % interval {figure(result.low)} to "
-            f"{figure(result.high)}) on the reference answers of {result.n} rows. Name a second model to compare.",
+            f"{figure(result.high)}) on {scored}. Name a second model to compare.",
         )
     return tuple(_finding(first, row, infos) for row in rows[1:])
 
@@ -129,7 +131,8 @@ def _differences(
         first, own = tables[0][name], tables[place][name]
         if not first.unseen and not own.unseen:
             differences[name] = judge(own.less(first, bootstrap), info.higher_is_better)
-    if not _same_tokens(inputs.measured[0], inputs.measured[place]):
+    unlike = inputs.models[place].label in inputs.unlike
+    if unlike or not _same_tokens(inputs.measured[0], inputs.measured[place]):
         differences[PERPLEXITY.name] = Difference(differences[PERPLEXITY.name].result, NOT_COMPARABLE)
     return differences
 
@@ -218,7 +221,7 @@ def _thought_warning(row: ModelReport) -> str:
     )
 
 
-def _measurement_warnings(rows: Sequence[ModelReport]) -> list[str]:
+def _measurement_warnings(rows: Sequence[ModelReport], unlike: Mapping[str, str]) -> list[str]:
     warnings = []
     answers = len(rows[0].measured.answers)
     if 0 < answers < FEW_ITEMS:
@@ -227,8 +230,9 @@ def _measurement_warnings(rows: Sequence[ModelReport]) -> list[str]:
     warnings += map(_thought_warning, filter(lambda row: row.only_thoughts, rows))
     for row in rows:
         if PERPLEXITY.name in row.differences and row.differences[PERPLEXITY.name].verdict == NOT_COMPARABLE:
+            why = unlike.get(row.model.label, "they differ in number")
             warnings.append(
-                f"{row.model.label} splits the text into other tokens than {rows[0].model.label}: "
-                "perplexity is per token and cannot be compared between them."
+                f"The reference answers are other tokens to {row.model.label} than to {rows[0].model.label}: {why}. "
+                "Perplexity is per token and cannot be compared between them."
             )
     return warnings

@@ -83,9 +83,12 @@ def quality_table(report: Report) -> TextTable:
         rows.append(("answers cut off", tuple(Cell(f"{row.endless_answers} of {answers}") for row in report.models)))
     if any(row.only_thoughts for row in report.models):
         rows.append(("of them only a thought", tuple(Cell(f"{row.only_thoughts}") for row in report.models)))
+    compared = (
+        f"; the other metrics compare {answers} greedy answers with their references (higher is better, at most 1)"
+    )
     note = (
-        f"Perplexity of the reference answers of {len(report.items)} rows (lower is better); the other metrics compare "
-        f"{answers} greedy answers with their references (higher is better, at most 1). In brackets the 95 % interval."
+        f"Perplexity of {report.scored_words} (lower is better){compared if answers else ''}. In brackets the 95 % "
+        "interval."
         f"{_form_note(report)}{_unseen_note(report)}"
     )
     return TextTable("Quality", note, ("", *_labels(report)), tuple(rows))

@@ -15,6 +15,7 @@ def render_summary(report: Report, folder: Path) -> str:
         parts.append(_render(split_table(report)))
     if report.models[0].speed:
         parts.append(_render(speed_table(report)))
+    parts += ["\n".join(f"Rows: {remark}" for remark in report.remarks)] if report.remarks else []
     parts += [f"Mind: {warning}" for warning in report.warnings]
     parts += report.headline
     paths = "\n".join(f"  {folder / name}" for name in ("report.html", "report.md", "report.json"))

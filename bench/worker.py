@@ -13,37 +13,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from bench.asking import Frame
 from bench.measure import QualityJob, SpeedJob, measure_quality, measure_speed
 from bench.results import Answer, Item, Loss
+from bench.rows import Room, RowsJob, RowTokens, count_rows
 from gladstone.chat import message_of
 from gladstone.errors import GladstoneError
 from gladstone.host import peak_memory_bytes
+from gladstone.named_templates import NamedTemplate
 
 Emit = Callable[[str, dict[str, Any]], None]
+Job = QualityJob | SpeedJob | RowsJob
+JOBS: dict[str, type[Job]] = {"quality": QualityJob, "speed": SpeedJob, "rows": RowsJob}
 
 
-def encode_job(job: QualityJob | SpeedJob) -> str:
+def encode_job(job: Job) -> str:
     """The line on which a job travels."""
-    kind = "quality" if isinstance(job, QualityJob) else "speed"
+    kind = next(name for name, each in JOBS.items() if isinstance(job, each))
     return json.dumps({"kind": kind, **dataclasses.asdict(job)}, default=str) + "\n"
 
 
-def decode_job(line: str) -> QualityJob | SpeedJob:
+def decode_job(line: str) -> Job:
     """The job on a line that `encode_job` wrote."""
     fields = json.loads(line)
     kind = fields.pop("kind")
-    fields["model"] = Path(fields["model"])
+    fields["model"], fields["frame"] = Path(fields["model"]), _frame(fields["frame"])
     fields["items"] = tuple(_item(item) for item in fields["items"])
-    return QualityJob(**fields) if kind == "quality" else SpeedJob(**fields)
+    return JOBS[kind](**fields)
 
 
-def run_job(job: QualityJob | SpeedJob, emit: Emit) -> None:
+def run_job(job: Job, emit: Emit) -> None:
     """Do the work, one event for each thing measured, `done` last or `error` instead."""
     try:
         if isinstance(job, SpeedJob):
             emit("speed", dataclasses.asdict(measure_speed(job)))
         else:
-            for measured in measure_quality(job):
+            for measured in count_rows(job) if isinstance(job, RowsJob) else measure_quality(job):
                 emit(_EVENT_NAMES[type(measured)], dataclasses.asdict(measured))
         emit("done", {"peak_memory_bytes": peak_memory_bytes()})
     except GladstoneError as error:
@@ -63,7 +68,12 @@ def main() -> None:
     run_job(job, emit)
 
 
-_EVENT_NAMES: dict[type, str] = {Loss: "loss", Answer: "answer"}
+_EVENT_NAMES: dict[type, str] = {Loss: "loss", Answer: "answer", Room: "room", RowTokens: "row"}
+
+
+def _frame(fields: dict[str, Any]) -> Frame:
+    template = fields.pop("chat_template")
+    return Frame(**fields, chat_template=template and NamedTemplate(**template))
 
 
 def _item(fields: dict[str, Any]) -> Item:

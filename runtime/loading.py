@@ -168,6 +168,15 @@ def _limits(model: Model, fit: Fit, options: EngineOptions) -> Limits:
     )
 
 
+def plan_context(headers: Sequence[GgufHeader], options: EngineOptions) -> int:
+    """The context that a request gets where the model is loaded with these options on this machine as it is.
+
+    Raises ConfigError for one that cannot be, UnsupportedError if memory is too small.
+    """
+    fit = plan_fit(headers, read_machine(), _wishes(headers, options))
+    return options.context_tokens or min(info_of(headers).context_tokens, fit.context_tokens // options.slots)
+
+
 def _open_context(model: Model, limits: Limits, options: EngineOptions) -> Context:
     if model.has_encoder:  # with a cache of 16 bit 5 of 288 searches in beams found another answer
         return Context(

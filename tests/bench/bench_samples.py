@@ -54,7 +54,7 @@ def make_inputs(texts: dict[str, list[str]], nats: dict[str, list[float]] | None
 
 def make_report(texts: dict[str, list[str]], nats: dict[str, list[float]] | None = None) -> Report:
     settings = {"data": "rows.jsonl", "format": "qa", "rows": 4, "rows_in_file": 4, "answers": 4}
-    settings |= {"max_tokens": 128, "threads": 2, "seed": 0}
+    settings |= {"max_tokens": 128, "threads": 2, "seed": 0, "context_tokens": 4096, "asked": "through a template"}
     provenance = {
         "date": "2026-01-01",
         "data_sha256": "d" * 64,

@@ -43,7 +43,7 @@ def test_a_row_without_its_field_is_named_with_its_keys(embedded_gguf: Path, tmp
     data.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "reply": "b"}\n')
     assert run_bench(embedded_gguf, "--data", data, "--out", out) == (
         1,
-        f"Error: {data}, read as 'qa': {data}:2: no field 'answer'; the row has 'question', 'reply'.\n",
+        f"Error: {data}, read as 'qa', bad rows, which --skip-bad would leave out: {data}:2: no field 'answer'; the row has 'question', 'reply'.\n",
     )
 
 
@@ -134,7 +134,10 @@ def test_a_row_that_does_not_fit_the_context_is_named(embedded_gguf: Path, tmp_p
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, output = run_bench(embedded_gguf, "--data", data, "--out", out, "--speed-repeats", 0)
     assert code == 1
-    assert re.search(rf"\nError: {data}:1: .*5,0\d\d tokens.* context of [\d,]+ tokens\.? .*\n$", output)
+    assert re.search(rf"{data}:1: 5,0\d\d tokens, more than the context of 4,096 tokens\.\n$", output)
+    assert "perplexity and answers" not in output
+    assert "--skip-bad" in output
+    assert "--context 5120" in output
 
 
 @pytest.mark.slow

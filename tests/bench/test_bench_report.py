@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.asking import Frame
+from bench.config import BenchConfig
 from bench.items import read_items
 from bench.markdown import render_markdown
 from bench.models import model_warnings, read_models
@@ -110,7 +112,7 @@ def test_models_that_split_the_text_differently_are_not_compared_by_perplexity()
     other = dataclasses.replace(inputs.measured[1], losses=tuple(Loss(5.0, 11) for _ in range(4)))
     report = summarise(dataclasses.replace(inputs, measured=(inputs.measured[0], other)), [])
     assert report.models[1].differences["perplexity"].verdict == "not comparable"
-    assert any("splits the text into other tokens than a" in warning for warning in report.warnings)
+    assert any("The reference answers are other tokens to b than to a" in warning for warning in report.warnings)
 
 
 def test_speeds_that_other_work_disturbed_are_told_by_model_and_round() -> None:
@@ -177,10 +179,10 @@ def test_a_manifest_beside_the_model_with_another_template_is_an_error(embedded_
     manifest = Manifest("export", (record,), {}, {}, {}, template_sha256="0" * 64)
     write_manifest(tmp_path, manifest)
     with pytest.raises(ArtifactError, match="is not the one that its manifest says it was trained with"):
-        read_models([path], Silent())
+        read_models([path], Frame(), Silent())
     write_manifest(tmp_path, dataclasses.replace(manifest, files=(dataclasses.replace(record, sha256="0" * 64),)))
     with pytest.raises(ArtifactError, match="damaged or changed since it was made"):
-        read_models([path], Silent())
+        read_models([path], Frame(), Silent())
 
 
 def test_labels_are_the_shortest_ends_that_differ(embedded_gguf: Path, tmp_path: Path) -> None:
@@ -190,14 +192,14 @@ def test_labels_are_the_shortest_ends_that_differ(embedded_gguf: Path, tmp_path:
     for path in paths:
         path.parent.mkdir()
         shutil.copy(embedded_gguf, path)
-    assert [model.label for model in read_models(paths, Silent())] == ["base/model", "tuned/model"]
+    assert [model.label for model in read_models(paths, Frame(), Silent())] == ["base/model", "tuned/model"]
 
 
 def test_half_a_character_in_a_row_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": "\\ud800"}\n')
     with pytest.raises(DataError, match=r"rows.jsonl:2: field 'answer' holds half of a surrogate pair"):
-        read_items(path, "qa", 10)
+        read_items(BenchConfig((), path))
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
