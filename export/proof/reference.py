@@ -36,6 +36,10 @@ class Reference:
         if trained.onto == "nf4":
             options["quantization_config"] = _as_trained_in_4bit(options["dtype"])
         model: Any = kind.from_pretrained(trained.base, local_files_only=True, trust_remote_code=False, **options)
+        if trained.onto == "nf4":
+            # in training bitsandbytes computes with the weights that its four bits stand for; in evaluation it takes
+            # a kernel that rounds to bfloat16 on processors that have it, whatever type was asked for
+            model = model.dequantize(dtype=options["dtype"])
         if trained.adapter is not None:
             model = adapted(model, trained.base, trained.adapter)
         self._model = model.eval()

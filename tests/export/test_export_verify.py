@@ -18,6 +18,7 @@ from export.proof.file import proof_page, verify_file, verify_vocabulary
 from export.proof.heldout import held_out_loss, sequences_of
 from export.proof.point import Point
 from export.proof.quantised import check_quantised
+from export.proof.reference import Reference
 from export.proof.texts import HAND_PICKED, proof_texts
 from export.proof.trained import Trained, date_note, trained_of
 from export.quantise import quantise
@@ -374,3 +375,25 @@ def test_a_folder_is_asked_a_few_questions_where_there_are_no_rows(tiny_base: Pa
     assert trained.adapter is None
     assert len(trained.rows) >= 5
     assert not trained.seq2seq
+
+
+@pytest.mark.slow
+def test_the_reference_of_a_base_in_4_bit_computes_with_the_weights_that_its_bits_stand_for(
+    trained: Trained, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Not with what a processor's own 4-bit kernel rounds them to."""
+    from safetensors.torch import load_file, save_file
+
+    from export.merge import as_nf4
+
+    folder = copy_model(tiny_base, tmp_path / "rounded")
+    weights = load_file(folder / "model.safetensors")
+    rounded = {name: as_nf4(each.float()) if "_proj." in name else each for name, each in weights.items()}
+    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
+    texts = [[1, 7, 300, 41_000, 9], [5, 6]], [[3, 4], [8]]
+    in_4_bit, in_full = (
+        Reference(dataclasses.replace(trained, base=base, adapter=None, onto=onto)).logits(*texts)
+        for base, onto in ((tiny_base, "nf4"), (folder, "16bit"))
+    )
+    for ours, theirs in zip(in_4_bit, in_full, strict=True):
+        assert kl_divergence(theirs, ours).max() < 1e-8
