@@ -163,7 +163,7 @@ def _described(
     notes = list(subject.notes)
     here = f"this machine ({processor_name()}, {core_count()} cores)"
     if rates is None:
-        used = device or _device_here()
+        used = device or _device_here("float32" if case.shape.seq2seq else "bfloat16")
         rates = computed_rates(case.shape, case.recipe, plan, used, replace(case.setting, recomputes=recomputes))
         notes.append(f"the time is computed, not measured: {EFFICIENCY:.0%} of {used.flop_per_s / 1e12:.1f} TFLOP/s")
     compiled = device is None and compiles(case.shape, case.recipe, plan, replace(case.setting, recomputes=recomputes))
@@ -228,20 +228,23 @@ def _limit_here(setting: Setting) -> int:
     return int(torch.cuda.mem_get_info()[0])
 
 
-def _device_here() -> Device:
-    """This machine by the rate of a large product; `EFFICIENCY` of it is what training is taken to reach."""
+def _device_here(dtype: str) -> Device:
+    """This machine by the rate of a large product in the type that is trained in; training reaches `EFFICIENCY` of it.
+
+    The best of a few rounds is taken: what else the machine does at the moment is not there for the whole run.
+    """
     import time
 
     import torch
 
-    size = 1536
-    left, right = torch.randn(size, size), torch.randn(size, size)
+    size, taken = 1536, []
+    left, right = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
     left @ right
-    begin_s, rounds = time.perf_counter(), 4
-    for _ in range(rounds):
+    for _ in range(6):
+        begin_s = time.perf_counter()
         left @ right
-    rate = rounds * 2 * size**3 / (time.perf_counter() - begin_s)
-    return Device("this machine", 0, rate, 10e9)
+        taken.append(time.perf_counter() - begin_s)
+    return Device("this machine", 0, 2 * size**3 / min(taken), 10e9)
 
 
 def lines(found: Estimate) -> list[str]:

@@ -65,7 +65,11 @@ class LiveView(Lines, Watcher):
         self._view.start()
 
     def show(self, text: str) -> None:
-        super().show(visible(text))
+        """Write lines that stay, above the view where it stands."""
+        if self._view is None:
+            super().show(visible(text))
+        else:
+            self._console.print(Text(visible(text)))
 
     def finish(self, failed: bool) -> None:
         if self._view is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from finetune.data.summary import Line, describe, in_columns
 from finetune.estimate import Estimate
+from finetune.first_steps import FIRST_STEPS
 from finetune.inputs import Inputs, limits_hit
 from finetune.plan import epochs_text
 from finetune.stopping import Limits
@@ -97,7 +98,9 @@ class Opening:
             mean_s = sum(stats.step_s for stats in steps) / len(steps)
             return f"about {rough_duration(left * mean_s)} for the steps that are left, by those that are made"
         total_s = found.times.step_s * left + found.times.evaluation_s
-        return f"about {rough_duration(total_s)} (computed; the first steps will show it better)"
+        made = min(left, left if self.limits.max_steps is None else self.limits.max_steps)
+        later = f"; the first {FIRST_STEPS} steps measure it" if made > FIRST_STEPS else ""
+        return f"about {rough_duration(total_s)} (computed{later})"
 
     def _remarks(self, loop: "Loop") -> Iterator[Line]:
         if self.limits.max_steps is not None and self.limits.max_steps < loop.total - len(loop.history.steps):

@@ -14,6 +14,7 @@ from finetune.data.division import SETS
 from finetune.data.prepare import has_set, prepare
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary
 from finetune.estimate import estimate_inputs
+from finetune.first_steps import FirstSteps
 from finetune.inputs import Inputs, differences, read_inputs, reader_of, write_inputs
 from finetune.journal import METRICS
 from finetune.loop import Loop
@@ -96,28 +97,35 @@ def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, proce
         processes.wait()  # the others read what is there now
         config = inputs.recipe.model_dump(mode="json")
         with Reporter(recipe.training.report_to, recipe.name, out, config, resume=found is not None) as reporter:
-            watched = replace(
-                options, watchers=(*options.watchers, reporter), on_loaded=_opening(inputs, options, progress)
-            )
+            on_loaded, first_steps = _opening(inputs, options, progress)
+            watched = replace(options, watchers=(*options.watchers, first_steps, reporter), on_loaded=on_loaded)
             outcome = Session(inputs, progress, watched, out / checkpoints.FOLDER, processes).run(found)
             if outcome.loss_after is not None:
                 reporter.on_measured(outcome.ended.notes["held_out_loss_before"], outcome.loss_after)
     return _finish(inputs, outcome) if not outcome.ended.reason else _result(inputs, outcome)
 
 
-def _opening(inputs: Inputs, options: Options, progress: Progress) -> Callable[[training.Trainable, Loop], None]:
-    """What shows the block with which a run begins, on the terminal and in the log."""
+def _opening(
+    inputs: Inputs, options: Options, progress: Progress
+) -> tuple[Callable[[training.Trainable, Loop], None], FirstSteps]:
+    """What shows the block with which a run begins, and later its measured time, on the terminal and in the log."""
     told = note(inputs.template, inputs.recipe)
     notes = (*options.notes, *([told] if told else []))
     with step(progress, "Estimating memory and time"):
-        opening = Opening(inputs, estimate_inputs(inputs, Silent()), options.limits, notes)
+        found = estimate_inputs(inputs, Silent())
+    opening = Opening(inputs, found, options.limits, notes)
 
-    def show(trainable: training.Trainable, loop: Loop) -> None:
-        text = opening.text(trainable, loop)
+    def tell(text: str) -> None:
         print(text, flush=True)  # into the log
         options.show(text)
 
-    return show
+    first_steps = FirstSteps(inputs, found, tell)
+
+    def show(trainable: training.Trainable, loop: Loop) -> None:
+        tell(opening.text(trainable, loop))
+        first_steps.follow(loop)
+
+    return show, first_steps
 
 
 def _follow(recipe: Recipe, out: Path, options: Options, processes: Processes) -> RunResult:

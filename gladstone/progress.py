@@ -68,8 +68,9 @@ class Lines:
         self._state = "  ".join(part for part in (share, note) if part)
 
     def show(self, text: str) -> None:
-        """Write lines that stay, between two steps."""
-        self._write(f"{text}\n")
+        """Write lines that stay, between two steps or above the line of the one that runs."""
+        clear = "\r\x1b[2K" if self._live and self._stop is not None and not self._stop.is_set() else ""
+        self._write(f"{clear}{text}\n")
 
     def finish(self, failed: bool) -> None:
         if self._stop is None or self._ticker is None:

@@ -29,6 +29,8 @@ def main() -> None:
                 display.update(stats.step / TOTAL, f"step {stats.step}/{TOTAL}")
                 if isinstance(display, LiveView):
                     display.on_step(stats, TOTAL)
+                    if stats.step == 5:
+                        display.show("a line that stays")
                     if stats.step in (2, 6):
                         display.on_judged(stats.step, 1.9 if stats.step == 2 else 2.25)
             if isinstance(display, LiveView):

@@ -129,8 +129,8 @@ def test_the_view_shows_the_training_and_leaves_one_line(tmp_path: Path, columns
         whole = Screen()
         whole.feed(shown.finish())
         left = [row for row in whole.rows if row]
-        assert [row.partition(":")[0] for row in left] == ["Loading", "Training"]
-        assert re.fullmatch(rf"Training: done in \d+\.\d s   75%  step {STEPS}/{TOTAL}", left[1])
+        assert [row.partition(":")[0] for row in left] == ["Loading", "a line that stays", "Training"]
+        assert re.fullmatch(rf"Training: done in \d+\.\d s   75%  step {STEPS}/{TOTAL}", left[2])
         assert shown.child.wait(PATIENCE_S) == 0
     log = (tmp_path / "log").read_text()
     assert log.count("a library says this\n") == log.count("and C code this\n") == STEPS
@@ -140,7 +140,8 @@ def test_a_view_of_few_lines_is_cut_to_them(tmp_path: Path) -> None:
     with terminal(tmp_path / "log", columns=60, lines=4) as shown:
         screen = Screen()
         screen.feed(shown.read_until(lambda text: "loss" in text))
-        assert len([row for row in screen.rows if row and "Loading" not in row]) <= 4
+        lasting = ("Loading", "a line that stays")
+        assert len([row for row in screen.rows if row and not row.startswith(lasting)]) <= 4
 
 
 def test_a_sample_can_neither_steer_the_terminal_nor_style_it(tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_the_cursor_is_never_hidden_and_ctrl_c_tells_where_it_stopped(tmp_path: 
     assert "\x1b[?25" not in written
     screen = Screen()
     screen.feed(written)
-    assert [row.partition(":")[0] for row in screen.rows if row][:2] == ["Loading", "Training"]
+    assert [row.partition(":")[0] for row in screen.rows if row][:3] == ["Loading", "a line that stays", "Training"]
 
 
 def test_no_color_leaves_no_colour(tmp_path: Path) -> None:

@@ -168,6 +168,25 @@ def test_a_call_that_stops_early_and_one_that_goes_on_say_so(tmp_path: Path, tin
     assert opening_lines(again.stderr)["resumed"] == "1  step is made, 7 are left"
 
 
+def test_the_first_steps_measure_the_time_that_was_computed_and_tell_it_once(tmp_path: Path, tiny_base: Path) -> None:
+    recipe, out = write_recipe(tmp_path, tiny_base), tmp_path / "out"
+    shown = finetune("run", recipe, "--out", out, "--max-steps", 7, "--set", "training.epochs=1").stderr
+    assert opening_lines(shown)["time"].endswith("(computed; the first 6 steps measure it)")
+    line = (
+        r"(?m)^time      about \d+ s for the 2 steps that are left .* measured: (\d+\.\d) s a step over steps 2 to 6; "
+    )
+    (step_s,) = re.findall(line, shown)
+    (in_log,) = re.findall(line, (out / "train.log").read_text())
+    assert in_log == step_s
+    steps = [json.loads(each) for each in (out / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
+    taken = [each for each in steps if each["kind"] == "step"][1:6]
+    rate = sum(each["step_s"] for each in taken) / sum(each["tokens"] for each in taken)
+    assert float(step_s) == pytest.approx(rate * sum(each["tokens"] for each in taken) / 5, abs=0.06, rel=0.3)
+    again = finetune("run", "--resume", "--out", out, "--max-steps", 1).stderr
+    assert "by those that are made" in opening_lines(again)["time"]
+    assert not re.findall(line, again)
+
+
 def test_rows_left_out_are_a_warning_from_a_fifth_on(tmp_path: Path, tiny_base: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_base)
     rows = tmp_path / "rows.jsonl"
