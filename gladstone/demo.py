@@ -20,6 +20,7 @@ from gladstone.chat import NO_MEDICAL_ADVICE
 from gladstone.command import EXIT_INTERRUPTED
 from gladstone.errors import ToolError
 from gladstone.host import core_count, processor_name, readable_bytes
+from gladstone.repetition import repeats_itself
 from gladstone.terminal import visible
 
 RECIPE = "demo-triage"
@@ -69,7 +70,7 @@ class Demo:
         return [(row["system"], row["user"]) for row in turns]
 
     def answers(self) -> list[tuple[str, str, str]]:
-        """Question, the base's answer and the tuned model's, for two held-out rows."""
+        """Question, the base's answer and the tuned model's as they are shown, for two held-out rows."""
         begin_s = time.monotonic()
         told = [(row[1], self._ask(*row, base=True), self._ask(*row, base=False)) for row in self.held_out()]
         self.times["chat"] = f"{time.monotonic() - begin_s:.0f} s"
@@ -82,9 +83,7 @@ class Demo:
         if done.returncode:
             _stop("runtime ask", done.returncode)
         answer = json.loads(done.stdout)
-        text, ended = str(answer["text"]).strip(), answer["stop_reason"] == "end"
-        shown = text if ended and len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS].rstrip()} […]"
-        return shown if re.fullmatch(FORM, text) else f"{shown}\n(not in the form)"
+        return told_answer(str(answer["text"]).strip(), ended=answer["stop_reason"] == "end", base=base)
 
     def _stage(self, name: str, folder: Path, command: list[str]) -> None:
         if is_finished(folder):
@@ -97,6 +96,24 @@ class Demo:
         if done.returncode:
             _stop(name, done.returncode)
         self.times[name] = f"{time.monotonic() - begin_s:.0f} s"
+
+
+def told_answer(text: str, *, ended: bool, base: bool) -> str:
+    """An answer as it is shown, with what is wrong with it; one of the tuned model that says nothing is only named."""
+    fault = degenerate(text)
+    if fault and not base:
+        return f"(the answer {fault}: it is no result, and is not shown)"
+    shown = text if ended and len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS].rstrip()} […]"
+    if fault:
+        return f"{shown}\n(the answer {fault})".lstrip()
+    return shown if re.fullmatch(FORM, text) else f"{shown}\n(not in the form)"
+
+
+def degenerate(text: str) -> str:
+    """Why an answer is none, in words that follow 'the answer'; '' if it is one."""
+    if not text.strip():
+        return "is empty"
+    return "repeats itself" if repeats_itself(text) else ""
 
 
 def _stop(name: str, code: int) -> None:
@@ -136,7 +153,8 @@ def _show(demo: Demo, answers: list[tuple[str, str, str]]) -> None:
     facts = read_manifest(demo.run).facts
     proof = json.loads((demo.gguf / "proof.json").read_text(encoding="utf-8"))
     click.secho(f"\nBefore and after, on {MEASURED} questions that were never trained on", bold=True)
-    for line in _measured(json.loads((demo.report / "report.json").read_text(encoding="utf-8"))):
+    report = json.loads((demo.report / "report.json").read_text(encoding="utf-8"))
+    for line in measured_lines(report):
         click.echo(line)
     click.echo(
         f"held-out loss        {facts['held_out_loss_before']:.2f} → {facts['held_out_loss_after']:.2f} nats an answer "
@@ -156,8 +174,11 @@ def _show(demo: Demo, answers: list[tuple[str, str, str]]) -> None:
     _show_end(demo)
 
 
-def _measured(report: dict[str, Any]) -> list[str]:
-    """The base's figures and the tuned model's, both as Q8_0, with their 95 % intervals."""
+def measured_lines(report: dict[str, Any]) -> list[str]:
+    """The base's figures and the tuned model's, both as Q8_0, with their 95 % intervals.
+
+    Where the tuned model's answers are none, that comes first, and in half of them it is the result.
+    """
     base, tuned = (report["models"][place]["results"] for place in (0, 1))
     lines = []
     for title, name in (("answers in the form", "form"), ("urgency right", "form.urgency")):
@@ -168,7 +189,23 @@ def _measured(report: dict[str, Any]) -> list[str]:
         lines.append(f"{title:<21}{' → '.join(shares)}")
     figures = [f"{found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}]"
                for found in (base["perplexity"], tuned["perplexity"])]  # fmt: skip
-    return [*lines, f"{'perplexity':<21}{' → '.join(figures)} of the reference answers"]
+    figures_line = f"{'perplexity':<21}{' → '.join(figures)} of the reference answers"
+    return [*_degenerate_lines(report), *lines, figures_line]
+
+
+def _degenerate_lines(report: dict[str, Any]) -> list[str]:
+    """How many of the answers repeat themselves or are empty; nothing where none of the tuned model's does."""
+    labels = [report["models"][place]["label"] for place in (0, 1)]
+    texts = [[item["models"][label]["answer"]["text"] for item in report["items"]
+              if item["models"][label].get("answer")] for label in labels]  # fmt: skip
+    base, tuned = (sum(bool(degenerate(text)) for text in found) for found in texts)
+    if not tuned:
+        return []
+    counts = f"{base} of {len(texts[0])} → {tuned} of {len(texts[1])}"
+    lines = [f"{'repeated or empty':<21}{counts} answers"]
+    if 2 * tuned >= len(texts[1]):
+        lines.insert(0, "The tuned model's answers repeat themselves or are empty: it learnt nothing useful.")
+    return lines
 
 
 def _show_end(demo: Demo) -> None:

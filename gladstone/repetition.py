@@ -1,0 +1,43 @@
+"""Does a text repeat itself, as the answers of a model do that has lost its way?"""
+
+import re
+
+LEAST_CHARACTERS = 24  # that the repetitions take in all
+LONGEST_PART = 200  # characters of what is repeated
+TIMES = 3
+LEAST_WORDS, WORDS_IN_A_ROW = 24, 4
+MOST_SEEN_BEFORE = 0.5  # of all runs of so many words
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether it ends in the same part three times or more, or says at least half of it a second time.
+
+    Numbers count as equal, and so do upper and lower case: lists that count up repeat themselves too.
+
+    >>> repeats_itself("Rest. " + "Drink water and rest. " * 4)
+    True
+    >>> repeats_itself("Problem: Cough\\nSince: Monday\\nUrgency: routine\\nAdvice: Drink and rest.")
+    False
+    """
+    folded = re.sub(r"\b\d{1,3}\b", "0", " ".join(text.split()).casefold())
+    return _ends_in_a_loop(folded) or _says_it_again(folded.split())
+
+
+def _ends_in_a_loop(text: str) -> bool:
+    """A last repetition that is cut off counts as far as it goes."""
+    backwards = text[: -LONGEST_PART * (TIMES + 1) - 1 : -1]
+    for length in range(1, min(LONGEST_PART, len(backwards) // TIMES) + 1):
+        equal = next(
+            (place for place in range(len(backwards) - length) if backwards[place] != backwards[place + length]),
+            len(backwards) - length,
+        )
+        if equal >= (TIMES - 1) * length and equal + length >= LEAST_CHARACTERS:
+            return True
+    return False
+
+
+def _says_it_again(words: list[str]) -> bool:
+    if len(words) < LEAST_WORDS:
+        return False
+    runs = [tuple(words[place : place + WORDS_IN_A_ROW]) for place in range(len(words) - WORDS_IN_A_ROW + 1)]
+    return 1 - len({*runs}) / len(runs) >= MOST_SEEN_BEFORE
