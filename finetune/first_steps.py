@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from finetune.estimate import Estimate, readable_span
+from finetune.estimate import Estimate
 from finetune.inputs import Inputs
 from finetune.journal import History, StepStats
 from finetune.labels import token_count
 from finetune.watching import Watcher
+from gladstone.durations import rough_duration
 
 if TYPE_CHECKING:
     from finetune.loop import Loop
@@ -55,7 +56,7 @@ class FirstSteps(Watcher):
         left_s = left * step_s + self._evaluations_s(loop, counted[-1].step, total)
         before = f"; {self._computed.times.step_s:.1f} s were computed" if self._computed else ""
         return (
-            f"time      about {readable_span(left_s)} for the {left:,} steps that are left and their evaluations, "
+            f"time      about {rough_duration(left_s)} for the {left:,} steps that are left and their evaluations, "
             f"measured: {step_s:.1f} s a step over steps {counted[0].step} to {counted[-1].step}{before}"
         )
 

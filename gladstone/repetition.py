@@ -19,8 +19,9 @@ def repeats_itself(text: str) -> bool:
     >>> repeats_itself("Problem: Cough\\nSince: Monday\\nUrgency: routine\\nAdvice: Drink and rest.")
     False
     """
-    folded = re.sub(r"\b\d{1,3}\b", "0", " ".join(text.split()).casefold())
-    return _ends_in_a_loop(folded) or _says_it_again(folded.split())
+    folded = " ".join(text.split()).casefold()
+    counting = re.sub(r"\b\d{1,3}\b", "0", folded)
+    return _ends_in_a_loop(folded) or _ends_in_a_loop(counting) or _says_it_again(counting.split())
 
 
 def _ends_in_a_loop(text: str) -> bool:
