@@ -391,9 +391,8 @@ def test_the_reference_of_a_base_in_4_bit_computes_with_the_weights_that_its_bit
     rounded = {name: as_nf4(each.float()) if "_proj." in name else each for name, each in weights.items()}
     save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
     texts = [[1, 7, 300, 41_000, 9], [5, 6]], [[3, 4], [8]]
-    in_4_bit, in_full = (
-        Reference(dataclasses.replace(trained, base=base, adapter=None, onto=onto)).logits(*texts)
-        for base, onto in ((tiny_base, "nf4"), (folder, "16bit"))
-    )
+    whole = dataclasses.replace(trained, adapter=None)
+    in_4_bit = Reference(dataclasses.replace(whole, base=tiny_base, onto="nf4")).logits(*texts)
+    in_full = Reference(dataclasses.replace(whole, base=folder)).logits(*texts)
     for ours, theirs in zip(in_4_bit, in_full, strict=True):
         assert kl_divergence(theirs, ours).max() < 1e-8
