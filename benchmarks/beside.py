@@ -1,7 +1,7 @@
 """What is left of the speed beside other work: ours and its peers, quiet, beside one busy loop and beside two.
 
     python -m benchmarks.beside MODEL.gguf [--peers FOLDER] [--rows ROWS.json] [--before CHECKOUT]
-        [--only decode prefill proof train] [--rounds 3]
+        [--only decode prefill proof train imatrix bench] [--rounds 3]
 
 All sides live at the same time and take turns, each of them idle while another works, so that the drift of the machine
 meets all alike. FOLDER holds llama-completion; ROWS.json has `input` and `output` and is what training learns, ours
@@ -32,6 +32,7 @@ LEVELS = ("quiet", "beside one", "beside two")
 LIMIT_S, START_S = 20.0, 120.0  # after that a side counts as standing still
 PAUSE_S = 1.5  # between two sides: each looks at what else runs, and the one before is no other work
 UNITS = {"decode": "tokens/s", "prefill": "tokens/s", "proof": "questions/s", "train": "tokens/s"}
+UNITS |= {"imatrix": "tokens/s", "bench": "items/s"}
 Side = Callable[[], float | None]
 
 

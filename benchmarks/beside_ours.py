@@ -11,6 +11,7 @@ from benchmarks.runtime_ours import STORY
 from gladstone.chat import Message
 
 DECODED, READ = 64, 384
+CHUNKS, ITEMS = 3, 6
 Work = Callable[[], float]
 
 
@@ -68,9 +69,53 @@ def proof(model: str) -> Iterator[Work]:
     yield work
 
 
+@contextmanager
+def imatrix(model: str) -> Iterator[Work]:
+    """Tokens a second of an importance matrix, each one computed anew: what the first chunk cannot know counts."""
+    from export.imatrix import CHUNK_TOKENS
+    from export.imatrix_child import evaluate
+
+    job = {
+        "model": model,
+        "text": (STORY + "\n") * 300,
+        "name": "story",
+        "chunk_tokens": CHUNK_TOKENS,
+        "chunks": CHUNKS,
+    }
+
+    def work() -> float:
+        begin_s = time.perf_counter()
+        _, chunks = evaluate(job)
+        return chunks * CHUNK_TOKENS / (time.perf_counter() - begin_s)
+
+    yield work
+
+
+@contextmanager
+def bench(model: str) -> Iterator[Work]:
+    """Items a second of what `bench run` scores: losses of all, answers to half of them, the model loaded anew."""
+    from bench.measure import QualityJob, measure_quality
+    from bench.results import Item
+
+    words = STORY.split()
+    items = tuple(
+        Item(f"story:{number}", (Message("user", f"{number} {STORY}"),), Message("assistant", " ".join(words * 2)))
+        for number in range(ITEMS)
+    )
+    job = QualityJob(Path(model), items, ITEMS // 2, max_tokens=32, threads=None)
+
+    def work() -> float:
+        begin_s = time.perf_counter()
+        list(measure_quality(job))
+        return len(items) / (time.perf_counter() - begin_s)
+
+    yield work
+
+
 def main() -> None:
     kind, model = sys.argv[1:]
-    with {"decode": decode, "prefill": prefill, "proof": proof}[kind](model) as work:
+    kinds = {"decode": decode, "prefill": prefill, "proof": proof, "imatrix": imatrix, "bench": bench}
+    with kinds[kind](model) as work:
         work()  # warms up
         print("@" + json.dumps({"kind": "ready"}), flush=True)
         for _ in sys.stdin:

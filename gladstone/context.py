@@ -18,6 +18,7 @@ from gladstone.host import core_count
 from gladstone.llama import Model, clear_log, library, log_tail
 from gladstone.openmp import follow_other_work
 from gladstone.pace import Pace, pace_for
+from gladstone.spread import spread
 
 Ints = Sequence[int] | npt.NDArray[np.integer[Any]]
 AnyArray = npt.NDArray[Any]
@@ -204,7 +205,11 @@ class Context:
         if threads != (one if tokens == 1 else more):
             self._set_threads(*((threads, more) if tokens == 1 else (one, threads)))
         begin_s = time.perf_counter()
-        code = int(call(self.handle, self._batch.struct))
+        if pace.are_spread(threads):
+            with spread(threads):
+                code = int(call(self.handle, self._batch.struct))
+        else:
+            code = int(call(self.handle, self._batch.struct))
         end_s = time.perf_counter()
         if code == 0:
             pace.took(tokens, end_s - begin_s, end_s)

@@ -16,6 +16,7 @@ import threading
 import time
 
 from gladstone.other_work import FELT, OtherWork
+from gladstone.slices import Slices
 
 USERS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 LIBRARY = "libgomp.so.1"  # torch brings a copy of its own, under the same name: a process loads one of them
@@ -71,35 +72,39 @@ def other_processors() -> float:
     return _taken[0]
 
 
-def _may_change() -> bool:
+def may_change() -> bool:
+    """Whether the threads' waiting is ours to change: on Linux, unless the user has said in the environment how."""
     return sys.platform == "linux" and not any(name in os.environ for name in USERS)
+
+
+def loaded_library() -> ctypes.CDLL | None:
+    """GNU's OpenMP if it is in this process already: loaded by us it might not be the one that computes."""
+    try:
+        return ctypes.CDLL(LIBRARY, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    except OSError:
+        return None
 
 
 def _watch() -> None:
     sleepers: Sleepers | None = None
-    may_change = _may_change()
+    slices = Slices()
+    changes = may_change()
     others, used_s = OtherWork(), time.process_time()
     others.look()
     busy, look_s = False, LOOK_S
     while True:
-        if may_change and sleepers is None and (library := _loaded()) is not None:
+        if changes and sleepers is None and (library := loaded_library()) is not None:
             sleepers = Sleepers(library)
         if sleepers is not None:
             sleepers.wait_briefly(busy)
+        if changes:
+            slices.keep_short(busy)
         time.sleep(look_s)
         _taken[0] = others.look()
         busy = _taken[0] >= FELT
         now_s = time.process_time()
         look_s = LOOK_S if now_s - used_s > IDLE_SHARE * look_s else IDLE_LOOK_S
         used_s = now_s
-
-
-def _loaded() -> ctypes.CDLL | None:
-    """GNU's OpenMP if it is in this process already: loaded by us it might not be the one that computes."""
-    try:
-        return ctypes.CDLL(LIBRARY, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-    except OSError:
-        return None
 
 
 def _after_fork() -> None:

@@ -1,9 +1,11 @@
 """How many threads to compute with, found out while they compute. Pure: what evaluations took comes from outside.
 
 Fewer threads are faster beside other work, since all of them wait for the one whose processor somebody else has; more
-are faster once the machine is quiet again. So a neighbouring number is tried for a twentieth of a second now and then,
-and whatever took less time is kept. What such trials cost is counted, and bounded: half a hundredth
-of the time as long as nothing changes, two hundredths at most.
+are faster once the machine is quiet again. Where other work begins, one thread less for each processor that it takes is
+the first guess, and for prompts threads that are spread unevenly (`gladstone.spread`); where it ends, what was best
+before. From there a neighbouring number is tried for a twentieth of a second now and then, and whatever took less time
+is kept. What such trials cost is counted, and bounded: half a hundredth of the time as long as nothing changes, two
+hundredths at most.
 """
 
 from collections import deque
@@ -14,6 +16,7 @@ from typing import Literal
 from gladstone.host import Cores, read_cores
 from gladstone.openmp import other_processors
 from gladstone.other_work import FELT
+from gladstone.spread import may_spread, spread_threads
 
 TRIAL_S = 0.05  # a trial lasts until then: a dozen of the system's time slices
 WINDOW_S = 0.1  # what it is compared with
@@ -70,15 +73,17 @@ class Spent:
 class Choice:
     """The number of threads for evaluations of one kind."""
 
-    def __init__(self, counts: Sequence[int], first: int) -> None:
-        self._counts = tuple(sorted({*counts, first}))
+    def __init__(self, counts: Sequence[int], first: int, *, many: bool = False, spreads: bool = False) -> None:
+        """`many` for batches of many tokens; `spreads` if more threads than processors can be spread for them."""
+        self._quiet_counts = self._counts = tuple(sorted({*counts, first}))
+        self._many, self._spreads = many, spreads
         self._at = self._counts.index(first)
         self._tried: int | None = None
         self._trial, self._window = Spent(), Spent()
         self._losses: dict[int, float] = {}
         self._chosen_cost: float | None = None
         self._down, self._busy = False, False
-        self.chosen_in_quiet = False
+        self._best: dict[bool, int] = {}  # what was found best beside other work, and without
         # a number that was chosen in a busy moment is found out at once
         self._urgent = self._at < len(self._counts) - 1
         self.total_s = self.lost_s = 0.0  # of all evaluations, and what trials took beyond what the rest would have
@@ -93,11 +98,39 @@ class Choice:
         """What is found best so far."""
         return self._counts[self._at]
 
-    def took(self, work: float, seconds: float, busy: bool) -> None:
-        """An evaluation with `count` threads; `busy` if other work is on the machine."""
+    @property
+    def quiet(self) -> int:
+        """What is found best while nothing else is on the machine."""
+        return self._best[False] if self._busy else self.chosen
+
+    def meet(self, others: float) -> None:
+        """Other work takes so many processors: where that begins or ends go on with what is best then."""
+        busy = others >= FELT
+        if busy == self._busy:
+            return
+        self.interrupt()
+        self._best[self._busy] = before = self.chosen
+        extra = spread_threads(self._quiet_counts[-1], others) if busy and self._spreads else None
+        self._counts = self._quiet_counts if extra is None else (*self._quiet_counts, extra)
+        best = self._best.get(busy) or self._guess(others, before, extra)
+        self._at = max(place for place, count in enumerate(self._counts) if count <= max(best, self._counts[0]))
+        self._busy, self._down, self._chosen_cost = busy, busy and extra is None, None
+        self._losses.clear()
+        # with nothing to go by, or if the number may come from a busy moment, it is found out at once
+        self._urgent = self.chosen == before if busy else self._at < len(self._counts) - 1
+
+    def _guess(self, others: float, before: int, extra: int | None) -> int:
+        """Beside other work: a thread less for each processor that it takes, or threads that are spread."""
+        most, taken = self._quiet_counts[-1], round(others)
+        if extra is not None and taken:
+            return extra
+        if taken < most:
+            return min(before, most - taken)
+        return before if self._many else max(1, before // 2)
+
+    def took(self, work: float, seconds: float) -> None:
+        """An evaluation with `count` threads."""
         self.total_s += seconds
-        if busy != self._busy:
-            self._busy, self._urgent, self._down = busy, True, busy
         if self._tried is not None:
             self._trial.add(work, seconds)
             if self._trial.seconds >= TRIAL_S:
@@ -139,7 +172,6 @@ class Choice:
         self._end_trial()
         if place is not None and trial.cost < BETTER * cost:
             self._at, self._window, self._chosen_cost = place, trial, trial.cost
-            self.chosen_in_quiet = not self._busy
             self._urgent = 0 < place < len(self._counts) - 1  # and further in the same direction
         else:
             self._chosen_cost = cost
@@ -173,45 +205,56 @@ class Pace:
     `others` gives the processors that other work takes. One thread at a time may use it.
     """
 
-    def __init__(self, counts: Sequence[int], first: First, others: Callable[[], float]) -> None:
+    def __init__(
+        self, counts: Sequence[int], first: First, others: Callable[[], float], *, spreads: bool = False
+    ) -> None:
+        """`spreads` if more threads than processors can be spread unevenly, as `gladstone.spread` does."""
         self._first = first
-        self._choices = (Choice(counts, first.one), Choice(counts, first.more), Choice(counts, first.more))
+        self._most = max(*counts, first.one, first.more)
+        many = Choice(counts, first.more, many=True, spreads=spreads)
+        self._choices = (Choice(counts, first.one), Choice(counts, first.more), many)
         self._others = others
         self._kind = MANY
         self._held = False
         self._last_s = 0.0
-        self._busy = others() >= FELT
 
     def threads(self, tokens: int, *, divides: bool = False) -> int:
         """Threads for a batch of so many tokens; `divides` if their number changes the last bits of what comes out."""
+        others = self._others()
         kind = ONE if tokens == 1 else FEW if tokens <= FEW_TOKENS else MANY
         if kind != self._kind:
             for each in (ONE, FEW):  # the next one is at another place of a text, mostly
                 self._choices[each].interrupt()
             self._kind = kind
         held = self._first.held
-        self._held = divides and (held == "always" or (held == "quiet" and not self._busy))
-        return self._first.one if self._held else self._choices[kind].count
+        self._held = divides and (held == "always" or (held == "quiet" and others < FELT))
+        if self._held:
+            return self._first.one
+        self._choices[kind].meet(others)
+        return self._choices[kind].count
+
+    def are_spread(self, threads: int) -> bool:
+        """Whether so many are more than processors, to be spread."""
+        return threads > self._most
 
     def took(self, tokens: int, seconds: float, now_s: float) -> None:
         """The evaluation for which `threads` was asked last ended at `now_s`."""
-        self._busy = self._others() >= FELT
         if now_s - self._last_s > seconds + PAUSE_S:
             for choice in self._choices:
                 choice.interrupt()
         self._last_s = now_s
         if not self._held:
-            self._choices[self._kind].took(tokens + READ_TOKENS, seconds, self._busy)
+            self._choices[self._kind].took(tokens + READ_TOKENS, seconds)
 
     @property
     def found(self) -> int | None:
         """A count for single tokens that was found better than the first one on a quiet machine; None for none."""
-        choice = self._choices[ONE]
-        return choice.chosen if choice.chosen != self._first.one and choice.chosen_in_quiet else None
+        quiet = self._choices[ONE].quiet
+        return quiet if quiet != self._first.one else None
 
 
 def pace_for(first: First | None = None) -> Pace:
     """The pace of an evaluation on this machine, to begin with all processors if nothing else is said."""
     cores = read_cores()
     first = first or First(cores.usable, cores.usable, held="never")
-    return Pace(thread_counts(cores), first, other_processors)
+    return Pace(thread_counts(cores), first, other_processors, spreads=may_spread(cores))

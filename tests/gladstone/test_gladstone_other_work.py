@@ -19,8 +19,8 @@ LOADS = {
 # processor time of ten empty operations of two threads, each followed by a pause in which they should sleep
 SPENT = """
 import ctypes, os, time
-from gladstone.openmp import Sleepers, _loaded
-library = _loaded()
+from gladstone.openmp import Sleepers, loaded_library
+library = loaded_library()
 sleepers, nothing = Sleepers(library), ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p)
 def spent():
     begin_s = time.process_time()
@@ -35,9 +35,9 @@ for briefly in (False, True, True, False):
 """
 WATCHED = """
 import threading
-from gladstone.openmp import _may_change, follow_other_work
+from gladstone.openmp import may_change, follow_other_work
 follow_other_work(); follow_other_work()
-print(sum(each.name == "gladstone waiting" for each in threading.enumerate()), _may_change())
+print(sum(each.name == "gladstone waiting" for each in threading.enumerate()), may_change())
 """
 
 

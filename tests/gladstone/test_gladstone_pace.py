@@ -24,11 +24,14 @@ class Machine:
     others: float = 0.0
     noise: Callable[[], float] = lambda: 1.0
     held: Held = "quiet"
+    spreads: bool = False
     now_s: float = 0.0
     used: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.pace = Pace(self.counts, First(self.first, self.first, self.held), lambda: self.others)
+        self.pace = Pace(
+            self.counts, First(self.first, self.first, self.held), lambda: self.others, spreads=self.spreads
+        )
 
     def run(self, seconds: float, tokens: int = 1, *, divides: bool = False) -> float:
         """Evaluate for so long; seconds a batch."""
@@ -141,8 +144,58 @@ def test_kinds_of_batches_learn_for_themselves() -> None:
     machine.run(2)
     machine.cost = lambda threads: 0.02 / threads
     machine.used.clear()
-    machine.run(0.5, tokens=8)
+    machine.run(5, tokens=8)
     assert machine.used.count(2) > machine.used.count(1)
+
+
+def test_where_other_work_begins_and_ends_the_first_evaluation_is_as_it_should_be() -> None:
+    machine = Machine((1, 2), 2, QUIET.__getitem__)
+    for others, cost, best in ((0.0, QUIET, 2), (1.0, BESIDE, 1), (0.0, QUIET, 2), (1.0, BESIDE, 1)):
+        machine.others, machine.cost = others, cost.__getitem__
+        machine.used.clear()
+        machine.run(1)
+        assert machine.used[0] == best
+        assert machine.used.count(best) >= 0.9 * len(machine.used)
+
+
+def test_a_wrong_guess_beside_other_work_is_corrected_and_remembered() -> None:
+    machine = Machine((1, 2), 2, QUIET.__getitem__, others=1.0)  # the other work gives way
+    machine.run(20)
+    assert machine.used[0] == 1
+    for others in (0.0, 1.0):
+        machine.others = others
+        machine.used.clear()
+        machine.run(1)
+        assert machine.used[0] == 2
+
+
+def test_little_other_work_is_no_reason_to_guess() -> None:
+    machine = Machine((1, 2), 2, BESIDE.__getitem__, others=0.3)
+    machine.run(2)
+    assert (machine.used[0], machine.used[-1]) == (2, 1)
+
+
+def test_prompts_are_read_by_spread_threads_beside_other_work_alone() -> None:
+    machine = Machine((1, 2), 2, lambda threads: {1: 1.3, 2: 0.7, 4: 0.8}[threads], spreads=True)
+    machine.run(60, tokens=384)
+    assert 4 not in machine.used
+    machine.others, machine.cost = 1.0, lambda threads: {1: 1.3, 2: 1.3, 4: 1.1}[threads]
+    machine.used.clear()
+    machine.run(60, tokens=384)
+    assert machine.used[0] == 4
+    assert machine.used.count(4) >= 0.8 * len(machine.used)
+    machine.others = 0.0
+    machine.used.clear()
+    machine.run(60, tokens=384)
+    assert 4 not in machine.used
+
+
+def test_where_spread_threads_are_slower_fewer_are_used() -> None:
+    machine = Machine((1, 2), 2, lambda threads: {1: 0.3, 2: 0.4, 4: 0.5}[threads], others=1.0, spreads=True)
+    machine.run(200, tokens=384)
+    assert machine.used[-1] == 1
+    machine.run(10)
+    assert max(machine.used[-10:]) <= 2  # single tokens are never spread
 
 
 def test_where_the_number_changes_the_result_only_other_work_is_a_reason() -> None:

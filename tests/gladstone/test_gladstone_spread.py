@@ -1,0 +1,118 @@
+"""Threads beside other work: where they run, and how soon they have a processor."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gladstone.context import Context
+from gladstone.host import Cores
+from gladstone.llama import Model
+from gladstone.openmp import USERS as WAITING
+from gladstone.pace import First, Pace
+from gladstone.spread import MOST_PROCESSORS, USERS, may_spread, places, spread_threads
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="affinity and turns are asked of Linux")
+TWO = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) != 2, reason="needs exactly two processors"
+)
+# where each thread of a team runs: while spread, and afterwards
+RUNS = """
+import ctypes, json, os
+from gladstone.llama import library; library()
+from gladstone.openmp import loaded_library
+from gladstone.spread import spread, spread_threads
+def runs():
+    found = []
+    team = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: found.append(sorted(os.sched_getaffinity(0))))
+    loaded_library().GOMP_parallel(team, None, ctypes.c_uint(4), 0)
+    return sorted(found)
+with spread(4):
+    inside = runs()
+with spread(3):  # not a number that two processors are spread for
+    other = sorted(os.sched_getaffinity(0))
+print(json.dumps([inside, runs(), other]))
+"""
+TURNS = """
+import ctypes, json, platform, threading
+from gladstone.slices import NUMBERS, Slices, _Attributes
+def turn():
+    found = _Attributes()
+    ctypes.CDLL(None).syscall(NUMBERS[platform.machine()][0], 0, ctypes.byref(found), ctypes.sizeof(found), 0)
+    return found.runtime, found.nice, found.policy
+slices, before = Slices(), turn()
+slices.keep_short(True)
+short = turn()
+inherited = []
+thread = threading.Thread(target=lambda: inherited.append(turn())); thread.start(); thread.join()
+slices.keep_short(True)
+slices.keep_short(False)
+print(json.dumps([before, short, inherited[0], turn()]))
+"""
+
+
+def _said(code: str) -> str:
+    free = {name: value for name, value in os.environ.items() if name not in (*USERS, *WAITING)}
+    return subprocess.run([sys.executable, "-c", code], env=free, capture_output=True, text=True, check=True).stdout
+
+
+@given(st.integers(2, MOST_PROCESSORS), st.floats(0, 2 * MOST_PROCESSORS))
+def test_a_processor_that_others_use_has_one_thread_and_a_free_one_three(processors: int, others: float) -> None:
+    threads = spread_threads(processors, others)
+    if threads is None:
+        assert round(others) < processors / 2
+        return
+    where = places(list(range(processors)), threads)
+    assert len(where) == threads > processors
+    counts = [where.count(number) for number in range(processors)]
+    assert set(counts) == {1, 3}
+    assert counts.count(1) == min(max(1, round(others)), processors - 1)
+
+
+def test_threads_are_spread_on_a_few_processors_that_are_all_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*USERS, *WAITING):
+        monkeypatch.delenv(name, raising=False)
+    assert may_spread(Cores(2, 2, 2)) is (sys.platform == "linux")
+    assert not may_spread(Cores(1, 1, 1))
+    assert not may_spread(Cores(16, 16, 8))
+    assert not may_spread(Cores(4, 4, 4, quota=2.0))
+    monkeypatch.setenv("OMP_PROC_BIND", "close")
+    assert not may_spread(Cores(2, 2, 2))
+
+
+@LINUX
+@TWO
+def test_threads_run_where_they_are_spread_and_anywhere_afterwards() -> None:
+    first, second = sorted(os.sched_getaffinity(0))
+    inside, afterwards, other = json.loads(_said(RUNS))
+    assert inside in ([[first]] * 3 + [[second]], [[first]] + [[second]] * 3)
+    assert afterwards == [[first, second]] * 4
+    assert other == [first, second]
+
+
+@LINUX
+def test_turns_are_short_while_it_is_asked_for_and_nothing_else_changes() -> None:
+    before, short, inherited, after = json.loads(_said(TURNS))
+    assert before == after
+    assert short == inherited
+    assert short[1:] == before[1:]  # nice value and policy
+
+
+@TWO
+def test_spread_threads_compute_the_same_bits(embedded_gguf: Path) -> None:
+    tokens = [(37 * number) % 250 for number in range(64)]
+    found = []
+    for others in (0.0, 1.0):
+        with Model(embedded_gguf) as model, Context(model, 64) as context:
+            context.adapt(Pace((1, 2), First(2, 2), lambda others=others: others, spreads=True))
+            context.decode(tokens, 0, all_logits=True)
+            found.append((context.all_logits(64).copy(), context.pace.threads(64)))
+    (quiet, two), (beside, four) = found
+    assert (two, four) == (2, 4)
+    assert np.array_equal(quiet, beside)
