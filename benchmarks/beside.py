@@ -136,7 +136,7 @@ def sides_of(kind: str, options: argparse.Namespace, stack: ExitStack) -> dict[s
     for name, command in commands.items():
         # an engine measures its threads anew, on the quiet machine; what the others need is in the user's cache
         own = {"GLADSTONE_CACHE": stack.enter_context(tempfile.TemporaryDirectory())}
-        child = Child([sys.executable, *command], trees[name], own if kind in ("decode", "prefill") else {})
+        child = Child([sys.executable, *command], trees[name], own if kind in ("decode", "prefill", "bench") else {})
         sides[name] = stack.enter_context(child).work
     if options.peers and kind in ("decode", "prefill"):
         sides["llama-completion"] = completion(options.peers.resolve(), options.model.resolve(), kind)

@@ -11,7 +11,7 @@ from benchmarks.runtime_ours import STORY
 from gladstone.chat import Message
 
 DECODED, READ = 64, 384
-CHUNKS, ITEMS = 3, 6
+CHUNKS, ITEMS = 2, 4
 Work = Callable[[], float]
 
 

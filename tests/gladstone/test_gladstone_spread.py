@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,12 +108,14 @@ def test_turns_are_short_while_it_is_asked_for_and_nothing_else_changes() -> Non
 @TWO
 def test_spread_threads_compute_the_same_bits(embedded_gguf: Path) -> None:
     tokens = [(37 * number) % 250 for number in range(64)]
-    found = []
-    for others in (0.0, 1.0):
+
+    def read(others: float) -> tuple[int, npt.NDArray[np.float32]]:
+        pace = Pace((1, 2), First(2, 2), lambda: others, spreads=True)
         with Model(embedded_gguf) as model, Context(model, 64) as context:
-            context.adapt(Pace((1, 2), First(2, 2), lambda others=others: others, spreads=True))
+            context.adapt(pace)
             context.decode(tokens, 0, all_logits=True)
-            found.append((context.all_logits(64).copy(), context.pace.threads(64)))
-    (quiet, two), (beside, four) = found
+            return pace.threads(64), context.all_logits(64).copy()
+
+    (two, quiet), (four, beside) = read(0.0), read(1.0)
     assert (two, four) == (2, 4)
     assert np.array_equal(quiet, beside)
