@@ -8,7 +8,7 @@ from bench.asking import Frame
 from bench.results import ModelFile
 from gladstone.artifacts import MANIFEST_NAME, check_file, read_manifest, sha256_file
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.gguf import GgufInfo, read_info
+from gladstone.gguf import GgufInfo, info_of, read_writer
 from gladstone.named_templates import template_names
 from gladstone.progress import Progress, step
 from gladstone.template import template_sha256
@@ -21,7 +21,7 @@ def read_models(paths: Sequence[Path], frame: Frame, progress: Progress) -> tupl
     has no chat template where `frame` needs one.
     """
     _check_distinct(paths)
-    infos = [read_info(path) for path in paths]
+    infos = [info_of(read_writer(path)) for path in paths]
     models = []
     with step(progress, "check the model files"):
         for number, (info, label) in enumerate(zip(infos, _labels(paths), strict=True)):

@@ -6,7 +6,9 @@ and we read theirs.
 
 import hashlib
 import random
-from collections.abc import Sequence
+import re
+import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from gladstone.artifacts import whole_file
 from gladstone.chat import Conversation
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
 from gladstone.gguf import GgufHeader, Tensor, read_header
+from gladstone.gguf_kinds import kind_of
+from gladstone.given import HEAD_BYTES, is_old_imatrix
 from gladstone.progress import Progress, step
 from gladstone.template import ChatTemplate
 
@@ -79,20 +83,25 @@ def read_text(path: Path) -> str:
 
 
 def is_imatrix(path: Path) -> bool:
-    """Whether a file is a GGUF, and so no rows."""
+    """Whether a file is a GGUF, or llama-imatrix's older binary form, and so no rows."""
     try:
         with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
+    return head.startswith(b"GGUF") or is_old_imatrix(head)
 
 
 def read_imatrix(path: Path) -> Imatrix:
     """Raises ArtifactError if the file is no sound importance matrix."""
+    with path.open("rb") as file:
+        if is_old_imatrix(file.read(HEAD_BYTES)):
+            return _read_old(path)
     header = read_header(path, is_model=False)
     tensors = {tensor.name: tensor for tensor in header.tensors}
     if header.metadata.get("general.type") != "imatrix":
-        raise ArtifactError(f"{path}: a GGUF, but not an importance matrix.")
+        kind = kind_of(header.metadata, tensors)
+        raise ArtifactError(f"{path}: a GGUF, but not an importance matrix: it is {kind.noun if kind else 'a model'}.")
     weights: dict[str, npt.NDArray[np.float32]] = {}
     for name, tensor in tensors.items():
         if name.endswith(SUMS):
@@ -104,6 +113,32 @@ def read_imatrix(path: Path) -> Imatrix:
     if not weights:
         raise ArtifactError(f"{path}: an importance matrix without entries.")
     return Imatrix(weights, int(header.metadata.get("imatrix.chunk_count", 0)))
+
+
+def _read_old(path: Path) -> Imatrix:
+    """The binary form: a count; of each weight its name, how many calls its sums are of, and the sums.
+
+    llama-quantize divides the sums by the calls.
+    """
+    data = path.read_bytes()
+    weights: dict[str, npt.NDArray[np.float32]] = {}
+    try:
+        (count,), position = struct.unpack_from("<i", data), 4
+        for _ in range(count):
+            (length,) = struct.unpack_from("<i", data, position)
+            name = data[position + 4 : position + 4 + length].decode("utf-8")
+            calls, columns = struct.unpack_from("<ii", data, position + 4 + length)
+            position += 12 + length
+            sums = np.frombuffer(data, "<f4", columns, position)
+            position += 4 * columns
+            weights[name] = (sums / max(calls, 1)).astype(np.float32)
+        chunks = struct.unpack_from("<i", data, position)[0] if position + 4 <= len(data) else 0
+    except (struct.error, ValueError) as error:
+        raise ArtifactError(f"{path}: an importance matrix that is cut short or damaged ({error}).") from None
+    for name, means in weights.items():
+        if not np.isfinite(means).all() or (means < 0).any():
+            raise ArtifactError(f"{path}: {name} holds what cannot be a mean of squares.")
+    return Imatrix(weights, chunks)
 
 
 def _means(header: GgufHeader, sums: Tensor, counts: Tensor) -> npt.NDArray[np.float32]:
@@ -137,3 +172,21 @@ def check_fits(matrix: Imatrix, model: GgufHeader, path: Path) -> None:
         raise UnsupportedError(
             f"{path}: not of this model: {name} has {matrix.weights[name].size:,} entries there, the model has {there}."
         )
+    lacking = _layers(columns) - _layers(matrix.weights) - _guessing_layers(model)
+    if lacking:
+        raise UnsupportedError(
+            f"{path}: not of this model: it knows {len(_layers(matrix.weights)):,} layers, the model has "
+            f"{len(_layers(columns)):,}."
+        )
+
+
+def _layers(names: Iterable[str]) -> set[int]:
+    return {int(found[1]) for found in (re.match(r"blk\.(\d+)\.", name) for name in names) if found}
+
+
+def _guessing_layers(model: GgufHeader) -> set[int]:
+    """The last ones of models that guess several tokens: no text goes through them."""
+    architecture = model.metadata["general.architecture"]
+    count = int(model.metadata.get(f"{architecture}.nextn_predict_layers", 0))
+    layers = int(model.metadata.get(f"{architecture}.block_count", 0))
+    return set(range(layers - count, layers))

@@ -2,15 +2,16 @@
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export.children import run_child
-from export.quants import QUANTS, TENSOR_TYPE_IDS, Quantisation
+from export.quants import QUANTS, TENSOR_TYPE_IDS, Override, Quantisation
 from gladstone.artifacts import whole_file
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.gguf import TENSOR_TYPES, read_header
+from gladstone.gguf import TENSOR_TYPES, GgufHeader, read_header
 from gladstone.host import core_count
 from gladstone.progress import Progress, step
 
@@ -53,24 +54,36 @@ def predict(source: Path, quantisation: Quantisation) -> Quantised:
     """What `quantise` would make of a GGUF, of which the header is enough. Raises as `quantise` does."""
     said = _call(source, quantisation, None, None)
     header = read_header(source)
-    kinds = {name: (block, size) for name, block, size in TENSOR_TYPES.values()}
-    total = header.data_offset
-    for tensor in header.tensors:
-        block, size = kinds[said["types"].get(tensor.name, tensor.type_name.lower()).upper()]
-        total += -(-(math.prod(tensor.shape) // block * size) // ALIGNMENT) * ALIGNMENT
+    total = header.data_offset + sum(_tensor_bytes(header, said["types"]).values())
     return Quantised(total, _fallbacks(said))
+
+
+def predicted_bytes(source: Path, quantisation: Quantisation) -> dict[str, int]:
+    """What each tensor of a GGUF would weigh, filled up as in the file; its header is enough. Raises as `quantise`."""
+    return _tensor_bytes(read_header(source), _call(source, quantisation, None, None)["types"])
+
+
+def _tensor_bytes(header: GgufHeader, types: Mapping[str, str]) -> dict[str, int]:
+    kinds = {name: (block, size) for name, block, size in TENSOR_TYPES.values()}
+    found = {}
+    for tensor in header.tensors:
+        block, size = kinds[types.get(tensor.name, tensor.type_name.lower()).upper()]
+        found[tensor.name] = -(-(math.prod(tensor.shape) // block * size) // ALIGNMENT) * ALIGNMENT
+    return found
+
+
+def check_overrides(overrides: Sequence[Override], names: Sequence[str]) -> None:
+    """Raises ConfigError for a pattern that none of the tensors' names holds."""
+    for each in overrides:
+        if not any(re.search(each.pattern, name) for name in names):
+            told = ", ".join(sorted({re.sub(r"\.\d+\.", ".0.", name) for name in names})[:8])
+            raise ConfigError(f"--tensor-type {each.pattern}={each.kind}: no tensor is called so; there are {told}, …")
 
 
 def _call(source: Path, quantisation: Quantisation, out: Path | None, progress: Progress | None) -> dict[str, Any]:
     overrides = quantisation.overrides if quantisation.is_quantised else ()
     if overrides:
-        names = [tensor.name for tensor in read_header(source).tensors]
-        for each in overrides:
-            if not any(re.search(each.pattern, name) for name in names):
-                told = ", ".join(sorted({re.sub(r"\.\d+\.", ".0.", name) for name in names})[:8])
-                raise ConfigError(
-                    f"--tensor-type {each.pattern}={each.kind}: no tensor is called so; there are {told}, …"
-                )
+        check_overrides(overrides, [tensor.name for tensor in read_header(source).tensors])
     job = {
         "source": str(source),
         "out": str(out) if out else "",

@@ -1,14 +1,29 @@
 """A GGUF in parts, for disks and hosts that take no large files; llama.cpp loads the first and finds the rest."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from export.children import run_child
 from export.converter import converter_folder
 from gladstone.artifacts import sync
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.gguf import part_name, read_header
+from gladstone.gguf import GgufHeader, read_header
+from gladstone.parts import part_name
 from gladstone.progress import Progress, step
+
+
+def check_split(name: str, header: GgufHeader, tensor_bytes: Mapping[str, int], limit_bytes: int) -> None:
+    """Raises ConfigError if a tensor and the header, which has the vocabulary, are together larger than a part may be.
+
+    A file that is small enough stays whole.
+    """
+    if header.data_offset + sum(tensor_bytes.values()) <= limit_bytes:
+        return
+    largest = max(tensor_bytes, key=lambda tensor: tensor_bytes[tensor])
+    least = header.data_offset + tensor_bytes[largest]
+    if least > limit_bytes:
+        raise ConfigError(f"--split: {name} cannot be cut smaller than {least:,} bytes, for {largest}.")
 
 
 def split_gguf(path: Path, limit_bytes: int, progress: Progress) -> list[Path]:
@@ -18,12 +33,9 @@ def split_gguf(path: Path, limit_bytes: int, progress: Progress) -> list[Path]:
     """
     header = read_header(path)
     room = limit_bytes - header.data_offset
-    largest = max(header.tensors, key=lambda tensor: tensor.size_bytes)
     if header.size_bytes <= limit_bytes:
         return [path]
-    if largest.size_bytes > room:
-        least = header.data_offset + largest.size_bytes
-        raise ConfigError(f"--split: {path.name} cannot be cut smaller than {least:,} bytes, for {largest.name}.")
+    check_split(path.name, header, {tensor.name: tensor.size_bytes for tensor in header.tensors}, limit_bytes)
     folder = converter_folder(progress)
     try:
         with (

@@ -193,6 +193,14 @@ def is_finished(folder: Path) -> bool:
     return (folder / MANIFEST_NAME).is_file()
 
 
+def is_listed(path: Path) -> bool:
+    """True if a manifest beside the file lists it: a stage made it here."""
+    try:
+        return path.name in {record.path for record in read_manifest(path.parent).files}
+    except ArtifactError:
+        return False
+
+
 def check_writable(folder: Path) -> None:
     """Create the folder and write a byte to it. Raises ArtifactError if that cannot be done."""
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from gladstone.errors import GladstoneError, UnsupportedError
+from gladstone.terminal import visible
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
@@ -44,7 +45,7 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except GladstoneError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {visible(str(error))}", err=True)
             ctx.exit(EXIT_ERROR)
         except KeyboardInterrupt:
             click.echo(self._after_stop, err=True)

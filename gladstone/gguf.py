@@ -6,7 +6,6 @@ tensor data. Little-endian. llama.cpp itself loads some damaged files without a 
 
 import math
 import mmap
-import re
 import struct
 from collections import Counter
 from collections.abc import Sequence
@@ -14,9 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gladstone.architectures import check_architecture
+from gladstone.artifacts import is_listed
 from gladstone.errors import ArtifactError
+from gladstone.gguf_kinds import kind_of, writes_no_text
 from gladstone.gguf_values import MAX_ITEMS, Cursor
-from gladstone.soundness import U32, DamagedError, Keys, check_shapes, check_sizes, quoted
+from gladstone.gguf_versions import check_version, unknown_type
+from gladstone.given import HEAD_BYTES, name_file, name_folder
+from gladstone.parts import misnamed, part_name, raw_part
+from gladstone.soundness import U32, DamagedError, ForeignError, Keys, check_shapes, check_sizes, quoted
 from gladstone.template import template_sha256
 from gladstone.vocabulary import check_vocabulary
 
@@ -47,6 +52,11 @@ FILE_TYPES = {
     28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0",
     38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
+
+
+MOST_CONTEXT_TOKENS = 1 << 24  # no published model was trained on as many (Llama 4 Scout: 10 million)
+POSITIONS = "position_embd.weight"  # (width, positions), where positions were learned one by one
+MOST_PADDING = 4096  # between a part's last tensor and its end
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,11 @@ class GgufInfo:
     tensor_types: dict[str, int]
     template: str | None
     template_sha256: str | None
+    claimed_tokens: int = 0  # what the file says that its context is, `context_tokens` is what can be used of it
+
+
+class OtherKindError(ArtifactError):
+    """A sound GGUF, but no model: an importance matrix, an adapter, a projector and the like."""
 
 
 def read_header(path: Path, *, is_model: bool = True) -> GgufHeader:
@@ -97,76 +112,85 @@ def read_header(path: Path, *, is_model: bool = True) -> GgufHeader:
     A file that holds no model, as an importance matrix, is not asked for an architecture and a sound vocabulary.
     """
     try:
-        if not path.is_file():
-            raise ArtifactError(f"{path}: no such model file." if not path.exists() else f"{path}: not a regular file.")
+        _check_regular(path)
         with path.open("rb") as file:
-            if file.seek(0, 2) == 0:
+            size = file.seek(0, 2)
+            if size == 0:
                 raise ArtifactError(f"{path}: the file is empty, expected a GGUF model.")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                _check_kind(path, data[:512])
+                if data[: len(MAGIC)] != MAGIC:
+                    raise ArtifactError(
+                        f"{path}: expected a GGUF model, this is {name_file(path, data[:HEAD_BYTES], size)}."
+                    )
                 return _parse(path, data, is_model=is_model)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
     except DamagedError as problem:
-        raise ArtifactError(f"{path}: not a usable GGUF file: {problem}. Export or copy it again.") from None
+        part = raw_part(path)
+        if part is not None:
+            raise ArtifactError(f"{path}: {part}.") from None
+        advice = "" if isinstance(problem, ForeignError) else f" {renewal(path)}"
+        raise ArtifactError(f"{path}: not a usable GGUF file: {problem}.{advice}") from None
+
+
+def _check_regular(path: Path) -> None:
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise ArtifactError(f"{path}: not a regular file: expected a GGUF model, this is {name_folder(path)}.")
+    if path.is_symlink() and not path.exists():
+        raise ArtifactError(f"{path}: no such model file: it is a link to {path.readlink()}, which is not there.")
+    raise ArtifactError(f"{path}: no such model file." if not path.exists() else f"{path}: not a regular file.")
+
+
+def renewal(path: Path) -> str:
+    """How to come by a whole file: what was exported here is exported again, others are brought again."""
+    return "Export it again." if is_listed(path) else "Download or copy it again."
 
 
 def read_model(path: Path) -> tuple[GgufHeader, ...]:
     """The headers of a model's file, or of all its parts if it was split; the first one has the metadata.
 
-    Raises ArtifactError as `read_header` does, or if a part is missing, or `path` is not the first one.
+    Raises ArtifactError as `read_header` does, or if a part is missing, or `path` is not the first one;
+    UnsupportedError for an architecture that the installed llama.cpp does not know.
     """
     first = read_header(path)
     count, number = first.metadata.get(SPLIT_COUNT, 1), first.metadata.get(SPLIT_NUMBER, 0)
-    if count <= 1:
-        return (first,)
-    named = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
-    if named is None or int(named[3]) != count:
-        raise ArtifactError(
-            f"{path}: one of {count} parts, but not called …-00001-of-{count:05}.gguf as llama.cpp needs."
-        )
-    if number != 0:
-        raise ArtifactError(f"{path}: part {number + 1} of {count}; give the first, {part_name(named[1], 1, count)}.")
-    others = (path.with_name(part_name(named[1], each, count)) for each in range(2, count + 1))
-    return (first, *(read_header(part, is_model=False) for part in others))
+    others: tuple[GgufHeader, ...] = ()
+    if count > 1:
+        wrong = misnamed(path, number, count)
+        if wrong is not None:
+            raise ArtifactError(f"{path}: {wrong}.")
+        stem = path.name[: -len("-00001-of-00001.gguf")]
+        paths = (path.with_name(part_name(stem, each, count)) for each in range(2, count + 1))
+        others = tuple(read_header(part, is_model=False) for part in paths)
+    check_architecture(path, first.metadata["general.architecture"])
+    return (first, *others)
 
 
-def part_name(stem: str, number: int, count: int) -> str:
-    """The name of a part, from 1, of a model that was split, as llama.cpp looks for it."""
-    return f"{stem}-{number:05}-of-{count:05}.gguf"
-
-
-def _check_kind(path: Path, head: bytes) -> None:
-    if head.startswith(MAGIC):
-        return
-    known = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip file", b"\x80\x02": "a Python pickle"}
-    kind = next((name for magic, name in known.items() if head.startswith(magic)), None)
-    if kind is None:
-        kind = "a text file" if _looks_like_text(head) else "not one (its first bytes are not 'GGUF')"
-    raise ArtifactError(f"{path}: expected a GGUF model, this is {kind}.")
-
-
-def _looks_like_text(head: bytes) -> bool:
-    try:
-        text = head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 4:  # a character cut at the end of the sample is still text
-            return False
-        text = head[: error.start].decode("utf-8")
-    return all(character.isprintable() or character in "\r\n\t" for character in text)
+def read_writer(path: Path) -> tuple[GgufHeader, ...]:
+    """As `read_model`, of a model that writes text. Raises ArtifactError for one that does not, as one for vectors."""
+    headers = read_model(path)
+    why = writes_no_text(headers[0].metadata, sum(len(header.tensors) for header in headers))
+    if why is not None:
+        raise ArtifactError(f"{path}: {why}.")
+    return headers
 
 
 def _parse(path: Path, data: mmap.mmap, *, is_model: bool) -> GgufHeader:
     cursor = Cursor(data)
     cursor.take(len(MAGIC), "the magic number")
     version = cursor.scalar("<I", "the version")
-    if version not in (2, 3):
-        raise DamagedError(f"version {version}; versions 2 and 3 (little-endian) are supported")
+    check_version(version)
     tensor_count, key_count = cursor.scalar("<Q", "the tensor count"), cursor.scalar("<Q", "the key count")
     if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
         raise DamagedError(f"it claims {tensor_count:,} tensors and {key_count:,} keys")
     keys = _keys(cursor, key_count)
     is_first = is_model and not _part_number(keys)
+    if is_model and (kind := kind_of(keys.values)):
+        raise OtherKindError(f"{path}: {kind.told(path)}.")
+    if is_first and tensor_count and "general.architecture" not in keys.values:
+        _check_nameless(path, cursor, tensor_count)
     if is_first:  # of a model that was split the others have no metadata
         check_sizes(keys)
         check_vocabulary(keys)
@@ -176,7 +200,8 @@ def _parse(path: Path, data: mmap.mmap, *, is_model: bool) -> GgufHeader:
         raise DamagedError(f"alignment {alignment!r} is no power of two of at least 8")
     tensors = tuple(_tensor(cursor, number) for number in range(tensor_count))
     data_offset = -(-cursor.position // alignment) * alignment
-    _check_tensors(tensors, alignment, len(data) - data_offset, gaps=not is_model)
+    _check_tensors(tensors, alignment, len(data) - data_offset, data_offset, gaps=not is_model)
+    _check_joined(data, data_offset, tensors, keys)
     if is_first:
         check_shapes(keys, tensors)
     return GgufHeader(path, version, keys.values, keys.types, tensors, data_offset, len(data))
@@ -188,12 +213,16 @@ def _keys(cursor: Cursor, count: int) -> Keys:
         key = cursor.text(f"key {number + 1} of {count}", MAX_KEY_BYTES)
         if not key:
             raise DamagedError(f"key {number + 1} of {count} has no name")
+        if not key.isprintable():
+            raise DamagedError(f"the key {quoted(key)} holds control characters")
         if key in keys.values:
             raise DamagedError(f"the key {quoted(key)} is there twice")
         what = quoted(key)
         keys.types[key] = kind = cursor.scalar("<I", what)
         most = MAX_ITEMS if key.startswith("tokenizer.") else MAX_OTHER_ITEMS
         keys.values[key], items = cursor.value(kind, what, most)
+        if isinstance(keys.values[key], str) and "\0" in keys.values[key]:  # llama.cpp reads no further
+            raise DamagedError(f"{what} is a text with a zero byte in it: {quoted(keys.values[key])}")
         if items is not None:
             keys.items[key] = items
     return keys
@@ -217,15 +246,19 @@ def _tensor(cursor: Cursor, number: int) -> Tensor:
         raise DamagedError(f"tensor {quoted(name)} has {dimensions} dimensions")
     shape = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions, what))
     kind, offset = cursor.scalar("<I", what), cursor.scalar("<Q", what)
+    if not name.isprintable():
+        raise DamagedError(f"tensor {number + 1} has control characters in its name, {quoted(name)}")
     if kind not in TENSOR_TYPES:
-        raise DamagedError(f"tensor {name!r} has the unknown type {kind}")
+        raise unknown_type(name, kind)
     type_name, block, block_bytes = TENSOR_TYPES[kind]
     if 0 in shape or shape[0] % block:
         raise DamagedError(f"tensor {name!r} of type {type_name} has the impossible shape {shape}")
     return Tensor(name, shape, type_name, offset, math.prod(shape) // block * block_bytes)
 
 
-def _check_tensors(tensors: tuple[Tensor, ...], alignment: int, data_bytes: int, *, gaps: bool) -> None:
+def _check_tensors(
+    tensors: tuple[Tensor, ...], alignment: int, data_bytes: int, data_offset: int, *, gaps: bool
+) -> None:
     twice = [name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1]
     if twice:
         raise DamagedError(f"tensor {twice[0]!r} is there twice")
@@ -233,8 +266,10 @@ def _check_tensors(tensors: tuple[Tensor, ...], alignment: int, data_bytes: int,
     for tensor in tensors:
         end = tensor.offset + tensor.size_bytes
         if end > data_bytes:
+            least = data_offset + max(each.offset + each.size_bytes for each in tensors)
             raise DamagedError(
-                f"tensor {tensor.name!r} ends {end - data_bytes:,} bytes after the file's end: the file is cut short"
+                f"tensor {tensor.name!r} ends {end - data_bytes:,} bytes after the file's end: the file is cut short, "
+                f"of {least:,} bytes it holds {max(0, data_offset + data_bytes):,}"
             )
         if tensor.offset % alignment or tensor.offset < expected or (tensor.offset > expected and not gaps):
             raise DamagedError(
@@ -243,9 +278,42 @@ def _check_tensors(tensors: tuple[Tensor, ...], alignment: int, data_bytes: int,
         expected = -(-end // alignment) * alignment
 
 
+def _check_joined(data: mmap.mmap, data_offset: int, tensors: tuple[Tensor, ...], keys: Keys) -> None:
+    """Raises DamagedError for pieces of a split that were put together as raw parts are: llama.cpp reads the first."""
+    count = keys.values.get(SPLIT_COUNT, 1)
+    end = data_offset + max((tensor.offset + tensor.size_bytes for tensor in tensors), default=0)
+    if count > 1 and MAGIC in data[end : end + MOST_PADDING]:
+        raise ForeignError(
+            f"{count} parts of a split joined by `cat`, each with a header of its own. Keep the parts as they were and "
+            "give the first, or join them with llama.cpp's `llama-gguf-split --merge`"
+        )
+
+
+def _check_nameless(path: Path, cursor: Cursor, tensor_count: int) -> None:
+    """Raises OtherKindError for a file of stable-diffusion.cpp's, which may have no keys at all."""
+    begin = cursor.position
+    names = [_tensor(cursor, number).name for number in range(min(tensor_count, 64))]
+    cursor.position = begin
+    if kind := kind_of({}, names):
+        raise OtherKindError(f"{path}: {kind.told(path)}.")
+
+
 def read_info(path: Path) -> GgufInfo:
     """The facts about a model file that `runtime info` shows. Raises ArtifactError as `read_header` does."""
     return info_of(read_model(path))
+
+
+def usable_context(headers: Sequence[GgufHeader]) -> int:
+    """Tokens of context that a model can be used with: what it claims, as far as it has positions and that can be true.
+
+    llama.cpp takes a claim of 2³¹ and more for a negative number.
+    """
+    metadata = headers[0].metadata
+    claimed = int(metadata.get(f"{metadata['general.architecture']}.context_length", 0))
+    learned = next(
+        (tensor.shape[-1] for header in headers for tensor in header.tensors if tensor.name == POSITIONS), claimed
+    )
+    return min(claimed, learned, MOST_CONTEXT_TOKENS)
 
 
 def info_of(headers: Sequence[GgufHeader]) -> GgufInfo:
@@ -264,7 +332,8 @@ def info_of(headers: Sequence[GgufHeader]) -> GgufInfo:
         quantisation=FILE_TYPES.get(file_type, "unknown") if isinstance(file_type, int) else "unknown",
         size_bytes=sum(header.size_bytes for header in headers),
         parts=tuple(header.path for header in headers),
-        context_tokens=metadata.get(f"{architecture}.context_length", 0),
+        context_tokens=usable_context(headers),
+        claimed_tokens=metadata.get(f"{architecture}.context_length", 0),
         vocabulary=len(metadata.get("tokenizer.ggml.tokens", ())),
         tensor_types=dict(types.most_common()),
         template=template if isinstance(template, str) else None,

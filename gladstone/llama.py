@@ -7,6 +7,7 @@ bytes and freezes on invalid UTF-8. A failed GGML_ASSERT ends the process, so si
 import ctypes
 import functools
 import os
+import re
 import threading
 import unicodedata
 from collections import deque
@@ -19,12 +20,16 @@ from typing import Any, Self
 
 from gladstone.backends import load_best_backend
 from gladstone.errors import ArtifactError
-from gladstone.gguf import COMPOSES, GgufHeader, read_model
+from gladstone.gguf import COMPOSES, GgufHeader, read_model, usable_context
 from gladstone.huge_pages import NewMemory
 from gladstone.lora import Lora, check_lora
+from gladstone.terminal import one_line
 
 USER_DEFINED = 1 << 4  # llama.h's LLAMA_TOKEN_ATTR_USER_DEFINED
 NO_BYTE = b"[UNK_BYTE_0x"  # what llama.cpp makes of a letter that stands for no byte
+
+LOG_NOISE = re.compile(r"^(?:\w+: )+")  # the names of llama.cpp's functions
+LONGEST_REASON = 300  # characters
 
 _log_tail: deque[str] = deque(maxlen=20)
 _callbacks: list[object] = []  # a ctypes callback dies with its last reference
@@ -54,6 +59,14 @@ def clear_log() -> None:
 def log_tail() -> str:
     """The last lines that llama.cpp logged."""
     return "\n".join(line for line in _log_tail if line)
+
+
+def last_reason() -> str:
+    """The line of the log that says why a call failed, without the names of llama.cpp's functions and its end."""
+    lines = [line for each in _log_tail for line in each.splitlines() if line.strip()]
+    told = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
+    line = (told or lines or ["it does not say why"])[0 if told else -1]
+    return one_line(LOG_NOISE.sub("", line), LONGEST_REASON).rstrip(".")
 
 
 class Model:
@@ -95,13 +108,13 @@ class Model:
         clear_log()
         self.handle = self._load_weights(path, params)
         if not self.handle:
-            raise ArtifactError(f"{path}: llama.cpp cannot load it. It says:\n{log_tail()}")
+            raise ArtifactError(f"{path}: llama.cpp cannot load it: {last_reason()}.")
         self.vocabulary = self._lib.llama_model_get_vocab(self.handle)
         if self._lib.llama_vocab_type(self.vocabulary) == self._lib.LLAMA_VOCAB_TYPE_NONE:  # any tokenizing would abort
             self.close()
             raise ArtifactError(f"{path}: the file carries no vocabulary, so no text can be put to the model.")
         self.vocab_size: int = self._lib.llama_vocab_n_tokens(self.vocabulary)
-        self.context_tokens: int = self._lib.llama_model_n_ctx_train(self.handle)
+        self.context_tokens = usable_context(headers)
         self.eot: int = self._lib.llama_vocab_eot(self.vocabulary)
         self.bos: int = self._declared("bos", self._lib.llama_vocab_bos(self.vocabulary), instead=-1)
         self.eos: int = self._declared("eos", self._lib.llama_vocab_eos(self.vocabulary), instead=self.eot)
@@ -165,7 +178,7 @@ class Model:
         handle = self._lib.llama_adapter_lora_init(self.handle, os.fsencode(path))
         if not handle:
             self.close()
-            raise ArtifactError(f"{path}: llama.cpp cannot lay it over {self.path.name}. It says:\n{log_tail()}")
+            raise ArtifactError(f"{path}: llama.cpp cannot lay it over {self.path.name}: {last_reason()}.")
         return handle
 
     def close(self) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
 from gladstone.gguf import GgufHeader, Tensor, read_header
+from gladstone.gguf_kinds import kind_of
+from gladstone.shell import command_line
 
 FLOAT32 = 6  # value type of a key
 DOWN, UP = ".lora_a", ".lora_b"
@@ -45,7 +47,7 @@ def check_lora(path: Path, model: Sequence[GgufHeader]) -> None:
 
     `model` are the headers of the model's parts.
     """
-    header = read_header(path, is_model=False)
+    header = _read(path)
     _check_kind(header)
     metadata, ours = header.metadata, model[0].metadata
     architecture, expected = metadata.get("general.architecture"), ours["general.architecture"]
@@ -61,10 +63,22 @@ def check_lora(path: Path, model: Sequence[GgufHeader]) -> None:
     _check_pairs(path, header.tensors, tensors)
 
 
+def _read(path: Path) -> GgufHeader:
+    """The header. Raises ArtifactError that says how a PEFT adapter becomes a GGUF."""
+    if path.is_dir() and (path / "adapter_config.json").is_file():
+        command = command_line("gladstone", "export", "lora", path)
+        raise ArtifactError(f"{path}: a PEFT adapter's folder, expected the adapter as GGUF. `{command}` makes it.")
+    return read_header(path, is_model=False)
+
+
 def _check_kind(header: GgufHeader) -> None:
     metadata, path = header.metadata, header.path
     if metadata.get("general.type") != "adapter" or metadata.get("adapter.type") != "lora":
-        raise ArtifactError(f"{path}: holds no LoRA adapter (general.type is {metadata.get('general.type')!r}).")
+        kind = kind_of(metadata, (tensor.name for tensor in header.tensors))
+        what = f"it is {kind.noun}" if kind else "it is a model itself, which is given first, without --lora"
+        raise ArtifactError(
+            f"{path}: holds no LoRA adapter (general.type is {metadata.get('general.type')!r}): {what}."
+        )
     alpha = metadata.get(ALPHA)
     if alpha is not None and (header.value_types[ALPHA] != FLOAT32 or not math.isfinite(alpha)):
         raise ArtifactError(f"{path}: {ALPHA} is {alpha!r}, expected a finite number of 32 bits.")

@@ -49,6 +49,10 @@ class DamagedError(Exception):
     """Something in the header contradicts the file or itself; caught by `read_header`, which knows the path."""
 
 
+class ForeignError(DamagedError):
+    """The file may be whole, but is for something else; the message says what to do, and a new copy is no help."""
+
+
 def quoted(value: object) -> str:
     """A value of the file as one short line."""
     is_long = isinstance(value, str | list) and len(value) > SHOWN

@@ -25,12 +25,17 @@ TEMPLATE_LINES = 6
 def info(model: Path, as_json: bool) -> None:
     """Show architecture, size, quantisation, context, special tokens and template; check manifest and proof.
 
-    A file that differs from the manifest beside it is an error.
+    A file that differs from the manifest beside it is an error. Of a GGUF that holds no model, as an adapter or an
+    importance matrix, it shows what it is and what it is for.
     """
-    from gladstone.gguf import read_info
+    from gladstone.gguf import OtherKindError, read_info
 
     tolerate_narrow_encodings()
-    facts = read_info(model)
+    try:
+        facts = read_info(model)
+    except OtherKindError:
+        _show_contents(model, as_json=as_json)
+        return
     provenance = check_provenance(facts)
     if not provenance.is_verified:
         check_loadable(model, vocab_only=True)
@@ -39,6 +44,13 @@ def info(model: Path, as_json: bool) -> None:
         click.echo(json.dumps(_as_json(facts, special, provenance), ensure_ascii=False, indent=2))
     else:
         click.echo(visible(render_info(facts, special, provenance)))
+
+
+def _show_contents(path: Path, *, as_json: bool) -> None:
+    from runtime.contents import read_contents, render_contents
+
+    contents = read_contents(path)
+    click.echo(json.dumps(contents, ensure_ascii=False, indent=2) if as_json else visible(render_contents(contents)))
 
 
 def read_special_tokens(path: Path) -> dict[str, tuple[int, str]]:
@@ -64,7 +76,7 @@ def render_info(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenan
         "parameters": f"{facts.parameters:,}",
         "size": f"{readable_bytes(facts.size_bytes)} ({bits:.2f} bits a weight){parts}",
         "quantisation": f"{facts.quantisation} (tensors: {types})",
-        "context": f"{facts.context_tokens:,} tokens",
+        "context": _context(facts),
         "vocabulary": f"{facts.vocabulary:,} tokens",
         "special tokens": ", ".join(f"{name.upper()} {token} {text}" for name, (token, text) in special.items())
         or "none",
@@ -83,6 +95,12 @@ def render_info(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenan
     return "\n".join(lines)
 
 
+def _context(facts: "GgufInfo") -> str:
+    if facts.claimed_tokens == facts.context_tokens:
+        return f"{facts.context_tokens:,} tokens"
+    return f"{facts.claimed_tokens:,} tokens are claimed; no more than {facts.context_tokens:,} can be used"
+
+
 def _asks_for_date(facts: "GgufInfo") -> bool:
     from gladstone.template import CLOCK
 
@@ -99,6 +117,7 @@ def _as_json(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenance:
         "quantisation": facts.quantisation,
         "tensor_types": facts.tensor_types,
         "context_tokens": facts.context_tokens,
+        "claimed_tokens": facts.claimed_tokens,
         "vocabulary": facts.vocabulary,
         "special_tokens": {name: {"id": token, "text": text} for name, (token, text) in special.items()},
         "template": facts.template,

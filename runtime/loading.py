@@ -9,7 +9,7 @@ from typing import Any, Literal
 from gladstone.backends import backend_mark
 from gladstone.context import Context
 from gladstone.errors import ConfigError
-from gladstone.gguf import GgufHeader, info_of, read_model
+from gladstone.gguf import GgufHeader, info_of, read_writer
 from gladstone.guarded_template import GuardedTemplate, TemplateProcess
 from gladstone.llama import Model
 from gladstone.lora import Lora
@@ -98,8 +98,8 @@ def load(path: Path, options: EngineOptions) -> Loaded:
         templates = None if options.raw else TemplateProcess()  # starts while the model is loaded
         if templates is not None:
             stack.callback(templates.close)
+        headers = read_writer(path)
         provenance = verify(path)
-        headers = read_model(path)
         if not options.raw and options.chat_template is None:
             check_template(headers)
         fit = plan_fit(headers, read_machine(), _wishes(headers, options))

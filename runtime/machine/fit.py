@@ -320,6 +320,8 @@ def _reason(fit: Fit, needs: Needs, machine: Machine, wishes: Wishes) -> str:
     preferred = _contexts(needs, wishes)[0]
     if fit.context_tokens < preferred:
         context += f" instead of {preferred:,}, for want of memory"
+    elif wishes.context_tokens is None and needs.trained_tokens * wishes.sequences > preferred:
+        context += f" of {needs.trained_tokens:,} that --context can ask for"
     flash = "on" if fit.flash_attention and not needs.has_encoder else "off"
     weights = "mapped" if fit.mapped else "copied into huge pages" if machine.huge_pages else "copied"
     return f"{layers}, weights {weights}, {context}, batch {fit.batch_tokens:,}, flash attention {flash}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gladstone.errors import ArtifactError
-from gladstone.gguf import TENSOR_TYPES, GgufHeader
+from gladstone.gguf import TENSOR_TYPES, GgufHeader, usable_context
 
 SMALL_BYTES = 1 << 20  # token ids, positions, norms and the like
 CELLS = 256  # llama.cpp rounds a context up to a multiple of it
@@ -108,7 +108,7 @@ def read_needs(headers: Sequence[GgufHeader]) -> Needs:
         embedding_bytes=embedding,
         largest_bytes=max((t.size_bytes for h in headers for t in h.tensors if LAYER.match(t.name)), default=0),
         shares_embedding=shares,
-        trained_tokens=reader.number("context_length"),
+        trained_tokens=usable_context(headers) or reader.number("context_length"),  # which says that there is none
         vocabulary=reader.vocabulary(),
         width=width,
         inner_width=_inner_width(reader, count),

@@ -30,7 +30,12 @@ POLL_S = 0.05
 SHOWN_CHARACTERS = 300
 SOURCE_FOLDER = re.compile(r"\S*/(?=[\w.-]+:\d+:)")  # of the machine that llama.cpp was built on
 NO_MEMORY = re.compile(r"bad_alloc|MemoryError|(?:failed|unable) to allocate")
-ADVICE = "Export or copy it again."
+# what llama.cpp says of a file that may be whole, and what helps
+OF_ANOTHER_VERSION = re.compile(
+    r"unknown (?:model architecture|pre-tokenizer)|key not found|not found$|tensor '[^']*' not found|"
+    r"wrong (?:number of tensors|shape)|missing tensor"
+)
+OTHER_VERSION = "A newer llama.cpp, or the model as a newer file, may help."
 CPU_ONLY = {
     "GGML_NO_BACKTRACE": "1",  # llama.cpp would start a debugger to write one
     "CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1", "GGML_VK_VISIBLE_DEVICES": "",
@@ -78,6 +83,8 @@ def _kind(*, vocab_only: bool) -> str:
 
 def _run(job: _Job) -> None:
     """Raises ArtifactError unless the child passes."""
+    from gladstone.gguf import renewal
+
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
@@ -100,7 +107,9 @@ def _run(job: _Job) -> None:
         last = errors.read().decode("utf-8", "replace")
     problem = over or _problem(job, child.returncode, said, last)
     if problem is not None:
-        raise ArtifactError(f"{job.path}: {problem.removeprefix(f'{job.path.absolute()}: ').rstrip('.')}. {ADVICE}")
+        problem = problem.removeprefix(f"{job.path.absolute()}: ").rstrip(".")
+        advice = OTHER_VERSION if OF_ANOTHER_VERSION.search(problem) else renewal(job.path)
+        raise ArtifactError(f"{job.path}: {problem}. {advice}")
 
 
 def _watch(child: "subprocess.Popen[str]", job: _Job) -> str | None:

@@ -17,7 +17,7 @@ from gladstone import terminal
 from gladstone.context import Context
 from gladstone.errors import ArtifactError, GladstoneError
 from gladstone.gguf import TENSOR_TYPES, read_model
-from gladstone.llama import Model, library
+from gladstone.llama import LOG_NOISE, Model, library
 from gladstone.soundness import quoted
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ ODD_TEXT = (
     + "".join(map(chr, (*range(1, 0x800), *range(0x800, 0xD800, 331), *range(0xE000, 0x110000, 4099))))
     + "<|im_start|>user\n</s><s>[INST] <0x0A> ▁▁ \t \r\n\n" + " " * 70 + "a" * 300 + "é\u0301\u200d🧑‍🚀 ﷽ ½ﬁ"
 )  # fmt: skip
-LOG_NOISE = re.compile(r"^(?:\w+: )+")  # the names of llama.cpp's functions
 POINTER = re.compile(r"\.? (?:It|llama\.cpp) says:?$")
 
 

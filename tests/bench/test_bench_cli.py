@@ -60,8 +60,8 @@ def test_a_single_row_is_refused_because_it_gives_no_interval(embedded_gguf: Pat
     ("content", "message"),
     [
         (b"", "the file is empty, expected a GGUF model."),
-        (b"hello there\n", "expected a GGUF model, this is a text file."),
-        (b"PK\x03\x04" + bytes(60), "expected a GGUF model, this is a zip archive."),
+        (b"hello there\n", "expected a GGUF model, this is a text file. It begins: 'hello there'."),
+        (b"PK\x03\x04" + bytes(60), "expected a GGUF model, this is a zip archive. Unpack it."),
     ],
 )
 def test_a_file_that_is_no_model_is_one_message(
@@ -80,7 +80,7 @@ def test_a_model_cut_short_is_one_message(embedded_gguf: Path, rows_file: Path, 
     assert code == 1
     assert re.fullmatch(
         rf"Error: {model}: not a usable GGUF file: tensor '.+' ends [\d,]+ bytes after the file's end: the file is cut "
-        r"short. Export or copy it again.\n",
+        r"short, of [\d,]+ bytes it holds 50,000,000\. Download or copy it again\.\n",
         output,
     )
 

@@ -23,6 +23,7 @@ from gladstone.errors import ArtifactError, UnsupportedError
 from gladstone.gguf import read_header
 from gladstone.llama import Model
 from gladstone.progress import Silent
+from tests.gladstone.wrong_files import old_imatrix
 from tests.tiny_models import write_tokenizer
 
 CHUNKS = 2
@@ -156,11 +157,30 @@ def test_the_matrix_of_another_model_is_refused(matrix: Path, f16: Path, tmp_pat
     with pytest.raises(UnsupportedError, match=r"the model has no such tensor"):
         check_fits(spoilt, read_header(f16), matrix)
 
+    spoilt = type(found)({name: means for name, means in found.weights.items() if name.startswith("blk.0.")}, 1)
+    with pytest.raises(UnsupportedError, match=r"not of this model: it knows 1 layers, the model has 2"):
+        check_fits(spoilt, read_header(f16), matrix)
+
 
 def test_a_model_is_no_importance_matrix(f16: Path) -> None:
     assert is_imatrix(f16)  # by its first bytes it could be
-    with pytest.raises(ArtifactError, match="a GGUF, but not an importance matrix"):
+    with pytest.raises(ArtifactError, match="a GGUF, but not an importance matrix: it is a model"):
         read_imatrix(f16)
+
+
+def test_the_older_binary_form_is_read_as_llama_quantize_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "imatrix.dat"
+    path.write_bytes(old_imatrix(("blk.0.ffn_up.weight", "blk.1.ffn_up.weight"), columns=8))
+    assert is_imatrix(path)
+    found = read_imatrix(path)
+    assert found.chunks == 2
+    assert {name: means.tolist() for name, means in found.weights.items()} == {
+        "blk.0.ffn_up.weight": [1.0] * 8,
+        "blk.1.ffn_up.weight": [1.0] * 8,
+    }
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ArtifactError, match="cut short"):
+        read_imatrix(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])

@@ -173,7 +173,7 @@ def test_a_part_that_is_missing_or_not_the_first_is_told(parts: list[Path]) -> N
     with pytest.raises(ArtifactError, match=r"part 2 of \d; give the first, tiny\.v1-f16-00001-of-"):
         read_model(parts[1])
     parts[-1].unlink()
-    with pytest.raises(ArtifactError, match=rf"{parts[-1].name}: no such model file"):
+    with pytest.raises(ArtifactError, match=rf"missing in its folder: {parts[-1].name}"):
         read_model(parts[0])
 
 
