@@ -140,6 +140,7 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
 def _show_export(result: "Export") -> None:
     from export.lora import LORA
     from gladstone.host import readable_bytes
+    from gladstone.shell import command_line
 
     for name, points in result.proof.items():
         click.echo(f"Proof of {name}:")
@@ -149,8 +150,8 @@ def _show_export(result: "Export") -> None:
     for path in result.files.values():
         click.echo(f"{readable_bytes(path.stat().st_size):>9}  {path}")
     model, *others = result.files.values()
-    lora = next((f" --lora {path}" for path in others if path.name.endswith(LORA)), "")
-    click.echo(f"Next: runtime chat {model}{lora}")
+    loras = [word for path in others if path.name.endswith(LORA) for word in ("--lora", path)]
+    click.echo(f"Next: {command_line('runtime', 'chat', model, *loras)}")
 
 
 def _check_fit(fit: str | None) -> None:

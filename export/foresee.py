@@ -1,4 +1,4 @@
-"""What cannot be made is refused before anything is merged, by what is cheap to know: texts, and the model's outline."""
+"""What cannot be made is refused before anything is merged, by what is cheap to know: texts, the model's outline."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence

@@ -13,8 +13,7 @@ from export.convert import outline
 from export.handover.about import about_model
 from export.handover.card import NAME as CARD_NAME
 from export.handover.card import Card
-from export.handover.modelfile import NAME as MODELFILE_NAME
-from export.handover.write import common_system, write_card, write_modelfile
+from export.handover.write import MODELFILES, common_system, write_card, write_modelfile
 from export.lora import LORA
 from export.making import MATRIX, Making, Wanted, check_makes, choose_onto, conversion_of, model_key
 from export.merge import Onto
@@ -163,7 +162,7 @@ def _hand_over(making: Making, proof: Mapping[str, Sequence[Point]], made: Mappi
         ollama=no_ollama,
     )
     write_card(card, out)
-    return [CARD_NAME] if no_ollama else [CARD_NAME, MODELFILE_NAME]
+    return [CARD_NAME, *(name for name in MODELFILES if (out / name).is_file())]
 
 
 def _tensor_types(path: Path) -> dict[str, int]:

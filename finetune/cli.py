@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gladstone.command import EXIT_INTERRUPTED, Group, require_packages
+from gladstone.shell import command_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,9 +104,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     except KeyboardInterrupt:
         if not saved(folder / FOLDER):
             raise
-        click.echo(
-            f"\nStopped at once. Go on from the newest checkpoint: finetune run --resume --out {folder}", err=True
-        )
+        click.echo(f"\nStopped at once. Go on from the newest checkpoint: {_resume(folder)}", err=True)
         click.get_current_context().exit(EXIT_INTERRUPTED)
     if is_first():
         _tell(result)
@@ -176,7 +175,7 @@ def _tell(result: "RunResult") -> None:
     serious = [warning for warning in result.warnings if warning.serious]
     if result.stopped:
         made = f"after {speed}; everything is saved" if result.steps else "before the first step"
-        click.echo(f"Stopped by {result.stopped} {made}.\nGo on: finetune run --resume --out {result.folder}")
+        click.echo(f"Stopped by {result.stopped} {made}.\nGo on: {_resume(result.folder)}")
         _warn(serious)
         click.get_current_context().exit(EXIT_SIGNALS.get(result.stopped, 0))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in result.shares.items())
@@ -187,10 +186,15 @@ def _tell(result: "RunResult") -> None:
         loss = f"Held-out loss {losses} nats per answer token ({result.rows['test']} rows, {speed})."
     click.echo(f"{loss}\n{_validated(result)}Time: {shares}\nRun folder: {result.folder}")
     if not serious:
-        click.echo(f"Next: gladstone export gguf {result.folder} --quant q8_0 --quant q4_k_m")
+        command = command_line("gladstone", "export", "gguf", result.folder, "--quant", "q8_0", "--quant", "q4_k_m")
+        click.echo(f"Next: {command}")
     else:
         _warn(serious)
         click.echo(f"`gladstone export` refuses {result.folder} for this, unless --yes is given.")
+
+
+def _resume(folder: Path) -> str:
+    return command_line("finetune", "run", "--resume", "--out", folder)
 
 
 def _validated(result: "RunResult") -> str:

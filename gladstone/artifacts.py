@@ -203,6 +203,7 @@ def is_listed(path: Path) -> bool:
 
 def check_writable(folder: Path) -> None:
     """Create the folder and write a byte to it. Raises ArtifactError if that cannot be done."""
+    check_no_file(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -210,6 +211,15 @@ def check_writable(folder: Path) -> None:
             probe.flush()
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be written to: {error.strerror or error}.") from None
+
+
+def check_no_file(folder: Path) -> None:
+    """Raises ArtifactError if a file, or a link that leads nowhere, is where a folder is to be."""
+    for each in (folder, *folder.parents):
+        if each.is_symlink() and not each.exists():
+            raise ArtifactError(f"{folder}: cannot be written to: {each} is a link to {each.readlink()}, not there.")
+        if each.is_file():
+            raise ArtifactError(f"{folder}: cannot be written to: {each} is a file, expected a folder.")
 
 
 def sync(path: Path) -> None:

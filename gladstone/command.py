@@ -1,5 +1,6 @@
 """Glue for the commands: errors to exit codes, lazy sub-commands, and which extra brings a missing package."""
 
+import errno
 import importlib
 import importlib.util
 from collections.abc import Sequence
@@ -11,10 +12,18 @@ from gladstone.errors import GladstoneError, UnsupportedError
 from gladstone.terminal import visible
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+# what a file system refuses: permissions, room, names. Never a bug, wherever it is met
+REFUSALS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
 
 
 class Group(click.Group):
-    """A command group whose errors are one readable message: 0 done, 1 a GladstoneError, 2 usage, 130 Ctrl-C."""
+    """A command group whose errors are one readable message: 0 done, 1 a GladstoneError, 2 usage, 130 Ctrl-C.
+
+    What the file system refuses is one too, also where no code expected it.
+    """
 
     def __init__(
         self, *args: Any, lazy: dict[str, tuple[str, str]] | None = None, resumes: bool = False, **kwargs: Any
@@ -46,6 +55,12 @@ class Group(click.Group):
             return super().invoke(ctx)
         except GladstoneError as error:
             click.echo(f"Error: {visible(str(error))}", err=True)
+            ctx.exit(EXIT_ERROR)
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            where = f"{error.filename}: " if error.filename is not None else ""
+            click.echo(visible(f"Error: {where}{error.strerror}."), err=True)
             ctx.exit(EXIT_ERROR)
         except KeyboardInterrupt:
             click.echo(self._after_stop, err=True)

@@ -5,7 +5,6 @@ Each stage runs as its own command, as a user would call it, and is read back fr
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from gladstone.command import EXIT_INTERRUPTED
 from gladstone.errors import ToolError
 from gladstone.host import core_count, processor_name, readable_bytes
 from gladstone.repetition import repeats_itself
+from gladstone.shell import command_line
 from gladstone.terminal import visible
 
 RECIPE = "demo-triage"
@@ -90,7 +90,7 @@ class Demo:
             click.secho(f"\n▸ {name}: finished before, kept ({folder})", bold=True)
             self.times[name] = "kept"
             return
-        click.secho(f"\n▸ {name}: gladstone {shlex.join(command)}", bold=True)
+        click.secho(f"\n▸ {name}: {command_line('gladstone', *command)}", bold=True)
         begin_s = time.monotonic()
         done = subprocess.run([sys.executable, "-P", "-m", "gladstone", *command], check=False)
         if done.returncode:
@@ -214,8 +214,8 @@ def _show_end(demo: Demo) -> None:
     click.echo(demo.report / "report.html")
     click.secho("Chat    ", bold=True, nl=False)
     # the likeliest answer, as above: chat's own penalty on repeated words would be one on the labels
-    sampling = f"--temperature 0 --repeat-penalty 1 --system {shlex.quote(demo.held_out()[0][0])}"
-    click.echo(f"{_program('runtime')} chat {demo.file('q8_0')} {sampling}")
+    sampling = ("--temperature", "0", "--repeat-penalty", "1", "--system", demo.held_out()[0][0])
+    click.echo(command_line(_program("runtime"), "chat", demo.file("q8_0"), *sampling))
 
 
 def _program(name: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from gladstone.artifacts import check_no_file
 from gladstone.errors import ArtifactError
 
 _TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
@@ -19,6 +20,7 @@ def held(log: Path, doing: str) -> Iterator[None]:
     Raises ArtifactError if another process holds it or it cannot be written.
     """
     try:
+        check_no_file(log.parent)
         log.parent.mkdir(parents=True, exist_ok=True)
         file = log.open("ab", buffering=0)
     except OSError as error:

@@ -10,6 +10,13 @@ from export.handover.turns import Turns
 from gladstone.errors import UnsupportedError
 
 NAME = "Modelfile"
+# Ollama 0.34.1 (its pull request 14969, merged on 15 September 2026) refuses a Modelfile with ADAPTER; up to 0.33 its
+# parser and server take a GGUF adapter
+ADAPTER_NAME, FIRST_WITHOUT = "Modelfile.adapter", "0.34.1"
+NO_ADAPTER = (
+    f"from {FIRST_WITHOUT} on it takes no adapter. `gladstone export gguf RUN` merges the adapter into a file with a "
+    f"Modelfile for every version; {ADAPTER_NAME} is for older ones"
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ def modelfile(wanted: Ollama) -> str:
     """The file's text. Raises UnsupportedError for a text that its syntax cannot hold."""
     lines = [f"FROM ./{wanted.model}"]
     if wanted.adapter:
+        lines = [f"# for Ollama before {FIRST_WITHOUT}: ollama create NAME -f {ADAPTER_NAME}", *lines]
         lines.append(f"ADAPTER ./{wanted.adapter}")
     lines.append(f"TEMPLATE {_quoted(go_template(wanted.turns))}")
     if wanted.system:

@@ -6,8 +6,8 @@ from pathlib import Path
 from export.handover.about import About
 from export.handover.card import NAME as CARD_NAME
 from export.handover.card import Card, model_card
+from export.handover.modelfile import ADAPTER_NAME, NO_ADAPTER, Ollama, modelfile
 from export.handover.modelfile import NAME as MODELFILE_NAME
-from export.handover.modelfile import Ollama, modelfile
 from export.handover.turns import check_turns, read_turns
 from export.proof.prompts import conversations
 from export.proof.trained import Trained
@@ -17,16 +17,22 @@ from gladstone.errors import DataError, UnsupportedError
 from gladstone.gguf import read_info
 from gladstone.llama import Model
 
+MODELFILES = (MODELFILE_NAME, ADAPTER_NAME)
+
 
 def write_modelfile(trained: Trained, model: Path, lora: Path | None, about: About, system: str | None) -> str | None:
-    """Write the Modelfile for a file, or say why there can be none."""
+    """Write the Modelfile for a file, or say why there can be none.
+
+    With an adapter there is one for older versions of Ollama, under another name.
+    """
+    for name in MODELFILES:
+        (model.parent / name).unlink(missing_ok=True)
     try:
         text = _modelfile(trained, model, lora, about, system)
     except (UnsupportedError, DataError) as error:
-        (model.parent / MODELFILE_NAME).unlink(missing_ok=True)
         return str(error).rstrip(".")
-    write_text(model.parent / MODELFILE_NAME, text)
-    return None
+    write_text(model.parent / (ADAPTER_NAME if lora else MODELFILE_NAME), text)
+    return NO_ADAPTER if lora else None
 
 
 def _modelfile(trained: Trained, path: Path, lora: Path | None, about: About, system: str | None) -> str:

@@ -1,11 +1,12 @@
 """What became of the rows: counted while they are prepared, told in lines, kept in data.json."""
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from gladstone.shell import command_line
 
 DROPPED, CHANGED, PERSONAL, SUMMARY = "dropped.jsonl", "changed.jsonl", "personal.jsonl", "data.json"
 CONFLICTS = "conflicts.jsonl"
@@ -145,7 +146,7 @@ def option(name: str) -> str:
 def how_to_act(name: str, places: str = "") -> str:
     """What was found, and what acts on it."""
     found, _, effect = _NOTED[name]
-    return f"{name}: {found}{places}; --set {shlex.quote(option(name))} {effect}"
+    return f"{name}: {found}{places}; {command_line('--set', option(name))} {effect}"
 
 
 def _sentence(sentence: Mapping[str, Any]) -> str:

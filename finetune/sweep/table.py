@@ -14,6 +14,7 @@ from finetune.sweep.plan import setting_text
 from finetune.sweep.results import Row, Table
 from gladstone.durations import duration
 from gladstone.host import readable_bytes
+from gladstone.shell import command_line
 from gladstone.spreadsheet import cell_text
 
 SCORE_TITLES = {
@@ -136,7 +137,7 @@ def ending(table: Table, folder: Path) -> str:
         if table.best.figures.warnings:
             lines.append(f"WARNING: the training of the best trial went wrong, too: {table.best.figures.warnings[0]}.")
         else:
-            lines.append(f"Next: gladstone export gguf {folder / table.best.folder}")
+            lines.append(f"Next: {command_line('gladstone', 'export', 'gguf', folder / table.best.folder)}")
     return "\n".join(lines)
 
 

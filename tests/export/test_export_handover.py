@@ -139,7 +139,8 @@ def test_a_modelfile_holds_all_that_ollama_asks_for() -> None:
         Ollama("m-q8_0.gguf", turns, ["</s>"], {"temperature": 0.3, "num_ctx": 4096}, "Be brief.", "m-lora.gguf", "mit")
     )
     lines = text.splitlines()
-    assert lines[:2] == ["FROM ./m-q8_0.gguf", "ADAPTER ./m-lora.gguf"]
+    assert lines[0].startswith("# for Ollama before 0.34.1")
+    assert lines[1:3] == ["FROM ./m-q8_0.gguf", "ADAPTER ./m-lora.gguf"]
     assert 'SYSTEM """Be brief."""' in lines
     assert lines[-4:] == [
         'PARAMETER stop "</s>"', "PARAMETER temperature 0.3", "PARAMETER num_ctx 4096", 'LICENSE """mit"""',

@@ -115,11 +115,13 @@ def test_the_command_writes_adapter_and_base_that_the_runtime_lays_together(tiny
     check_files(out, manifest)
     names = {record.path for record in manifest.files}
     assert names == {
-        "tiny-base-q8_0.gguf", "tiny-lora.gguf", "proof.json", "proof.txt", "README.md", "Modelfile",
+        "tiny-base-q8_0.gguf", "tiny-lora.gguf", "proof.json", "proof.txt", "README.md", "Modelfile.adapter",
     }  # fmt: skip
     base, lora = out / "tiny-base-q8_0.gguf", out / "tiny-lora.gguf"
     assert result.stdout.endswith(f"Next: runtime chat {base} --lora {lora}\n")
-    assert "ADAPTER ./tiny-lora.gguf" in (out / "Modelfile").read_text()
+    assert "ADAPTER ./tiny-lora.gguf" in (out / "Modelfile.adapter").read_text()
+    assert "for Ollama before 0.34.1" in (out / "Modelfile.adapter").read_text()
+    assert "Note: no Modelfile for Ollama: from 0.34.1 on it takes no adapter. `gladstone export gguf" in result.stdout
 
     def ask(*options: str) -> str:
         asked = CliRunner().invoke(

@@ -104,7 +104,10 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_text("hello")
     result = run(tmp_path / "no.gguf")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == f"Error: {tmp_path / 'no.gguf'}: expected a GGUF model, this is a text file.\n"
+    assert (
+        result.stderr
+        == f"Error: {tmp_path / 'no.gguf'}: expected a GGUF model, this is a text file. It begins: 'hello'.\n"
+    )
 
 
 def test_a_report_in_words() -> None:
