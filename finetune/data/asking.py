@@ -11,6 +11,7 @@ OPENERS = frozenset((
     "will", "would", "may",
 ))  # fmt: skip
 STRICT_OPENERS = frozenset(("who", "how", "when", "where", "why"))
+FIRST_WORDS = 3  # a question may be headed "Question:"
 PREFIXES = (("hyper", "hypo"), ("intra", "inter"), ("pre", "post"))
 
 
@@ -20,7 +21,7 @@ def asks_otherwise(question: Sequence[str], words: Sequence[str]) -> bool:
     advice, other_advice = (what_to_do(each) for each in (question, words))
     if (other_advice and not advice) or (advice and not other_advice and not {"is", "are"}.isdisjoint(words)):
         return True
-    return bool(other - one) and (bool(one) or question[0] in OPENERS)
+    return bool(other - one) and (bool(one) or not OPENERS.isdisjoint(question[:FIRST_WORDS]))
 
 
 def what_to_do(words: Sequence[str]) -> bool:
@@ -46,20 +47,15 @@ def digits(word: str) -> str:
     return "".join(filter(str.isdigit, word))
 
 
-def numerals(words: Sequence[str]) -> Counter[str]:
-    """Numbers; a letter read as a digit in the middle of a word is none."""
-    pairs = ((word, digits(word)) for word in words)
-    return Counter(number for word, number in pairs if number and 2 * len(number) >= len(word))
-
-
 def numbers(words: Sequence[str]) -> Counter[str]:
     """Numbers, signs and single letters."""
     return Counter(word for word in words if is_exact(word) and word not in COMMON_WORDS)
 
 
-def alike(one: Sequence[str] | str, other: Sequence[str] | str) -> float:
-    """The share of letters in common, in order or with the words sorted."""
+def alike(one: Sequence[str] | str, other: Sequence[str] | str, least: float = 0.0) -> float:
+    """The share of letters in common, in order or with the words sorted; 0 where it is less than asked for."""
     from rapidfuzz import fuzz
 
     texts = [text if isinstance(text, str) else " ".join(text) for text in (one, other)]
-    return max(fuzz.ratio(*texts), fuzz.token_sort_ratio(*texts)) / 100
+    cutoff = 100 * least
+    return max(fuzz.ratio(*texts, score_cutoff=cutoff), fuzz.token_sort_ratio(*texts, score_cutoff=cutoff)) / 100

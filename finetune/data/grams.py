@@ -35,6 +35,18 @@ def hash_windows(codes: Hashes, size: int) -> Hashes:
     return hashes ^ (hashes >> np.uint64(32))
 
 
+def hash_places(codes: NDArray[np.uint32], places: NDArray[np.int64], size: int) -> Hashes:
+    """A 64-bit hash of the `size` characters that begin at each of some places."""
+    hashes = codes[places].astype(np.uint64)
+    for offset in range(1, size):
+        hashes *= _MULTIPLIER
+        hashes += codes[places + offset]
+    for _ in range(2):
+        hashes ^= hashes >> np.uint64(32)
+        hashes *= _MIX
+    return hashes ^ (hashes >> np.uint64(32))
+
+
 class Characters:
     """The characters of some rows, each row given by the keys of its turns, in one array."""
 

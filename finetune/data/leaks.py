@@ -15,7 +15,9 @@ from typing import Any
 from finetune.data.content import RowContent, read_content
 from finetune.data.duplicates import batches, key_hash
 from finetune.data.leak_candidates import GramIndex
-from finetune.data.leak_check import Asked, Candidate, Likeness, Vocabulary
+from finetune.data.leak_check import likeness
+from finetune.data.leak_rows import Asked, Likeness, Row
+from finetune.data.leak_vocabulary import Vocabulary
 from gladstone.artifacts import write_rows
 from gladstone.chat import Conversation
 from gladstone.errors import MAX_LISTED_PROBLEMS, DataError, listed
@@ -25,7 +27,7 @@ from gladstone.terminal import one_line
 LEAST_SCORE = 0.6  # of what is reported
 LEARNT_ROWS, LEARNT_CHARS = 20_000, 16_000_000  # training rows that are read ahead for their words
 QUESTION_GRAM, ANSWER_GRAM, TEXT_GRAM = 4, 6, 12
-SAMPLED_ANSWER, SAMPLED_TEXT = 8, 4  # one gram in as many is looked up
+SAMPLED_ANSWER, SAMPLED_TEXT = 2, 1  # of the grams that begin a word, one in as many is looked up
 LEAST_QUESTION, LEAST_ANSWER, LEAST_TEXT = 0.15, 0.25, 0.5  # shares of a test row's weight that make a candidate
 MOST_CANDIDATES, MOST_GARBLED = 4, 40  # of a row whose words are words, and of a garbled one
 CONSTANT_ROWS, CONSTANT_SHARE = 5, 0.5  # a passage that as many test rows have is no part of their questions
@@ -62,18 +64,18 @@ class LeakIndex:
             self._sources.append(row.source)
             contents.append(read_content(row))
         self._vocabulary = Vocabulary()
-        passages = Counter(passage for content in contents for passage in {*_passages(content)})
+        counts = Counter(passage for content in contents for passage in {*_passages(content)})
         many = max(CONSTANT_ROWS, CONSTANT_SHARE * len(contents))
-        self._constant = {passage for passage, rows in passages.items() if rows >= many}
+        self._constant = {passage for passage, rows in counts.items() if rows >= many}
         self._vocabulary.constant.update(word for passage in self._constant for word in passage.split())
         self._asked, self._same = [], dict[int, int]()
         for number, content in enumerate(contents):
             self._vocabulary.add(content, test=True)
-            question = self._question(content)
-            self._same.setdefault(key_hash(question), number)
-            self._asked.append(Asked(question.split(), " ".join(content.answer)))
-            self._vocabulary.add_question(self._asked[-1].question)
-        questions = [" ".join(asked.question) for asked in self._asked]
+            passages = self._own(content)
+            self._same.setdefault(key_hash(" ".join(passages)), number)
+            self._asked.append(Asked(passages, " ".join(content.answer)))
+            self._vocabulary.add_question(self._asked[-1].question.words)
+        questions = [asked.question.text.strip() for asked in self._asked]
         self._questions = GramIndex(questions, QUESTION_GRAM)
         self._answers = GramIndex([asked.answer for asked in self._asked], ANSWER_GRAM, SAMPLED_ANSWER)
         self._texts = GramIndex(questions, TEXT_GRAM, SAMPLED_TEXT)
@@ -87,11 +89,11 @@ class LeakIndex:
         learnt = self._learn(rows)
         number = 0
         for batch in batches(chain(learnt, ((row, read_content(row)) for row in rows))):
-            for place, (test, likeness) in self._likenesses([content for _, content in batch]).items():
-                if likeness.score >= self._least:
-                    difference = "" if likeness.score == 1 else self._difference(test, likeness)
-                    score = round(likeness.score, 4)
-                    leak = Leak(batch[place][0].source, self._sources[test], likeness.kind, score, difference)
+            for place, (test, found) in self._likenesses([content for _, content in batch]).items():
+                if found.score >= self._least:
+                    difference = "" if found.score == 1 else self._difference(test, found)
+                    score = round(found.score, 4)
+                    leak = Leak(batch[place][0].source, self._sources[test], found.kind, score, difference)
                     yield number + place, leak
             number += len(batch)
 
@@ -107,18 +109,18 @@ class LeakIndex:
                 break
         return learnt
 
-    def _question(self, content: RowContent) -> str:
-        own = [passage for passage in _passages(content) if passage not in self._constant]
-        return " ".join(own or _passages(content))
+    def _own(self, content: RowContent) -> list[str]:
+        """The question's passages without what all test rows say."""
+        return [passage for passage in _passages(content) if passage not in self._constant] or _passages(content)
 
     def _likenesses(self, contents: list[RowContent]) -> dict[int, tuple[int, Likeness]]:
         """For the rows of a batch that leak one, by place: the test row and the likeness."""
-        questions = [self._question(content) for content in contents]
+        questions = [" ".join(self._own(content)) for content in contents]
         found = {}
         for place, question in enumerate(questions):
             test = self._same.get(key_hash(question))
             if test is not None:
-                found[place] = test, Likeness("same question", 1.0, self._asked[test].question)
+                found[place] = test, Likeness("same question", 1.0, self._asked[test].question.words)
         rest = [place for place in range(len(contents)) if place not in found]
         asked = self._questions.search([questions[place] for place in rest], LEAST_QUESTION, MOST_GARBLED)
         answers = [" ".join(contents[place].answer) for place in rest]
@@ -136,17 +138,17 @@ class LeakIndex:
         """The closest of the candidates; `inside` are questions that the answer may contain."""
         found: list[tuple[int, Likeness]] = []
         for numbers, whole in ((tests, False), (inside, True)):
-            row = Candidate(content, self._vocabulary, whole=whole) if numbers else None
+            row = Row(content, self._vocabulary, whole=whole) if numbers else None
             for place, test in enumerate(numbers):
-                if row is None or (place >= 2 * MOST_CANDIDATES and not row.garbled):
+                if row is None or (place >= 2 * MOST_CANDIDATES and not row.may_be_misread):
                     break
-                likeness = row.likeness(self._asked[test])
-                if likeness:
-                    found.append((test, likeness))
+                each = likeness(row, self._asked[test])
+                if each:
+                    found.append((test, each))
         return max(found, key=lambda each: each[1].score, default=None)
 
-    def _difference(self, test: int, likeness: Likeness) -> str:
-        return word_difference(self._asked[test].question, likeness.words)
+    def _difference(self, test: int, found: Likeness) -> str:
+        return word_difference(self._asked[test].question.words, found.words)
 
 
 @dataclass

@@ -1,9 +1,13 @@
-"""A question found letter by letter in text that was typed or scanned badly. Names rapidfuzz."""
+"""A question found letter by letter in text that was typed or scanned badly. Names rapidfuzz.
+
+Spaces do not count: a scanner drops them and breaks words.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
-EDGE = 6  # letters that a garbled question may be longer by
+EDGE = 8  # letters that a garbled question may be longer by, on either side
 MOST_LETTERS = 8_000  # of a text, from its start and from its end
 BEFORE = 3  # words
 INSERTED = 4  # letters: a word as long that stands opposite nothing is a word more
@@ -13,74 +17,107 @@ INSERTED = 4  # letters: a word as long that stands opposite nothing is a word m
 class Opposite:
     """What stands opposite a question: a score from 0 to 1, the words, how many edits each word of the question needs.
 
-    `before` are some words in front, `inserted` words opposite nothing, `pairs` the whole words opposite each word of
-    the question, "" where there is none.
+    `place` is that of the first word in the text, `before` are some words in front, `inserted` words opposite nothing,
+    `pairs` the whole words opposite each word of the question, "" where there is none. `numbered` is true if a number
+    of the text stands opposite no letters.
     """
 
     score: float
+    place: int
     before: list[str]
     words: list[str]
     edits: list[int]
     pairs: list[str]
     inserted: list[str]
+    numbered: bool
 
 
 def opposite(question: Sequence[str], words: Sequence[str], least: float) -> Opposite | None:
     """The part of a text that is most like a question, if its likeness is at least `least`."""
     from rapidfuzz import fuzz
 
-    asked, text, before = " ".join(question), " ".join(words), ""
+    asked, text = "".join(question), "".join(words)
+    if len(text) > 2 * MOST_LETTERS:
+        words = _ends(words)
+        text = "".join(words)
+    begin, end = 0, len(text)
     if len(text) > len(asked) + EDGE:
-        if len(text) > 2 * MOST_LETTERS:
-            text = f"{text[:MOST_LETTERS]} {text[-MOST_LETTERS:]}"
         found = fuzz.partial_ratio_alignment(asked, text, score_cutoff=100 * least)
         if found is None:
             return None
-        begin = text.rfind(" ", 0, max(0, found.dest_start - 1)) + 1
-        end = text.find(" ", found.dest_end + 2)
-        before, text = text[max(0, begin - 100) : begin], text[begin : end if end >= 0 else len(text)]
-    return _aligned(question, text, before, least)
+        begin, end = max(0, found.dest_start - EDGE), found.dest_end + EDGE
+    spans = [*pairwise(accumulate(map(len, words), initial=0))]
+    inside = [place for place, (first, last) in enumerate(spans) if first < end and last > begin]
+    if not inside:
+        return None
+    return _aligned(question, words[: inside[0]], words[inside[0] : inside[-1] + 1], least)
 
 
-def _aligned(question: Sequence[str], text: str, before: str, least: float) -> Opposite | None:
+def _ends(words: Sequence[str]) -> list[str]:
+    """The first and the last words of a long text."""
+    sizes = [*accumulate(map(len, words))]
+    first = sum(size <= MOST_LETTERS for size in sizes)
+    last = sum(size > sizes[-1] - MOST_LETTERS for size in sizes)
+    return [*words[:first], *words[max(first, len(words) - last) :]]
+
+
+def _aligned(question: Sequence[str], front: Sequence[str], words: Sequence[str], least: float) -> Opposite | None:
+    """The question's letters beside those of some words, less the words at the ends that are not of the question."""
     from rapidfuzz.distance import Levenshtein
 
-    asked = " ".join(question)
-    blocks = Levenshtein.editops(asked, text).as_matching_blocks()
-    theirs, ours = [-1] * len(asked), [False] * len(text)
-    for block in blocks:
-        for offset in range(block.size):
-            theirs[block.a + offset] = block.b + offset
-            ours[block.b + offset] = True
-    spans = _spans(text)
+    asked, text = "".join(question), "".join(words)
+    theirs, ours = _matched(asked, text)
+    spans = [*pairwise(accumulate(map(len, words), initial=0))]
     inner = [place for place, (begin, end) in enumerate(spans) if 2 * sum(ours[begin:end]) >= end - begin]
     if not inner:
         return None
-    spans = spans[inner[0] : inner[-1] + 1]  # a word at the edge that is not of the question
-    edges = spans[0][0], spans[-1][1]
-    front = f"{before} {text[: edges[0]]}".split()[-BEFORE:]
-    score = Levenshtein.normalized_similarity(asked, text[slice(*edges)], score_cutoff=least)
+    first, last = inner[0], inner[-1] + 1
+    score = Levenshtein.normalized_similarity(asked, "".join(words[first:last]), score_cutoff=least)
     if not score:
         return None
-    inserted = [
-        text[begin:end] for begin, end in spans if end - begin >= INSERTED and 2 * sum(ours[begin:end]) < end - begin
-    ]
+    kept = set(inner)
+    missed = [place for place in range(first, last) if place not in kept]
+    edits, pairs = _by_word(question, theirs, [*zip(spans, words, strict=True)][first:last])
+    return Opposite(
+        float(score),
+        len(front) + first,
+        [*front, *words[:first]][-BEFORE:],
+        list(words[first:last]),
+        edits,
+        pairs,
+        [words[place] for place in missed if len(words[place]) >= INSERTED],
+        any(words[place].isdigit() and _is_number_more(asked, theirs, spans[place]) for place in missed),
+    )
+
+
+def _matched(asked: str, text: str) -> tuple[list[int], list[int]]:
+    """The place in the text of each letter of a question, -1 where it is not; and 1 for each letter that is matched."""
+    from rapidfuzz.distance import Levenshtein
+
+    theirs, ours = [-1] * len(asked), [0] * len(text)
+    for block in Levenshtein.editops(asked, text).as_matching_blocks():
+        theirs[block.a : block.a + block.size] = range(block.b, block.b + block.size)
+        ours[block.b : block.b + block.size] = [1] * block.size
+    return theirs, ours
+
+
+def _by_word(
+    question: Sequence[str], theirs: list[int], spans: list[tuple[tuple[int, int], str]]
+) -> tuple[list[int], list[str]]:
     edits, pairs, place = [], [], 0
     for word in question:
         matched = [each for each in theirs[place : place + len(word)] if each >= 0]
         between = matched[-1] + 1 - matched[0] - len(matched) if matched else 0
         edits.append(max(len(word) - len(matched), between))
         middle = matched[len(matched) // 2] if matched else -1
-        pairs.append(next((text[begin:end] for begin, end in spans if begin <= middle < end), ""))
-        place += len(word) + 1
-    return Opposite(float(score), front, text[slice(*edges)].split(), edits, pairs, inserted)
+        pairs.append(next((other for (begin, end), other in spans if begin <= middle < end), ""))
+        place += len(word)
+    return edits, pairs
 
 
-def _spans(text: str) -> list[tuple[int, int]]:
-    """Where each word begins and ends."""
-    spans, begin = [], 0
-    for word in text.split(" "):
-        if word:
-            spans.append((begin, begin + len(word)))
-        begin += len(word) + 1
-    return spans
+def _is_number_more(asked: str, theirs: list[int], span: tuple[int, int]) -> bool:
+    """True if digits stand opposite nothing, or opposite other digits; opposite letters they are misread letters."""
+    before = max((place for place, each in enumerate(theirs) if 0 <= each < span[0]), default=-1)
+    after = next((place for place, each in enumerate(theirs) if each >= span[1]), len(asked))
+    between = asked[before + 1 : after]
+    return len(between) + 1 < span[1] - span[0] or not between or any(map(str.isdigit, between))

@@ -156,3 +156,71 @@ def test_a_pattern_that_the_test_file_has_once_is_no_leak() -> None:
     assert kinds([conversation(f"Now: {pattern.format('kidney stones')} Tell me all.", "Drink water.")], test) == [
         (0, "contains the question")
     ]
+
+
+CONTEXT = " ".join(
+    f"Group {name} of the cohort had {count} events in the follow up of the {drug} arm, fewer than were expected then."
+    for name, count, drug in zip(
+        "abcdefgh", range(11, 99, 11), ["abacavir", "bosentan", "colistin", "dapsone"] * 2, strict=True
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("What are the symptoms of meningitis?", "Wh at are tbe symptorns 0f Meiingifis?", True),
+        ("What causes giant congenital nevus?", "What cau5es giantcongenital nev us?", True),
+        ("What are the symptoms of meningitis?", "Wh at are tbe symptorns 0f Brorchitis?", False),
+        ("What are the symptoms of hypertension?", "Whaf are tbe symptorns 0f hypotensi0n?", False),
+        ("What is the usual dose of codeine in 5 days?", "Wbat is the usual d0se of codeine in 50 days?", False),
+        ("Is atropine needed with ketamine sedation?", "ls austrian needed witb ketamine sedati0n?", False),
+        ("What causes gout?", "Birthmarks is what causes gout in women?", False),
+        ("What is a user page?", "Birthmarks is a user page?", False),
+        ("A trial of it was stopped early. How?", "A trial of it was stopped early. Why?", False),
+    ],
+)
+def test_a_misread_question_is_found_and_another_name_is_not(one: str, other: str, same: bool) -> None:
+    clean = [conversation(f"Which {name} is meant?") for name in ("bronchitis", "hypotension", "symptom", "dose")]
+    assert bool(kinds([conversation(other, "Something else is said.")], [conversation(one), *clean])) is same
+
+
+ANSWER = "Most people recover within some weeks, but the lung may stay scarred, so that a scan is repeated in summer."
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("What should I expect if I have sarcoidosis?", "What lies ahead of me, given sarcoidosis?", True),
+        ("How does blood pressure affect sarcoidosis?", "How does BP influence sarcoidosis?", True),
+        ("Does smoking raise the risk of sarcoidosis?", "Does smoking boost the odds of sarcoidosis?", True),
+        ("What should I expect if I have sarcoidosis?", "What should I expect if I have silicosis?", False),
+        ("What should I expect if I have sarcoidosis?", "What should I expect if I have neonatal sarcoidosis?", False),
+        ("What is usual in stage 2 of sarcoidosis?", "What is usual in stage 3 of sarcoidosis?", False),
+        ("Is it usual to cough in sarcoidosis?", "Is it not usual to cough in sarcoidosis?", False),
+        ("Does smoking raise the risk of sarcoidosis?", "Does smoking lower the risk of sarcoidosis?", False),
+    ],
+)
+def test_the_same_answer_to_a_question_in_other_words_is_a_leak(one: str, other: str, same: bool) -> None:
+    assert bool(kinds([conversation(other, ANSWER)], [conversation(one, ANSWER)])) is same
+
+
+@pytest.mark.parametrize(
+    ("question", "same"),
+    [
+        ("Does dapsone lower the number of events?", True),
+        ("Please read this first. Does dapsone lower the number of events?", True),
+        ("Does dapsone lower the nurnber of evcnts?", True),
+        ("Does colistin lower the number of events?", False),
+        ("Why does dapsone lower the number of events?", False),
+    ],
+)
+def test_a_question_behind_a_long_context_is_judged_by_itself(question: str, same: bool) -> None:
+    test = [conversation(f"{CONTEXT}\n\nDoes dapsone lower the number of events?")]
+    assert bool(kinds([conversation(f"{CONTEXT}\n\n{question}", "Something else is said.")], test)) is same
+
+
+def test_misprints_that_several_rows_have_are_no_words() -> None:
+    test = [conversation(f"What are the symptoms of {name}?") for name in ("asthma", "gout", "sepsis", "migraine")] * 10
+    train = [conversation("What arc tbe symptorns of gouf?", f"Nothing {number} is said.") for number in range(4)]
+    assert len(kinds(train, test)) == 4
