@@ -33,7 +33,7 @@ def _questions(row: Row, asked: Asked) -> Likeness | None:
         return _question(row, asked.question)
     score, found = 0.0, []
     for part in asked.parts:
-        if part.text in row.text:
+        if not part.last and part.text in row.text:
             each: Likeness | None = Likeness("", 1.0, part.words)
         else:
             each = _question(row, part)
