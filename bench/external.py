@@ -2,13 +2,15 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench.metrics import METRICS, Metric, Scored
+from bench.metrics import METRICS, Metric, Scored, scored
 from bench.results import MetricInfo
-from bench.stats import mean, mean_table
+from bench.writing import EMPTY, ENGLISH, writings
 from gladstone.errors import UnsupportedError
+
+PROBED = 3  # references
 
 
 def load_metrics(names: Sequence[str]) -> dict[str, Metric]:
@@ -34,11 +36,28 @@ def _load(name: str) -> Metric:
         ) from error
     title = str(module.name)
 
+    def score_one(answer: str, reference: str) -> float:
+        return _score_one(module, name, (answer, reference))
+
     def score(answers: Sequence[str], references: Sequence[str]) -> Scored:
-        values = [_score_one(module, name, pair) for pair in zip(answers, references, strict=True)]
-        return Scored(tuple(values), mean_table(values), mean)
+        values = [score_one(*pair) for pair in zip(answers, references, strict=True)]
+        return scored(values, unseen=_blind(score_one, references))
 
     return Metric(MetricInfo(name, title, higher_is_better=None), score)
+
+
+def _blind(score_one: Callable[[str, str], float], references: Sequence[str]) -> str:
+    """Why a foreign metric sees nothing of texts beyond English, '' if it does.
+
+    Such metrics split texts as they like: one is blind if a reference is worth no more to it than another text.
+    """
+    kinds = writings(tuple(references))
+    beyond = [text for text, writing in zip(references, kinds, strict=True) if writing.kind not in (ENGLISH, EMPTY)]
+    for text in beyond[:PROBED]:
+        other = next((each for each in references if each.strip() and each != text), None)
+        if other is None or score_one(text, text) != score_one(other, text):
+            return ""
+    return "its own code tells a reference in these letters from no other text" if beyond else ""
 
 
 def _score_one(module: Any, name: str, pair: tuple[str, str]) -> float:

@@ -6,7 +6,7 @@ split depends on the writing of its reference (`tokenisers`). What no tokeniser 
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 from unicodedata import normalize
@@ -32,7 +32,7 @@ class Scored:
     """A metric over all items of one model: a score per item, and the table and statistic of the figure.
 
     Of a share every score is 0 or 1. An item whose reference the metric cannot see has no score (None) and no line in
-    the table. `unseen` says why there is no figure at all, '' where there is one.
+    the table. `unseen` says why there is no figure at all, '' where there is one; `remark` what else to mind of it.
     """
 
     scores: tuple[float | None, ...]
@@ -40,6 +40,7 @@ class Scored:
     statistic: Statistic
     is_share: bool = False
     unseen: str = ""
+    remark: str = ""
 
     def estimate(self, bootstrap: Bootstrap) -> Result:
         """The figure with its interval."""
@@ -117,14 +118,19 @@ def score_rouge(kind: str, answers: Sequence[str], references: Sequence[str]) ->
     (1.0,)
     """
     scores: list[float | None] = []
-    longest = 0
+    lengths = []
     for answer, reference, writing in _rows(answers, references):
         if writing == EMPTY:
             scores.append(None)
             continue
-        longest = max(longest, len(rouge_tokens(writing)(reference)))
+        lengths.append(len(rouge_tokens(writing)(reference)))
         scores.append(float(_rouge_scorer(kind, writing).score(reference, answer)[kind].fmeasure))
-    return scored(scores, unseen=_too_short(longest, 2) if kind == "rouge2" else "")
+    if kind != "rouge2":
+        return scored(scores)
+    short = sum(length < 2 for length in lengths)
+    remark = f"{short} of {len(lengths)} references have one token, and no pairs that it compares: they count as 0"
+    found = scored(scores, unseen=_too_short(max(lengths, default=0), 2))
+    return replace(found, remark=remark if short and not found.unseen else "")
 
 
 @cache

@@ -61,7 +61,12 @@ def summarise(inputs: Inputs, warnings: Sequence[str]) -> Report:
     infos = (PERPLEXITY, *(metric.info for metric in inputs.metrics.values()))
     return Report(
         headline=headline(rows, infos, scored_words(inputs.items)),
-        warnings=(*warnings, *_measurement_warnings(rows, inputs.unlike), *_disturbances(rows)),
+        warnings=(
+            *warnings,
+            *_metric_remarks(tables[0], infos),
+            *_measurement_warnings(rows, inputs.unlike),
+            *_disturbances(rows),
+        ),
         metrics=infos,
         models=rows,
         items=inputs.items,
@@ -210,6 +215,10 @@ def _disturbances(rows: Sequence[ModelReport]) -> list[str]:
         f"Other work ran on this machine during {len(disturbed)} of {total} speed measurements ({named}) and took up "
         f"to {most:.1f} of {processors} processors: these speeds are too low. Measure again on a quiet machine."
     ]
+
+
+def _metric_remarks(scored: Mapping[str, Scored], infos: Sequence[MetricInfo]) -> list[str]:
+    return [f"{info.title}: {scored[info.name].remark}." for info in infos if scored[info.name].remark]
 
 
 def _thought_warning(row: ModelReport) -> str:

@@ -29,7 +29,9 @@ CLOCK = "strftime_now"  # the function that gives a template the time; the sandb
 # two times that no pattern writes alike
 _TIMES = (datetime(2001, 2, 3, 4, 5, 6), datetime(2012, 11, 28, 17, 48, 59))
 _ASKED: list[dict[str, Any]] = [{"role": "user", "content": "What time is it?"}]
-_WITH_TOOLS = "Choose a base whose chat template knows tools, or give one with base.chat_template"
+_WITH_TOOLS = (
+    "Choose a base whose chat template knows tools, or give one (--chat-template, base.chat_template in a recipe)"
+)
 
 
 def template_sha256(source: str) -> str:

@@ -70,7 +70,8 @@ def recognise(path: Path, reading: Reading = AS_FOUND) -> tuple[str, str]:
         return "pair", _why(count, len(sample), best)
     raise DataError(
         f"{path}: fits no known format; its first rows all have {readable_fields(sorted(set.intersection(*names)))}. "
-        "Name the fields under columns: in a recipe's source (--column in `finetune data check`), or give a --format."
+        "Name the fields under columns: in a recipe's source (--column of `finetune data check` and `bench run`), or "
+        "give a --format."
     )
 
 
@@ -127,6 +128,6 @@ def _check_plain_text(path: Path, names: list[set[str]]) -> None:
         if sum(name in row for row in names) * 2 >= len(names):
             raise DataError(
                 f"{path}: its rows have text and {name}. If {name} is the answer to the text, say so in a recipe's "
-                f"source with columns: {{question: text, answer: {name}}} (--column in `finetune data check`); "
-                "--format text trains on the text alone."
+                f"source with columns: {{question: text, answer: {name}}} (--column of `finetune data check` "
+                "and `bench run`); --format text takes the text alone."
             )

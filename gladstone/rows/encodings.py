@@ -34,7 +34,10 @@ TIDY = 0.2  # as CLOSE, for a better reading of an encoding that pairs bytes
 PAIRS = ("gb18030", "big5", "cp932", "euc_jp", "cp949")
 FEW_SHARE = 0.05  # of all characters
 CLOSE = 0.02  # two encodings whose scores differ by less cannot be told apart
-ADVICE = "Save the file as UTF-8, or name its encoding with data.encoding (--encoding of `finetune data check`)"
+ADVICE = (
+    "Save the file as UTF-8, or name its encoding (data.encoding in a recipe, --encoding of `finetune data check` and "
+    "`bench run`)"
+)
 
 
 def check_encoding(name: str) -> str:
@@ -109,7 +112,9 @@ def _guarded(path: Path, pieces: Iterator[bytes], again: Callable[[], BinaryIO])
                 raise FileDamage(
                     f"{path}: most of it looks like {name}, but its beginning is UTF-8. {ADVICE}."
                 ) from None
-            yield Note(f"{path}: not UTF-8; read as {name}, which was found by looking; data.encoding names another")
+            yield Note(
+                f"{path}: not UTF-8; read as {name}, found by looking; data.encoding or --encoding names another"
+            )
             yield from _recoded(path, chain([data], pieces), name)
             return
         ascii_so_far = ascii_so_far and data.isascii()

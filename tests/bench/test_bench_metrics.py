@@ -100,6 +100,19 @@ def test_a_local_metric_script_is_loaded_and_has_no_better_or_worse(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_a_foreign_metric_that_sees_no_cyrillic_gives_no_figure(tmp_path: Path) -> None:
+    code = '{"same_length": float(len(set(predictions[0].encode("ascii", "ignore"))))}'
+    metric = load_metrics([write_metric(tmp_path, code)])
+    score = next(each.score for name, each in metric.items() if name.endswith(".py"))
+    assert score(["the", "heart"], ["the", "heart"]).unseen == ""
+    assert "in these letters" in score(["кровь", "сердце"], ["кровь", "сердце"]).unseen
+    seen = load_metrics([write_metric(tmp_path, '{"same_length": float(len(predictions[0]) == len(references[0]))}')])
+    score = next(each.score for name, each in seen.items() if name.endswith(".py"))
+    assert score(["кровь", "сердце"], ["кровь", "сердце"]).unseen == ""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_a_metric_that_gives_no_single_number_is_refused_with_what_it_gave(tmp_path: Path) -> None:
     name = write_metric(tmp_path, '{"precision": 0.5, "recall": 0.5}')
     with pytest.raises(UnsupportedError, match="called 'same_length' or alone; it gave precision, recall"):

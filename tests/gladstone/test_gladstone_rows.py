@@ -88,7 +88,7 @@ def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path: Path, name:
         tmp_path / name,
         first + b'{"a": "caf\xe9"}\n]',
         ":2: not UTF-8 (byte 0xe9). Save the file as UTF-8, or name its "
-        "encoding with data.encoding (--encoding of `finetune data check`).",
+        "encoding (data.encoding in a recipe, --encoding of `finetune data check` and `bench run`).",
     )
 
 
