@@ -6,11 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.convert import Conversion, outline
-from export.imatrix import CHUNK_TOKENS, Imatrix, check_fits, is_imatrix, read_imatrix
+from export.imatrix import (
+    CHUNK_TOKENS,
+    Calibration,
+    Imatrix,
+    calibration,
+    check_fits,
+    is_imatrix,
+    read_imatrix,
+    read_text,
+)
+from export.original.model import Original
+from export.proof.trained import trained_of
 from export.quantise import check_overrides, predicted_bytes
 from export.quants import Override, Quantisation
 from export.split import check_split
-from gladstone.errors import ConfigError, DataError
+from gladstone.errors import ConfigError, DataError, UnsupportedError
+from gladstone.formats import read_conversations
 from gladstone.gguf import read_header
 from gladstone.progress import Progress
 
@@ -63,6 +75,36 @@ def check_outline(path: Path, plan: Plan, matrix: Imatrix | None) -> None:
     if plan.split_bytes is not None:
         for quant in plan.quants:
             check_split(quant, header, predicted_bytes(path, Quantisation(quant, plan.overrides)), plan.split_bytes)
+
+
+def read_calibration(original: Original, source: str | None, chunks: int) -> Calibration | None:
+    """The rows or the text of `--imatrix`; None where none is wanted or an importance matrix was given.
+
+    Raises DataError for rows and texts that cannot be used or are too short, ConfigError where the training rows are
+    not known, UnsupportedError for a model that can have none.
+    """
+    if source is None or given_matrix(source) is not None:
+        return None
+    path = _training_rows(original) if source == "train" else Path(source)
+    trained = trained_of(original, "16bit")
+    if trained.seq2seq:
+        raise UnsupportedError("--imatrix: importance matrices of models with encoder and decoder are not computed.")
+    if path.suffix == ".txt":
+        text = Calibration(path.name, read_text(path), chunks)
+    else:
+        rows = read_conversations(path, "prepared" if source == "train" else "auto")
+        text = calibration(path.name, rows, trained.template, trained.tokenizer.hf.eos_token or "", chunks)
+    check_length(path.name, [text.text], trained.tokenizer.encode)
+    return text
+
+
+def _training_rows(original: Original) -> Path:
+    if original.calibration is None:
+        raise ConfigError(
+            "--imatrix train: the rows that the model was trained on are not known. Give rows or text of yours: "
+            "--imatrix FILE."
+        )
+    return original.calibration
 
 
 def check_length(name: str, texts: Iterable[str], encode: Callable[[str], Sequence[int]]) -> None:

@@ -13,15 +13,13 @@ from typing import Any, Literal
 
 from export.convert import Conversion, convert
 from export.converter import installed_version
+from export.foresee import Plan, given_matrix
 from export.handover.about import About, about_base, about_model
 from export.imatrix import (
     Calibration,
-    calibration,
     check_fits,
     compute_imatrix,
-    is_imatrix,
     read_imatrix,
-    read_text,
 )
 from export.lora import LORA, pairs_of, write_lora
 from export.merge import Onto, read_plan
@@ -38,7 +36,6 @@ from export.split import split_gguf
 from export.workbench import Made, Piece, Workbench
 from gladstone.artifacts import sha256_file
 from gladstone.errors import ArtifactError, ConfigError, listed
-from gladstone.formats import read_conversations
 from gladstone.gguf import read_header
 from gladstone.lora import Lora
 from gladstone.progress import Progress, step
@@ -72,6 +69,11 @@ class Wanted:
         return dataclasses.replace(
             self, quants=check_quants(self.quants, self.overrides, imatrix=self.imatrix is not None)
         )
+
+    @property
+    def plan(self) -> Plan:
+        """What of it depends on the model's tensors. Raises ArtifactError for an unreadable file of `--imatrix`."""
+        return Plan(self.quants, self.overrides, given_matrix(self.imatrix), self.split_bytes)
 
     @property
     def carrier(self) -> str:
@@ -116,7 +118,7 @@ class Making:
         self.about = about_model(original, wanted.author, wanted.license, wanted.languages)
         self.held_out: dict[str, HeldOut] = {}  # by the model's name
         self.notes: list[str] = []
-        self._calibration: Calibration | None = None
+        self.calibration: Calibration | None = None
 
     def needed_bytes(self) -> int:
         """The carrier and each file that is not there yet, at the most that its type can weigh."""
@@ -135,27 +137,6 @@ class Making:
         """Before anything is made. Raises UnsupportedError for an adapter that has to be merged."""
         if self.wanted.lora:
             pairs_of(read_plan(self.original.base.folder, self.original.adapters, self.onto))
-
-    def read_calibration(self) -> None:
-        """Read the rows or the text of the importance matrix, before anything is made. Raises DataError."""
-        source = self.wanted.imatrix
-        if source is None or (source != "train" and is_imatrix(Path(source))):
-            return
-        path = self._training_rows() if source == "train" else Path(source)
-        if path.suffix == ".txt":
-            self._calibration = Calibration(path.name, read_text(path), self.wanted.imatrix_chunks)
-            return
-        rows = read_conversations(path, "prepared" if source == "train" else "auto")
-        end = self.base.tokenizer.hf.eos_token or ""
-        self._calibration = calibration(path.name, rows, self.base.template, end, self.wanted.imatrix_chunks)
-
-    def _training_rows(self) -> Path:
-        if self.original.calibration is None:
-            raise ConfigError(
-                "--imatrix train: the rows that the model was trained on are not known. Give rows or text of yours: "
-                "--imatrix FILE."
-            )
-        return self.original.calibration
 
     @cached_property
     def base(self) -> Trained:
@@ -257,11 +238,11 @@ class Making:
         """The importance matrix of a model, made once and kept beside its files, or the one that was given."""
         if self.wanted.imatrix is None:
             return None
-        if self._calibration is None:
+        if self.calibration is None:
             given = Path(self.wanted.imatrix)
             check_fits(read_imatrix(given), read_header(base), given)
             return given
-        text, path = self._calibration, self.bench.out / f"{name}{MATRIX}"
+        text, path = self.calibration, self.bench.out / f"{name}{MATRIX}"
 
         def computed() -> Made:
             compute_imatrix(base, text, path, self.progress)

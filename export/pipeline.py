@@ -10,6 +10,7 @@ from typing import Any
 
 from export import fit
 from export.convert import outline
+from export.foresee import check_plan, read_calibration
 from export.handover.about import about_model
 from export.handover.card import NAME as CARD_NAME
 from export.handover.card import Card
@@ -67,12 +68,14 @@ def export_gguf(path: Path, asked: Asked, wanted: Wanted, out: Path | None, prog
         remove_partials(out)
         original.check_apart(out)
         check_makes(original, wanted)
+        text = read_calibration(original, wanted.imatrix, wanted.imatrix_chunks)
+        check_plan(conversion_of(original, about_model(original), original.adapter, "16bit"), wanted.plan, progress)
         onto, notes = choose_onto(original, wanted, out, progress)
         making = Making(original, wanted, onto, Workbench(out, model_key(original, onto), progress), progress)
         making.notes += [*original.notes, *notes, *date_note(original, making.base.template)]
         check_disk(out, making.needed_bytes(), "the GGUF files")
         making.check_lora()
-        making.read_calibration()
+        making.calibration = text
         proof = making.all()
         original.check_unchanged()
         return _finish(making, proof)

@@ -14,6 +14,7 @@ from gladstone.artifacts import Manifest, is_finished, read_manifest, record_fil
 from gladstone.command import require_packages
 from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
 from gladstone.gguf import read_header
+from gladstone.gguf_base import is_copy, names_gguf, refusal, refusal_of_folder, refusal_of_repository
 from gladstone.host import cache_dir, check_disk, installed_versions
 from gladstone.importing import importing
 from gladstone.progress import Progress, step
@@ -70,6 +71,10 @@ def _here(name: str, progress: Progress, needs: Needs) -> Path | None:
         raise ConfigError(f"{needs.option}: {name!r} is not embedded; the embedded model is {EMBEDDED!r}.")
     if name and _local(name).is_dir():
         return _local(name).resolve()
+    if name and names_gguf(name, _local(name)):
+        if _is_embedded(_local(name)):
+            return embedded_folder(progress)
+        raise refusal(needs.option, name, _local(name))
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise _no_model(name, needs)
     return None
@@ -98,6 +103,14 @@ def _local(name: str) -> Path:
         return Path(name).expanduser()
     except RuntimeError:  # ~ of a user whom this machine does not know
         return Path(name)
+
+
+def _is_embedded(path: Path) -> bool:
+    """Whether a GGUF is the embedded model's file, or a copy of it."""
+    try:
+        return is_copy(path, embedded_gguf())
+    except UnsupportedError:  # it is not installed
+        return False
 
 
 def _no_model(name: str, needs: Needs) -> ConfigError:
@@ -270,6 +283,10 @@ def _check_folder(name: str, folder: Path, needs: Needs) -> None:
             f"{needs.option}: {name!r} is no model but an adapter of {of}. Give {of} to train another adapter of it, "
             f"or merge this one first (`gladstone export merge {name}`) and give the folder that is written."
         )
+    if config is None or not any(folder.glob("*.safetensors")):
+        other = refusal_of_folder(needs.option, name, folder) or refusal_of_repository(needs.option, name)
+        if other is not None:
+            raise other
     if config is None or "model_type" not in config:
         raise ConfigError(f"{needs.option}: {name!r} is not a model folder: it has no usable config.json.")
     if not any(folder.glob("*.safetensors")):

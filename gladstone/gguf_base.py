@@ -52,6 +52,16 @@ def refusal_of_folder(option: str, name: str, folder: Path) -> ConfigError | Non
     return ConfigError(f"{option}: {name!r} holds {files[0].name}, {WHY}. {_instead(files[0])}")
 
 
+def refusal_of_repository(option: str, name: str) -> ConfigError | None:
+    """The same of a Hub id that by its name holds GGUF files; None of any other."""
+    if not name.lower().endswith("gguf"):
+        return None
+    return ConfigError(
+        f"{option}: {name!r} holds, by its name, GGUF files, and training needs the weights before they were "
+        "quantised. Give the Hub id of the model that they were made of: the repository's page names it."
+    )
+
+
 def _instead(path: Path) -> str:
     run = _run_of(path)
     if run is not None:
@@ -62,7 +72,7 @@ def _instead(path: Path) -> str:
         metadata = {}
     source = hub_source(metadata)
     if source is not None:
-        return f"It says that it was made of {source}: give that Hub id, or the path of that model's folder."
+        return f"It says that it was made of {source}: give that Hub id, or the folder of that model."
     name = metadata.get("general.name")
     called = f" (it calls itself {name[:60]!r})" if isinstance(name, str) and name else ""
     return (
