@@ -19,6 +19,8 @@ from gladstone.artifacts import check_files, read_manifest
 from gladstone.gguf import read_info
 from gladstone.progress import Silent
 from tests.export.tiny_runs import edit_json, finish, write_adapter
+from tests.faults.tiny_ggufs import tiny_bpe
+from tests.gladstone.wrong_files import imatrix, written
 from tests.stopped import interrupt
 
 PROOF = {"proof.json", "proof.txt", "README.md", "Modelfile"}
@@ -323,3 +325,27 @@ def test_the_base_of_the_lower_loss_is_taken(
         f"16bit less nf4 {losses[0] - losses[1]:.4f} [{losses[0] - losses[1]:.4f}, {losses[0] - losses[1]:.4f}]."
     ]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--split", "1MB"), "--split: q8_0 cannot be cut smaller than"),
+        (("--imatrix", "short.txt"), "--imatrix short.txt: 3 tokens, an importance matrix needs 512 at least"),
+        (("--imatrix", "other.gguf"), "not of this model"),
+        (("--imatrix", "model.gguf"), "a GGUF, but not an importance matrix: it is a model"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_anything_is_merged(
+    options: tuple[str, str], says: str, tiny_run: Path, tmp_path: Path
+) -> None:
+    option, value = options
+    if option == "--imatrix":
+        makers = {"short.txt": b"one two three", "other.gguf": imatrix(), "model.gguf": tiny_bpe()}
+        value = str(written(value, makers[value])(tmp_path))
+    out = tmp_path / "out"
+    result = CliRunner().invoke(main, ["gguf", str(tiny_run), option, value, "--out", str(out)])
+    assert result.exit_code == 1
+    assert says in result.output
+    assert "Merging" not in result.output
+    assert not list(out.glob("*.gguf"))
