@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from gladstone.context import Context
 from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
+from gladstone.gguf import renewal
 from gladstone.llama import Model
 from runtime.generation.beams import Beams, BeamSearch, Hypothesis, Moves
 from runtime.request import ContextFullError
@@ -46,7 +47,9 @@ class Seq2Seq:
         model = context.model
         self.scale = logit_scale(model)
         if model.decoder_start < 0:
-            raise ArtifactError(f"{model.path}: it does not say with which token an answer begins. Export it again.")
+            raise ArtifactError(
+                f"{model.path}: it does not say with which token an answer begins. {renewal(model.path)}"
+            )
         self.context = context
         self.ends = tuple(dict.fromkeys(t for t in (model.eos, model.eot) if t >= 0 and model.ends_generation(t)))
         self.length = 0  # tokens that the decoder has read, the start token included

@@ -20,6 +20,7 @@ from gladstone.gguf import read_info
 from gladstone.progress import Silent
 from tests.export.tiny_runs import edit_json, finish, write_adapter
 from tests.faults.tiny_ggufs import tiny_bpe
+from tests.gladstone.gguf_files import Gguf
 from tests.gladstone.wrong_files import imatrix, written
 from tests.stopped import interrupt
 
@@ -341,7 +342,11 @@ def test_what_cannot_be_made_is_refused_before_anything_is_merged(
 ) -> None:
     option, value = options
     if option == "--imatrix":
-        makers = {"short.txt": b"one two three", "other.gguf": imatrix(), "model.gguf": tiny_bpe()}
+        makers: dict[str, bytes | Gguf] = {
+            "short.txt": b"one two three",
+            "other.gguf": imatrix(),
+            "model.gguf": tiny_bpe(),
+        }
         value = str(written(value, makers[value])(tmp_path))
     out = tmp_path / "out"
     result = CliRunner().invoke(main, ["gguf", str(tiny_run), option, value, "--out", str(out)])
