@@ -52,6 +52,10 @@ def run_bench(config: BenchConfig, progress: Progress) -> Report:
     frame = frame_of(config, only_texts=not read.asked)
     models = read_models(config.models, frame, progress)
     form = read_form(config.regex, config.json_schema)
+    if not read.asked and (form or config.metrics):
+        raise ConfigError(
+            f"--metric, --regex and --json-schema look at answers, and no row of {config.data} asks anything."
+        )
     metrics = _load_metrics(config, form, progress) if read.asked else {}
     fitted = fit_rows(models, read, (config, frame), progress)
     items, asked = fitted.items.items, fitted.items.asked
@@ -61,10 +65,11 @@ def run_bench(config: BenchConfig, progress: Progress) -> Report:
             "no interval."
         )
     differences = text_differences(models)
-    warnings = [*model_warnings(models, differences), *_form_warnings(form, items[: min(config.answers, asked)])]
+    unlike = unlike_answers(models, fitted.tokens, differences)
+    told = {label: how for label, how in differences.items() if label not in unlike}
+    warnings = [*model_warnings(models, told), *_form_warnings(form, items[: min(config.answers, asked)])]
     measured = _measure(models, items, (config, fitted.frame), progress)
     with step(progress, "score the answers and resample the items"):
-        unlike = unlike_answers(models, fitted.tokens, differences)
         inputs = Inputs(models, items, measured, metrics, config, unlike)
         report = replace(
             summarise(inputs, warnings),

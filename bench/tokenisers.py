@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Tokens = Callable[[str], list[str]]
 OWN_ROUGE = "rouge-score's own, with stemming"
 SQUAD = "SQuAD's words"
-UNICODE, CHARACTERS, BOTH = "Unicode words", "characters", "characters, and words where there are spaces"
+UNICODE, CHARACTERS, BOTH = "Unicode words", "characters", "characters; other scripts by words"
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,11 @@ def test_plain_text_is_scored_without_a_template(bench: Bench, bare: Path, tmp_p
     assert report["items"][2]["models"]["bare"]["loss"]["tokens"] > 256
     assert "without a chat template" in (tmp_path / "out" / "report.html").read_text()
     assert "without a chat template" in (tmp_path / "out" / "report.md").read_text()
+    (tmp_path / "out" / "manifest.json").unlink()
+    code, output, _ = bench([bare], texts, "--regex", "yes|no")
+    assert code == 1
+    assert "--regex" in output
+    assert "no row of" in output
 
 
 def test_raw_answers_are_scored_behind_their_question_as_it_is(bench: Bench, bare: Path) -> None:
