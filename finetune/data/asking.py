@@ -17,7 +17,7 @@ PREFIXES = (("hyper", "hypo"), ("intra", "inter"), ("pre", "post"))
 
 def asks_otherwise(question: Sequence[str], words: Sequence[str]) -> bool:
     """True for why in place of when, or of nothing: "is it" is not "why is it"."""
-    one, other = (STRICT_OPENERS.intersection(each) for each in (question, words))
+    one, other = (Counter(word for word in each if word in STRICT_OPENERS) for each in (question, words))
     advice, other_advice = (what_to_do(each) for each in (question, words))
     if (other_advice and not advice) or (advice and not other_advice and not {"is", "are"}.isdisjoint(words)):
         return True

@@ -177,6 +177,7 @@ CONTEXT = " ".join(
         ("Is atropine needed with ketamine sedation?", "ls austrian needed witb ketamine sedati0n?", False),
         ("What causes gout?", "Birthmarks is what causes gout in women?", False),
         ("What is a user page?", "Birthmarks is a user page?", False),
+        ("How is it made and why is it sold?", "Why is it made and why is it sold?", False),
         ("A trial of it was stopped early. How?", "A trial of it was stopped early. Why?", False),
     ],
 )
