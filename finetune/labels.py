@@ -359,7 +359,7 @@ def render_pair(conversation: Conversation, template: ChatTemplate, tokenizer: T
         question = template.render(conversation.prompt, tools=conversation.tools, add_generation_prompt=True)
     except DataError as error:
         raise RefusedError(source, str(error)) from None
-    opening = template.thought_tags[0]
+    opening = template.markers.opening
     if answer.reasoning and tokenizer.decode(tokenizer.encode(opening)).strip() != opening:
         raise RefusedError(
             source,

@@ -4,6 +4,7 @@ A template renders in Jinja's sandbox (`sandbox`); `guarded_template` bounds wha
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -12,23 +13,19 @@ from typing import Any
 
 from gladstone.chat import Message
 from gladstone.errors import ConfigError, DataError
+from gladstone.reasoning import markers_of
 from gladstone.sandbox import Rendering, compiled, rendered
 from gladstone.template_reads import names_read
 from gladstone.tool_turns import CallStyle, ToolSupport, find_support, tools_of, turns_of
 
-# how reasoning is marked, by the tag that a template names; the first is for templates that name none
-THOUGHT_TAGS = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<thought>", "</thought>"),
-    ("<seed:think>", "</seed:think>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-    ("<|channel>thought", "<channel|>"),
-)
+# the fields in which templates take a turn's reasoning; gpt-oss calls it thinking
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
 CLOCK = "strftime_now"  # the function that gives a template the time; the sandbox has no other
 # two times that no pattern writes alike
 _TIMES = (datetime(2001, 2, 3, 4, 5, 6), datetime(2012, 11, 28, 17, 48, 59))
 _ASKED: list[dict[str, Any]] = [{"role": "user", "content": "What time is it?"}]
+_READS_PARTS = re.compile(r"""\.text\b|\[\s*['"]text['"]""")
+_SENTINEL = "quixotry"  # a word that no template has
 _WITH_TOOLS = (
     "Choose a base whose chat template knows tools, or give one (--chat-template, base.chat_template in a recipe)"
 )
@@ -67,8 +64,8 @@ def encode_parts(texts: Sequence[str], encode: Callable[[str], list[int]]) -> li
 class ChatTemplate:
     """A compiled chat template with the special tokens it may name.
 
-    A template that has its own field for reasoning (`reasoning_content`) gets it there; for any other the reasoning is
-    written before the answer between the tags that the template names, `<think>…</think>` where it names none.
+    A template that has its own field for reasoning gets it there; for any other the reasoning is written before the
+    answer, as the family writes it whose markers the template names (`reasoning`).
     """
 
     def __init__(
@@ -88,11 +85,24 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens or {})
         self.now, self.name = now, name
         self._arguments: dict[str, Any] = {}
-        self.has_reasoning_field = "reasoning_content" in source
-        self.thought_tags = next(
-            (tags for tags in THOUGHT_TAGS if tags[0] in source or tags[1] in source), THOUGHT_TAGS[0]
-        )
+        self.markers = markers_of(source)
         self._compile()
+
+    @cached_property
+    def reasoning_field(self) -> str | None:
+        """The field of a turn in which the template takes its reasoning; None if it has none."""
+        if REASONING_FIELDS[0] in self.source:  # also of a template that writes it in some turns alone
+            return REASONING_FIELDS[0]
+        named = (name for name in REASONING_FIELDS[1:] if re.search(rf"\b{name}\b", self.source))
+        return next((name for name in named if self._shows({name: _SENTINEL}, _SENTINEL)), None)
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether a turn's content has to be a list of parts, as templates of models that see want it."""
+        if not _READS_PARTS.search(self.source):  # a rendering is not to be had for nothing
+            return False
+        parts = {"content": [{"type": "text", "text": _SENTINEL}]}
+        return not self._shows({"content": _SENTINEL}, _SENTINEL) and self._shows(parts, _SENTINEL)
 
     @cached_property
     def readable(self) -> tuple[str, ...]:
@@ -183,14 +193,8 @@ class ChatTemplate:
         return made
 
     def thinking_aloud(self, message: Message) -> str:
-        """The answer with its reasoning, if it has any, written before it between the template's tags."""
-        return self._thought(message) + message.content
-
-    def _thought(self, message: Message) -> str:
-        if not message.reasoning:
-            return ""
-        opening, closing = self.thought_tags
-        return f"{opening}\n{message.reasoning}\n{closing}\n\n"
+        """The answer with its reasoning, if it has any, written before it as the template's family does."""
+        return self.markers.written(message.reasoning or "", message.content)
 
     def _names_read(self) -> list[str]:
         return names_read(self.source)
@@ -260,22 +264,39 @@ class ChatTemplate:
 
         A generation prompt may open the thought (`<think>`).
         """
-        answer, prompt = messages[-1], texts[0]
+        answer, prompt, markers = messages[-1], texts[0], self.markers
+        reasoning = answer.reasoning or ""
         plain = self.render([*messages[:-1], replace(answer, reasoning=None)], tools=tools)
-        opening, closing = self.thought_tags
-        before, opened, rest = prompt.rpartition(opening)
+        before, opened, rest = prompt.rpartition(markers.opening)
         if opened and not rest.strip() and plain.startswith(before):
-            return f"{answer.reasoning or ''}\n{closing}\n\n{plain[len(before) :]}"
-        if answer.reasoning and plain.startswith(prompt):
-            return self._thought(answer) + plain[len(prompt) :]
+            return self._behind_thought(plain[len(before) :], answer, markers.closed(reasoning))
+        if reasoning and plain.startswith(prompt):
+            thought = f"{markers.opening}\n{markers.closed(reasoning)}"
+            return self._behind_thought(plain[len(prompt) :], answer, thought)
         return None
+
+    def _behind_thought(self, plain: str, answer: Message, thought: str) -> str:
+        """A rendered answer that nothing was thought before, as it stands behind a thought.
+
+        The template may mark that nothing was thought, with an empty thought (Nemotron) or with what leads over to the
+        answer (gpt-oss); what only a thought calls for, it does not write.
+        """
+        markers = self.markers
+        empty = re.match(rf"{re.escape(markers.opening)}\s*{re.escape(markers.closing)}\s*", plain)
+        direct = re.match(rf"\s*{re.escape(markers.direct)}", plain) if markers.direct else None
+        skipped = empty or direct
+        text = plain[skipped.end() :] if skipped else plain
+        if markers.ending and markers.ending not in text:
+            head, found, end = text.partition(answer.content.strip())
+            text = f"{head}{found}{markers.ending}{end}"
+        return thought + markers.bridge + text
 
     def _behind_empty_thought(
         self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]
     ) -> str | None:
         """The answer where the generation prompt holds an empty thought, which the rendered answer lacks."""
         prompt, until = texts
-        opening, closing = self.thought_tags
+        opening, closing = self.markers.opening, self.markers.closing
         if messages[-1].reasoning or not prompt.rstrip().endswith(closing):
             return None
         marker = self._opening(messages, tools, prompt).rpartition(opening)[0]
@@ -283,12 +304,20 @@ class ChatTemplate:
         return text.removeprefix(closing) if found and messages[-1].content.strip() in text else None
 
     def _turn(self, message: Message) -> dict[str, Any]:
-        turn = {"role": message.role, "content": message.content}
-        if not message.reasoning:
-            return turn
-        if self.has_reasoning_field:
-            return turn | {"reasoning_content": message.reasoning}
-        return turn | {"content": self.thinking_aloud(message)}
+        field = self.reasoning_field if message.reasoning else None
+        content = message.content if field else self.thinking_aloud(message)
+        turn: dict[str, Any] = {"role": message.role, "content": content}
+        if self.takes_parts:
+            turn["content"] = [{"type": "text", "text": content}]
+        return turn | {field: message.reasoning} if field else turn
+
+    def _shows(self, fields: Mapping[str, Any], text: str) -> bool:
+        """Whether a text in an answer's fields is in what the template makes of it."""
+        turns = [*_ASKED, {"role": "assistant", "content": "So.", **fields}]
+        try:
+            return text in self._rendered(Rendering(turns, False, now=self.now))
+        except DataError:
+            return False
 
     def _depends_on_time(self, prompt: bool) -> bool:
         for turns in (_ASKED, [{"role": "system", "content": "Be brief."}, *_ASKED]):

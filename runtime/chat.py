@@ -125,7 +125,7 @@ class Chat:
         screen.finish()
         self._tell_end(completion)
         if completion.text:  # the template decides what of the reasoning is in the next prompt; without a say, nothing
-            kept = completion.reasoning if self._engine.template.has_reasoning_field else None
+            kept = completion.reasoning if self._engine.template.reasoning_field else None
             self._turns = [*turns, Message("assistant", completion.text, kept)]
 
     def _refuse(self, error: GladstoneError) -> None:

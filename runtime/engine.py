@@ -24,11 +24,12 @@ from gladstone.chat import Message
 from gladstone.context import Context
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.guarded_template import GuardedTemplate
+from gladstone.reasoning import UNMARKED, markers_of
 from runtime.answer import Answer
 from runtime.generation.batching import BatchRunner, ReadingJob, WritingJob
 from runtime.generation.beams import Beams
 from runtime.generation.prompt import prompt_tokens, scored_tokens
-from runtime.generation.reasoning import UNMARKED, Piece, markers_of
+from runtime.generation.reasoning import Piece
 from runtime.generation.sampler import Sampling
 from runtime.generation.serial import Reply, SerialRunner, Teaching
 from runtime.generation.speculation import DraftModel, Guesser, PromptLookup

@@ -7,7 +7,8 @@ could still change.
 import codecs
 from collections.abc import Sequence
 
-from runtime.generation.reasoning import THINK, Markers, Piece, ReasoningSplitter
+from gladstone.reasoning import THINK, Markers
+from runtime.generation.reasoning import Piece, ReasoningSplitter
 
 
 class Utf8Decoder:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from gladstone.context import Context
 from gladstone.llama import Model
-from runtime.generation.reasoning import THINK, Markers, Piece
+from gladstone.reasoning import THINK, Markers
+from runtime.generation.reasoning import Piece
 from runtime.generation.sampler import SamplerChain
 from runtime.generation.text import TextStream
 from runtime.request import Completion, ListenerError, OnEvent, Request, TokenLogprob

@@ -60,7 +60,7 @@ def outcome(act: Callable[[], T]) -> T | tuple[type[Exception], str]:
 def test_every_honest_template_renders_as_it_does_within_the_process(name: str) -> None:
     plain = ChatTemplate(TEMPLATES[name], SPECIAL)
     with GuardedTemplate(TEMPLATES[name], SPECIAL) as guarded:
-        for fact in ("source", "sha256", "special_tokens", "has_reasoning_field", "thought_tags"):
+        for fact in ("source", "sha256", "special_tokens", "reasoning_field", "takes_parts", "markers"):
             assert getattr(guarded, fact) == getattr(plain, fact)
         for messages, prompt in itertools.product(CONVERSATIONS, (False, True)):
             expected = outcome(lambda: plain.render(messages, add_generation_prompt=prompt))  # noqa: B023

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gladstone.chat import Message
 from gladstone.errors import DataError
 from gladstone.gguf import read_header
-from gladstone.template import THOUGHT_TAGS, ChatTemplate, Segment, template_sha256
+from gladstone.template import ChatTemplate, Segment, template_sha256
 from tests.gladstone.chat_templates import (
     CHATML,
     DEEPSEEK_R1,
@@ -268,13 +268,6 @@ def test_where_the_prompt_opens_the_thought_the_answer_is_what_the_model_has_to_
     assert prompt == Segment(template.render(messages[:-1], add_generation_prompt=True), scored=False)
     assert answer == Segment(f"{written}<｜end▁of▁sentence｜>", scored=True)
     assert "Earlier." not in prompt.text
-
-
-@pytest.mark.parametrize("tags", THOUGHT_TAGS)
-def test_reasoning_stands_between_the_tags_that_the_template_names(tags: tuple[str, str]) -> None:
-    source = CHATML + "{# " + tags[0] + " #}"
-    answer = ChatTemplate(source).segments((ONE[0], Message("assistant", "Yes.", "Because.")))[-1]
-    assert answer.text == f"{tags[0]}\nBecause.\n{tags[1]}\n\nYes.<|im_end|>\n"
 
 
 def test_reasoning_that_a_template_loses_is_scored_all_the_same() -> None:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gladstone.llama import Model
-from runtime.generation.reasoning import FAMILIES, THINK, Markers, Piece, ReasoningSplitter, markers_of
+from gladstone.reasoning import FAMILIES, THINK, Markers, markers_of
+from runtime.generation.reasoning import Piece, ReasoningSplitter
 from runtime.generation.sampler import Sampling
 from runtime.generation.writer import Vocabulary, Writer
 from runtime.request import Completion, Event, Request

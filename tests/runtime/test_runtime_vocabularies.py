@@ -7,9 +7,9 @@ import pytest
 from export.converter import archive_path
 from gladstone.chat import Message
 from gladstone.llama import Model
+from gladstone.reasoning import Markers
 from gladstone.template import ChatTemplate
 from runtime.generation.prompt import prompt_tokens
-from runtime.generation.reasoning import Markers
 from runtime.generation.writer import Vocabulary
 from tests.runtime.vocabulary_table import (
     CONTROL,
