@@ -11,9 +11,9 @@ from gladstone.guarded_template import GuardedTemplate
 from gladstone.llama import Model
 from gladstone.named_templates import NamedTemplate, read_template
 from gladstone.template import encode_parts
+from gladstone.template_options import parse_arguments
 from runtime.generation.prompt import prompt_tokens, scored_tokens
 from runtime.loading import EngineOptions
-from runtime.template_options import parse_arguments
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import click
 from bench.config import DEFAULT_ANSWERS, DEFAULT_ROWS, BenchConfig
 from gladstone.command import Group
 from gladstone.formats import FORMAT_NAMES
-from runtime.template_options import template_options
+from gladstone.template_options import template_options
 
 
 @click.group(cls=Group)

@@ -10,10 +10,10 @@ import click
 
 from gladstone.chat import Message
 from gladstone.errors import ConfigError, DataError
+from gladstone.template_options import template_options
 from gladstone.terminal import visible
 from runtime.console import Waiting, tolerate_narrow_encodings, write
 from runtime.options import ASK, build_sampling, engine_options, load_engine, model_argument, sampling_options
-from runtime.template_options import template_options
 
 if TYPE_CHECKING:
     from runtime.engine import Completion, Engine

@@ -7,6 +7,7 @@ import click
 
 from gladstone.chat import NO_MEDICAL_ADVICE, Message
 from gladstone.errors import GladstoneError
+from gladstone.template_options import template_options
 from gladstone.terminal import visible
 from runtime.console import (
     LineSource,
@@ -18,7 +19,6 @@ from runtime.console import (
 )
 from runtime.generation.sampler import Sampling
 from runtime.options import CHAT, build_sampling, engine_options, load_engine, model_argument, sampling_options
-from runtime.template_options import template_options
 
 if TYPE_CHECKING:
     from runtime.engine import Completion, Engine

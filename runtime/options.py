@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gladstone.chat import CHAT_SAMPLING
+from gladstone.template_options import chosen_template, parse_arguments
 from runtime.console import Waiting
 from runtime.generation.sampler import Sampling
-from runtime.template_options import chosen_template, parse_arguments
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
