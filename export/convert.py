@@ -11,12 +11,14 @@ from export.children import run_child
 from export.converter import converter_folder
 from export.merge import Onto
 from export.pretokenizer import choose
+from export.vocabulary import read_tokenizer
 from gladstone.artifacts import whole_file, write_json
 from gladstone.errors import UnsupportedError
 from gladstone.progress import Progress, step
 from gladstone.tokenizer import tokenizer_files
 
 UNKNOWN_TOKENIZER = "the converter has never seen this tokenizer"
+SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 MODEL_FILES = ("config.json", "generation_config.json")
 
 
@@ -102,7 +104,16 @@ def _stage(conversion: Conversion, model: Path) -> None:
             (model / name).symlink_to((conversion.base / name).resolve())
     for path in tokenizer_files(conversion.tokenizer):
         (model / path.name).symlink_to(path.resolve())
+    for name in SENTENCEPIECE:  # transformers 5 saves a tokenizer without it; what was added is in tokenizer.json
+        if (conversion.base / name).is_file() and not (model / name).exists() and _same_kind(conversion):
+            (model / name).symlink_to((conversion.base / name).resolve())
     _name_added_tokens(model)
+
+
+def _same_kind(conversion: Conversion) -> bool:
+    """Whether the tokenizer is the base's, but for tokens that were added."""
+    ours, theirs = (read_tokenizer(folder) for folder in (conversion.tokenizer, conversion.base))
+    return bool(ours and theirs and ours["model"]["vocab"] == theirs["model"]["vocab"])
 
 
 def _name_added_tokens(model: Path) -> None:

@@ -5,7 +5,7 @@ share their names with others on the registry. The job comes as JSON on stdin. N
 disk, nor more than a tensor of it in memory. Names torch, transformers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,19 @@ from export.children import serve
 from export.convert import UNKNOWN_TOKENIZER
 from export.merge import Plan, read_plan, set_vocabulary
 from export.shards import DTYPES
+from export.vocabulary import (
+    SCORES,
+    TOKENS,
+    is_sentencepiece_bpe,
+    mend,
+    merge_scores,
+    prepends_space,
+    read_tokenizer,
+)
 from gladstone.errors import UnsupportedError
 from gladstone.gguf import COMPOSES, read_header
 from gladstone.importing import importing
-from gladstone.tokenizer import load_tokenizer
+from gladstone.tokenizer import end_of_answer, load_tokenizer
 
 Tensors = dict[str, Callable[[], Any]]
 FLOAT16_MOST = 65504.0
@@ -69,17 +78,38 @@ def _merging(known: Any, folder: Path, hparams: dict[str, Any], plan: Plan, job:
             super().set_type()
 
         def set_vocab(self) -> None:
+            json_of = read_tokenizer(folder)
+            values = self.gguf_writer.kv_data[0]
+            if json_of and is_sentencepiece_bpe(json_of) and not (folder / "tokenizer.model").is_file():
+                self._set_vocab_llama_hf()  # the model file was not saved: transformers 5 writes none
+                values[SCORES].value = merge_scores(json_of, values[TOKENS].value)
+                self.gguf_writer.add_add_space_prefix(prepends_space(json_of))
+            else:
+                self._set_known_vocab()
+            mend(values, json_of, plan.rows, self.does_token_look_special)
+            # said here, since what llama.cpp assumes where a file says nothing goes by the pre-tokenizer's name
+            tokenizer = load_tokenizer(folder)
+            self.gguf_writer.add_add_bos_token(tokenizer.bos_id is not None)
+            if tokenizer.composes:
+                self.gguf_writer.add_bool(COMPOSES, True)
+            end = end_of_answer(tokenizer)
+            if end is not None and end != tokenizer.eos_id:
+                self.gguf_writer.add_eot_token_id(end)
+
+        def _set_known_vocab(self) -> None:
             try:
                 super().set_vocab()
             except (FileNotFoundError, ValueError):
                 if not _is_byte_level(folder):
                     raise
                 self._set_vocab_gpt2()  # the family's own has a sentencepiece model, this tokenizer is of another kind
-            # said here, since what llama.cpp assumes where a file says nothing goes by the pre-tokenizer's name
-            tokenizer = load_tokenizer(folder)
-            self.gguf_writer.add_add_bos_token(tokenizer.bos_id is not None)
-            if tokenizer.composes:
-                self.gguf_writer.add_bool(COMPOSES, True)
+
+        def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
+            if name.endswith("embed_tokens.weight") and known.__name__.startswith("Gemma3"):
+                # which cuts the table to the tokens that it counts, without those added to a sentencepiece model
+                return [(self.map_tensor_name(name), data_torch)]
+            found: Iterable[tuple[str, Any]] = super().modify_tensors(data_torch, name, bid)
+            return found
 
         def set_gguf_parameters(self) -> None:
             super().set_gguf_parameters()

@@ -49,6 +49,12 @@ class Plan:
         """Names of the tensors that differ from the base's."""
         return frozenset(self.updates) | self.nf4 | frozenset(self.dtypes)
 
+    @property
+    def rows(self) -> int:
+        """Of the embedding: how many tokens the model can have. 0 where it has no embedding."""
+        embedding = find_embedding(self.sources)
+        return self.planned(embedding).shape[0] if embedding else 0
+
     def planned(self, name: str) -> Planned:
         """A tensor of the merged model in the base's type."""
         source = self.sources[name]
@@ -87,7 +93,8 @@ def plan_merge(base: Path, adapters: Sequence[Adapter], onto: Onto = "16bit") ->
     embedding = find_embedding(stored) if find_head(stored) is None else None  # of a tied base
     changes = [_placed(adapter, stored, tied=embedding is not None) for adapter in adapters]
     untied = embedding is not None and not all(each.keep_tied(embedding) for each in changes)
-    if untied and config.get("model_type") in ("t5", "mt5", "umt5"):
+    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
+    if untied and config.get("model_type") == "t5" and scaled:
         raise UnsupportedError("a T5 whose tied embedding or head was trained cannot be merged: its head has a scale.")
     sources = dict(stored)
     if embedding is not None:

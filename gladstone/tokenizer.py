@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from gladstone.chat import Message
 from gladstone.errors import ConfigError, DataError
 from gladstone.importing import importing
 from gladstone.template import ChatTemplate
@@ -101,6 +102,21 @@ class FolderTokenizer:
                 "template nobody can say where a question ends."
             )
         return ChatTemplate(source, self.named_tokens, now=now, name=name)
+
+
+def end_of_answer(tokenizer: FolderTokenizer, template: ChatTemplate | None = None) -> int | None:
+    """The last special or added token of a rendered answer: what a model is trained to end with.
+
+    `template` takes the place of the tokenizer's own. None where there is no template, it refuses a plain question
+    and answer, or it ends an answer with a text.
+    """
+    turns = (Message("user", "?"), Message("assistant", "!"))
+    try:
+        answer = (template or tokenizer.template()).segments(turns)[-1].text
+    except (ConfigError, DataError):
+        return None
+    marks = {*tokenizer.special_tokens.values(), *tokenizer.hf.added_tokens_decoder}
+    return next((token for token in reversed(tokenizer.encode(answer)) if token in marks), None)
 
 
 def load_tokenizer(folder: Path) -> FolderTokenizer:

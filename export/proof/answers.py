@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from export.proof.grown import added_tokens, asked_of, check_rows
 from export.proof.point import Point
 from export.proof.reading import (
     CONTEXT_TOKENS,
@@ -66,7 +67,9 @@ def check_answers(
                     comparison.add(ours, their, answer, ended=model.ends_generation(answer[-1]))
                 done = wave.texts[-1] + 1
                 progress.update(done / len(prompts), f"greedy answer {done} of {len(prompts)}")
-    return comparison.points(reference.dtype, quantisation)
+    points = comparison.points(reference.dtype, quantisation)
+    added = added_tokens(trained)
+    return [*points, check_rows(path, reference.model, added)] if added else points
 
 
 def kl_limit(quantisation: str) -> float:
@@ -78,10 +81,15 @@ def kl_limit(quantisation: str) -> float:
 
 
 def prompts_of(trained: Trained) -> list[list[int]]:
-    """Up to 32 prompts that leave room for the answer. Raises ArtifactError if there is none."""
+    """Up to 32 prompts that leave room for the answer, the first with the tokens that were added to the base's.
+
+    Raises ArtifactError if there is none.
+    """
     most = CONTEXT_TOKENS // 2 - ANSWER_TOKENS
     prompts = (trained.prompt(row, ANSWER_TOKENS) for row in trained.rows)
     short = [ids for ids in prompts if 0 < len(ids) <= most][:PROMPTS]
+    added = [trained.prompt(row, ANSWER_TOKENS) for row in asked_of(trained)]
+    short = [*(ids for ids in added if len(ids) <= most), *short][:PROMPTS]
     if not short:
         raise ArtifactError(f"of {len(trained.rows)} rows none has a prompt of 1 to {most} tokens.")
     return short

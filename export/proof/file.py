@@ -6,6 +6,7 @@ from typing import Any
 
 from export.proof.answers import check_answers
 from export.proof.duration import proof_s, readable_s
+from export.proof.grown import check_found
 from export.proof.point import Point
 from export.proof.prompts import check_beginning, check_context, check_rendering, check_template
 from export.proof.tokens import check_entries, check_special, check_texts, check_typed
@@ -38,9 +39,11 @@ def verify_vocabulary(path: Path, trained: Trained) -> list[Point]:
     """The points that need no weights."""
     header = read_model(path)[0]
     with Model(path, vocab_only=True) as model:
+        words = check_found(model, trained.tokenizer)
         return [
             check_entries(model, trained.tokenizer),
             check_texts(model, trained),
+            *([words] if words else []),
             check_typed(model, trained),
             check_special(model, trained),
             check_template(header, trained.template),

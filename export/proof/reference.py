@@ -44,6 +44,11 @@ class Reference:
             model = adapted(model, trained.base, trained.adapter)
         self._model = model.eval()
 
+    @property
+    def model(self) -> Any:
+        """In torch."""
+        return self._model
+
     def opening(self, tokens: list[int]) -> npt.NDArray[np.float32]:
         """Logits (T, V) after each token that all texts begin with; `logits` then goes on behind it."""
         import torch

@@ -1,0 +1,156 @@
+"""Are a grown vocabulary's new tokens in the file as they were trained: their rows, and how they are found in texts?
+
+Names torch and gguf.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.growth import read_vocabulary, shown
+from export.proof.point import Point
+from export.proof.trained import Trained
+from gladstone.chat import Conversation, Message
+from gladstone.gguf import read_model
+from gladstone.llama import Model
+from gladstone.tokenizer import FolderTokenizer
+
+ROWS = 256  # of the new ones are compared
+ASKED, TOGETHER = 4, 8  # prompts that hold new tokens, and how many each holds
+HEAD_ROWS = 64  # of a unit matrix at once: each gives logits over the whole vocabulary
+# ‖row − trained row‖ / ‖trained row‖ by the file's type; of a file with few bits only a row of another token shows
+ERROR_LIMIT = {"F32": 1e-4, "F16": 2e-3, "BF16": 1e-2}
+QUANTISED_ERROR_LIMIT = 0.6
+PLACES: Mapping[str, str] = {
+    "between words": "take WORD daily",
+    "within a word": "takeWORDdaily",
+    "at the beginning": "WORD daily",
+    "after a line break": "take\nWORD daily",
+    "between several spaces": "take  WORD  daily",
+    "in brackets": "take (WORD).",
+    "twice": "WORDWORD",
+}
+CURE = (
+    "The file's rows or tokens are not those that were trained: export again from the adapter and the tokenizer that "
+    "was saved with it."
+)
+
+
+def added_tokens(trained: Trained) -> dict[int, str]:
+    """The tokens that the tokenizer has and the base's does not, by number; empty where the base has no tokenizer."""
+    theirs = read_vocabulary(trained.base)
+    names = {int(number): str(text) for text, number in trained.tokenizer.hf.get_vocab().items()}
+    ours = names | {int(number): str(token) for number, token in trained.tokenizer.hf.added_tokens_decoder.items()}
+    return {number: text for number, text in sorted(ours.items()) if number not in theirs} if theirs else {}
+
+
+def asked_of(trained: Trained) -> list[Conversation]:
+    """Questions that hold the added tokens, a few in each."""
+    texts = list(added_tokens(trained).values())[: ASKED * TOGETHER]
+    groups = [texts[start : start + TOGETHER] for start in range(0, len(texts), TOGETHER)]
+    answer = Message("assistant", "…")
+    return [Conversation((Message("user", f"What is {' '.join(group)}?"), answer), "added") for group in groups]
+
+
+def plain_added(tokenizer: FolderTokenizer) -> dict[int, str]:
+    """Tokens that were added as words: they are found in any text, whoever wrote it."""
+    added = tokenizer.hf.added_tokens_decoder
+    return {int(number): str(token) for number, token in sorted(added.items()) if not token.special}
+
+
+def check_found(model: Model, tokenizer: FolderTokenizer) -> Point | None:
+    """Whether added words are found where training's tokenizer finds them; None where there are none.
+
+    A GGUF cannot hold how a word is to be found (after a space only, with the spaces around it): places in which that
+    makes a difference are told, and are a fault between words.
+    """
+    words = list(plain_added(tokenizer).items())[-ROWS:]
+    if not words:
+        return None
+    texts = [(word, place, pattern.replace("WORD", word)) for _, word in words for place, pattern in PLACES.items()]
+    trained = tokenizer.encode_all([text for _, _, text in texts])
+    wrong = [
+        (word, place)
+        for (word, place, text), ids in zip(texts, trained, strict=True)
+        if model.tokenize(text, parse_special=True) != ids
+    ]
+    faults = [word for word, place in wrong if place == "between words"]
+    places = ", ".join(dict.fromkeys(place for _, place in wrong))
+    detail = f"{len(words):,} added words get the ids of training in all {len(texts):,} places"
+    if wrong:
+        told = shown(dict.fromkeys(word for word, _ in wrong))
+        detail = f"{len(wrong)} of {len(texts):,} places get other ids than in training ({told}: {places})"
+        if not faults:
+            detail += ": a GGUF cannot hold how they were found there"
+    return Point("added words", not faults, detail, {"words": len(words), "differing": len(wrong)}, CURE)
+
+
+def check_rows(path: Path, reference: Any, added: Mapping[int, str]) -> Point:
+    """The rows of the added tokens in embedding and head, against those of the trained model in torch."""
+    numbers = list(added)[-ROWS:]
+    tables = {name: table for name in ("token_embd.weight", "output.weight") if (table := _read(path, name, numbers))}
+    theirs = {"token_embd.weight": embedding_rows(reference, numbers), "output.weight": head_rows(reference, numbers)}
+    if "output.weight" not in tables:  # tied: the head is the embedding
+        tables["output.weight"] = tables["token_embd.weight"]
+    worst, limit = 0.0, 1.0
+    for name, (ours, kind) in tables.items():
+        size = np.linalg.norm(theirs[name], axis=1)
+        error = float((np.linalg.norm(ours - theirs[name], axis=1) / np.maximum(size, 1e-12)).max())
+        allowed = ERROR_LIMIT.get(kind, QUANTISED_ERROR_LIMIT)
+        if error / allowed >= worst / limit:
+            worst, limit = error, allowed
+    what = f"embedding and head rows of {len(numbers):,} added tokens ({shown(list(added.values()))})"
+    detail = f"{what}: at most {worst:.1e} of a row's length from the trained ones (limit {limit:.0e})"
+    return Point("added tokens", worst <= limit, detail, {"tokens": len(numbers), "error": worst, "limit": limit}, CURE)
+
+
+def _read(path: Path, name: str, numbers: Sequence[int]) -> tuple[npt.NDArray[np.float32], str] | None:
+    """Rows of a file's tensor in float32, and the tensor's type; None where the file has no such tensor."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    for header in read_model(path):
+        tensor = next((each for each in header.tensors if each.name == name), None)
+        if tensor is None:
+            continue
+        rows = tensor.shape[1]
+        data = np.memmap(
+            header.path, np.uint8, "r", header.data_offset + tensor.offset, (rows, tensor.size_bytes // rows)
+        )
+        kind = GGMLQuantizationType[tensor.type_name]
+        stored = np.ascontiguousarray(data[list(numbers)])
+        plain = {"F32": np.float32, "F16": np.float16}.get(tensor.type_name)
+        values = stored.view(plain).astype(np.float32) if plain else dequantize(stored, kind)
+        return values.reshape(len(numbers), -1), tensor.type_name
+    return None
+
+
+def embedding_rows(reference: Any, numbers: Sequence[int]) -> npt.NDArray[np.float32]:
+    """What a model puts in place of tokens, before it scales that."""
+    import torch
+
+    module = reference.get_input_embeddings()
+    scale = next((float(each.embed_scale) for each in module.modules() if hasattr(each, "embed_scale")), 1.0)
+    with torch.inference_mode():
+        found: npt.NDArray[np.float32] = module(torch.tensor(list(numbers))).float().numpy() / scale
+    return found
+
+
+def head_rows(reference: Any, numbers: Sequence[int]) -> npt.NDArray[np.float32]:
+    """With what a model multiplies its last state to get the logits of tokens."""
+    import torch
+
+    module = reference.get_output_embeddings()
+    weight = next(each for each in module.parameters() if each.dim() == 2)
+    width = module.in_features if hasattr(module, "in_features") else weight.shape[1]
+    chosen = torch.tensor(list(numbers))
+    with torch.inference_mode():
+        if type(module) is torch.nn.Linear:
+            return np.asarray(module.weight[chosen].float().numpy())
+        nothing = module(torch.zeros(1, width, dtype=weight.dtype))[:, chosen]
+        parts = [module(part)[:, chosen] - nothing for part in torch.eye(width, dtype=weight.dtype).split(HEAD_ROWS)]
+        found: npt.NDArray[np.float32] = torch.cat(parts).T.float().numpy()
+    return found
