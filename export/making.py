@@ -14,6 +14,7 @@ from typing import Any, Literal
 from export.convert import Conversion, convert
 from export.converter import installed_version
 from export.foresee import Plan, given_matrix
+from export.growth import Growth, find_growth
 from export.handover.about import About, about_base, about_model
 from export.imatrix import (
     Calibration,
@@ -110,6 +111,23 @@ def check_makes(original: Original, wanted: Wanted) -> None:
         raise ConfigError(f"--onto {wanted.onto}: {original.home} is a model with nothing to merge onto a base.")
 
 
+def check_vocabulary(original: Original, wanted: Wanted) -> Growth | None:
+    """How the vocabulary grew beyond the base's.
+
+    Raises UnsupportedError for tokens that the model has no rows for, and for an adapter alone that needs a merge.
+    """
+    plan = read_plan(original.base.folder, original.adapters)
+    if wanted.lora:
+        pairs_of(plan)
+    growth = find_growth(original.base.folder, original.tokenizer, plan)
+    if growth and growth.after > growth.before and wanted.with_base:
+        raise ConfigError(
+            f"--with-base: {growth.told()[:-1]}. The untouched base has no rows for what was added: export it by itself "
+            f"(gladstone export gguf {original.base.folder})."
+        )
+    return growth
+
+
 class Making:
     """Makes the files of one export after another on its workbench."""
 
@@ -118,6 +136,7 @@ class Making:
         self.about = about_model(original, wanted.author, wanted.license, wanted.languages)
         self.held_out: dict[str, HeldOut] = {}  # by the model's name
         self.notes: list[str] = []
+        self.growth: Growth | None = None  # of the vocabulary
         self.calibration: Calibration | None = None
 
     def needed_bytes(self) -> int:
@@ -147,11 +166,14 @@ class Making:
         """What the files were held against, for the proof's page."""
         rows = NOT_HELD_OUT.get(self.original.rows.kind)
         told = {self.original.origin: self.original.name, "base": self.about.base_name}
+        told |= {"vocabulary": self.growth.told()} if self.growth else {}
         return told | ({"rows": rows} if rows else {})
 
     def all(self) -> dict[str, list[Point]]:
         """Every file that is wanted, and the proofs."""
         name = self.original.name
+        if self.growth:
+            self.notes.append(self.growth.told())
         if self.original.rows.kind in NO_HELD_OUT:
             self.notes.append(NO_HELD_OUT[self.original.rows.kind])
         if self.wanted.lora:

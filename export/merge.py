@@ -80,7 +80,7 @@ class Plan:
         return weight
 
 
-def read_plan(base: Path, adapters: Iterable[tuple[Path, float]], onto: Onto) -> Plan:
+def read_plan(base: Path, adapters: Iterable[tuple[Path, float]], onto: Onto = "16bit") -> Plan:
     """The plan of a base and the adapters in folders, each with its weight. Raises what both raise."""
     kind = str(read_model_config(base).get("model_type", ""))
     return plan_merge(base, [read_adapter(folder, weight, model_type=kind) for folder, weight in adapters], onto)
@@ -218,13 +218,21 @@ def set_vocabulary(config: dict[str, Any], plan: Plan) -> None:
             each["vocab_size"] = plan.sizes.after
 
 
-def copy_config(plan: Plan, base: Path, out: Path) -> list[Path]:
-    """config.json (with the head untied where it is) and generation_config.json."""
+def copy_config(plan: Plan, base: Path, out: Path, ends: Sequence[int] = ()) -> list[Path]:
+    """config.json, for what the merge changed of it, and generation_config.json, in which `ends` stop an answer too."""
     config = read_model_config(base)
     set_vocabulary(config, plan)
     write_json(out / "config.json", config)
     files = [out / "config.json"]
-    if (base / "generation_config.json").is_file():
-        copy_file(base / "generation_config.json", out / "generation_config.json")
-        files.append(out / "generation_config.json")
+    path = base / "generation_config.json"
+    if path.is_file():
+        generation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known = generation.get("eos_token_id")
+        stops = [known] if isinstance(known, int) else list(known or ())
+        missing = [end for end in dict.fromkeys(ends) if end not in stops]
+        if missing:
+            write_json(out / path.name, generation | {"eos_token_id": [*missing, *stops]})
+        else:
+            copy_file(path, out / path.name)
+        files.append(out / path.name)
     return files

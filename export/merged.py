@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.growth import find_growth
 from export.merge import Onto, Plan, copy_config, planned_shards, read_plan, write_index, write_shard
 from export.original.finding import find, opened
 from export.original.model import Asked, Original, check_accepted, serious_warnings
@@ -26,7 +27,7 @@ from gladstone.host import check_disk, installed_versions
 from gladstone.lock import held
 from gladstone.progress import Progress, step
 from gladstone.template import template_sha256
-from gladstone.tokenizer import tokenizer_files
+from gladstone.tokenizer import end_of_answer, load_tokenizer, tokenizer_files
 
 LOG_NAME = "export.log"
 SHARD_BYTES = 2_000_000_000
@@ -71,6 +72,9 @@ def merge_run(merging: Merging, out: Path | None, progress: Progress) -> list[Pa
 
 def _merge(original: Original, merging: Merging, out: Path, progress: Progress) -> list[Path]:
     plan = read_plan(original.base.folder, merging.adapters(original), merging.onto)
+    growth = find_growth(original.base.folder, original.tokenizer, plan)
+    tokenizer = load_tokenizer(original.tokenizer)
+    ends = [end for end in (tokenizer.eos_id, end_of_answer(tokenizer)) if end is not None]
     shards = planned_shards(plan, merging.shard_bytes)
     _check_target(original, out, shards)
     needed = sum(stored.size_bytes for stored in plan.sources.values())
@@ -78,11 +82,14 @@ def _merge(original: Original, merging: Merging, out: Path, progress: Progress) 
     with held(out / LOG_NAME, "merging"):
         remove_partials(out)
         bench = Workbench(out, _key(original, merging), progress)
+        if growth:
+            with step(progress, growth.told()[:-1]):
+                pass
         for file, tensors in shards.items():
             bench.piece(file, [tensor.name for tensor in tensors], _shard(plan, out / file, tensors, progress))
         original.check_unchanged()
         files = [out / file for file in shards] + write_index(shards, out)
-        files += copy_config(plan, original.base.folder, out) + _copy_tokenizer(original, out)
+        files += copy_config(plan, original.base.folder, out, ends) + _copy_tokenizer(original, out)
         write_manifest(out, _manifest(original, merging, plan, bench, files))
         bench.forget_state()
     return [out / file for file in shards]
@@ -115,6 +122,7 @@ def _manifest(original: Original, merging: Merging, plan: Plan, bench: Workbench
         facts={
             "changed_tensors": len(plan.changed),
             "head_untied": plan.untied,
+            "vocabulary": {"before": plan.sizes.before, "after": plan.sizes.after} if plan.sizes else None,
             "training_warnings": original.warnings,
             "key": bench.key,
             "pieces": bench.as_json(),

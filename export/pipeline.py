@@ -16,7 +16,7 @@ from export.handover.card import NAME as CARD_NAME
 from export.handover.card import Card
 from export.handover.write import MODELFILES, common_system, write_card, write_modelfile
 from export.lora import LORA
-from export.making import MATRIX, Making, Wanted, check_makes, choose_onto, conversion_of, model_key
+from export.making import MATRIX, Making, Wanted, check_makes, check_vocabulary, choose_onto, conversion_of, model_key
 from export.merge import Onto
 from export.original.finding import find, opened
 from export.original.model import Asked, check_accepted
@@ -68,10 +68,12 @@ def export_gguf(path: Path, asked: Asked, wanted: Wanted, out: Path | None, prog
         remove_partials(out)
         original.check_apart(out)
         check_makes(original, wanted)
+        growth = check_vocabulary(original, wanted)
         text = read_calibration(original, wanted.imatrix, wanted.imatrix_chunks)
         check_plan(conversion_of(original, about_model(original), original.adapter, "16bit"), wanted.plan, progress)
         onto, notes = choose_onto(original, wanted, out, progress)
         making = Making(original, wanted, onto, Workbench(out, model_key(original, onto), progress), progress)
+        making.growth = growth
         making.notes += [*original.notes, *notes, *date_note(original, making.base.template)]
         check_disk(out, making.needed_bytes(), "the GGUF files")
         making.check_lora()
@@ -163,6 +165,7 @@ def _hand_over(making: Making, proof: Mapping[str, Sequence[Point]], made: Mappi
         files={name: path for name, path in made.items() if not name.endswith(MATRIX)},
         onto=making.onto,
         ollama=no_ollama,
+        vocabulary=making.growth.told() if making.growth else None,
     )
     write_card(card, out)
     return [CARD_NAME, *(name for name in MODELFILES if (out / name).is_file())]

@@ -40,6 +40,7 @@ class Card:
     files: Mapping[str, Path]
     onto: str
     ollama: str | None  # why there is no Modelfile, if there is none
+    vocabulary: str | None = None  # how it grew beyond the base's, if it did
 
 
 def model_card(card: Card) -> str:
@@ -165,6 +166,8 @@ def _training(card: Card) -> Iterable[str]:
     rows = list(card.training.settings)
     over = "laid over" if any(name.endswith(LORA) for name in card.files) else "merged onto"
     rows.append((over, "the base as QLoRA held it (NF4)" if card.onto == "nf4" else "the base in 16 bit"))
+    if card.vocabulary:
+        rows.append(("vocabulary", card.vocabulary))
     counts = facts.get("rows") or {}
     if counts:
         rows.append(("rows", ", ".join(f"{count:,} {name}" for name, count in counts.items())))
@@ -190,7 +193,7 @@ def _proof(card: Card) -> Iterable[str]:
         yield f"{name}:"
         yield ""
         for point in points:
-            yield f"- {'proven' if point.passed else 'FAILED'} {_one_line(point.name)}: {_one_line(point.detail)}"
+            yield f"- {point.verdict} {_one_line(point.name)}: {_one_line(point.detail)}"
 
 
 def _linked(source: Source, kind: str) -> str:

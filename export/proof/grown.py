@@ -24,15 +24,15 @@ HEAD_ROWS = 64  # of a unit matrix at once: each gives logits over the whole voc
 # ‖row − trained row‖ / ‖trained row‖ by the file's type; of a file with few bits only a row of another token shows
 ERROR_LIMIT = {"F32": 1e-4, "F16": 2e-3, "BF16": 1e-2}
 QUANTISED_ERROR_LIMIT = 0.6
-PLACES: Mapping[str, str] = {
-    "between words": "take WORD daily",
-    "within a word": "takeWORDdaily",
-    "at the beginning": "WORD daily",
-    "after a line break": "take\nWORD daily",
-    "between several spaces": "take  WORD  daily",
-    "in brackets": "take (WORD).",
-    "twice": "WORDWORD",
-}
+FORMS = (
+    ("between words", "take WORD daily"),
+    ("within a word", "takeWORDdaily"),
+    ("at the beginning", "WORD daily"),
+    ("after a line break", "take\nWORD daily"),
+    ("between several spaces", "take  WORD  daily"),
+    ("in brackets", "take (WORD)."),
+    ("twice", "WORDWORD"),
+)
 CURE = (
     "The file's rows or tokens are not those that were trained: export again from the adapter and the tokenizer that "
     "was saved with it."
@@ -64,28 +64,41 @@ def plain_added(tokenizer: FolderTokenizer) -> dict[int, str]:
 def check_found(model: Model, tokenizer: FolderTokenizer) -> Point | None:
     """Whether added words are found where training's tokenizer finds them; None where there are none.
 
-    A GGUF cannot hold how a word is to be found (after a space only, with the spaces around it): places in which that
-    makes a difference are told, and are a fault between words.
+    A GGUF cannot hold how some are to be found: what that changes is told, and is no fault of the file.
     """
-    words = list(plain_added(tokenizer).items())[-ROWS:]
+    words = dict(list(plain_added(tokenizer).items())[-ROWS:])
     if not words:
         return None
-    texts = [(word, place, pattern.replace("WORD", word)) for _, word in words for place, pattern in PLACES.items()]
+    texts = [(number, place, form.replace("WORD", word)) for number, word in words.items() for place, form in FORMS]
     trained = tokenizer.encode_all([text for _, _, text in texts])
     wrong = [
-        (word, place)
-        for (word, place, text), ids in zip(texts, trained, strict=True)
+        (number, place)
+        for (number, place, text), ids in zip(texts, trained, strict=True)
         if model.tokenize(text, parse_special=True) != ids
     ]
-    faults = [word for word, place in wrong if place == "between words"]
-    places = ", ".join(dict.fromkeys(place for _, place in wrong))
     detail = f"{len(words):,} added words get the ids of training in all {len(texts):,} places"
+    reasons = {reason for number, _ in wrong if (reason := unheld(tokenizer, number))}
+    faults = [number for number, _ in wrong if not unheld(tokenizer, number)]
     if wrong:
-        told = shown(dict.fromkeys(word for word, _ in wrong))
+        told = shown(list(dict.fromkeys(words[number] for number, _ in wrong)))
+        places = ", ".join(dict.fromkeys(place for _, place in wrong))
         detail = f"{len(wrong)} of {len(texts):,} places get other ids than in training ({told}: {places})"
-        if not faults:
-            detail += ": a GGUF cannot hold how they were found there"
-    return Point("added words", not faults, detail, {"words": len(words), "differing": len(wrong)}, CURE)
+    if wrong and not faults:
+        detail += f": a GGUF cannot hold that {' and '.join(sorted(reasons))}"
+    measured = {"words": len(words), "places": len(texts), "differing": len(wrong)}
+    return Point("added words", not faults, detail, measured, CURE, limited=bool(wrong))
+
+
+def unheld(tokenizer: FolderTokenizer, number: int) -> str | None:
+    """What of the way in which an added word is found has no place in a GGUF."""
+    token, backend = tokenizer.hf.added_tokens_decoder[number], getattr(tokenizer.hf, "backend_tokenizer", None)
+    if token.lstrip or token.rstrip:
+        return "they take the spaces around them (lstrip, rstrip)"
+    if token.single_word:
+        return "they are found as single words only (single_word)"
+    if token.normalized and backend is not None and backend.normalizer is not None:
+        return "they are found in texts whose spaces are marked (normalized=True; with normalized=False it can)"
+    return None
 
 
 def check_rows(path: Path, reference: Any, added: Mapping[int, str]) -> Point:

@@ -13,8 +13,14 @@ class Point:
     detail: str
     measured: dict[str, Any] = field(default_factory=dict)
     cure: str = ""
+    limited: bool = False  # passed, but for what a GGUF cannot hold, which `detail` names
+
+    @property
+    def verdict(self) -> str:
+        """In a word."""
+        return "FAILED" if not self.passed else "limited" if self.limited else "proven"
 
     def told(self) -> str:
         """A line or two for people."""
-        line = f"{'proven' if self.passed else 'FAILED':7} {self.name}: {self.detail}"
+        line = f"{self.verdict:7} {self.name}: {self.detail}"
         return line if self.passed or not self.cure else f"{line}\n        {self.cure}"
