@@ -60,7 +60,6 @@ def find_growth(base: Path, tokenizer: Path, plan: Plan) -> Growth | None:
         return None
     rows = plan.planned(embedding).shape[0]
     before = plan.sizes.before if plan.sizes else rows
-    _refuse_rowless(tokenizer, ours, rows, before)
     theirs = read_vocabulary(base) if tokenizer != base else ours
     added = [(number, text) for number, text in sorted(ours.items()) if theirs.get(number) != text] if theirs else []
     replaced = sum(number in theirs for number, _ in added)
@@ -71,6 +70,7 @@ def find_growth(base: Path, tokenizer: Path, plan: Plan) -> Growth | None:
             f"tokens have another text, first id {number}: {ours[number]!r}, the base's {theirs[number]!r}. Give the "
             "base that the adapter was trained on."
         )
+    _refuse_rowless(tokenizer, ours, rows, before)
     if not added and not plan.sizes:
         return None
     trained = _trained_rows(plan, embedding)

@@ -122,8 +122,8 @@ def check_vocabulary(original: Original, wanted: Wanted) -> Growth | None:
     growth = find_growth(original.base.folder, original.tokenizer, plan)
     if growth and growth.after > growth.before and wanted.with_base:
         raise ConfigError(
-            f"--with-base: {growth.told()[:-1]}. The untouched base has no rows for what was added: export it by itself "
-            f"(gladstone export gguf {original.base.folder})."
+            f"--with-base: {growth.told()[:-1]}. The untouched base has no rows for what was added: export it by "
+            f"itself (gladstone export gguf {original.base.folder})."
         )
     return growth
 
