@@ -193,7 +193,7 @@ def test_a_vocabulary_that_lost_tokens_is_refused(base: Path, tmp_path: Path) ->
 
 
 def test_another_models_tokenizer_is_refused(base: Path, tmp_path: Path) -> None:
-    other = write_family("llama3", tmp_path / "other")
+    other = write_family("mistral", tmp_path / "other")
     with pytest.raises(UnsupportedError, match=r"not the base's tokenizer with tokens added"):
         find_growth(base, other, read_plan(base, []))
 
