@@ -18,6 +18,7 @@ from gladstone.gguf_base import is_copy, names_gguf, refusal, refusal_of_folder,
 from gladstone.host import cache_dir, check_disk, installed_versions
 from gladstone.importing import importing
 from gladstone.progress import Progress, step
+from gladstone.shell import command_line
 
 EMBEDDED = "embedded:smollm2-135m-instruct"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -279,9 +280,10 @@ def _check_folder(name: str, folder: Path, needs: Needs) -> None:
     config = _json(folder / "config.json")
     if config is None and adapters:
         of = (_json(adapters[0] / "adapter_config.json") or {}).get("base_model_name_or_path", "an unnamed model")
+        merge = command_line("gladstone", "export", "merge", Path(name))
         raise ConfigError(
             f"{needs.option}: {name!r} is no model but an adapter of {of}. Give {of} to train another adapter of it, "
-            f"or merge this one first (`gladstone export merge {name}`) and give the folder that is written."
+            f"or merge this one first (`{merge}`) and give the folder that is written."
         )
     if config is None or not any(folder.glob("*.safetensors")):
         other = refusal_of_folder(needs.option, name, folder) or refusal_of_repository(needs.option, name)

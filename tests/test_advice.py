@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ COMMAND = re.compile(r"`(?:gladstone )?(finetune|export|runtime|bench)((?: [a-z]
 OTHERS = {
     "--control-vector": "llama-cli", "--merge": "llama-gguf-split", "--jinja": "llama-cli", "--no-deps": "pip",
     "--no-binary": "pip", "--quiet": "pip", "--dest": "pip", "--force-reinstall": "pip", "--no-cache-dir": "pip",
-    "--query-gpu": "nvidia-smi", "--format": "nvidia-smi", "--summary": "vulkaninfo", "--model": "CSS", "--run": "CSS",
+    "--local-dir": "hf", "--query-gpu": "nvidia-smi", "--format": "nvidia-smi", "--summary": "vulkaninfo", "--model": "CSS", "--run": "CSS",
 }  # fmt: skip
 # words of a command that is put together elsewhere than in the text: options in the same file are its own
 BUILT = {"finetune/cli.py": ("export gguf",)}
@@ -100,6 +101,39 @@ def test_every_command_that_a_text_names_exists() -> None:
             if " ".join(words[:2]) not in options():
                 wrong.append(f"{text.file}:{text.line}: {' '.join(words)}")
     assert not wrong
+
+
+BEGUN = re.compile(r"(?:^|[\s`:])(?:gladstone )?((?:finetune|export|runtime|bench)(?: [a-z]+)+)(?: --[a-z-]+)* $")
+SAFE = {"onto", "model", "lora"}  # one of a few words; names of files beside the card, which come from a recipe's
+
+
+def unquoted(source: str) -> list[int]:
+    """Lines of f-strings in which a command is followed by a value that no `command_line` made fit for a shell."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            for before, after in itertools.pairwise(node.values):
+                begun = BEGUN.search(str(before.value)) if isinstance(before, ast.Constant) else None
+                is_command = begun is not None and begun[1] in options()
+                if is_command and isinstance(after, ast.FormattedValue) and not _is_fit(after.value):
+                    found.append(node.lineno)
+    return found
+
+
+def _is_fit(value: ast.expr) -> bool:
+    """Whether a value is made by `command_line`, or is one of those that need no quoting."""
+    return "command_line" in ast.dump(value) or (isinstance(value, ast.Name) and value.id in SAFE)
+
+
+def test_paths_in_commands_are_fit_for_a_shell() -> None:
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    found = {path.relative_to(ROOT).as_posix(): unquoted(path.read_text(encoding="utf-8")) for path in paths}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_an_unquoted_path_would_be_found() -> None:
+    assert unquoted('f"Next: gladstone export gguf {folder} --quant q8_0"') == [1]
+    assert unquoted("f\"Next: {command_line('export', 'gguf', folder)}\"") == []
 
 
 def test_the_look_up_would_find_a_wrong_option() -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import re
-import shlex
 from collections.abc import Sequence
 
 from gladstone.chat import Message
@@ -13,6 +12,7 @@ from gladstone.gguf import GgufHeader, info_of
 from gladstone.guarded_template import GuardedTemplate, TemplateProcess
 from gladstone.llama import Model, library
 from gladstone.named_templates import NamedTemplate, template_names
+from gladstone.shell import command_line
 from gladstone.template import ChatTemplate, encode_parts
 
 # one private-use character on each side, a number between them: what a text is replaced with while it is rendered
@@ -26,7 +26,7 @@ def check_template(headers: Sequence[GgufHeader]) -> None:
         raise ArtifactError(
             f"{info.path}: the file carries no chat template, so nobody knows how the model was trained to be asked. "
             f"Give one (--chat-template FILE, or one of {', '.join(template_names())}), or let it continue a text as "
-            f"it is: runtime ask {shlex.quote(str(info.path))} --raw TEXT."
+            f"it is: {command_line('runtime', 'ask', info.path, '--raw')} TEXT."
         )
 
 

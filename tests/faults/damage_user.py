@@ -71,6 +71,8 @@ def _answer(model: Model) -> tuple[str, str]:
     template = ChatTemplate(source.decode("utf-8", "surrogateescape")) if source else None
     text = template.render([Message("user", PROMPT)]) if template else PROMPT
     tokens = model.framed(model.tokenize(text, parse_special=True))[:64]
+    if not tokens:  # which the engine says, too
+        return "loaded", "a vocabulary that has none of these words"
     with Context(model, 128, threads=1) as context:
         if not library().llama_get_memory(context.handle):
             return "loaded", "a model that makes vectors"

@@ -266,6 +266,19 @@ def test_info_shows_what_a_gguf_without_a_model_is(
     assert "its bytes differ from the manifest's sha256" in runtime("info", path).stderr
 
 
+def test_a_model_that_claims_an_endless_context_is_asked_in_a_useful_one(runtime: Run, tmp_path: Path) -> None:
+    path = WRONG["endless context"](tmp_path)
+    result = runtime("ask", path, "the heart", "--max-tokens", "2", *ONE_THREAD)
+    assert result.exit_code == 0, result.output
+    talk = runtime("chat", path, "--max-tokens", "2", *ONE_THREAD, stdin="")
+    assert "tiny.gguf, context 4,096 tokens" in talk.output
+    assert "of 16,777,216 that --context can ask for" in talk.output
+    refused = runtime("ask", path, "the heart", "--context", "4294967295")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "expected 1 to 16,777,216" in refused.stderr
+    assert "no more than 16,777,216 can be used" in runtime("info", path).stdout
+
+
 def test_info_says_that_the_template_writes_the_date_and_which_one_was_trained(runtime: Run, rewrite: Rewrite) -> None:
     path = rewrite("tokenizer.chat_template", "{{ strftime_now('%d %b %Y') }}")
     assert "date            the template writes today's\n" in runtime("info", path).output
