@@ -15,6 +15,7 @@ from gladstone.chat import Message
 from gladstone.errors import ConfigError, DataError
 from gladstone.reasoning import markers_of
 from gladstone.sandbox import Rendering, compiled, rendered
+from gladstone.template_probes import SystemSupport, find_system_support, shows_question
 from gladstone.template_reads import names_read
 from gladstone.tool_turns import CallStyle, ToolSupport, find_support, tools_of, turns_of
 
@@ -148,6 +149,19 @@ class ChatTemplate:
         """
         turns = self.turns(messages, tools)
         return self._rendered(Rendering(turns, add_generation_prompt, tools_of(tools), self.now, self._arguments))
+
+    def prompt_with(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:
+        """The text up to where the answer begins, with these arguments beside those that are set."""
+        given = {**self._arguments, **arguments}
+        return self._rendered(Rendering(self.turns(messages), True, now=self.now, arguments=given))
+
+    def system_support(self) -> SystemSupport:
+        """Whether the model sees a system prompt, with the arguments that are set."""
+        return find_system_support(lambda messages: self.prompt_with(messages, {}))
+
+    def shows_question(self) -> bool:
+        """Whether the model sees what it is asked."""
+        return shows_question(lambda messages: self.prompt_with(messages, {}))
 
     def turns(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> list[dict[str, Any]]:
         """The turns as the template takes them. Raises DataError if it leaves tools, calls or their results out."""

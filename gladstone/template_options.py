@@ -1,4 +1,4 @@
-"""Which chat template is used, and what it is given: options that chat and ask have in common."""
+"""Which chat template is used, and what it is given: options of every command that asks a model."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -11,6 +11,7 @@ from typing import Protocol, Self
 import click
 
 from gladstone.errors import DataError
+from gladstone.rows.encodings import MARKS, decoded
 
 PATIENCE_S = 2.0
 
@@ -18,6 +19,11 @@ PATIENCE_S = 2.0
 def write(text: str, *, dim: bool = False, err: bool = False) -> None:
     """Show a piece of text at once, dimmed if the stream is a terminal."""
     click.echo(click.style(text, dim=True) if dim else text, nl=False, err=err)
+
+
+def remark(text: str) -> None:
+    """A line of the program, not of the model."""
+    write(f"{text}\n", dim=True)
 
 
 def tolerate_narrow_encodings() -> None:
@@ -105,19 +111,28 @@ class TypedLines:
 
 
 class PipedLines:
-    """Lines of a pipe or a file, so that a chat can be scripted. Raises DataError for a line that is not UTF-8."""
+    """Lines of a pipe or a file, so that a chat can be scripted: UTF-8, or what a byte-order mark says.
+
+    Raises DataError for a line that is not UTF-8.
+    """
 
     def __init__(self) -> None:
         self._stream = sys.stdin.buffer
         self._number = 0
+        self._wide: Iterator[str] | None = None  # the lines of an input whose line ends are more than a byte
 
     def read(self) -> str | None:
+        if self._wide is not None:
+            return next(self._wide, None)
         line = self._stream.readline()
         self._number += 1
+        if self._number == 1 and line.startswith(tuple(MARKS)):
+            self._wide = iter(decoded(line + self._stream.read(), "standard input").splitlines())
+            return next(self._wide, None)
         if not line:
             return None
         try:
-            return line.decode("utf-8").rstrip("\r\n")
+            return line.decode("utf-8-sig" if self._number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
             raise DataError(f"standard input, line {self._number}: not UTF-8.") from None
 

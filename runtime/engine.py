@@ -34,6 +34,7 @@ from runtime.generation.sampler import Sampling
 from runtime.generation.serial import Reply, SerialRunner, Teaching
 from runtime.generation.speculation import DraftModel, Guesser, PromptLookup
 from runtime.generation.tasks import QueueFullError, Task
+from runtime.generation.turn_end import find_turn_end
 from runtime.generation.writer import Vocabulary, Writer, log_softmax
 from runtime.loading import EngineOptions, choose_engine_threads, doubt_engine_threads, load
 from runtime.machine.fit import Fit
@@ -73,8 +74,13 @@ class Engine:
         self.model, self.context = loaded.model, loaded.context
         self.context_tokens = loaded.limits.context_tokens
         self._strengths = tuple(lora.scale for lora in self.options.loras)
-        markers = markers_of(loaded.template.source) if loaded.template else UNMARKED
-        self._vocabulary = Vocabulary(self.model, markers)
+        self.answer_stop = ""  # a text before which every answer ends, where the template has no token for that
+        markers = UNMARKED
+        if loaded.template is not None:
+            markers = markers_of(loaded.template.source)
+            token, self.answer_stop = find_turn_end(self.model, loaded.template, markers)
+            self.model.end_tokens |= set() if token is None else {token}
+        self._vocabulary = Vocabulary(self.model, markers, self.answer_stop)
         self._draft_sequences = list(range(self.options.slots))
         self._grammars: GrammarCompiler | None = None
         self._lock = threading.Lock()

@@ -82,7 +82,7 @@ def render_info(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenan
         or "none",
         "manifest": provenance.manifest + stage,
         "proof": proofs[provenance.proof_passed],
-        "template": facts.template_sha256 or "none: this file cannot be chatted with",
+        "template": facts.template_sha256 or "none: --chat-template gives it one",
     }
     if _asks_for_date(facts):
         trained = f"; trained on {provenance.template_date}" if provenance.template_date else ""

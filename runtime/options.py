@@ -1,5 +1,6 @@
 """Options that chat and ask have in common, and their defaults."""
 
+import secrets
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 from gladstone.chat import CHAT_SAMPLING
 from gladstone.template_options import chosen_template, parse_arguments
 from runtime.console import Waiting
-from runtime.generation.sampler import Sampling
+from runtime.generation.sampler import MAX_SEED, Sampling
 
 if TYPE_CHECKING:
     from runtime.engine import Engine
@@ -38,7 +39,7 @@ _HELP = {
     "mirostat": "Keep the surprise of the text constant in place of all filters: version 1 or 2; 0 for no.",
     "mirostat_tau": "The surprise that mirostat aims at.",
     "mirostat_eta": "How fast mirostat corrects itself.",
-    "seed": "The same seed gives the same answers.",
+    "seed": "The same seed gives the same answers; random draws one and says which.",
     "max_tokens": "Cut an answer after this many tokens.",
     "beams": "Search with so many beams (models as T5); 1 for no search.",
     "no_repeat_ngram": "Never write so many tokens in a row twice (models as T5); 0 for no.",
@@ -53,6 +54,24 @@ MMAP_HELP = (
     "Map the weights' file, or copy it into memory: faster, but no other program can have that memory.  "
     "[default: copy where it is faster and half of the free memory is left]"
 )
+
+
+class DrawnSeed(int):
+    """A seed that was drawn: the user is told which, to repeat what it gave."""
+
+
+class Seed(click.ParamType[Any]):
+    """A number, or `random`."""
+
+    name = "N|random"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "random":
+            return DrawnSeed(secrets.randbelow(MAX_SEED + 1))
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor random.", param, ctx)
 
 
 class GpuLayers(click.ParamType[Any]):
@@ -83,22 +102,20 @@ def sampling_options(defaults: Sampling) -> Callable[[Command], Command]:
         for name, text in reversed(_HELP.items()):
             value = getattr(defaults, name)
             flag = f"--{name.replace('_', '-')}"
-            command = click.option(flag, type=type(value), default=value, show_default=True, help=text)(command)
+            kind = Seed() if name == "seed" else type(value)
+            command = click.option(flag, type=kind, default=value, show_default=True, help=text)(command)
         return command
 
     return decorate
 
 
 def engine_options(command: Command) -> Command:
-    """System prompt, context size, what computes, adapters, guesses."""
+    """Context size, what computes, adapters, guesses."""
     for option in (
         click.option(
             "--draft", type=click.Path(path_type=Path), metavar="FILE", help="A small model that guesses ahead."
         ),
         click.option("--lookup", is_flag=True, help="Guess ahead from the text itself: faster where answers quote."),
-        click.option(
-            "--reasoning-tokens", type=click.IntRange(min=0), metavar="N", help="Close a thought after N tokens."
-        ),
         click.option("--cache-type", type=click.Choice(CACHE_TYPES), default="f16", show_default=True, help=CACHE_HELP),
         click.option(
             "--gpu-layers",
@@ -115,7 +132,6 @@ def engine_options(command: Command) -> Command:
         click.option(
             "--context", type=int, metavar="TOKENS", help="Context size.  [default: the model's, at most 4096]"
         ),
-        click.option("--system", metavar="TEXT", help="System prompt.  [default: what the model's template says]"),
     ):
         command = option(command)
     return command
@@ -124,6 +140,15 @@ def engine_options(command: Command) -> Command:
 def build_sampling(options: dict[str, Any]) -> Sampling:
     """The settings among a command's options. Raises ConfigError that names every wrong one."""
     return Sampling(**{field.name: options[field.name] for field in fields(Sampling) if field.name in options})
+
+
+def seed_remark(sampling: Sampling) -> str | None:
+    """Which seed was drawn, if one was."""
+    if not isinstance(sampling.seed, DrawnSeed):
+        return None
+    if sampling.temperature == 0:
+        return "--seed random: at temperature 0 every seed gives the same answer; --temperature 0.7 lets them differ."
+    return f"Seed {sampling.seed}: --seed {sampling.seed} gives the same again."
 
 
 def load_engine(model: Path, options: dict[str, Any]) -> "Engine":

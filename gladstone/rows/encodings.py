@@ -57,10 +57,13 @@ def decoded(data: bytes, name: str) -> str:
     """
     encoding = next((each for start, each in MARKS.items() if data.startswith(start)), "utf-8-sig")
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         expected = "UTF-8" if encoding == "utf-8-sig" else f"{encoding.upper()}, which its byte-order mark says"
         raise DataError(f"{name}: byte {error.start + 1:,} is not {expected}.") from None
+    if "\0" in text:
+        raise DataError(f"{name}: it holds NUL characters, as UTF-16 without a byte-order mark does. Save it as UTF-8.")
+    return text
 
 
 def as_utf8(

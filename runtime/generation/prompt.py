@@ -49,7 +49,7 @@ def load_template(
 def _load_template(model: Model, process: TemplateProcess | None, chosen: NamedTemplate | None) -> GuardedTemplate:
     names = {"bos_token": model.bos, "eos_token": model.eos, "pad_token": model.pad}
     special = {name: model.token_text(token) for name, token in names.items() if token >= 0}
-    special.setdefault("eos_token", "")  # many templates add it to a text, which fails where there is none
+    special = {"bos_token": "", "eos_token": "", **special}  # templates add them to texts, which fails without one
     if chosen is not None:
         try:
             return GuardedTemplate(chosen.source, special, process, name=chosen.name)

@@ -23,10 +23,14 @@ Logits = npt.NDArray[np.float32]
 
 
 class Vocabulary:
-    """What each token of a model adds to the text, remembered; markers of reasoning count as text."""
+    """What each token of a model adds to the text, remembered; markers of reasoning count as text.
 
-    def __init__(self, model: Model, markers: Markers = THINK) -> None:
+    `stop` is a text before which every answer ends, "" for none.
+    """
+
+    def __init__(self, model: Model, markers: Markers = THINK, stop: str = "") -> None:
         self.model, self.markers = model, markers
+        self.stops = (stop,) if stop else ()
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
         for text in markers.texts:  # what the vocabulary calls control tokens would not be printed
@@ -90,8 +94,9 @@ class Writer:
         self.ended = False
         self._vocabulary, self._context_tokens = vocabulary, context_tokens
         self._times = _Times()
+        stops = (*request.sampling.stop, *vocabulary.stops)
         opened = vocabulary.opens_reasoning(request.tokens)
-        self._stream = TextStream(request.sampling.stop, reasoning_opened=opened, markers=vocabulary.markers)
+        self._stream = TextStream(stops, reasoning_opened=opened, markers=vocabulary.markers)
         self._chain: SamplerChain | None = None
         self._constraint: Constraint | None = None
         self._logprobs: list[TokenLogprob] = []

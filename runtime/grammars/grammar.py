@@ -35,6 +35,7 @@ LIMITS: dict[str, Any] = {
 # each property that may be left out
 MAX_ITEMS_IN_ROW = {"gbnf": 1_000, "json_schema": 5_000, "json_object": 5_000, "regex": 2_000}
 MAX_MESSAGE_LETTERS = 200
+NO_WAY_ON = "no text that fits the grammar goes on from here: the vocabulary has no token for what must follow."
 
 _stack_size = threading.Lock()
 
@@ -119,7 +120,10 @@ class Constraint:
             return allowed
         fill_next_token_bitmask(self._matcher, self._bits)
         self._check()  # on an error the mask allows the end, which would pass for a complete answer
-        return np.unpackbits(self._bits.view(np.uint8)[0], count=self._vocab_size, bitorder="little").view(np.bool_)
+        allowed = np.unpackbits(self._bits.view(np.uint8)[0], count=self._vocab_size, bitorder="little").view(np.bool_)
+        if not allowed.any():
+            raise UnsupportedError(NO_WAY_ON)
+        return allowed
 
     def mask(self, logits: "npt.NDArray[np.float32]") -> None:
         """Set the logits (V,) of forbidden tokens to minus infinity, in place. Raises UnsupportedError as `allowed`."""
@@ -180,7 +184,7 @@ class Constraint:
             return
         message = _short(self._matcher.get_error())
         if message.startswith("NoExtension"):
-            raise UnsupportedError("no text that fits the grammar goes on from here.")
+            raise UnsupportedError(NO_WAY_ON)
         raise UnsupportedError(f"the grammar is too large or too ambiguous to follow: {message}")
 
 

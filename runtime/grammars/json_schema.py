@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from gladstone.errors import ConfigError
 from runtime.grammars.finite_schema import Schema, finite_schemas, listed, mapping
 from runtime.grammars.regex import MAX_QUANTIFIERS, check_nesting, check_regex
+from runtime.grammars.wrappers import unwrapped
 
 MAX_DEPTH = 64
 MAX_REFERENCE_DEPTH = 1_000  # parts of pointers, all references together; 8 MiB of stack hold 2,000, not 4,000
@@ -52,9 +53,12 @@ WHITESPACE = " |\\n {0,40}|\\n\\t{1,10}"
 
 
 def prepare_schema(text: str) -> str:
-    """The schema as llguidance gets it. Raises ConfigError with a JSON pointer to what cannot be used."""
+    """The schema as llguidance gets it, out of what programs wrap one in.
+
+    Raises ConfigError with a JSON pointer to what cannot be used.
+    """
     check_nesting(_without_strings(text), MAX_DEPTH, "the JSON schema")
-    schema = _parse(text)
+    schema = unwrapped(_parse(text))
     if isinstance(schema, bool):
         if not schema:
             raise ConfigError("the JSON schema is `false`: no value fits it.")

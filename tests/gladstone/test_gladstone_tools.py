@@ -172,7 +172,7 @@ def test_a_template_without_tools_is_refused_by_its_name(
 
 @pytest.mark.parametrize("name", ["question-answer", "instruction", "flan-t5-medical"])
 def test_templates_of_plain_questions_take_no_tools(name: str) -> None:
-    path = Path(__file__).parents[2] / "finetune" / "templates" / f"{name}.jinja"
+    path = Path(__file__).parents[2] / "gladstone" / "chat_templates" / f"{name}.jinja"
     template = ChatTemplate(path.read_text(encoding="utf-8"), SPECIAL)
     for tools in (TOOLS, ()):
         with pytest.raises(DataError, match=r"base\.chat_template"):

@@ -8,9 +8,9 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from gladstone.terminal import visible
-from runtime.chat import _AnswerScreen
 from runtime.console import TypedLines, Waiting, cancel_on_interrupt
 from runtime.generation.reasoning import Piece
+from runtime.screen import AnswerScreen
 
 ANSWER = [Piece("Low", True), Piece(" iron.", True), Piece("Ana", False), Piece("emia\n\x1b[31m", False)]
 
@@ -42,7 +42,7 @@ def test_ctrl_c_leaves_only_when_pressed_twice(capsys: pytest.CaptureFixture[str
 
 
 def test_reasoning_is_shown_on_lines_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = _AnswerScreen(show_reasoning=True)
+    screen = AnswerScreen(show_reasoning=True)
     for piece in ANSWER:
         screen.piece(piece)
     screen.finish()
@@ -50,7 +50,7 @@ def test_reasoning_is_shown_on_lines_of_its_own(capsys: pytest.CaptureFixture[st
 
 
 def test_hidden_reasoning_is_mentioned_once(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = _AnswerScreen(show_reasoning=False)
+    screen = AnswerScreen(show_reasoning=False)
     for piece in ANSWER:
         screen.piece(piece)
     screen.finish()

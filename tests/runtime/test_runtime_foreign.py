@@ -1,16 +1,26 @@
 import json
 import re
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 
+from gladstone.artifacts import Manifest, record_file, write_manifest
 from gladstone.chat import Message
 from gladstone.errors import UnsupportedError
+from gladstone.gguf import read_info
 from gladstone.llama import Model
 from gladstone.named_templates import read_template
+from gladstone.reasoning import THINK, Markers
+from gladstone.template import ChatTemplate
+from gladstone.terminal import visible
 from runtime.engine import Engine, EngineOptions, Sampling
+from runtime.generation.turn_end import find_turn_end
 from tests.runtime.foreign_models import BOS, EOS, TEMPLATE, write_tiny
 
 Run = Callable[..., Result]
@@ -118,3 +128,281 @@ def test_a_vocabulary_that_names_no_end_of_text_does_not_take_a_comma_for_it(tmp
         ends = {model.token_text(token) for token in range(model.vocab_size) if model.ends_generation(token)}
         assert ends == {"<|endoftext|>", "<|im_end|>"}
         assert (model.bos, model.token_text(model.eos)) == (-1, "<|endoftext|>")
+
+
+IGNORES = "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}" + IGNORES
+
+
+@pytest.fixture(scope="module")
+def ignores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose template leaves the system prompt out."""
+    return write_tiny(tmp_path_factory.mktemp("ignores") / "ignores.gguf", {TEMPLATE: IGNORES})
+
+
+@pytest.fixture(scope="module")
+def refuses(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose template raises for a system prompt."""
+    return write_tiny(tmp_path_factory.mktemp("refuses") / "refuses.gguf", {TEMPLATE: REFUSES})
+
+
+def test_a_system_prompt_that_the_model_does_not_see_is_a_warning(runtime: Run, ignores: Path) -> None:
+    result = runtime("ask", ignores, "hello", "--system", "Be brief.", *QUICK)
+    assert result.exit_code == 0
+    assert "leaves the system prompt out: the model does not see it. --system-as user" in result.stderr
+    result = runtime("chat", ignores, *QUICK, stdin="/system Be brief.\n/system\nhello\n")
+    assert result.exit_code == 1
+    assert "The system prompt is set." not in result.stdout
+    assert "The system prompt is not set: the chat template leaves" in result.stdout
+    assert "No system prompt is set" in result.stdout
+
+
+def test_a_system_prompt_that_a_template_refuses_is_an_error_once_and_can_be_unset(runtime: Run, refuses: Path) -> None:
+    for command, question in (("ask", ["hello"]), ("chat", [])):
+        result = runtime(command, refuses, *question, "--system", "Be brief.", *QUICK, stdin="hello\n")
+        assert (result.exit_code, result.stdout) == (1, "")
+        for part in ("takes no system prompt", "No system role", "--system-as user"):
+            assert part in result.stderr
+    result = runtime("chat", refuses, *QUICK, stdin="/system Be brief.\nhello\nand more\n")
+    assert (result.exit_code, result.stdout.count("No system role"), result.stdout.count("of 256")) == (1, 1, 2)
+
+
+def test_a_system_prompt_can_stand_before_the_first_question(runtime: Run, refuses: Path, tmp_path: Path) -> None:
+    with Engine(refuses, EngineOptions(threads=1)) as engine:
+        expected = len(engine.prompt_tokens([Message("user", "Be brief.\n\nhello")]))
+    (tmp_path / "system.txt").write_bytes("Be brief.\n".encode("utf-16"))
+    for option in (("--system", "Be brief."), ("--system-file", tmp_path / "system.txt")):
+        result = runtime("ask", refuses, "hello", *option, "--system-as", "user", "--json", *QUICK)
+        assert (result.exit_code, json.loads(result.stdout)["prompt_tokens"]) == (0, expected)
+    result = runtime(
+        "chat", refuses, "--system-as", "user", *QUICK, stdin="/system Be brief.\nhello\n/system off\nhi\n/system\n"
+    )
+    assert result.exit_code == 0
+    assert "The system prompt is set." in result.stdout
+    assert "The system prompt is taken away." in result.stdout
+    assert result.stdout.endswith("No system prompt is set: the model's template decides.\n")
+
+
+def test_thinking_is_turned_off_by_what_the_template_reads(runtime: Run, ignores: Path, tmp_path: Path) -> None:
+    thinks = write_tiny(tmp_path / "thinks.gguf", {TEMPLATE: THINKS})
+    counts = [
+        json.loads(runtime("ask", thinks, "hello", "--json", *QUICK, *option).stdout)["prompt_tokens"]
+        for option in (("--template-arg", "enable_thinking=false"), ("--no-think",))
+    ]
+    assert counts[0] == counts[1]
+    result = runtime("ask", thinks, "hello", "--no-think", "--template-arg", "enable_thinking=true")
+    assert result.exit_code == 1
+    assert "contradict" in result.stderr
+    result = runtime("ask", ignores, "hello", "--no-think", *QUICK)
+    assert result.exit_code == 0
+    assert "no switch for thinking: a thought is closed at once" in result.stderr
+    result = runtime("chat", thinks, *QUICK, stdin="/think off\nhello\n/think on\n/think\n")
+    assert result.exit_code == 1
+    assert "Thinking is off, by enable_thinking=false.\n" in result.stdout
+    assert "Thinking is on" in result.stdout
+    assert "/think takes on or off." in result.stdout
+
+
+def test_a_seed_that_is_drawn_is_told_and_gives_the_same_again(runtime: Run, ignores: Path) -> None:
+    hot = ("--temperature", "1", *QUICK)
+    first = runtime("ask", ignores, "hello", "--seed", "random", *hot)
+    seed = re.search(r"Seed (\d+): --seed", first.stderr)
+    assert seed
+    again = json.loads(runtime("ask", ignores, "hello", "--seed", seed[1], "--json", *hot).stdout)
+    assert (again["text"] + "\n" * bool(again["text"]), again["seed"]) == (first.stdout, int(seed[1]))
+    assert "at temperature 0 every seed" in runtime("ask", ignores, "hello", "--seed", "random", *QUICK).stderr
+    assert runtime("ask", ignores, "hello", "--seed", "often").exit_code == 2
+
+
+def test_a_question_is_asked_again_with_another_seed(runtime: Run, ignores: Path) -> None:
+    options = (
+        "--temperature",
+        "1.5",
+        "--top-k",
+        "0",
+        "--top-p",
+        "1",
+        "--min-p",
+        "0",
+        "--threads",
+        "1",
+        "--max-tokens",
+        "12",
+    )
+    told = runtime("chat", ignores, *options, stdin="hello\n/retry\n/retry\n")
+    assert told.exit_code == 0
+    wanted = [
+        json.loads(
+            runtime("ask", ignores, "hello", "--json", "--repeat-penalty", "1.1", "--seed", seed, *options).stdout
+        )["text"]
+        for seed in range(3)
+    ]
+    assert len(set(wanted)) == 3
+    places = [told.stdout.find(visible(text)) for text in wanted]
+    assert -1 < places[0] < places[1] < places[2]
+    result = runtime("chat", ignores, *QUICK, stdin="/retry\n")
+    assert (result.exit_code, "no question to ask again" in result.stdout) == (1, True)
+
+
+def test_an_answer_that_is_cut_before_it_fits_its_schema_says_so(runtime: Run, ignores: Path, tmp_path: Path) -> None:
+    schema = {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "a",
+            "strict": True,
+            "schema": {
+                "type": "object",
+                "properties": {"a": {"type": "string", "minLength": 40}},
+                "required": ["a"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    (tmp_path / "schema.json").write_text("\ufeff" + json.dumps(schema))
+    asked = ("ask", ignores, "hello", "--json-schema", tmp_path / "schema.json", "--threads", 1)
+    result = runtime(*asked, "--max-tokens", 8)
+    assert result.exit_code == 1
+    assert "does not fit what was asked of it yet" in result.stderr
+    assert "--max-tokens allows more" in result.stderr
+    result = runtime(*asked, "--max-tokens", 8, "--json")
+    said = json.loads(result.stdout)
+    assert (result.exit_code, said["complete"], said["stop_reason"]) == (1, False, "length")
+    result = runtime(*asked, "--max-tokens", 200, "--json", "--temperature", 1, "--repeat-penalty", 1.3)
+    said = json.loads(result.stdout)
+    if said["stop_reason"] == "end":
+        assert (result.exit_code, said["complete"], list(json.loads(said["text"]))) == (0, True, ["a"])
+
+
+@pytest.mark.parametrize("option", ["--regex", "--json-schema", "--grammar"])
+def test_an_empty_form_is_refused(runtime: Run, ignores: Path, option: str) -> None:
+    result = runtime("ask", ignores, "hello", option, "")
+    assert result.exit_code == 2
+    assert f"{option} is empty" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xef\xbb\xbfhello\n", "\ufeffhello\r\n".encode("utf-16-le"), "\ufeffhello\n".encode("utf-16-be")]
+)
+def test_a_byte_order_mark_is_no_part_of_a_question(runtime: Run, ignores: Path, tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "question.txt").write_bytes(data)
+    with Engine(ignores, EngineOptions(threads=1)) as engine:
+        expected = len(engine.prompt_tokens([Message("user", "hello")]))
+    for result in (
+        runtime("ask", ignores, "--json", *QUICK, stdin=data),
+        runtime("ask", ignores, "--file", tmp_path / "question.txt", "--json", *QUICK),
+    ):
+        assert json.loads(result.stdout)["prompt_tokens"] == expected
+    chatted = runtime("chat", ignores, *QUICK, stdin=data)
+    assert chatted.exit_code == 0
+    counted = re.search(r"(\d+) tokens, .*context (\d+) of 256", chatted.stdout)
+    assert counted
+    assert int(counted[2]) - int(counted[1]) == expected
+
+
+def test_a_text_of_two_bytes_a_character_without_a_mark_is_named(runtime: Run, ignores: Path) -> None:
+    result = runtime("ask", ignores, stdin="hello".encode("utf-16-le"))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "standard input: it holds NUL characters, as UTF-16 without" in result.stderr
+
+
+def test_a_form_may_hold_a_comma_where_no_end_of_text_is_named(runtime: Run, tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "endless.gguf", {EOS: None, BOS: None})
+    result = runtime("ask", path, "hello", "--regex", "[a-z],[a-z]", *QUICK)
+    assert (result.exit_code, bool(re.fullmatch("[a-z],[a-z]\n", result.stdout))) == (0, True)
+
+
+def test_log_probabilities_tell_the_bytes_of_parts_of_a_character(runtime: Run, ignores: Path) -> None:
+    result = runtime("ask", ignores, "hello", "--regex", "😀", "--logprobs", 2, "--json", "--threads", 1)
+    tokens = json.loads(result.stdout)["logprobs"]
+    assert bytes(byte for token in tokens for byte in token["bytes"]).decode() == "😀"
+    assert len(tokens) == 4
+    assert {token["token"] for token in tokens} == {"\ufffd"}
+    with Model(ignores, vocab_only=True) as model:
+        for token in (each for first in tokens for each in (first, *first["top_logprobs"])):
+            assert list(model.piece(token["id"], special=True)) == token["bytes"]
+    assert [len(token["top"]) for token in tokens] == [2] * 4
+
+
+def test_another_template_than_the_files_own_is_told(runtime: Run, ignores: Path, bare: Path) -> None:
+    result = runtime("ask", ignores, "hello", "--chat-template", "llama3", *QUICK)
+    assert result.exit_code == 0
+    assert "The chat template llama3 is used in place of the file's own." in result.stderr
+    assert "The vocabulary has no tokens for <|end_header_id|>, <|eot_id|>, <|start_header_id|>" in result.stderr
+    assert "chat template" not in runtime("ask", bare, "hello", "--chat-template", "chatml", *QUICK).stderr
+
+
+@pytest.mark.parametrize(
+    ("template", "token", "stop"),
+    [
+        ("{% for m in messages %}{{ m.content }}<|im_start|>{% endfor %}", "<|im_start|>", ""),
+        ("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", None, ""),
+        (
+            "{% for m in messages %}{% if m.role == 'user' %}### Question: {% endif %}{{ m.content }}\n\n{% endfor %}",
+            None,
+            "\n### Question:",
+        ),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}", None, " user:"),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", None, ""),
+        ("{% for m in messages %}{{ m.content }}</s>{% endfor %}", None, "</s>"),
+        ("{{ messages[-1].content }}", None, ""),
+    ],
+)
+def test_an_answer_ends_by_what_the_template_writes_behind_one(
+    bare: Path, template: str, token: str | None, stop: str
+) -> None:
+    with Model(bare, vocab_only=True) as model:
+        end, text = find_turn_end(model, ChatTemplate(template), THINK)
+        assert (end if end is None else model.token_text(end), text) == (token, stop)
+
+
+def test_a_token_that_ends_thoughts_is_not_taken_for_the_end_of_an_answer(bare: Path) -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}<|im_start|>{% endfor %}")
+    with Model(bare, vocab_only=True) as model:
+        assert find_turn_end(model, template, Markers("<|im_start|>x", "</think>")) == (None, "")
+
+
+def test_a_template_without_an_end_ends_answers_before_the_next_question(runtime: Run, tmp_path: Path) -> None:
+    source = "{% for m in messages %}{{ '#' if m.role == 'user' else '' }}{{ m.content }}{% endfor %}="
+    path = write_tiny(tmp_path / "endless.gguf", {TEMPLATE: source, EOS: None})
+    result = runtime("ask", path, "hello", *QUICK)
+    assert "marks no end of an answer: it ends before '#'" in result.stderr
+    with Engine(path, EngineOptions(threads=1)) as engine:
+        hash_token = engine.model.tokenize("#")[0]
+        likely = Sampling(max_tokens=4, logit_bias=((hash_token, 1000.0),))
+        answer = engine.complete(engine.prompt_tokens([Message("user", "hello")]), likely)
+        assert (answer.text, answer.stop_reason) == ("", "stop")
+
+
+def test_a_verified_file_says_that_its_template_is_replaced(runtime: Run, ignores: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(ignores, tmp_path / "model.gguf"))
+    own = read_info(path).template_sha256
+    write_manifest(tmp_path, Manifest("export", (record_file(tmp_path, path),), {}, {}, {}, template_sha256=own))
+    result = runtime("ask", path, "hello", "--chat-template", "chatml", *QUICK)
+    assert result.exit_code == 0
+    assert "in place of the file's own, with which its manifest says it was trained." in result.stderr
+
+
+def test_a_template_that_leaves_the_question_out_is_told(runtime: Run, bare: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd.jinja").write_text("{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}Hello")
+    result = runtime("ask", bare, "hello", "--chat-template", tmp_path / "odd.jinja", *QUICK)
+    assert "leaves the question out" in result.stderr
+
+
+def test_chat_refuses_raw_text_with_what_does_it(runtime: Run, bare: Path) -> None:
+    result = runtime("chat", bare, "--raw", stdin="")
+    assert result.exit_code == 2
+    assert "runtime ask MODEL.gguf --raw" in result.stderr
+
+
+def test_ctrl_c_leaves_whole_json_that_says_so(smollm: Path) -> None:
+    command = [sys.executable, "-m", "runtime.cli", "ask", str(smollm), "Write a very long story.", "--json"]
+    command += ["--threads", "1", "--max-tokens", "4000", "--regex", "[a-z ,.A-Z]{3000,4000}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        while b"thinking" not in process.stderr.readline():  # what is said where an answer takes more than 2 s
+            pass
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=120)
+    said = json.loads(output)
+    assert (process.returncode, said["complete"], said["stop_reason"]) == (130, False, "cancelled")
+    assert errors == b"\nStopped.\n"
