@@ -1,17 +1,19 @@
 """How a row is put to a model: through a chat template, as in training, or as plain text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.config import BenchConfig
 from bench.results import Item
+from gladstone.chat import Message
 from gladstone.errors import ConfigError, DataError
 from gladstone.guarded_template import GuardedTemplate
 from gladstone.llama import Model
 from gladstone.named_templates import NamedTemplate, read_template
 from gladstone.template import encode_parts
 from gladstone.template_options import parse_arguments
+from gladstone.thinking import ThinkingSwitch, find_switch
 from runtime.generation.prompt import prompt_tokens, scored_tokens
 from runtime.loading import EngineOptions
 
@@ -21,7 +23,8 @@ class Frame:
     """What all models of a benchmark are asked with. `context_tokens` None leaves the context to the machine.
 
     `chat_template` takes the place of each file's own, `template_arguments` are values that it reads by name. With
-    `raw` there is no template: question and answer are lines of a text.
+    `raw` there is no template: question and answer are lines of a text. With `no_think` models are asked for no
+    thought, and references have none.
     """
 
     context_tokens: int | None = None
@@ -29,6 +32,12 @@ class Frame:
     chat_template: NamedTemplate | None = None
     template_arguments: dict[str, Any] = field(default_factory=dict)
     raw: bool = False
+    no_think: bool = False
+
+    @property
+    def thought_tokens(self) -> int | None:
+        """After how many tokens a thought is closed, None for never."""
+        return 0 if self.no_think and self.reasoning_tokens is None else self.reasoning_tokens
 
     def engine_options(self, threads: int | None, *, steady: bool = False) -> EngineOptions:
         """How the engine is set up."""
@@ -51,6 +60,7 @@ def frame_of(config: BenchConfig, *, only_texts: bool = False) -> Frame:
         "--chat-template": config.chat_template,
         "--template-arg": config.template_args,
         "--reasoning-tokens": config.reasoning_tokens,
+        "--no-think": config.no_think or None,
     }
     wrong = [name for name, value in needs_template.items() if value not in (None, ())]
     if wrong and (config.raw or only_texts):
@@ -62,6 +72,7 @@ def frame_of(config: BenchConfig, *, only_texts: bool = False) -> Frame:
         read_template(config.chat_template) if config.chat_template else None,
         parse_arguments(config.template_args),
         config.raw or only_texts,
+        config.no_think,
     )
 
 
@@ -78,35 +89,65 @@ def raw_parts(item: Item) -> tuple[str, str]:
     return (prompt if apart else f"{prompt}\n"), answer
 
 
+def asker_of(model: Model, template: GuardedTemplate | None, frame: Frame) -> "Asker":
+    """Who asks a model in this frame; the template, if there is one, gets its arguments.
+
+    Raises ConfigError for arguments that the template never reads, or that contradict `no_think`.
+    """
+    if template is None:
+        return Asker(model, None)
+    switch = find_switch(template) if frame.no_think else ThinkingSwitch()
+    given = frame.template_arguments
+    against = [name for name, off in switch.off.items() if given.get(name, off) != off]
+    if against:
+        raise ConfigError(f"--no-think and --template-arg {against[0]} contradict each other: take one of them.")
+    template.set_arguments({**given, **switch.off})
+    return Asker(model, template, frame.no_think, switch.word)
+
+
 @dataclass(frozen=True)
 class Asker:
-    """Rows as token ids of a model, of which only the vocabulary is needed; without a template as plain text."""
+    """Rows as token ids of a model, of which only the vocabulary is needed; without a template as plain text.
+
+    With `no_think` the thoughts of references are left out; `word` is put behind the system prompt, as some templates
+    want it.
+    """
 
     model: Model
     template: GuardedTemplate | None
+    no_think: bool = False
+    word: str = ""
 
     def prompt(self, item: Item) -> list[int]:
         """What the model reads before its answer. Raises DataError for turns that the template cannot render."""
         if self.template is None:
             return self.model.framed(self._tokens(raw_parts(item)[0]))
-        return prompt_tokens(self.model, self.template, item.prompt, item.tools)
+        return prompt_tokens(self.model, self.template, self._turns(item.prompt), item.tools)
 
     def scored(self, item: Item) -> tuple[list[int], list[int]]:
         """What the model reads, and the reference answer, or the text, that is scored behind it."""
         if item.is_text:
             return self._text(item)
         if self.template is not None:
-            return scored_tokens(self.model, self.template, item.messages, item.tools)
+            answer = replace(item.reference, reasoning=None) if self.no_think else item.reference
+            return scored_tokens(self.model, self.template, [*self._turns(item.prompt), answer], item.tools)
         if self.model.has_encoder:
             return self.prompt(item), [*self._tokens(item.reference_text), self.model.eos]
-        prompt, answer = encode_parts(raw_parts(item), self._tokens)
-        return self.model.framed(prompt), answer
+        before, behind = encode_parts(raw_parts(item), self._tokens)
+        return self.model.framed(before), behind
 
     def needs(self, item: Item, prompt: Sequence[int], answer: Sequence[int]) -> int:
         """Tokens of context that a row takes; a text is scored in pieces, an encoder's prompt has its own place."""
         if item.is_text:
             return len(prompt) + 1
         return max(len(prompt), len(answer)) if self.model.has_encoder else len(prompt) + len(answer)
+
+    def _turns(self, turns: Sequence[Message]) -> list[Message]:
+        if not self.word:
+            return list(turns)
+        if turns[0].role == "system":
+            return [replace(turns[0], content=f"{turns[0].content}\n\n{self.word}"), *turns[1:]]
+        return [Message("system", self.word), *turns]
 
     def _text(self, item: Item) -> tuple[list[int], list[int]]:
         """BOS, or the first token where the vocabulary has none, and the tokens that are scored behind it."""

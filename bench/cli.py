@@ -72,6 +72,12 @@ def main() -> None:
     metavar="TOKENS",
     help="Context of every model.  [default: what all have room for, at most 4096]",
 )
+@click.option(
+    "--no-think",
+    is_flag=True,
+    help="Turn thinking off by what each chat template reads for it, close a thought at once, and leave out the "
+    "thoughts of references.",
+)
 @template_options
 @click.option(
     "--raw",

@@ -35,5 +35,6 @@ class BenchConfig:
     chat_template: str | None = None
     template_args: tuple[str, ...] = ()
     raw: bool = False
+    no_think: bool = False
     prefill_tokens: int = 256
     decode_tokens: int = 64

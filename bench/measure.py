@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.asking import Asker, Frame
+from bench.asking import Asker, Frame, asker_of
 from bench.results import Answer, Item, Loss, SpeedRun
 from gladstone.context import Context
 from gladstone.errors import UnsupportedError
@@ -44,12 +44,12 @@ class SpeedJob:
 def measure_quality(job: QualityJob) -> Iterator[Loss | Answer]:
     """Yield the loss of every item in order, then the answers in order. The rows fit: `count_rows` saw to it."""
     with Engine(job.model, job.frame.engine_options(job.threads, steady=True)) as engine:
-        asker = _asker(engine)
+        asker = _asker(engine, job.frame)
         for item in job.items:
             yield _loss(engine, asker, item)
         sampling = Sampling(temperature=0.0, repeat_penalty=1.0, max_tokens=job.max_tokens)
         for item in job.items[: job.answers]:
-            yield _answer(engine, Request(asker.prompt(item), sampling, reasoning_tokens=job.frame.reasoning_tokens))
+            yield _answer(engine, Request(asker.prompt(item), sampling, reasoning_tokens=job.frame.thought_tokens))
 
 
 def measure_speed(job: SpeedJob) -> SpeedRun:
@@ -61,7 +61,7 @@ def measure_speed(job: SpeedJob) -> SpeedRun:
         room = engine.context_tokens - job.decode_tokens
         if room < 1:
             raise UnsupportedError(f"{job.model}: its context of {engine.context_tokens} tokens is too small to time.")
-        asker = _asker(engine)
+        asker = _asker(engine, job.frame)
         prompt = _text_tokens(asker, job.items, min(job.prefill_tokens, room))
         _time_plain(engine, prompt[:WARM_UP_PROMPT_TOKENS], WARM_UP_STEPS)
         others = OtherWork()
@@ -104,8 +104,8 @@ def _windows(begin: list[int], tokens: list[int], context: int) -> Iterator[tupl
         yield begin, tokens[start : start + size]
 
 
-def _asker(engine: Engine) -> Asker:
-    return Asker(engine.model, None if engine.options.raw else engine.template)
+def _asker(engine: Engine, frame: Frame) -> Asker:
+    return asker_of(engine.model, None if frame.raw else engine.template, frame)
 
 
 def _answer(engine: Engine, request: Request) -> Answer:

@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.asking import Asker, Frame
+from bench.asking import Asker, Frame, asker_of
 from bench.results import Item
 from gladstone.errors import DataError
 from gladstone.gguf import info_of, read_model
@@ -60,8 +60,7 @@ def count_rows(job: RowsJob) -> Iterator[Room | RowTokens]:
         template = None
         if not job.frame.raw:
             template = stack.enter_context(closing(load_template(model, chosen=job.frame.chat_template)))
-            template.set_arguments(job.frame.template_arguments)
-        asker = Asker(model, template)
+        asker = asker_of(model, template, job.frame)
         for item in job.items:
             yield _row_tokens(asker, item)
 

@@ -177,7 +177,8 @@ def _asked(frame: Frame) -> str:
         return "as plain text, without a chat template: the answer in the line behind the question"
     template = f"through the chat template {frame.chat_template.name}" if frame.chat_template else ""
     given = ", ".join(f"{name}={json.dumps(value)}" for name, value in frame.template_arguments.items())
-    return (template or "through the chat template of each file") + (f", with {given}" if given else "")
+    thought = ", without thinking" if frame.no_think else ""
+    return (template or "through the chat template of each file") + (f", with {given}" if given else "") + thought
 
 
 def _settings(config: BenchConfig, fitted: Fitted) -> dict[str, Any]:
@@ -195,6 +196,7 @@ def _settings(config: BenchConfig, fitted: Fitted) -> dict[str, Any]:
         "max_tokens": config.max_tokens,
         "context_tokens": fitted.frame.context_tokens,
         "reasoning_tokens": config.reasoning_tokens,
+        "no_think": config.no_think,
         "skip_bad": config.skip_bad,
         "threads": config.threads or core_count(),
         "seed": config.seed,

@@ -226,7 +226,8 @@ def _thought_warning(row: ModelReport) -> str:
     scored = "nothing of it can be scored" if count == answers else "these count as wrong"
     return (
         f"{count} of {answers} answers of {row.model.label} are empty, because the thought before them used up their "
-        f"tokens: {scored}. --max-tokens allows more tokens, --reasoning-tokens closes a thought after some."
+        f"tokens: {scored}. --max-tokens allows more tokens, --reasoning-tokens closes a thought after some, "
+        "--no-think asks for none."
     )
 
 

@@ -18,6 +18,7 @@ from bench.results import Answer
 from bench.rows import Room, RowsJob, RowTokens, count_rows
 from bench.summary import summarise
 from bench.terminal import render_summary
+from gladstone.llama import Model
 from gladstone.progress import Silent
 from tests.bench.bench_samples import make_inputs, make_report
 from tests.faults.tiny_ggufs import tiny_bpe, tiny_spm
@@ -157,8 +158,8 @@ def test_raw_answers_are_scored_behind_their_question_as_it_is(bench: Bench, bar
     assert report["items"][0]["models"]["bare"]["loss"]["tokens"] == expected.tokens
 
 
-@pytest.mark.parametrize("option", [("--chat-template", "chatml"), ("--reasoning-tokens", 4)])
-def test_what_needs_a_template_cannot_count_with_raw(bench: Bench, bare: Path, option: tuple[str, Any]) -> None:
+@pytest.mark.parametrize("option", [("--chat-template", "chatml"), ("--reasoning-tokens", 4), ("--no-think",)])
+def test_what_needs_a_template_cannot_count_with_raw(bench: Bench, bare: Path, option: tuple[Any, ...]) -> None:
     code, output, _ = bench([bare], ROWS, "--raw", *option)
     assert code == 1
     assert option[0] in output
@@ -181,6 +182,39 @@ def test_a_named_template_and_its_arguments_reach_the_model_and_the_report(
     code, output, _ = bench([bare], ROWS, "--chat-template", template, "--template-arg", "quiet=true")
     assert code == 1
     assert "never reads 'quiet'" in output
+
+
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def test_no_think_is_what_each_template_reads_for_it_and_leaves_thoughts_of_references_out(
+    bench: Bench, folder: Path, tiny: Path, tmp_path: Path
+) -> None:
+    thinks = write_tiny(folder / "thinks.gguf", {TEMPLATE: THINKS})
+    rows = [
+        {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": f"<think>why</think>{n}"}]}
+        for n in "ab"
+    ]
+    reports = []
+    for options in ((), ("--no-think",)):
+        code, output, report = bench([thinks, tiny], rows, *options)
+        assert code == 0, output
+        reports.append(report)
+        (tmp_path / "out" / "manifest.json").unlink()
+    plain, without = ([each["items"][0]["models"][name] for name in ("thinks", "tiny")] for each in reports)
+    with Model(tiny, vocab_only=True) as model:
+        opening = len(model.tokenize("<think>\n\n</think>\n\n"))
+    assert without[0]["answer"]["prompt_tokens"] == plain[0]["answer"]["prompt_tokens"] + opening
+    assert without[1]["answer"]["prompt_tokens"] == plain[1]["answer"]["prompt_tokens"]
+    assert all(each["loss"]["tokens"] < other["loss"]["tokens"] for each, other in zip(without, plain, strict=True))
+    assert "without thinking" in reports[1]["settings"]["asked"]
+    code, output, _ = bench([thinks], rows, "--no-think", "--template-arg", "enable_thinking=true")
+    assert code == 1
+    assert "contradict" in output
 
 
 def _unlike(first: Path, other: Path) -> tuple[str, list[str]]:
@@ -251,7 +285,7 @@ def test_answers_that_only_thought_are_told_with_the_options_that_help() -> None
     some = with_thoughts(5)
     (told,) = [warning for warning in some.warnings if "thought" in warning]
     assert "5 of 12 answers of b" in told
-    assert all(option in told for option in ("--reasoning-tokens", "--max-tokens"))
+    assert all(option in told for option in ("--reasoning-tokens", "--max-tokens", "--no-think"))
     assert some.models[1].results["token_f1"].mean == pytest.approx(7 / 12)
     every = with_thoughts(12)
     assert "token_f1" not in every.models[1].results
