@@ -59,7 +59,8 @@ def proof_page(proof: Mapping[str, Sequence[Point]], against: Mapping[str, Any],
     count = sum(map(len, proof.values()))
     verdict = "Proven" if not failed else "NOT PROVEN"
     lines = [f"{verdict}: {count - failed} of {count} points.", ""]
-    lines += [f"{name:<10}{value}" for name, value in against.items()]
+    width = max(10, *(len(name) + 2 for name in against))
+    lines += [f"{name:<{width}}{value}" for name, value in against.items()]
     for name, points in proof.items():
         lines += ["", name, *(f"  {line}" for point in points for line in point.told().splitlines())]
     lines += ["", "sha256", *(f"  {digest}  {name}" for name, digest in files.items())]
