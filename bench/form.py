@@ -88,7 +88,9 @@ def _of_schema(path: Path) -> Form:
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import validator_for
 
-    schema = _read_json(path)
+    from runtime.grammars.wrappers import unwrapped
+
+    schema = unwrapped(_read_json(path))  # a validator ignores what is no keyword: around a wrapper anything would fit
     kind = validator_for(schema)
     try:
         kind.check_schema(schema)
@@ -117,7 +119,7 @@ def _has_few_values(schema: object) -> bool:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"--json-schema {path}: cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:

@@ -123,6 +123,16 @@ def test_a_pattern_has_to_match_from_end_to_end_and_its_groups_are_held_against_
     assert scores[f"{FORM}.side"] == (1, 0, 0, 0, 0)
 
 
+def test_a_schema_inside_openais_wrapper_is_the_schema(tmp_path: Path) -> None:
+    inside = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    wrapped = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": inside}}
+    (tmp_path / "wrapped.json").write_text("\ufeff" + json.dumps(wrapped), encoding="utf-8")
+    form = read_form(None, tmp_path / "wrapped.json")
+    assert form is not None
+    assert form.names == ("a",)
+    assert (form.read('{"a": true}'), form.read('{"b": 1}')) == ({"a": True}, None)
+
+
 def test_a_schema_takes_json_that_fits_and_compares_properties_of_few_values(tmp_path: Path) -> None:
     form = read_form(None, schema_file(tmp_path))
     assert form is not None
