@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.shards import Stored, read_header
+from export.original.settings import read_settings
+from export.shards import Stored
 from export.spelling import Part, is_table, read_parts
 from export.updates import LowRank, Rows, Shift, Update, Whole
+from export.weights import read_adapter_tensors
 from gladstone.errors import ArtifactError, UnsupportedError, listed
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # keep W as (in, out)
 MOVED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")  # beginnings that take a part out of the base
 MERGED = {  # settings that the merge reads, or that say nothing about what an adapter computes
@@ -51,7 +52,7 @@ def read_adapter(folder: Path, weight: float = 1.0, *, model_type: str = "") -> 
     `model_type` is the base's. Raises ArtifactError if it is no adapter, UnsupportedError for a kind that would be
     merged wrongly.
     """
-    config, tensors = _read_config(folder), _read_tensors(folder)
+    config, tensors = _read_config(folder), read_adapter_tensors(folder)
     parts = read_parts(tensors, config)
     if not parts:
         raise ArtifactError(f"{folder}: the adapter holds no tensor.")
@@ -80,15 +81,8 @@ def _refuse_lost(frozen: Mapping[str, Stored], updates: Mapping[str, list[Update
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        if rank < 1 or not math.isfinite(alpha):
-            raise ValueError(f"rank {rank}, alpha {alpha}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{folder}: not a LoRA adapter: {CONFIG} is missing or unusable ({error}).") from None
-    if config.get("peft_type") != "LORA":
-        raise UnsupportedError(f"{folder}: an adapter of type {config.get('peft_type')!r}; LORA can be merged.")
+    """The settings, which the merge understands all. Raises UnsupportedError for one that it does not."""
+    config = read_settings(folder).values
     unknown = [f"{key} = {json.dumps(config[key])[:80]}" for key in sorted(config.keys() - MERGED) if config[key]]
     if str(config.get("init_lora_weights")).lower().startswith(MOVED_BASES):
         unknown.append(
@@ -98,13 +92,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if unknown:
         raise UnsupportedError(listed(f"{folder}: the adapter has what this export cannot merge", unknown))
     return config
-
-
-def _read_tensors(folder: Path) -> dict[str, Stored]:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise ArtifactError(f"{folder}: not a LoRA adapter: {WEIGHTS} is missing (pickled adapters are not loaded).")
-    return read_header(path)
 
 
 def _updates(

@@ -1,8 +1,10 @@
 """The command `gladstone export` (also `python -m export`)."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -11,9 +13,11 @@ from gladstone.command import Group, require_packages
 if TYPE_CHECKING:
     from export.fit import Size
     from export.merge import Onto
+    from export.original.model import Asked
     from export.pipeline import Export
     from export.proof.point import Point
 
+Command = Callable[..., Any]
 NEEDED = ["torch", "transformers", "peft", "safetensors"]
 FOLDER = click.Path(path_type=Path, file_okay=False)
 SOURCE = click.argument("source", metavar="RUN|ADAPTER|MODEL", type=click.Path(path_type=Path))
@@ -23,12 +27,42 @@ BASE = click.option(
     help="The model that an adapter belongs to, where it names another one or one that is not here; a model's folder "
     "without a tokenizer gets this one's.",
 )
+CHAT_TEMPLATE = click.option(
+    "--chat-template",
+    "template",
+    metavar="FILE|NAME",
+    help="The chat template that the model was trained with, where it has none or another one: a Jinja file, or the "
+    "name of one that comes with Gladstone, as chatml.",
+)
 DATA = click.option(
     "--data",
     "rows",
+    metavar="FILE",
     type=click.Path(path_type=Path),
     help="Rows to prove and measure on, in any layout that finetune reads; a run has its own.",
 )
+
+
+def asks(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """What a user says of the model besides its folder, by options; the command gets it as `asked`."""
+
+    def add(command: Command) -> Command:
+        @wraps(command)
+        def called(
+            base: str | None = None, template: str | None = None, rows: Path | None = None, **others: Any
+        ) -> None:
+            from export.original.model import Asked
+
+            command(asked=Asked(base, template, rows), **others)
+
+        made: Command = called
+        for option in reversed(options):
+            made = option(made)
+        return made
+
+    return add
+
+
 ONTO_HELP = "Merge onto the base as it is, or onto its weights as QLoRA held them in training"
 ONTO = click.option(
     "--onto", type=click.Choice(["16bit", "nf4"]), default="16bit", show_default=True, help=f"{ONTO_HELP}."
@@ -59,8 +93,7 @@ def main() -> None:
 
 @main.command()
 @SOURCE
-@BASE
-@DATA
+@asks(BASE, CHAT_TEMPLATE, DATA)
 @click.option("--quant", "quants", multiple=True, default=("q8_0",), show_default=True, help="Type to write; repeats.")
 @click.option("--with-base", is_flag=True, help="Export the untouched base the same way, for a fair comparison.")
 @click.option("--out", type=FOLDER, help="Folder for the files.  [default: gguf in the given folder]")
@@ -90,8 +123,7 @@ def main() -> None:
 @YES
 def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     source: Path,
-    base: str | None,
-    rows: Path | None,
+    asked: "Asked",
     quants: tuple[str, ...],
     with_base: bool,
     out: Path | None,
@@ -115,13 +147,11 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
         require_packages(f"gladstone export gguf --onto {onto}", "finetune", ["bitsandbytes"])
     from export.fit import parse_bytes
     from export.making import Wanted
-    from export.original.model import Asked
     from export.pipeline import export_gguf, export_sizes
     from export.quants import parse_override
     from gladstone.progress import Lines
 
     _check_fit(fit)
-    asked = Asked(base, None, rows)
     split_bytes = parse_bytes(split, "--split") if split else None
     parsed = tuple(map(parse_override, overrides))
     wanted = Wanted(
@@ -174,8 +204,7 @@ def _show_sizes(sizes: "list[Size]", context: int) -> None:
 
 @main.command()
 @SOURCE
-@BASE
-@DATA
+@asks(BASE, CHAT_TEMPLATE, DATA)
 @click.option(
     "--quant", "quants", multiple=True, default=("q8_0",), show_default=True, help="Type of the base's file; repeats."
 )
@@ -186,8 +215,7 @@ def _show_sizes(sizes: "list[Size]", context: int) -> None:
 @YES
 def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
     source: Path,
-    base: str | None,
-    rows: Path | None,
+    asked: "Asked",
     quants: tuple[str, ...],
     out: Path | None,
     author: str | None,
@@ -202,17 +230,16 @@ def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
     """
     require_packages("gladstone export", "export", NEEDED)
     from export.making import Wanted
-    from export.original.model import Asked
     from export.pipeline import export_gguf
     from gladstone.progress import Lines
 
     wanted = Wanted(quants, lora=True, author=author, license=license_id, languages=languages, accepted=accepted)
-    _show_export(export_gguf(source, Asked(base, None, rows), wanted, out, Lines()))
+    _show_export(export_gguf(source, asked, wanted, out, Lines()))
 
 
 @main.command()
 @SOURCE
-@BASE
+@asks(BASE, CHAT_TEMPLATE)
 @click.option("--out", type=FOLDER, help="Folder for the model.  [default: merged in the given folder]")
 @ONTO
 @click.option("--weight", type=float, default=1.0, show_default=True, help="Strength of the adapter.")
@@ -223,7 +250,7 @@ def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
 @YES
 def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     source: Path,
-    base: str | None,
+    asked: "Asked",
     out: Path | None,
     onto: "Onto",
     weight: float,
@@ -240,12 +267,11 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     if onto == "nf4":
         require_packages("gladstone export merge --onto nf4", "finetune", ["bitsandbytes"])
     from export.merged import Merging, merge_run
-    from export.original.model import Asked
     from gladstone.host import readable_bytes
     from gladstone.progress import Lines
 
     merging = Merging(
-        source, onto, weight, tuple(map(_weighted, others)), int(shard_gb * 1e9), accepted, Asked(base)
+        source, onto, weight, tuple(map(_weighted, others)), int(shard_gb * 1e9), accepted, asked
     )  # fmt: skip
     for path in merge_run(merging, out, Lines()):
         click.echo(f"{readable_bytes(path.stat().st_size):>9}  {path}")
@@ -288,22 +314,24 @@ def push(folder: Path, repo: str, *, private: bool, dry_run: bool, accepted: boo
 @click.option(
     "--against", "source", type=click.Path(path_type=Path), required=True, help="The run, the adapter or the model."
 )
-@BASE
-@DATA
+@asks(BASE, CHAT_TEMPLATE, DATA)
 @click.option("--lora", "loras", multiple=True, metavar="FILE[=STRENGTH]", help="Adapter laid over FILE; repeats.")
 @ONTO
-def verify(  # noqa: PLR0913, PLR0917 - one parameter an option
-    file: Path, source: Path, base: str | None, rows: Path | None, loras: tuple[str, ...], onto: "Onto"
+def verify(
+    file: Path,
+    source: Path,
+    asked: "Asked",
+    loras: tuple[str, ...],
+    onto: "Onto",
 ) -> None:
     """Prove that a GGUF is the model of a run, of an adapter on its base, or of a folder as the Hub holds it."""
     require_packages("gladstone export", "export", NEEDED)
-    from export.original.model import Asked
     from export.pipeline import verify_against
     from gladstone.errors import ArtifactError
     from gladstone.lora import parse_lora
     from gladstone.progress import Lines
 
-    points = verify_against(file, source, Asked(base, None, rows), onto, tuple(map(parse_lora, loras)), Lines())
+    points = verify_against(file, source, asked, onto, tuple(map(parse_lora, loras)), Lines())
     _show(points)
     if not all(point.passed for point in points):
         raise ArtifactError(f"{file}: not the model of {source}.")

@@ -53,7 +53,7 @@ def best_fit(outline: Path, limit_bytes: int, overrides: tuple[Override, ...], c
             return size
         smallest = min(size, smallest or size, key=lambda each: each.memory_bytes)
     assert smallest is not None  # noqa: S101 - the ladder is not empty
-    more = "" if imatrix else " With --imatrix train there are smaller types."
+    more = "" if imatrix else " With --imatrix train|FILE there are smaller types."
     raise ConfigError(
         f"--fit {readable_bytes(limit_bytes)}: not even {smallest.quant} fits: {readable_bytes(smallest.file_bytes)} "
         f"and {readable_bytes(beside)} for a context of {context:,} tokens.{more} A smaller --context needs less."

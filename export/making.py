@@ -23,7 +23,7 @@ from export.imatrix import (
     read_imatrix,
 )
 from export.lora import LORA, pairs_of, write_lora
-from export.merge import Onto, read_plan
+from export.merge import Onto, check_shapes, read_plan
 from export.original.model import Original
 from export.proof.file import verify_file
 from export.proof.heldout import HeldOut, held_out_loss, told
@@ -32,8 +32,8 @@ from export.proof.quantised import check_header, check_quantised
 from export.proof.trained import Trained, trained_of
 from export.quantise import quantise, told_fallbacks
 from export.quants import PLAIN, Override, Quantisation, check_quants
-from export.shards import read_folder
 from export.split import split_gguf
+from export.weights import read_folder
 from export.workbench import Made, Piece, Workbench
 from gladstone.artifacts import sha256_file
 from gladstone.errors import ArtifactError, ConfigError, listed
@@ -85,20 +85,6 @@ class Wanted:
         return "bf16" if plain == {"bf16"} else "f32"
 
 
-NO_HELD_OUT = {
-    "trained on": "the run held out no rows: the files are proven on rows that were trained on, and no held-out loss "
-    "is measured.",
-    "none": "no row of the training is known: the files are proven on questions of Gladstone's own, and how well they "
-    "answer questions like yours is not measured. --data FILE proves and measures on rows of yours.",
-}
-ROWS_SAID = {"held out": "held-out rows", "given": "given rows", "trained on": "training rows", "none": "questions"}
-NOT_HELD_OUT = {  # by what the rows are to the model, for the proof's page
-    "trained on": "those of the training: the run held none out",
-    "given": "given with --data; whether the training saw them is not known",
-    "none": "none known (--data gives some): asked questions of Gladstone's own, no held-out loss measured",
-}
-
-
 def check_makes(original: Original, wanted: Wanted) -> None:
     """Raises ConfigError for what is wanted of a model's folder, but only an adapter has."""
     if original.adapter:
@@ -114,9 +100,11 @@ def check_makes(original: Original, wanted: Wanted) -> None:
 def check_vocabulary(original: Original, wanted: Wanted) -> Growth | None:
     """How the vocabulary grew beyond the base's.
 
-    Raises UnsupportedError for tokens that the model has no rows for, and for an adapter alone that needs a merge.
+    Raises UnsupportedError for an adapter of another base, for tokens that the model has no rows for, and for an adapter
+    alone that needs a merge.
     """
     plan = read_plan(original.base.folder, original.adapters)
+    check_shapes(plan)
     if wanted.lora:
         pairs_of(plan)
     growth = find_growth(original.base.folder, original.tokenizer, plan)
@@ -152,11 +140,6 @@ class Making:
             bits += max(each, default=0)
         return int(elements * bits / 8 * 1.02) + (16 << 20)
 
-    def check_lora(self) -> None:
-        """Before anything is made. Raises UnsupportedError for an adapter that has to be merged."""
-        if self.wanted.lora:
-            pairs_of(read_plan(self.original.base.folder, self.original.adapters, self.onto))
-
     @cached_property
     def base(self) -> Trained:
         """The untouched base, with the original's tokenizer, template and rows."""
@@ -164,18 +147,25 @@ class Making:
 
     def told_against(self) -> dict[str, str]:
         """What the files were held against, for the proof's page."""
-        rows = NOT_HELD_OUT.get(self.original.rows.kind)
-        told = {self.original.origin: self.original.name, "base": self.about.base_name}
+        original = self.original
+        told = {
+            original.origin.replace("folder", "model"): original.name,
+            "base": self.about.base_name,
+            "rows": original.rows.words.page,
+        }
         told |= {"vocabulary": self.growth.told()} if self.growth else {}
-        return told | ({"rows": rows} if rows else {})
+        if original.origin != "run":
+            told |= {"tokenizer": original.found_in.tokenizer, "template": original.found_in.template}
+            told |= {"unknown": ", ".join(original.training.unknown), "unchecked": "; ".join(original.unchecked())}
+        return {name: value for name, value in told.items() if value}
 
     def all(self) -> dict[str, list[Point]]:
         """Every file that is wanted, and the proofs."""
         name = self.original.name
         if self.growth:
             self.notes.append(self.growth.told())
-        if self.original.rows.kind in NO_HELD_OUT:
-            self.notes.append(NO_HELD_OUT[self.original.rows.kind])
+        if note := self.original.rows.words.note:
+            self.notes.append(note)
         if self.wanted.lora:
             return self.lora(name)
         proof = {name: self.model(name, self.about, self.original.adapter)}
@@ -238,7 +228,7 @@ class Making:
         points = [same for same, _ in made.values()]
         files = {quant: path for quant, (_, path) in made.items()}
         what = f"Proving {', '.join(made)} against {carrier}" if made else f"Measuring {base.name}"
-        with step(self.progress, f"{what} on {ROWS_SAID[trained.kind]}"):
+        with step(self.progress, f"{what} on {trained.which.words.rows}"):
             costs, losses = check_quantised(base, files, trained, self.progress)
         if trained.held_out:
             self.held_out[name] = losses

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.adapter import Adapter, read_adapter
-from export.shards import INDEX, Planned, Stored, plan_shards, read_folder, writing
-from export.spelling import same_values
+from export.shards import INDEX, Planned, Stored, plan_shards, writing
+from export.spelling import is_table, same_values
 from export.tables import (
     EMBEDDINGS,
     HEAD,
@@ -23,11 +23,14 @@ from export.tables import (
     without_copied_head,
 )
 from export.updates import LowRank, Shift, Update
+from export.weights import read_folder
 from gladstone.artifacts import copy_file, write_json
-from gladstone.errors import UnsupportedError
+from gladstone.errors import UnsupportedError, listed
 from gladstone.progress import Progress
 
 Onto = Literal["16bit", "nf4"]
+MERGED_ONTO = "merged onto"
+ONTO_SAID: Mapping[Onto, str] = {"16bit": "the base in 16 bit", "nf4": "the base as QLoRA held it (NF4)"}
 ONE_LEVEL = ("model.", "transformer.", "base_model.")  # what a checkpoint may leave out before its names
 NF4_BLOCK = 64  # weights with a scale of their own, as QLoRA has it
 SCORED_HEADS = ("lm_head", "embed_out", "output")  # never held in 4 bit
@@ -86,6 +89,23 @@ def read_plan(base: Path, adapters: Iterable[tuple[Path, float]], onto: Onto = "
     return plan_merge(base, [read_adapter(folder, weight, model_type=kind) for folder, weight in adapters], onto)
 
 
+def check_shapes(plan: Plan) -> None:
+    """Raises UnsupportedError for updates of other shapes than the base's tensors have; reads no weight."""
+    wrong = []
+    for name, updates in plan.updates.items():
+        theirs = plan.sources[name].shape
+        for update in updates:
+            ours = update.shape if isinstance(update, LowRank) else theirs
+            if ours != theirs and not (is_table(name.removesuffix(".weight")) and ours[1:] == theirs[1:]):
+                wrong.append(f"{name} is {_by(theirs)} in the base, and changed by a matrix of {_by(ours)}")
+    if wrong:
+        raise UnsupportedError(listed("the adapter belongs to another base: name the right one with --base", wrong))
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " × ".join(f"{each:,}" for each in shape)
+
+
 def plan_merge(base: Path, adapters: Sequence[Adapter], onto: Onto = "16bit") -> Plan:
     """Find each update's tensor. Raises UnsupportedError for one that the base lacks or that two adapters train."""
     config = read_model_config(base)
@@ -122,7 +142,9 @@ def _placed(adapter: Adapter, stored: Mapping[str, Stored], *, tied: bool) -> Ch
     lost = [name for name, place in names.items() if place is None]
     if lost:
         told = ", ".join(lost[:3])
-        raise UnsupportedError(f"{adapter.folder}: the base has no tensor for its {told} (of {len(lost)}).")
+        raise UnsupportedError(
+            f"{adapter.folder}: the base has no tensor for its {told} (of {len(lost)}): it is another one's. Name that with --base."
+        )
     updates = {str(names[name]): each for name, each in adapter.updates.items()}
     frozen = {str(names[name]): each for name, each in adapter.frozen.items()}
     return Changes(adapter.folder, updates, frozen, adapter.ties)

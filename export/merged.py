@@ -2,13 +2,24 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.growth import find_growth
-from export.merge import Onto, Plan, copy_config, planned_shards, read_plan, write_index, write_shard
-from export.original.finding import find, opened
-from export.original.model import Asked, Original, check_accepted, serious_warnings
+from export.merge import (
+    MERGED_ONTO,
+    ONTO_SAID,
+    Onto,
+    Plan,
+    check_shapes,
+    copy_config,
+    planned_shards,
+    read_plan,
+    write_index,
+    write_shard,
+)
+from export.original.finding import default_out, find, opened
+from export.original.model import Asked, Original, Training, check_accepted, serious_warnings
 from export.original.settings import CONFIG, weights_of
 from export.shards import Planned
 from export.workbench import Made, Workbench
@@ -63,7 +74,7 @@ def merge_run(merging: Merging, out: Path | None, progress: Progress) -> list[Pa
     UnsupportedError for adapters that do not fit.
     """
     found = find(merging.path, merging.asked)
-    out = out or found.home / "merged"
+    out = out or default_out(found, "merged")
     beside = [f"{folder}: {text}" for folder, _ in merging.others for text in _warnings_beside(folder)]
     check_accepted(found.home, [*found.warnings, *beside], accepted=merging.accepted)
     with opened(found, progress) as original:
@@ -72,6 +83,7 @@ def merge_run(merging: Merging, out: Path | None, progress: Progress) -> list[Pa
 
 def _merge(original: Original, merging: Merging, out: Path, progress: Progress) -> list[Path]:
     plan = read_plan(original.base.folder, merging.adapters(original), merging.onto)
+    check_shapes(plan)
     growth = find_growth(original.base.folder, original.tokenizer, plan)
     tokenizer = load_tokenizer(original.tokenizer)
     ends = [end for end in (tokenizer.eos_id, end_of_answer(tokenizer)) if end is not None]
@@ -124,10 +136,20 @@ def _manifest(original: Original, merging: Merging, plan: Plan, bench: Workbench
             "head_untied": plan.untied,
             "vocabulary": {"before": plan.sizes.before, "after": plan.sizes.after} if plan.sizes else None,
             "training_warnings": original.warnings,
+            "training": _training(original, merging).as_json(),
             "key": bench.key,
             "pieces": bench.as_json(),
         },
     )
+
+
+def _training(original: Original, merging: Merging) -> Training:
+    """What is known of the merged model's training, and what was merged."""
+    others = ", ".join(f"{folder.name} × {weight:g}" for folder, weight in merging.others)
+    rows = [("strength", f"{merging.weight:g}")] if merging.weight != 1 else []
+    rows += [("further adapters", others)] if others else []
+    rows += [(MERGED_ONTO, ONTO_SAID[merging.onto])] if original.adapter else []
+    return replace(original.training, settings=(*original.training.settings, *rows))
 
 
 def _key(original: Original, merging: Merging) -> str:

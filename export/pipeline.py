@@ -17,8 +17,8 @@ from export.handover.card import Card
 from export.handover.write import MODELFILES, common_system, write_card, write_modelfile
 from export.lora import LORA
 from export.making import MATRIX, Making, Wanted, check_makes, check_vocabulary, choose_onto, conversion_of, model_key
-from export.merge import Onto
-from export.original.finding import find, opened
+from export.merge import Onto, check_shapes, read_plan
+from export.original.finding import default_out, find, opened
 from export.original.model import Asked, check_accepted
 from export.proof.file import proof_page, verify_file
 from export.proof.point import Point
@@ -62,7 +62,7 @@ def export_gguf(path: Path, asked: Asked, wanted: Wanted, out: Path | None, prog
     """
     wanted = wanted.checked()
     found = find(path, asked)
-    out = out or found.home / ("lora" if wanted.lora else "gguf")
+    out = out or default_out(found, "lora" if wanted.lora else "gguf")
     check_accepted(found.home, found.warnings, accepted=wanted.accepted)
     with held(out / LOG_NAME, "exporting"), output_to(out / LOG_NAME), opened(found, progress) as original:
         remove_partials(out)
@@ -76,7 +76,6 @@ def export_gguf(path: Path, asked: Asked, wanted: Wanted, out: Path | None, prog
         making.growth = growth
         making.notes += [*original.notes, *notes, *date_note(original, making.base.template)]
         check_disk(out, making.needed_bytes(), "the GGUF files")
-        making.check_lora()
         making.calibration = text
         proof = making.all()
         original.check_unchanged()
@@ -115,6 +114,7 @@ def verify_against(  # noqa: PLR0913, PLR0917 - one parameter an option
         output_to(Path(work) / LOG_NAME),
         opened(found, progress) as original,
     ):
+        check_shapes(read_plan(original.base.folder, original.adapters, onto))
         return verify_file(path, trained_of(original, onto), progress, loras)
 
 
@@ -160,6 +160,7 @@ def _hand_over(making: Making, proof: Mapping[str, Sequence[Point]], made: Mappi
     card = Card(
         about=about,
         training=making.original.training,
+        rows=making.original.rows,
         held_out=making.held_out,
         proof=proof,
         files={name: path for name, path in made.items() if not name.endswith(MATRIX)},

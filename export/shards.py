@@ -90,24 +90,6 @@ def _stored(path: Path, name: str, entry: Mapping[str, Any], begin: int, size: i
     return stored
 
 
-def read_folder(folder: Path) -> dict[str, Stored]:
-    """The tensors of all shards of a model's folder by name; the order is that of the files."""
-    paths = sorted(folder.glob("*.safetensors"))
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        paths = sorted({folder / str(each) for each in index["weight_map"].values()})
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{folder / INDEX}: unusable: {error}.") from None
-    tensors: dict[str, Stored] = {}
-    for path in paths:
-        tensors |= read_header(path)
-    if not tensors:
-        raise ArtifactError(f"{folder}: holds no .safetensors weights.")
-    return tensors
-
-
 def plan_shards(tensors: Iterable[Planned], limit_bytes: int) -> dict[str, list[Planned]]:
     """File names and what goes into each: as few as hold at most `limit_bytes`, a larger tensor alone in one."""
     shards: list[list[Planned]] = [[]]

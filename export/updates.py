@@ -32,6 +32,12 @@ class LowRank:
         return self.conv1d or self.embedding
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix that it changes, as the base keeps it."""
+        shape = (self.up.shape[0], self.down.shape[1])
+        return (shape[1], shape[0]) if self.transposed else shape
+
+    @property
     def rows(self) -> int:
         """Of the matrix that it changes, where that is a table of the vocabulary."""
         return (self.down if self.transposed else self.up).shape[1 if self.transposed else 0]

@@ -24,6 +24,7 @@ EMBEDDED = "embedded:smollm2-135m-instruct"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4  # llama.h: LLAMA_TOKEN_TYPE_*
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
+PICKLED_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
 
@@ -34,6 +35,10 @@ class Needs:
     option: str = "base.model"
     setting: str = "--set base.model=FOLDER"
     tokenizer: bool = True
+    purpose: str = " to train another adapter of it"
+    pickled: bool = False  # torch's own files will do
+    bare: bool = False  # a Hub id may be without an owner, as older models are known
+    revision: str | None = None  # which version of a model on the Hub
 
 
 TRAINING = Needs()
@@ -76,9 +81,15 @@ def _here(name: str, progress: Progress, needs: Needs) -> Path | None:
         if _is_embedded(_local(name)):
             return embedded_folder(progress)
         raise refusal(needs.option, name, _local(name))
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    bare = needs.bare and name and "/" not in name
+    if name.startswith((".", "/", "~")) or (name.count("/") != 1 and not bare):
         raise _no_model(name, needs)
     return None
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The files with a model's weights; torch's own where there are no others."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
 def check_weights(base: Base) -> None:
@@ -123,11 +134,13 @@ def fingerprint(folder: Path) -> str:
     import hashlib
 
     digest = hashlib.sha256()
+    weights = weights_files(folder)
     for path in sorted(folder.iterdir()):
-        if path.suffix not in (".safetensors", ".json", ".model", ".jinja") or path.name == "manifest.json":
+        beside = path.suffix in (".json", ".model", ".jinja") and path.name != "manifest.json"
+        if not beside and path not in weights:
             continue
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        if path.suffix == ".safetensors":
+        if path in weights:
             digest.update(_edges(path))
         else:
             digest.update(sha256_file(path).encode())
@@ -241,7 +254,9 @@ def _cached(name: str, needs: Needs) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+        return Path(
+            snapshot_download(name, revision=needs.revision, allow_patterns=HUB_FILES, local_files_only=True)
+        )  # fmt: skip
     except LocalEntryNotFoundError:
         return None
     except HFValidationError:
@@ -259,7 +274,10 @@ def _download(name: str, progress: Progress, needs: Needs) -> Path:
 
     try:
         with step(progress, f"Fetching {name} from the Hub"):
-            return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+            folder = Path(snapshot_download(name, revision=needs.revision, allow_patterns=HUB_FILES))
+            if needs.pickled and not weights_files(folder):
+                snapshot_download(name, revision=needs.revision, allow_patterns=PICKLED_FILES)
+            return folder
     except HFValidationError:
         raise _no_model(name, needs) from None
     except RepositoryNotFoundError:
@@ -278,21 +296,27 @@ def _check_folder(name: str, folder: Path, needs: Needs) -> None:
     """Raises ConfigError if the folder is not a model with safetensors weights and a tokenizer."""
     adapters = [each for each in (folder, folder / "adapter") if (each / "adapter_config.json").is_file()]
     config = _json(folder / "config.json")
+    merge = command_line("gladstone", "export", "merge", Path(name))
     if config is None and adapters:
         of = (_json(adapters[0] / "adapter_config.json") or {}).get("base_model_name_or_path", "an unnamed model")
-        merge = command_line("gladstone", "export", "merge", Path(name))
         raise ConfigError(
-            f"{needs.option}: {name!r} is no model but an adapter of {of}. Give {of} to train another adapter of it, "
-            f"or merge this one first (`{merge}`) and give the folder that is written."
+            f"{needs.option}: {name!r} is no model but an adapter of {of}. Give {of}{needs.purpose}, or merge this one "
+            f"first (`{merge}`) and give the folder that is written."
         )
-    if config is None or not any(folder.glob("*.safetensors")):
+    weights = weights_files(folder)
+    if config is None or not weights:
         other = refusal_of_folder(needs.option, name, folder) or refusal_of_repository(needs.option, name)
         if other is not None:
             raise other
     if config is None or "model_type" not in config:
         raise ConfigError(f"{needs.option}: {name!r} is not a model folder: it has no usable config.json.")
-    if not any(folder.glob("*.safetensors")):
-        raise ConfigError(f"{needs.option}: {name!r} holds no .safetensors weights (pickled weights are never loaded).")
+    if not weights:
+        raise ConfigError(f"{needs.option}: {name!r} holds no .safetensors weights.")
+    if weights[0].suffix == ".bin" and not needs.pickled:
+        raise ConfigError(
+            f"{needs.option}: {name!r} holds no .safetensors weights, only pickled ones ({weights[0].name}), which are "
+            f"not loaded for training. Write it as safetensors once: `{merge} --out FOLDER`."
+        )
     if needs.tokenizer and not any((folder / file).exists() for file in VOCABULARIES):
         raise ConfigError(f"{needs.option}: {name!r} holds no tokenizer.")
 

@@ -24,7 +24,9 @@ def held(log: Path, doing: str) -> Iterator[None]:
         log.parent.mkdir(parents=True, exist_ok=True)
         file = log.open("ab", buffering=0)
     except OSError as error:
-        raise ArtifactError(f"{log.parent}: cannot be written to: {error.strerror}.") from None
+        raise ArtifactError(
+            f"{log.parent}: cannot be written to: {error.strerror}. Choose another folder with --out."
+        ) from None
     with file:
         try:
             _lock(file.fileno())

@@ -11,7 +11,9 @@ from typing import Any
 
 from export.handover.about import About
 from export.lora import LORA
+from export.merge import MERGED_ONTO, ONTO_SAID, Onto
 from export.original.model import Training, serious_warnings
+from export.original.rows import Rows
 from export.original.sources import Source
 from export.proof.heldout import HeldOut, told
 from export.proof.point import Point
@@ -20,8 +22,7 @@ from gladstone.host import readable_bytes
 
 NAME = "README.md"
 UNKNOWN_LICENSE = "not stated: find out before you share this model"
-MEASURED = "It was measured on rows like those it was trained on; how it answers other questions was not measured here."
-NOT_MEASURED = "How it answers questions that it was not trained on was not measured: no row was held out."
+UNKNOWN = "unknown"
 LIMITS = f"""## Limits
 
 {NO_MEDICAL_ADVICE}
@@ -35,10 +36,11 @@ class Card:
 
     about: About
     training: Training
+    rows: Rows
     held_out: Mapping[str, HeldOut]  # by model; empty where the run held no rows out
     proof: Mapping[str, Sequence[Point]]
     files: Mapping[str, Path]
-    onto: str
+    onto: Onto
     ollama: str | None  # why there is no Modelfile, if there is none
     vocabulary: str | None = None  # how it grew beyond the base's, if it did
 
@@ -59,10 +61,7 @@ def model_card(card: Card) -> str:
         model_name=about.name,
     )
     parts = (_title, _use, _results, _files, _training, _proof)
-    body = "\n\n".join(
-        ["\n".join(part(card)) for part in parts]
-        + [LIMITS.format(measured=MEASURED if card.held_out else NOT_MEASURED)]
-    )
+    body = "\n\n".join(["\n".join(part(card)) for part in parts] + [LIMITS.format(measured=card.rows.words.card)])
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
 
 
@@ -80,15 +79,20 @@ def _title(card: Card) -> Iterable[str]:
     yield from _table(
         ("", "name", "licence"),
         [
-            ("this model", about.name, about.license or UNKNOWN_LICENSE),
+            ("this model", about.name, about.license or _no_license(card)),
             ("base model", *_base(about)),
             *(("data", _linked(each, "datasets/"), each.license or UNKNOWN_LICENSE) for each in about.datasets),
+            *([("data", UNKNOWN, UNKNOWN)] if "data" in card.training.unknown else []),
         ],
     )
 
 
 def _base(about: About) -> tuple[str, str]:
-    return (_linked(about.base, ""), about.base.license or UNKNOWN_LICENSE) if about.base else ("unknown", "unknown")
+    return (_linked(about.base, ""), about.base.license or UNKNOWN_LICENSE) if about.base else (UNKNOWN, UNKNOWN)
+
+
+def _no_license(card: Card) -> str:
+    return f"{UNKNOWN}: find out before you share this model" if "licence" in card.training.unknown else UNKNOWN_LICENSE
 
 
 def _use(card: Card) -> Iterable[str]:
@@ -108,14 +112,14 @@ def _use(card: Card) -> Iterable[str]:
 
 
 def _results(card: Card) -> Iterable[str]:
-    yield "## Results on held-out rows"
+    yield f"## Results on {'given' if card.rows.kind == 'given' else 'held-out'} rows"
     yield ""
     if not card.held_out:
-        yield "Not measured: the run has no test and no validation rows; the training loss says nothing of questions"
-        yield "that the model has not seen."
+        yield f"Not measured: {card.rows.words.absent}"
         return
     first = next(iter(card.held_out.values()))
-    yield f"-log p of {len(first.nats)} answers that were not trained on ({sum(first.tokens):,} tokens), by llama.cpp;"
+    which = f"{len(first.nats)} answers that were {card.rows.kind.replace('held out', 'not trained on')}"
+    yield f"-log p of {which} ({sum(first.tokens):,} tokens), by llama.cpp;"
     yield "in brackets the 95 % interval over rows."
     yield ""
     rows = []
@@ -140,8 +144,8 @@ def _files(card: Card) -> Iterable[str]:
     }
     yield "## Files"
     yield ""
-    rows_used = "held-out rows" if card.held_out else "rows that were trained on (none was held out)"
-    yield f"What a quantised file costs, against the file of 16 or 32 bit that it was made of, on {rows_used}:"
+    yield "What a quantised file costs, against the file of 16 or 32 bit that it was made of,"
+    yield f"on {card.rows.words.rows}:"
     yield ""
     rows = []
     for name, path in card.files.items():
@@ -164,8 +168,11 @@ def _cost(measured: Mapping[str, Any] | None) -> tuple[str, str, str]:
 def _training(card: Card) -> Iterable[str]:
     facts = card.training.facts
     rows = list(card.training.settings)
-    over = "laid over" if any(name.endswith(LORA) for name in card.files) else "merged onto"
-    rows.append((over, "the base as QLoRA held it (NF4)" if card.onto == "nf4" else "the base in 16 bit"))
+    if "training settings" in card.training.unknown:
+        rows.append(("all other settings" if rows else "settings", UNKNOWN))
+    over = "laid over" if any(name.endswith(LORA) for name in card.files) else MERGED_ONTO
+    if card.training.method and MERGED_ONTO not in dict(rows):
+        rows.append((over, ONTO_SAID[card.onto]))
     if card.vocabulary:
         rows.append(("vocabulary", card.vocabulary))
     counts = facts.get("rows") or {}

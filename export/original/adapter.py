@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.original.bases import base_of
-from export.original.model import Asked, Original, Rows, Training
+from export.original.model import Asked, Original, Training
 from export.original.names import name_of
+from export.original.rows import Rows
 from export.original.settings import CONFIG, Settings, read_settings, weights_of
 from export.original.sources import license_of, source_of
-from export.original.tokenizer import place_first
+from export.original.tokenizer import Placed, place_first
 from gladstone.artifacts import record_file, sha256_file
 from gladstone.basemodel import Base
 from gladstone.progress import Progress
@@ -30,7 +31,7 @@ class Adapter:
     def open(self, work: Path, progress: Progress) -> Original:
         """Its original, with the tokenizer in `work`. Raises ConfigError where base or template are to be named."""
         base, notes = base_of(self.settings, self.asked, progress)
-        found_in = self._place(work, base)
+        placed = self._place(work, base)
         files = tuple(record_file(self.home, path) for path in (self.folder / CONFIG, weights_of(self.folder)))
         spoken = tuple(sha256_file(path) for path in sorted(work.iterdir()))
         return Original(
@@ -40,19 +41,20 @@ class Adapter:
             base=base,
             adapter=self.folder,
             tokenizer=work,
-            found_in=found_in,
+            found_in=placed,
             training=self._training(base),
             rows=Rows("given", ((self.asked.rows, "auto"),)) if self.asked.rows else Rows("none"),
             files=files,
             key=(*(record.sha256 for record in files), *spoken),
             parents={"adapter": files[1].sha256, "base": base.fingerprint},
-            notes=(*self.notes, *notes),
+            notes=(*self.notes, *notes, *placed.notes),
         )
 
-    def _place(self, work: Path, base: Base) -> dict[str, str]:
+    def _place(self, work: Path, base: Base) -> Placed:
         """Tokenizer and template: those beside the adapter, with which it was trained, else the base's."""
         beside = {"the folder around the adapter": self.home} if self.home != self.folder else {}
-        return place_first({"the adapter's folder": self.folder, **beside, "the base": base.folder}, work)
+        places = {"the adapter's folder": self.folder, **beside, "the base": base.folder}
+        return place_first(places, work, self.asked.template)
 
     def _training(self, base: Base) -> Training:
         declared = license_of(self.folder)

@@ -1,8 +1,12 @@
-"""Which base an adapter belongs to: the one that a caller names, else the one that the adapter names."""
+"""Which base an adapter belongs to: the one that a caller names, else the one that the adapter names.
+
+Names huggingface_hub.
+"""
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +14,19 @@ from typing import Any
 from export.original.model import Asked
 from export.original.settings import CONFIG, Settings
 from export.original.sources import HUB_ID
-from gladstone.basemodel import Base, Needs, resolve_base
+from export.shards import Stored
+from export.weights import read_folder
+from gladstone.basemodel import Base, Needs, check_weights, resolve_base
 from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
 from gladstone.progress import Progress
 
-NEEDS = Needs("--base", "--base FOLDER", tokenizer=False)
+NEEDS = Needs("--base", "--base FOLDER", purpose="", tokenizer=False, pickled=True, bare=True)
+OLDER_ID = re.compile(r"[A-Za-z0-9][\w.-]*")  # without an owner, as gpt2
 IN_4_BIT = re.compile(r"-(unsloth-)?bnb-4bit$", re.I)  # how copies in 4 bit are called, beside the model itself
+
+
+PACKED = (".absmax", ".quant_map", ".qweight", ".qzeros", ".SCB", ".weight_packed", ".weight_scale", "_blocks")
+PLAIN = ("F64", "F32", "F16", "BF16", "BOOL")  # types of weights; whole numbers in more than one dimension are packed
 
 
 def base_of(settings: Settings, asked: Asked, progress: Progress) -> tuple[Base, list[str]]:
@@ -39,24 +50,39 @@ def base_of(settings: Settings, asked: Asked, progress: Progress) -> tuple[Base,
             f"the adapter was trained on {named}, a copy in 4 bit whose weights are rounded: merged onto {plain}, the "
             "model that it was made of. --base FOLDER|HUB-ID names another one."
         )
-    if not Path(plain).is_dir() and not HUB_ID.fullmatch(plain):
+    if not Path(plain).is_dir() and not HUB_ID.fullmatch(plain) and not OLDER_ID.fullmatch(plain):
         raise ConfigError(
             f"{where} names the base {named!r}, which is not on this machine: give it with --base FOLDER|HUB-ID."
         )
+    of = f", a copy in 4 bit of {plain}" if notes else ""
+    with told_whose(f"{where} names the base {named!r}{of}", plain):
+        found = resolve_base(as_cached(plain), progress, replace(NEEDS, revision=settings.revision))
+    return _plain(replace(found, name=plain), f"the base {plain}"), notes
+
+
+@contextmanager
+def told_whose(whose: str, name: str) -> Iterator[None]:
+    """Errors about the base `name`, which no option named, say whose it is, and which option names another."""
     try:
-        base = resolve_base(plain, progress, NEEDS)
+        yield
     except (ConfigError, UnsupportedError) as error:
         told = str(error).removeprefix(f"{NEEDS.option}: ")
-        of = f", a copy in 4 bit of {plain}" if notes else ""
-        raise type(error)(f"{where} names the base {named!r}{of}: {told}{_advice(told)}") from None
-    return _plain(base, f"the base {plain}"), notes
+        about = told.removeprefix(f"{name!r} ")
+        advice = "" if "--base" in told else " Give it with --base FOLDER|HUB-ID."
+        raise type(error)(f"{whose}{', which ' if about != told else ': '}{about}{advice}") from None
 
 
-def _advice(told: str) -> str:
-    return "" if "--base" in told else " Give it with --base FOLDER|HUB-ID."
+def as_cached(hub_id: str) -> str:
+    """A Hub id in the spelling of the local cache: the Hub itself takes small and capital letters for the same."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    wanted = f"models--{hub_id.replace('/', '--')}".lower()
+    names = (path.name for path in Path(HF_HUB_CACHE).glob("models--*") if path.name.lower() == wanted)
+    return next((name.removeprefix("models--").replace("--", "/", 1) for name in names), hub_id)
 
 
 def _plain(base: Base, what: str) -> Base:
+    check_weights(base)
     check_plain(base.folder, what, "Give the model in 16 bit, of which it was made, with --base FOLDER|HUB-ID.")
     return base
 
@@ -67,8 +93,21 @@ def check_plain(folder: Path, what: str, advice: str) -> None:
         config: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{folder / 'config.json'}: broken: {error}.") from None
+    packed = next((stored.name for stored in read_folder(folder).values() if _is_packed(stored)), None)
     found = config.get("quantization_config")
-    if isinstance(found, dict):
-        method = str(found.get("quant_method") or "an unnamed method")
-        bits = " in 4 bit" if found.get("load_in_4bit") else " in 8 bit" if found.get("load_in_8bit") else ""
-        raise UnsupportedError(f"{what}: already quantised ({method}{bits}), by its config.json. {advice}")
+    if packed is None and found is None:
+        return
+    settings = found if isinstance(found, dict) else {}
+    method = str(settings.get("quant_method") or "its method is not named")
+    if packed is None:
+        raise UnsupportedError(
+            f"{what}: config.json says that it is quantised ({method}), but its weights are not. Remove "
+            f"quantization_config from {folder / 'config.json'}, which was left over."
+        )
+    bits = " in 4 bit" if settings.get("load_in_4bit") else " in 8 bit" if settings.get("load_in_8bit") else ""
+    raise UnsupportedError(f"{what}: already quantised ({method}{bits}; as {packed} shows). {advice}")
+
+
+def _is_packed(stored: Stored) -> bool:
+    """Whether a tensor holds weights of fewer bits than 16, or what belongs to them."""
+    return stored.name.endswith(PACKED) or (stored.dtype not in PLAIN and len(stored.shape) > 1)

@@ -10,12 +10,13 @@ from typing import Protocol
 from export.original.adapter import read_adapter_folder
 from export.original.folder import Folder
 from export.original.model import Asked, Original
+from export.original.names import in_hub_cache
 from export.original.run import read_run
 from export.original.settings import CONFIG as ADAPTER_CONFIG
 from export.original.settings import PICKLED, WEIGHTS
 from export.workbench import STATE_NAME
 from gladstone.artifacts import MANIFEST_NAME, read_manifest
-from gladstone.errors import ArtifactError
+from gladstone.errors import ArtifactError, ConfigError
 from gladstone.progress import Progress
 
 OF_ADAPTER = (ADAPTER_CONFIG, WEIGHTS, PICKLED)
@@ -40,7 +41,13 @@ class Found(Protocol):
 
 def find(path: Path, asked: Asked | None = None) -> Found:
     """What lies at a path: a folder, or a file of it. Raises ArtifactError that says what is there instead."""
-    asked = asked or Asked()
+    try:
+        return _find(path, asked or Asked())
+    except PermissionError as error:
+        raise ArtifactError(f"{error.filename or path}: cannot be read: {error.strerror}.") from None
+
+
+def _find(path: Path, asked: Asked) -> Found:
     if not path.exists():
         hub = (
             " To export what lies on the Hub: `hf download OWNER/NAME --local-dir FOLDER`." if _is_hub_id(path) else ""
@@ -58,6 +65,13 @@ def find(path: Path, asked: Asked | None = None) -> Found:
     return _find_foreign(home, asked)
 
 
+def default_out(found: Found, name: str) -> Path:
+    """Where an export goes that is not told where. Raises ConfigError in the Hub's cache, which is no place for it."""
+    if in_hub_cache(found.home.resolve()):
+        raise ConfigError(f"{found.home}: lies in the Hub's cache. Choose a folder for the files with --out.")
+    return found.home / name
+
+
 @contextmanager
 def opened(found: Found, progress: Progress) -> Iterator[Original]:
     """The original of what was found, as long as the block runs."""
@@ -73,6 +87,11 @@ def _find_by_file(path: Path, asked: Asked) -> Found:
         return Folder(path.parent, asked)
     if path.name == MANIFEST_NAME:
         return find(path.parent, asked)
+    if path.suffix == ".gguf":
+        raise ArtifactError(
+            f"{path}: a GGUF, which an export makes and cannot begin with: `runtime chat {path}` runs it. Give the "
+            "folder that it was made of."
+        )
     raise ArtifactError(f"{path}: a file. Give the folder of a run, of an adapter or of a model.")
 
 

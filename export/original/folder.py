@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from export.original.bases import NEEDS, check_plain
-from export.original.model import Asked, Original, Rows, Training
+from export.original.model import Asked, Original, Training
 from export.original.names import name_of
+from export.original.rows import Rows
 from export.original.sources import Source, license_of
-from export.original.tokenizer import place_first
+from export.original.tokenizer import Placed, place_first
 from gladstone.artifacts import Manifest, sha256_file
 from gladstone.basemodel import check_weights, resolve_base
 from gladstone.progress import Progress
@@ -40,7 +41,7 @@ class Folder:
         check_plain(self.home, str(self.home), ADVICE)
         base = resolve_base(str(self.home), progress, NEEDS)
         check_weights(base)
-        found_in = self._place(work, progress)
+        placed = self._place(work, progress)
         return Original(
             origin="folder",
             home=self.home,
@@ -48,36 +49,34 @@ class Folder:
             base=base,
             adapter=None,
             tokenizer=work,
-            found_in=found_in,
+            found_in=placed,
             training=self._training(),
             rows=Rows("given", ((self.asked.rows, "auto"),)) if self.asked.rows else Rows("none"),
             files=(),
             key=tuple(sha256_file(path) for path in sorted(work.iterdir())),
             parents={"model": base.fingerprint},
-            notes=self.notes,
+            notes=(*self.notes, *placed.notes),
         )
 
     @property
     def _facts(self) -> Mapping[str, Any]:
         return self.merge.facts if self.merge else {}
 
-    def _place(self, work: Path, progress: Progress) -> dict[str, str]:
+    def _place(self, work: Path, progress: Progress) -> Placed:
         """Tokenizer and template: the folder's own, else those of the base that the caller names."""
         places = {"the model's folder": self.home}
         if self.asked.base:
             places["the base"] = resolve_base(self.asked.base, progress, NEEDS).folder
-        return place_first(places, work)
+        return place_first(places, work, self.asked.template)
 
     def _training(self) -> Training:
+        if "training" in self._facts:
+            return Training.from_json(self._facts["training"])
         declared = license_of(self.home)
         unknown = tuple(each for each in UNKNOWN if not (each == "licence" and declared))
-        if not self.merge:
-            return Training(license=declared, unknown=unknown)
-        base = str(self.merge.config["base"])
-        warnings = [{"text": text, "serious": True} for text in self.warnings]
-        return Training(
-            base=Source(Path(base).name, None, None),
-            license=declared,
-            facts={"warnings": warnings},
-            unknown=tuple(each for each in unknown if each != "base model"),
-        )
+        warnings = [{"text": text, "serious": True} for text in self.warnings]  # of an older version's merge
+        facts: dict[str, Any] = {"warnings": warnings} if warnings else {}
+        if self.merge is None:
+            return Training(license=declared, facts=facts, unknown=unknown)
+        base = Source(Path(str(self.merge.config["base"])).name, None, None)
+        return Training(license=declared, facts=facts, base=base, unknown=unknown[1:])

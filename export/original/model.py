@@ -1,21 +1,21 @@
 """The model that an export is made from, as every step of the export sees it, whoever made it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from export.original.rows import Rows
 from export.original.sources import Source
+from export.original.tokenizer import Placed
 from gladstone.artifacts import FileRecord, check_file
 from gladstone.basemodel import Base, fingerprint
-from gladstone.chat import Conversation
 from gladstone.errors import ArtifactError, listed
-from gladstone.formats import checked_conversations, find_layout, read_conversations
 
 Origin = Literal["run", "adapter", "folder"]
-TRAINED_ROWS = 400  # are enough where no row was held out
+# of a run's facts, what its card tells
+KEPT_FACTS = ("rows", "steps", "held_out_loss_before", "held_out_loss_after", "warnings")
 
 
 @dataclass(frozen=True)
@@ -25,26 +25,6 @@ class Asked:
     base: str | None = None  # a folder or a Hub id
     template: str | None = None  # a Jinja file, or the name of one that comes with Gladstone
     rows: Path | None = None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Which rows a model is proven on: files with their layouts, and what they are to it."""
-
-    kind: Literal["held out", "trained on", "given", "none"]
-    files: tuple[tuple[Path, str], ...] = ()
-
-    @property
-    def measures(self) -> bool:
-        """Whether the loss on them says something of questions that were not trained on."""
-        return self.kind in ("held out", "given")
-
-    def read(self) -> list[Conversation]:
-        """All of them; of trained ones as many as are enough. Raises DataError."""
-        if self.kind == "trained on":
-            (path, layout), *_ = self.files
-            return list(islice(checked_conversations(path, find_layout(path, layout)), TRAINED_ROWS))
-        return [row for path, layout in self.files for row in read_conversations(path, layout)]
 
 
 @dataclass(frozen=True)
@@ -62,6 +42,30 @@ class Training:
     seed: int | None = None
     template_date: datetime | None = None  # what a template that writes the time got
     unknown: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest of a merged model, whose export then tells what this one would; few of a run's facts."""
+        facts = {name: self.facts[name] for name in KEPT_FACTS if name in self.facts}
+        date = self.template_date.isoformat() if self.template_date else None
+        return asdict(self) | {"facts": facts, "template_date": date}
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "Training":
+        """What `as_json` wrote. Raises ArtifactError for anything else."""
+        try:
+            date, base = found["template_date"], found["base"]
+            return Training(**dict(found) | {
+                "settings": tuple((str(name), str(value)) for name, value in found["settings"]),
+                "datasets": tuple(Source(**each) for each in found["datasets"]),
+                "base": Source(**base) if base else None,
+                "subjects": tuple(found["subjects"]),
+                "template_date": datetime.fromisoformat(date) if date else None,
+                "unknown": tuple(found["unknown"]),
+            })  # fmt: skip
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(
+                f"the manifest of the merged model tells its training in a way unknown here ({error})."
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Original:
     base: Base
     adapter: Path | None
     tokenizer: Path
-    found_in: Mapping[str, str]
+    found_in: Placed
     training: Training
     rows: Rows
     files: tuple[FileRecord, ...]
@@ -106,6 +110,17 @@ class Original:
     def warnings(self) -> list[str]:
         """What went wrong in its training."""
         return serious_warnings(self.training.facts)
+
+    def unchecked(self) -> list[str]:
+        """What no proof of another tool's model can show, as parts of a sentence."""
+        found = []
+        if self.adapter:
+            found.append("that the base is the one of the training, of which an adapter shows names and shapes alone")
+        if self.found_in.template == "the base":
+            found.append("that the training used the base's chat template")
+        if not self.rows.measures:
+            found.append("how well the model answers questions that it was not trained on")
+        return found
 
     def check_unchanged(self) -> None:
         """Raises ArtifactError if base or adapter are not what they were when it was opened."""

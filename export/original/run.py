@@ -1,16 +1,18 @@
 """A finished run of `finetune run` as the original of an export: everything about it is known."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from export.original.bases import NEEDS
-from export.original.model import Asked, Original, Rows, Training, serious_warnings
+from export.original.bases import NEEDS, told_whose
+from export.original.model import Asked, Original, Training, serious_warnings
+from export.original.rows import Rows
 from export.original.settings import WEIGHTS
 from export.original.sources import Source, source_of
-from export.original.tokenizer import place_tokenizer
+from export.original.tokenizer import Placed, place_tokenizer
 from gladstone.artifacts import MANIFEST_NAME, Manifest, check_files, read_manifest, sha256_file
 from gladstone.basemodel import Base, resolve_base
 from gladstone.errors import ArtifactError, ConfigError
@@ -55,7 +57,7 @@ class Run:
             base=base,
             adapter=self.home / "adapter",
             tokenizer=work,
-            found_in={"tokenizer": "the run", "chat template": "the run"},
+            found_in=Placed("the run", "the run"),
             training=training_of(manifest, source_of(base, manifest.config["base"].get("license"))),
             rows=self._rows(),
             files=manifest.files,
@@ -66,7 +68,8 @@ class Run:
 
     def _base(self, progress: Progress) -> Base:
         name = str(self.manifest.config["base"]["model"])
-        base = resolve_base(self.asked.base or name, progress, NEEDS)
+        with nullcontext() if self.asked.base else told_whose(f"{self.home} was trained on {name!r}", name):
+            base = resolve_base(self.asked.base or name, progress, NEEDS)
         if base.fingerprint == self.manifest.parents["base"]:
             return base
         if self.asked.base:
@@ -93,7 +96,8 @@ def read_run(folder: Path, asked: Asked) -> Run:
     manifest = read_manifest(folder)
     if manifest.stage != "finetune":
         raise ArtifactError(
-            f"{folder}: made by the stage {manifest.stage!r}, expected a folder made by `finetune run`."
+            f"{folder}: made by the stage {manifest.stage!r}, expected a folder made by `finetune run`, an adapter or "
+            "a model."
         )
     if asked.template:
         raise ConfigError(f"--chat-template: {folder} is a run, which is served on the template it was trained with.")

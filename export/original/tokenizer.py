@@ -1,13 +1,15 @@
 """The tokenizer of an original as one folder, from wherever its files were found, the chat template beside them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gladstone.artifacts import copy_file, write_json, write_text
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.tokenizer import tokenizer_files
+from gladstone.named_templates import CONTROL_TEXT, read_template, template_names
+from gladstone.tokenizer import load_tokenizer, tokenizer_files
 
 TEMPLATE, CONFIG, OLD_TEMPLATE = "chat_template.jinja", "tokenizer_config.json", "chat_template.json"
 WHOLE = ("tokenizer.json", "tokenizer.model", "spiece.model")
@@ -40,10 +42,20 @@ def own_template(folder: Path) -> str | None:
     return None
 
 
-def place_first(places: Mapping[str, Path], target: Path) -> dict[str, str]:
+@dataclass(frozen=True)
+class Placed:
+    """Where tokenizer and template of an original were found, and what is to be told of it."""
+
+    tokenizer: str
+    template: str
+    notes: tuple[str, ...] = ()
+
+
+def place_first(places: Mapping[str, Path], target: Path, chosen: str | None) -> Placed:
     """Place the first tokenizer and the first chat template of `places`, folders by what they are to a user.
 
-    Returns where the two were found. Raises ConfigError, which names the option that helps, if there is none.
+    `chosen` is a template that a user names in place of all others. Raises ConfigError, which names the option that
+    helps, if there is no tokenizer or no template.
     """
     tokenizer = next((name for name, folder in places.items() if has_tokenizer(folder)), None)
     looked = ", ".join(f"{name} ({folder})" for name, folder in places.items())
@@ -52,12 +64,37 @@ def place_first(places: Mapping[str, Path], target: Path) -> dict[str, str]:
             f"no tokenizer in {looked}. Name the model that it was trained from, to take that one's: "
             "--base FOLDER|HUB-ID."
         )
-    templates = ((name, own_template(folder)) for name, folder in places.items())
-    where, template = next(((name, each) for name, each in templates if each), ("", ""))
+    if chosen is not None:
+        template, where = _named(chosen), f"--chat-template {Path(chosen).name}"
+    else:
+        templates = ((each, name) for name, folder in places.items() if (each := own_template(folder)))
+        template, where = next(templates, ("", ""))
     if not template:
-        raise ConfigError(f"no chat template in {looked}: nobody can say where a question ends.")
+        raise ConfigError(
+            f"no chat template in {looked}, and without one nobody can say where a question ends. Give the one that it "
+            f"was trained with: --chat-template FILE, or a name ({', '.join(template_names())})."
+        )
     place_tokenizer(places[tokenizer], target, template)
-    return {"tokenizer": tokenizer, "chat template": where}
+    return Placed(tokenizer, where, tuple(_strange_marks(target, template) if chosen else ()))
+
+
+def _named(chosen: str) -> str:
+    try:
+        return read_template(chosen).source
+    except ConfigError as error:
+        raise ConfigError(f"--chat-template: {error}") from None
+
+
+def _strange_marks(folder: Path, template: str) -> Iterator[str]:
+    """What a user should know of a template that names tokens that are none in this vocabulary."""
+    tokenizer = load_tokenizer(folder)
+    named = sorted({*CONTROL_TEXT.findall(template)})
+    lacking = [text for text in named if len(tokenizer.encode(text)) != 1]
+    if lacking:
+        yield (
+            f"the chat template names {', '.join(lacking)}, which the vocabulary lacks: the model reads them letter by "
+            "letter. Right only if it was trained so; then nothing but the end of text ends an answer."
+        )
 
 
 def place_tokenizer(source: Path, target: Path, template: str) -> None:

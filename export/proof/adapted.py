@@ -5,10 +5,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from export.adapter import CONFIG, WEIGHTS
 from export.merge import read_plan
-from export.shards import read_header
+from export.original.settings import CONFIG, WEIGHTS
 from export.spelling import pefts_name
+from export.weights import read_adapter_tensors
 from gladstone.importing import importing
 
 
@@ -25,7 +25,7 @@ def adapted(model: Any, base: Path, adapter: Path) -> Any:
     if plan.sizes:
         model.resize_token_embeddings(plan.sizes.after, mean_resizing=False)
     config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-    tensors = read_header(adapter / WEIGHTS)
+    tensors = read_adapter_tensors(adapter)
     named = {pefts_name(key): stored for key, stored in tensors.items()}
     parted = bool(config.get("ensure_weight_tying")) and plan.untied  # by a version of PEFT that did not keep them one
     if named.keys() <= tensors.keys() and not parted:

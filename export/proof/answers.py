@@ -41,7 +41,7 @@ QUANTISED_KL_LIMIT = {"Q8": 0.02, "Q6": 0.05, "Q5": 0.1, "Q4": 0.4, "IQ4": 0.4, 
 FEWEST_BITS_KL_LIMIT = 4.0
 CURE = (
     "The weights, or how they are used, are not those that were trained: merge strength, rope, a tensor that is "
-    "missing or transposed. Export again from the run; a file by another tool is at fault itself."
+    "missing or transposed. Export again; a file by another tool is at fault itself."
 )
 
 

@@ -16,9 +16,7 @@ from gladstone.tool_turns import tools_of
 
 CONVERSATIONS, LONG = 50, 200
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
-OTHER_TEMPLATE = (
-    "Export again from the run: a model asked in another form than in training answers worse, or never stops."
-)
+OTHER_TEMPLATE = "Export again: a model asked in another form than in training answers worse, or never stops."
 
 
 def check_template(header: GgufHeader, template: ChatTemplate) -> Point:

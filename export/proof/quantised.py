@@ -63,7 +63,9 @@ def check_quantised(
                 for cost, logits in zip(costs, others, strict=True):
                     cost.add(batch, piece, log_softmax(logits[piece], "float32"), likely)
     held_out = HeldOut(tuple(nats.tolist()), rows.counts)
-    return {name: cost.point(held_out, trained.answers) for name, cost in zip(files, costs, strict=True)}, held_out
+    return {
+        name: cost.point(held_out, trained.which.words.answers) for name, cost in zip(files, costs, strict=True)
+    }, held_out
 
 
 class _Cost:

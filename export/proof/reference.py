@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from export.proof.adapted import adapted
 from export.proof.trained import Trained
+from gladstone.basemodel import weights_files
 from gladstone.host import available_memory_bytes
 from gladstone.importing import importing
 
@@ -25,7 +26,7 @@ class Reference:
             import torch
             from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-        weights = sum(path.stat().st_size for path in trained.base.glob("*.safetensors"))
+        weights = sum(path.stat().st_size for path in weights_files(trained.base))
         # stored in 16 bit: twice that in float32, and half as much again while it loads
         roomy = 3 * weights < available_memory_bytes()
         self.dtype = "float32" if roomy else "bfloat16"

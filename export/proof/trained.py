@@ -10,10 +10,12 @@ from typing import Any
 
 from export.merge import Onto
 from export.original.model import Original
+from export.original.rows import Rows
 from gladstone.chat import Conversation, Message
 from gladstone.template import ChatTemplate
 from gladstone.tokenizer import FolderTokenizer, load_tokenizer
 
+HELD_OUT = Rows()
 # asked and answered where no rows are known; the answers are there to be measured on, and no model's
 QUESTIONS = (
     ("What does the heart do?", "The heart pumps blood through the body, and so brings oxygen to every organ."),
@@ -24,6 +26,14 @@ QUESTIONS = (
     ("2 + 2 =", "2 + 2 = 4"),
     ("Name three bones.", "The femur, the tibia and the humerus are three bones of the human body."),
     ("Why do we sleep?", "Sleep lets the body rest and repair itself, and helps the brain to keep what it learnt."),
+    ("Was ist Fieber?", "Fieber ist eine erhöhte Körpertemperatur, meist als Antwort auf eine Infektion."),
+    ("Translate to French: Good morning, doctor.", "Bonjour, docteur."),
+    ("¿Qué hace el hígado?", "El hígado filtra la sangre, produce bilis y guarda energía para el cuerpo."),
+    ("Write a haiku about rain.", "Soft rain on the roof,\nthe garden drinks without haste,\nevening smells of earth."),
+    ("How do I reverse a list in Python?", "Call `items.reverse()`, or take a reversed copy: `items[::-1]`."),
+    ("List two causes of a headache.", "1. Too little sleep\n2. Too little water"),
+    ("Как называется столица Франции?", "Столица Франции называется Париж."),
+    ("Answer in JSON: the boiling point of water in °C.", '{"boiling_point_celsius": 100}'),
 )
 
 
@@ -38,19 +48,13 @@ class Trained:
     rows: Sequence[Conversation]
     onto: Onto = "16bit"  # whether the base is taken as it is, or as QLoRA held it
     held_out: bool = True  # whether the loss on the rows says something of questions that were not trained on
-    kind: str = "held out"  # what the rows are to the model, as in Rows
+    which: Rows = HELD_OUT
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The base's config.json; of a model with several parts, that of its text."""
         config: dict[str, Any] = json.loads((self.base / "config.json").read_text(encoding="utf-8"))
         return config | (config.get("text_config") or {})
-
-    @property
-    def answers(self) -> str:
-        """What is measured on, in words."""
-        kinds = {"trained on": "answers that were trained on", "none": "answers to questions of Gladstone's own"}
-        return kinds.get(self.kind, "answers")
 
     @property
     def seq2seq(self) -> bool:
@@ -84,16 +88,8 @@ def trained_of(original: Original, onto: Onto = "16bit") -> Trained:
         Conversation((Message("user", question), Message("assistant", answer)), "question")
         for question, answer in QUESTIONS
     ]
-    return Trained(
-        tokenizer,
-        template,
-        original.base.folder,
-        original.adapter,
-        rows,
-        onto,
-        original.rows.measures,
-        original.rows.kind,
-    )
+    which = original.rows
+    return Trained(tokenizer, template, original.base.folder, original.adapter, rows, onto, which.measures, which)
 
 
 def date_note(original: Original, template: ChatTemplate) -> list[str]:

@@ -97,7 +97,7 @@ def test_everything_that_peft_writes_by_default_is_known(tmp_path: Path) -> None
 
 
 def test_another_kind_of_adapter_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="an adapter of type 'LOHA'; LORA can be merged"):
+    with pytest.raises(UnsupportedError, match="an adapter of peft_type LOHA: only LORA can be merged"):
         read_adapter(adapter(tmp_path, peft_type="LOHA"))
 
 
@@ -121,8 +121,8 @@ def test_a_dora_without_its_lengths_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_weights_are_told(tmp_path: Path) -> None:
-    (adapter(tmp_path) / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
-    with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors is missing \(pickled adapters are not loaded"):
+    (adapter(tmp_path) / "adapter_model.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"neither adapter_model\.safetensors nor adapter_model\.bin"):
         read_adapter(tmp_path)
 
 
@@ -133,17 +133,17 @@ def test_damaged_weights_are_told(tmp_path: Path, damage: bytes) -> None:
         read_adapter(tmp_path)
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"r": "many", "lora_alpha": 1}', '{"r": 8}'])
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"peft_type": "LORA", "r": "many"}', '{"r": 8}'])
 def test_a_config_that_says_nothing_usable_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(ArtifactError, match=r"not a LoRA adapter: adapter_config\.json is missing or unusable"):
+    with pytest.raises(ArtifactError, match=r"adapter_config\.json"):
         read_adapter(tmp_path)
 
 
 @pytest.mark.parametrize("rank", [0, -1])
 def test_an_impossible_rank_is_refused(tmp_path: Path, rank: int) -> None:
-    with pytest.raises(ArtifactError, match="not a LoRA adapter"):
+    with pytest.raises(ArtifactError, match=f"r is {rank}"):
         read_adapter(adapter(tmp_path, r=rank))
 
 

@@ -22,6 +22,7 @@ from export.handover.turns import Turns, check_turns, read_turns
 from export.handover.write import common_system
 from export.original.finding import find, opened
 from export.original.model import Training
+from export.original.rows import Rows
 from export.original.sources import Source, license_of
 from gladstone.artifacts import Manifest, check_files, read_manifest, write_manifest
 from gladstone.chat import NO_MEDICAL_ADVICE, Conversation, Message
@@ -246,7 +247,7 @@ def test_the_card_tells_what_the_model_is_and_what_it_costs(exported: Path, tiny
 def test_the_card_and_an_upload_warn_of_a_training_that_went_wrong(tmp_path: Path) -> None:
     about = About("m", "", None, None, Source("base", None, None), (), ())
     warned = {"warnings": [{"kind": "worse", "text": "it is worse\nthan before", "serious": True, "figures": {}}]}
-    card = Card(about, Training(facts=warned), {}, {}, {}, "16bit", None)
+    card = Card(about, Training(facts=warned), Rows("none"), {}, {}, {}, "16bit", None)
     assert "> **WARNING:** it is worse than before." in "\n".join(_title(card))
     mild = {"warnings": [{"kind": "memory", "text": "less", "serious": False}]}
     noted = dataclasses.replace(card, training=Training(facts=mild))

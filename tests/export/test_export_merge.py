@@ -9,8 +9,9 @@ from export.adapter import read_adapter
 from export.convert import Conversion, convert
 from export.convert_child import as_half
 from export.merge import as_nf4, copy_config, plan_merge, planned_shards, write_index, write_shard
-from export.shards import Stored, read_folder, read_header
+from export.shards import Stored, read_header
 from export.updates import LowRank
+from export.weights import read_folder
 from gladstone.errors import ToolError, UnsupportedError
 from gladstone.progress import Silent
 from tests.export.tiny_runs import edit_json, load_float32, write_adapter

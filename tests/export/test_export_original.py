@@ -9,6 +9,7 @@ import pytest
 from export.original.finding import find, opened
 from export.original.model import Asked, Original
 from export.original.names import name_of
+from export.original.tokenizer import Placed
 from gladstone.artifacts import write_json
 from gladstone.errors import ArtifactError, ConfigError, GladstoneError, UnsupportedError
 from gladstone.progress import Silent
@@ -43,7 +44,7 @@ def refused(path: Path, kind: type[GladstoneError], base: Path | str | None = No
 def test_a_bare_adapter_is_merged_onto_the_base_that_a_user_names(adapter: Path, tiny_base: Path) -> None:
     original = open_it(adapter, tiny_base)
     assert (original.origin, original.name, original.adapter) == ("adapter", "tune", adapter)
-    assert original.found_in == {"tokenizer": "the base", "chat template": "the base"}
+    assert original.found_in == Placed("the base", "the base")
     assert original.base.folder == tiny_base
     assert original.rows.kind == "none"
     assert set(original.training.unknown) == {"data", "training settings", "licence"}
@@ -84,7 +85,7 @@ def test_of_a_copy_in_4_bit_the_model_itself_is_taken(
 def test_tokenizer_and_template_beside_an_adapter_are_those_that_are_used(adapter: Path, tiny_base: Path) -> None:
     (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
     with opened(find(adapter, Asked(str(tiny_base))), Silent()) as original:
-        assert original.found_in == {"tokenizer": "the base", "chat template": "the adapter's folder"}
+        assert original.found_in == Placed("the base", "the adapter's folder")
         assert original.template_source == "{{ messages[0].content }}"
     (adapter / "chat_template.jinja").unlink()
     write_tokenizer(adapter)
@@ -94,7 +95,7 @@ def test_tokenizer_and_template_beside_an_adapter_are_those_that_are_used(adapte
         adapter / "tokenizer_config.json", chat_template=[{"name": "default", "template": template + "{# own #}"}]
     )
     with opened(find(adapter, Asked(str(tiny_base))), Silent()) as original:
-        assert set(original.found_in.values()) == {"the adapter's folder"}
+        assert original.found_in == Placed("the adapter's folder", "the adapter's folder")
         assert original.template_source == template + "{# own #}"
         placed = json.loads((original.tokenizer / "tokenizer_config.json").read_text(encoding="utf-8"))
         assert "chat_template" not in placed  # llama.cpp's converter would take it before the file
@@ -133,15 +134,24 @@ def test_a_model_without_a_tokenizer_takes_that_of_the_base_that_is_named(tiny_b
         path.unlink()
     assert "--base FOLDER|HUB-ID" in refused(folder, ConfigError)
     original = open_it(folder, tiny_base)
-    assert original.found_in == {"tokenizer": "the base", "chat template": "the base"}
+    assert original.found_in == Placed("the base", "the base")
     assert original.base.folder == folder
 
 
 def test_quantised_weights_are_refused_with_what_to_do(adapter: Path, tiny_base: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
     folder = copy_model(tiny_base, tmp_path / "packed")
     edit_json(folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    left_over = refused(folder, UnsupportedError)
+    assert "its weights are not" in left_over
+    assert "Remove quantization_config" in left_over
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.weight"] = torch.zeros(2048, 1, dtype=torch.uint8)
+    save_file(tensors, folder / "model.safetensors")
     message = refused(folder, UnsupportedError)
-    assert "already quantised (bitsandbytes in 4 bit)" in message
+    assert "already quantised (bitsandbytes in 4 bit; as model.layers.0.self_attn.q_proj.weight shows)" in message
     assert "gladstone export gguf ADAPTER --base" in message
     message = refused(adapter, UnsupportedError, folder)
     assert f"--base {folder}: already quantised" in message
@@ -201,6 +211,17 @@ def test_the_adapter_of_a_finished_run_stands_for_the_run(tiny_run: Path) -> Non
     original = open_it(tiny_run / "adapter")
     assert (original.origin, original.home) == ("run", tiny_run)
     assert original.rows.kind == "held out"
+
+
+def test_a_run_whose_base_is_gone_says_which_option_brings_it(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    manifest["config"]["base"]["model"] = "/gone/base"
+    write_json(run / "manifest.json", manifest)
+    message = refused(run, ConfigError)
+    assert message.startswith(f"{run} was trained on '/gone/base'")
+    assert "--base FOLDER|HUB-ID" in message
 
 
 def test_a_base_named_beside_a_run_must_be_the_one_it_was_trained_on(

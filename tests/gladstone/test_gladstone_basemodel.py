@@ -129,8 +129,8 @@ def folder_with(*names: str) -> Callable[[Path], None]:
         (lambda folder: (folder / "config.json").write_text("[]"), "it has no usable config.json."),
         (lambda folder: (folder / "config.json").write_text("{}"), "it has no usable config.json."),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "it has no usable config.json."),
-        (folder_with("config.json"), "holds no .safetensors weights (pickled weights are never loaded)."),
-        (folder_with("config.json", "pytorch_model.bin", "tokenizer.json"), "holds no .safetensors weights"),
+        (folder_with("config.json"), "holds no .safetensors weights."),
+        (folder_with("config.json", "pytorch_model.bin", "tokenizer.json"), "gladstone export merge"),
         (folder_with("config.json", "model.safetensors"), "holds no tokenizer."),
     ],
 )
