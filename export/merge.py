@@ -143,7 +143,8 @@ def _placed(adapter: Adapter, stored: Mapping[str, Stored], *, tied: bool) -> Ch
     if lost:
         told = ", ".join(lost[:3])
         raise UnsupportedError(
-            f"{adapter.folder}: the base has no tensor for its {told} (of {len(lost)}): it is another one's. Name that with --base."
+            f"{adapter.folder}: the base has no tensor for its {told} (of {len(lost)}): it belongs to another base, to "
+            "be named with --base."
         )
     updates = {str(names[name]): each for name, each in adapter.updates.items()}
     frozen = {str(names[name]): each for name, each in adapter.frozen.items()}
