@@ -100,8 +100,8 @@ def check_makes(original: Original, wanted: Wanted) -> None:
 def check_vocabulary(original: Original, wanted: Wanted) -> Growth | None:
     """How the vocabulary grew beyond the base's.
 
-    Raises UnsupportedError for an adapter of another base, for tokens that the model has no rows for, and for an adapter
-    alone that needs a merge.
+    Raises UnsupportedError for an adapter of another base, for tokens that the model has no rows for, and for an
+    adapter alone that needs a merge.
     """
     plan = read_plan(original.base.folder, original.adapters)
     check_shapes(plan)
