@@ -18,6 +18,7 @@ from export.workbench import STATE_NAME
 from gladstone.artifacts import MANIFEST_NAME, read_manifest
 from gladstone.errors import ArtifactError, ConfigError
 from gladstone.progress import Progress
+from gladstone.shell import command_line
 
 OF_ADAPTER = (ADAPTER_CONFIG, WEIGHTS, PICKLED)
 MODELS = ("model*.safetensors", "pytorch_model*.bin")
@@ -89,7 +90,7 @@ def _find_by_file(path: Path, asked: Asked) -> Found:
         return find(path.parent, asked)
     if path.suffix == ".gguf":
         raise ArtifactError(
-            f"{path}: a GGUF, which an export makes and cannot begin with: `runtime chat {path}` runs it. Give the "
+            f"{path}: a GGUF, which an export makes and cannot begin with: `{command_line('runtime', 'chat', path)}` runs it. Give the "
             "folder that it was made of."
         )
     raise ArtifactError(f"{path}: a file. Give the folder of a run, of an adapter or of a model.")
