@@ -40,6 +40,7 @@ from gladstone.errors import ArtifactError, ConfigError, listed
 from gladstone.gguf import read_header
 from gladstone.lora import Lora
 from gladstone.progress import Progress, step
+from gladstone.shell import command_line
 
 # bits a weight that a file never has more of: those of the largest type that its mixture falls back to
 MOST_BITS = {"f32": 33, "f16": 17, "bf16": 17, "q8": 9, "q6": 8.6, "q5": 7, "mx": 7, "q4": 6.6, "iq4": 5.6}
@@ -111,7 +112,7 @@ def check_vocabulary(original: Original, wanted: Wanted) -> Growth | None:
     if growth and growth.after > growth.before and wanted.with_base:
         raise ConfigError(
             f"--with-base: {growth.told()[:-1]}. The untouched base has no rows for what was added: export it by "
-            f"itself (gladstone export gguf {original.base.folder})."
+            f"itself ({command_line('gladstone', 'export', 'gguf', original.base.folder)})."
         )
     return growth
 

@@ -90,8 +90,8 @@ def _find_by_file(path: Path, asked: Asked) -> Found:
         return find(path.parent, asked)
     if path.suffix == ".gguf":
         raise ArtifactError(
-            f"{path}: a GGUF, which an export makes and cannot begin with: `{command_line('runtime', 'chat', path)}` runs it. Give the "
-            "folder that it was made of."
+            f"{path}: a GGUF, which an export makes and cannot begin with. Give the folder that it was made of; "
+            f"`{command_line('runtime', 'chat', path)}` runs it."
         )
     raise ArtifactError(f"{path}: a file. Give the folder of a run, of an adapter or of a model.")
 
