@@ -24,7 +24,7 @@ def names_gguf(name: str, path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(4) == b"GGUF"
-    except OSError:
+    except (OSError, ValueError):  # no such file, or a name that can be none
         return name.endswith(".gguf")
 
 
