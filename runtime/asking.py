@@ -96,6 +96,10 @@ def template_remarks(engine: Engine) -> list[str]:
         remarks.append(f"The chat template marks no end of an answer: it ends before {engine.answer_stop.strip()!r}.")
     elif behind is not None and not behind.strip() and not engine.model.has_encoder:
         remarks.append("The chat template writes nothing behind an answer: it may go on until --max-tokens or --stop.")
+    if engine.template.writes_time:
+        date = engine.provenance.template_date
+        trained = f"; in training it wrote {date[:10]}" if date else ""
+        remarks.append(f"The chat template writes today's date into every prompt{trained}.")
     return remarks
 
 

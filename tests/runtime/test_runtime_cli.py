@@ -296,6 +296,8 @@ def test_info_says_that_the_template_writes_the_date_and_which_one_was_trained(r
     )
     said = json.loads(runtime("info", path, "--json").stdout)
     assert (said["template_writes_date"], said["template_trained_date"]) == (True, "2026-11-30T23:59:58")
+    talk = runtime("chat", path, *ONE_THREAD, stdin="").output
+    assert "writes today's date into every prompt; in training it wrote 2026-11-30." in talk
 
 
 def test_info_refuses_a_file_that_is_not_the_manifests(runtime: Run, run_folder: Path) -> None:
