@@ -30,6 +30,7 @@ from export.proof.heldout import HeldOut, held_out_loss, told
 from export.proof.point import Point
 from export.proof.quantised import check_header, check_quantised
 from export.proof.trained import Trained, trained_of
+from export.proof.whole import Whole
 from export.quantise import quantise, told_fallbacks
 from export.quants import PLAIN, Override, Quantisation, check_quants
 from export.split import split_gguf
@@ -127,6 +128,7 @@ class Making:
         self.notes: list[str] = []
         self.growth: Growth | None = None  # of the vocabulary
         self.calibration: Calibration | None = None
+        self._vocabularies: dict[str, list[Point]] = {}  # that were proven
 
     def needed_bytes(self) -> int:
         """The carrier and each file that is not there yet, at the most that its type can weigh."""
@@ -179,9 +181,10 @@ class Making:
         base = self._carrier(name, about, adapter)
         trained = dataclasses.replace(self.base, adapter=adapter)
         others = len({*self.wanted.quants} - {self.wanted.carrier})
-        points = verify_file(base, trained, self.progress, files=others)
+        whole = Whole(keeps=others > 0, vocabularies=self._vocabularies)
+        points = verify_file(base, trained, self.progress, files=others, whole=whole)
         _refuse_failed(base, points)
-        points += self._quantised(name, base, trained)
+        points += self._quantised(name, base, trained, whole)
         self._put_away(base)
         return points
 
@@ -198,12 +201,12 @@ class Making:
 
         self.bench.piece(path.name, ["lora", _said(self.about)], written)
         trained = dataclasses.replace(self.base, adapter=adapter)
-        points = verify_file(base, trained, self.progress, loras=[Lora(path)])
+        whole = Whole()
+        points = verify_file(base, trained, self.progress, loras=[Lora(path)], whole=whole)
         _refuse_failed(path, points)
-        if self.base.held_out:
-            with step(self.progress, f"Measuring {path.name} on held-out rows"):
-                self.held_out[f"{name}-lora"] = held_out_loss(base, self.base, self.progress, [Lora(path)])
-        costs = self._quantised(f"{name}-base", base, self.base)
+        if self.base.held_out and whole.held_out:
+            self.held_out[f"{name}-lora"] = whole.held_out
+        costs = self._quantised(f"{name}-base", base, self.base, Whole())
         self._put_away(base)
         return {f"{name}-lora": points, f"{name}-base": costs}
 
@@ -219,8 +222,11 @@ class Making:
         self.bench.piece(path.name, ["convert", _said(about)], converted)
         return path
 
-    def _quantised(self, name: str, base: Path, trained: Trained) -> list[Point]:
-        """Make the other files from the carrier, and prove each against it on held-out rows."""
+    def _quantised(self, name: str, base: Path, trained: Trained, whole: Whole) -> list[Point]:
+        """Make the other files from the carrier, and prove each against it on held-out rows.
+
+        `whole` is what the proof of the carrier has left for that.
+        """
         carrier = self.wanted.carrier
         matrix = self._imatrix(name, base)
         others = [quant for quant in self.wanted.quants if quant != carrier]
@@ -230,7 +236,7 @@ class Making:
         files = {quant: path for quant, (_, path) in made.items()}
         what = f"Proving {', '.join(made)} against {carrier}" if made else f"Measuring {base.name}"
         with step(self.progress, f"{what} on {trained.which.words.rows}"):
-            costs, losses = check_quantised(base, files, trained, self.progress)
+            costs, losses = check_quantised(base, files, trained, self.progress, whole)
         if trained.held_out:
             self.held_out[name] = losses
         points += [dataclasses.replace(point, name=quant) for quant, point in costs.items()]

@@ -3,35 +3,26 @@
 Names torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from export.proof.grown import added_tokens, asked_of, check_rows
+from export.proof.grown import added_tokens, check_rows
+from export.proof.heldout import HeldOut
 from export.proof.point import Point
-from export.proof.reading import (
-    CONTEXT_TOKENS,
-    SEQUENCES,
-    Logits,
-    Reader,
-    Text,
-    Wave,
-    batch_tokens,
-    plan_reading,
-    wave_tokens,
-)
+from export.proof.reading import SEQUENCES, Batch, Logits, Reader, Text, Wave, batch_tokens, plan_reading, wave_tokens
 from export.proof.reference import Reference
+from export.proof.rows import ANSWER_TOKENS, LONGEST_PROMPT, Row, ordered_rows, prompt_text
+from export.proof.spread import kl_divergence, log_softmax
 from export.proof.trained import Trained
+from export.proof.whole import Kept, Whole, fits
 from gladstone.errors import ArtifactError
 from gladstone.llama import Model
 from gladstone.lora import Lora
 from gladstone.progress import Progress
 
-PROMPTS, ANSWER_TOKENS = 32, 32
-ROWS_AT_ONCE = 16  # of logits in float64: as many as the processor's cache holds
 TOP1_LIMIT = 0.99
 TIE_LOGITS = 0.1  # candidates nearer than this may change places: F16 activations move logits by about 0.03
 # mean KL in nats; F16 against float32 is near 1e-5, a wrong scale or rope base far above. What a quantised file may
@@ -49,27 +40,87 @@ def check_answers(
     path: Path, quantisation: str, trained: Trained, progress: Progress, loras: Sequence[Lora] = ()
 ) -> list[Point]:
     """The distributions' point and the answers' point. Raises ArtifactError if no prompt is short enough."""
-    reference = Reference(trained)
-    prompts = sorted(prompts_of(trained), key=len)  # torch is given those of like length together
-    comparison = Comparison()
     with Model(path, loras=loras) as model:
-        texts = [prompt_text(model, prompt) for prompt in prompts]
-        plan = plan_reading(texts, batch_tokens(model, texts), ANSWER_TOKENS, wave_tokens(model))
-        with Reader(model, plan, SEQUENCES * ANSWER_TOKENS) as reader:
-            if plan.shared:  # every prompt begins with it, and has the same distributions there
-                ours = np.concatenate([reader.read(batch).copy() for batch in plan.opening.batches])
-                comparison.add_rows(ours, reference.opening(prompts[0][: plan.shared]), times=len(prompts))
-            for wave in plan.waves:
-                written = greedy(reader, wave, texts)
-                asked = [prompts[number] for number in wave.texts]
-                theirs = reference.logits(asked, [answer for answer, _ in written], plan.shared)
-                for (answer, ours), their in zip(written, theirs, strict=True):
-                    comparison.add(ours, their, answer, ended=model.ends_generation(answer[-1]))
-                done = wave.texts[-1] + 1
-                progress.update(done / len(prompts), f"greedy answer {done} of {len(prompts)}")
+        return compare_answers(model, quantisation, trained, progress)
+
+
+def compare_answers(
+    model: Model, quantisation: str, trained: Trained, progress: Progress, whole: Whole | None = None
+) -> list[Point]:
+    """As `check_answers`, of an open file; the held-out answers are read behind the same prompts for `whole`."""
+    reading = _Reading(model, trained, whole)
+    reference = Reference(trained)
+    comparison, asked = Comparison(), sum(row.asked for row in reading.rows)
+    with Reader(model, reading.plan, SEQUENCES * ANSWER_TOKENS, branches=whole is not None) as reader:
+        shared = reading.plan.shared
+        if shared:  # every prompt begins with it, and has the same distributions there
+            ours = reading.open(reader)
+            comparison.add_rows(ours, reference.opening(reading.texts[0].tokens[:shared]), times=asked)
+        done = 0
+        for wave in reading.plan.waves:
+            written = reading.read(reader, wave)
+            prompts = [reading.rows[number].prompt for number in written]
+            theirs = reference.logits(prompts, [answer for answer, _ in written.values()], shared)
+            for (answer, ours), their in zip(written.values(), theirs, strict=True):
+                comparison.add(ours, their, answer, ended=model.ends_generation(answer[-1]))
+            done += len(written)
+            progress.update(done / asked, f"greedy answer {done} of {asked}")
+    if whole is not None:
+        reading.finish(whole)
     points = comparison.points(reference.dtype, quantisation)
     added = added_tokens(trained)
-    return [*points, check_rows(path, reference.model, added)] if added else points
+    return [*points, check_rows(model.path, reference.model, added)] if added else points
+
+
+class _Reading:
+    """The rows of a proof through a file: each prompt once, with the held-out answer and the greedy one behind it."""
+
+    def __init__(self, model: Model, trained: Trained, whole: Whole | None) -> None:
+        self.rows: list[Row] = ordered_rows(trained)
+        if not any(row.asked for row in self.rows):
+            raise ArtifactError(f"of {len(trained.rows)} rows none has a prompt of 1 to {LONGEST_PROMPT} tokens.")
+        self._measures = whole is not None
+        self.texts = [prompt_text(model, row.prompt, row.answer if self._measures else ()) for row in self.rows]
+        self.plan = plan_reading(self.texts, batch_tokens(model, self.texts), ANSWER_TOKENS, wave_tokens(model))
+        self._keeps = whole is not None and whole.keeps and fits(self.texts, model.vocab_size)
+        self._kept = Kept(np.zeros((0, model.vocab_size), np.float32))
+        self._nats: list[float] = []
+
+    def open(self, reader: Reader) -> Logits:
+        """Read what all prompts begin with."""
+        logits = np.concatenate([reader.read(batch).copy() for batch in self.plan.opening.batches])
+        if self._keeps:
+            self._kept = Kept(log_softmax(logits, "float32"))
+        return logits
+
+    def read(self, reader: Reader, wave: Wave) -> dict[int, tuple[list[int], Logits]]:
+        """The greedy answer of each text of a wave that is asked, as `write_answers` gives it."""
+        found = read_prompts(reader, wave)
+        if wave.answers:
+            self._read_answers(reader, wave, found)
+        asked = [number for number in wave.texts if self.rows[number].asked]
+        return write_answers(reader, wave, self.texts, {number: found[number] for number in asked})
+
+    def _read_answers(self, reader: Reader, wave: Wave, prompts: dict[int, list[Logits]]) -> None:
+        reader.branch(wave, self.texts)
+        answers = _by_text(reader, wave, wave.answers)
+        reader.cut_off(wave)
+        for number in wave.texts:
+            text, parts = self.texts[number], [*prompts[number], *answers[number]]
+            tokens = text.tokens[text.answer_at :]
+            if not tokens:
+                continue
+            likely = log_softmax(np.concatenate(parts), "float32")
+            at = text.answer_at - 1 - self.plan.shared + np.arange(len(tokens))
+            self._nats.append(-float(likely[at, tokens].astype(np.float64).sum()))
+            if self._keeps:
+                self._kept.add(likely)
+
+    def finish(self, whole: Whole) -> None:
+        """Hand over what was measured and kept."""
+        counts = tuple(len(row.answer) for row in self.rows if row.answer)
+        whole.held_out = HeldOut(tuple(self._nats), counts) if counts else None
+        whole.kept = self._kept if self._keeps and counts else None
 
 
 def kl_limit(quantisation: str) -> float:
@@ -80,54 +131,54 @@ def kl_limit(quantisation: str) -> float:
     return next(limits, FEWEST_BITS_KL_LIMIT)
 
 
-def prompts_of(trained: Trained) -> list[list[int]]:
-    """Up to 32 prompts that leave room for the answer, the first with the tokens that were added to the base's.
-
-    Raises ArtifactError if there is none.
-    """
-    most = CONTEXT_TOKENS // 2 - ANSWER_TOKENS
-    prompts = (trained.prompt(row, ANSWER_TOKENS) for row in trained.rows)
-    short = [ids for ids in prompts if 0 < len(ids) <= most][:PROMPTS]
-    added = [trained.prompt(row, ANSWER_TOKENS) for row in asked_of(trained)]
-    short = [*(ids for ids in added if len(ids) <= most), *short][:PROMPTS]
-    if not short:
-        raise ArtifactError(f"of {len(trained.rows)} rows none has a prompt of 1 to {most} tokens.")
-    return short
-
-
-def prompt_text(model: Model, prompt: list[int], answer: Sequence[int] = ()) -> Text:
-    """A prompt as the model reads it, with an answer if there is one already."""
-    if model.has_encoder:
-        return Text([model.decoder_start, *answer], 1, prompt)
-    return Text([*prompt, *answer], len(prompt))
-
-
 def greedy(
     reader: Reader, wave: Wave, texts: Sequence[Text], most: int = ANSWER_TOKENS
 ) -> list[tuple[list[int], Logits]]:
-    """The greedy answers to a wave of prompts, their end tokens included.
+    """Read the prompts of a wave and write the greedy answers to them, as `write_answers` does."""
+    return [*write_answers(reader, wave, texts, read_prompts(reader, wave), most).values()]
 
-    With each its logits (T, V) after every token behind the common opening that was read or written, but the last.
-    """
+
+def read_prompts(reader: Reader, wave: Wave) -> dict[int, list[Logits]]:
+    """Begin with a wave; logits (T, V) after the tokens of each of its prompts, in parts."""
     reader.begin(wave)
+    return _by_text(reader, wave, wave.prompts)
+
+
+def _by_text(reader: Reader, wave: Wave, batches: Sequence[Batch]) -> dict[int, list[Logits]]:
     rows: dict[int, list[Logits]] = {number: [] for number in wave.texts}
-    for batch in wave.batches:
+    for batch in batches:
         logits = reader.read(batch)
         for number in dict.fromkeys(batch.texts.tolist()):
             rows[number].append(logits[batch.texts == number])
-    answers: dict[int, list[int]] = {number: [] for number in wave.texts}
-    going = dict(zip(wave.texts, wave.sequences, strict=True))
+    return rows
+
+
+def write_answers(
+    reader: Reader,
+    wave: Wave,
+    texts: Sequence[Text],
+    prompts: Mapping[int, list[Logits]],
+    most: int = ANSWER_TOKENS,
+) -> dict[int, tuple[list[int], Logits]]:
+    """The greedy answers to prompts of a wave that were read with these logits, their end tokens included.
+
+    With each its logits (T, V) after every token behind the common opening that was read or written, but the last.
+    """
+    slots = dict(zip(wave.texts, wave.sequences, strict=True))
+    rows = {number: [*parts] for number, parts in prompts.items()}
+    answers: dict[int, list[int]] = {number: [] for number in rows}
+    going = {number: slots[number] for number in rows}
     while going:
         for number in going:
             answers[number].append(int(rows[number][-1][-1].argmax()))
         going = {number: slot for number, slot in going.items()
                  if len(answers[number]) < most and not reader.model.ends_generation(answers[number][-1])}  # fmt: skip
         if going:
-            places = [len(texts[number].tokens) + len(answers[number]) - 1 for number in going]
+            places = [texts[number].answer_at + len(answers[number]) - 1 for number in going]
             logits = reader.step([answers[number][-1] for number in going], places, [*going.values()])
             for place, number in enumerate(going):
                 rows[number].append(logits[place : place + 1].copy())
-    return [(answers[number], np.concatenate(rows[number])) for number in wave.texts]
+    return {number: (answers[number], np.concatenate(rows[number])) for number in rows}
 
 
 class Comparison:
@@ -199,25 +250,3 @@ class Comparison:
             Point("distributions", near, detail, spread | {"torch_dtype": dtype, "limit": limit}, CURE),
             Point("greedy answers", different == 0 or not plain, told, answers, CURE),
         ]
-
-
-def kl_divergence(reference: Logits, other: Logits) -> npt.NDArray[np.float64]:
-    """KL(reference ‖ other) in nats for each row of logits (T, V), in float64."""
-    import torch  # on all cores
-
-    found = []
-    for start in range(0, len(reference), ROWS_AT_ONCE):  # in float64 the logits of a whole text take a gigabyte
-        p, q = (
-            torch.log_softmax(torch.from_numpy(each[start : start + ROWS_AT_ONCE]), 1, torch.float64)
-            for each in (reference, other)
-        )
-        found.append((p.exp() * (p - q)).sum(1).numpy())
-    return np.concatenate(found)
-
-
-def log_softmax(logits: Logits, dtype: Literal["float32", "float64"] = "float64") -> npt.NDArray[Any]:
-    """Log-probabilities of each row (T, V), computed in the type."""
-    import torch  # on all cores
-
-    found: npt.NDArray[Any] = torch.log_softmax(torch.from_numpy(logits), 1, getattr(torch, dtype)).numpy()
-    return found

@@ -1,56 +1,84 @@
 """All points for one GGUF, and the page that tells them."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export.proof.answers import check_answers
+from export.proof.answers import compare_answers
 from export.proof.duration import proof_s, readable_s
 from export.proof.grown import check_found
 from export.proof.point import Point
 from export.proof.prompts import check_beginning, check_context, check_rendering, check_template
 from export.proof.tokens import check_entries, check_special, check_texts, check_typed
 from export.proof.trained import Trained
-from gladstone.gguf import read_info, read_model
+from export.proof.whole import Whole
+from gladstone.gguf import GgufHeader, read_info, read_model
 from gladstone.llama import Model
 from gladstone.lora import Lora
 from gladstone.progress import Progress, step
 
 
-def verify_file(
-    path: Path, trained: Trained, progress: Progress, loras: Sequence[Lora] = (), files: int = 0
+def verify_file(  # noqa: PLR0913, PLR0917 - what is proven, and what else its one reading is to leave
+    path: Path,
+    trained: Trained,
+    progress: Progress,
+    loras: Sequence[Lora] = (),
+    files: int = 0,
+    whole: Whole | None = None,
 ) -> list[Point]:
     """All points for a file of any type, with adapters laid over it. Raises ArtifactError if it cannot be loaded.
 
-    The time that is announced includes the proof of so many quantised `files` against it.
+    The time that is announced includes the proof of so many quantised `files` against it. With `whole` the held-out
+    answers are read, too, and a vocabulary that it knows is not proven again.
     """
-    taken_s = proof_s(path, trained, files)
-    about = "" if taken_s is None else f" (the proof takes about {readable_s(taken_s)})"
-    with step(progress, f"Proving {path.name}{about}: vocabulary, texts, special tokens, template"):
-        points = verify_vocabulary(path, trained)
-    if not all(point.passed for point in points if point.name == "vocabulary"):
-        return points  # ids of another vocabulary say nothing about the weights
-    with step(progress, f"Proving {path.name}: distributions and answers against torch"):
-        points += check_answers(path, read_info(path).quantisation, trained, progress, loras)
+    headers = read_model(path)
+    with Model(path, loras=loras, headers=headers) as model:
+        taken_s = proof_s(model, trained, files)
+        about = "" if taken_s is None else f" (the proof takes about {readable_s(taken_s)})"
+        with step(progress, f"Proving {path.name}{about}: vocabulary, texts, special tokens, template"):
+            points = [*_known_vocabulary(headers[0], model, trained, whole.vocabularies if whole else {})]
+        if not all(point.passed for point in points if point.name == "vocabulary"):
+            return points  # ids of another vocabulary say nothing about the weights
+        with step(progress, f"Proving {path.name}: distributions and answers against torch"):
+            points += compare_answers(model, read_info(path).quantisation, trained, progress, whole)
     return points
+
+
+def _known_vocabulary(
+    header: GgufHeader, model: Model, trained: Trained, known: dict[str, list[Point]]
+) -> Sequence[Point]:
+    """The points that need no weights, proven once for all files of the same vocabulary, template and context."""
+    names = sorted(key for key in header.metadata if not key.startswith("general.") or key == "general.architecture")
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name}={header.metadata[name]!r}\0".encode("utf-8", "surrogatepass"))
+    key = digest.hexdigest()
+    if key not in known:
+        known[key] = _check_vocabulary(header, model, trained)
+    return known[key]
 
 
 def verify_vocabulary(path: Path, trained: Trained) -> list[Point]:
     """The points that need no weights."""
     header = read_model(path)[0]
     with Model(path, vocab_only=True) as model:
-        words = check_found(model, trained.tokenizer)
-        return [
-            check_entries(model, trained.tokenizer),
-            check_texts(model, trained),
-            *([words] if words else []),
-            check_typed(model, trained),
-            check_special(model, trained),
-            check_template(header, trained.template),
-            check_rendering(header, model, trained),
-            check_beginning(model, trained),
-            check_context(header, trained),
-        ]
+        return _check_vocabulary(header, model, trained)
+
+
+def _check_vocabulary(header: GgufHeader, model: Model, trained: Trained) -> list[Point]:
+    words = check_found(model, trained.tokenizer)
+    return [
+        check_entries(model, trained.tokenizer),
+        check_texts(model, trained),
+        *([words] if words else []),
+        check_typed(model, trained),
+        check_special(model, trained),
+        check_template(header, trained.template),
+        check_rendering(header, model, trained),
+        check_beginning(model, trained),
+        check_context(header, trained),
+    ]
 
 
 def proof_page(proof: Mapping[str, Sequence[Point]], against: Mapping[str, Any], files: Mapping[str, str]) -> str:

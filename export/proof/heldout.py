@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.proof.answers import ANSWER_TOKENS, PROMPTS, log_softmax, prompt_text
-from export.proof.reading import CONTEXT_TOKENS, Batch, Logits, Reader, batch_tokens, plan_reading, read_all
+from export.proof.reading import Batch, Logits, Reader, batch_tokens, plan_reading, read_all
+from export.proof.rows import ordered_rows, prompt_text
+from export.proof.spread import log_softmax
 from export.proof.trained import Trained
 from gladstone.llama import Model
 from gladstone.lora import Lora
@@ -52,7 +53,8 @@ class HeldOutRows:
     """The held-out rows as texts, and in which order they are read."""
 
     def __init__(self, model: Model, trained: Trained) -> None:
-        self.texts = [prompt_text(model, prompt, answer) for prompt, answer in sequences_of(trained)]
+        rows = [row for row in ordered_rows(trained) if row.answer]
+        self.texts = [prompt_text(model, row.prompt, row.answer) for row in rows]
         self.counts = tuple(len(text.tokens) - text.answer_at for text in self.texts)
         self.plan = plan_reading(self.texts, batch_tokens(model, self.texts))
         longest = max(len(text.tokens) for text in self.texts)
@@ -73,18 +75,6 @@ class HeldOutRows:
 def pieces(count: int) -> list[slice]:
     """Rows of logits that fit into the processor's cache."""
     return [slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE)]
-
-
-def sequences_of(trained: Trained) -> list[tuple[list[int], list[int]]]:
-    """Prompts with the answers of the held-out rows; a plain text is cut into the two."""
-    found = []
-    for row in trained.rows:
-        prompt = trained.prompt(row, ANSWER_TOKENS)
-        answer = trained.tokenizer.encode(trained.answer_text(row))
-        answer = answer[ANSWER_TOKENS if row.is_text else 0 :][: CONTEXT_TOKENS // 2]
-        if answer and 0 < len(prompt) <= CONTEXT_TOKENS // 2 - ANSWER_TOKENS:
-            found.append((prompt, answer))
-    return found[:PROMPTS]
 
 
 def mean_of_rows(sums: Iterable[float], counts: Iterable[int]) -> tuple[float, float, float]:

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from export.proof.answers import log_softmax
 from export.proof.heldout import HeldOut, HeldOutRows, mean_of_rows, pieces
 from export.proof.point import Point
 from export.proof.reading import Batch, Logits, Reader, read_all
+from export.proof.spread import log_softmax
 from export.proof.trained import Trained
+from export.proof.whole import Whole
 from gladstone.gguf import read_header
 from gladstone.llama import Model
 from gladstone.progress import Progress
@@ -43,29 +44,55 @@ def check_header(path: Path, carrier: Path) -> Point:
 
 
 def check_quantised(
-    carrier: Path, files: Mapping[str, Path], trained: Trained, progress: Progress
+    carrier: Path, files: Mapping[str, Path], trained: Trained, progress: Progress, whole: Whole | None = None
 ) -> tuple[dict[str, Point], HeldOut]:
     """Of each file KL, top-1 agreement and perplexity ratio, and how well the carrier predicts the answers.
 
     The answers are held-out ones, or where the run held none out those of training rows, which the points say.
-    A file fails if it computes what is no number. All are open at a time, so that no logits are stored.
+    A file fails if it computes what is no number. The carrier is read here unless the proof of it has left what is
+    needed in `whole`; all that are read are open at a time.
     """
+    kept = whole.kept if whole else None
+    if whole and whole.held_out and not files:
+        return {}, whole.held_out
     with ExitStack() as stack:
-        models = [stack.enter_context(Model(path)) for path in (carrier, *files.values())]
+        paths = [*files.values()] if kept else [carrier, *files.values()]
+        models = [stack.enter_context(Model(path)) for path in paths]
         rows = HeldOutRows(models[0], trained)
         costs = [_Cost(rows) for _ in files]
         nats = np.zeros(len(rows.texts))
         readers = [stack.enter_context(Reader(model, rows.plan)) for model in models]
-        for batch, (whole, *others) in read_all(readers, rows.plan, progress):
-            for piece in pieces(len(whole)):
-                likely = log_softmax(whole[piece], "float32")
+        for batch, logits in read_all(readers, rows.plan, progress):
+            known = kept.rows(batch) if kept else None
+            for piece in pieces(len(batch.tokens)):
+                likely = log_softmax(logits[0][piece], "float32") if known is None else known[piece]
                 rows.add(nats, batch, piece, likely)
-                for cost, logits in zip(costs, others, strict=True):
-                    cost.add(batch, piece, log_softmax(logits[piece], "float32"), likely)
+                spread = _Spread(likely)
+                for cost, other in zip(costs, logits if kept else logits[1:], strict=True):
+                    cost.add(batch, piece, log_softmax(other[piece], "float32"), spread)
     held_out = HeldOut(tuple(nats.tolist()), rows.counts)
     return {
         name: cost.point(held_out, trained.which.words.answers) for name, cost in zip(files, costs, strict=True)
     }, held_out
+
+
+class _Spread:
+    """Distributions that several files are held against."""
+
+    def __init__(self, likely: Logits) -> None:
+        """`likely` are log-probabilities (N, V)."""
+        import torch  # on all cores
+
+        self._likely = torch.from_numpy(likely)
+        self._chances, self._best = self._likely.exp(), self._likely.argmax(1)
+
+    def divergence(self, ours: Logits) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """KL (N,) of log-probabilities (N, V) from these, and whether the likeliest token is the same."""
+        import torch
+
+        file = torch.from_numpy(ours)
+        kl = (self._chances * (self._likely - file)).sum(1)
+        return kl.numpy(), (file.argmax(1) == self._best).numpy()
 
 
 class _Cost:
@@ -77,15 +104,13 @@ class _Cost:
         self._same: list[npt.NDArray[np.bool_]] = []
         self._nats = np.zeros(len(rows.texts))  # of each answer
 
-    def add(self, batch: Batch, piece: slice, ours: Logits, whole: Logits) -> None:
-        """Log-probabilities (N, V) of the file and of the whole, for a piece of a batch."""
-        import torch  # on all cores
-
-        file, carrier = torch.from_numpy(ours), torch.from_numpy(whole)
+    def add(self, batch: Batch, piece: slice, ours: Logits, whole: _Spread) -> None:
+        """Log-probabilities (N, V) of the file for a piece of a batch, against those of the whole."""
+        kl, same = whole.divergence(ours)
         # what all texts begin with was computed once, and counts for each
         times = len(self._rows.texts) if batch.texts[0] < 0 else 1
-        self._kl.append(np.tile((carrier.exp() * (carrier - file)).sum(1).numpy(), times))
-        self._same.append(np.tile((file.argmax(1) == carrier.argmax(1)).numpy(), times))
+        self._kl.append(np.tile(kl, times))
+        self._same.append(np.tile(same, times))
         self._rows.add(self._nats, batch, piece, ours)
 
     def point(self, whole: HeldOut, answers: str) -> Point:

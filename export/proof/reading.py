@@ -12,7 +12,8 @@ from gladstone.context import Context
 from gladstone.llama import Model
 from gladstone.progress import Progress
 
-CONTEXT_TOKENS = 1024
+CONTEXT_TOKENS = 1024  # the longest text
+WAVE_TOKENS = 1536  # of all texts of a wave
 SEQUENCES = 16
 WAVE_BYTES = 512 << 20  # of logits that a wave may have
 Logits = npt.NDArray[np.float32]
@@ -40,16 +41,27 @@ class Batch:
 
 @dataclass(frozen=True)
 class Wave:
-    """Texts, by their numbers, that are in the cache together, and the batches in which they are read."""
+    """Texts, by their numbers, that are in the cache together, and the batches in which they are read.
+
+    Or first their `prompts` and then, in sequences of their own, their `answers`: another answer can go on behind each
+    prompt.
+    """
 
     texts: tuple[int, ...]
     batches: tuple[Batch, ...]
+    prompts: tuple[Batch, ...] = ()
+    answers: tuple[Batch, ...] = ()
     encoded: list[int] | None = None
 
     @property
     def sequences(self) -> tuple[int, ...]:
         """That of each text; 0 holds what all texts begin with, or what an encoder has read."""
         return tuple(range(1, len(self.texts) + 1)) if self.encoded is None else (0,)
+
+    @property
+    def branches(self) -> tuple[int, ...]:
+        """The sequence of each text's answer."""
+        return tuple(range(len(self.texts) + 1, 2 * len(self.texts) + 1)) if self.encoded is None else (1,)
 
 
 @dataclass(frozen=True)
@@ -75,16 +87,22 @@ class Plan:
         return sum(len(batch.tokens) for wave in (self.opening, *self.waves) for batch in wave.batches)
 
 
-def plan_reading(texts: Sequence[Text], batch_tokens: int, room: int = 0, most: int = CONTEXT_TOKENS) -> Plan:
-    """Waves of up to sixteen texts with at most `most` tokens, each text with `room` for more."""
+def plan_reading(texts: Sequence[Text], batch_tokens: int, room: int = 0, most: int = WAVE_TOKENS) -> Plan:
+    """Waves of up to sixteen texts with at most `most` tokens, each text with `room` for another answer."""
     apart = any(text.encoded is not None for text in texts)
     shared = 0 if apart or len(texts) < 2 else _shared(texts)
-    opening = Wave((), tuple(_batches([(0, -1, texts[0].tokens[:shared])], 0, batch_tokens)))
+    opening = Wave((), tuple(_batches([(0, -1, (0, shared))], texts, batch_tokens)))
+    sizes = [text.answer_at - shared + max(len(text.tokens) - text.answer_at, room) for text in texts]
     waves = []
-    for group in _groups([len(text.tokens) - shared + room for text in texts], 1 if apart else SEQUENCES, most):
-        wave = Wave(group, (), texts[group[0]].encoded)
-        parts = [(slot, each, texts[each].tokens[shared:]) for slot, each in zip(wave.sequences, group, strict=True)]
-        waves.append(replace(wave, batches=tuple(_batches(parts, shared, batch_tokens))))
+    for group in _groups(sizes, 1 if apart else SEQUENCES, most):
+        wave = Wave(group, (), encoded=texts[group[0]].encoded)
+        edges = [(shared, texts[each].answer_at, len(texts[each].tokens)) for each in group]
+        cut = (
+            [(slot, each, (at[first], at[last])) for slot, each, at in zip(slots, group, edges, strict=True)]
+            for slots, first, last in ((wave.sequences, 0, 2), (wave.sequences, 0, 1), (wave.branches, 1, 2))
+        )
+        whole, prompts, answers = (tuple(_batches(parts, texts, batch_tokens)) for parts in cut)
+        waves.append(replace(wave, batches=whole, prompts=prompts, answers=answers))
     return Plan(opening, tuple(waves))
 
 
@@ -107,35 +125,49 @@ def _groups(sizes: Sequence[int], count: int, most: int) -> Iterator[tuple[int, 
     yield tuple(group)
 
 
-def _batches(parts: Sequence[tuple[int, int, list[int]]], start: int, size: int) -> Iterator[Batch]:
-    tokens = np.concatenate([np.array(ids, np.int64) for _, _, ids in parts])
-    positions = np.concatenate([np.arange(start, start + len(ids)) for _, _, ids in parts])
-    sequences = np.concatenate([np.full(len(ids), slot) for slot, _, ids in parts])
-    texts = np.concatenate([np.full(len(ids), number) for _, number, ids in parts])
-    for begin in range(0, len(tokens), size):
-        piece = slice(begin, begin + size)
-        yield Batch(tokens[piece], positions[piece], sequences[piece], texts[piece])
+def _batches(parts: Sequence[tuple[int, int, tuple[int, int]]], texts: Sequence[Text], size: int) -> Iterator[Batch]:
+    """Batches of parts of texts: of each its sequence, its text's number (-1: of all), where it begins and ends."""
+    tokens = np.concatenate([np.array(texts[number].tokens[begin:end], np.int64) for _, number, (begin, end) in parts])
+    positions = np.concatenate([np.arange(begin, end) for _, _, (begin, end) in parts])
+    sequences = np.concatenate([np.full(end - begin, slot) for slot, _, (begin, end) in parts])
+    numbers = np.concatenate([np.full(end - begin, number) for _, number, (begin, end) in parts])
+    for start in range(0, len(tokens), size):
+        piece = slice(start, start + size)
+        yield Batch(tokens[piece], positions[piece], sequences[piece], numbers[piece])
 
 
 class Reader:
     """A model that reads the texts of a plan; what is shared is computed by `open`."""
 
-    def __init__(self, model: Model, plan: Plan, room: int = 0) -> None:
+    def __init__(self, model: Model, plan: Plan, room: int = 0, *, branches: bool = False) -> None:
+        """With `room` for tokens that are written; `branches`: answers are read in sequences of their own."""
         self.model, self._plan = model, plan
         cells = max(plan.cells + room, CONTEXT_TOKENS)
-        self.context = Context(model, cells, sequences=1 if model.has_encoder else SEQUENCES + 1)
+        texts = max(len(wave.texts) for wave in plan.waves) * (2 if branches else 1)
+        self._sequences = texts if model.has_encoder else texts + 1
+        self.context = Context(model, cells, sequences=self._sequences)
 
     def begin(self, wave: Wave) -> None:
         """Make room for the texts of a wave, each behind the common opening."""
         if wave.encoded is not None:
             self.context.forget()
-            self.context.encode(wave.encoded)
+            self.context.encode(wave.encoded, self._sequences)
             return
-        for slot in range(1, SEQUENCES + 1):
+        for slot in range(1, self._sequences):
             self.context.forget(sequence=slot)
         for slot in wave.sequences:
             if self._plan.shared:
                 self.context.share(0, slot, self._plan.shared)
+
+    def branch(self, wave: Wave, texts: Sequence[Text]) -> None:
+        """Let the answers of a wave whose prompts were read, and nothing else, begin behind those."""
+        for slot, own, number in zip(wave.branches, wave.sequences, wave.texts, strict=True):
+            self.context.share(own, slot, texts[number].answer_at)
+
+    def cut_off(self, wave: Wave) -> None:
+        """Forget the answers again."""
+        for slot in wave.branches:
+            self.context.forget(sequence=slot)
 
     def read(self, batch: Batch) -> Logits:
         """Logits (N, V) after each token of a batch; a view that the next batch overwrites."""
@@ -177,4 +209,4 @@ def read_all(readers: Sequence[Reader], plan: Plan, progress: Progress) -> Itera
 
 def wave_tokens(model: Model) -> int:
     """How many tokens a wave may have whose logits are kept."""
-    return int(min(max(WAVE_BYTES // (4 * model.vocab_size), 1), CONTEXT_TOKENS))
+    return int(min(max(WAVE_BYTES // (4 * model.vocab_size), 1), WAVE_TOKENS))

@@ -17,6 +17,8 @@ from gladstone.basemodel import weights_files
 from gladstone.host import available_memory_bytes
 from gladstone.importing import importing
 
+TEXTS_AT_ONCE = 8
+
 
 class Reference:
     """Base and adapter as PEFT runs them, in float32 where memory allows, else in the base's 16-bit type."""
@@ -67,9 +69,22 @@ class Reference:
     ) -> list[npt.NDArray[np.float32]]:
         """Next-token logits (T, V) of each prompt with its answer, after every token but the last.
 
-        Without those of the `shared` tokens that `opening` was given, and of what an encoder reads there are none. All
-        go through the model together, padded behind their ends.
+        Without those of the `shared` tokens that `opening` was given, and of what an encoder reads there are none.
+        Those of like length go through the model together, padded behind their ends.
         """
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]) + len(answers[place]))
+        found: dict[int, npt.NDArray[np.float32]] = {}
+        for start in range(0, len(order), TEXTS_AT_ONCE):
+            places = order[start : start + TEXTS_AT_ONCE]
+            together = self._together(
+                [prompts[place] for place in places], [answers[place] for place in places], shared
+            )
+            found |= dict(zip(places, together, strict=True))
+        return [found[place] for place in range(len(prompts))]
+
+    def _together(
+        self, prompts: Sequence[list[int]], answers: Sequence[list[int]], shared: int
+    ) -> list[npt.NDArray[np.float32]]:
         import torch
 
         texts = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]

@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,10 +10,12 @@ from export.proof.grown import plain_added
 from export.proof.point import Point
 from export.proof.texts import proof_texts
 from export.proof.trained import Trained
+from gladstone.host import core_count
 from gladstone.llama import Model
 from gladstone.tokenizer import FolderTokenizer, end_of_answer
 
 TEXTS = 2_000
+TEXTS_AT_ONCE = 256
 CONVERT_AGAIN = (
     "The file was converted with another tokenizer, or by a converter that took it for another kind: export again."
 )
@@ -99,11 +102,19 @@ def _differing(model: Model, tokenizer: FolderTokenizer, texts: Sequence[str]) -
     if tokenizer.composes:
         texts = [unicodedata.normalize("NFC", text) for text in texts]
     trained = tokenizer.encode_all(list(texts))
-    return [
-        index
-        for index, (text, ids) in enumerate(zip(texts, trained, strict=True))
-        if model.tokenize(text, parse_special=True) != ids
-    ]
+    ours = _tokenized(model, texts)
+    return [index for index, (found, ids) in enumerate(zip(ours, trained, strict=True)) if found != ids]
+
+
+def _tokenized(model: Model, texts: Sequence[str]) -> Iterator[list[int]]:
+    """The file's ids of each text, on all cores."""
+
+    def some(start: int) -> list[list[int]]:
+        return [model.tokenize(text, parse_special=True) for text in texts[start : start + TEXTS_AT_ONCE]]
+
+    with ThreadPoolExecutor(core_count()) as pool:
+        for found in pool.map(some, range(0, len(texts), TEXTS_AT_ONCE)):
+            yield from found
 
 
 def check_special(model: Model, trained: Trained) -> Point:

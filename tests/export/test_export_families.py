@@ -11,8 +11,9 @@ import yaml
 from export.making import Wanted
 from export.original.model import Asked
 from export.pipeline import export_gguf
-from export.proof.answers import TIE_LOGITS, log_softmax
+from export.proof.answers import TIE_LOGITS
 from export.proof.reference import Reference
+from export.proof.spread import log_softmax
 from gladstone.chat import Message
 from gladstone.errors import UnsupportedError
 from gladstone.progress import Silent

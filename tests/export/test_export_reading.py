@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.proof.answers import ANSWER_TOKENS, greedy, prompt_text
+from export.proof.answers import greedy
 from export.proof.duration import proof_s, token_s
-from export.proof.reading import CONTEXT_TOKENS, SEQUENCES, Reader, Text, plan_reading, read_all
+from export.proof.reading import CONTEXT_TOKENS, SEQUENCES, WAVE_TOKENS, Reader, Text, plan_reading, read_all
 from export.proof.reference import Reference
+from export.proof.rows import ANSWER_TOKENS, ordered_rows, prompt_text, proof_rows
 from export.proof.trained import Trained
+from export.proof.whole import Kept
+from gladstone.chat import Conversation, Message
 from gladstone.context import Context
 from gladstone.llama import Model
 from gladstone.progress import Silent
@@ -32,7 +35,11 @@ def test_a_plan_reads_every_token_of_every_text_once_and_what_all_begin_with_onc
         assert len(wave.texts) <= SEQUENCES
         assert (
             len(wave.texts) == 1
-            or sum(len(texts[each].tokens) - plan.shared + room for each in wave.texts) <= CONTEXT_TOKENS
+            or sum(
+                text.answer_at - plan.shared + max(len(text.tokens) - text.answer_at, room)
+                for text in map(texts.__getitem__, wave.texts)
+            )
+            <= WAVE_TOKENS
         )
         for batch in wave.batches:
             assert 0 < len(batch.tokens) <= batch_tokens
@@ -45,6 +52,63 @@ def test_a_plan_reads_every_token_of_every_text_once_and_what_all_begin_with_onc
     assert read == [text.tokens for text in texts]
     assert all(plan.shared < text.answer_at for text in texts)
     assert plan.read == sum(len(text.tokens) for text in texts) - plan.shared * (len(texts) - 1)
+
+
+@given(st.lists(st.tuples(TOKENS, TOKENS | st.just([])), min_size=1, max_size=20), st.integers(1, 64))
+def test_prompts_and_answers_read_apart_are_the_whole_texts(
+    rows: list[tuple[list[int], list[int]]], batch_tokens: int
+) -> None:
+    texts = [Text([*prompt, *answer], len(prompt)) for prompt, answer in rows]
+    plan = plan_reading(texts, batch_tokens, ANSWER_TOKENS)
+    for wave in plan.waves:
+        read: dict[int, list[tuple[int, int]]] = {number: [] for number in wave.texts}
+        for batches, slots in ((wave.prompts, wave.sequences), (wave.answers, wave.branches)):
+            for batch in batches:
+                assert 0 < len(batch.tokens) <= batch_tokens
+                for token, position, slot, number in zip(
+                    batch.tokens, batch.positions, batch.sequences, batch.texts, strict=True
+                ):
+                    assert slots[wave.texts.index(number)] == slot
+                    assert (position < texts[number].answer_at) == (batches is wave.prompts)
+                    read[number].append((int(position), int(token)))
+        for number in wave.texts:
+            assert read[number] == [*enumerate(texts[number].tokens)][plan.shared :]
+        assert {*wave.sequences}.isdisjoint(wave.branches)
+
+
+@given(st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=20), st.integers(1, 64), st.integers(0, 3))
+def test_what_is_kept_is_found_again_for_every_token_of_every_batch(
+    rows: list[tuple[list[int], list[int]]], batch_tokens: int, opened: int
+) -> None:
+    """Also where the file that was kept had less in common to begin with."""
+    texts = [Text([*prompt, *answer], len(prompt)) for prompt, answer in rows]
+    plan = plan_reading(texts, batch_tokens)
+    opening = min(opened, plan.shared)
+    kept = Kept(np.array([[-1, position] for position in range(opening)], np.float32).reshape(-1, 2))
+    for number, text in enumerate(texts):
+        kept.add(np.array([[number, position] for position in range(opening, len(text.tokens))], np.float32))
+    for wave in (plan.opening, *plan.waves):
+        for batch in wave.batches:
+            found = kept.rows(batch)
+            assert found[:, 1].tolist() == batch.positions.tolist()
+            behind = batch.positions >= opening
+            assert found[behind, 0].tolist() == np.maximum(batch.texts, 0)[behind].tolist()
+
+
+def test_the_first_32_rows_are_asked_and_the_first_32_with_an_answer_measured(trained: Trained) -> None:
+    rows = [
+        Conversation((Message("user", f"Row {number}?"), Message("assistant", "" if number % 8 == 0 else "Yes.")), "")
+        for number in range(50)
+    ]
+    long = Conversation((Message("user", "word " * 2_000), Message("assistant", "No.")), "")
+    subject = dataclasses.replace(trained, rows=[long, *rows])
+    found = proof_rows(subject)
+    prompts = [subject.prompt(row, ANSWER_TOKENS) for row in rows]
+    assert [row.prompt for row in found if row.asked] == prompts[:32]
+    assert [row.prompt for row in found if row.answer] == [prompts[at] for at in range(50) if at % 8][:32]
+    ordered = ordered_rows(subject)
+    assert [bool(row.answer) for row in ordered] == [True] * 32 + [False] * 4
+    assert sorted(map(str, ordered)) == sorted(map(str, found))
 
 
 def alone(context: Context, tokens: list[int]) -> np.ndarray:
@@ -112,7 +176,8 @@ def test_torch_gives_texts_together_the_logits_that_each_has_alone(trained: Trai
 def test_the_time_of_a_proof_is_told_where_there_are_rows_also_of_a_file_with_too_few_entries(
     f16: Path, trained: Trained
 ) -> None:
-    told = proof_s(f16, trained, 2)
-    assert told is not None
-    assert told > token_s(f16, [10**7, 1]) > 0
-    assert proof_s(f16, dataclasses.replace(trained, rows=()), 2) is None
+    with Model(f16) as model:
+        told = proof_s(model, trained, 2)
+        assert told is not None
+        assert told > token_s(model, [10**7, 1]) > 0
+        assert proof_s(model, dataclasses.replace(trained, rows=()), 2) is None

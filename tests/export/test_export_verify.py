@@ -13,14 +13,17 @@ import pytest
 from export.convert import Conversion, convert
 from export.imatrix import calibration
 from export.original.finding import find, opened
-from export.proof.answers import TIE_LOGITS, Comparison, check_answers, kl_divergence, kl_limit, log_softmax
+from export.proof.answers import TIE_LOGITS, Comparison, check_answers, kl_limit
 from export.proof.file import proof_page, verify_file, verify_vocabulary
-from export.proof.heldout import held_out_loss, sequences_of
+from export.proof.heldout import held_out_loss
 from export.proof.point import Point
 from export.proof.quantised import check_quantised
 from export.proof.reference import Reference
+from export.proof.rows import sequences_of
+from export.proof.spread import kl_divergence, log_softmax
 from export.proof.texts import HAND_PICKED, proof_texts
 from export.proof.trained import Trained, date_note, trained_of
+from export.proof.whole import Whole
 from export.quantise import quantise
 from export.quants import Quantisation
 from gladstone.chat import Conversation, Message, ToolCall
@@ -352,6 +355,46 @@ def test_each_quantised_file_is_measured_against_the_whole(f16: Path, trained: T
     alone = held_out_loss(f16, trained, Silent())
     assert whole.nats == pytest.approx(alone.nats)
     assert whole.tokens == alone.tokens
+
+
+@pytest.mark.slow
+def test_one_reading_of_the_whole_proves_measures_and_serves_the_quantised_files_as_three_do(
+    f16: Path, trained: Trained, tmp_path: Path
+) -> None:
+    """The same points over as many tokens and rows; only the last bits depend on what is read together."""
+    file = tmp_path / "q4_0.gguf"
+    quantise(f16, file, Quantisation("q4_0"), Silent())
+    whole = Whole(keeps=True)
+    once = {point.name: point for point in verify_file(f16, trained, Silent(), files=1, whole=whole)}
+    apart = {point.name: point for point in check_answers(f16, "F16", trained, Silent())}
+    assert [*once] == POINTS
+    for name, counted in (("distributions", "positions"), ("greedy answers", "prompts")):
+        assert once[name].passed
+        assert once[name].measured[counted] == apart[name].measured[counted] > 0
+    assert whole.kept is not None
+    costs, loss = check_quantised(f16, {"q4_0": file}, trained, Silent(), whole)
+    alone, whole_loss = check_quantised(f16, {"q4_0": file}, trained, Silent())
+    assert whole.held_out is not None
+    for found in (whole.held_out, loss):
+        assert found.tokens == whole_loss.tokens
+        assert found.nats == pytest.approx(whole_loss.nats, rel=1e-3)
+    measured, expected = costs["q4_0"].measured, alone["q4_0"].measured
+    assert (measured["tokens"], measured["rows"]) == (expected["tokens"], expected["rows"])
+    assert measured["mean_kl_nats"] == pytest.approx(expected["mean_kl_nats"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_fault_is_found_where_held_out_answers_are_read_behind_the_same_prompts(
+    f16: Path, trained: Trained, tmp_path: Path
+) -> None:
+    spoilt = rewrite_gguf(f16, tmp_path / "spoilt.gguf", spoilt={"blk.1.ffn_down.weight": swapped})
+    other = rewrite_gguf(f16, tmp_path / "other.gguf", tokenizer__ggml__eos_token_id=0)
+    whole = Whole(keeps=True)
+    assert failed(verify_file(f16, trained, Silent(), whole=whole)) == {}
+    assert failed(verify_file(spoilt, trained, Silent(), whole=whole)).keys() >= {"distributions"}
+    assert len(whole.vocabularies) == 1
+    assert failed(verify_file(other, trained, Silent(), whole=whole)).keys() == {"special tokens"}
+    assert len(whole.vocabularies) == 2
 
 
 def test_the_limit_of_a_type_is_wider_the_fewer_bits_it_has() -> None:
