@@ -125,6 +125,7 @@ class Chat:
             case _:
                 known = ", ".join(command.split()[0] for command in COMMANDS)
                 remark(f"{visible(name)} is no command. Known: {known}.")
+                self.failures += 1
         return True
 
     def _set_system(self, text: str) -> None:

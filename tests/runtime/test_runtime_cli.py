@@ -137,7 +137,7 @@ def test_a_piped_chat_answers_line_by_line_and_remembers(runtime: Run, smollm: P
 def test_chat_commands(runtime: Run, smollm: Path) -> None:
     script = "/help\n/bogus \x1b[31m\n/system\n/system Be brief.\n/system\n"
     result = runtime("chat", smollm, *ONE_THREAD, stdin=script)
-    assert result.exit_code == 0
+    assert (result.exit_code, "1 of the lines" in result.stderr) == (1, True)  # what is no command is not obeyed
     assert result.stdout.split("\n", 3)[3] == (
         "/help            this list\n"
         "/clear           forget the conversation; the system prompt stays\n"
