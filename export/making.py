@@ -29,6 +29,7 @@ from export.proof.file import verify_file
 from export.proof.heldout import HeldOut, held_out_loss, told
 from export.proof.point import Point
 from export.proof.quantised import check_header, check_quantised
+from export.proof.tokens import end_of_turn
 from export.proof.trained import Trained, trained_of
 from export.proof.whole import Whole
 from export.quantise import quantise, told_fallbacks
@@ -37,7 +38,7 @@ from export.split import split_gguf
 from export.weights import read_folder
 from export.workbench import Made, Piece, Workbench
 from gladstone.artifacts import sha256_file
-from gladstone.errors import ArtifactError, ConfigError, listed
+from gladstone.errors import ArtifactError, ConfigError, UnsupportedError, listed
 from gladstone.gguf import read_header
 from gladstone.lora import Lora
 from gladstone.progress import Progress, step
@@ -116,6 +117,19 @@ def check_vocabulary(original: Original, wanted: Wanted) -> Growth | None:
             f"itself ({command_line('gladstone', 'export', 'gguf', original.base.folder)})."
         )
     return growth
+
+
+def check_end(original: Original, trained: Trained) -> None:
+    """Raises UnsupportedError if the chat template ends an answer with nothing that could stop a model."""
+    if end_of_turn(trained) is None:
+        advice = (
+            "Train again with one that does: base.chat_template=FILE."
+            if original.origin == "run"
+            else "Give the one that it was trained with: --chat-template FILE|NAME."
+        )
+        raise UnsupportedError(
+            f"{original.home}: its chat template ends an answer with no special token: nothing would stop it. {advice}"
+        )
 
 
 class Making:

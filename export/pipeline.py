@@ -16,7 +16,17 @@ from export.handover.card import NAME as CARD_NAME
 from export.handover.card import Card
 from export.handover.write import MODELFILES, common_system, write_card, write_modelfile
 from export.lora import LORA
-from export.making import MATRIX, Making, Wanted, check_makes, check_vocabulary, choose_onto, conversion_of, model_key
+from export.making import (
+    MATRIX,
+    Making,
+    Wanted,
+    check_end,
+    check_makes,
+    check_vocabulary,
+    choose_onto,
+    conversion_of,
+    model_key,
+)
 from export.merge import Onto, check_shapes, read_plan
 from export.original.finding import default_out, find, opened
 from export.original.model import Asked, check_accepted
@@ -73,6 +83,7 @@ def export_gguf(path: Path, asked: Asked, wanted: Wanted, out: Path | None, prog
         check_plan(conversion_of(original, about_model(original), original.adapter, "16bit"), wanted.plan, progress)
         onto, notes = choose_onto(original, wanted, out, progress)
         making = Making(original, wanted, onto, Workbench(out, model_key(original, onto), progress), progress)
+        check_end(original, making.base)
         making.growth = growth
         making.notes += [*original.notes, *notes, *date_note(original, making.base.template)]
         check_disk(out, making.needed_bytes(), "the GGUF files")

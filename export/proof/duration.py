@@ -31,15 +31,6 @@ def proof_s(model: Model, trained: Trained, files: int) -> float | None:
     return FIXED_S + costs * token_s(model, prompts[0].tokens)
 
 
-def readable_s(seconds: float) -> str:
-    """A rough time for people.
-
-    >>> readable_s(17.2), readable_s(250)
-    ('20 s', '4 min')
-    """
-    return f"{max(round(seconds / 10), 1) * 10} s" if seconds < 90 else f"{round(seconds / 60)} min"
-
-
 def token_s(model: Model, tokens: list[int]) -> float:
     """What reading such tokens takes the file, each: the better of two times. Ids that it does not have do no harm."""
     times = []

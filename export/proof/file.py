@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from export.proof.answers import compare_answers
-from export.proof.duration import proof_s, readable_s
+from export.proof.duration import proof_s
 from export.proof.grown import check_found
 from export.proof.point import Point
 from export.proof.prompts import check_beginning, check_context, check_rendering, check_template
 from export.proof.tokens import check_entries, check_special, check_texts, check_typed
 from export.proof.trained import Trained
 from export.proof.whole import Whole
+from gladstone.durations import rough_duration
 from gladstone.gguf import GgufHeader, read_info, read_model
 from gladstone.llama import Model
 from gladstone.lora import Lora
@@ -35,7 +36,7 @@ def verify_file(  # noqa: PLR0913, PLR0917 - what is proven, and what else its o
     headers = read_model(path)
     with Model(path, loras=loras, headers=headers) as model:
         taken_s = proof_s(model, trained, files)
-        about = "" if taken_s is None else f" (the proof takes about {readable_s(taken_s)})"
+        about = "" if taken_s is None else f" (the proof takes about {rough_duration(taken_s)})"
         with step(progress, f"Proving {path.name}{about}: vocabulary, texts, special tokens, template"):
             points = [*_known_vocabulary(headers[0], model, trained, whole.vocabularies if whole else {})]
         if not all(point.passed for point in points if point.name == "vocabulary"):

@@ -267,6 +267,20 @@ def test_a_model_without_a_chat_template_says_which_option_brings_one(tiny_base:
     assert "no-such" in refused("gguf", folder, "--chat-template", "no-such")
 
 
+def test_a_template_that_ends_no_answer_is_refused_before_anything_is_made(
+    bare: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    endless = tmp_path / "endless.jinja"
+    endless.write_text(
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]", encoding="utf-8"
+    )
+    out = tmp_path / "out"
+    said = refused("gguf", bare, "--base", tiny_base, "--chat-template", endless, "--out", out)
+    assert "nothing would stop it" in said
+    assert "--chat-template" in said
+    assert not list(out.glob("*.gguf"))
+
+
 def test_options_that_a_run_has_no_use_for_are_refused(tiny_run: Path, tmp_path: Path) -> None:
     assert "--chat-template" in refused("gguf", tiny_run, "--chat-template", "chatml")
     rows = write_rows_file(tmp_path / "rows.jsonl")
