@@ -235,7 +235,7 @@ def test_its_export_is_proven_on_training_rows_and_measures_nothing_else(bare: t
     result = CliRunner().invoke(export_main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
-    assert "was not measured, the run has no held-out rows" in said
+    assert "was not measured, there are no held-out rows" in said
     assert "the run held out no rows" in said
     proof = json.loads((out / "gguf" / "proof.json").read_text())
     assert proof["passed"]
