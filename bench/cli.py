@@ -7,6 +7,7 @@ import click
 from bench.config import DEFAULT_ANSWERS, DEFAULT_ROWS, BenchConfig
 from gladstone.command import Group
 from gladstone.formats import FORMAT_NAMES
+from gladstone.row_options import parse_columns, row_options
 from gladstone.template_options import template_options
 
 
@@ -26,15 +27,7 @@ def main() -> None:
     show_default=True,
     help="Layout of the rows.",
 )
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="NAME=COLUMN",
-    help="Where a table of another layout has question, answer, reasoning or system. Repeatable.",
-)
-@click.option("--encoding", help="Text encoding of the file.  [default: UTF-8, or what its bytes show it to be]")
-@click.option("--sheet", help="Sheet of an Excel workbook.  [default: the first with a header]")
+@row_options
 @click.option(
     "--skip-bad", is_flag=True, help="Leave out rows that cannot be read or that a model cannot take, and count them."
 )
@@ -118,13 +111,6 @@ def run(columns: tuple[str, ...], **options: object) -> None:
     from bench.terminal import render_summary
     from gladstone.progress import Lines
 
-    config = BenchConfig(columns=tuple(map(_column, columns)), **options)  # type: ignore[arg-type]  # click checked them
+    config = BenchConfig(columns=tuple(parse_columns(columns).items()), **options)  # type: ignore[arg-type]  # click checked them
     report = run_bench(config, Lines())
     click.echo(render_summary(report, config.out))
-
-
-def _column(text: str) -> tuple[str, str]:
-    name, found, column = text.partition("=")
-    if not found:
-        raise click.UsageError(f"--column {text!r}: expected NAME=COLUMN, for example question=Frage.")
-    return name, column

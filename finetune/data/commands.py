@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gladstone.command import Group
+from gladstone.row_options import parse_columns, row_options
 
 if TYPE_CHECKING:
     from finetune.data.preview import Previewer
@@ -29,15 +30,7 @@ def data() -> None:
 @data.command()
 @click.argument("path", type=FILE)
 @FORMAT
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="NAME=COLUMN",
-    help="Where a table of another layout has question, answer, reasoning or system. Repeatable.",
-)
-@click.option("--encoding", help="Text encoding of the file.  [default: UTF-8, or what its bytes show it to be]")
-@click.option("--sheet", help="Sheet of an Excel workbook.  [default: the first with a header]")
+@row_options
 @click.option("--recipe", help=ASKED_HELP)
 @click.option("--skip-bad", is_flag=True, help="Report bad rows, but exit with 0.")
 def check(  # noqa: PLR0913, PLR0917 - one parameter an option
@@ -53,7 +46,9 @@ def check(  # noqa: PLR0913, PLR0917 - one parameter an option
     """Read every row of PATH: its format, how many rows are good, and what is wrong with the others."""
     from finetune.data.check import check_rows, describe
 
-    checked = check_rows(path, format_name, _columns(columns), _reading(encoding, sheet), _asked(recipe, path))
+    checked = check_rows(
+        path, format_name, parse_columns(columns) or None, _reading(encoding, sheet), _asked(recipe, path)
+    )
     click.echo(describe(checked))
     if skip_bad and (checked.problems.count or checked.problems.unread):
         click.echo(checked.problems.message("left out"), err=True)
@@ -221,10 +216,3 @@ def _reading(encoding: str | None, sheet: str | None) -> "Reading":
         return Reading(check_encoding(encoding) if encoding else None, sheet)
     except ValueError as error:
         raise click.UsageError(f"--encoding: {error}.") from None
-
-
-def _columns(columns: tuple[str, ...]) -> dict[str, str] | None:
-    for column in columns:
-        if "=" not in column:
-            raise click.UsageError(f"--column {column!r}: expected NAME=COLUMN, for example question=Frage.")
-    return dict(column.split("=", 1) for column in columns) or None
