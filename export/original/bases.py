@@ -3,21 +3,20 @@
 Names huggingface_hub.
 """
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from export.original.json_object import read_object
 from export.original.model import Asked
 from export.original.settings import CONFIG, Settings
 from export.original.sources import HUB_ID
 from export.shards import Stored
 from export.weights import read_folder
 from gladstone.basemodel import Base, Needs, check_weights, resolve_base
-from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
+from gladstone.errors import ConfigError, UnsupportedError
 from gladstone.progress import Progress
 
 NEEDS = Needs("--base", "--base FOLDER", purpose="", tokenizer=False, pickled=True, bare=True)
@@ -89,10 +88,7 @@ def _plain(base: Base, what: str) -> Base:
 
 def check_plain(folder: Path, what: str, advice: str) -> None:
     """Raises UnsupportedError for weights that are quantised already: nothing exact can be merged or made of them."""
-    try:
-        config: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{folder / 'config.json'}: broken: {error}.") from None
+    config = read_object(folder / "config.json")
     packed = next((stored.name for stored in read_folder(folder).values() if _is_packed(stored)), None)
     found = config.get("quantization_config")
     if packed is None and found is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from export.original.json_object import read_object
 from gladstone.errors import ArtifactError, UnsupportedError
 
 CONFIG = "adapter_config.json"
@@ -61,14 +62,9 @@ def read_settings(folder: Path) -> Settings:
     Raises ArtifactError for a file that is missing or broken, UnsupportedError for another kind of adapter or task.
     """
     path = folder / CONFIG
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{folder}: not an adapter: it has no {CONFIG}.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: broken, expected a JSON object ({error}).") from None
-    if not isinstance(values, dict):
-        raise ArtifactError(f"{path}: broken: it holds {type(values).__name__}, expected a JSON object.")
+    if not path.exists():
+        raise ArtifactError(f"{folder}: not an adapter: it has no {CONFIG}.")
+    values = read_object(path)
     kind = values.get("peft_type")
     if kind is None:
         raise ArtifactError(f"{path}: names no peft_type: expected LORA, as PEFT writes it.")

@@ -1,11 +1,10 @@
 """The tokenizer of an original as one folder, from wherever its files were found, the chat template beside them."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from export.original.json_object import read_object
 from gladstone.artifacts import copy_file, write_json, write_text
 from gladstone.errors import ArtifactError, ConfigError
 from gladstone.named_templates import CONTROL_TEXT, read_template, template_names
@@ -33,7 +32,7 @@ def own_template(folder: Path) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{path}: cannot be read: {error}.") from None
     for name in (OLD_TEMPLATE, CONFIG):
-        found = _read(folder / name).get("chat_template") if (folder / name).is_file() else None
+        found = read_object(folder / name).get("chat_template") if (folder / name).is_file() else None
         if isinstance(found, list):  # several by name
             named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
             found = named.get("default")
@@ -108,15 +107,5 @@ def place_tokenizer(source: Path, target: Path, template: str) -> None:
         copy_file(path, target / path.name)
     write_text(target / TEMPLATE, template)
     settings = target / CONFIG
-    if settings.is_file() and "chat_template" in (values := _read(settings)):
+    if settings.is_file() and "chat_template" in (values := read_object(settings)):
         write_json(settings, {name: value for name, value in values.items() if name != "chat_template"})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: broken: {error}.") from None
-    return found
