@@ -14,6 +14,7 @@ SCALARS = {
 MAX_ITEMS = 2_000_000  # of an array; the largest vocabulary known here has 262,144 tokens and 514,906 merges
 NUMBER_BYTES, TEXT_BYTES = 40, 40  # what Python needs for a number in a list; for a text besides the text itself
 LEAST_BUDGET_BYTES = 150_000_000
+LONG_TEXT_BYTES = 1_000_000  # from here on a text is measured before it is decoded; no known chat template is as long
 
 
 class Cursor:
@@ -44,7 +45,9 @@ class Cursor:
         if length > most:
             raise DamagedError(f"{what} claims {length:,} bytes, more than {most:,}")
         self._spend(length, what)  # before: what is larger than that is not even decoded
-        text = self.take(length, what).decode("utf-8", "surrogateescape")
+        raw = self.take(length, what)
+        self._check_width(raw, what)
+        text = raw.decode("utf-8", "surrogateescape")
         self._spend(sys.getsizeof(text) - length, what)
         return text
 
@@ -95,7 +98,10 @@ class Cursor:
             position = begin + length
             if position > size:
                 raise DamagedError(f"{what} claims {length:,} bytes for text {number + 1:,}, more than the file has")
-            texts.append(data[begin:position].decode("utf-8", "surrogateescape"))
+            raw = data[begin:position]
+            if length > LONG_TEXT_BYTES:
+                self._check_width(raw, what)
+            texts.append(raw.decode("utf-8", "surrogateescape"))
             sizes += sys.getsizeof(texts[-1])
             if sizes > self._budget_bytes:
                 break
@@ -103,10 +109,21 @@ class Cursor:
         self.position = position
         return texts
 
+    def _check_width(self, raw: bytes, what: str) -> None:
+        """Refuse a text that would not fit once decoded: one emoji makes Python keep four bytes for every character."""
+        if len(raw) <= LONG_TEXT_BYTES or raw.isascii():
+            return
+        width = 4 if any(lead in raw for lead in range(0xF0, 0xF8)) else 2
+        if width * len(raw) > self._budget_bytes:
+            raise self._too_large(what)
+
     def _spend(self, count: int, what: str) -> None:
         self._budget_bytes -= count
         if self._budget_bytes < 0:
-            raise DamagedError(f"{what} would take more memory than the header of a model of this size can need")
+            raise self._too_large(what)
+
+    def _too_large(self, what: str) -> DamagedError:
+        return DamagedError(f"{what} would take more memory than the header of a model of this size can need")
 
     def _cut(self, what: str, position: int) -> DamagedError:
         return DamagedError(f"it ends inside {what} (byte {position:,}): the file is cut short or damaged")
