@@ -1,4 +1,4 @@
-"""Which architectures the installed llama.cpp knows, read off its library without loading it."""
+"""The architectures that the installed llama.cpp supports, read from its library file without loading it."""
 
 import difflib
 import functools
@@ -11,15 +11,16 @@ from gladstone.backends import installed_folder
 from gladstone.errors import UnsupportedError
 
 LIBRARIES = ("libllama.so", "libllama.dylib", "llama.dll")
-SURE = ("llama", "qwen2", "gemma", "phi3", "bert", "t5")  # every build knows these: if they are not found, nothing is
+# in every build: if one is not found, the library cannot be read this way
+SURE = ("llama", "qwen2", "gemma", "phi3", "bert", "t5")
 TABLE = re.compile(rb"\x00clip\x00((?:[a-z0-9_.-]{2,40}\x00+)+)\(unknown\)\x00")
 
 
 def check_architecture(path: Path, architecture: str) -> None:
-    """Raises UnsupportedError if the installed llama.cpp has no name for the architecture of the model `path`.
+    """Raise UnsupportedError if the installed llama.cpp does not support the architecture of the model `path`.
 
-    The name stands in its library, ended by a zero byte, as a part of a longer one at least. Where the library cannot
-    be read so, nothing is raised: llama.cpp itself will tell.
+    A supported name is in the library file, followed by a zero byte (possibly as the end of a longer name). If the
+    library cannot be read this way, nothing is raised: llama.cpp itself reports the error.
     """
     library = _library()
     if library is None or not all(_holds(library, name) for name in SURE) or _holds(library, architecture):
@@ -27,7 +28,7 @@ def check_architecture(path: Path, architecture: str) -> None:
     alike = difflib.get_close_matches(architecture, _names(library), n=4, cutoff=0.5)
     known = f" It knows {', '.join(alike)}." if alike else ""
     raise UnsupportedError(
-        f"{path}: a model of the architecture {architecture!r}, which the installed llama.cpp (llama-cpp-python "
+        f"{path}: the model's architecture is {architecture!r}, which the installed llama.cpp (llama-cpp-python "
         f"{_version()}) does not know; a newer one may.{known}"
     )
 
@@ -47,7 +48,7 @@ def _holds(library: Path, name: str) -> bool:
 
 @functools.cache
 def _names(library: Path) -> tuple[str, ...]:
-    """Names of the table of architectures; those that another's end spells are not in it."""
+    """The names in llama.cpp's table of architectures; a name that is stored as another's end is missing."""
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         found = TABLE.search(data)
         return tuple(filter(None, found[1].decode("ascii").split("\0"))) if found else ()
@@ -57,4 +58,4 @@ def _version() -> str:
     try:
         return metadata.version("llama-cpp-python")
     except metadata.PackageNotFoundError:
-        return "of another make"
+        return "of unknown version"

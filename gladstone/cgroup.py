@@ -1,15 +1,15 @@
-"""What a Linux control group allows this process, as containers and batch systems set it: processors and memory."""
+"""CPU and memory limits that a Linux control group sets for this process, as in containers and batch systems."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/")
 CONTROLLERS = Path("sys/fs/cgroup")
-NO_LIMIT_BYTES = 1 << 60  # version 1 writes a huge number where there is no limit
+NO_LIMIT_BYTES = 1 << 60  # cgroup v1 writes a huge number for "no limit"
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
-    """How many processors' worth of time the group may use, 1.5 for instance; None without a limit."""
+    """CPUs that the group may use, for instance 1.5; None without a limit."""
     quotas = []
     for folder in _folders(root, "cpu"):
         text = _read(folder / "cpu.max")
@@ -23,7 +23,7 @@ def cpu_quota(root: Path = ROOT) -> float | None:
 
 
 def free_memory_bytes(root: Path = ROOT) -> int | None:
-    """Memory that the group may still take, what it caches of files counted as free; None without a limit."""
+    """Bytes that the group may still allocate, cached file pages counted as free; None without a limit."""
     rooms = []
     for folder in _folders(root, "memory"):
         limit = _first(folder, "memory.max", "memory.limit_in_bytes")
@@ -34,7 +34,7 @@ def free_memory_bytes(root: Path = ROOT) -> int | None:
 
 
 def _folders(root: Path, controller: str) -> Iterator[Path]:
-    """The group's folder and those above it, in either version's tree: each of them may set a limit."""
+    """The group's folder and its parents, in the trees of v1 and v2: each of them may set a limit."""
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
         _, names, path = [*line.split(":", 2), "", ""][:3]
         if names and controller not in names.split(","):
@@ -42,7 +42,7 @@ def _folders(root: Path, controller: str) -> Iterator[Path]:
         tops = [root / CONTROLLERS / controller] if names else [root / CONTROLLERS, root / CONTROLLERS / "unified"]
         inner = Path(path.lstrip("/"))
         for top in tops:
-            # inside a container the path may be the host's: then the top is the group's own folder
+            # in a container the path may be the host's; then the top folder is the group's own
             yield from (top / each for each in (inner, *inner.parents))
 
 

@@ -1,13 +1,13 @@
-"""Messages and conversations, the form in which every stage sees a row."""
+"""Messages and conversations: the form of a row in every stage."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 ROLES = ("system", "user", "assistant")
-CHAT_CONTEXT_TOKENS = 4096  # a model trained for 128k tokens would take gigabytes for a context nobody asked for
-# Small models wander off at the temperatures that large ones like (SmolLM2's own card says 0.2, top-p 0.9), and repeat
-# themselves near 0: little randomness, a mild penalty on repeating.
+CHAT_CONTEXT_TOKENS = 4096  # the full context of a model trained for 128k tokens would take gigabytes
+# Small models lose the thread at the temperatures of large ones (SmolLM2's card recommends 0.2, top-p 0.9) and repeat
+# themselves near 0: so low randomness and a mild repeat penalty.
 CHAT_SAMPLING: dict[str, Any] = {"temperature": 0.3, "top_p": 0.9, "repeat_penalty": 1.1}
 NO_MEDICAL_ADVICE = "This is a language model, not a doctor: its answers can be wrong and are no medical advice."
 
@@ -23,10 +23,11 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. Reasoning is kept apart from the answer, so that nobody has to find it in the text again.
+    """One turn. Reasoning is kept apart from the answer, so that no code has to parse it out of the text.
 
-    `train` is what the row says of an assistant's turn: score it, do not, or nothing (None). A turn with `tool_calls`
-    may have no content; a tool's turn may name the call that it answers (`tool_call_id`) and the tool (`name`).
+    `train` says whether an assistant's turn is scored in training; None if the row does not say. A turn with
+    `tool_calls` may have no content; a tool's turn may name the call that it answers (`tool_call_id`) and the tool
+    (`name`).
     """
 
     role: str
@@ -40,9 +41,9 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns that end with the assistant, or plain text as one turn; `source`, `file:line`, opens every error.
+    """Turns that end with the assistant's, or one turn of plain text. `source` (`file:line`) begins every error.
 
-    `tools` are the definitions that the assistant may call, each a JSON object as text (OpenAI's layout).
+    `tools` are definitions of tools that the assistant may call, each a JSON object as text (OpenAI's layout).
     """
 
     messages: tuple[Message, ...]
@@ -51,7 +52,7 @@ class Conversation:
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """Everything before the last answer."""
+        """All turns before the last answer."""
         return self.messages[:-1]
 
     @property
@@ -61,16 +62,16 @@ class Conversation:
 
     @property
     def is_text(self) -> bool:
-        """True for plain text, to which nothing was said before."""
+        """True for plain text: a single turn without a prompt."""
         return len(self.messages) == 1
 
 
 def message_fields(message: Message) -> dict[str, Any]:
-    """A message as plain values for JSON, without the fields that are unset."""
+    """Convert a message to plain JSON values, without unset fields."""
     return {name: value for name, value in asdict(message).items() if value not in (None, ()) or name == "content"}
 
 
 def message_of(fields: Mapping[str, Any]) -> Message:
-    """The message that `message_fields` took apart."""
+    """Rebuild a message from the result of `message_fields`."""
     calls = tuple(ToolCall(**call) for call in fields.get("tool_calls", ()))
     return Message(**{**fields, "tool_calls": calls})

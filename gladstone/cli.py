@@ -1,4 +1,4 @@
-"""The umbrella command: `gladstone STAGE …` equals `STAGE …`; stages load when they are called."""
+"""The umbrella command: `gladstone STAGE …` equals `STAGE …`. A stage is imported only when it is called."""
 
 import click
 
@@ -17,4 +17,4 @@ STAGES = {
 @click.group(cls=Group, lazy=STAGES)
 @click.version_option(__version__, prog_name="gladstone")
 def main() -> None:
-    """From training to the edge: fine-tune, export to GGUF, chat offline, measure."""
+    """Fine-tune a model, export it to GGUF, chat with it offline and measure what each step cost."""

@@ -1,4 +1,4 @@
-"""Glue for the commands: errors to exit codes, lazy sub-commands, and which extra brings a missing package."""
+"""Glue for the commands: exit codes, lazily imported subcommands, and the extra that installs a missing package."""
 
 import errno
 import importlib
@@ -12,7 +12,7 @@ from gladstone.errors import GladstoneError, UnsupportedError
 from gladstone.terminal import visible
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
-# what a file system refuses: permissions, room, names. Never a bug, wherever it is met
+# refusals of the file system (permissions, space, names): never a bug, wherever they occur
 REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.ELOOP,
     errno.ENAMETOOLONG, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
@@ -20,15 +20,15 @@ REFUSALS = {
 
 
 class Group(click.Group):
-    """A command group whose errors are one readable message: 0 done, 1 a GladstoneError, 2 usage, 130 Ctrl-C.
+    """A command group that turns errors into one readable message: exit code 0 done, 1 error, 2 usage, 130 Ctrl-C.
 
-    What the file system refuses is one too, also where no code expected it.
+    A GladstoneError is such an error, and so is a refusal of the file system that no code handled.
     """
 
     def __init__(
         self, *args: Any, lazy: dict[str, tuple[str, str]] | None = None, resumes: bool = False, **kwargs: Any
     ) -> None:
-        """`lazy` maps names to ("module:command", summary); `resumes`: the same command goes on after Ctrl-C."""
+        """`lazy` maps names to ("module:command", summary). `resumes`: the command continues when it is run again."""
         super().__init__(*args, **kwargs)
         self._lazy = lazy or {}
         self._after_stop = "\nStopped." + (" The same command again finishes the work." if resumes else "")
@@ -68,7 +68,7 @@ class Group(click.Group):
 
 
 def require_packages(stage: str, extra: str, modules: Sequence[str]) -> None:
-    """Raises UnsupportedError with the `pip install` that helps if a module is not installed. Imports nothing."""
+    """Raise UnsupportedError with the right `pip install` if a module is not installed. Imports nothing."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise UnsupportedError(

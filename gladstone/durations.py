@@ -1,8 +1,8 @@
-"""Durations as people read them."""
+"""Durations for people to read."""
 
 
 def duration(seconds: float) -> str:
-    """A measured time.
+    """Format a measured time.
 
     >>> [duration(seconds) for seconds in (12.34, 90.5, 9000)]
     ['12.3 s', '1 min 30 s', '2 h 30 min']
@@ -14,7 +14,7 @@ def duration(seconds: float) -> str:
 
 
 def rough_duration(seconds: float) -> str:
-    """An expected time, no more exact than it can be.
+    """Format an estimated time, rounded to the precision that an estimate has.
 
     >>> [rough_duration(seconds) for seconds in (4.2, 37, 740, 9000)]
     ['4 s', '40 s', '12 min', '2.5 h']

@@ -1,10 +1,10 @@
-"""The one error tree.
+"""The error tree of all stages.
 
     GladstoneError
     ├── ConfigError       a recipe, option or override that cannot be used
     ├── DataError         a row, a data file or a chat template
     ├── ArtifactError     a file made by a stage: damaged, missing, half-written, not matching its manifest
-    ├── UnsupportedError  asked for something this installation or this model cannot do
+    ├── UnsupportedError  a request that this installation or this model cannot fulfil
     └── ToolError         a child process or the operating system failed
 
 A command shows the message and exits with 1; any other exception is a bug and keeps its traceback.
@@ -41,9 +41,9 @@ MAX_LISTED_PROBLEMS = 10
 
 
 def listed(headline: str, problems: Sequence[str], count: int | None = None) -> str:
-    """One message for several problems: at most 10 are listed, the rest is counted.
+    """Join several problems into one message: it lists at most 10 and counts the rest.
 
-    `count` is of all, where `problems` holds only the first.
+    `count` is the number of all problems if `problems` holds only the first ones.
     """
     count = len(problems) if count is None else count
     if count == 1:

@@ -1,4 +1,4 @@
-"""What was measured on this machine and is kept from one start to the next: small JSON files in the cache folder."""
+"""Measurements of this machine, kept between runs in small JSON files in the cache folder."""
 
 import json
 from contextlib import suppress
@@ -10,7 +10,7 @@ from gladstone.errors import GladstoneError
 
 
 def read_findings(store: Path) -> dict[str, Any]:
-    """What the file holds, by key; nothing if it is missing or damaged."""
+    """Read the stored measurements by key; empty if the file is missing or damaged."""
     try:
         found = json.loads(store.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -19,7 +19,7 @@ def read_findings(store: Path) -> dict[str, Any]:
 
 
 def add_finding(store: Path, key: str, finding: Any) -> None:
-    """Write one more down; where that cannot be, the next start measures again, nothing else."""
+    """Store one measurement. If it cannot be written, the next run measures again."""
     with suppress(OSError, GladstoneError):
         store.parent.mkdir(parents=True, exist_ok=True)
         write_json(store, read_findings(store) | {key: finding})

@@ -1,7 +1,7 @@
-"""Huge pages under large memory, as that of a model's weights.
+"""Huge pages for large allocations such as a model's weights.
 
-Each token reads every weight, and the processor looks up where each page of 4 kB is: of a page of 2 MB it does so once
-in place of 512 times. Linux gives such pages to who asks before the memory is touched; files that are mapped get none.
+Each token reads every weight, and the CPU translates the address of every 4 kB page: for a page of 2 MB it does so once
+instead of 512 times. Linux provides such pages if a process asks before it touches the memory; mapped files get none.
 """
 
 import ctypes
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from gladstone.cgroup import ROOT
 
-LARGE_BYTES = 4 << 20  # smaller memory hardly holds a whole page of 2 MB
+LARGE_BYTES = 4 << 20  # a smaller range hardly holds a whole page of 2 MB
 MADV_HUGEPAGE = 14  # madvise(2)
 Range = tuple[int, int]
 
 
 def has_huge_pages(root: Path = ROOT) -> bool:
-    """True where memory that asks for huge pages gets them: Linux, unless they are turned off."""
+    """True if this system provides huge pages on request: Linux, unless they are switched off."""
     try:
         text = (root / "sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="utf-8")
     except OSError:
@@ -24,14 +24,14 @@ def has_huge_pages(root: Path = ROOT) -> bool:
 
 
 class NewMemory:
-    """The large private memory that this process was given since the object was made."""
+    """The large private allocations of this process since the object was created."""
 
     def __init__(self) -> None:
         self._before = _large_memory()
         self._asked = False
 
     def ask_for_huge_pages(self) -> None:
-        """Ask, once. What the system refuses stays as it is."""
+        """Request huge pages for them, once. Memory for which the system refuses stays as it is."""
         if not self._asked:
             self._asked = True
             for begin, end in without(_large_memory(), self._before):
@@ -39,20 +39,20 @@ class NewMemory:
 
 
 def without(ranges: list[Range], others: list[Range]) -> list[Range]:
-    """What the `ranges` hold that none of the `others` does."""
+    """The parts of `ranges` that overlap none of `others`."""
     for other in others:
         ranges = [rest for each in ranges for rest in _around(each, other)]
     return ranges
 
 
 def _around(whole: Range, part: Range) -> list[Range]:
-    """What is left of a range in front of a part of it, and behind it."""
+    """The rests of a range before and after a part of it."""
     rests = (whole[0], min(whole[1], part[0])), (max(whole[0], part[1]), whole[1])
     return [rest for rest in rests if rest[0] < rest[1]]
 
 
 def _large_memory() -> list[Range]:
-    """Where this process has written to memory that no file stands behind; none if nobody tells."""
+    """Address ranges of writable anonymous memory; empty if the system does not list them."""
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Imports of the large libraries, without the searches for garbage that they set off."""
+"""Import large libraries without the garbage collections that importing them triggers."""
 
 import gc
 import sys
@@ -8,17 +8,17 @@ from contextlib import contextmanager
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """What is imported within stays to the end, and no search for garbage goes through it, now or at the end.
+    """Switch the garbage collector off for imports within the block, and freeze the imported objects afterwards.
 
-    A library of the size of torch or transformers makes hundreds of thousands of objects. To search them again and
-    again while they grow, and once more before the process ends, takes nearly a third of the time of importing them.
+    torch or transformers create hundreds of thousands of objects that live until the process ends. Collections during
+    the import and at exit take nearly a third of the import's time.
     """
     enabled, known = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
-        if len(sys.modules) > known:  # else garbage of today would be kept for nothing
+        if len(sys.modules) > known:  # nothing imported: freezing would only keep garbage alive
             gc.freeze()
         if enabled:
             gc.enable()

@@ -1,4 +1,4 @@
-"""Chat templates that come with Gladstone, by name, and those that a user has as a file."""
+"""Chat templates by name, as they come with Gladstone, and from a user's file."""
 
 import json
 import re
@@ -10,35 +10,33 @@ from gladstone.errors import ConfigError, DataError
 from gladstone.rows.encodings import decoded
 
 TEMPLATE_PREFIX = "template:"
-MAX_TEMPLATE_BYTES = 1_000_000  # the longest known has 20,000
-CONTROL_TEXT = re.compile(
-    r"<\|[^|<>\s{}]+\|>|<(?:start|end)_of_turn>"
-)  # how vocabularies write a token that is no text
+MAX_TEMPLATE_BYTES = 1_000_000  # the longest known template has 20,000
+CONTROL_TEXT = re.compile(r"<\|[^|<>\s{}]+\|>|<(?:start|end)_of_turn>")  # how vocabularies write a control token
 
 
 @dataclass(frozen=True)
 class NamedTemplate:
-    """A template's source, and what the user called it."""
+    """A template's source and the name that the user gave."""
 
     name: str
     source: str
 
 
 def template_folder() -> Path:
-    """Where the templates lie that come with Gladstone."""
+    """The folder of the templates that come with Gladstone."""
     return Path(str(resources.files("gladstone"))) / "chat_templates"
 
 
 def template_names() -> list[str]:
-    """What they are called."""
+    """The names of the templates that come with Gladstone, sorted."""
     return sorted(path.stem for path in template_folder().glob("*.jinja"))
 
 
 def read_template(chosen: str) -> NamedTemplate:
-    """The template that `chosen` names: a file, or NAME or 'template:NAME' of one that comes with Gladstone.
+    """Read the template that `chosen` names: a file, or NAME or 'template:NAME' of one that comes with Gladstone.
 
-    A file is a Jinja template, or JSON that holds one under "chat_template", as tokenizer_config.json does. Raises
-    ConfigError for a name that is not there, and for a file that cannot be read or holds no template.
+    A file is a Jinja template, or JSON with one under "chat_template", like tokenizer_config.json. Raises ConfigError
+    for an unknown name and for a file that cannot be read or holds no template.
     """
     name, path = chosen.removeprefix(TEMPLATE_PREFIX), Path(chosen).expanduser()
     is_name = chosen.startswith(TEMPLATE_PREFIX) or not (path.exists() or path.suffix or len(path.parts) > 1)
@@ -46,14 +44,14 @@ def read_template(chosen: str) -> NamedTemplate:
         return NamedTemplate(name, (template_folder() / f"{name}.jinja").read_text(encoding="utf-8"))
     if is_name:
         known = ", ".join(template_names())
-        raise ConfigError(f"no template {chosen!r}; there are: {known}. Any other is given as a Jinja file.")
+        raise ConfigError(f"no template {chosen!r}; there are: {known}. Give any other as a Jinja file.")
     return NamedTemplate(chosen, _read_file(path))
 
 
 def _read_file(path: Path) -> str:
     try:
         if not path.is_file():
-            raise ConfigError(f"{path} is no file." if path.exists() else f"{path} cannot be read: no such file.")
+            raise ConfigError(f"{path} is not a file." if path.exists() else f"{path} cannot be read: no such file.")
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
             raise ConfigError(f"{path} has {path.stat().st_size:,} bytes: too many for a chat template.")
         text = decoded(path.read_bytes(), str(path))

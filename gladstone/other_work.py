@@ -1,22 +1,22 @@
-"""How much processor time others take: what the processors did, less what this process did."""
+"""CPU load of other processes: the busy time of the CPUs, less the time of this process."""
 
 import os
 import time
 from collections.abc import Callable
 
-IDLE = ("idle", "iowait", "guest", "guest_nice")  # guests are counted as users too
-SHORTEST_S = 0.2  # the system counts in ticks of 10 ms
-COST_SHARE = 0.002  # of the time that looking may take: with many processors it takes milliseconds
-FELT = 0.25  # processors that others have to take before it is felt: less is a desktop's background
+IDLE = ("idle", "iowait", "guest", "guest_nice")  # guest time is included in user time
+SHORTEST_S = 0.2  # between two measurements: the system counts in ticks of 10 ms
+COST_SHARE = 0.002  # of the time that measuring may take: with many CPUs one measurement takes milliseconds
+FELT = 0.25  # CPUs that other work must take to matter: less is a desktop's background
 
 
 class OtherWork:
-    """Processors' worth of time that other processes took of those that this one may use. Use it from one thread."""
+    """How many CPUs other processes occupy, of those that this process may use. Use it from one thread."""
 
     def __init__(
         self, busy_s: Callable[[], float] | None = None, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        """`busy_s` gives the seconds that others have worked so far."""
+        """`busy_s` returns the CPU seconds that other processes have used so far."""
         self._busy_s, self._clock = busy_s or _others_busy_s, clock
         self._begin_s = self._since_s = self._next_s = 0.0
         self._first_busy_s = self._last_busy_s = 0.0
@@ -24,15 +24,15 @@ class OtherWork:
         self._begun = False
 
     def look(self) -> float:
-        """Processors that others took lately; looked up again only after a while. 0 at first."""
+        """CPUs that other work occupied recently; 0 at the first call. Measures again only after a while."""
         now_s = self._clock()
         if now_s < self._next_s:
             return self._processors
         cost_s = time.thread_time()
         busy_s = self._busy_s()
-        cost_s = time.thread_time() - cost_s  # of a processor: beside other work it may take longer by far
+        cost_s = time.thread_time() - cost_s  # CPU time: elapsed time beside other work may be far longer
         if not self._begun:
-            cost_s = 0.0  # of an import, mostly
+            cost_s = 0.0  # mostly the import of psutil
             self._begun, self._begin_s, self._first_busy_s = True, now_s, busy_s
         else:
             self._processors = max(0.0, busy_s - self._last_busy_s) / (now_s - self._since_s)
@@ -41,7 +41,7 @@ class OtherWork:
         return self._processors
 
     def mean(self) -> float:
-        """Processors that others took since the first look."""
+        """Mean number of CPUs that other work has occupied since the first measurement."""
         elapsed_s = self._clock() - self._begin_s
         if not self._begun or elapsed_s <= 0:
             return 0.0
@@ -49,7 +49,7 @@ class OtherWork:
 
 
 def _others_busy_s() -> float:
-    """Of the processors that this process may use; time that a hypervisor took counts as others'."""
+    """CPU seconds of other processes on the CPUs that this process may use, time stolen by a hypervisor included."""
     import psutil
 
     times = psutil.cpu_times(percpu=True)

@@ -1,11 +1,11 @@
-"""Self-contained pages from Jinja templates that lie in a package. Every text passes Jinja's autoescape."""
+"""Self-contained HTML pages from Jinja templates in a package. Jinja escapes every inserted text."""
 
 from importlib import resources
 from typing import Any
 
 
 def render_template(package: str, name: str, **values: Any) -> str:
-    """The template `templates/NAME` of a package with these values; one that it names and does not get is an error."""
+    """Render `templates/NAME` of a package. A variable that the template names and `values` lacks is an error."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

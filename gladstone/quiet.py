@@ -1,4 +1,4 @@
-"""Keep what libraries print out of the user's terminal and in a log file."""
+"""Send what libraries print to a log file instead of the user's terminal."""
 
 import os
 import sys
@@ -9,9 +9,9 @@ from pathlib import Path
 
 @contextmanager
 def output_to(log: Path) -> Iterator[None]:
-    """Send everything written to stdout and stderr, by Python or by C, to the end of `log` while the block runs.
+    """Append everything written to stdout and stderr, by Python or by C, to `log` while the block runs.
 
-    A stream opened on a duplicate of the terminal before (as `progress.Lines` does) still reaches the user.
+    A stream opened earlier on a duplicate of the terminal (as `progress.Lines` does) still reaches the user.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()

@@ -1,18 +1,18 @@
-"""Does a text repeat itself, as the answers of a model do that has lost its way?"""
+"""Detect text that repeats itself, as the answers of a degenerate model do."""
 
 import re
 
-LEAST_CHARACTERS = 24  # that the repetitions take in all
-LONGEST_PART = 200  # characters of what is repeated
+LEAST_CHARACTERS = 24  # of all repetitions together
+LONGEST_PART = 200  # characters of the repeated part
 TIMES = 3
 LEAST_WORDS, WORDS_IN_A_ROW = 24, 4
-MOST_SEEN_BEFORE = 0.5  # of all runs of so many words
+MOST_SEEN_BEFORE = 0.5  # share of the n-grams of WORDS_IN_A_ROW words that are repeated
 
 
 def repeats_itself(text: str) -> bool:
-    """Whether it ends in the same part three times or more, or says at least half of it a second time.
+    """Whether the text ends in the same part three or more times, or at least half of its n-grams are repeats.
 
-    Numbers count as equal, and so do upper and lower case: lists that count up repeat themselves too.
+    Numbers compare as equal, and so do upper and lower case: a list that only counts up is a repetition too.
 
     >>> repeats_itself("Rest. " + "Drink water and rest. " * 4)
     True
@@ -25,7 +25,7 @@ def repeats_itself(text: str) -> bool:
 
 
 def _ends_in_a_loop(text: str) -> bool:
-    """A last repetition that is cut off counts as far as it goes."""
+    """A last repetition that is cut off counts with the characters it has."""
     backwards = text[: -LONGEST_PART * (TIMES + 1) - 1 : -1]
     for length in range(1, min(LONGEST_PART, len(backwards) // TIMES) + 1):
         equal = next(

@@ -1,4 +1,4 @@
-"""How a file of rows is read: options that `finetune data check` and `bench` have in common."""
+"""Options for reading a file of rows, shared by `finetune data check` and `bench`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,18 +9,16 @@ Command = Callable[..., Any]
 
 
 def row_options(command: Command) -> Command:
-    """Columns, encoding and sheet."""
+    """Add --column, --encoding and --sheet to a command."""
     for option in (
         click.option("--sheet", help="Sheet of an Excel workbook.  [default: the first with a header]"),
-        click.option(
-            "--encoding", help="Text encoding of the file.  [default: UTF-8, or what its bytes show it to be]"
-        ),
+        click.option("--encoding", help="Text encoding of the file.  [default: UTF-8, or detected from its bytes]"),
         click.option(
             "--column",
             "columns",
             multiple=True,
             metavar="NAME=COLUMN",
-            help="Where a table of another layout has question, answer, reasoning or system. Repeatable.",
+            help="Column that holds question, answer, reasoning or system in a table of another layout. Repeatable.",
         ),
     ):
         command = option(command)
@@ -28,7 +26,7 @@ def row_options(command: Command) -> Command:
 
 
 def parse_columns(texts: Sequence[str]) -> dict[str, str]:
-    """The file's column for each name. Raises UsageError for a text of another form."""
+    """Parse NAME=COLUMN texts into a mapping. Raises UsageError for any other form."""
     for text in texts:
         if "=" not in text:
             raise click.UsageError(f"--column {text!r}: expected NAME=COLUMN, for example question=Frage.")

@@ -1,4 +1,4 @@
-"""Commands as they are shown: a user can paste them into a shell, whatever the paths in them are called."""
+"""Commands shown to a user, quoted so that they can be pasted into a shell whatever their paths contain."""
 
 import os
 import shlex
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def command_line(*words: str | Path) -> str:
-    """The words as one line for the shell of this system; a `Path` is never taken for an option.
+    """Quote the words for this system's shell and join them. A `Path` never reads as an option.
 
     >>> command_line("runtime", "chat", Path("my models/it's.gguf")) if os.name != "nt" else ""
     'runtime chat \\'my models/it\\'"\\'"\\'s.gguf\\''
@@ -17,6 +17,6 @@ def command_line(*words: str | Path) -> str:
 
 
 def _apart(word: str | Path) -> str:
-    """A path that begins with a dash names its folder too: else a command would read an option."""
+    """Prefix a path that begins with a dash with its folder, so that no command reads it as an option."""
     text = os.fspath(word)
     return os.path.join(os.curdir, text) if isinstance(word, Path) and text.startswith("-") else text  # noqa: PTH118 - a Path would drop the dot

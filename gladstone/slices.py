@@ -1,8 +1,8 @@
-"""How soon the system gives a thread that wakes up a processor that another program uses.
+"""The scheduler's time slice for the threads of this process, on Linux.
 
-By default each has its turn of some milliseconds. Threads that wait for each other at each operation need a processor
-often, and for less than that. Linux gives short turns, and soon, to who asks for them (6.12 and later; an earlier one
-ignores it); the share of the processor stays the same.
+By default a thread keeps a CPU for a few milliseconds. OpenMP threads synchronise after every operation: they need a
+CPU often and for less time than that. From Linux 6.12 on, a thread that asks for a short slice is scheduled sooner and
+keeps its share of the CPU; an older kernel ignores the request.
 """
 
 import ctypes
@@ -10,13 +10,14 @@ import platform
 import sys
 from pathlib import Path
 
-NUMBERS = {"x86_64": (315, 314), "aarch64": (275, 274)}  # of sched_getattr and sched_setattr, which the C library lacks
+# of the system calls sched_getattr and sched_setattr, for which the C library has no wrappers
+NUMBERS = {"x86_64": (315, 314), "aarch64": (275, 274)}
 ORDINARY = 0  # SCHED_OTHER
 SHORT_NS, DEFAULT_NS = 200_000, 0
 
 
 class _Attributes(ctypes.Structure):
-    """sched.h's struct sched_attr, its first version."""
+    """The kernel's struct sched_attr, first version."""
 
     _fields_ = [
         ("size", ctypes.c_uint32),
@@ -31,14 +32,14 @@ class _Attributes(ctypes.Structure):
 
 
 class Slices:
-    """The length of the turns of all threads of this process; without effect where the system has no say in it."""
+    """Sets the time slice of all threads of this process; does nothing where the system has no such setting."""
 
     def __init__(self) -> None:
         self._numbers = NUMBERS.get(platform.machine()) if sys.platform == "linux" else None
-        self._short: set[int] = set()  # threads that were changed; those of them that have ended do no harm
+        self._short: set[int] = set()  # thread ids with a short slice; ids of ended threads do no harm
 
     def keep_short(self, short: bool) -> None:
-        """Short turns for all threads that there are by now, or the default again; a new thread has its starter's."""
+        """Give all current threads short slices, or the default again. A new thread inherits its creator's slice."""
         if self._numbers is None or not (short or self._short):
             return
         threads = {int(each.name) for each in Path("/proc/self/task").iterdir()}
@@ -47,8 +48,8 @@ class Slices:
         self._short = threads if short else set()
 
     def _set(self, thread: int, slice_ns: int) -> None:
-        """Leaves alone a thread that has ended meanwhile, or that runs by other rules."""
-        assert self._numbers is not None  # noqa: S101 - asked by the caller
+        """Set one thread's slice; skip a thread that has ended or has another scheduling policy."""
+        assert self._numbers is not None  # noqa: S101 - the caller checks it
         get, change = self._numbers
         call = ctypes.CDLL(None).syscall
         found = _Attributes()

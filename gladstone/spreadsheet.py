@@ -1,10 +1,10 @@
-"""Texts of others in a CSV file that people open in a spreadsheet."""
+"""Untrusted text in CSV files that users open in a spreadsheet."""
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what makes a spreadsheet take a text for a formula
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a cell that begins with one of these is a formula
 
 
 def cell_text(text: str) -> str:
-    """The text, with an apostrophe before what a spreadsheet would take for a formula, as spreadsheets write text.
+    """Return the text, with an apostrophe in front if a spreadsheet would run it as a formula.
 
     >>> cell_text("=1+1")
     "'=1+1"

@@ -1,4 +1,4 @@
-"""Which chat template is used, and what it is given: options of every command that asks a model."""
+"""Options for the chat template and its arguments, shared by all commands that prompt a model."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -16,19 +16,19 @@ PYTHONS = {"True": "true", "False": "false", "None": "null"}
 
 
 def template_options(command: Command) -> Command:
-    """The template, and its arguments."""
+    """Add --chat-template and --template-arg to a command."""
     for option in (
         click.option(
             "--template-arg",
             "template_args",
             multiple=True,
             metavar="KEY=VALUE",
-            help="A value that the chat template reads by name, as enable_thinking=false; JSON or text; repeats.",
+            help="Variable of the chat template, for example enable_thinking=false; JSON or text. Repeatable.",
         ),
         click.option(
             "--chat-template",
             metavar="FILE|NAME",
-            help="Chat template in place of the model's own: a Jinja file, or the name of one of Gladstone's.",
+            help="Chat template to use instead of the model's own: a Jinja file, or the name of one of Gladstone's.",
         ),
     ):
         command = option(command)
@@ -36,7 +36,7 @@ def template_options(command: Command) -> Command:
 
 
 def chosen_template(options: dict[str, Any]) -> "NamedTemplate | None":
-    """What --chat-template names. Raises ConfigError if it is not there."""
+    """The template that --chat-template names, None without the option. Raises ConfigError if there is no such one."""
     from gladstone.named_templates import read_template
 
     if options["chat_template"] is None:
@@ -48,17 +48,17 @@ def chosen_template(options: dict[str, Any]) -> "NamedTemplate | None":
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
-    """Names and JSON values of KEY=VALUE texts; what is no JSON is a text.
+    """Parse KEY=VALUE texts; a value that is not JSON is taken as text.
 
-    Raises ConfigError for another form, for a name given twice, and for Python's spelling of a JSON value, which as a
-    text would mean the opposite of what it says.
+    Raises ConfigError for any other form, for a repeated name, and for Python's spelling of a JSON value: as a text,
+    "False" would count as true in a template.
     """
     arguments: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals or not name.isidentifier():
-            raise ConfigError(f"--template-arg {text!r}: expected KEY=VALUE, as enable_thinking=false.")
+            raise ConfigError(f"--template-arg {text!r}: expected KEY=VALUE, for example enable_thinking=false.")
         if name in arguments:
             raise ConfigError(f"--template-arg: {name} is given twice.")
         if value.strip() in PYTHONS:

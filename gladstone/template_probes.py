@@ -1,4 +1,4 @@
-"""What a chat template does with questions and system prompts, found by rendering some."""
+"""Probe a chat template by rendering: does it show questions and system prompts?"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,34 +6,34 @@ from dataclasses import dataclass
 from gladstone.chat import Message
 from gladstone.errors import DataError
 
-# words that no template writes
+# words that no template contains
 _SYSTEM, _QUESTION = Message("system", "qsystemq"), Message("user", "qquestionq")
-CANNOT = "the chat template cannot render these turns: "  # begins what a template itself says
+CANNOT = "the chat template cannot render these turns: "  # precedes a template's own message
 Render = Callable[[Sequence[Message]], str]
 
 
 @dataclass(frozen=True)
 class SystemSupport:
-    """Whether the model sees a system prompt; `reason` is what a template says that refuses one."""
+    """Whether the model sees a system prompt; `reason` is the message of a template that refuses one."""
 
     shown: bool
     reason: str = ""
 
 
 def find_system_support(render: Render) -> SystemSupport:
-    """Render a question with and without a system prompt. `render` raises DataError for turns that it refuses."""
+    """Render a question with and without a system prompt. `render` must raise DataError for turns it refuses."""
     try:
         return SystemSupport(_SYSTEM.content in render([_SYSTEM, _QUESTION]).casefold())
     except DataError as error:
         try:
             render([_QUESTION])
-        except DataError:  # it is not the system prompt that it minds: the first question will tell
+        except DataError:  # the system prompt is not the cause; the first request reports it
             return SystemSupport(True)
         return SystemSupport(False, str(error).removeprefix(CANNOT).rstrip("."))
 
 
 def shows_question(render: Render) -> bool:
-    """Whether a question stands in the prompt; True where the template refuses it, which asking will tell."""
+    """Whether the prompt contains the question; True if the template refuses it, which the first request reports."""
     try:
         return _QUESTION.content in render([_QUESTION]).casefold()
     except DataError:

@@ -51,7 +51,7 @@ def test_a_template_is_named_or_lies_in_a_file(tmp_path: Path, monkeypatch: pyte
         ("template:bogus", "'template:bogus'; there are: alpaca"),
         ("missing.jinja", r"missing\.jinja cannot be read: no such file"),
         ("some/where", "some/where cannot be read"),
-        (".", "is no file"),
+        (".", "is not a file"),
         ("empty.jinja", "is empty"),
         ("binary.jinja", "byte 1 is not UTF-8"),
         ("huge.jinja", "too many for a chat template"),
