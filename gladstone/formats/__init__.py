@@ -1,6 +1,6 @@
-"""Row formats: one file each with the FIELDS it is known by and `read(row) -> Conversation`.
+"""Row formats: one module each, with the FIELDS that identify it and `read(row) -> Conversation`.
 
-Training, proofs and benchmarks read rows through this door only: what is trained is what is measured.
+Training, proofs and benchmarks read rows through this package only, so that what is trained is what is measured.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -64,7 +64,10 @@ COLUMNS = ("question", "answer", "reasoning", "system", "context")
 
 @dataclass(frozen=True)
 class Layout:
-    """How to read a file's rows; `why` tells how `auto` came to it, `columns` maps qa's fields to the file's."""
+    """How to read the rows of a file.
+
+    `why` explains the choice of `auto`; `columns` maps qa's fields to the file's columns.
+    """
 
     name: str
     why: str = ""
@@ -72,9 +75,11 @@ class Layout:
     reading: Reading = AS_FOUND
 
     def read(self, row: Row, source: str, notes: Notes | None = None) -> Conversation:
-        """The row as a conversation. Raises DataError if it does not fit, LeftOutError if it is not to be trained on.
+        """Read a row as a conversation.
 
-        Fields that are not used, values that were read as text, and rendered texts are counted in `notes`.
+        Raises DataError if it does not fit, LeftOutError if it asks not to be trained on.
+
+        `notes` counts unused fields, values read as text, and rendered texts.
         """
         fields = Fields(row, source, self.columns and dict(self.columns), exact=self.name == "prepared")
         if self.columns is not None:
@@ -100,9 +105,11 @@ def find_layout(
     columns: Mapping[str, str] | None = None,
     reading: Reading = AS_FOUND,
 ) -> Layout:
-    """The layout of a name; for `auto`, the one that the file's first rows fit. `reading`: what the user says of it.
+    """Return the layout of that name or, for `auto`, the one that the first rows fit.
 
-    Raises ConfigError for an unknown name or columns, DataError if no layout or more than one fits.
+    `reading`: what the user specified.
+
+    Raises ConfigError for an unknown name or columns, DataError if no layout or several layouts fit.
     """
     if format_name not in FORMAT_NAMES:
         raise ConfigError(f"unknown data format {format_name!r}; known: {', '.join(FORMAT_NAMES)}.")
@@ -114,16 +121,16 @@ def find_layout(
 
 
 def recognise(path: Path) -> Layout:
-    """The one layout whose fields most of the first rows have. Raises DataError if none or more than one fits."""
+    """Return the one layout whose fields most of the first rows have. Raises DataError if none fits, or several do."""
     return Layout(*recognised(path))
 
 
 def iter_conversations(
     path: Path, layout: Layout, problems: Problems, notes: Notes | None = None
 ) -> Iterator[Conversation]:
-    """The conversations of a file one by one; bad rows go to `problems`, and so does damage to the file itself.
+    """Yield the conversations of a file; bad rows and damage to the file go to `problems`.
 
-    `notes` counts the fields that are not used, and the rows that are left out by what they say of themselves.
+    `notes` counts unused fields, and rows that ask not to be trained on.
     """
     notes = Notes() if notes is None else notes
     for row, source in read_rows(path, problems, layout.reading):
@@ -136,9 +143,9 @@ def iter_conversations(
 
 
 def checked_conversations(path: Path, layout: Layout, first_rows: int | None = None) -> Iterator[Conversation]:
-    """The conversations of a file, or its first ones, one by one.
+    """Yield the conversations of a file, or the first `first_rows` of them.
 
-    Raises DataError behind the last one, naming up to ten bad rows and counting the rest.
+    Raises DataError after the last one if any row is bad: it lists up to ten and counts the rest.
     """
     problems = Problems()
     yield from islice(iter_conversations(path, layout, problems), first_rows)
@@ -146,16 +153,16 @@ def checked_conversations(path: Path, layout: Layout, first_rows: int | None = N
 
 
 def read_conversations(path: Path, format_name: str) -> list[Conversation]:
-    """Read a data file whole. Raises DataError naming up to ten bad rows and counting the rest."""
+    """Read a whole data file. Raises DataError that lists up to ten bad rows and counts the rest."""
     return list(checked_conversations(path, find_layout(path, format_name)))
 
 
 def _check_columns(columns: Mapping[str, str], format_name: str) -> None:
     if format_name not in (AUTO, "qa"):
-        raise ConfigError(f"columns describe a layout of their own; leave out format: {format_name}.")
+        raise ConfigError(f"columns describe their own layout; leave out format: {format_name}.")
     unknown = [name for name in columns if name not in COLUMNS]
     if unknown:
         raise ConfigError(f"columns: unknown name {unknown[0]!r}; known: {', '.join(COLUMNS)}.")
     missing = [name for name in COLUMNS[:2] if name not in columns]
     if missing:
-        raise ConfigError(f"columns: {missing[0]!r} is missing; question and answer must be named.")
+        raise ConfigError(f"columns: {missing[0]!r} is missing; name both question and answer.")

@@ -11,25 +11,25 @@ FIELDS = ("instruction", "output")
 
 
 def read(row: Fields) -> Conversation:
-    """The instruction and its input, a blank line between them, are the user's turn; `history` stands before it."""
+    """The instruction and its input, separated by a blank line, form the user's turn; `history` precedes it."""
     answer = assistant_message(row.required_text("output", numbers=True), None, row)
     return finish(row, (*_history(row), Message("user", question(row, "input")), answer))
 
 
 def question(row: Fields, given: str) -> str:
-    """The instruction, a blank line, and what is given with it."""
+    """Join the instruction and the field `given`, separated by a blank line."""
     instruction = row.required_text("instruction", numbers=True)
     context = row.text(given, numbers=True)
     return f"{instruction}\n\n{context}" if context else instruction
 
 
 def _history(row: Fields) -> Iterator[Message]:
-    """Earlier turns: a list of pairs, what the user said and what the assistant answered."""
+    """Yield earlier turns from a list of pairs: the user's text and the assistant's answer."""
     for number, pair in enumerate(row.items("history") or (), 1):
         if not isinstance(pair, list) or len(pair) != 2:
             raise row.error(f"history {number} is {kind_of(pair)}, expected a pair of the user's text and the answer.")
         asked, answered = (checked_text(text, f"history {number}", row.source) for text in pair)
         if asked is None or answered is None:
-            raise row.error(f"history {number}: one of its two texts is empty.")
+            raise row.error(f"history {number}: one of the two texts is empty.")
         yield Message("user", asked)
         yield assistant_message(answered, None, row)

@@ -9,7 +9,7 @@ FIELDS = ("instruction", "response")
 
 
 def read(row: Fields) -> Conversation:
-    """The instruction and its context, a blank line between them, are the user's turn."""
+    """The instruction and its context, separated by a blank line, form the user's turn."""
     given = "context" if row.has("context") else "input"
     answer = assistant_message(row.required_text("response", numbers=True), None, row)
     return finish(row, (Message("user", question(row, given)), answer))

@@ -1,4 +1,4 @@
-"""Checked access to the fields of a row, which remembers what was read."""
+"""Checked access to the fields of a row, with a record of the fields that were read."""
 
 import json
 import math
@@ -15,9 +15,9 @@ _EMPTY: tuple[object, ...] = (None, "", [], {})
 
 
 class Fields:
-    """One object of a row: the row itself, a turn, a call. A field that nothing reads is noted as unused.
+    """One object of a row: the row itself, a turn, a call. Fields that are never read are reported as unused.
 
-    `columns` says under which name of the row each field is found; `exact` takes texts as they stand.
+    `columns` maps each field to its name in the row; `exact` leaves texts untrimmed.
     """
 
     def __init__(
@@ -25,20 +25,20 @@ class Fields:
     ) -> None:
         self.source, self.exact = source, exact
         self._values, self._columns = values, columns
-        self._place = ""  # of this object within the row, as "messages[]."
+        self._place = ""  # path of this object within the row, as "messages[]."
         self._read: set[str | None] = set()
-        self._objects: list[Fields] = [self]  # of the whole row
-        self.as_text: list[tuple[str, str]] = []  # field and kind of each value that was read as text, of the whole row
+        self._objects: list[Fields] = [self]  # shared by all objects of the row
+        self.as_text: list[tuple[str, str]] = []  # field and kind of each value read as text, in the whole row
 
     def __contains__(self, name: str) -> bool:
         return self._name(name) in self._values
 
     def has(self, name: str) -> bool:
-        """True if the field holds something: it is there, not null, and no empty text, list or object."""
+        """True if the field has a value: it is present, not null, and not an empty text, list or object."""
         return self.peek(name) not in _EMPTY
 
     def peek(self, name: str) -> Any:
-        """The value as it stands, which does not count as read."""
+        """Return the raw value without marking the field as read."""
         return self._values.get(self._name(name))  # type: ignore[arg-type]
 
     @property
@@ -47,24 +47,24 @@ class Fields:
         return list(self._values)
 
     def unused(self) -> Iterator[str]:
-        """The fields of the row, turns and calls included, that hold something and that nothing has read."""
+        """Yield the fields of the row, turns and calls included, that have a value and were never read."""
         for each in self._objects:
             for name, value in each._values.items():
                 if name not in each._read and value not in _EMPTY:
                     yield each._place + name
 
     def error(self, message: str) -> DataError:
-        """The error of this object."""
+        """Return a DataError that begins with the source of this object."""
         return DataError(f"{self.source}: {message}")
 
     def get(self, name: str) -> Any:
-        """The value as it stands, None where it is absent."""
+        """Return the raw value and mark the field as read; None if it is absent."""
         own = self._name(name)
         self._read.add(own)
         return self._values.get(own)  # type: ignore[arg-type]
 
     def text(self, name: str, *, numbers: bool = False) -> str | None:
-        """The text, None where it is absent, null or blank; with `numbers`, also a number, true or false as text."""
+        """Return the text, None if absent, null or blank; with `numbers`, numbers and booleans become text."""
         value = self.get(name)
         if numbers and isinstance(value, bool | int | float):
             return self._number(name, value)
@@ -72,7 +72,10 @@ class Fields:
         return value if self.exact and text is not None else text
 
     def required_text(self, name: str, *, numbers: bool = False) -> str:
-        """The text, as above. Raises DataError with the fields there are if it is absent, null or blank."""
+        """Return the text, as `text` does.
+
+        Raises DataError, with the fields present, if it is absent, null or blank.
+        """
         self.require(name)
         text = self.text(name, numbers=numbers)
         if text is None:
@@ -80,11 +83,11 @@ class Fields:
         return text
 
     def word(self, name: str) -> str:
-        """A required text without any space around it."""
+        """Return a required text without surrounding spaces."""
         return self.required_text(name).strip()
 
     def items(self, name: str) -> list[Any] | None:
-        """The list, None where it is absent, null or empty; the JSON text of one, as tables hold it, is read."""
+        """Return the list, None if absent, null or empty; a list written as JSON text, as in tables, is parsed."""
         value = self.get(name)
         if value in _EMPTY:
             return None
@@ -95,7 +98,7 @@ class Fields:
         return value or None
 
     def required_items(self, name: str) -> list[Any]:
-        """The non-empty list. Raises DataError with the fields there are."""
+        """Return the non-empty list. Raises DataError, with the fields present, if there is none."""
         self.require(name)
         value = self.get(name)
         listed = isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
@@ -104,12 +107,12 @@ class Fields:
         raise self.error(f"field {self._name(name)!r} must be a non-empty list.")
 
     def require(self, name: str) -> None:
-        """Raises DataError with the fields there are if the field is absent."""
+        """Raise DataError, with the fields present, if the field is absent."""
         if name not in self:
             raise self.error(f"no field {self._name(name)!r}; the row has {readable_fields(self._values)}.")
 
     def within(self, value: object, name: str, what: str, expected: str) -> "Fields":
-        """An object inside this one; `what` stands behind the source in errors, `name` in notes ("messages[]")."""
+        """Wrap an object inside this one; `what` follows the source in errors, `name` is its path in notes."""
         source = f"{self.source} {what}"
         if not isinstance(value, dict):
             raise DataError(f"{source}: expected an object with {expected}, found {kind_of(value)}.")
@@ -120,11 +123,11 @@ class Fields:
         return inner
 
     def note_as_text(self, name: str, kind: str) -> None:
-        """Note a value that is no text and was read as one."""
+        """Note a value of another kind that was read as text."""
         self.as_text.append((f"{self._place}{self._name(name)}", kind))
 
     def _name(self, name: str) -> str | None:
-        """The row's own name of a field; None where the columns name none."""
+        """The name that the row uses for a field; None if the columns do not map it."""
         return name if self._columns is None else self._columns.get(name)
 
     def _number(self, name: str, value: float) -> str:
@@ -135,7 +138,7 @@ class Fields:
 
 
 def checked_text(value: object, place: str, source: str) -> str | None:
-    """A value as trimmed text, None where it is null or blank. Raises DataError if it is none, or no Unicode."""
+    """Return a trimmed text, None if null or blank. Raises DataError if the value is not text, or not valid Unicode."""
     if value is None:
         return None
     if not isinstance(value, str):
@@ -144,48 +147,50 @@ def checked_text(value: object, place: str, source: str) -> str | None:
         value.encode()
     except UnicodeEncodeError:
         raise DataError(
-            f"{source}: {place} holds half of a surrogate pair (\\ud800 to \\udfff), which no UTF-8 file can hold. "
+            f"{source}: {place} contains half of a surrogate pair (\\ud800 to \\udfff), which UTF-8 cannot encode. "
             "Correct the escape."
         ) from None
     return trimmed(value) or None
 
 
 def parsed_json(text: str, place: str, source: str) -> Any:
-    """The value of a JSON text. Raises DataError if it is none."""
+    """Parse a JSON text. Raises DataError if it is invalid."""
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
-        raise DataError(f"{source}: {place} is JSON that is nested too deeply.") from None
+        raise DataError(f"{source}: {place} is JSON nested too deeply.") from None
     except ValueError as error:
         reason = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else error
-        raise DataError(f"{source}: {place} is no JSON: {reason}.") from None
+        raise DataError(f"{source}: {place} is not JSON: {reason}.") from None
 
 
 def json_text(value: object, place: str, source: str) -> str:
-    """A value as JSON text. Raises DataError for what JSON cannot hold, and for half of a surrogate pair."""
+    """Serialise a value as JSON. Raises DataError for what JSON cannot represent, and for half of a surrogate pair."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (RecursionError, TypeError, ValueError):
-        raise DataError(f"{source}: {place} cannot be written as JSON: nested too deeply, or no JSON value.") from None
+        raise DataError(
+            f"{source}: {place} cannot be written as JSON: nested too deeply, or not a JSON value."
+        ) from None
     checked_text(text, place, source)
     return text
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def assistant_message(text: str, reasoning: str | None, row: Fields, *, may_be_empty: bool = False) -> Message:
-    """The assistant's turn; reasoning that the text opens with, `<think>…</think>`, becomes the field it is.
+    """Return the assistant's turn; reasoning that opens the text, `<think>…</think>`, becomes its own field.
 
-    Raises DataError for a block that does not close, for nothing after it unless that `may_be_empty`, and for reasoning
-    given in both ways.
+    Raises DataError for a block without an end, for an empty answer after it unless `may_be_empty`, and for reasoning
+    that is given both ways.
     """
     if row.exact or not text.lstrip().startswith(THINK_OPEN):
         return Message("assistant", text, reasoning)
     inside, closed, answer = text.lstrip().removeprefix(THINK_OPEN).partition(THINK_CLOSE)
     if not closed:
-        raise row.error(f"the answer opens {THINK_OPEN} and never closes it.")
+        raise row.error(f"the answer opens {THINK_OPEN} but never closes it.")
     if not answer.strip() and not may_be_empty:
         raise row.error(f"there is no answer after {THINK_CLOSE}.")
     if reasoning and inside.strip():

@@ -1,6 +1,6 @@
-"""Gemini's layout: `contents`, a list of `{role, parts}`, and perhaps `systemInstruction` and `tools`.
+"""Gemini's layout: `contents`, a list of `{role, parts}`, optionally with `systemInstruction` and `tools`.
 
-Its keys are read in both spellings, `functionCall` and `function_call`.
+Both spellings of its keys are accepted, `functionCall` and `function_call`.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ ROLES = {"user": "user", "model": "assistant", "assistant": "assistant", "functi
 
 @dataclass
 class _Parts:
-    """What the parts of one turn hold."""
+    """The text, thoughts, calls and tool results in the parts of one turn."""
 
     text: str = ""
     thought: str = ""
@@ -29,7 +29,7 @@ class _Parts:
 
 
 def read(row: Fields) -> Conversation:
-    """Turns in order, as in `messages`; thoughts are reasoning, a functionResponse is a tool's result."""
+    """Read the turns in order, as in `messages`; thoughts become reasoning, a functionResponse a tool result."""
     turns = enumerate(row.required_items("contents"), 1)
     messages = [
         message
@@ -44,7 +44,7 @@ def read(row: Fields) -> Conversation:
 
 
 def _spelled(row: Fields, name: str) -> str:
-    """The spelling of a key that a row has: camelCase, or words between underscores."""
+    """Return the spelling of a key that the row uses: camelCase or snake_case."""
     snake = "".join(f"_{char.lower()}" if char.isupper() else char for char in name)
     return snake if row.has(snake) else name
 
@@ -55,7 +55,7 @@ def _system(row: Fields) -> str | None:
     if not isinstance(value, dict):
         return row.text(name)
     turn = row.within(value, name, name, "parts")
-    turn.get("role")  # Gemini pays no regard to it
+    turn.get("role")  # Gemini ignores it
     return _read_parts(turn).text or None
 
 
@@ -69,14 +69,14 @@ def _read_turn(turn: Fields) -> Iterator[Message]:
     yield from parts.results
     if role == "assistant":
         if not parts.text and not parts.calls:
-            raise turn.error("its parts hold no text and no functionCall.")
+            raise turn.error("its parts contain neither text nor a functionCall.")
         thought = parts.thought or None
         message = assistant_message(parts.text, thought, turn, may_be_empty=bool(parts.calls))
         yield replace(message, train=train, tool_calls=tuple(parts.calls))
     elif parts.text:
         yield Message("user", parts.text)
     elif not parts.results:
-        raise turn.error("its parts hold no text.")
+        raise turn.error("its parts contain no text.")
 
 
 def _read_parts(turn: Fields) -> _Parts:
@@ -92,7 +92,7 @@ def _read_parts(turn: Fields) -> _Parts:
             _add_text(found, part)
         else:
             kinds = readable_fields(part.names)
-            raise part.error(f"holds {kinds}; only text can be trained on. Leave such parts or rows out.")
+            raise part.error(f"contains {kinds}; only text can be trained on. Leave such parts or rows out.")
     found.text, found.thought = trimmed(found.text), trimmed(found.thought)
     return found
 
@@ -125,6 +125,6 @@ def _tools(row: Fields) -> Iterator[str]:
         tool = row.within(value, "tools[]", f"tool {number}", "functionDeclarations")
         name = _spelled(tool, "functionDeclarations")
         if not tool.has(name):
-            raise tool.error("expected functionDeclarations; other tools of Gemini's cannot be called here.")
+            raise tool.error("expected functionDeclarations; Gemini's built-in tools are not supported.")
         for place, function in enumerate(listed_values(tool, name), 1):
             yield definition(function, f"function {place}", tool)

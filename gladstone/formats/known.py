@@ -1,4 +1,4 @@
-"""Fields with a meaning that this product does not have: refused by name, in every layout."""
+"""Fields whose meaning is not supported in any layout: refused by name."""
 
 from gladstone.formats.fields import Fields
 from gladstone.formats.preference import LABELS
@@ -7,7 +7,7 @@ MEDIA = ("images", "image", "audios", "audio", "videos", "video")
 
 
 def check_known(row: Fields, layout: str) -> None:
-    """Raises DataError for a row with pictures or sound, and for one that says not to be trained on."""
+    """Raise DataError for a row with images, audio or video, and for a row that is marked not to be trained on."""
     for name in MEDIA:
         if row.has(name) and isinstance(row.peek(name), str | bytes | list | dict):
             raise row.error(
@@ -17,9 +17,9 @@ def check_known(row: Fields, layout: str) -> None:
     for name in ("weight", "train", "training"):
         value = row.peek(name)
         if isinstance(value, bool | int | float) and value == 0:
-            raise row.error(f"{name} {value}: the row says not to be trained on. Leave such rows out.")
+            raise row.error(f"{name} {value}: the row is marked not to be trained on. Leave such rows out.")
         if value is True or value == 1:
-            row.get(name)  # what is done anyway
+            row.get(name)  # training on the row is the default
     for name in LABELS:
         if layout != "kto" and row.peek(name) is False:
             raise row.error(

@@ -1,4 +1,4 @@
-"""MedQuAD's pairs, as its XML or a table of it holds them: `Question`, `Answer`."""
+"""MedQuAD's pairs, from its XML or from a table: `Question`, `Answer`."""
 
 from gladstone.chat import Conversation, Message
 from gladstone.formats.fields import Fields
@@ -7,6 +7,6 @@ FIELDS = ("Question", "Answer")
 
 
 def read(row: Fields) -> Conversation:
-    """One question, one answer, with the runs of blanks that MedQuAD's answers have in place of line ends kept."""
+    """One question and one answer; the runs of spaces that MedQuAD's answers have in place of line ends are kept."""
     question = Message("user", row.required_text("Question"))
     return Conversation((question, Message("assistant", row.required_text("Answer"))), row.source)

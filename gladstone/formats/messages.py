@@ -1,6 +1,6 @@
-"""OpenAI's layout: `messages`, a list of `{role, content}`, and perhaps `tools`.
+"""OpenAI's layout: `messages`, a list of `{role, content}`, optionally with `tools`.
 
-An assistant's turn may carry `reasoning_content`, `tool_calls` and `weight`; a tool's turn, `tool_call_id` and `name`.
+An assistant's turn may have `reasoning_content`, `tool_calls` and `weight`; a tool's turn, `tool_call_id` and `name`.
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ FIELDS = ("messages",)
 
 
 def read(row: Fields) -> Conversation:
-    """Turns in order: an optional system message, then user and assistant in turn, the assistant last."""
+    """Read the turns in order: an optional system message, then user and assistant alternating, the assistant last."""
     return read_talk(row, "messages")
 
 
 def write(conversation: Conversation) -> Row:
-    """The row that `read` turns back into this conversation."""
+    """Return the row that `read` turns back into this conversation."""
     row: Row = {"messages": [_turn(message) for message in conversation.messages]}
     if conversation.tools:
         row["tools"] = write_tools(conversation.tools)

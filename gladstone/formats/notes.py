@@ -1,4 +1,4 @@
-"""What reading a file has to say beside its conversations: fields not used, values read as text, rows left out."""
+"""Notes on a file beside its conversations: unused fields, values read as text, rows left out."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,21 +10,24 @@ MAX_NAMES, MAX_SHOWN, MAX_NAME_CHARS = 200, 12, 40
 
 
 class LeftOutError(Exception):
-    """A row that says of itself that it is not to be trained on; its text is the reason."""
+    """A row that is marked not to be trained on; the message is the reason."""
 
 
 @dataclass
 class Notes:
-    """Counts over the rows of a file. At most 200 field names are kept, so that hostile rows cost no memory."""
+    """Counts over the rows of a file.
+
+    At most 200 field names are kept, so that untrusted rows cannot exhaust memory.
+    """
 
     unused: Counter[str] = field(default_factory=Counter)  # rows by field
     as_text: Counter[tuple[str, str]] = field(default_factory=Counter)  # values by field and kind
     left_out: Counter[str] = field(default_factory=Counter)  # rows by reason
-    rendered: Counter[str] = field(default_factory=Counter)  # rows by the template in which a text is rendered
-    more_unused: int = 0  # rows with unused fields beyond those kept
+    rendered: Counter[str] = field(default_factory=Counter)  # rows by the chat template that a text is rendered in
+    more_unused: int = 0  # rows with unused fields beyond the names kept
 
     def add(self, unused: Iterable[str], as_text: Iterable[tuple[str, str]]) -> None:
-        """Count one row: the fields that nothing read, and each value that was read as text."""
+        """Count one row: its unused fields, and each value that was read as text."""
         more = False
         for name in dict.fromkeys(map(_readable, unused)):  # in the order of the row
             if name in self.unused or len(self.unused) < MAX_NAMES:
@@ -35,20 +38,18 @@ class Notes:
         self.as_text.update(as_text)
 
     def leave_out(self, source: str, reason: str) -> None:
-        """Count a row that is left out by what it says of itself."""
+        """Count a row that is marked not to be trained on."""
         self.left_out[reason] += 1
 
     def lines(self) -> list[str]:
-        """Each kind of note as one line; none where there is nothing to say."""
+        """Return each kind of note as one line; an empty list if there are none."""
         lines = [f"{count:,} values of {name!r} are {kind}, read as text" for (name, kind), count in self._values()]
         if self.unused:
             shown = [f"{name} ({_rows(count)})" for name, count in self.unused.most_common(MAX_SHOWN)]
             more = len(self.unused) - len(shown)
             lines.append("not used: " + ", ".join(shown) + self._more(more))
         for kind, count in self.rendered.items():
-            lines.append(
-                f"{_rows(count)} with a text that is already rendered in a chat template ({kind}). {told(kind)}"
-            )
+            lines.append(f"{_rows(count)} with a text already rendered in a chat template ({kind}). {told(kind)}")
         lines += [f"left out: {_rows(count)}, {reason}" for reason, count in self.left_out.items()]
         return lines
 

@@ -1,4 +1,4 @@
-"""Rows of one text that asks and one that answers, under names that many data sets use: `query` and `response`, …"""
+"""Rows with one question and one answer under common field names: `query` and `response`, and so on."""
 
 from collections.abc import Collection
 
@@ -13,19 +13,19 @@ SYSTEM = ("system", "system_prompt")
 
 
 def names_of(names: Collection[str]) -> tuple[str, str] | None:
-    """Which field asks and which answers; None unless there is exactly one of each."""
+    """Return the question field and the answer field; None unless there is exactly one of each."""
     asking = [name for name in QUESTIONS if name in names]
     answering = [name for name in ANSWERS if name in names]
     return (asking[0], answering[0]) if len(asking) == len(answering) == 1 else None
 
 
 def read(row: Fields) -> Conversation:
-    """The two texts as the user's and the assistant's turn, behind a `system` or `system_prompt`."""
+    """The two texts become the user's and the assistant's turn, after a `system` or `system_prompt`."""
     names = names_of(row.names)
     if names is None:
         raise DataError(
             f"{row.source}: expected one field of {', '.join(QUESTIONS)} and one of {', '.join(ANSWERS)}; "
-            "name two under columns."
+            "name the two fields under columns."
         )
     system = next((text for name in SYSTEM if (text := row.text(name))), None)
     opening = (Message("system", system),) if system else ()

@@ -1,4 +1,4 @@
-"""Preference rows, of which only the good answers are taken: `chosen` and `rejected` (DPO), `label` (KTO)."""
+"""Preference rows, of which only good answers are used: `chosen` and `rejected` (DPO), `label` (KTO)."""
 
 from gladstone.chat import Conversation, Message
 from gladstone.formats import alpaca, messages, prompt, qa, sharegpt
@@ -21,9 +21,9 @@ _ANSWERED = {
 
 
 def read_chosen(row: Fields) -> Conversation:
-    """The chosen answer alone; the rejected one is not used. A list that holds the question too is taken whole.
+    """Read the chosen answer and ignore the rejected one. A list of messages that includes the question is read whole.
 
-    A row without a chosen answer has it where its layout has answers: a rejected one stands beside it.
+    A row without a chosen answer is read in its own layout, which holds the answer beside the rejected one.
     """
     name = next((each for each in CHOSEN if each in row), None)
     if name is None:
@@ -36,12 +36,12 @@ def read_chosen(row: Fields) -> Conversation:
     if chosen and chosen[0].role == "assistant":
         return _with_input(row, chosen) if isinstance(row.peek("input"), dict) else finish(row, (*_asked(row), *chosen))
     if row.peek("prompt") in [message.content for message in chosen]:
-        row.get("prompt")  # the list repeats it
+        row.get("prompt")  # the list repeats the prompt
     return finish(row, chosen)
 
 
 def _with_input(row: Fields, chosen: tuple[Message, ...]) -> Conversation:
-    """OpenAI's preference rows: an `input` with messages and tools."""
+    """Read one of OpenAI's preference rows: `input` holds messages and tools."""
     asked = row.within(row.get("input"), "input", "input", "messages")
     return finish(asked, (*read_turns(asked, "messages"), *chosen))
 
@@ -59,11 +59,11 @@ def _asked(row: Fields) -> tuple[Message, ...]:
 
 
 def read_good(row: Fields) -> Conversation:
-    """A row whose `label` is true, in whichever layout. Raises LeftOutError for false, DataError for neither."""
+    """Read a row whose `label` is true, in any layout. Raises LeftOutError for false, DataError for other values."""
     name = next((each for each in LABELS if each in row), LABELS[0])
     good = truth(row.get(name))
     if good is None:
-        raise row.error(f"field {name!r} is not true or false.")
+        raise row.error(f"field {name!r} is neither true nor false.")
     if not good:
         raise LeftOutError(f"{name} false: a bad answer")
     return _answered(row, name)
@@ -78,7 +78,7 @@ def _answered(row: Fields, beside: str) -> Conversation:
 
 
 def truth(value: object) -> bool | None:
-    """True or false, as tables write them too; None for anything else."""
+    """Return a boolean, also from its spellings in tables; None for anything else."""
     if isinstance(value, str):
         return {"true": True, "false": False, "1": True, "0": False}.get(value.strip().casefold())
     return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None

@@ -1,4 +1,4 @@
-"""The layout in which prepared sets are written: OpenAI's `messages`, or `text` where a row is plain text."""
+"""The layout of prepared sets: OpenAI's `messages`, or `text` for plain text."""
 
 from dataclasses import replace
 
@@ -9,13 +9,13 @@ from gladstone.rows import Row
 
 
 def read(row: Fields) -> Conversation:
-    """Either layout. A `source` in the row tells where it came from before it was prepared."""
+    """Read either layout. `source` in the row is the place that the row came from before it was prepared."""
     conversation = text.read(row) if "text" in row else messages.read(row)
     source = row.get("source")
     return replace(conversation, source=str(source)) if source else conversation
 
 
 def write(conversation: Conversation) -> Row:
-    """The row that `read` turns back into this conversation."""
+    """Return the row that `read` turns back into this conversation."""
     content = {"text": conversation.answer.content} if conversation.is_text else messages.write(conversation)
     return content | {"source": conversation.source}

@@ -1,4 +1,4 @@
-"""TRL's prompt-completion layout: `prompt` and `completion`, both texts or lists of messages."""
+"""TRL's prompt-completion layout: `prompt` and `completion`, both texts or both lists of messages."""
 
 from dataclasses import replace
 
@@ -10,15 +10,15 @@ FIELDS = ("prompt", "completion")
 
 
 def read(row: Fields) -> Conversation:
-    """The prompt is the user's turn, the completion the assistant's; lists are the turns they hold.
+    """The prompt is the user's turn and the completion the assistant's; lists are read as turns.
 
-    As in TRL only the completion is scored: assistant's turns of the prompt are not.
+    As in TRL, only the completion is scored; assistant turns in the prompt are not.
     """
     return prompted(row, "prompt", "completion")
 
 
 def prompted(row: Fields, prompt: str, completion: str) -> Conversation:
-    """The conversation of two fields, what is asked and what answers."""
+    """Return the conversation of a question field and an answer field."""
     asked, answered = _turns(row, prompt, "user"), _turns(row, completion, "assistant")
     if any(message.role == "assistant" for message in asked):
         asked = tuple(_flagged(message, train=False) for message in asked)
@@ -34,7 +34,7 @@ def _turns(row: Fields, name: str, role: str) -> tuple[Message, ...]:
 
 
 def is_list(row: Fields, name: str) -> bool:
-    """True if a field holds messages, as a list or as a table's JSON text of one."""
+    """True if a field holds messages, as a list or as the JSON text of one, as in tables."""
     value = row.peek(name)
     return isinstance(value, list) or (isinstance(value, str) and value.startswith("[{"))
 

@@ -1,6 +1,6 @@
-"""PubMedQA's original layout: `QUESTION`, `CONTEXTS`, `LONG_ANSWER` and, where a person gave one, `final_decision`.
+"""PubMedQA's original layout: `QUESTION`, `CONTEXTS`, `LONG_ANSWER` and, if annotated, `final_decision`.
 
-The Hub's layout of the same rows is read too: `question`, `context` with a list `contexts`, `long_answer`.
+The Hub's layout of the same rows is supported too: `question`, `context` with a list `contexts`, `long_answer`.
 """
 
 from gladstone.chat import Conversation, Message
@@ -11,7 +11,7 @@ DECISIONS = ("yes", "no", "maybe")
 
 
 def read(row: Fields) -> Conversation:
-    """The abstract's parts stand before the question: the form in which retrieved text is answered from."""
+    """The parts of the abstract precede the question, as retrieved text does in a prompt."""
     holder, name = row, "CONTEXTS"
     if _is_of_the_hub(row):
         holder, name = row.within(row.get("context"), "context", "context", "contexts"), "contexts"
@@ -24,7 +24,7 @@ def read(row: Fields) -> Conversation:
 
 
 def read_closed(row: Fields) -> Conversation:
-    """The question alone: the answer must come from what the model knows."""
+    """The question alone, so that the answer has to come from the model's knowledge."""
     return _conversation(row, _question(row))
 
 

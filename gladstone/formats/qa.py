@@ -1,4 +1,4 @@
-"""Gladstone's own layout: `question`, `answer`, and where there are such `context`, `reasoning` and `system`."""
+"""Gladstone's own layout: `question` and `answer`, optionally `context`, `reasoning` and `system`."""
 
 from gladstone.chat import Conversation, Message
 from gladstone.formats.fields import Fields, assistant_message
@@ -8,7 +8,7 @@ FIELDS = ("question", "answer")
 
 
 def read(row: Fields) -> Conversation:
-    """One question, one answer, with the reasoning that leads to it if the row has some; a context stands in front."""
+    """One question and one answer, with the row's reasoning if it has any; a context precedes the question."""
     system = row.text("system")
     opening = (Message("system", system),) if system else ()
     question = Message("user", with_context(row, row.required_text("question", numbers=True)))
@@ -17,13 +17,13 @@ def read(row: Fields) -> Conversation:
 
 
 def with_context(row: Fields, question: str) -> str:
-    """The question behind the text that it is asked about, if the row has one under `context`."""
+    """Prepend the row's `context`, if it has one, to the question."""
     context = row.text("context") if isinstance(row.peek("context"), str) else None
     return f"{context}\n\n{question}" if context else question
 
 
 def write(conversation: Conversation) -> Row:
-    """The row that `read` turns back into this single-turn conversation."""
+    """Return the row that `read` turns back into this single-turn conversation."""
     roles = tuple(message.role for message in conversation.messages)
     if roles not in (("user", "assistant"), ("system", "user", "assistant")):
         raise ValueError(f"{conversation.source}: {roles} is not one question and one answer")

@@ -1,4 +1,4 @@
-"""Which layout a file has: by the fields of its first rows."""
+"""Recognises the layout of a file by the fields of its first rows."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -44,11 +44,14 @@ ANSWERS_TO_TEXT = ("label", "labels", "target", "summary", *pair.ANSWERS)
 
 
 def recognise(path: Path, reading: Reading = AS_FOUND) -> tuple[str, str]:
-    """The one layout whose fields most of the first rows have, and why. Raises DataError if none or several fit."""
+    """Return the one layout whose fields most of the first rows have, and why.
+
+    Raises DataError if none or several fit.
+    """
     rows = islice(read_rows(path, Problems(), reading), SAMPLED_ROWS)
     sample = [(set(row), _marks(row), _rendered(row)) for row, _ in rows]
     if not sample:
-        raise DataError(f"{path}: no row can be read, so that its format cannot be recognised.")
+        raise DataError(f"{path}: no row can be read, so its format cannot be recognised.")
     names = [fields for fields, _, _ in sample]
     _check_marks(path, [marks for _, marks, _ in sample])
     refused = rendered.refusal([kind for _, _, kind in sample], path)
@@ -56,14 +59,14 @@ def recognise(path: Path, reading: Reading = AS_FOUND) -> tuple[str, str]:
         raise refused
     counts = {name: sum(row.issuperset(fields) for row in names) for name, fields in KNOWN_BY.items()}
     fitting = [name for name, count in counts.items() if count * 2 >= len(sample)]
-    # a row that has more than text is no plain text: Alpaca's rows hold themselves once more under that name
+    # rows with more fields are not plain text: Alpaca's rows repeat the whole row, rendered, in `text`
     fitting = [name for name in fitting if name != "text"] or fitting
     if fitting == ["text"]:
         _check_plain_text(path, names)
     if len(fitting) == 1:
         return fitting[0], _why(counts[fitting[0]], len(sample), KNOWN_BY[fitting[0]])
     if fitting:
-        raise DataError(f"{path}: fits the formats {' and '.join(fitting)}. Say which with --format.")
+        raise DataError(f"{path}: fits the formats {' and '.join(fitting)}. Choose one with --format.")
     pairs = Counter(found for row in names if (found := pair.names_of(row)))
     best, count = pairs.most_common(1)[0] if pairs else (("", ""), 0)
     if count * 2 >= len(sample):
@@ -81,7 +84,7 @@ def _why(count: int, of_rows: int, fields: Sequence[str]) -> str:
 
 
 def _marks(row: Row) -> frozenset[str]:
-    """What a row's values say of the kind of data it is."""
+    """Return the kinds of training data that a row's values indicate."""
     marks = set()
     if any(row.get(name) not in (None, "", []) for name in preference.REJECTED):
         marks.add(PREFERENCE)
@@ -96,7 +99,7 @@ def _marks(row: Row) -> frozenset[str]:
 
 
 def _rendered(row: Row) -> str | None:
-    """The template in which the row's text is rendered, or what it asks or answers; None where none is."""
+    """Return the chat template that the row's text, question or answer is rendered in; None if there is none."""
     texts = (row.get(name) for name in ("text", *pair.QUESTIONS, *pair.ANSWERS))
     kinds = (rendered.kind_of_text(text) for text in texts if isinstance(text, str))
     return next((kind for kind in kinds if kind), None)
@@ -107,14 +110,14 @@ def _has(row: Mapping[str, Any], fields: Sequence[str]) -> bool:
 
 
 def _check_marks(path: Path, marks: list[frozenset[str]]) -> None:
-    """Raises DataError for data of another kind, with what can be done with it."""
+    """Raise DataError for data of an unsupported kind, with advice."""
     refused = {
         PREFERENCE: "preference rows (chosen and rejected answers, DPO): training on preferences is not supported. "
         "--format preference trains on the chosen answers and leaves the rejected ones out.",
         KTO: "rows with a label of true or false (KTO): such training is not supported, and a false one marks a bad "
         "answer. --format kto trains on the rows whose label is true and leaves the others out.",
-        RATED: "prompt and completion with a label that may say which completions are good (KTO). --format kto trains "
-        "on the rows whose label is true or 1 and leaves the others out; --format prompt takes all and no label.",
+        RATED: "prompt and completion with a label that may mark good completions (KTO). --format kto trains on rows "
+        "whose label is true or 1 and leaves the others out; --format prompt uses all rows and ignores the label.",
         TOKENS: "rows of token ids (input_ids); expected rows of text, which the base model's own tokenizer reads.",
     }
     for mark, advice in refused.items():
@@ -123,11 +126,11 @@ def _check_marks(path: Path, marks: list[frozenset[str]]) -> None:
 
 
 def _check_plain_text(path: Path, names: list[set[str]]) -> None:
-    """Raises DataError where `text` has an answer beside it: taken as plain text, the answer would be lost."""
+    """Raise DataError if `text` has an answer beside it, which reading the rows as plain text would lose."""
     for name in ANSWERS_TO_TEXT:
         if sum(name in row for row in names) * 2 >= len(names):
             raise DataError(
-                f"{path}: its rows have text and {name}. If {name} is the answer to the text, say so in a recipe's "
-                f"source with columns: {{question: text, answer: {name}}} (--column of `finetune data check` "
-                "and `bench run`); --format text takes the text alone."
+                f"{path}: its rows have text and {name}. If {name} is the answer to the text, set "
+                f"columns: {{question: text, answer: {name}}} in a recipe's source (--column of `finetune data "
+                "check` and `bench run`); --format text uses the text alone."
             )

@@ -1,6 +1,6 @@
-"""Texts that a chat template has rendered already: recognised by their markers, and read back into messages.
+"""Texts that a chat template has already rendered: recognised by their markers, and parsed back into messages.
 
-Only what can be read in one way is read: a marker inside a turn, text between turns and turns of tools are refused.
+Only unambiguous texts are parsed: a marker inside a turn, text between turns and tool turns are refused.
 """
 
 import re
@@ -16,12 +16,12 @@ from gladstone.formats.turns import ROLES, finish
 
 FIELDS = ("text",)
 FORMAT = "rendered"
-Turns = list[tuple[str, str]]  # role and content
+Turns = list[tuple[str, str]]  # pairs of role and content
 
 _BEGIN = re.compile(
     r"\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<｜begin▁of▁sentence｜>|\[gMASK\]<sop>)\s*)*"
 )
-_ENDS = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|eos|>")  # of all text
+_ENDS = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|eos|>")  # tokens that end a text
 _SPACE = re.compile(r"\s*")
 _WORDS = {"human": "user", "bot": "assistant"} | {role: role for role in ("system", "user", "assistant")}
 _SAID = ("system", "user", "assistant")
@@ -29,7 +29,7 @@ _SAID = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Markers:
-    """How a template marks turns: what opens one, with its role, what ends it, and what no turn can hold."""
+    """How a template marks turns: what opens one, with its role, what ends it, and what cannot occur inside."""
 
     name: str
     opening: re.Pattern[str]
@@ -69,14 +69,14 @@ _OWN_OPENING = re.compile(
 )
 _HASHED = re.compile(r"### ?(Human|User|Assistant|System): ?")
 _SPOKEN = re.compile(r"(?:Human|USER|User): .*?\s(?:Assistant|ASSISTANT): ?", re.DOTALL)
-# recognised only: a turn of theirs does not end, or has parts of several kinds
+# recognised but not parsed: their turns have no end marker, or parts of several kinds
 _OTHERS = {"DeepSeek": "<｜User｜>", "gpt-oss": "<|start|>", "Command R": "<|START_OF_TURN_TOKEN|>"}
-SPOKEN = "Human: and Assistant:"  # which plain text may hold as well
-OPENING_CHARS = 600  # before the first heading
+SPOKEN = "Human: and Assistant:"  # which plain text may contain too
+OPENING_CHARS = 600  # allowed before the first heading
 
 
 def kind_of_text(text: str) -> str | None:
-    """The name of the template whose markers a text opens with; None for a text as any other."""
+    """Return the name of the template whose markers open a text; None for any other text."""
     begin = _BEGIN.match(text)
     place = begin.end() if begin else 0
     for markers in MARKED:
@@ -97,24 +97,24 @@ def kind_of_text(text: str) -> str | None:
 
 
 def kind_of(conversation: Conversation) -> str | None:
-    """The template in which one of a row's texts is rendered, None where none is."""
+    """Return the template that one of the row's texts is rendered in, None if there is none."""
     return next((kind for message in conversation.messages if (kind := kind_of_text(message.content))), None)
 
 
 def told(kind: str) -> str:
-    """What can be done about texts of a kind."""
+    """Advise what to do with texts rendered in a template."""
     if kind not in _READERS:
-        return "Give the turns as messages."
-    return f"--format {FORMAT} reads the turns back as messages; or give them as messages yourself."
+        return "Supply the turns as messages."
+    return f"--format {FORMAT} parses the turns into messages; or supply the turns as messages."
 
 
 def text_of(row: Fields) -> str:
-    """The rendered text of a row: its `text`, or what it asks and what it answers, one behind the other."""
+    """Return the rendered text of a row: its `text`, or its question followed by its answer."""
     if "text" in row:
         return _required(row, "text")
     names = pair.names_of(row.names)
     if names is None:
-        raise row.error("expected a field 'text', or one that asks and one that answers, with the rendered text.")
+        raise row.error("expected a field 'text', or a question field and an answer field, with the rendered text.")
     return "".join(_required(row, name) for name in names)
 
 
@@ -124,17 +124,17 @@ def _required(row: Fields, name: str) -> str:
 
 
 def read(row: Fields) -> Conversation:
-    """The turns that the markers of a rendered text set apart. Raises DataError for what can be read in two ways."""
+    """Parse the turns of a rendered text by its markers. Raises DataError for an ambiguous text."""
     text = text_of(row)
     kind = kind_of_text(text)
     if kind not in _READERS:
         raise row.error(
-            f"the text does not open with the markers of a chat template that is read back ({', '.join(_READERS)})."
+            f"the text does not begin with the markers of a supported chat template ({', '.join(_READERS)})."
         )
     try:
         turns = _READERS[kind](text)
     except ValueError as error:
-        raise row.error(f"rendered in {kind}, but {error}; give its turns as messages.") from None
+        raise row.error(f"rendered in {kind}, but {error}; supply its turns as messages.") from None
     return finish(row, tuple(_message(role, content, row) for role, content in turns))
 
 
@@ -146,7 +146,7 @@ def _message(role: str, content: str, row: Fields) -> Message:
 
 
 def _body(text: str) -> str:
-    """The text without what marks its beginning and its end."""
+    """The text without the tokens that mark its beginning."""
     begin = _BEGIN.match(text)
     return text[begin.end() if begin else 0 :]
 
@@ -163,14 +163,14 @@ def _read_marked(markers: Markers) -> Callable[[str], Turns]:
 
 
 def _marked_turns(text: str, markers: Markers) -> Iterator[tuple[str, str]]:
-    """The turns; behind the assistant's last its end may be missing, and the end of all text may follow."""
+    """Yield the turns; the assistant's last turn may lack its end marker, and end-of-text tokens may follow it."""
     place, stop = 0, len(text.rstrip())
     while place < stop:
         opening = markers.opening.match(text, place)
         if opening is None:
             if not _without_end(text[place:]):
                 return
-            raise ValueError(f"{_shown(text[place:])} stands between two turns")
+            raise ValueError(f"{_shown(text[place:])} is between two turns")
         role = _role(opening[1])
         end = markers.end.search(text, opening.end())
         if end is None and role != "assistant":
@@ -189,16 +189,16 @@ def _behind_space(text: str, place: int) -> int:
 def _role(word: str) -> str:
     role = ROLES.get(word.casefold(), "")
     if role not in _SAID:
-        raise ValueError(f"a turn has the role {word[:40]!r}, of which the text does not say what is a call of a tool")
+        raise ValueError(f"a turn has the role {word[:40]!r}, whose tool calls cannot be parsed from text")
     return role
 
 
 def _check_inside(content: str, inside: re.Pattern[str]) -> None:
     found = inside.search(content)
     if found:
-        raise ValueError(f"{found[0]!r} stands inside a turn")
+        raise ValueError(f"{found[0]!r} is inside a turn")
     if "<tool_call>" in content:
-        raise ValueError("a turn holds '<tool_call>', whose call has to be given as tool_calls")
+        raise ValueError("a turn contains '<tool_call>'; such calls need the field tool_calls")
 
 
 def _shown(text: str) -> str:
@@ -206,13 +206,13 @@ def _shown(text: str) -> str:
 
 
 def _read_inst(text: str) -> Turns:
-    """Llama 2 and Mistral: `[INST] … [/INST] … </s>`, the system text inside the first."""
+    """Parse Llama 2 and Mistral: `[INST] … [/INST] … </s>`, the system text inside the first instruction."""
     body = _without_end(_body(text))
     turns: Turns = []
     place = 0
     while place < len(body):
         if not body.startswith(_ASK, place):
-            raise ValueError(f"{_shown(body[place:])} stands between two turns")
+            raise ValueError(f"{_shown(body[place:])} is between two turns")
         asked = body.find(_ASKED, place)
         if asked < 0:
             raise ValueError(f"{_ASK} is not closed")
@@ -238,9 +238,9 @@ def _with_system(asked: str) -> Turns:
 
 
 def _read_alpaca(text: str) -> Turns:
-    """`### Instruction:`, perhaps `### Input:`, and `### Response:`; Alpaca's own opening sentences are its template's.
+    """Parse `### Instruction:`, optionally `### Input:`, and `### Response:`.
 
-    Any other opening is a system text.
+    Alpaca's own opening sentences belong to its template; any other opening is a system text.
     """
     body = _without_end(_body(text))
     found = list(_HEADING.finditer(body))
@@ -256,7 +256,7 @@ def _read_alpaca(text: str) -> Turns:
 
 
 def _read_hashed(text: str) -> Turns:
-    """`### Human:` and `### Assistant:`, as in Guanaco's rows."""
+    """Parse `### Human:` and `### Assistant:`, as in Guanaco's rows."""
     body = _without_end(_body(text))
     found = list(_HASHED.finditer(body))
     stops = [each.start() for each in found[1:]] + [len(body)]
@@ -274,13 +274,13 @@ _READERS: dict[str, Callable[[str], Turns]] = {
 
 
 def refusal(kinds: list[str | None], path: object) -> DataError | None:
-    """What is wrong with a file of which most rows are rendered; None where it is few, or they are less sure."""
+    """Return the error for a file most of whose rows are rendered; None if few are, or if the markers are ambiguous."""
     for kind in dict.fromkeys(kinds):
         count = kinds.count(kind)
         if kind not in (None, SPOKEN) and count * 2 >= len(kinds):
             return DataError(
-                f"{path}: these texts are already rendered in a chat template ({kind}, {count:,} of the first "
-                f"{len(kinds):,} rows). As they stand, their markers would be trained as text. {told(kind)} "
-                "Any other --format that you name takes them as they stand."
+                f"{path}: the texts are already rendered in a chat template ({kind}, {count:,} of the first "
+                f"{len(kinds):,} rows), so that the markers would be trained as text. {told(kind)} "
+                "Any other explicit --format reads them unchanged."
             )
     return None

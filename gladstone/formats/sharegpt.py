@@ -1,4 +1,4 @@
-"""ShareGPT's layout: `conversations`, a list of `{from, value}`, and perhaps `system` and `tools`."""
+"""ShareGPT's layout: `conversations`, a list of `{from, value}`, optionally with `system` and `tools`."""
 
 from gladstone.chat import Conversation
 from gladstone.formats.fields import Fields
@@ -8,8 +8,8 @@ FIELDS = ("conversations",)
 
 
 def read(row: Fields) -> Conversation:
-    """Turns in order: an optional system message, then human and gpt in turn, gpt last.
+    """Read the turns in order: an optional system message, then human and gpt alternating, gpt last.
 
-    A function_call turn is the assistant's, its text the calls; an observation is a tool's result.
+    A function_call turn is the assistant's, its text the calls; an observation is a tool result.
     """
     return read_talk(row, "conversations")

@@ -1,4 +1,4 @@
-"""Plain text, for continued pre-training: one field, `text`, every token of it scored."""
+"""Plain text for continued pre-training: one field, `text`; every token is scored."""
 
 from gladstone.chat import Conversation, Message
 from gladstone.formats.fields import Fields
@@ -7,5 +7,5 @@ FIELDS = ("text",)
 
 
 def read(row: Fields) -> Conversation:
-    """A conversation of one turn, the assistant's: what nobody asked for is no answer, but text."""
+    """Return a conversation of one assistant turn: text without a question is plain text."""
     return Conversation((Message("assistant", row.required_text("text")),), row.source)

@@ -1,4 +1,4 @@
-"""Tools that the assistant may call, and its calls: OpenAI's layout, its older `functions`, and ShareGPT's texts."""
+"""Tool definitions and tool calls: OpenAI's layout, its older `functions`, and ShareGPT's texts."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ CALL = "name and arguments"
 
 
 def read_tools(row: Fields) -> tuple[str, ...]:
-    """The row's `tools` (or `functions`), each in OpenAI's layout as JSON text; also a JSON text of all or of each."""
+    """Return the row's `tools` (or `functions`), each as JSON in OpenAI's layout; the field may be JSON text itself."""
     for name in ("tools", "functions"):
         if row.has(name):
             found = listed_values(row, name)
@@ -22,7 +22,7 @@ def read_tools(row: Fields) -> tuple[str, ...]:
 
 
 def listed_values(row: Fields, name: str) -> list[Any]:
-    """A field that holds a list of objects, one object, or the JSON text of either, as a list of values."""
+    """Return a field as a list of values: a list of objects, one object, or the JSON text of either."""
     value = row.get(name)
     if isinstance(value, str):
         value = parsed_json(value, f"field {name!r}", row.source) if value.strip() else []
@@ -36,13 +36,13 @@ def listed_values(row: Fields, name: str) -> list[Any]:
 
 
 def definition(tool: Any, place: str, row: Fields) -> str:
-    """One tool's definition in OpenAI's layout, as JSON text; a bare function is put into its frame."""
+    """Return a tool definition as JSON in OpenAI's layout; a bare function is wrapped."""
     if isinstance(tool, str):
         tool = parsed_json(tool, place, row.source)
     if not isinstance(tool, dict):
         raise row.error(f"{place} is {kind_of(tool)}, expected {DEFINITION}.")
     if tool.get("type") not in (None, "function"):
-        raise row.error(f"{place} is of the type {str(tool['type'])[:40]!r}, expected {DEFINITION}.")
+        raise row.error(f"{place} has the type {str(tool['type'])[:40]!r}, expected {DEFINITION}.")
     bare = "function" not in tool
     function = {name: value for name, value in tool.items() if name != "type"} if bare else tool["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
@@ -53,7 +53,7 @@ def definition(tool: Any, place: str, row: Fields) -> str:
 
 
 def read_calls(turn: Fields) -> tuple[ToolCall, ...]:
-    """The calls of an assistant's turn: `tool_calls`, or the older `function_call`."""
+    """Return the calls of an assistant's turn: `tool_calls`, or the older `function_call`."""
     if turn.has("tool_calls") and turn.has("function_call"):
         raise turn.error("calls are given twice, as tool_calls and as function_call.")
     name = "function_call" if turn.has("function_call") else "tool_calls"
@@ -62,8 +62,10 @@ def read_calls(turn: Fields) -> tuple[ToolCall, ...]:
 
 
 def calls_in_text(text: str, turn: Fields) -> tuple[ToolCall, ...]:
-    """The calls in a text that is nothing else (ShareGPT's function_call): a JSON object of name and arguments, or a
-    list of them. Raises DataError for any other text."""
+    """Parse a text that consists of calls (ShareGPT's function_call): a JSON object with name and arguments, or a list.
+
+    Raises DataError for any other text.
+    """
     calls = parsed_json(text, "the function call", turn.source)
     found = enumerate(calls if isinstance(calls, list) else [calls], 1)
     read = tuple(_call(turn.within(call, "function_call[]", f"call {number}", CALL)) for number, call in found)
@@ -81,7 +83,7 @@ def _call(call: Fields) -> ToolCall:
 
 
 def _arguments(call: Fields) -> str:
-    """A JSON object as text; as it stands where it was one."""
+    """Return the arguments as the text of a JSON object; a text is returned unchanged."""
     value = call.get("arguments")
     if value is None or (isinstance(value, str) and not value.strip()):
         return "{}"
@@ -93,11 +95,11 @@ def _arguments(call: Fields) -> str:
 
 
 def write_call(call: ToolCall) -> dict[str, Any]:
-    """A call in OpenAI's layout."""
+    """Return a call in OpenAI's layout."""
     named = {"id": call.id} if call.id is not None else {}
     return named | {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def write_tools(tools: tuple[str, ...]) -> list[Any]:
-    """Definitions as objects."""
+    """Parse tool definitions into objects."""
     return [json.loads(tool) for tool in tools]

@@ -1,4 +1,4 @@
-"""What stands around a text and says nothing: blank lines before it, space behind it."""
+"""Trims what surrounds a text without meaning: blank lines before it, white space after it."""
 
 import re
 
@@ -7,9 +7,9 @@ _TABLE = re.compile(r"\S\t+\S")
 
 
 def trimmed(text: str) -> str:
-    """The text without blank lines before it and space behind it; what indents its first line stays, as of code.
+    """Strip blank lines before the text and white space after it; the first line keeps its indentation, as code needs.
 
-    In a table whose columns are separated by tabs, tabs that end a line are empty cells, and stay.
+    In a table whose columns are separated by tabs, tabs at the end of a line are empty cells and stay.
     """
     bare = text.rstrip()
     if "\t" in text[len(bare) :] and is_tabbed(text):
@@ -21,7 +21,7 @@ def trimmed(text: str) -> str:
 
 
 def trimmed_behind(text: str) -> str:
-    """The text behind a mark such as `</think>`: trimmed, and without space on the mark's own line."""
+    """Trim the text after a marker such as `</think>`, including white space on the marker's own line."""
     space = text[: len(text) - len(text.lstrip())]
     return trimmed(text if "\n" in space else text.lstrip())
 

@@ -1,4 +1,4 @@
-"""Turns of a conversation as chat layouts hold them: roles, content, flags, calls, and the order they must have."""
+"""Turns of a conversation in chat layouts: roles, content, flags, calls, and the order that they must have."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,8 +19,8 @@ ROLES = {
     **dict.fromkeys(("function_call", "tool_call"), CALLS),
 }
 KNOWN_ROLES = "system, developer, user, assistant, tool, human, gpt, function_call, observation"
-# what a turn's field must be for the turn to be scored: OpenAI and Mistral `weight`, axolotl `train`, `training`,
-# ms-swift `loss`; torchtune's `masked` says the opposite
+# the value of each flag that marks a turn as scored: OpenAI and Mistral `weight`, axolotl `train`, `training`,
+# ms-swift `loss`; torchtune's `masked` has the opposite meaning
 FLAGS = {"weight": True, "train": True, "training": True, "loss": True, "mask": False, "masked": False}
 REASONING = ("reasoning_content", "reasoning", "thinking")
 PARTS_OF_A_TURN = ("train_detail", "training_detail")
@@ -28,19 +28,22 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def read_talk(row: Fields, name: str) -> Conversation:
-    """The conversation in a list of turns, with the row's `system` and `tools`.
+    """Read the conversation from a list of turns, with the row's `system` and `tools`.
 
-    Raises DataError for a turn that cannot be read and for an order that is none.
+    Raises DataError for a turn that cannot be read, and for an invalid order of turns.
     """
     return finish(row, read_turns(row, name))
 
 
 def finish(row: Fields, messages: tuple[Message, ...]) -> Conversation:
-    """The conversation of a row's turns, with its `system` in front and its `tools`. Raises DataError for the order."""
+    """Return the conversation of a row's turns, with its `system` and `tools`.
+
+    Raises DataError for an invalid order.
+    """
     system = row.text("system")
     if system and messages and messages[0].role == "system":
         if messages[0].content != system:
-            raise row.error("a system text is given twice, in its field and as the first turn, and they differ.")
+            raise row.error("the row has two different system texts: the field 'system' and the first turn.")
     elif system:
         messages = (Message("system", system), *messages)
     check_order(messages, row.source)
@@ -48,12 +51,12 @@ def finish(row: Fields, messages: tuple[Message, ...]) -> Conversation:
 
 
 def read_turns(row: Fields, name: str) -> tuple[Message, ...]:
-    """The turns in a field's list of objects; a system turn without text is none."""
+    """Read the turns in a field's list of objects; system turns without text are dropped."""
     return turns_of(row, name, row.required_items(name))
 
 
 def turns_of(row: Fields, name: str, turns: Sequence[object]) -> tuple[Message, ...]:
-    """The turns of objects, which errors and notes call by the name of their field."""
+    """Read turns from objects; errors and notes refer to them by the name of their field."""
     what = {"conversations": "turn", "messages": "message"}.get(name, f"{name} message")
     expected = "from and value" if name == "conversations" else "role and content"
     objects = (row.within(turn, f"{name}[]", f"{what} {number}", expected) for number, turn in enumerate(turns, 1))
@@ -104,7 +107,7 @@ def _reasoning(turn: Fields) -> str | None:
 
 
 def _content(turn: Fields, name: str, *, objects: bool = False) -> str | None:
-    """The text of a turn: a text, a number, a list of text parts, or with `objects` any JSON value as its text."""
+    """Return the content of a turn: text, a number, joined text parts, or with `objects` any JSON value as text."""
     value = turn.get(name)
     if isinstance(value, list) and not (objects and not all(_is_part(part) for part in value)):
         parts = "".join(_part(turn, part, f"{name}[]", f"part {number}") for number, part in enumerate(value, 1))
@@ -134,21 +137,21 @@ def _part(turn: Fields, value: object, name: str, what: str) -> str:
 
 
 def read_flag(turn: Fields, *, assistant: bool) -> bool | None:
-    """What a turn says of its own scoring: True, False, or None where it says nothing.
+    """Return whether a turn is flagged to be scored: True, False, or None if it has no flag.
 
-    Raises DataError for a value between, for two that differ, and for a turn of another role that is to be scored.
+    Raises DataError for a fractional value, for contradicting flags, and for a scored turn that is not the assistant's.
     """
     for name in PARTS_OF_A_TURN:
         if turn.has(name):
-            raise turn.error(f"{name}: a turn can be scored as a whole or not at all. Leave the field out.")
+            raise turn.error(f"{name}: a turn is scored as a whole or not at all. Leave the field out.")
     flags = {name: _truth(turn, name) for name in FLAGS if turn.has(name)}
     scored = {FLAGS[name] is truth for name, truth in flags.items()}
     if len(scored) > 1:
-        raise turn.error(f"{' and '.join(flags)} say the opposite of each other.")
+        raise turn.error(f"{' and '.join(flags)} contradict each other.")
     if not scored:
         return None
     if not assistant and scored == {True}:
-        raise turn.error(f"{next(iter(flags))} asks for a turn to be scored that is not the assistant's; only its are.")
+        raise turn.error(f"{next(iter(flags))} marks this turn to be scored, but only the assistant's turns can be.")
     return scored == {True} if assistant else None
 
 
@@ -157,13 +160,13 @@ def _truth(turn: Fields, name: str) -> bool:
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
     shown = repr(value[:40]) if isinstance(value, str) else value if isinstance(value, int | float) else kind_of(value)
-    raise turn.error(f"{name} is {shown}, expected 0 or 1, true or false: a turn is scored or it is not.")
+    raise turn.error(f"{name} is {shown}, expected 0 or 1, true or false: a turn is scored or not.")
 
 
 def check_order(messages: tuple[Message, ...], source: str) -> None:
-    """Raises DataError unless user and assistant take turns, the assistant last, behind at most one system message.
+    """Raise DataError unless user and assistant alternate, the assistant last, after at most one system message.
 
-    Between an assistant's turn and its next one stand the results of tools, any number of them.
+    Any number of tool results may stand between two turns of the assistant.
     """
     roles = [message.role for message in messages]
     talk = roles[1:] if roles[:1] == ["system"] else roles
@@ -172,8 +175,8 @@ def check_order(messages: tuple[Message, ...], source: str) -> None:
         return
     shown = ", ".join(roles[:12]) + (f" and {len(roles) - 12} more" if len(roles) > 12 else "")
     raise DataError(
-        f"{source}: roles are {shown or 'none'}; expected user and assistant in turn, the assistant last, "
-        f"with at most one system message in front and tools' results behind an assistant's turn. {advice}"
+        f"{source}: roles are {shown or 'none'}; expected user and assistant alternating, the assistant last, "
+        f"with at most one system message first and tool results after an assistant's turn. {advice}"
     )
 
 
@@ -187,7 +190,7 @@ _MAY_FOLLOW = {
 
 
 def _advice(talk: list[str]) -> str:
-    """What to do about the first turn that is out of order; '' where none is."""
+    """Advise how to fix the first turn that is out of order; '' if none is."""
     before = ""
     for role in talk:
         if role not in _MAY_FOLLOW[before]:
@@ -195,14 +198,14 @@ def _advice(talk: list[str]) -> str:
         before = role
     if before == "assistant":
         return ""
-    return "Leave out the turns behind the assistant's last, or add its answer." if before else "Add the turns."
+    return "Leave out the turns after the assistant's last, or add its answer." if before else "Add the turns."
 
 
 def _advice_for(before: str, role: str) -> str:
     if role == "system":
-        return "Put one system message in front, and nowhere else."
+        return "Put the one system message first."
     if role == before:
-        return f"Join the {role}'s turns that follow each other."
+        return f"Join consecutive turns of the {role}."
     if not before:
-        return f"Leave out the {role}'s turn that comes first, or put the user's before it."
-    return f"The {role}'s turn cannot follow the {before}'s."
+        return f"Leave out the {role}'s first turn, or put a user's turn before it."
+    return f"A turn of the {role} cannot follow one of the {before}."

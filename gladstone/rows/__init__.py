@@ -1,7 +1,7 @@
-"""Data files to rows, one by one: JSON, JSON Lines, CSV, Excel, Parquet and MedQuAD's XML, also under gzip and zstd.
+"""Reads data files row by row: JSON, JSON Lines, CSV, Excel, Parquet and MedQuAD's XML, plain or gzip/zstd-compressed.
 
-A file is hostile until proven otherwise: sizes are bounded, and memory does not grow with the file. It is read as what
-it is, by its content; where that is not what its name says, a note says so.
+Input files are untrusted: sizes are bounded, and memory does not grow with the file. The content decides how a file is
+read; if it contradicts the file's name, a note says so.
 """
 
 import codecs
@@ -17,7 +17,7 @@ from gladstone.rows.opened import COMPRESSED, as_file, first_bytes, packing, tak
 __all__ = ["AS_FOUND", "ENDINGS", "Problems", "Reading", "Row", "check_encoding", "read_rows", "readable_fields"]
 
 ENDINGS = ".json, .jsonl, .csv, .tsv, .xml (each also with .gz or .zst), .xlsx, .parquet, or a folder of .xml files"
-HEAD_BYTES = 1 << 20  # of a file, to see what it is
+HEAD_BYTES = 1 << 20  # read ahead to find out what kind of file it is
 READERS = {
     kinds.JSON: arrays.read_array,
     kinds.LINES: texts.read_lines,
@@ -34,9 +34,9 @@ def read_rows(
 ) -> Iterator[tuple[Row, str]]:
     """Yield each row of a file, or of a folder's XML files, with its source, `file:line`.
 
-    A bad row is added to `problems`, and reading goes on behind it; without `problems` the first raises. What
-    is noticed about the file goes to `problems` too. Raises DataError if the file is missing, empty, cut short or of a
-    kind that is not read, or if there is no row at all.
+    A bad row is added to `problems` and reading continues after it; without `problems` the first bad row raises. Notes
+    about the file go to `problems` as well. Raises DataError if the file is missing, empty, truncated or of an
+    unsupported kind, or if it has no rows.
     """
     empty = True
     for found in _found(path, problems, reading):
@@ -57,7 +57,7 @@ def read_rows(
 
 
 def _found(path: Path, problems: Problems | None, reading: Reading) -> Iterator[Found]:
-    """What the files hold; damage that ends a file comes last, so that the rows before it are not lost."""
+    """Yield what the files hold; damage that ends a file comes last, so that the rows before it are kept."""
     for file in _files(path):
         begun = path.is_dir()
         try:
@@ -87,13 +87,14 @@ def _read_file(path: Path, reading: Reading) -> Iterator[Found]:
     start = first_bytes(path)
     packed = packing(start)
     if packed != COMPRESSED.get(path.suffix, "") and start:
-        yield Note(f"{path}: {f'compressed with {packed}' if packed else 'not compressed'}, other than its name says")
+        found = f"compressed with {packed}" if packed else "not compressed"
+        yield Note(f"{path}: {found}, although its name suggests otherwise")
     head, rest = take(unpacked(path, packed), HEAD_BYTES)
     kind = kinds.binary_kind(path, head)
     if kind and packed:
-        raise DataError(f"{path}: is {kinds.WORDS[kind]} under {packed}. Unpack it first.")
+        raise DataError(f"{path}: is {kinds.WORDS[kind]}, compressed with {packed}. Unpack it first.")
     if not kind and named in (kinds.PARQUET, kinds.SHEET) and not _is_text(head):
-        kind = named  # its reader says what is wrong
+        kind = named  # the reader of that kind reports what is wrong
     if kind:
         yield from _misnamed(path, named, kind)
         yield from parquet.read_table(path) if kind == kinds.PARQUET else sheets.read_sheet(path, reading.sheet)
@@ -113,11 +114,11 @@ def _is_text(head: bytes) -> bool:
 
 def _misnamed(path: Path, named: str, kind: str) -> Iterator[Note]:
     if kinds.WORDS[kind] != kinds.WORDS[named]:
-        yield Note(f"{path}: holds {kinds.WORDS[kind]}, other than its name says; read as that")
+        yield Note(f"{path}: contains {kinds.WORDS[kind]}, although its name suggests {kinds.WORDS[named]}")
 
 
 def _read_text(path: Path, chunks: Iterator[bytes | Note], named: str, *, whole: bool) -> Iterator[Found]:
-    """The rows of a text whose bytes come in UTF-8; notes that come with them are passed on."""
+    """Yield the rows of a text that arrives as UTF-8 bytes; notes that arrive with them are passed on."""
     notes: list[Note] = []
 
     def only_bytes() -> Iterator[bytes]:
@@ -131,7 +132,7 @@ def _read_text(path: Path, chunks: Iterator[bytes | Note], named: str, *, whole:
     head = head_bytes.decode("utf-8-sig", "replace")
     pieces = _joined(head_bytes, rest)
     if "\r" in head and "\n" not in head:
-        notes.append(Note(f"{path}: its lines end in CR alone"))
+        notes.append(Note(f"{path}: lines end with CR only"))
         pieces = (piece.replace(b"\r", b"\n") for piece in pieces)
         head = head.replace("\r", "\n")
     kind = kinds.text_kind(path, head, named, whole=whole)
@@ -142,7 +143,7 @@ def _read_text(path: Path, chunks: Iterator[bytes | Note], named: str, *, whole:
     elif kind in READERS:
         found = READERS[kind](file, path)
     else:
-        raise DataError(f"{path}: not {kinds.WORDS[named]}, and nothing else that is read; expected {ENDINGS}.")
+        raise DataError(f"{path}: not {kinds.WORDS[named]}, nor any other supported format; expected {ENDINGS}.")
     for each in found:
         yield from notes
         notes.clear()

@@ -1,4 +1,4 @@
-"""JSON arrays, objects of rows by their ids, and objects one after the other; read in pieces, each row with a line."""
+"""Streaming readers for JSON arrays, objects that map ids to rows, and concatenated JSON objects."""
 
 import codecs
 import json
@@ -12,48 +12,50 @@ from gladstone.rows.limits import MAX_ROW_BYTES, FileDamage, Found, Note, readab
 from gladstone.rows.texts import DECODER, reason, stray_byte
 
 CHUNK_BYTES = 1 << 16
-KEPT_CHARS = 1 << 12  # of what is searched: the opening of a row is not longer
+KEPT_CHARS = 1 << 12  # kept while searching: the beginning of a row is shorter than this
 _SPACE = re.compile(r"[ \t\r\n]*")
-_STRAY = re.compile("[\udc80-\udcff]")  # what a byte that is no UTF-8 is decoded to
+_STRAY = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are not UTF-8
 _FIELD = re.compile(r'\{\s*"((?:[^"\\]|\\.){1,200})"\s*:')
 _NEXT_OBJECT = re.compile(r'\}\s*,?\s*(?:"[^"]{1,200}"\s*:\s*)?\{')
 
 
 def read_array(file: BinaryIO, path: Path) -> Iterator[Found]:
-    """A JSON array of rows, or an object of rows by their ids (PubMedQA's own layout)."""
+    """Yield the rows of a JSON array, or of an object that maps ids to rows (PubMedQA's own layout)."""
     window = _Window(_decoded_chunks(file), path)
     opening = window.next_char()
     if not opening:
         raise DataError(f"{path}: the data file is empty.")
     if opening not in "[{":
-        raise DataError(f"{window.source}: expected a JSON array ('['), found {opening!r}. Name JSON Lines .jsonl.")
+        raise DataError(
+            f"{window.source}: expected a JSON array ('['), found {opening!r}. Name JSON Lines files .jsonl."
+        )
     window.skip()
     yield from _Rows(window, path, "]" if opening == "[" else "}").read()
 
 
 def read_values(file: BinaryIO, path: Path) -> Iterator[Found]:
-    """JSON objects one after the other, each over as many lines as it likes."""
+    """Yield JSON objects that follow one another, each over any number of lines."""
     yield from _Rows(_Window(_decoded_chunks(file), path), path, "").read()
 
 
 class _Rows:
-    """The rows of an array (`closing` is ']'), of an object ('}'), or one after the other ('').
+    """The rows of an array (`closing` is ']'), of an object ('}'), or of concatenated objects ('').
 
-    A broken row costs itself where the next one can be found for sure: an object that begins with the same field and
-    has all fields that the rows so far have in common. Raises DataError where it cannot.
+    After a broken row, reading resumes at the next object that is certain to be a row: it begins with the same field
+    and has all fields that the rows so far have in common. Raises DataError if there is no such object.
     """
 
     def __init__(self, window: "_Window", path: Path, closing: str) -> None:
         self._window, self._path, self._closing = window, path, closing
-        self._first: str | None = None  # field of a row
+        self._first: str | None = None  # the first field of a row
         self._common: set[str] | None = None
-        self._alike = True  # all begin with the same field
+        self._alike = True  # all rows so far begin with the same field
 
     def read(self) -> Iterator[Found]:
         window, closing = self._window, self._closing
         char = window.next_char()
         while char and char != closing:
-            # behind a broken row the id of the next is not looked for
+            # after a broken row, the search has already moved past the id of the next
             source = window.source if closing != "}" or char == "{" else _skip_key(window, self._path)
             try:
                 row = window.value()
@@ -99,7 +101,7 @@ class _Rows:
             self._common = set(row) if self._common is None else self._common & set(row)
 
     def _find_next(self, error: DataError) -> Iterator[DataError]:
-        """Go to the next row, or to the end where the last one is broken; an error for each broken row till there."""
+        """Move to the next row, or to the end if the last row is broken; yield an error for each broken row passed."""
         window = self._window
         first = self._first or window.first_field()
         if first is None:
@@ -118,7 +120,7 @@ class _Rows:
                 yield error
                 return
         if window.passed_objects and (self._first is None or not self._alike):
-            raise DataError(f"{error} No row behind it can be told for sure.")
+            raise DataError(f"{error} The next row after it cannot be identified with certainty.")
         yield error
         window.to_end(self._closing)
 
@@ -127,37 +129,37 @@ def _skip_key(window: "_Window", path: Path) -> str:
     source = window.source
     key = window.value()
     if not isinstance(key, str) or window.next_char() != ":":
-        raise DataError(f"{source}: expected the id of a row, a text and ':'.")
+        raise DataError(f"{source}: expected the id of a row: a string followed by ':'.")
     window.skip()
     if window.next_char() not in ("{", ""):
         raise DataError(
-            f"{path}: the file is one object whose field {readable_fields([key])} is no row; expected an array of rows "
-            "('[') or an object of rows by their ids. Name JSON Lines .jsonl."
+            f"{path}: the file is one object whose field {readable_fields([key])} is not a row; expected an array of "
+            "rows ('[') or an object that maps ids to rows. Name JSON Lines files .jsonl."
         )
     return source
 
 
 class _Window:
-    """The stretch of a JSON text around the place of reading; what lies behind is let go."""
+    """A sliding window over a JSON text; text before the read position is released."""
 
     def __init__(self, chunks: Iterator[str], path: Path) -> None:
         self._chunks, self._path = chunks, path
         self._text, self._position = "", 0
-        self._line, self._columns_before = 1, 0  # of the window's first character
+        self._line, self._columns_before = 1, 0  # position of the window's first character
         self._counted, self._counted_lines = 0, 0
         self._has_stray = False
-        self.stray = 0  # a byte of the last value that is no UTF-8
-        self.passed_objects = False  # on the last search
+        self.stray = 0  # a byte of the last value that is not UTF-8, or 0
+        self.passed_objects = False  # set by the last `seek`
 
     @property
     def source(self) -> str:
-        """`file:line` of the place of reading."""
+        """`file:line` of the read position."""
         self._counted_lines += self._text.count("\n", self._counted, self._position)
         self._counted = self._position
         return f"{self._path}:{self._line + self._counted_lines}"
 
     def next_char(self) -> str:
-        """The next character that is no space, not consumed; "" at the end."""
+        """Return the next character that is not a space, without consuming it; "" at the end."""
         while True:
             space = _SPACE.match(self._text, self._position)
             self._position = space.end() if space else self._position
@@ -167,17 +169,17 @@ class _Window:
                 return ""
 
     def skip(self) -> None:
-        """Go past one character."""
+        """Advance by one character."""
         self._position += 1
 
     def value(self, *, consume: bool = True) -> Any:
-        """The JSON value that starts here. Raises DataError if there is none, or one too long, and stays before it."""
+        """Parse the JSON value at the read position. Raises DataError, without moving, if it is invalid or too long."""
         source = self.source
         while True:
             try:
                 value, end = DECODER.raw_decode(self._text, self._position)
             except json.JSONDecodeError as error:
-                # a value that has not arrived whole looks like a wrong one
+                # an incomplete value fails like an invalid one: read more before giving up
                 if len(self._text) - self._position > MAX_ROW_BYTES:
                     limit = MAX_ROW_BYTES >> 20
                     raise DataError(
@@ -198,12 +200,15 @@ class _Window:
                 return value
 
     def first_field(self) -> str | None:
-        """The first field of the object that starts here, broken as it may be; None if there is none."""
+        """Return the first field of the object at the read position, which may be broken; None if there is none."""
         found = _FIELD.match(self._text, self._position)
         return found[1] if found else None
 
     def seek(self, opening: re.Pattern[str]) -> bool:
-        """Go to the next match behind this place; False at the end. `passed_objects`: others may lie between."""
+        """Move to the next match after the read position; False at the end.
+
+        Sets `passed_objects` if objects may lie between.
+        """
         self.passed_objects = False
         while True:
             found = opening.search(self._text, self._position + 1)
@@ -217,14 +222,14 @@ class _Window:
                 return False
 
     def to_end(self, closing: str) -> None:
-        """Go to the last character of the text if it is `closing`, else behind it."""
+        """Move to the last character of the text if it is `closing`, otherwise past it."""
         kept = self._text.rstrip()
         at_closing = closing and kept.endswith(closing) and len(kept) - 1 > self._position
         self._position = len(kept) - 1 if at_closing else len(self._text)
 
     def _grow(self) -> bool:
-        """Take in as much again as is in sight, at least one chunk; False at the end of the file."""
-        _ = self.source  # counts the lines that are let go
+        """Read as much again as the window holds, at least one chunk; False at the end of the file."""
+        _ = self.source  # counts the lines before they are released
         behind, self._text = self._text[: self._position], self._text[self._position :]
         self._line += self._counted_lines
         newline = behind.rfind("\n")

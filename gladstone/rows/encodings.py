@@ -1,7 +1,7 @@
-"""Text encodings: whatever a file's is, its readers see UTF-8. Names charset_normalizer.
+"""Text encodings: readers see UTF-8, whatever the encoding of the file. Imports charset_normalizer.
 
-UTF-8 comes first. A byte-order mark names UTF-16 and UTF-32. Another encoding is taken only where the file as a whole
-is not UTF-8, and a detector finds one that fits: a damaged byte in a UTF-8 file makes a bad row, no other encoding.
+UTF-8 has precedence. A byte-order mark selects UTF-16 or UTF-32. Any other encoding is used only if the file as a whole
+is not UTF-8 and the detector finds one that fits: a damaged byte in a UTF-8 file makes a bad row, not another encoding.
 """
 
 import codecs
@@ -25,15 +25,15 @@ MARKS = {
 }
 CANDIDATES = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "koi8_r", "mac_roman", "cp850",
               "gb18030", "big5", "cp932", "euc_jp", "cp949"]  # fmt: skip
-EVERYDAY = {"cp949": "euc_kr", "gb18030": "gb2312", "cp932": "shift_jis"}  # the part of it that texts are written in
+EVERYDAY = {"cp949": "euc_kr", "gb18030": "gb2312", "cp932": "shift_jis"}  # the subset that everyday text uses
 SAMPLE_BYTES = 64 << 10
 PIECE_BYTES = 4096
-MIN_PIECES = 3  # so many places that are not UTF-8 are more than damage
-MIN_TIMES = 9  # and so many times as many as places that are
-TIDY = 0.2  # as CLOSE, for a better reading of an encoding that pairs bytes
+MIN_PIECES = 3  # fewer lines that are not UTF-8 count as damage
+MIN_TIMES = 9  # required ratio of lines that are not UTF-8 to non-ASCII lines that are
+TIDY = 0.2  # like CLOSE, for a double-byte encoding whose text reads better
 PAIRS = ("gb18030", "big5", "cp932", "euc_jp", "cp949")
-FEW_SHARE = 0.05  # of all characters
-CLOSE = 0.02  # two encodings whose scores differ by less cannot be told apart
+FEW_SHARE = 0.05  # share of all characters
+CLOSE = 0.02  # encodings whose scores differ by less are indistinguishable
 ADVICE = (
     "Save the file as UTF-8, or name its encoding (data.encoding in a recipe, --encoding of `finetune data check` and "
     "`bench run`)"
@@ -41,7 +41,7 @@ ADVICE = (
 
 
 def check_encoding(name: str) -> str:
-    """The name as Python spells it. Raises ValueError if there is no text encoding of that name."""
+    """Return Python's name for an encoding. Raises ValueError if there is no text encoding of that name."""
     try:
         found = codecs.lookup(name)
         "a".encode(found.name)
@@ -51,28 +51,28 @@ def check_encoding(name: str) -> str:
 
 
 def decoded(data: bytes, name: str) -> str:
-    """A whole text in UTF-8, or in UTF-16 or UTF-32 behind a byte-order mark, which is dropped.
+    """Decode a whole text: UTF-8, or UTF-16 or UTF-32 with a byte-order mark, which is dropped.
 
-    Raises DataError, which `name` begins, for other bytes.
+    Raises DataError, prefixed with `name`, for other bytes.
     """
     encoding = next((each for start, each in MARKS.items() if data.startswith(start)), "utf-8-sig")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        expected = "UTF-8" if encoding == "utf-8-sig" else f"{encoding.upper()}, which its byte-order mark says"
+        expected = "UTF-8" if encoding == "utf-8-sig" else f"{encoding.upper()}, as its byte-order mark says"
         raise DataError(f"{name}: byte {error.start + 1:,} is not {expected}.") from None
     if "\0" in text:
-        raise DataError(f"{name}: it holds NUL characters, as UTF-16 without a byte-order mark does. Save it as UTF-8.")
+        raise DataError(f"{name}: it contains NUL characters, like UTF-16 without a byte-order mark. Save it as UTF-8.")
     return text
 
 
 def as_utf8(
     path: Path, head: bytes, rest: Iterator[bytes], again: Callable[[], BinaryIO], encoding: str | None
 ) -> Iterator[bytes | Note]:
-    """The file's bytes in UTF-8, in chunks, and a note where they were in another encoding.
+    """Yield the file's bytes as UTF-8, in chunks, and a note if they were in another encoding.
 
-    `again` opens the file anew, for a look at all of it. Raises DataError where the encoding cannot be told, and where
-    a later part of the file contradicts it.
+    `again` reopens the file to sample all of it. Raises DataError if the encoding cannot be determined, or if a later
+    part of the file contradicts it.
     """
     mark = next((name for start, name in MARKS.items() if head.startswith(start)), None)
     pieces = chain([head], rest)
@@ -96,7 +96,7 @@ def _check_no_wide(path: Path, head: bytes) -> None:
         and len(start) >= 8
         and (start[::2].count(0) != start[1::2].count(0))
     ):
-        raise DataError(f"{path}: every other byte is 0, as in UTF-16 or UTF-32 without a byte-order mark. {ADVICE}.")
+        raise DataError(f"{path}: every other byte is 0, like in UTF-16 or UTF-32 without a byte-order mark. {ADVICE}.")
 
 
 def _guarded(path: Path, pieces: Iterator[bytes], again: Callable[[], BinaryIO]) -> Iterator[bytes | Note]:
@@ -112,11 +112,9 @@ def _guarded(path: Path, pieces: Iterator[bytes], again: Callable[[], BinaryIO])
                 yield from pieces
                 return
             if not ascii_so_far:
-                raise FileDamage(
-                    f"{path}: most of it looks like {name}, but its beginning is UTF-8. {ADVICE}."
-                ) from None
+                raise FileDamage(f"{path}: most of it looks like {name}, but it begins as UTF-8. {ADVICE}.") from None
             yield Note(
-                f"{path}: not UTF-8; read as {name}, found by looking; data.encoding or --encoding names another"
+                f"{path}: not UTF-8; read as {name}, which was detected; data.encoding or --encoding overrides it"
             )
             yield from _recoded(path, chain([data], pieces), name)
             return
@@ -134,7 +132,7 @@ def _recoded(path: Path, pieces: Iterator[bytes], name: str) -> Iterator[bytes]:
             line += error.object.count(b"\n", 0, error.start)
             byte = error.object[error.start]
             raise FileDamage(
-                f"{path}:{line}: not {name} (byte 0x{byte:02x}), as which the file is read. {ADVICE}."
+                f"{path}:{line}: byte 0x{byte:02x} is not {name}, the encoding that the file is read as. {ADVICE}."
             ) from None
         line += text.count("\n")
         if text:
@@ -142,7 +140,7 @@ def _recoded(path: Path, pieces: Iterator[bytes], name: str) -> Iterator[bytes]:
 
 
 def _detect(path: Path, again: Callable[[], BinaryIO]) -> str | None:
-    """The encoding of a file that is not UTF-8; None where it is, but for some bytes, or where none fits."""
+    """Return the encoding of a file that is not UTF-8; None if only some bytes are damaged, or if no encoding fits."""
     from charset_normalizer import from_bytes
 
     sample = _sample(again)
@@ -153,7 +151,7 @@ def _detect(path: Path, again: Callable[[], BinaryIO]) -> str | None:
         return None
     odd = {match.encoding: _oddness(str(match), match.encoding) for match in matches}
     first = matches[0]
-    # of two that pair bytes, one that reads better may look less tidy
+    # of two double-byte encodings, the right one may score as less tidy
     tolerance = {name: TIDY if name in PAIRS and odd[name] < odd[first.encoding] else CLOSE for name in odd}
     matches = [match for match in matches if match.chaos - first.chaos < tolerance[match.encoding]]
     matches.sort(key=lambda match: (odd[match.encoding], -match.coherence))
@@ -168,14 +166,14 @@ def _detect(path: Path, again: Callable[[], BinaryIO]) -> str | None:
         return "cp1252"
     if rivals:
         names = ", ".join(alike[:4])
-        raise FileDamage(f"{path}: not UTF-8; it may be {names}, which read different text from it. {ADVICE}.")
+        raise FileDamage(f"{path}: not UTF-8; it may be {names}, each of which gives a different text. {ADVICE}.")
     return "cp1252" if "cp1252" in best.could_be_from_charset else best.encoding
 
 
 def _hardly_matters(matches: "Sequence[CharsetMatch]") -> bool:
-    """Whether the encodings differ in a few characters only: a text in a Western language with some accents.
+    """True if the encodings differ in a few characters only, like a Western text with some accents.
 
-    Of a text in the language of another code page they would differ in every other word.
+    If the text were in the language of another code page, they would differ in every other word.
     """
     texts = [str(match) for match in matches]
     differing = sum(len(set(characters)) > 1 for characters in zip(*texts, strict=False))
@@ -183,10 +181,11 @@ def _hardly_matters(matches: "Sequence[CharsetMatch]") -> bool:
 
 
 def _oddness(text: str, encoding: str) -> tuple[int, bool]:
-    """How often a capital follows a small letter, and whether there is more beyond ASCII than quotes and dashes.
+    """Count capitals after small letters, and tell whether non-ASCII characters include more than punctuation.
 
-    Russian in KOI8-R reads as Cyrillic in cp1251 too, small letters for capitals; curly quotes read as letters.
-    Japanese reads as Korean too, in syllables that Korean hardly has: what its everyday part lacks is counted.
+    Russian in KOI8-R also decodes as cp1251, with the case of its letters inverted; curly quotes decode as letters.
+    Japanese also decodes as Korean, into syllables that Korean rarely uses: characters outside the everyday subset
+    count.
     """
     capitals = sum(small.islower() and capital.isupper() for small, capital in pairwise(text))
     everyday = EVERYDAY.get(encoding)
@@ -196,7 +195,7 @@ def _oddness(text: str, encoding: str) -> tuple[int, bool]:
 
 
 def _sample(again: Callable[[], BinaryIO]) -> bytes:
-    """The pieces that are not UTF-8, at most SAMPLE_BYTES of them; none where they are few, or few beside others."""
+    """Return lines that are not UTF-8, at most SAMPLE_BYTES of them; nothing if they are few or a small share."""
     valid = invalid = 0
     sample = bytearray()
     cut = False
@@ -212,13 +211,13 @@ def _sample(again: Callable[[], BinaryIO]) -> bytes:
                 invalid += 1
                 if len(sample) < SAMPLE_BYTES:
                     sample += piece
-        except DataError:  # its end is damaged: what lies before decides
+        except DataError:  # the end of the file is damaged: decide by what precedes it
             pass
     return bytes(sample) if invalid >= MIN_PIECES and invalid >= MIN_TIMES * valid else b""
 
 
 def _is_utf8(piece: bytes, *, begun: bool, cut: bool) -> bool:
-    """True for UTF-8; a character at the ends of a piece may be cut."""
+    """True for UTF-8; a character at either end of the piece may be cut."""
     if begun:
         start = next((at for at in range(min(4, len(piece))) if not 0x80 <= piece[at] < 0xC0), 0)
         piece = piece[start:]

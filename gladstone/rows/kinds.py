@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes or characters, whatever its name says."""
+"""Detects what a file is from its first bytes or characters, whatever its name says."""
 
 import json
 import re
@@ -24,7 +24,7 @@ WORDS = {
     SHEET: "an Excel workbook (.xlsx)",
 }
 UNPACK, EXPORT = "Unpack it first.", "Save it as .xlsx or as CSV."
-COPY_TEXT = "Bring its text into one of the formats that are read: a row for each question and answer."
+COPY_TEXT = "Copy its text into a supported format, with one row for each question and answer."
 FOREIGN = {
     b"\xd0\xcf\x11\xe0": ("an old Excel or Word file (.xls, .doc), or a workbook with a password", EXPORT),
     b"%PDF": ("a PDF", COPY_TEXT),
@@ -49,14 +49,14 @@ _OBJECT_OF_ROWS = re.compile(r'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
 
 
 def binary_kind(path: Path, start: bytes) -> str:
-    """PARQUET, SHEET, or '' for what may be text. Raises DataError for a file of a kind that holds no rows."""
+    """Return PARQUET, SHEET, or '' for what may be text. Raises DataError for a kind of file that holds no rows."""
     if start.startswith(b"PAR1"):
         return PARQUET
     if start.startswith(b"PK\x03\x04"):
         return _archive_kind(path)
     for magic, (what, advice) in FOREIGN.items():
         if start.startswith(magic):
-            raise DataError(f"{path}: is {what}, which is not read. {advice}")
+            raise DataError(f"{path}: is {what}, which is not supported. {advice}")
     return ""
 
 
@@ -67,26 +67,26 @@ def _archive_kind(path: Path) -> str:
         with ZipFile(path) as archive:
             names = set(archive.namelist())
     except (BadZipFile, OSError, ValueError) as error:
-        raise DataError(f"{path}: a ZIP archive or workbook that is damaged or cut short: {error}.") from None
+        raise DataError(f"{path}: a damaged or truncated ZIP archive or workbook: {error}.") from None
     if any(name.lower() == "xl/workbook.xml" for name in names):
         return SHEET
     if "xl/workbook.bin" in names:
-        raise DataError(f"{path}: is a binary workbook (.xlsb), which is not read. {EXPORT}")
+        raise DataError(f"{path}: is a binary workbook (.xlsb), which is not supported. {EXPORT}")
     if "word/document.xml" in names:
-        raise DataError(f"{path}: is a Word document, which is not read. {COPY_TEXT}")
+        raise DataError(f"{path}: is a Word document, which is not supported. {COPY_TEXT}")
     if "content.xml" in names and "mimetype" in names:
-        raise DataError(f"{path}: is an OpenDocument file (.ods, .odt), which is not read. {EXPORT}")
-    raise DataError(f"{path}: is a ZIP archive, which is not read. {UNPACK}")
+        raise DataError(f"{path}: is an OpenDocument file (.ods, .odt), which is not supported. {EXPORT}")
+    raise DataError(f"{path}: is a ZIP archive, which is not supported. {UNPACK}")
 
 
 def text_kind(path: Path, head: str, named: str, *, whole: bool) -> str:
-    """What a text is by its first characters; `named` where they do not say; `whole` if `head` is all of it.
+    """Return the kind of a text from its first characters, or `named` if they are inconclusive.
 
-    Raises DataError for a page or pointer that stands in the place of the file.
+    `whole`: `head` is all of the text. Raises DataError for an HTML page or a Git LFS pointer in place of the file.
     """
     start = head.lstrip(_SPACE)
     if start.startswith("version https://git-lfs.github.com"):
-        raise DataError(f"{path}: is a pointer of Git LFS, not the file itself. Fetch it with `git lfs pull`.")
+        raise DataError(f"{path}: is a Git LFS pointer, not the file itself. Fetch the file with `git lfs pull`.")
     if _PAGE.match(start):
         raise DataError(f"{path}: is an HTML page, perhaps an error or login page. Download the file itself again.")
     if start.startswith("{"):
@@ -120,7 +120,7 @@ def _object_kind(start: str, named: str, *, whole: bool) -> str:
 
 
 def _broken_kind(start: str, first_line: str, others: str, named: str) -> str:
-    """Of a text whose first object is broken, or longer than what is in sight."""
+    """The kind of a text whose first object is broken, or longer than the part read so far."""
     second = next((line for line in others.split("\n") if line.strip()), "")
     if named in (TABLE, TABS, XML):
         return named

@@ -1,4 +1,4 @@
-"""What a row may be, and where bad ones are counted."""
+"""Limits on a row, and the collector of bad rows and notes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Note:
-    """Something noticed about a file that is no error; `rows` is how many rows it is about, 0 the file as a whole."""
+    """A remark about a file that is not an error; `rows` counts the rows concerned, 0 if it concerns the whole file."""
 
     text: str
     rows: int = 0
@@ -23,29 +23,30 @@ class FileDamage(DataError):  # noqa: N818 - read as the noun it is
 
 @dataclass(frozen=True)
 class Reading:
-    """What a user says about a file that its bytes do not: its text encoding, and which sheet of a workbook."""
+    """Facts that the user supplies because the bytes do not show them: text encoding, and sheet of a workbook."""
 
     encoding: str | None = None
     sheet: str | None = None
 
 
-AS_FOUND = Reading()  # nothing is said
+AS_FOUND = Reading()  # the user supplies nothing
 
 
-# a value with its source (a value that is no object is refused by the door), why there is none, or a note
+# a value with its source (`read_rows` rejects values that are not objects), the reason why there is none, or a note
 Found = tuple[Any, str] | DataError | Note
 
 MAX_ROW_BYTES = 16 << 20  # the longest real row seen, a whole MedQuAD document, has 60 kB
 MAX_FIELDS = 1000
-MAX_NOTES = 30  # different ones
+MAX_NOTES = 30  # distinct texts
 
 
 @dataclass
 class Problems:
-    """What was noticed while rows were read: bad rows, and notes on good ones.
+    """Collects bad rows and notes on good rows while a file is read.
 
-    The first ten bad rows are kept and the rest counted, as are different notes, so that a bad file costs no memory.
-    `unread` says where the rest of a file could not be read: how many rows that is, is unknown, so none is counted.
+    Only the first ten bad rows and the first distinct notes are kept; the rest are counted, so that a bad file costs no
+    memory. `unread` reports files that could not be read to their end: how many rows they still hold is unknown, so
+    none are counted.
     """
 
     shown: list[str] = field(default_factory=list)
@@ -55,37 +56,37 @@ class Problems:
     notes_left_off: int = 0
 
     def add(self, error: DataError) -> None:
-        """Count a bad row."""
+        """Count a bad row, and keep its error if it is among the first."""
         self.count += 1
         if len(self.shown) < MAX_LISTED_PROBLEMS:
             self.shown.append(str(error))
 
     def lose(self, error: DataError) -> None:
-        """Remember that the rest of a file could not be read."""
+        """Record that the rest of a file could not be read."""
         if len(self.unread) < MAX_LISTED_PROBLEMS:
-            self.unread.append(f"{error} The rest of the file is not read; how many rows it has is unknown.")
+            self.unread.append(f"{error} The rest of the file is not read; the number of rows in it is unknown.")
 
     def note(self, text: str, rows: int = 0) -> None:
-        """Remember something that is no error; the rows of equal notes add up, 0 is a note on the file as a whole."""
+        """Record a note; the row counts of equal notes add up, and 0 rows means the file as a whole."""
         if text in self.notes or len(self.notes) < MAX_NOTES:
             self.notes[text] = self.notes.get(text, 0) + rows
         else:
             self.notes_left_off += 1
 
     def noted(self) -> list[str]:
-        """The notes as lines for a user, in the order in which they came up first, each with its number of rows.
+        """Return the notes as lines for the user, in the order of first occurrence, each with its number of rows.
 
-        Behind them stands where a file could not be read to its end.
+        Files that could not be read to their end follow.
         """
         lines = [f"{text} ({_rows(rows)})" if rows else text for text, rows in self.notes.items()]
         return [*lines, *self.unread, *([f"and {self.notes_left_off:,} more notes"] if self.notes_left_off else [])]
 
     def message(self, headline: str) -> str:
-        """All of it in one message."""
+        """Return bad rows and unread files as one message."""
         return listed(headline, [*self.unread, *self.shown][:MAX_LISTED_PROBLEMS], self.count + len(self.unread))
 
     def check(self, headline: str) -> None:
-        """Raises DataError if there is a bad row, or a file that could not be read to its end."""
+        """Raise DataError if there is a bad row, or a file that could not be read to its end."""
         if self.count or self.unread:
             raise DataError(self.message(headline))
 
@@ -95,7 +96,7 @@ def _rows(count: int) -> str:
 
 
 def readable_fields(names: Iterable[str]) -> str:
-    """The names of fields for a message: at most ten, each at most 40 characters."""
+    """Return field names for a message: at most ten, each cut to 40 characters."""
     names = list(names)
     shown = ", ".join(repr(name if len(name) <= 40 else name[:39] + "…") for name in names[:10])
     more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
@@ -103,7 +104,7 @@ def readable_fields(names: Iterable[str]) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What a JSON value is, in words."""
+    """Name the kind of a JSON value."""
     if value is None:
         return "null"
     names = {dict: "an object", list: "an array", str: "a text", int: "a number", float: "a number"}

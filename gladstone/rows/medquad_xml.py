@@ -1,4 +1,7 @@
-"""MedQuAD's XML: a Document of question-answer pairs. DOCTYPE and entities are refused: they are how XML attacks."""
+"""MedQuAD's XML: a Document of question-answer pairs.
+
+DOCTYPE and entities are refused, since XML attacks rely on them.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,21 +15,23 @@ if TYPE_CHECKING:
 
 
 def read_pairs(file: BinaryIO, path: Path) -> Iterator[Found]:
-    """Question, Answer, qtype, Focus, Source and url of each pair; the number in its source counts pairs from 1."""
-    from xml.etree.ElementTree import ParseError  # here: no command's help waits for XML
+    """Yield Question, Answer, qtype, Focus, Source and url of each pair; the source counts pairs from 1."""
+    from xml.etree.ElementTree import ParseError  # imported here so that `--help` stays fast
 
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import fromstring
 
     data = file.read(MAX_ROW_BYTES + 1)
     if len(data) > MAX_ROW_BYTES:
-        raise DataError(f"{path}: longer than {MAX_ROW_BYTES >> 20} MiB, which no MedQuAD document is.")
+        raise DataError(f"{path}: longer than {MAX_ROW_BYTES >> 20} MiB; no MedQuAD document is.")
     if not data.strip():
         raise DataError(f"{path}: the data file is empty.")
     try:
         document = fromstring(data, forbid_dtd=True)
     except DefusedXmlException:
-        yield DataError(f"{path}: has a DOCTYPE or entities, which MedQuAD has not; refused, since they can do harm.")
+        yield DataError(
+            f"{path}: has a DOCTYPE or entities, which MedQuAD does not use; refused, since they can do harm."
+        )
         return
     except (ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that does not exist
         yield DataError(f"{path}: not XML: {error}.")

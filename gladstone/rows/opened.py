@@ -1,4 +1,4 @@
-"""Opening a data file: plain, gzip or zstd by its first bytes, with a guard against files that unpack without end."""
+"""Opens a data file, plain, gzip or zstd by its first bytes, with a guard against decompression bombs."""
 
 import io
 import zlib
@@ -13,15 +13,15 @@ from gladstone.rows.limits import FileDamage
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-# text shrinks to a third or a tenth; a file that unpacks to 200 times its size was made to do so
+# text compresses to between a third and a tenth; a file that unpacks to 200 times its size is a bomb
 MAX_RATIO, MIN_SUSPECT_BYTES = 200, 64 << 20
 CHUNK_BYTES = 1 << 16
-PIECE_BYTES = 1 << 13  # of what is unpacked at once: so little is lost where a file is damaged
+PIECE_BYTES = 1 << 13  # unpacked at once; at most this much is lost before the damage in a file
 DAMAGE = (EOFError, zlib.error, OSError)
 
 
 def first_bytes(path: Path, count: int = 16) -> bytes:
-    """The first bytes as they lie on disk. Raises DataError if the file cannot be read."""
+    """Return the first bytes as stored. Raises DataError if the file cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(count)
@@ -32,22 +32,22 @@ def first_bytes(path: Path, count: int = 16) -> bytes:
 
 
 def packing(start: bytes) -> str:
-    """`gzip`, `zstd`, or '' for a file that is not compressed."""
+    """Return `gzip`, `zstd`, or '' for a file that is not compressed."""
     return next((name for magic, name in MAGIC.items() if start.startswith(magic)), "")
 
 
 def unpacked(path: Path, packed: str) -> Iterator[bytes]:
-    """The file's bytes in chunks, unpacked. Raises DataError for damage and for a bomb, behind what lies before it."""
+    """Yield the file's bytes in chunks, unpacked. Raises DataError at damage or a bomb, after the bytes before it."""
     limit = max(MIN_SUSPECT_BYTES, MAX_RATIO * path.stat().st_size)
     made = 0
     try:
         for chunk in _chunks(path, packed):
             made += len(chunk)
             if packed and made > limit:
-                raise FileDamage(f"{path}: unpacks to more than {MAX_RATIO} times its size; not read any further.")
+                raise FileDamage(f"{path}: unpacks to more than {MAX_RATIO} times its size; reading stopped.")
             yield chunk
     except DAMAGE as error:
-        reason = f"is no whole {packed} file" if packed else "cannot be read"
+        reason = f"is a damaged or truncated {packed} file" if packed else "cannot be read"
         raise FileDamage(f"{path}: {reason}: {error}.") from None
 
 
@@ -69,7 +69,10 @@ def _chunks(path: Path, packed: str) -> Iterator[bytes]:
 
 
 def _gunzip(file: BinaryIO) -> Iterator[bytes]:
-    """What the members of a gzip file hold: Python's own reader drops what it has unpacked when the file is cut."""
+    """Yield what the members of a gzip file hold.
+
+    Python's own reader discards unpacked data if the file is truncated.
+    """
     decoder = None
     while data := file.read(CHUNK_BYTES):
         while data:
@@ -88,7 +91,7 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes]:
 
 
 def take(chunks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
-    """The first `size` bytes or somewhat more, and the rest; damage that comes first is raised by the rest."""
+    """Return at least the first `size` bytes, and the rest; damage before them is raised when the rest is read."""
     head: list[bytes] = []
     found = 0
     try:
@@ -104,11 +107,11 @@ def take(chunks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
 
 def _raising(error: DataError) -> Iterator[bytes]:
     raise error
-    yield b""  # makes this a generator: the error waits for its turn
+    yield b""  # makes this a generator, so that the error is raised when it is read
 
 
 def as_file(chunks: Iterator[bytes]) -> BinaryIO:
-    """The chunks as a file to read from."""
+    """Return the chunks as a readable file."""
     return cast(BinaryIO, io.BufferedReader(_Chunks(chunks), CHUNK_BYTES))
 
 

@@ -1,4 +1,4 @@
-"""Parquet, batch by batch. Names pyarrow."""
+"""Reads Parquet batch by batch. Imports pyarrow."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ BATCH_ROWS = 500
 
 
 def read_table(path: Path) -> Iterator[Found]:
-    """One row a record; the number in its source counts records from 1."""
+    """Yield one row per record; the source counts records from 1."""
     require_packages("Reading .parquet", "finetune", ["pyarrow"])
     import pyarrow
     from pyarrow.parquet import ParquetFile

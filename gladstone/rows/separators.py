@@ -1,4 +1,4 @@
-"""The separator of a table, found by looking: the one under which header and records have equally many fields."""
+"""Detects the separator of a table: the one that gives the header and the records the same number of fields."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ _SEP_LINE = re.compile(r"\ufeff?\"?sep=(.)\"?\r?(?:\n|$)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Separator:
-    """`char` between fields; `lines` to skip before the header; `share` of the records that fit the header."""
+    """The character `char`, `lines` to skip before the header, and the `share` of records that match the header."""
 
     char: str
     lines: int = 0
@@ -23,22 +23,22 @@ class Separator:
 
     @property
     def name(self) -> str:
-        """It in words."""
+        """The separator in words."""
         return SEPARATORS.get(self.char, repr(self.char))
 
 
 def find_separator(head: str, usual: str, *, whole: bool) -> Separator:
-    """The separator of a table that begins with `head`; `usual` where no other fits better.
+    """Return the separator of a table that begins with `head`; `usual` if no other fits better.
 
-    `certain` if at least two records, and nine of ten, fit a header of two plausible names or more.
+    It is `certain` if the header has at least two plausible names, and at least two records and 90 % of them match it.
     """
     line = _SEP_LINE.match(head)
     if line:
         return Separator(line[1], 1, 1.0, certain=True)
-    if not whole:  # the last line may be cut
+    if not whole:  # the last line may be truncated
         head = head[: head.rfind("\n") + 1] or head
     found = [_measure(head, char) for char in sorted(SEPARATORS, key=lambda char: char != usual)]
-    best = max(found, key=lambda each: each.share)  # the first of equals: the usual one
+    best = max(found, key=lambda each: each.share)  # of equals the first, which is the usual one
     return best if best.share > 0 else Separator(usual)
 
 

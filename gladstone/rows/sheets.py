@@ -1,6 +1,6 @@
-"""Excel workbooks: the first sheet that looks like a table, its first row as header. Names openpyxl.
+"""Reads Excel workbooks: the first sheet that looks like a table, its first row as header. Imports openpyxl.
 
-Row numbers in sources are the sheet's own. Formulas give the values that the program stored which saved the file.
+Row numbers in sources are those of the sheet. A formula gives the value that the spreadsheet program last stored.
 """
 
 import re
@@ -19,22 +19,22 @@ from gladstone.rows.texts import MAX_BLANK_LINES
 if TYPE_CHECKING:
     from openpyxl.workbook import Workbook
 
-MAX_SHARED_BYTES = 512 << 20  # of the table of texts, which is held in memory
-MAX_HEADER_ROW = 20  # a title and remarks may stand above the header
+MAX_SHARED_BYTES = 512 << 20  # the shared strings, which are held in memory
+MAX_HEADER_ROW = 20  # a title and remarks may precede the header
 _MERGED = re.compile(rb'<mergeCell [^>]*ref="([A-Z0-9:]{3,20})"')
 _HIDDEN = re.compile(rb'<row [^>]*hidden="(?:1|true)"')
 _FORMULA = re.compile(rb"<f[ >/]")
 
 
 def read_sheet(path: Path, wanted: str | None = None) -> Iterator[Found]:
-    """The rows of the sheet `wanted`, or of the first visible one with a header of two names or more."""
+    """Yield the rows of the sheet `wanted`, or of the first visible sheet whose header has at least two names."""
     from openpyxl import load_workbook
 
     _check_sizes(path)
-    with path.open("rb") as file:  # by its content: openpyxl refuses a path of another ending
+    with path.open("rb") as file:  # as a file object: openpyxl refuses paths with other suffixes
         try:
             book = load_workbook(file, read_only=True, data_only=True, keep_links=False)
-        except Exception as error:  # noqa: BLE001 - openpyxl raises whatever a damaged file makes it stumble over
+        except Exception as error:  # noqa: BLE001 - a damaged file makes openpyxl raise almost anything
             raise _damaged(path, error) from None
         try:
             yield from _Sheet(path, book, wanted).rows()
@@ -48,7 +48,7 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 
 def _check_sizes(path: Path) -> None:
-    """Raises DataError for an archive that unpacks out of all proportion; zipfile reads no more than is declared."""
+    """Raise DataError for a decompression bomb; zipfile reads no more than the declared size."""
     try:
         with ZipFile(path) as archive:
             parts = archive.infolist()
@@ -57,9 +57,9 @@ def _check_sizes(path: Path) -> None:
     limit = max(MIN_SUSPECT_BYTES, MAX_RATIO * path.stat().st_size)
     shared = sum(part.file_size for part in parts if part.filename.lower().endswith("sharedstrings.xml"))
     if sum(part.file_size for part in parts) > limit:
-        raise DataError(f"{path}: unpacks to more than {MAX_RATIO} times its size; not read.")
+        raise DataError(f"{path}: unpacks to more than {MAX_RATIO} times its size; refused.")
     if shared > MAX_SHARED_BYTES:
-        raise DataError(f"{path}: its texts have more than {MAX_SHARED_BYTES >> 20} MiB. Save the sheet as CSV.")
+        raise DataError(f"{path}: its strings take more than {MAX_SHARED_BYTES >> 20} MiB. Save the sheet as CSV.")
 
 
 class _Sheet:
@@ -82,7 +82,7 @@ class _Sheet:
                 blank += 1
                 if blank > MAX_BLANK_LINES:
                     raise DataError(
-                        f"{self._path}:{number}: {MAX_BLANK_LINES:,} blank rows before it; not read further."
+                        f"{self._path}:{number}: {MAX_BLANK_LINES:,} blank rows before it; reading stopped."
                     )
                 continue
             blank = 0
@@ -97,7 +97,7 @@ class _Sheet:
         width = len(self._names)
         for cell in cells[:width]:
             if getattr(cell, "data_type", "") == "e":
-                return DataError(f"{source}: cell {cell.coordinate} holds the error {cell.value}.")
+                return DataError(f"{source}: cell {cell.coordinate} contains the error {cell.value}.")
         for cell, formula in zip(cells[:width], formulas, strict=False):
             if cell.value is None and getattr(formula, "data_type", "") == "f":
                 return DataError(
@@ -133,7 +133,7 @@ class _Sheet:
     def _cells(
         self, sheet: Any, begin: int, width: int, end: int | None = None
     ) -> Iterator[tuple[int, tuple[Any, ...]]]:
-        sheet.reset_dimensions()  # what a file says of its size may be wrong
+        sheet.reset_dimensions()  # the dimensions stored in a file may be wrong
         rows = enumerate(sheet.iter_rows(min_row=begin, max_row=end, max_col=min(width, MAX_FIELDS + 1)), begin)
         try:
             yield from rows
@@ -143,7 +143,7 @@ class _Sheet:
             raise _damaged(self._path, error) from None
 
     def _formulas(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
-        """The same cells with formulas in place of values."""
+        """Yield the same cells with formulas in place of values."""
         from openpyxl import load_workbook
 
         with self._path.open("rb") as file:
@@ -154,7 +154,7 @@ class _Sheet:
                 book.close()
 
     def _look_through(self) -> dict[str, Any]:
-        """What openpyxl does not say of a sheet that is read row by row: formulas, merged cells and hidden rows."""
+        """Find what openpyxl does not report in read-only mode: formulas, merged cells and hidden rows."""
         found: dict[str, Any] = {"formulas": False, "merged": [], "hidden": 0}
         try:
             with ZipFile(self._path) as archive, archive.open(self._sheet._worksheet_path) as part:
@@ -179,13 +179,13 @@ class _Sheet:
             yield Note(f"{place}the header is row {self._header_row}; the rows above it are not read")
         if self._parts["merged"]:
             cells = ", ".join(self._parts["merged"][:5])
-            yield Note(f"{place}merged cells ({cells}): only the first of them has the value, the others are empty")
+            yield Note(f"{place}merged cells ({cells}): the first cell of each has the value, the others are empty")
         if self._parts["hidden"]:
-            yield Note(f"{place}hidden rows are read like the others", self._parts["hidden"])
+            yield Note(f"{place}hidden rows are read like visible ones", self._parts["hidden"])
 
 
 def _plain(value: Any) -> Any:
-    """A cell's value as JSON has it: dates as ISO 8601, texts with the characters that Excel writes as _x000D_."""
+    """Convert a cell's value to JSON: dates as ISO 8601, strings with Excel's _x000D_ escapes decoded."""
     if isinstance(value, datetime):
         return value.date().isoformat() if value.time() == time() else value.isoformat(sep=" ")
     if isinstance(value, date | time):

@@ -1,6 +1,6 @@
-"""CSV and its kin: a header that names the fields, then one record a row, quoted as RFC 4180 says.
+"""Reads CSV and its variants: a header that names the fields, then one record per row, quoted according to RFC 4180.
 
-A damaged record costs itself: reading goes on at the next one, and the count of bad rows is true.
+After a damaged record, reading resumes at the next one, so that the count of bad rows is exact.
 """
 
 import csv
@@ -17,22 +17,22 @@ from gladstone.rows.separators import SEPARATORS, find_separator
 from gladstone.rows.texts import MAX_BLANK_LINES, stray_byte
 
 MAX_RECORD_LINES = 100_000
-_STRAY = re.compile("[\udc80-\udcff]")  # what a byte that is no UTF-8 is decoded to
-MAX_LOOKED_AT = 200  # lines behind a damaged record, to find where the next begins
+_STRAY = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are not UTF-8
+MAX_LOOKED_AT = 200  # lines after a damaged record, searched for the beginning of the next
 
 
 def read_table(file: BinaryIO, path: Path, head: str, usual: str, *, whole: bool) -> Iterator[Found]:
-    """The rows of a table that begins with `head`; `usual` is the separator that its name promises."""
+    """Yield the rows of a table that begins with `head`; `usual` is the separator that the file's name suggests."""
     separator = find_separator(head, usual, whole=whole)
     if separator.char != usual or separator.lines:
-        yield Note(f"{path}: fields are separated by {separator.name}, found by looking")
+        yield Note(f"{path}: fields are separated by {separator.name}, which was detected")
     if separator.char not in SEPARATORS and not separator.char.isprintable():
         raise DataError(f"{path}:1: sep= names {separator.char!r}, which cannot separate fields.")
     yield from _Table(file, path, separator.char).rows(separator.lines)
 
 
 class _Table:
-    """The records of a table, read with the csv module as long as they are sound."""
+    """The records of a table, read with the csv module as long as they are intact."""
 
     def __init__(self, file: BinaryIO, path: Path, separator: str) -> None:
         self._path, self._separator = path, separator
@@ -57,14 +57,14 @@ class _Table:
             elif len(record) == self._width:
                 self._several_lines = self._several_lines or len(self._lines.taken) > 1
                 yield dict(zip(header, record, strict=True)), source
-            elif record:  # a blank line is no row
+            elif record:  # a blank line is not a row
                 yield self._recover(f"{source}: {len(record)} fields, but the header names {self._width}")
 
     def _reader(self, lines: Iterator[str]) -> Iterator[list[str]]:
         return csv.reader(lines, delimiter=self._separator, strict=True)
 
     def _next(self) -> list[str] | None:
-        limit = csv.field_size_limit(MAX_ROW_BYTES)  # of the whole process, so it is put back
+        limit = csv.field_size_limit(MAX_ROW_BYTES)  # the limit is process-wide, so it is restored
         try:
             return next(self._records, None)
         finally:
@@ -74,7 +74,7 @@ class _Table:
         for _ in range(skipped_lines):
             next(self._lines)
         header: list[str] | None = []
-        while header == []:  # blank lines may stand before it
+        while header == []:  # blank lines may precede it
             self._lines.begin()
             source = f"{self._path}:{self._lines.number + 1}"
             try:
@@ -89,7 +89,7 @@ class _Table:
         return checked_header(header, source)
 
     def _recover(self, error: str) -> DataError:
-        """Go to where the next record begins; the error, with the lines that are left out with it."""
+        """Move to the beginning of the next record; return the error, with the lines that are left out."""
         lines = self._lines
         begin = lines.number - len(lines.taken) + 1
         behind = len(lines.taken)
@@ -100,10 +100,10 @@ class _Table:
         return DataError(f"{error}{more}.")
 
     def _damaged_lines(self, lines: list[str], read: int) -> int:
-        """How many lines the damaged record has, the first of these; `read` of them were taken for one record.
+        """Return how many of `lines` the damaged record takes up; `read` of them were read as one record.
 
-        Either a quote is too much, and the record ends with its line, or it has several lines; the lines behind the
-        first tell, since in the one case they are sound records themselves.
+        Either the record ends with its first line and has one quote too many, or it spans several lines. The lines
+        after the first decide, since in the first case they are valid records themselves.
         """
         end = _balanced(lines)
         if end == 1 and read == 1:
@@ -120,7 +120,7 @@ class _Table:
         return next((at for at in range(1, len(lines)) if self._goes_on(lines[at:])), len(lines))
 
     def _goes_on(self, lines: list[str]) -> bool:
-        """True if the lines begin with two sound records, or are one."""
+        """True if the lines begin with two valid records, or are one."""
         records, begin = self._reader(iter(lines)), 0
         try:
             for record in islice(records, 2):
@@ -132,7 +132,7 @@ class _Table:
         return begin > 0
 
     def _sound(self, lines: list[str]) -> tuple[int, int]:
-        """How many of the lines are sound records, each on its own, and how many are not."""
+        """Count the lines that are valid records by themselves, and those that are not."""
         good = sum(
             self._fields([line]) == self._width
             and (line.count('"') % 2 == 0)
@@ -142,7 +142,7 @@ class _Table:
         return good, len(lines) - good
 
     def _fields(self, lines: list[str]) -> int:
-        """How many fields the first record of the lines has; 0 if it is damaged."""
+        """Count the fields of the first record in the lines; 0 if it is damaged."""
         try:
             return len(next(self._reader(iter(lines)), []))
         except csv.Error:
@@ -150,7 +150,10 @@ class _Table:
 
 
 def checked_header(header: list[str], source: str) -> list[str]:
-    """The names of the fields, empty ones by their place. Raises DataError for too many, and for a name given twice."""
+    """Return the field names, empty ones replaced by their position.
+
+    Raises DataError for too many or duplicate names.
+    """
     if len(header) > MAX_FIELDS:
         raise DataError(f"{source}: the header names {len(header):,} fields, more than {MAX_FIELDS:,}.")
     header = [name if name.strip() else f"column {place}" for place, name in enumerate(header, 1)]
@@ -161,7 +164,7 @@ def checked_header(header: list[str], source: str) -> list[str]:
 
 
 class _Lines:
-    """The lines for csv.reader, those of the present record kept, so that they can be read again."""
+    """The lines for csv.reader; those of the current record are kept, so that they can be read again."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path = file, path
@@ -172,11 +175,11 @@ class _Lines:
 
     @property
     def flaw(self) -> str:
-        """What is wrong with the bytes of the present record; '' if nothing."""
+        """What is wrong with the bytes of the current record; '' if nothing."""
         return next((flaw for flaw in self._flaws if flaw), "")
 
     def begin(self) -> None:
-        """Let the last record go."""
+        """Release the last record."""
         self.taken, self._flaws, self._chars = [], [], 0
 
     def __iter__(self) -> "_Lines":
@@ -190,7 +193,7 @@ class _Lines:
         return line
 
     def look_ahead(self, count: int) -> None:
-        """Take further lines, so that at least `count` are there, if the file has so many."""
+        """Read further lines until at least `count` are buffered or the file ends."""
         try:
             while len(self.taken) < count and self._chars <= MAX_ROW_BYTES:
                 self._take()
@@ -198,7 +201,7 @@ class _Lines:
             pass
 
     def give_back(self, kept: int) -> None:
-        """Have all lines but the first `kept` read again."""
+        """Queue all lines but the first `kept` to be read again."""
         self._waiting.extendleft(reversed(list(zip(self.taken, self._flaws, strict=True))[kept:]))
         self.number -= len(self.taken) - kept
         self.begin()
@@ -212,14 +215,14 @@ class _Lines:
         return line
 
     def _read(self) -> tuple[str, str]:
-        """A line and its flaw. Raises StopIteration at the end, DataError for blank lines without end."""
+        """Return a line and its flaw. Raises StopIteration at the end, DataError after too many blank lines."""
         data = self._file.readline(MAX_ROW_BYTES + 1)
         if not data:
             raise StopIteration
         self._blank = 0 if data.strip() else self._blank + 1
         if self._blank > MAX_BLANK_LINES:
             raise DataError(
-                f"{self._path}:{self.number + 1}: {MAX_BLANK_LINES:,} blank lines before it; not read any further."
+                f"{self._path}:{self.number + 1}: {MAX_BLANK_LINES:,} blank lines before it; reading stopped."
             )
         if len(data) > MAX_ROW_BYTES:
             while data and not data.endswith(b"\n"):
@@ -229,13 +232,13 @@ class _Lines:
         if self.number == 0:
             line = line.removeprefix("\ufeff")
         if "\0" in line:
-            return line, "holds NUL bytes"
+            return line, "contains NUL bytes"
         stray = None if line.isascii() else _STRAY.search(line)
         return line, stray_byte(ord(stray[0]) - 0xDC00) if stray else ""
 
 
 def _balanced(lines: list[str]) -> int:
-    """After how many lines every quote has its partner; 0 if that is not in sight."""
+    """Return after how many lines all quotes are paired; 0 if they never are."""
     quotes = 0
     for number, line in enumerate(lines, 1):
         quotes += line.count('"')
@@ -245,7 +248,7 @@ def _balanced(lines: list[str]) -> int:
 
 
 def _has_stray_quote(line: str, separator: str) -> bool:
-    """True for a quote beside those of whole quoted fields and of one that goes on in the next line."""
+    """True for a quote outside whole quoted fields and outside a field that continues on the next line."""
     between = re.escape(separator)
     rest = re.sub(rf'(?:^|(?<={between}))"(?:[^"]|"")*(?:"(?={between}|[\r\n]*$)|$)', "", line)
     return '"' in rest

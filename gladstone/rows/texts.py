@@ -1,4 +1,4 @@
-"""JSON Lines, one row a line, and how a JSON value is decoded."""
+"""Reads JSON Lines, one row per line, and decodes JSON values strictly."""
 
 import json
 from collections.abc import Iterator
@@ -9,21 +9,21 @@ from gladstone.errors import DataError
 from gladstone.rows.encodings import ADVICE
 from gladstone.rows.limits import MAX_ROW_BYTES, Found, readable_fields
 
-MAX_BLANK_LINES = 100_000  # a file of nothing but line ends would keep the loop busy for minutes
+MAX_BLANK_LINES = 100_000  # a file of line ends only would take minutes
 
 
 def decoded_lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str | DataError]]:
-    """Number and text of each line; a line that is too long or not UTF-8 comes as its error.
+    """Yield the number and text of each line; a line that is too long or not UTF-8 comes as its error.
 
-    Raises DataError for blank lines without end.
+    Raises DataError after too many blank lines.
     """
     number = blank = 0
-    # by "\n" alone: U+2028 inside a JSON string ends no line
+    # split at "\n" only: U+2028 inside a JSON string does not end a line
     while data := file.readline(MAX_ROW_BYTES + 1):
         number += 1
         blank = 0 if data.strip() else blank + 1
         if blank > MAX_BLANK_LINES:
-            raise DataError(f"{path}:{number}: {MAX_BLANK_LINES:,} blank lines before it; not read any further.")
+            raise DataError(f"{path}:{number}: {MAX_BLANK_LINES:,} blank lines before it; reading stopped.")
         if len(data) > MAX_ROW_BYTES:
             while data and not data.endswith(b"\n"):
                 data = file.readline(MAX_ROW_BYTES)
@@ -36,17 +36,17 @@ def decoded_lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str | DataE
 
 
 def not_utf8(source: str, error: UnicodeDecodeError) -> DataError:
-    """The one message for bytes that are no UTF-8."""
+    """Return the error for a text with bytes that are not UTF-8."""
     return DataError(f"{source}: {stray_byte(error.object[error.start])}.")
 
 
 def stray_byte(byte: int) -> str:
-    """What is wrong with a text that holds this byte."""
+    """Describe a text that contains this byte, which is not UTF-8."""
     return f"not UTF-8 (byte 0x{byte:02x}). {ADVICE}"
 
 
 def read_lines(file: BinaryIO, path: Path) -> Iterator[Found]:
-    """JSON Lines: one value a line; blank lines hold none."""
+    """Yield the value of each JSON line; blank lines are skipped."""
     empty = True
     for number, line in decoded_lines(file, path):
         source = f"{path}:{number}"
@@ -84,7 +84,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
 def reason(error: Exception) -> str:
-    """Why a text is no JSON value."""
+    """Explain why a text is not a JSON value."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, _WrongObjectError):

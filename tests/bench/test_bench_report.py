@@ -198,7 +198,7 @@ def test_labels_are_the_shortest_ends_that_differ(embedded_gguf: Path, tmp_path:
 def test_half_a_character_in_a_row_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": "\\ud800"}\n')
-    with pytest.raises(DataError, match=r"rows.jsonl:2: field 'answer' holds half of a surrogate pair"):
+    with pytest.raises(DataError, match=r"rows.jsonl:2: field 'answer' contains half of a surrogate pair"):
         read_items(BenchConfig((), path))
 
 

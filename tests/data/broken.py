@@ -54,9 +54,9 @@ def _encodings() -> Iterator[Broken]:
     yield Broken("latin1.json", b"[" + umlaut.encode("latin-1") + b"]", ":1: not UTF-8 (byte 0xf6)", 0)
     yield Broken("latin1.csv", "question,answer\nWhy?,Größe".encode("latin-1"), ":2: not UTF-8 (byte 0xf6)", 0)
     yield Broken("utf16.json", b"\xff\xfe[\0]\0", ": holds no rows")
-    yield Broken("half-a-unit.jsonl", (umlaut + "\n").encode("utf-16") + b"{", ":2: not utf-16 (byte 0x7b)", 1)
-    yield Broken("utf16-unmarked.jsonl", umlaut.encode("utf-16-le"), ": every other byte is 0, as in UTF-16")
-    yield Broken("utf32.jsonl", umlaut.encode("utf-32-be"), ": every other byte is 0, as in UTF-16")
+    yield Broken("half-a-unit.jsonl", (umlaut + "\n").encode("utf-16") + b"{", ":2: byte 0x7b is not utf-16", 1)
+    yield Broken("utf16-unmarked.jsonl", umlaut.encode("utf-16-le"), ": every other byte is 0")
+    yield Broken("utf32.jsonl", umlaut.encode("utf-32-be"), ": every other byte is 0")
     yield Broken(
         "may-be-two.csv",
         b"question,answer\n" + b"Why?,\xe4\xf6\xfc\n" * 2 + b"Why?,So.\n" * 5,
@@ -71,7 +71,7 @@ def _encodings() -> Iterator[Broken]:
     yield Broken("nul-in-text.jsonl", ROW + b'\n{"question": "a\0b"}\n' + ROW, ":2: not a JSON value", 2)
     yield Broken("binary.json", bytes(range(256)) * 20, ":1: expected a JSON array")
     yield Broken(
-        "surrogate.jsonl", ROW + b'\n{"question": "\\ud800", "answer": "b"}', ":2: field 'question' holds half", 1
+        "surrogate.jsonl", ROW + b'\n{"question": "\\ud800", "answer": "b"}', ":2: field 'question' contains half", 1
     )
 
 
@@ -103,7 +103,7 @@ def _lines() -> Iterator[Broken]:
     yield Broken(
         "lfs-pointer.jsonl",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
-        ": is a pointer of Git LFS",
+        ": is a Git LFS pointer",
     )
     yield Broken("many-bad.jsonl", b'{"question": "a"}\n' * 5000 + ROW, "and 4,990 more", 1)
     yield Broken("no-such-ending.txt.doc", ROW, ": the name ends in '.doc'")
@@ -115,12 +115,12 @@ def _arrays() -> Iterator[Broken]:
     yield Broken("cut-short.json", b"[" + ROW + b",\n" + ROW[:20], ":2: the row that starts here is not JSON", 1)
     yield Broken("no-closing.json", b"[" + ROW, ": the JSON array is cut short", 1)
     yield Broken("odd-comma.json", b"[" + ROW + b";\n" + ROW + b"]", ":1: expected ',' or ']'", 2)
-    yield Broken("unlike.json", b'[{"a": 1 x}, {"b": 2}, {"c": 3}]', "No row behind it can be told for sure")
+    yield Broken("unlike.json", b'[{"a": 1 x}, {"b": 2}, {"c": 3}]', "The next row after it cannot be identified")
     yield Broken("middle.json", b"[" + ROW + b",\n" + ROW[:-2] + b",\n" + ROW + b",\n" + ROW + b"]", ":2: the row", 3)
     yield Broken("trailing-comma.json", b"[" + ROW + b",,]", ":1: the row that starts here is not JSON", 1)
     yield Broken("more-after.json", b"[" + ROW + b"] " + ROW, ": there is more text after the closing ']'", 1)
     yield Broken("bad-lines.json", ROW + b"\n" + ROW[:-1] + b"\n" + ROW, ":2: not a JSON value", 2)
-    yield Broken("wrapped.json", b'{"data": [' + ROW + b"]}", "whose field 'data' is no row")
+    yield Broken("wrapped.json", b'{"data": [' + ROW + b"]}", "whose field 'data' is not a row")
     yield Broken("a-text.json", b'"hello"', ":1: expected a JSON array ('['), found '\"'")
     yield Broken("deep.json", b"[" * 100_000, ":1: the row that starts here is not JSON: nested too deeply")
     yield Broken(
@@ -155,7 +155,7 @@ def _fields() -> Iterator[Broken]:
         0,
     )
     yield Broken(
-        "open-think.jsonl", _row(answer="<think>Hmm. So."), ":1: the answer opens <think> and never closes it", 0
+        "open-think.jsonl", _row(answer="<think>Hmm. So."), ":1: the answer opens <think> but never closes it", 0
     )
     yield Broken("only-think.jsonl", _row(answer="<think>Hmm.</think> "), ":1: there is no answer after </think>", 0)
     yield Broken("two-thinks.jsonl", _row(answer="<think>A</think>B", reasoning="C"), ":1: reasoning is given twice", 0)
@@ -240,7 +240,7 @@ def _tables() -> Iterator[Broken]:
     yield Broken("header-only.csv", head, ": holds no rows")
     yield Broken("empty.csv", b"", ": the data file is empty")
     yield Broken("odd-cr.csv", head + b"Why?,So\rand so.\nWhy?,So.\n", ":2: the record that starts here is not CSV", 1)
-    yield Broken("nul.csv", head + b"Why?,So.\nWhy?,S\0.\nWhy?,So.\n", ":3: holds NUL bytes", 2)
+    yield Broken("nul.csv", head + b"Why?,So.\nWhy?,S\0.\nWhy?,So.\n", ":3: contains NUL bytes", 2)
     yield Broken(
         "long-line.csv",
         lambda: head + b"Why?,So.\nWhy?," + b"x" * 40_000_000 + b"\nWhy?,So.\n",
@@ -291,12 +291,12 @@ def _packed() -> Iterator[Broken]:
         return whole.getvalue()
 
     yield Broken("bomb.jsonl.gz", bomb, ": unpacks to more than 200 times its size")
-    yield Broken("cut-short.json.gz", gzip.compress(b"[" + ROW)[:-9], ": is no whole gzip file")
-    yield Broken("cut-short.jsonl.gz", gzip.compress(ROW + b"\n" + ROW)[:-9], ": is no whole gzip file", 1)
-    yield Broken("bad-checksum.jsonl.gz", gzip.compress(ROW)[:-8] + b"\0" * 8, ": is no whole gzip file")
-    yield Broken("cut-short.jsonl.zst", b"\x28\xb5\x2f\xfd" + ROW, ": is no whole zstd file")
+    yield Broken("cut-short.json.gz", gzip.compress(b"[" + ROW)[:-9], ": is a damaged or truncated gzip file")
+    yield Broken("cut-short.jsonl.gz", gzip.compress(ROW + b"\n" + ROW)[:-9], "truncated gzip file", 1)
+    yield Broken("bad-checksum.jsonl.gz", gzip.compress(ROW)[:-8] + b"\0" * 8, ": is a damaged or truncated gzip file")
+    yield Broken("cut-short.jsonl.zst", b"\x28\xb5\x2f\xfd" + ROW, ": is a damaged or truncated zstd file")
     yield Broken("twice.jsonl.gz", gzip.compress(gzip.compress(ROW)), ": is compressed twice")
-    yield Broken("parquet.jsonl.gz", gzip.compress(b"PAR1"), ": is Parquet under gzip")
+    yield Broken("parquet.jsonl.gz", gzip.compress(b"PAR1"), ": is Parquet, compressed with gzip")
     yield Broken("what.gz", gzip.compress(ROW), ": the name ends in '.gz'")
 
 

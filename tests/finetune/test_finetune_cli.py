@@ -181,7 +181,7 @@ def test_data_check_takes_columns_of_any_layout(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("format    qa  (columns are given)\nrows      1 good, 0 bad\n")
     message = refused(finetune("data", "check", path, "--column", "question=Frage"))
-    assert message == "columns: 'answer' is missing; question and answer must be named."
+    assert message == "columns: 'answer' is missing; name both question and answer."
     assert finetune("data", "check", path, "--column", "question").exit_code == 2
 
 

@@ -86,7 +86,7 @@ def test_a_file_that_is_not_what_its_name_says_is_read_as_it_is_with_a_note(
     rows, problems = read(tmp_path / name, content)
     assert rows == ROWS
     assert problems.count == 0
-    assert any(name in note and "its name says" in note for note in problems.noted())
+    assert any(name in note and "its name suggests" in note for note in problems.noted())
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_an_encoding_that_is_named_is_used_and_contradicted_with_the_line(tmp_pa
     assert rows == [{"question": "Warum?", "answer": "Für müde Füße"}]
     with pytest.raises(DataError, match=r"rows.csv:2: not utf-8|:2: not UTF-8"):
         list(read_rows(path, None, Reading(encoding="utf-8")))
-    with pytest.raises(DataError, match=r":2: not ascii \(byte 0xfc\)"):
+    with pytest.raises(DataError, match=r":2: byte 0xfc is not ascii"):
         list(read_rows(path, None, Reading(encoding="ascii")))
 
 
@@ -272,7 +272,7 @@ def test_cells_of_a_workbook_that_have_no_value_are_named(tmp_path: Path) -> Non
     assert found == [{"question": "Why?", "answer": "So."}]
     assert problems.count == 3
     assert ":2: cell B2 is a formula without a stored value" in problems.shown[0]
-    assert ":3: cell B3 holds the error #REF!" in problems.shown[1]
+    assert ":3: cell B3 contains the error #REF!" in problems.shown[1]
     assert ":4: more cells than the 2" in problems.shown[2]
 
 

@@ -138,9 +138,9 @@ def test_a_last_answer_may_lack_its_end() -> None:
         ("<s>[INST] Hi [INST] there [/INST] Hello. </s>", "inside a turn"),
         ("[INST] Hi [/INST] Hello. </s> and more", "between two turns"),
         ("### Instruction:\na\n### Response:\nb\n### Instruction:\nc\n### Response:\nd", "once each"),
-        ("<|user|>\nHi</s>\n<|user|>\nThere</s>", "user and assistant in turn"),
-        ("Why is the sky blue?", "does not open with the markers"),
-        ("Human: Hi\n\nAssistant: Hello.", "does not open with the markers"),
+        ("<|user|>\nHi</s>\n<|user|>\nThere</s>", "roles are user, user"),
+        ("Why is the sky blue?", "does not begin with the markers"),
+        ("Human: Hi\n\nAssistant: Hello.", "does not begin with the markers"),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused_with_its_line(text: str, told: str) -> None:
@@ -173,7 +173,7 @@ def test_turns_named_in_words_are_recognised_and_less_sure() -> None:
 )
 def test_a_template_that_is_not_read_back_is_recognised_and_its_turns_are_asked_for(tmp_path: Path, text: str) -> None:
     path = written(tmp_path / "rows.jsonl", [{"text": text}])
-    with pytest.raises(DataError, match="Give the turns as messages") as caught:
+    with pytest.raises(DataError, match="Supply the turns as messages") as caught:
         find_layout(path, "auto")
     assert "rendered in a chat template" in str(caught.value)
     assert "--format rendered" not in str(caught.value)

@@ -139,7 +139,7 @@ def test_gemini_calls_functions_and_reads_their_responses() -> None:
     assert conversation.messages[3] == Message("tool", '{"mg": 5}', name="dose")
     assert conversation.answer.train is False
     assert json.loads(conversation.tools[0])["function"]["name"] == "dose"
-    with pytest.raises(DataError, match="x:1 content 1 part 1: holds 'inlineData'; only text can be trained on"):
+    with pytest.raises(DataError, match="x:1 content 1 part 1: contains 'inlineData'; only text can be trained on"):
         Layout("gemini").read({"contents": [{"role": "user", "parts": [{"inlineData": {}}]}]}, "x:1")
 
 
@@ -207,8 +207,8 @@ def test_bad_answers_are_never_trained_on(tmp_path: Path) -> None:
     [
         ({"images": ["x.png"]}, "field 'images': only text can be trained on"),
         ({"audio": {"path": "x"}}, "field 'audio': only text can be trained on"),
-        ({"weight": 0}, "weight 0: the row says not to be trained on"),
-        ({"train": False}, "train False: the row says not to be trained on"),
+        ({"weight": 0}, "weight 0: the row is marked not to be trained on"),
+        ({"train": False}, "train False: the row is marked not to be trained on"),
     ],
 )
 def test_a_row_that_cannot_be_followed_is_refused_by_the_fields_name(fields: dict[str, Any], message: str) -> None:

@@ -15,11 +15,13 @@ def sources(path: Path) -> list[str]:
     return [source.removeprefix(f"{path}:") for _, source in read_rows(path)]
 
 
-def refuse(path: Path, content: str | bytes, message: str) -> None:
+def refuse(path: Path, content: str | bytes, message: str, *facts: str) -> None:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(DataError) as caught:
         list(read_rows(path))
-    assert str(caught.value) == f"{path}{message}"
+    assert str(caught.value).startswith(f"{path}{message}")
+    for fact in facts:
+        assert fact in str(caught.value)
 
 
 def test_rows_of_a_pretty_printed_array_know_the_line_they_start_on(tmp_path: Path) -> None:
@@ -87,8 +89,9 @@ def test_bytes_that_are_not_utf8_are_named_with_their_line(tmp_path: Path, name:
     refuse(
         tmp_path / name,
         first + b'{"a": "caf\xe9"}\n]',
-        ":2: not UTF-8 (byte 0xe9). Save the file as UTF-8, or name its "
-        "encoding (data.encoding in a recipe, --encoding of `finetune data check` and `bench run`).",
+        ":2: not UTF-8 (byte 0xe9)",
+        "data.encoding",
+        "--encoding",
     )
 
 
@@ -98,29 +101,28 @@ def test_a_nul_byte_is_refused_with_its_line(tmp_path: Path) -> None:
         '{"a": 1}\n{"a": "\0"}\n',
         ":2: not a JSON value: Invalid control character at (column 8).",
     )
-    refuse(tmp_path / "rows.json", "\0\0\0", r":1: expected a JSON array ('['), found '\x00'. Name JSON Lines .jsonl.")
+    refuse(tmp_path / "rows.json", "\0\0\0", r":1: expected a JSON array ('['), found '\x00'")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"a": 1},\n {"b": 2}', ": the JSON array is cut short: no closing ']'."),
-        ('[{"a": 1},\n', ": the JSON array is cut short: no closing ']'."),
-        ("[", ": the JSON array is cut short: no closing ']'."),
+        ('[{"a": 1},\n {"b": 2}', ": the JSON array is cut short"),
+        ('[{"a": 1},\n', ": the JSON array is cut short"),
+        ("[", ": the JSON array is cut short"),
         (
             '[{"a": 1},\n {"b": "half',
-            ":2: the row that starts here is not JSON: Unterminated string starting at (column 8).",
+            ":2: the row that starts here is not JSON: Unterminated string starting at (column 8)",
         ),
-        ('[{"a": 1};\n {"b": 2}]', ":1: expected ',' or ']' after the row that starts here."),
-        ('[{"a": 1}]\n{"b": 2}', ": there is more text after the closing ']' of the array."),
+        ('[{"a": 1};\n {"b": 2}]', ":1: expected ',' or ']'"),
+        ('[{"a": 1}]\n{"b": 2}', ": there is more text after the closing ']'"),
         (
             '\n{"a": 1}',
-            ": the file is one object whose field 'a' is no row; expected an array of rows ('[') or an object of rows by "
-            "their ids. Name JSON Lines .jsonl.",
+            ": the file is one object whose field 'a' is not a row",
         ),
-        ('{"a": {"b": 1}', ": the JSON object is cut short: no closing '}'."),
-        ('{"a" {"b": 1}}', ":1: expected the id of a row, a text and ':'."),
-        ('[{"a": 1},\n 5]', ":2: expected an object with named fields, found a number."),
+        ('{"a": {"b": 1}', ": the JSON object is cut short"),
+        ('{"a" {"b": 1}}', ":1: expected the id of a row"),
+        ('[{"a": 1},\n 5]', ":2: expected an object with named fields, found a number"),
     ],
 )
 def test_a_damaged_array_is_refused_with_the_line(tmp_path: Path, text: str, message: str) -> None:

@@ -61,8 +61,8 @@ def test_a_turn_says_whether_it_is_scored(name: str, flag: dict[str, Any], train
         (ASSISTANT | {"weight": "x"}, "message 2: weight is 'x', expected 0 or 1"),
         (ASSISTANT | {"train": 2}, "message 2: train is 2, expected 0 or 1"),
         (ASSISTANT | {"train": [True]}, "message 2: train is an array"),
-        (ASSISTANT | {"weight": 1, "train": False}, "weight and train say the opposite"),
-        (ASSISTANT | {"train_detail": [{"begin_offset": 0}]}, "train_detail: a turn can be scored as a whole"),
+        (ASSISTANT | {"weight": 1, "train": False}, "weight and train contradict"),
+        (ASSISTANT | {"train_detail": [{"begin_offset": 0}]}, "train_detail: a turn is scored as a whole"),
     ],
 )
 def test_a_flag_that_is_none_is_refused_by_its_name(turn: dict[str, Any], message: str) -> None:
@@ -72,7 +72,7 @@ def test_a_flag_that_is_none_is_refused_by_its_name(turn: dict[str, Any], messag
 
 def test_only_the_assistants_turns_can_ask_to_be_scored() -> None:
     assert talk(USER | {"train": False}, ASSISTANT).messages[0] == Message("user", "Q")
-    with pytest.raises(DataError, match="message 1: weight asks for a turn to be scored that is not the assistant's"):
+    with pytest.raises(DataError, match="message 1: weight marks this turn to be scored"):
         talk(USER | {"weight": 1}, ASSISTANT)
 
 
@@ -112,12 +112,12 @@ def test_no_tools_are_none(tools: Any) -> None:
 @pytest.mark.parametrize(
     ("tools", "message"),
     [
-        ("dose", "field 'tools' is no JSON"),
+        ("dose", "field 'tools' is not JSON"),
         (5, "field 'tools' is a number, expected a list of objects"),
         ([5], "tool 1 is a number"),
         ([{"description": "no name"}], "tool 1 has no function with a name"),
-        ([{"type": "code_interpreter"}], "tool 1 is of the type 'code_interpreter'"),
-        ([{"type": "function", "function": {"name": "x", "parameters": "{"}}], "tool 1's parameters is no JSON"),
+        ([{"type": "code_interpreter"}], "tool 1 has the type 'code_interpreter'"),
+        ([{"type": "function", "function": {"name": "x", "parameters": "{"}}], "tool 1's parameters is not JSON"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )
@@ -138,9 +138,9 @@ def test_arguments_are_an_object_or_its_text(arguments: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"name": "f", "arguments": "drug"}, "message 2 call 1: field 'arguments' is no JSON"),
+        ({"name": "f", "arguments": "drug"}, "message 2 call 1: field 'arguments' is not JSON"),
         ({"name": "f", "arguments": '"text"'}, "field 'arguments' is a text, expected a JSON object"),
-        ({"name": "f", "arguments": '{"dose": NaN}'}, "NaN is no JSON value"),
+        ({"name": "f", "arguments": '{"dose": NaN}'}, "NaN is not a JSON value"),
         ({"arguments": {}}, "call 1: no field 'name'"),
         ({"type": "custom", "name": "f"}, "call 1: type 'custom'"),
         (7, "call 1: expected an object with name and arguments, found a number"),
@@ -179,7 +179,7 @@ def test_sharegpt_calls_in_a_turn_of_their_own_and_observes_the_result() -> None
     )
     assert len(conversation.tools) == 1
     turns[1]["value"] = "dose(aspirin)"
-    with pytest.raises(DataError, match=r"rows\.jsonl:7 turn 2: the function call is no JSON"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:7 turn 2: the function call is not JSON"):
         read("sharegpt", {"conversations": turns})
 
 
@@ -193,7 +193,7 @@ def test_roles_have_many_names_and_turns_two_spellings() -> None:
 def test_a_system_turn_without_text_is_none_and_two_that_differ_are_refused() -> None:
     assert talk({"role": "system", "content": ""}, USER, ASSISTANT).messages[0].role == "user"
     assert talk({"role": "system", "content": "S"}, USER, ASSISTANT, system="S").messages[0] == Message("system", "S")
-    with pytest.raises(DataError, match="a system text is given twice"):
+    with pytest.raises(DataError, match="two different system texts"):
         talk({"role": "system", "content": "S"}, USER, ASSISTANT, system="T")
 
 
@@ -218,14 +218,14 @@ RESULTS = {"role": "tool", "content": {"dose": "5 mg"}}
 @pytest.mark.parametrize(
     ("turns", "advice"),
     [
-        ([USER, ASSISTANT, USER], "Leave out the turns behind the assistant's last, or add its answer"),
-        ([USER, calling(), RESULT], "Leave out the turns behind the assistant's last, or add its answer"),
-        ([ASSISTANT, USER, ASSISTANT], "Leave out the assistant's turn that comes first, or put the user's before it"),
-        ([USER, USER, ASSISTANT], "Join the user's turns that follow each other"),
-        ([USER, ASSISTANT, ASSISTANT], "Join the assistant's turns that follow each other"),
-        ([USER, RESULT, ASSISTANT], "The tool's turn cannot follow the user's"),
-        ([USER, calling(), RESULT, USER, ASSISTANT], "The user's turn cannot follow the tool's"),
-        ([USER, {"role": "system", "content": "S"}, ASSISTANT], "Put one system message in front"),
+        ([USER, ASSISTANT, USER], "Leave out the turns after the assistant's last"),
+        ([USER, calling(), RESULT], "Leave out the turns after the assistant's last"),
+        ([ASSISTANT, USER, ASSISTANT], "Leave out the assistant's first turn"),
+        ([USER, USER, ASSISTANT], "Join consecutive turns of the user"),
+        ([USER, ASSISTANT, ASSISTANT], "Join consecutive turns of the assistant"),
+        ([USER, RESULT, ASSISTANT], "A turn of the tool cannot follow one of the user"),
+        ([USER, calling(), RESULT, USER, ASSISTANT], "A turn of the user cannot follow one of the tool"),
+        ([USER, {"role": "system", "content": "S"}, ASSISTANT], "Put the one system message first"),
     ],
 )
 def test_turns_out_of_order_are_refused_with_what_to_do(turns: list[Any], advice: str) -> None:
