@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from bench.config import DEFAULT_ANSWERS, DEFAULT_ROWS, BenchConfig
-from gladstone.command import Group
+from gladstone.chat.template_options import template_options
+from gladstone.commands.group import Group
+from gladstone.commands.row_options import parse_columns, row_options
 from gladstone.formats import FORMAT_NAMES
-from gladstone.row_options import parse_columns, row_options
-from gladstone.template_options import template_options
 
 
 @click.group(cls=Group)
@@ -107,9 +107,9 @@ def run(columns: tuple[str, ...], **options: object) -> None:
 
     Writes report.html, report.md and report.json.
     """
+    from bench.report.terminal import render_summary
     from bench.run import run_bench
-    from bench.terminal import render_summary
-    from gladstone.progress import Lines
+    from gladstone.commands.progress import Lines
 
     config = BenchConfig(columns=tuple(parse_columns(columns).items()), **options)  # type: ignore[arg-type]  # click checked them
     report = run_bench(config, Lines())

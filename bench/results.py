@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gladstone.chat import Message
+from gladstone.chat.messages import Message
 
 BETTER, WORSE, SAME = "better", "worse", "not distinguishable"
 TOO_FEW = "too few answers to judge"

@@ -6,22 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.asking import Frame, frame_of
-from bench.children import run_quality, run_speed
 from bench.config import BenchConfig
-from bench.external import load_metrics
-from bench.fitting import Fitted, fit_rows
-from bench.form import Form, read_form
-from bench.items import read_items
-from bench.likeness import text_differences, unlike_answers
-from bench.markdown import render_markdown
-from bench.measure import QualityJob, SpeedJob
-from bench.metrics import Metric
-from bench.models import model_warnings, read_models
-from bench.page import render_page
+from bench.measure.asking import Frame, frame_of
+from bench.measure.child import run_quality, run_speed
+from bench.measure.fitting import Fitted, fit_rows
+from bench.measure.items import read_items
+from bench.measure.likeness import text_differences, unlike_answers
+from bench.measure.measure import QualityJob, SpeedJob
+from bench.measure.models import model_warnings, read_models
+from bench.metrics.external import load_metrics
+from bench.metrics.form import Form, read_form
+from bench.metrics.metrics import Metric
+from bench.report.html import render_page
+from bench.report.json_report import report_json
+from bench.report.markdown import render_markdown
+from bench.report.summary import Inputs, summarise
 from bench.results import Item, Measured, ModelFile, Report, SpeedRun
-from bench.serial import report_json
-from bench.summary import Inputs, summarise
 from gladstone.artifacts import (
     MANIFEST_NAME,
     Manifest,
@@ -34,9 +34,9 @@ from gladstone.artifacts import (
     write_manifest,
     write_text,
 )
+from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.host import core_count, installed_versions, processor_name
-from gladstone.progress import Progress, step
+from gladstone.machine.host import core_count, installed_versions, processor_name
 
 PACKAGES = ("llama-cpp-python", "numpy", "rouge-score", "sacrebleu", "evaluate")
 REPORT_FILES = ("report.json", "report.md", "report.html")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.runtime_ours import STORY
-from gladstone.chat import Message
+from gladstone.chat.messages import Message
 
 DECODED, READ = 64, 384
 CHUNKS, ITEMS = 2, 4
@@ -53,9 +53,9 @@ def proof(model: str) -> Iterator[Work]:
     from export.original.finding import find, opened
     from export.proof.answers import check_answers
     from export.proof.trained import trained_of
-    from gladstone.basemodel import resolve_base
-    from gladstone.gguf import read_info
-    from gladstone.progress import Silent
+    from gladstone.commands.progress import Silent
+    from gladstone.gguf.header import read_info
+    from gladstone.models.base_model import resolve_base
 
     with opened(find(resolve_base("embedded:smollm2-135m-instruct", Silent()).folder), Silent()) as original:
         trained = trained_of(original)
@@ -72,8 +72,8 @@ def proof(model: str) -> Iterator[Work]:
 @contextmanager
 def imatrix(model: str) -> Iterator[Work]:
     """Tokens a second of an importance matrix, each one computed anew: what the first chunk cannot know counts."""
-    from export.imatrix import CHUNK_TOKENS
-    from export.imatrix_child import evaluate
+    from export.quantise.imatrix import CHUNK_TOKENS
+    from export.quantise.imatrix_child import evaluate
 
     job = {
         "model": model,
@@ -94,7 +94,7 @@ def imatrix(model: str) -> Iterator[Work]:
 @contextmanager
 def bench(model: str) -> Iterator[Work]:
     """Items a second of what `bench run` scores: losses of all, answers to half of them, the model loaded anew."""
-    from bench.measure import QualityJob, measure_quality
+    from bench.measure.measure import QualityJob, measure_quality
     from bench.results import Item
 
     words = STORY.split()

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import psutil
 
-from export.converter import converter_folder
-from export.merge import read_plan
-from export.shards import Planned, plan_shards, writing
-from gladstone.basemodel import EMBEDDED, resolve_base
-from gladstone.progress import Silent
+from export.convert.llamacpp_converter import converter_folder
+from export.merge.plan import read_plan
+from export.merge.safetensors_io import Planned, plan_shards, writing
+from gladstone.commands.progress import Silent
+from gladstone.models.base_model import EMBEDDED, resolve_base
 from tests.export.tiny_runs import write_run
 from tests.tiny_models import write_tokenizer
 
@@ -37,15 +37,15 @@ RANK, POLL_S = 16, 0.1
 OURS = """
 import sys
 from pathlib import Path
-import export.making as making
+import export.build as making
 import export.pipeline as pipeline
-from export.making import Wanted
+from export.build import Wanted
 from export.original.model import Asked
 from export.pipeline import export_gguf
 from export.proof.heldout import HeldOut
 from export.proof.trained import Trained
-from gladstone.progress import Silent
-from gladstone.template import ChatTemplate
+from gladstone.commands.progress import Silent
+from gladstone.chat.template import ChatTemplate
 making.trained_of = lambda original, onto: Trained(
     None, ChatTemplate(original.template_source), original.base.folder, original.adapter, (), onto
 )

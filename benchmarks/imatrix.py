@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from export.convert import Conversion, convert
-from export.imatrix import Calibration, calibration, compute_imatrix, read_imatrix
+from export.convert.convert import Conversion, convert
 from export.original.finding import find, opened
 from export.original.model import Original
 from export.proof.quantised import check_quantised
 from export.proof.trained import trained_of
-from export.quantise import quantise
-from export.quants import Quantisation, needs_imatrix
+from export.quantise.imatrix import Calibration, calibration, compute_imatrix, read_imatrix
+from export.quantise.quantise import quantise
+from export.quantise.types import Quantisation, needs_imatrix
+from gladstone.commands.progress import Silent
 from gladstone.formats import read_conversations
-from gladstone.progress import Silent
 
 QUANTS = ("q4_k_m", "q3_k_m", "iq3_xs", "q2_k")
 

@@ -10,8 +10,8 @@ import random
 import time
 from pathlib import Path
 
-from finetune.data.duplicates import Duplicates
-from finetune.data.leaks import LeakIndex
+from finetune.data.duplicates.duplicates import Duplicates
+from finetune.data.leaks.leaks import LeakIndex
 from gladstone.formats import find_layout, iter_conversations
 from gladstone.rows import Problems
 from tests.finetune.planted import DECOYS, LEAKS, plant_leaks

@@ -19,13 +19,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from finetune.data.duplicates import Duplicates, row_text
-from finetune.data.grams import gram_hashes
+from finetune.config.data import DataSection
+from finetune.data.duplicates.duplicates import Duplicates, row_text
+from finetune.data.duplicates.grams import gram_hashes
 from finetune.data.prepare import prepare
-from finetune.data.section import DataSection
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
+from gladstone.commands.progress import Lines
 from gladstone.formats import find_layout, iter_conversations
-from gladstone.progress import Lines
 from gladstone.rows import Problems
 from tests.finetune.planted import EDITS, plant
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gladstone.gguf import read_header
+from gladstone.gguf.header import read_header
 
 Q4_0_BLOCK, Q4_0_BYTES = 32, 18
 

@@ -17,7 +17,7 @@ OURS = """
 import sys, time
 from pathlib import Path
 begin = time.monotonic()
-from finetune.data.check import check_rows
+from finetune.reports.data_check import check_rows
 rows = check_rows(Path(sys.argv[1]), "auto").rows
 """
 DATASETS = """

@@ -8,7 +8,7 @@ import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from finetune.trainable import prepare_environment
+from finetune.model.trainable import prepare_environment
 from tests.families import write_family
 from tests.finetune.resumed import BREAKS, CASES, broken, largest_difference, load_case, trained, whole
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from gladstone.chat import Message
-from gladstone.host import peak_memory_bytes
+from gladstone.chat.messages import Message
+from gladstone.machine.host import peak_memory_bytes
 from runtime.engine import Engine, EngineOptions, Request, Sampling
 
 STORY = "Write a long story about a doctor who travels to an island. Describe every person whom she meets there."

@@ -27,8 +27,8 @@ import psutil
 from benchmarks.random_models import SHAPES, write_random_model
 from benchmarks.runtime_ours import SAMPLINGS, STORY, text
 from benchmarks.slices import in_slices
-from gladstone.basemodel import embedded_gguf
-from runtime.generation.text import TextStream
+from gladstone.models.base_model import embedded_gguf
+from runtime.text.detokenizer import TextStream
 
 QUESTIONS = (
     "What is anaemia?", "Name the bones of the arm.", "How does insulin act?", "Explain fever to a child.",

@@ -8,15 +8,15 @@ Shows that rows, labels, adapter and trainer fit together for each family; says 
 import tempfile
 from pathlib import Path
 
-from finetune.backend import is_seq2seq, load_trainable
-from finetune.evaluation import measure_loss
-from finetune.labels import tokenize_all
-from finetune.recipe import load_recipe
-from finetune.trainable import prepare_environment
-from gladstone.basemodel import resolve_base
-from gladstone.progress import Silent
-from gladstone.quiet import output_to
-from gladstone.tokenizer import load_tokenizer
+from finetune.config.schema import load_recipe
+from finetune.model.load import is_seq2seq, load_trainable
+from finetune.model.trainable import prepare_environment
+from finetune.tokens.tokenize import tokenize_all
+from finetune.train.evaluation import measure_loss
+from gladstone.commands.progress import Silent
+from gladstone.models.base_model import resolve_base
+from gladstone.models.tokenizer import load_tokenizer
+from gladstone.process.redirect_output import output_to
 from tests.families import recipe_families, write_family
 from tests.finetune.looped import train
 from tests.finetune.test_finetune_families import faster, rows

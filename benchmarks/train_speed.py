@@ -187,7 +187,7 @@ class Turns:
 
     def end(self, tokens: int, slots: int, loss: float) -> None:
         """After a step."""
-        from gladstone.host import peak_memory_bytes
+        from gladstone.machine.host import peak_memory_bytes
 
         seconds = time.perf_counter() - self._begin_s
         self._made += 1
@@ -196,7 +196,7 @@ class Turns:
 
 def train(options: argparse.Namespace) -> None:
     """One rival, until it is killed."""
-    from finetune.trainable import prepare_environment
+    from finetune.model.trainable import prepare_environment
 
     if options.rival.startswith("gladstone"):
         prepare_environment()  # part of what is measured; the others get what they set by themselves
@@ -205,8 +205,8 @@ def train(options: argparse.Namespace) -> None:
         os.environ["UNSLOTH_COMPILE_LOCATION"] = tempfile.mkdtemp()
     if options.rival.startswith(("gladstone", "unsloth")):
         import unsloth  # noqa: F401 - before transformers
-    from gladstone.basemodel import resolve_base
-    from gladstone.progress import Silent
+    from gladstone.commands.progress import Silent
+    from gladstone.models.base_model import resolve_base
 
     base = resolve_base("embedded:smollm2-135m-instruct", Silent())
     examples = read_examples(options.rows, base)
@@ -220,9 +220,9 @@ def read_examples(path: Path, base: Any) -> Any:
     """The rows as tokens, shuffled once."""
     import random
 
-    from finetune.labels import Limits, tokenize_all
-    from gladstone.chat import Conversation, Message
-    from gladstone.tokenizer import load_tokenizer
+    from finetune.tokens.tokenize import Limits, tokenize_all
+    from gladstone.chat.messages import Conversation, Message
+    from gladstone.models.tokenizer import load_tokenizer
 
     rows = [row for row in json.loads(path.read_text(encoding="utf-8")) if row["input"] and row["output"]]
     random.Random(0).shuffle(rows)
@@ -236,12 +236,12 @@ def read_examples(path: Path, base: Any) -> Any:
 
 def train_gladstone(base: Any, examples: Any, options: argparse.Namespace) -> None:
     """The loop as `finetune run` calls it."""
-    from finetune.backend import load_trainable
-    from finetune.evaluation import Judge
-    from finetune.loop import Job, Loop
-    from finetune.recipe import Recipe
-    from finetune.stopping import Limits
-    from finetune.watching import Watcher
+    from finetune.config.schema import Recipe
+    from finetune.model.load import load_trainable
+    from finetune.monitor.callbacks import Watcher
+    from finetune.train.evaluation import Judge
+    from finetune.train.loop import Job, Loop
+    from finetune.train.stop_conditions import Limits
 
     training = {
         "batch_size": options.batch, "learning_rate": LEARNING_RATE, "schedule": "constant", "warmup_share": 0.0,

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gladstone.commands.progress import Progress, Silent
 from gladstone.errors import ArtifactError, GladstoneError, ToolError, UnsupportedError
-from gladstone.progress import Progress, Silent
 
 USER_ERROR, SHOWN_LINES = 3, 20
 # tensor after tensor is read into fresh memory: in pages of 4 KB that takes a quarter of a large conversion's time

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from gladstone.command import Group, require_packages
+from gladstone.commands.group import Group, require_packages
 
 if TYPE_CHECKING:
-    from export.fit import Size
-    from export.merge import Onto
+    from export.merge.plan import Onto
     from export.original.model import Asked
     from export.pipeline import Export
     from export.proof.point import Point
+    from export.quantise.size_estimate import Size
 
 Command = Callable[..., Any]
 NEEDED = ["torch", "transformers", "peft", "safetensors"]
@@ -145,11 +145,11 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     require_packages("gladstone export", "export", NEEDED)
     if onto != "16bit":
         require_packages(f"gladstone export gguf --onto {onto}", "finetune", ["bitsandbytes"])
-    from export.fit import parse_bytes
-    from export.making import Wanted
+    from export.build import Wanted
     from export.pipeline import export_gguf, export_sizes
-    from export.quants import parse_override
-    from gladstone.progress import Lines
+    from export.quantise.size_estimate import parse_bytes
+    from export.quantise.types import parse_override
+    from gladstone.commands.progress import Lines
 
     _check_fit(fit)
     split_bytes = parse_bytes(split, "--split") if split else None
@@ -168,9 +168,9 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
 
 
 def _show_export(result: "Export") -> None:
-    from export.lora import LORA
-    from gladstone.host import readable_bytes
-    from gladstone.shell import command_line
+    from export.convert.lora_gguf import LORA
+    from gladstone.commands.shell import command_line
+    from gladstone.machine.host import readable_bytes
 
     for name, points in result.proof.items():
         click.echo(f"Proof of {name}:")
@@ -191,8 +191,8 @@ def _check_fit(fit: str | None) -> None:
 
 
 def _show_sizes(sizes: "list[Size]", context: int) -> None:
-    from export.quantise import told_fallbacks
-    from gladstone.host import readable_bytes
+    from export.quantise.quantise import told_fallbacks
+    from gladstone.machine.host import readable_bytes
 
     click.echo(f"{'type':<10}{'file':>11}{f'with {context:,} tokens':>22}")
     for size in sizes:
@@ -229,9 +229,9 @@ def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
     Several adapters can share one base: `runtime chat BASE.gguf --lora ADAPTER.gguf`.
     """
     require_packages("gladstone export", "export", NEEDED)
-    from export.making import Wanted
+    from export.build import Wanted
     from export.pipeline import export_gguf
-    from gladstone.progress import Lines
+    from gladstone.commands.progress import Lines
 
     wanted = Wanted(quants, lora=True, author=author, license=license_id, languages=languages, accepted=accepted)
     _show_export(export_gguf(source, asked, wanted, out, Lines()))
@@ -266,9 +266,9 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     require_packages("gladstone export", "export", NEEDED)
     if onto == "nf4":
         require_packages("gladstone export merge --onto nf4", "finetune", ["bitsandbytes"])
-    from export.merged import Merging, merge_run
-    from gladstone.host import readable_bytes
-    from gladstone.progress import Lines
+    from export.merge.to_safetensors import Merging, merge_run
+    from gladstone.commands.progress import Lines
+    from gladstone.machine.host import readable_bytes
 
     merging = Merging(
         source, onto, weight, tuple(map(_weighted, others)), int(shard_gb * 1e9), accepted, asked
@@ -297,9 +297,9 @@ def push(folder: Path, repo: str, *, private: bool, dry_run: bool, accepted: boo
     This is the one command that sends something: the files that it lists.
     """
     require_packages("gladstone export push", "export", ["huggingface_hub"])
-    from export.handover.push import plan_upload, upload
-    from gladstone.host import readable_bytes
-    from gladstone.progress import Lines
+    from export.publish.push import plan_upload, upload
+    from gladstone.commands.progress import Lines
+    from gladstone.machine.host import readable_bytes
 
     planned = plan_upload(folder, repo, accepted=accepted or dry_run)
     for name, size in planned.files.items():
@@ -327,9 +327,9 @@ def verify(
     """Prove that a GGUF is the model of a run, of an adapter on its base, or of a folder as the Hub holds it."""
     require_packages("gladstone export", "export", NEEDED)
     from export.pipeline import verify_against
+    from gladstone.commands.progress import Lines
     from gladstone.errors import ArtifactError
-    from gladstone.lora import parse_lora
-    from gladstone.progress import Lines
+    from gladstone.llamacpp.lora import parse_lora
 
     points = verify_against(file, source, asked, onto, tuple(map(parse_lora, loras)), Lines())
     _show(points)
@@ -341,8 +341,8 @@ def verify(
 @click.option("--from", "archive", type=click.Path(path_type=Path), help="The archive, brought by hand.")
 def setup(archive: Path | None) -> None:
     """Fetch llama.cpp's converter into the cache (once; other commands then need no network)."""
-    from export.converter import install_archive
-    from gladstone.progress import Lines
+    from export.convert.llamacpp_converter import install_archive
+    from gladstone.commands.progress import Lines
 
     click.echo(f"Converter ready: {install_archive(archive, Lines())}")
 

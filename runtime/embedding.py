@@ -8,10 +8,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from gladstone.context import POOLINGS, Context
 from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
-from gladstone.gguf import GgufHeader
-from gladstone.llama import Model
+from gladstone.gguf.header import GgufHeader
+from gladstone.llamacpp.context import POOLINGS, Context
+from gladstone.llamacpp.model import Model
 from runtime.request import ContextFullError
 
 Vectors = npt.NDArray[np.float32]

@@ -20,27 +20,27 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gladstone.chat import Message
-from gladstone.context import Context
+from gladstone.chat.guarded_template import GuardedTemplate
+from gladstone.chat.messages import Message
+from gladstone.chat.reasoning_markers import UNMARKED, markers_of
 from gladstone.errors import ConfigError, DataError, UnsupportedError
-from gladstone.guarded_template import GuardedTemplate
-from gladstone.reasoning import UNMARKED, markers_of
+from gladstone.llamacpp.context import Context
 from runtime.answer import Answer
-from runtime.generation.batching import BatchRunner, ReadingJob, WritingJob
-from runtime.generation.beams import Beams
-from runtime.generation.prompt import prompt_tokens, scored_tokens
-from runtime.generation.reasoning import Piece
-from runtime.generation.sampler import Sampling
-from runtime.generation.serial import Reply, SerialRunner, Teaching
-from runtime.generation.speculation import DraftModel, Guesser, PromptLookup
-from runtime.generation.tasks import QueueFullError, Task
-from runtime.generation.turn_end import find_turn_end
-from runtime.generation.writer import Vocabulary, Writer, log_softmax
 from runtime.loading import EngineOptions, choose_engine_threads, doubt_engine_threads, load
 from runtime.machine.fit import Fit
 from runtime.request import Completion, ContextFullError, Event, ListenerError, OnEvent, Request
+from runtime.sampling.beam_search import Beams
+from runtime.sampling.sampler import Sampling
+from runtime.sampling.speculative import DraftModel, Guesser, PromptLookup
+from runtime.scheduling.batch_runner import BatchRunner, ReadingJob, WritingJob
+from runtime.scheduling.encoder_decoder_runner import Reply, SerialRunner, Teaching
+from runtime.scheduling.engine_thread import Worker
+from runtime.scheduling.generation import Vocabulary, Writer, log_softmax
+from runtime.scheduling.sequences import QueueFullError, Task
+from runtime.text.prompt import prompt_tokens, scored_tokens
+from runtime.text.reasoning_splitter import Piece
+from runtime.text.turn_end import find_turn_end
 from runtime.trust.provenance import Provenance
-from runtime.worker import Worker
 
 if TYPE_CHECKING:
     from runtime.grammars.grammar import Constraint, GrammarCompiler

@@ -6,21 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gladstone.backends import backend_mark
-from gladstone.context import Context
+from gladstone.chat.guarded_template import GuardedTemplate, TemplateProcess
+from gladstone.chat.named_templates import NamedTemplate
 from gladstone.errors import ConfigError
-from gladstone.gguf import GgufHeader, info_of, read_writer
-from gladstone.guarded_template import GuardedTemplate, TemplateProcess
-from gladstone.llama import Model
-from gladstone.lora import Lora
-from gladstone.named_templates import NamedTemplate
-from gladstone.pace import First, Held, pace_for
-from runtime.generation.prompt import check_template, load_template
-from runtime.generation.sampler import MAX_BEAMS
-from runtime.generation.speculation import MOST_GUESSES, check_draft
-from runtime.generation.tasks import Limits
+from gladstone.gguf.header import GgufHeader, info_of, read_writer
+from gladstone.llamacpp.backends import backend_mark
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.lora import Lora
+from gladstone.llamacpp.model import Model
+from gladstone.machine.pace import First, Held, pace_for
 from runtime.machine.fit import Fit, Wishes, plan_fit, read_machine
 from runtime.machine.threads import PREFILL_TOKENS, Threads, Trial, choose_threads, forget_threads
+from runtime.sampling.sampler import MAX_BEAMS
+from runtime.sampling.speculative import MOST_GUESSES, check_draft
+from runtime.scheduling.sequences import Limits
+from runtime.text.prompt import check_template, load_template
 from runtime.trust.provenance import Provenance, verify
 
 SCORED_AT_ONCE = 64  # rows of logits: of a vocabulary of 150,000 they are 38 MB

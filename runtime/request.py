@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gladstone.errors import DataError, GladstoneError
-from runtime.generation.reasoning import Piece
-from runtime.generation.sampler import Sampling
+from runtime.sampling.sampler import Sampling
+from runtime.text.reasoning_splitter import Piece
 
 if TYPE_CHECKING:
     from runtime.grammars.grammar import Grammar

@@ -285,7 +285,7 @@ def cause() -> str:
 
 
 def cache() -> Path:
-    """The user's cache folder, as `gladstone.host.cache_dir` finds it."""
+    """The user's cache folder, as `gladstone.machine.host.cache_dir` finds it."""
     own = os.environ.get("GLADSTONE_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gladstone"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.data.section import Source
+from finetune.config.data import Source
 from tests.gladstone import chat_templates as templates
 
 WIDTH, LAYERS, HEADS = 64, 2, 4

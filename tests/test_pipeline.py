@@ -12,7 +12,7 @@ import export.cli
 import finetune.cli
 import runtime.cli
 from gladstone.artifacts import check_files, read_manifest
-from gladstone.gguf import read_info
+from gladstone.gguf.header import read_info
 from tests.tiny_models import tiny_recipe, write_model, write_rows_file
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.recipe import load_recipe
+from finetune.config.schema import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_RUN = "--set training.max_steps=2 --set training.batch_size=2 --set data.max_rows=60 --set training.evaluations=1"

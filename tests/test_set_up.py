@@ -72,7 +72,7 @@ def test_the_choice_of_back_ends_is_read_and_kept(setup: ModuleType) -> None:
 
 
 def test_no_back_end_with_amx_is_built_and_every_name_is_known_at_run_time(setup: ModuleType) -> None:
-    from gladstone.backends import VARIANTS
+    from gladstone.llamacpp.backends import VARIANTS
 
     assert set(setup.VARIANTS) <= set(VARIANTS)
     assert set(VARIANTS) == setup.X86_VARIANTS

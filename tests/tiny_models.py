@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gladstone.basemodel import embedded_gguf, write_bpe_tokenizer
-from gladstone.gguf import read_header
+from gladstone.gguf.header import read_header
+from gladstone.models.base_model import embedded_gguf, write_bpe_tokenizer
 
 WIDTH = 64
 

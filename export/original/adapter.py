@@ -11,8 +11,8 @@ from export.original.settings import CONFIG, Settings, read_settings, weights_of
 from export.original.sources import license_of, source_of
 from export.original.tokenizer import Placed, place_first
 from gladstone.artifacts import record_file, sha256_file
-from gladstone.basemodel import Base
-from gladstone.progress import Progress
+from gladstone.commands.progress import Progress
+from gladstone.models.base_model import Base
 
 UNKNOWN = ("data", "training settings", "licence")
 

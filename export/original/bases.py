@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from export.merge.safetensors_io import Stored
+from export.merge.weights import read_folder
 from export.original.json_object import read_object
 from export.original.model import Asked
 from export.original.settings import CONFIG, Settings
 from export.original.sources import HUB_ID
-from export.shards import Stored
-from export.weights import read_folder
-from gladstone.basemodel import Base, Needs, check_weights, resolve_base
+from gladstone.commands.progress import Progress
 from gladstone.errors import ConfigError, UnsupportedError
-from gladstone.progress import Progress
+from gladstone.models.base_model import Base, Needs, check_weights, resolve_base
 
 NEEDS = Needs("--base", "--base FOLDER", purpose="", tokenizer=False, pickled=True, bare=True)
 OLDER_ID = re.compile(r"[A-Za-z0-9][\w.-]*")  # without an owner, as gpt2

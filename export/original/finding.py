@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from export.artifact_cache import STATE_NAME
 from export.original.adapter import read_adapter_folder
 from export.original.folder import Folder
 from export.original.model import Asked, Original
@@ -14,11 +15,10 @@ from export.original.names import in_hub_cache
 from export.original.run import read_run
 from export.original.settings import CONFIG as ADAPTER_CONFIG
 from export.original.settings import PICKLED, WEIGHTS
-from export.workbench import STATE_NAME
 from gladstone.artifacts import MANIFEST_NAME, read_manifest
+from gladstone.commands.progress import Progress
+from gladstone.commands.shell import command_line
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.progress import Progress
-from gladstone.shell import command_line
 
 OF_ADAPTER = (ADAPTER_CONFIG, WEIGHTS, PICKLED)
 MODELS = ("model*.safetensors", "pytorch_model*.bin")

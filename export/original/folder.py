@@ -12,8 +12,8 @@ from export.original.rows import Rows
 from export.original.sources import Source, license_of
 from export.original.tokenizer import Placed, place_first
 from gladstone.artifacts import Manifest, sha256_file
-from gladstone.basemodel import check_weights, resolve_base
-from gladstone.progress import Progress
+from gladstone.commands.progress import Progress
+from gladstone.models.base_model import check_weights, resolve_base
 
 UNKNOWN = ("base model", "data", "training settings", "licence")
 ADVICE = (

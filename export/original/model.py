@@ -10,8 +10,8 @@ from export.original.rows import Rows
 from export.original.sources import Source
 from export.original.tokenizer import Placed
 from gladstone.artifacts import FileRecord, check_file
-from gladstone.basemodel import Base, fingerprint
 from gladstone.errors import ArtifactError, listed
+from gladstone.models.base_model import Base, fingerprint
 
 Origin = Literal["run", "adapter", "folder"]
 # of a run's facts, what its card tells

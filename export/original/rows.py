@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from gladstone.chat import Conversation
+from gladstone.chat.messages import Conversation
 from gladstone.formats import checked_conversations, find_layout, read_conversations
 
 TRAINED_ROWS = 400  # are enough where no row was held out

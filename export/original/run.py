@@ -14,9 +14,9 @@ from export.original.settings import WEIGHTS
 from export.original.sources import Source, source_of
 from export.original.tokenizer import Placed, place_tokenizer
 from gladstone.artifacts import MANIFEST_NAME, Manifest, check_files, read_manifest, sha256_file
-from gladstone.basemodel import Base, resolve_base
+from gladstone.commands.progress import Progress
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.progress import Progress
+from gladstone.models.base_model import Base, resolve_base
 
 SAMPLES_LICENSE = "apache-2.0"
 SUBJECTS = ("medical", "question-answering")

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gladstone.basemodel import EMBEDDED, Base
+from gladstone.models.base_model import EMBEDDED, Base
 
 HUB = "https://huggingface.co/"
 EMBEDDED_ID, EMBEDDED_LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from export.original.json_object import read_object
 from gladstone.artifacts import copy_file, write_json, write_text
+from gladstone.chat.named_templates import CONTROL_TEXT, read_template, template_names
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.named_templates import CONTROL_TEXT, read_template, template_names
-from gladstone.tokenizer import load_tokenizer, tokenizer_files
+from gladstone.models.tokenizer import load_tokenizer, tokenizer_files
 
 TEMPLATE, CONFIG, OLD_TEMPLATE = "chat_template.jinja", "tokenizer_config.json", "chat_template.json"
 WHOLE = ("tokenizer.json", "tokenizer.model", "spiece.model")

@@ -5,11 +5,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from export.merge import read_plan
+from export.merge.plan import read_plan
+from export.merge.tensor_names import pefts_name
+from export.merge.weights import read_adapter_tensors
 from export.original.settings import CONFIG, WEIGHTS
-from export.spelling import pefts_name
-from export.weights import read_adapter_tensors
-from gladstone.importing import importing
+from gladstone.process.import_without_gc import importing
 
 
 def adapted(model: Any, base: Path, adapter: Path) -> Any:

@@ -18,10 +18,10 @@ from export.proof.rows import ANSWER_TOKENS, LONGEST_PROMPT, Row, ordered_rows, 
 from export.proof.spread import kl_divergence, log_softmax
 from export.proof.trained import Trained
 from export.proof.whole import Kept, Whole, fits
+from gladstone.commands.progress import Progress
 from gladstone.errors import ArtifactError
-from gladstone.llama import Model
-from gladstone.lora import Lora
-from gladstone.progress import Progress
+from gladstone.llamacpp.lora import Lora
+from gladstone.llamacpp.model import Model
 
 TOP1_LIMIT = 0.99
 TIE_LOGITS = 0.1  # candidates nearer than this may change places: F16 activations move logits by about 0.03

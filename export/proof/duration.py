@@ -5,8 +5,8 @@ import time
 from export.proof.reading import Text, plan_reading
 from export.proof.rows import ANSWER_TOKENS, PROMPTS, sequences_of
 from export.proof.trained import Trained
-from gladstone.context import Context
-from gladstone.llama import Model
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import Model
 
 TRIAL_TOKENS = 48
 # what a token takes, against one that llama.cpp reads from the file itself: as a step of an answer, by torch, and from

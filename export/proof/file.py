@@ -13,11 +13,11 @@ from export.proof.prompts import check_beginning, check_context, check_rendering
 from export.proof.tokens import check_entries, check_special, check_texts, check_typed
 from export.proof.trained import Trained
 from export.proof.whole import Whole
-from gladstone.durations import rough_duration
-from gladstone.gguf import GgufHeader, read_info, read_model
-from gladstone.llama import Model
-from gladstone.lora import Lora
-from gladstone.progress import Progress, step
+from gladstone.commands.progress import Progress, step
+from gladstone.gguf.header import GgufHeader, read_info, read_model
+from gladstone.llamacpp.lora import Lora
+from gladstone.llamacpp.model import Model
+from gladstone.report.durations import rough_duration
 
 
 def verify_file(  # noqa: PLR0913, PLR0917 - what is proven, and what else its one reading is to leave

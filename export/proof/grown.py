@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.growth import read_vocabulary, shown
+from export.merge.vocabulary_growth import read_vocabulary, shown
 from export.proof.point import Point
 from export.proof.trained import Trained
-from gladstone.chat import Conversation, Message
-from gladstone.gguf import read_model
-from gladstone.llama import Model
-from gladstone.tokenizer import FolderTokenizer
+from gladstone.chat.messages import Conversation, Message
+from gladstone.gguf.header import read_model
+from gladstone.llamacpp.model import Model
+from gladstone.models.tokenizer import FolderTokenizer
 
 ROWS = 256  # of the new ones are compared
 ASKED, TOGETHER = 4, 8  # prompts that hold new tokens, and how many each holds

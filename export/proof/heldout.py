@@ -13,9 +13,9 @@ from export.proof.reading import Batch, Logits, Reader, batch_tokens, plan_readi
 from export.proof.rows import ordered_rows, prompt_text
 from export.proof.spread import log_softmax
 from export.proof.trained import Trained
-from gladstone.llama import Model
-from gladstone.lora import Lora
-from gladstone.progress import Progress
+from gladstone.commands.progress import Progress
+from gladstone.llamacpp.lora import Lora
+from gladstone.llamacpp.model import Model
 
 ROWS_AT_ONCE = 32  # of logits in float32
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from export.proof.point import Point
 from export.proof.texts import HAND_PICKED
 from export.proof.trained import Trained
-from gladstone.chat import Conversation, Message
+from gladstone.chat.jinja_sandbox import clock
+from gladstone.chat.messages import Conversation, Message
+from gladstone.chat.template import ChatTemplate
+from gladstone.chat.tool_turns import tools_of
 from gladstone.errors import DataError
-from gladstone.gguf import GgufHeader
-from gladstone.llama import Model
-from gladstone.sandbox import clock
-from gladstone.template import ChatTemplate
-from gladstone.tool_turns import tools_of
+from gladstone.gguf.header import GgufHeader
+from gladstone.llamacpp.model import Model
 
 CONVERSATIONS, LONG = 50, 200
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")

@@ -17,9 +17,9 @@ from export.proof.reading import Batch, Logits, Reader, read_all
 from export.proof.spread import log_softmax
 from export.proof.trained import Trained
 from export.proof.whole import Whole
-from gladstone.gguf import read_header
-from gladstone.llama import Model
-from gladstone.progress import Progress
+from gladstone.commands.progress import Progress
+from gladstone.gguf.header import read_header
+from gladstone.llamacpp.model import Model
 
 QUANTISERS_KEYS = {
     "general.file_type",

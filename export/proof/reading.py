@@ -8,9 +8,9 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from gladstone.context import Context
-from gladstone.llama import Model
-from gladstone.progress import Progress
+from gladstone.commands.progress import Progress
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import Model
 
 CONTEXT_TOKENS = 1024  # the longest text
 WAVE_TOKENS = 1536  # of all texts of a wave

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from export.proof.adapted import adapted
 from export.proof.trained import Trained
-from gladstone.basemodel import weights_files
-from gladstone.host import available_memory_bytes
-from gladstone.importing import importing
+from gladstone.machine.host import available_memory_bytes
+from gladstone.models.base_model import weights_files
+from gladstone.process.import_without_gc import importing
 
 TEXTS_AT_ONCE = 8
 

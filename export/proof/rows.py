@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from export.proof.grown import asked_of
 from export.proof.reading import CONTEXT_TOKENS, Text
 from export.proof.trained import Trained
-from gladstone.llama import Model
+from gladstone.llamacpp.model import Model
 
 PROMPTS, ANSWER_TOKENS = 32, 32
 LONGEST_PROMPT = CONTEXT_TOKENS // 2 - ANSWER_TOKENS

@@ -10,9 +10,9 @@ from export.proof.grown import plain_added
 from export.proof.point import Point
 from export.proof.texts import proof_texts
 from export.proof.trained import Trained
-from gladstone.host import core_count
-from gladstone.llama import Model
-from gladstone.tokenizer import FolderTokenizer, end_of_answer
+from gladstone.llamacpp.model import Model
+from gladstone.machine.host import core_count
+from gladstone.models.tokenizer import FolderTokenizer, end_of_answer
 
 TEXTS = 2_000
 TEXTS_AT_ONCE = 256

@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from export.merge import Onto
+from export.merge.plan import Onto
 from export.original.model import Original
 from export.original.rows import Rows
-from gladstone.chat import Conversation, Message
-from gladstone.template import ChatTemplate
-from gladstone.tokenizer import FolderTokenizer, load_tokenizer
+from gladstone.chat.messages import Conversation, Message
+from gladstone.chat.template import ChatTemplate
+from gladstone.models.tokenizer import FolderTokenizer, load_tokenizer
 
 HELD_OUT = Rows()
 # asked and answered where no rows are known; the answers are there to be measured on, and no model's

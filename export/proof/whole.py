@@ -8,7 +8,7 @@ import numpy as np
 from export.proof.heldout import HeldOut
 from export.proof.point import Point
 from export.proof.reading import Batch, Logits, Text
-from gladstone.host import available_memory_bytes
+from gladstone.machine.host import available_memory_bytes
 
 KEPT_BYTES, KEPT_SHARE = 2 << 30, 8  # at most so much is kept, and no more than an eighth of the memory that is there
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import xxhash
 
-from finetune.data.groups import Groups
-from finetune.data.section import HELD, DataSection, Source
+from finetune.config.data import HELD, DataSection, Source
+from finetune.data.duplicates.groups import Groups
 
 SETS = ("train", *HELD)
 

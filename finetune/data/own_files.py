@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from finetune.data.duplicates import key_hash
-from finetune.data.section import DataSection, Source
+from finetune.config.data import DataSection, Source
+from finetune.data.duplicates.duplicates import key_hash
 from gladstone.artifacts import sha256_path
-from gladstone.chat import Conversation
+from gladstone.chat.messages import Conversation
 from gladstone.errors import ConfigError, DataError, GladstoneError
 from gladstone.formats import Layout
 

@@ -10,27 +10,27 @@ from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
 
-from finetune.data.boilerplate import Boilerplate
-from finetune.data.clean import clean, map_texts
-from finetune.data.conflicts import excerpt, write_conflicts
+from finetune.config.data import HELD, DataSection, Source
+from finetune.data.cleaning.boilerplate import Boilerplate
+from finetune.data.cleaning.clean import clean, map_texts
+from finetune.data.cleaning.flaws import OPTIONS, Flaw, flaws
+from finetune.data.cleaning.privacy import mask_personal
 from finetune.data.division import SETS, Division, divide, explain_empty, mix
-from finetune.data.duplicates import Duplicates
-from finetune.data.flaws import OPTIONS, Flaw, flaws
-from finetune.data.groups import Groups
-from finetune.data.leaks import LeakIndex, least_score
+from finetune.data.duplicates.conflicts import excerpt, write_conflicts
+from finetune.data.duplicates.duplicates import Duplicates
+from finetune.data.duplicates.groups import Groups
+from finetune.data.leaks.leaks import LeakIndex, least_score
 from finetune.data.own_files import exact_copies, own_layouts
-from finetune.data.privacy import mask_personal
 from finetune.data.records import Records, SourceNotes, fields, recording
-from finetune.data.section import HELD, DataSection, Source
 from finetune.data.spool import Spool
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary, describe
-from finetune.labels import NOTHING_SCORED, scored_turns
-from finetune.refusals import RefusedError, RowCheck
+from finetune.tokens.refusals import RefusedError, RowCheck
+from finetune.tokens.tokenize import NOTHING_SCORED, scored_turns
 from gladstone.artifacts import check_writable, remove_partials, write_json, write_rows
-from gladstone.chat import Conversation
+from gladstone.chat.messages import Conversation
+from gladstone.commands.progress import Progress, step
 from gladstone.errors import DataError, GladstoneError
 from gladstone.formats import Layout, Notes, iter_conversations, prepared
-from gladstone.progress import Progress, step
 from gladstone.rows import Problems, Row, read_rows
 
 __all__ = ["CHANGED", "DROPPED", "PERSONAL", "SUMMARY", "Summary", "describe", "has_set", "prepare", "read_set"]

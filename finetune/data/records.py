@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from finetune.data.clean import map_texts
-from finetune.data.privacy import mask_personal
+from finetune.data.cleaning.clean import map_texts
+from finetune.data.cleaning.privacy import mask_personal
 from finetune.data.summary import CHANGED, DROPPED, PERSONAL, Summary
 from gladstone.artifacts import whole_file
-from gladstone.chat import Conversation
+from gladstone.chat.messages import Conversation
 from gladstone.errors import DataError, GladstoneError
 from gladstone.formats import Notes, prepared
 from gladstone.rows import Problems, Row

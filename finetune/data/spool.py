@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from gladstone.chat import Conversation, message_fields, message_of
+from gladstone.chat.messages import Conversation, message_fields, message_of
 from gladstone.errors import ArtifactError
 from gladstone.rows import Row
 

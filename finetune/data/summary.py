@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gladstone.shell import command_line
+from gladstone.commands.shell import command_line
 
 DROPPED, CHANGED, PERSONAL, SUMMARY = "dropped.jsonl", "changed.jsonl", "personal.jsonl", "data.json"
 CONFLICTS = "conflicts.jsonl"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import finetune
 from finetune.sweep.trial import make_trial
-from gladstone.command import EXIT_INTERRUPTED
-from gladstone.progress import Lines
+from gladstone.commands.group import EXIT_INTERRUPTED
+from gladstone.commands.progress import Lines
 
 
 def run_child(folder: Path, number: int) -> str:

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import click
 
-from gladstone.command import require_packages
+from gladstone.commands.group import require_packages
 
 
 class SweepCommand(click.Command):
     """A command whose help ends with the fields of a SWEEP.yaml, in the words that its sections have for them."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from finetune.recipe import field_help
-        from finetune.sweep.section import SweepSection
+        from finetune.config.schema import field_help
+        from finetune.sweep.config import SweepSection
 
         with formatter.section("Fields of SWEEP.yaml"):
             formatter.write_dl(field_help(SweepSection))
@@ -47,7 +47,7 @@ def sweep(sweep_file: Path, out: Path | None, address: str | None, cpus: float |
         check_address(address)
         require_packages("finetune sweep --ray", "ray", ["ray"])
     require_packages("finetune sweep", "finetune", ["torch", "peft", "optuna"])
-    from finetune.sweep.sweep import Place, run_sweep
+    from finetune.sweep.run import Place, run_sweep
     from finetune.sweep.table import ending
 
     cluster = Cluster(address, cpus or 1, gpus) if address is not None else None

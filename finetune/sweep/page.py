@@ -3,7 +3,7 @@
 from finetune.sweep.plots import curves_plot, field_plots, losses_plot
 from finetune.sweep.results import Table
 from finetune.sweep.table import LOSSES, cells, columns, heading, reasons, short_names, verdict
-from gladstone.page import render_template
+from gladstone.report.html import render_template
 
 
 def render_page(table: Table) -> str:

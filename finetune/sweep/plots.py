@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from finetune.sweep.plan import setting_text
 from finetune.sweep.results import Row, Table
+from finetune.sweep.search_space import setting_text
 from finetune.sweep.table import short_names
-from gladstone.axis import round_ticks
+from gladstone.report.axis import round_ticks
 
 LABEL_CHARACTERS, CHARACTER_WIDTH, ROW = 34, 6.4, 20
 NUMBER_HEIGHT, MOST_NUMBERS = 11, 16

@@ -62,7 +62,7 @@ def make_on_ray(folder: Path, study: Study, cluster: Cluster, begun: Begun, ende
 
         def make(config: dict[str, Any]) -> None:
             from finetune.sweep.trial import make_trial
-            from gladstone.progress import Silent
+            from gladstone.commands.progress import Silent
 
             os.chdir(here)  # a recipe's paths are as the user wrote them
             make_trial(folder, config["trial"], Silent())

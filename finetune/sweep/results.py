@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from finetune.checkpoint import FOLDER as CHECKPOINTS
-from finetune.journal import METRICS, History, StepStats, read_history
-from finetune.sweep.folder import trial_folder
-from finetune.sweep.plan import Plan, Settings
+from finetune.monitor.metrics_log import METRICS, History, StepStats, read_history
+from finetune.sweep.search_space import Plan, Settings
+from finetune.sweep.storage import trial_folder
 from finetune.sweep.study import PEAK, REASON, SAME_AS, Study
-from finetune.verdict import serious
+from finetune.train.checkpoint import FOLDER as CHECKPOINTS
+from finetune.train.verdict import serious
 from gladstone.artifacts import is_finished, read_manifest
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "under way"}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.sweep.plan import Plan, Settings, check_points
-from finetune.sweep.section import Range, combinations
+from finetune.sweep.config import Range, combinations
+from finetune.sweep.search_space import Plan, Settings, check_points
 
 JOURNAL_NAME = "study.journal"
 NAME = "sweep"

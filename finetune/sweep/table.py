@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetune.sweep.folder import BEST_NAME
-from finetune.sweep.plan import setting_text
 from finetune.sweep.results import Row, Table
-from gladstone.durations import duration
-from gladstone.host import readable_bytes
-from gladstone.shell import command_line
-from gladstone.spreadsheet import cell_text
+from finetune.sweep.search_space import setting_text
+from finetune.sweep.storage import BEST_NAME
+from gladstone.commands.shell import command_line
+from gladstone.machine.host import readable_bytes
+from gladstone.report.csv_cells import cell_text
+from gladstone.report.durations import duration
 
 SCORE_TITLES = {
     "rouge1": "ROUGE-1",

@@ -5,17 +5,17 @@ import traceback
 from datetime import datetime
 from pathlib import Path
 
-from finetune.checkpoint import FOLDER as CHECKPOINTS
-from finetune.checkpoint import saved
-from finetune.journal import METRICS
-from finetune.recipe import Recipe
-from finetune.sweep.folder import SWEEP_NAME, stored_plan, trial_folder, trial_lock
+from finetune.config.schema import Recipe
+from finetune.monitor.callbacks import Watcher
+from finetune.monitor.metrics_log import METRICS
+from finetune.sweep.storage import SWEEP_NAME, stored_plan, trial_folder, trial_lock
 from finetune.sweep.study import Study
-from finetune.watching import Watcher
+from finetune.train.checkpoint import FOLDER as CHECKPOINTS
+from finetune.train.checkpoint import saved
 from gladstone.artifacts import is_finished, read_manifest, write_text
+from gladstone.commands.progress import Progress
 from gladstone.errors import DataError, GladstoneError
-from gladstone.host import peak_memory_bytes
-from gladstone.progress import Progress
+from gladstone.machine.host import peak_memory_bytes
 
 ERROR_NAME = "error.txt"
 
@@ -64,7 +64,7 @@ def _lowest_loss(recipe: Recipe, out: Path, reporter: _Reporter, progress: Progr
     began = datetime.fromtimestamp(int((out.parents[1] / SWEEP_NAME).stat().st_mtime))
     if not is_finished(out):
         from finetune.run import run
-        from finetune.session import Options
+        from finetune.train.session import Options
 
         begun = bool(saved(out / CHECKPOINTS))
         if run(recipe, out, progress, Options(resume=begun, watchers=(reporter,), began=began)).stopped:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from gladstone.chat import Conversation
+from gladstone.chat.messages import Conversation
 from gladstone.errors import ConfigError, DataError
 from gladstone.formats import (
     alpaca,

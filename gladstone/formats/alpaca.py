@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
 from gladstone.formats.fields import Fields, assistant_message, checked_text
 from gladstone.formats.turns import finish
 from gladstone.rows.limits import kind_of

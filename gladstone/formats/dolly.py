@@ -1,6 +1,6 @@
 """Dolly's layout: `instruction`, `context` (may be empty), `response`."""
 
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
 from gladstone.formats.alpaca import question
 from gladstone.formats.fields import Fields, assistant_message
 from gladstone.formats.turns import finish

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gladstone.chat import Message
+from gladstone.chat.messages import Message
 from gladstone.errors import DataError
 from gladstone.formats.trimming import trimmed, trimmed_behind
 from gladstone.rows.limits import Row, kind_of, readable_fields

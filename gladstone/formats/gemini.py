@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gladstone.chat import Conversation, Message, ToolCall
+from gladstone.chat.messages import Conversation, Message, ToolCall
 from gladstone.formats.fields import Fields, assistant_message, checked_text, json_text
 from gladstone.formats.tools import definition, listed_values
 from gladstone.formats.trimming import trimmed

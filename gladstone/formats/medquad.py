@@ -1,6 +1,6 @@
 """MedQuAD's pairs, from its XML or from a table: `Question`, `Answer`."""
 
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
 from gladstone.formats.fields import Fields
 
 FIELDS = ("Question", "Answer")

@@ -5,7 +5,7 @@ An assistant's turn may have `reasoning_content`, `tool_calls` and `weight`; a t
 
 from typing import Any
 
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
 from gladstone.formats.fields import Fields
 from gladstone.formats.tools import write_call, write_tools
 from gladstone.formats.turns import read_talk

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
 from gladstone.errors import DataError
 from gladstone.formats.fields import Fields, assistant_message
 from gladstone.formats.qa import with_context

@@ -1,6 +1,6 @@
 """Preference rows, of which only good answers are used: `chosen` and `rejected` (DPO), `label` (KTO)."""
 
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
 from gladstone.formats import alpaca, messages, prompt, qa, sharegpt
 from gladstone.formats.fields import Fields, assistant_message
 from gladstone.formats.notes import LeftOutError

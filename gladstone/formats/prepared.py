@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from gladstone.chat import Conversation
+from gladstone.chat.messages import Conversation
 from gladstone.formats import messages, text
 from gladstone.formats.fields import Fields
 from gladstone.rows import Row

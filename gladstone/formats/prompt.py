@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
 from gladstone.formats.fields import Fields, assistant_message
 from gladstone.formats.turns import finish, read_turns
 

@@ -3,7 +3,7 @@
 The Hub's layout of the same rows is supported too: `question`, `context` with a list `contexts`, `long_answer`.
 """
 
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
 from gladstone.formats.fields import Fields, checked_text
 
 FIELDS = ("QUESTION", "CONTEXTS", "LONG_ANSWER")

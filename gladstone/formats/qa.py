@@ -1,6 +1,6 @@
 """Gladstone's own layout: `question` and `answer`, optionally `context`, `reasoning` and `system`."""
 
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
 from gladstone.formats.fields import Fields, assistant_message
 from gladstone.rows import Row
 

@@ -1,6 +1,6 @@
 """The layout of medical-o1-reasoning-SFT: `Question`, `Complex_CoT`, `Response`."""
 
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
 from gladstone.formats.fields import Fields
 
 FIELDS = ("Question", "Complex_CoT", "Response")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
 from gladstone.errors import DataError
 from gladstone.formats import pair
 from gladstone.formats.fields import Fields, assistant_message

@@ -1,6 +1,6 @@
 """ShareGPT's layout: `conversations`, a list of `{from, value}`, optionally with `system` and `tools`."""
 
-from gladstone.chat import Conversation
+from gladstone.chat.messages import Conversation
 from gladstone.formats.fields import Fields
 from gladstone.formats.turns import read_talk
 

@@ -1,6 +1,6 @@
 """Plain text for continued pre-training: one field, `text`; every token is scored."""
 
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
 from gladstone.formats.fields import Fields
 
 FIELDS = ("text",)

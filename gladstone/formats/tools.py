@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from gladstone.chat import ToolCall
+from gladstone.chat.messages import ToolCall
 from gladstone.formats.fields import Fields, json_text, parsed_json
 from gladstone.rows.limits import kind_of
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gladstone.chat import Conversation, Message, ToolCall
+from gladstone.chat.messages import Conversation, Message, ToolCall
 from gladstone.errors import DataError
 from gladstone.formats.fields import Fields, assistant_message, checked_text, json_text
 from gladstone.formats.tools import calls_in_text, read_calls, read_tools

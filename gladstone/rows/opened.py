@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from gladstone.command import require_packages
+from gladstone.commands.group import require_packages
 from gladstone.errors import DataError
 from gladstone.rows.limits import FileDamage
 

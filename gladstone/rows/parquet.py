@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from gladstone.command import require_packages
+from gladstone.commands.group import require_packages
 from gladstone.errors import DataError
 from gladstone.rows.limits import MAX_FIELDS, Found
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from gladstone.llama import Model
+    from gladstone.llamacpp.model import Model
 
 Kind = Literal["json_schema", "json_object", "regex", "gbnf"]
 

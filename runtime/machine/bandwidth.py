@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gladstone.host import available_memory_bytes
+from gladstone.machine.host import available_memory_bytes
 
 BLOCK_BYTES = 128 << 20  # for each thread; beyond any cache
 LEAST_BLOCK_BYTES = 16 << 20

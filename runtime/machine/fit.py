@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from gladstone.chat import CHAT_CONTEXT_TOKENS
-from gladstone.context import CACHE_TYPES
+from gladstone.chat.messages import CHAT_CONTEXT_TOKENS
 from gladstone.errors import ConfigError, UnsupportedError
-from gladstone.gguf import GgufHeader
-from gladstone.host import available_memory_bytes, mapped_file_bytes
-from gladstone.huge_pages import has_huge_pages
-from runtime.machine.needs import BLOCKS, CELLS, Needs, Use, buffer_bytes, cache_bytes, input_bytes, read_needs
+from gladstone.gguf.header import GgufHeader
+from gladstone.llamacpp.context import CACHE_TYPES
+from gladstone.machine.host import available_memory_bytes, mapped_file_bytes
+from gladstone.machine.huge_pages import has_huge_pages
+from runtime.machine.memory_model import BLOCKS, CELLS, Needs, Use, buffer_bytes, cache_bytes, input_bytes, read_needs
 
 if TYPE_CHECKING:
-    from gladstone.backends import Device
+    from gladstone.llamacpp.backends import Device
 
 BATCHES = (512, 256, 128)  # beyond 512 prefill gains little; below 128 it loses a lot
 LEAST_CONTEXT_TOKENS = 512
@@ -117,7 +117,7 @@ def read_machine() -> Machine:
 
     The system calls such pages free, since it could drop them; but a model that is loaded reads them for each token.
     """
-    from gladstone.backends import read_devices
+    from gladstone.llamacpp.backends import read_devices
 
     devices = read_devices()
     # llama.cpp takes a processor's own graphics only where there is no other GPU

@@ -1,6 +1,6 @@
 """Prefill and decode speed of a model file, measured in a process of its own: a back end that crashes takes it along.
 
-The job is a line of JSON on stdin, the answer one line or two on stdout. See `runtime.doctor`.
+The job is a line of JSON on stdin, the answer one line or two on stdout. See `runtime.commands.doctor`.
 """
 
 import json
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gladstone.errors import GladstoneError, UnsupportedError
-from gladstone.gguf import info_of, read_model
-from gladstone.other_work import OtherWork
+from gladstone.gguf.header import info_of, read_model
+from gladstone.machine.other_work import OtherWork
 from runtime.machine.threads import PREFILL_TOKENS, Trial, choose_threads
 
 CONTEXT_TOKENS, PROMPT_TOKENS, DECODED_TOKENS, LIMIT_S = 512, 128, 48, 2.0
@@ -22,8 +22,8 @@ CONTEXT_TOKENS, PROMPT_TOKENS, DECODED_TOKENS, LIMIT_S = 512, 128, 48, 2.0
 
 def describe() -> dict[str, Any]:
     """What the build says of itself: instruction sets, the back end that was chosen of several, GPUs."""
-    from gladstone.backends import loaded_backend, read_devices
-    from gladstone.llama import library
+    from gladstone.llamacpp.backends import loaded_backend, read_devices
+    from gladstone.llamacpp.model import library
 
     system = library().llama_print_system_info().decode()
     gpus = [device.description for device in read_devices() if device.kind in ("gpu", "igpu")]
@@ -33,9 +33,9 @@ def describe() -> dict[str, Any]:
 
 def measure(path: Path) -> dict[str, Any]:
     """Tokens a second of a prompt and of single tokens, the best of several, on as many threads as an engine takes."""
-    from gladstone.backends import backend_mark
-    from gladstone.context import Context
-    from gladstone.llama import Model
+    from gladstone.llamacpp.backends import backend_mark
+    from gladstone.llamacpp.context import Context
+    from gladstone.llamacpp.model import Model
     from runtime.machine.fit import Wishes, plan_fit, read_machine
 
     headers = read_model(path)

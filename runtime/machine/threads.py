@@ -2,7 +2,7 @@
 
 Decoding waits for memory: on most processors fewer threads than logical processors are as fast or faster, and nothing
 that the system tells says how many. Prefill computes, and wants more of them. What other work disturbed is not
-remembered for long, and what is found out later (`gladstone.pace`) corrects what was remembered.
+remembered for long, and what is found out later (`gladstone.machine.pace`) corrects what was remembered.
 """
 
 import time
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-from gladstone.findings import add_finding, read_findings
-from gladstone.gguf import GgufInfo
-from gladstone.host import Cores, cache_dir, processor_name, read_cores
-from gladstone.other_work import FELT, OtherWork
+from gladstone.gguf.header import GgufInfo
+from gladstone.machine.host import Cores, cache_dir, processor_name, read_cores
+from gladstone.machine.measurement_cache import add_finding, read_findings
+from gladstone.machine.other_work import FELT, OtherWork
 
 ENOUGH_S, LIMIT_S = 0.5, 2.0
 MAX_CANDIDATES, ROUNDS = 5, 8
@@ -74,7 +74,8 @@ def choose_threads(
 ) -> Threads:
     """Threads for a model: remembered from an earlier measurement, else measured in at most two seconds.
 
-    `backend` tells apart the libraries that compute, as `gladstone.backends.backend_mark` does. The trial's context has
+    `backend` tells apart the libraries that compute, as `gladstone.llamacpp.backends.backend_mark` does. The trial's
+    context has
     the chosen numbers afterwards. What was measured beside other work, which `others` tells, is used for a while, then
     measured anew.
     """

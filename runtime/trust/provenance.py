@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from gladstone.artifacts import MANIFEST_NAME, Manifest, check_file, read_manifest, sha256_file
 from gladstone.errors import ArtifactError
-from runtime.trust.remembered import Stamp, is_remembered, remember
-from runtime.trust.trial import check_loadable
+from runtime.trust.checked_files import Stamp, is_remembered, remember
+from runtime.trust.load_check import check_loadable
 
 if TYPE_CHECKING:
-    from gladstone.gguf import GgufInfo
+    from gladstone.gguf.header import GgufInfo
 
 PROOF_NAME = "proof.json"
 VERIFIED, NO_MANIFEST = "verified", "no manifest"
@@ -38,7 +38,7 @@ def verify(path: Path) -> Provenance:
     A file that a manifest lists must be the one that was recorded; any other is tried in a child process. Both are
     remembered for as long as the file does not change. Raises ArtifactError for a file that must not be loaded.
     """
-    from gladstone.gguf import info_of, read_model
+    from gladstone.gguf.header import info_of, read_model
 
     manifest = _manifest_of(path)
     if manifest is None:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import BenchConfig
-from bench.metrics import METRICS
+from bench.metrics.metrics import METRICS
+from bench.report.summary import Inputs, summarise
 from bench.results import Answer, Item, Loss, Measured, ModelFile, Report, SpeedRun
-from bench.summary import Inputs, summarise
-from gladstone.chat import Message
+from gladstone.chat.messages import Message
 
 
 def model_file(label: str, **changes: Any) -> ModelFile:

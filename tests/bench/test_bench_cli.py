@@ -224,8 +224,8 @@ def _wait_for_child(parent: psutil.Process) -> list[psutil.Process]:
 def test_a_child_that_dies_is_told_with_the_model_and_its_last_words(
     embedded_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bench import children
-    from bench.measure import QualityJob
+    from bench.measure import child as children
+    from bench.measure.measure import QualityJob
     from gladstone.errors import ToolError
 
     job = QualityJob(embedded_gguf, (), 0, 8, None)
@@ -239,10 +239,10 @@ def test_a_child_that_dies_is_told_with_the_model_and_its_last_words(
 
 
 def test_a_child_that_is_killed_is_told_with_the_signal(embedded_gguf: Path) -> None:
-    from bench import children
-    from bench.measure import QualityJob
+    from bench.measure import child as children
+    from bench.measure.measure import QualityJob
     from bench.results import Item
-    from gladstone.chat import Message
+    from gladstone.chat.messages import Message
     from gladstone.errors import ToolError
 
     items = tuple(Item(f"a:{n}", (Message("user", "Hello"),), Message("assistant", "Hello.")) for n in range(200))
@@ -258,10 +258,10 @@ def test_a_child_that_is_killed_is_told_with_the_signal(embedded_gguf: Path) -> 
 
 
 def test_a_job_survives_its_journey_to_the_child() -> None:
-    from bench.measure import QualityJob, SpeedJob
+    from bench.measure.child_main import decode_job, encode_job
+    from bench.measure.measure import QualityJob, SpeedJob
     from bench.results import Item
-    from bench.worker import decode_job, encode_job
-    from gladstone.chat import Message
+    from gladstone.chat.messages import Message
 
     items = (Item("rows:1", (Message("system", "ü\n"), Message("user", "q\u2028")), Message("assistant", "a", "why")),)
     for job in (QualityJob(Path("m.gguf"), items, 1, 8, None), SpeedJob(Path("m.gguf"), items, 16, 4, 2)):

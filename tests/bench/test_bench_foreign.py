@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from bench.asking import Frame
 from bench.cli import main
-from bench.likeness import text_differences, unlike_answers
-from bench.models import model_warnings, read_models
+from bench.measure.asking import Frame
+from bench.measure.likeness import text_differences, unlike_answers
+from bench.measure.models import model_warnings, read_models
+from bench.measure.rows import Room, RowsJob, RowTokens, count_rows
+from bench.report.summary import summarise
+from bench.report.terminal import render_summary
 from bench.results import Answer
-from bench.rows import Room, RowsJob, RowTokens, count_rows
-from bench.summary import summarise
-from bench.terminal import render_summary
-from gladstone.llama import Model
-from gladstone.progress import Silent
+from gladstone.commands.progress import Silent
+from gladstone.llamacpp.model import Model
 from tests.bench.bench_samples import make_inputs, make_report
 from tests.faults.tiny_ggufs import tiny_bpe, tiny_spm
 from tests.gladstone.gguf_files import STRING, Array
@@ -294,8 +294,8 @@ def test_answers_that_only_thought_are_told_with_the_options_that_help() -> None
     every = replace(every, settings=plain.settings, provenance=plain.provenance)
     text = render_summary(every, Path("out"))
     assert re.search(r"\ntoken F1 +1\.00 \[1\.00, 1\.00\] +–\n", text)
-    from bench.markdown import render_markdown
-    from bench.page import render_page
+    from bench.report.html import render_page
+    from bench.report.markdown import render_markdown
 
     for page in (render_markdown(every), render_page(every)):
         assert "the thought used up its tokens" in page

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bench.cli
-from bench.form import FORM, Form, read_form
-from bench.markdown import render_markdown
-from bench.metrics import METRICS
-from bench.page import render_page
+from bench.metrics.form import FORM, Form, read_form
+from bench.metrics.metrics import METRICS
+from bench.metrics.shares import share, share_difference
+from bench.report.html import render_page
+from bench.report.markdown import render_markdown
+from bench.report.summary import summarise
+from bench.report.terminal import render_summary
 from bench.results import BETTER, Report
 from bench.run import _form_warnings
-from bench.shares import share, share_difference
-from bench.summary import summarise
-from bench.terminal import render_summary
 from gladstone.errors import ConfigError
 from tests.bench.bench_samples import make_inputs, make_report
 

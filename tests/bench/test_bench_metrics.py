@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.external import load_metrics
-from bench.metrics import METRICS, corpus_bleu, score_bleu, token_f1
+from bench.metrics.external import load_metrics
+from bench.metrics.metrics import METRICS, corpus_bleu, score_bleu, token_f1
 from gladstone.errors import UnsupportedError
 
 TEXT = st.text(max_size=60)

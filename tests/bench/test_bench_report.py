@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.asking import Frame
 from bench.config import BenchConfig
-from bench.items import read_items
-from bench.markdown import render_markdown
-from bench.models import model_warnings, read_models
-from bench.page import render_page
-from bench.plots import _ticks
+from bench.measure.asking import Frame
+from bench.measure.items import read_items
+from bench.measure.models import model_warnings, read_models
+from bench.report.html import render_page
+from bench.report.json_report import report_json
+from bench.report.markdown import render_markdown
+from bench.report.plots import _ticks
+from bench.report.summary import summarise
+from bench.report.terminal import render_summary
 from bench.results import Answer, Loss, Report
 from bench.run import write_report
-from bench.serial import report_json
-from bench.summary import summarise
-from bench.terminal import render_summary
 from gladstone.artifacts import Manifest, check_files, read_manifest, record_file, write_manifest
+from gladstone.commands.progress import Silent
 from gladstone.errors import ArtifactError, DataError
-from gladstone.progress import Silent
 from tests.bench.bench_samples import make_inputs, make_report, model_file, speed_run
 
 HOSTILE = (
@@ -75,7 +75,7 @@ def test_what_a_model_writes_is_text_in_markdown_and_nothing_else() -> None:
 
 @given(st.text(max_size=80))
 def test_markdown_never_holds_bare_markup_of_a_text(answer: str) -> None:
-    from bench.markdown import escape
+    from bench.report.markdown import escape
 
     escaped = escape(answer)
     for position, character in enumerate(escaped):
@@ -94,7 +94,7 @@ def test_the_headline_says_what_is_better_and_what_cannot_be_told() -> None:
 
 
 def _signed(report: Report, end: str) -> str:
-    from bench.figures import signed
+    from bench.report.number_format import signed
 
     return signed(getattr(report.models[1].differences["perplexity"].result, end))
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.figures import signed
-from bench.metrics import METRICS
+from bench.metrics.bootstrap import Bootstrap, compare, estimate, judge, mean, mean_table, perplexity, spread
+from bench.metrics.metrics import METRICS
+from bench.report.number_format import signed
 from bench.results import Result
-from bench.stats import Bootstrap, compare, estimate, judge, mean, mean_table, perplexity, spread
 
 FAST = Bootstrap(resamples=200)
 UNIT = st.floats(0, 1, allow_nan=False)
@@ -117,7 +117,7 @@ def test_perplexity_weighs_tokens_and_not_rows() -> None:
 
 def test_resampling_in_blocks_gives_as_many_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     table = mean_table([0.1, 0.5, 0.9, 0.3])
-    monkeypatch.setattr("bench.stats._BLOCK_CELLS", 28)
+    monkeypatch.setattr("bench.metrics.bootstrap._BLOCK_CELLS", 28)
     result = estimate(table, mean, Bootstrap(resamples=100))
     assert result.low < result.mean < result.high
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.metrics import METRICS, score_bleu, score_rouge, score_token_f1
-from bench.tokenisers import splits
-from bench.writing import has_mecab, unicode_tokens, writings
+from bench.metrics.metrics import METRICS, score_bleu, score_rouge, score_token_f1
+from bench.metrics.tokenisers import splits
+from bench.metrics.writing import has_mecab, unicode_tokens, writings
 
 TEXTS = {
     "russian": "Инсулин снижает уровень сахара в крови.",
@@ -100,7 +100,7 @@ def test_marks_and_letters_of_no_script_are_dropped() -> None:
 @given(st.text(max_size=40))
 @settings(max_examples=150, deadline=None)
 def test_no_letter_digit_or_mark_of_a_text_is_lost_between_its_tokens(text: str) -> None:
-    from bench.writing import folded
+    from bench.metrics.writing import folded
 
     wanted = Counter(char for char in folded(text) if unicodedata.category(char) in {*LETTERS, "Mn", "Mc"})
     assert Counter(char for char in "".join(unicode_tokens(text)) if char in wanted) == wanted

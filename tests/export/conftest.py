@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from export.convert import Conversion, convert
+from export.convert.convert import Conversion, convert
 from export.proof.trained import Trained
+from gladstone.commands.progress import Silent
 from gladstone.formats import read_conversations
-from gladstone.progress import Silent
-from gladstone.tokenizer import load_tokenizer
+from gladstone.models.tokenizer import load_tokenizer
 from tests.export.tiny_runs import write_run
 from tests.tiny_models import write_model
 

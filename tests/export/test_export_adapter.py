@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from export.adapter import read_adapter, scaling
-from export.updates import LowRank
+from export.merge.adapter import read_adapter, scaling
+from export.merge.updates import LowRank
 from gladstone.errors import ArtifactError, UnsupportedError
 
 SOUND: dict[str, Any] = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "bias": "none", "fan_in_fan_out": False}

@@ -6,21 +6,21 @@ from typing import Any
 
 import pytest
 
-from export.convert import Conversion, convert
-from export.growth import Growth, find_growth
-from export.making import Wanted
-from export.merge import read_plan
+from export.build import Wanted
+from export.convert.convert import Conversion, convert
+from export.convert.vocabulary_fixes import merge_scores, prepends_space
+from export.merge.plan import read_plan
+from export.merge.vocabulary_growth import Growth, find_growth
 from export.original.model import Asked
 from export.pipeline import export_gguf
 from export.proof.file import verify_file, verify_vocabulary
 from export.proof.point import Point
 from export.proof.trained import Trained
-from export.vocabulary import merge_scores, prepends_space
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
+from gladstone.commands.progress import Silent
 from gladstone.errors import ConfigError, UnsupportedError
-from gladstone.gguf import read_header
-from gladstone.progress import Silent
-from gladstone.tokenizer import load_tokenizer
+from gladstone.gguf.header import read_header
+from gladstone.models.tokenizer import load_tokenizer
 from tests.export.tiny_runs import load_float32
 from tests.families import write_family
 

@@ -13,16 +13,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from export.cli import main
-from export.handover.push import plan_upload
-from export.merged import Merging, merge_run
+from export.merge.to_safetensors import Merging, merge_run
+from export.merge.weights import read_folder
 from export.original.finding import find, opened
 from export.original.model import Asked
-from export.weights import read_folder
+from export.publish.push import plan_upload
 from gladstone.artifacts import read_manifest
-from gladstone.basemodel import resolve_base
+from gladstone.commands.progress import Silent
 from gladstone.errors import ArtifactError
-from gladstone.gguf import read_header
-from gladstone.progress import Silent
+from gladstone.gguf.header import read_header
+from gladstone.models.base_model import resolve_base
 from tests.export.tiny_runs import edit_json, load_float32, write_adapter
 from tests.tiny_models import TinyShape, copy_model, write_model, write_rows_file
 

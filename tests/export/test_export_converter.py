@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from export.cli import main
-from export.converter import ARCHIVE_SHA256, archive_path, converter_folder, installed_version
+from export.convert.llamacpp_converter import ARCHIVE_SHA256, archive_path, converter_folder, installed_version
 from gladstone.artifacts import sha256_file
-from gladstone.progress import Silent
+from gladstone.commands.progress import Silent
 
 
 def export(*arguments: Any) -> Result:

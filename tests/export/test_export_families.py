@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import yaml
 
-from export.making import Wanted
+from export.build import Wanted
 from export.original.model import Asked
 from export.pipeline import export_gguf
 from export.proof.answers import TIE_LOGITS
 from export.proof.reference import Reference
 from export.proof.spread import log_softmax
-from gladstone.chat import Message
+from gladstone.chat.messages import Message
+from gladstone.commands.progress import Silent
 from gladstone.errors import UnsupportedError
-from gladstone.progress import Silent
 from runtime.engine import Engine
-from runtime.generation.prompt import scored_tokens
-from runtime.generation.sampler import Sampling
+from runtime.sampling.sampler import Sampling
+from runtime.text.prompt import scored_tokens
 from tests.export.tiny_runs import trained_by
 from tests.families import FAMILIES, write_family
 from tests.tiny_models import tiny_recipe, write_rows_file

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from export.convert import Conversion
-from export.foresee import Plan, check_length, check_outline, check_plan, given_matrix
-from export.imatrix import read_imatrix
-from export.quants import parse_override
+from export.convert.convert import Conversion
+from export.preflight import Plan, check_length, check_outline, check_plan, given_matrix
+from export.quantise.imatrix import read_imatrix
+from export.quantise.types import parse_override
+from gladstone.commands.progress import Silent
 from gladstone.errors import ArtifactError, ConfigError, DataError, GladstoneError, UnsupportedError
-from gladstone.progress import Silent
 from tests.gladstone.wrong_files import imatrix, old_imatrix, vocabulary_only, written
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from export.adapter import read_adapter
-from export.lora import pairs_of
-from export.merge import Plan, copy_config, plan_merge, planned_shards, read_plan, write_index, write_shard
+from export.convert.lora_gguf import pairs_of
+from export.merge.adapter import read_adapter
+from export.merge.plan import Plan, copy_config, plan_merge, planned_shards, read_plan, write_index, write_shard
+from export.merge.tensor_names import pefts_name
 from export.proof.reference import Reference
 from export.proof.trained import Trained
-from export.spelling import pefts_name
+from gladstone.commands.progress import Silent
 from gladstone.errors import UnsupportedError
-from gladstone.progress import Silent
 from tests.export.tiny_runs import load_float32
 
 ROWS, GROWN, WIDTH = 100, 104, 16

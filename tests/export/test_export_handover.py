@@ -14,22 +14,22 @@ import pytest
 from click.testing import CliRunner
 
 from export.cli import main
-from export.handover.about import About, about_base, about_model
-from export.handover.card import Card, _title
-from export.handover.modelfile import Ollama, go_template, modelfile
-from export.handover.push import plan_upload
-from export.handover.turns import Turns, check_turns, read_turns
-from export.handover.write import common_system
 from export.original.finding import find, opened
 from export.original.model import Training
 from export.original.rows import Rows
 from export.original.sources import Source, license_of
+from export.publish.metadata import About, about_base, about_model
+from export.publish.model_card import Card, _title
+from export.publish.modelfile import Ollama, go_template, modelfile
+from export.publish.push import plan_upload
+from export.publish.template_turns import Turns, check_turns, read_turns
+from export.publish.write import common_system
 from gladstone.artifacts import Manifest, check_files, read_manifest, write_manifest
-from gladstone.chat import NO_MEDICAL_ADVICE, Conversation, Message
+from gladstone.chat.messages import NO_MEDICAL_ADVICE, Conversation, Message
+from gladstone.chat.template import ChatTemplate
+from gladstone.commands.progress import Silent
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
-from gladstone.gguf import read_header
-from gladstone.progress import Silent
-from gladstone.template import ChatTemplate
+from gladstone.gguf.header import read_header
 from tests.export.hub_stand_in import Hub, hub
 from tests.gladstone.chat_templates import TEMPLATES
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.convert import Conversion, convert
-from export.imatrix import (
+from export.convert.convert import Conversion, convert
+from export.proof.trained import Trained
+from export.quantise.imatrix import (
     Calibration,
     calibration,
     check_fits,
@@ -16,13 +17,12 @@ from export.imatrix import (
     is_imatrix,
     read_imatrix,
 )
-from export.proof.trained import Trained
-from export.quantise import quantise
-from export.quants import Quantisation
+from export.quantise.quantise import quantise
+from export.quantise.types import Quantisation
+from gladstone.commands.progress import Silent
 from gladstone.errors import ArtifactError, UnsupportedError
-from gladstone.gguf import read_header
-from gladstone.llama import Model
-from gladstone.progress import Silent
+from gladstone.gguf.header import read_header
+from gladstone.llamacpp.model import Model
 from tests.gladstone.wrong_files import old_imatrix
 from tests.tiny_models import write_tokenizer
 

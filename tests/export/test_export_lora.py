@@ -9,16 +9,16 @@ import pytest
 from click.testing import CliRunner
 
 from export.cli import main
-from export.convert import Conversion, convert
-from export.lora import pairs_of, write_lora
-from export.merge import read_plan
+from export.convert.convert import Conversion, convert
+from export.convert.lora_gguf import pairs_of, write_lora
+from export.merge.plan import read_plan
 from export.proof.file import verify_file
 from export.proof.trained import Trained
 from gladstone.artifacts import check_files, read_manifest
+from gladstone.commands.progress import Silent
 from gladstone.errors import UnsupportedError
-from gladstone.gguf import read_header
-from gladstone.lora import Lora
-from gladstone.progress import Silent
+from gladstone.gguf.header import read_header
+from gladstone.llamacpp.lora import Lora
 from runtime.cli import main as runtime
 from tests.export.tiny_runs import finish, write_adapter
 

@@ -5,15 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.adapter import read_adapter
-from export.convert import Conversion, convert
-from export.convert_child import as_half
-from export.merge import as_nf4, copy_config, plan_merge, planned_shards, write_index, write_shard
-from export.shards import Stored, read_header
-from export.updates import LowRank
-from export.weights import read_folder
+from export.convert.convert import Conversion, convert
+from export.convert.convert_child import as_half
+from export.merge.adapter import read_adapter
+from export.merge.plan import as_nf4, copy_config, plan_merge, planned_shards, write_index, write_shard
+from export.merge.safetensors_io import Stored, read_header
+from export.merge.updates import LowRank
+from export.merge.weights import read_folder
+from gladstone.commands.progress import Silent
 from gladstone.errors import ToolError, UnsupportedError
-from gladstone.progress import Silent
 from tests.export.tiny_runs import edit_json, load_float32, write_adapter
 from tests.families import FAMILIES, write_family
 from tests.tiny_models import copy_model

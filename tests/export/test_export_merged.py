@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from export.cli import main
-from export.shards import Planned, plan_shards, read_header, writing
-from export.weights import read_folder
+from export.merge.safetensors_io import Planned, plan_shards, read_header, writing
+from export.merge.weights import read_folder
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.errors import ArtifactError
 from tests.export.tiny_runs import write_adapter
@@ -106,7 +106,7 @@ def test_the_largest_tensor_sets_the_memory(tiny_run: Path, tmp_path: Path) -> N
     """A merge in a process of its own; what it takes beside its libraries does not grow with the shards."""
     out = tmp_path / "merged"
     script = (
-        "from export.cli import main; from gladstone.host import peak_memory_bytes; import torch\n"
+        "from export.cli import main; from gladstone.machine.host import peak_memory_bytes; import torch\n"
         "before = peak_memory_bytes()\n"
         f"main(['merge', {str(tiny_run)!r}, '--out', {str(out)!r}], standalone_mode=False)\n"
         "print('grew', peak_memory_bytes() - before)"

@@ -11,8 +11,8 @@ from export.original.model import Asked, Original
 from export.original.names import name_of
 from export.original.tokenizer import Placed
 from gladstone.artifacts import write_json
+from gladstone.commands.progress import Silent
 from gladstone.errors import ArtifactError, ConfigError, GladstoneError, UnsupportedError
-from gladstone.progress import Silent
 from tests.export.tiny_runs import edit_json
 from tests.tiny_models import copy_model, write_tokenizer
 

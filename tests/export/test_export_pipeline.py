@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from export.build import Wanted, choose_onto
 from export.cli import main
-from export.making import Wanted, choose_onto
 from export.original.finding import find, opened
 from export.proof.heldout import HeldOut
 from gladstone.artifacts import check_files, read_manifest
-from gladstone.gguf import read_info
-from gladstone.progress import Silent
+from gladstone.commands.progress import Silent
+from gladstone.gguf.header import read_info
 from tests.export.tiny_runs import edit_json, finish, write_adapter
 from tests.faults.tiny_ggufs import tiny_bpe
 from tests.gladstone.gguf_files import Gguf
@@ -141,10 +141,10 @@ def test_verify_proves_the_f16_of_a_run_and_refuses_that_of_another(
 def test_verify_holds_a_quantised_file_against_a_folder_of_the_hub(
     f16: Path, tiny_run: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
-    from export.merged import Merging, merge_run
-    from export.quantise import quantise
-    from export.quants import Quantisation
-    from gladstone.progress import Silent
+    from export.merge.to_safetensors import Merging, merge_run
+    from export.quantise.quantise import quantise
+    from export.quantise.types import Quantisation
+    from gladstone.commands.progress import Silent
 
     merge_run(Merging(tiny_run), tmp_path / "merged", Silent())
     path = tmp_path / "q8_0.gguf"
@@ -316,8 +316,8 @@ def test_the_base_of_the_lower_loss_is_taken(
     losses: tuple[float, float], chosen: str, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = iter(losses)
-    monkeypatch.setattr("export.making.convert", lambda _conversion, path, _progress: path.touch())
-    monkeypatch.setattr("export.making.held_out_loss", lambda *_: HeldOut((next(given),) * 3, (1, 1, 1)))
+    monkeypatch.setattr("export.build.convert", lambda _conversion, path, _progress: path.touch())
+    monkeypatch.setattr("export.build.held_out_loss", lambda *_: HeldOut((next(given),) * 3, (1, 1, 1)))
     with opened(find(tiny_run), Silent()) as run:
         onto, notes = choose_onto(run, Wanted(("q8_0",), onto="best"), tmp_path, Silent())
     assert onto == chosen

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from export.convert import Conversion, convert
-from export.pretokenizer import NAMES, choose
+from export.convert.convert import Conversion, convert
+from export.convert.pretokenizer import NAMES, choose
+from gladstone.commands.progress import Silent
 from gladstone.errors import UnsupportedError
-from gladstone.gguf import read_header
-from gladstone.progress import Silent
+from gladstone.gguf.header import read_header
 from tests.families import FAMILIES, Family, write_family, write_tokenizer
 
 ODD_SPLIT = r"[aeiou]+|[^aeiou]"  # at every vowel: no model's

@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 
 from export.proof.quantised import check_header
-from export.quantise import quantise
-from export.quants import QUANTS, Quantisation, check_quants, needs_imatrix
+from export.quantise.quantise import quantise
+from export.quantise.types import QUANTS, Quantisation, check_quants, needs_imatrix
+from gladstone.commands.progress import Silent
 from gladstone.errors import ArtifactError, ConfigError, ToolError
-from gladstone.gguf import read_info
-from gladstone.llama import Model
-from gladstone.progress import Silent
+from gladstone.gguf.header import read_info
+from gladstone.llamacpp.model import Model
 from tests.export.tiny_runs import rewrite_gguf
 
 

@@ -15,10 +15,10 @@ from export.proof.reference import Reference
 from export.proof.rows import ANSWER_TOKENS, ordered_rows, prompt_text, proof_rows
 from export.proof.trained import Trained
 from export.proof.whole import Kept
-from gladstone.chat import Conversation, Message
-from gladstone.context import Context
-from gladstone.llama import Model
-from gladstone.progress import Silent
+from gladstone.chat.messages import Conversation, Message
+from gladstone.commands.progress import Silent
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import Model
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=200)
 

@@ -5,20 +5,20 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from export import fit
 from export.cli import main
-from export.convert import Conversion, outline
-from export.fit import LADDER, best_fit, context_bytes, parse_bytes
+from export.convert.convert import Conversion, outline
 from export.proof.file import verify_file
 from export.proof.trained import Trained
-from export.quantise import Fallback, predict, quantise, told_fallbacks
-from export.quants import QUANTS, Override, Quantisation, needs_imatrix, parse_override
-from export.split import split_gguf
-from gladstone.context import Context
+from export.quantise import size_estimate as fit
+from export.quantise.quantise import Fallback, predict, quantise, told_fallbacks
+from export.quantise.size_estimate import LADDER, best_fit, context_bytes, parse_bytes
+from export.quantise.split import split_gguf
+from export.quantise.types import QUANTS, Override, Quantisation, needs_imatrix, parse_override
+from gladstone.commands.progress import Silent
 from gladstone.errors import ArtifactError, ConfigError, ToolError
-from gladstone.gguf import read_header, read_info, read_model
-from gladstone.llama import Model
-from gladstone.progress import Silent
+from gladstone.gguf.header import read_header, read_info, read_model
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import Model
 
 CUT_BYTES = 50_000  # less than the whole: the layers go into a second part, the embedding just fits the first
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.convert import Conversion, convert
-from export.imatrix import calibration
+from export.convert.convert import Conversion, convert
 from export.original.finding import find, opened
 from export.proof.answers import TIE_LOGITS, Comparison, check_answers, kl_limit
 from export.proof.file import proof_page, verify_file, verify_vocabulary
@@ -24,14 +23,15 @@ from export.proof.spread import kl_divergence, log_softmax
 from export.proof.texts import HAND_PICKED, proof_texts
 from export.proof.trained import Trained, date_note, trained_of
 from export.proof.whole import Whole
-from export.quantise import quantise
-from export.quants import Quantisation
-from gladstone.chat import Conversation, Message, ToolCall
+from export.quantise.imatrix import calibration
+from export.quantise.quantise import quantise
+from export.quantise.types import Quantisation
+from gladstone.chat.messages import Conversation, Message, ToolCall
+from gladstone.chat.template import ChatTemplate
+from gladstone.commands.progress import Silent
 from gladstone.errors import ArtifactError
-from gladstone.gguf import read_header
-from gladstone.llama import Model
-from gladstone.progress import Silent
-from gladstone.template import ChatTemplate
+from gladstone.gguf.header import read_header
+from gladstone.llamacpp.model import Model
 from tests.export.tiny_runs import edit_json, rewrite_gguf, trained_by
 from tests.families import write_family
 from tests.gladstone import chat_templates, tool_templates
@@ -112,7 +112,7 @@ def test_a_flipped_bos_setting_is_found(
     """SmolLM2 puts no BOS in front; for the other direction the training tokenizer does and the file does not."""
     faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", tokenizer__ggml__add_bos_token=file_adds)
     if not file_adds:
-        from gladstone.tokenizer import load_tokenizer
+        from gladstone.models.tokenizer import load_tokenizer
 
         folder = copy_model(tiny_base, tmp_path / "tokenizer")
         add_bos_to_every_text(folder)
@@ -427,7 +427,7 @@ def test_the_reference_of_a_base_in_4_bit_computes_with_the_weights_that_its_bit
     """Not with what a processor's own 4-bit kernel rounds them to."""
     from safetensors.torch import load_file, save_file
 
-    from export.merge import as_nf4
+    from export.merge.plan import as_nf4
 
     folder = copy_model(tiny_base, tmp_path / "rounded")
     weights = load_file(folder / "model.safetensors")

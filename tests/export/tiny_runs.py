@@ -12,12 +12,12 @@ import yaml
 from export.original.finding import find, opened
 from export.original.model import Asked
 from export.proof.trained import Trained, trained_of
+from finetune.config.schema import Recipe
 from finetune.data.prepare import prepare
-from finetune.recipe import Recipe
 from gladstone.artifacts import Manifest, record_file, write_manifest, write_text
-from gladstone.basemodel import resolve_base
-from gladstone.progress import Silent
-from gladstone.tokenizer import load_tokenizer
+from gladstone.commands.progress import Silent
+from gladstone.models.base_model import resolve_base
+from gladstone.models.tokenizer import load_tokenizer
 from tests.tiny_models import tiny_recipe, write_rows_file, write_tokenizer
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gladstone.artifacts import MANIFEST_NAME
-from gladstone.chat import Message
-from gladstone.context import Context
+from gladstone.chat.messages import Message
+from gladstone.chat.template import ChatTemplate
 from gladstone.errors import DataError, GladstoneError
-from gladstone.gguf import read_model
-from gladstone.llama import Model, library
-from gladstone.template import ChatTemplate
+from gladstone.gguf.header import read_model
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import Model, library
 from runtime.trust.provenance import verify
 
 PROMPT = "The heart moves blood. Wo sitzt die Leber? 心臓は? 🫀 <|im_start|>"

@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from finetune.trainable import prepare_environment
-from gladstone.importing import importing
+from finetune.model.trainable import prepare_environment
+from gladstone.process.import_without_gc import importing
 
 STOP_S = 120
 # in this order: unsloth patches what comes after it

@@ -50,8 +50,8 @@ class Export(Victim):
 
     def trace(self) -> None:
         """The proof is left out."""
-        import export.making
-        import export.merged
+        import export.build
+        import export.merge.to_safetensors
         import export.pipeline
         from export.proof.heldout import HeldOut
 
@@ -61,16 +61,16 @@ class Export(Victim):
             "held_out_loss": lambda *_: HeldOut((1.0,), (1,)),
         }
         for name, nothing in unproven.items():
-            setattr(export.making, name, nothing)
+            setattr(export.build, name, nothing)
         phase = self.phase
         phase.name = "beginning"
-        phase.wrap(export.merged, "write_shard", "merging")
-        phase.wrap(export.merged, "_manifest", "finishing")
-        phase.wrap(export.making, "convert", "converting")
-        phase.wrap(export.making, "write_lora", "converting")
-        phase.wrap(export.making, "compute_imatrix", "writing the matrix")
-        phase.wrap(export.making, "quantise", "quantising")
-        phase.wrap(export.making, "split_gguf", "splitting")
+        phase.wrap(export.merge.to_safetensors, "write_shard", "merging")
+        phase.wrap(export.merge.to_safetensors, "_manifest", "finishing")
+        phase.wrap(export.build, "convert", "converting")
+        phase.wrap(export.build, "write_lora", "converting")
+        phase.wrap(export.build, "compute_imatrix", "writing the matrix")
+        phase.wrap(export.build, "quantise", "quantising")
+        phase.wrap(export.build, "split_gguf", "splitting")
         phase.wrap(export.pipeline, "_finish", "finishing")
 
     def look(self, out: Path, kills: Counter[str]) -> bool:

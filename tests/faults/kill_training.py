@@ -45,8 +45,10 @@ class Training(Victim):
         return ["run", str(self.recipe), "--out", str(out), "--resume"]
 
     def trace(self) -> None:
-        from finetune import checkpoint, journal, loop, run, session
-        from finetune.evaluation import Judge
+        from finetune import run
+        from finetune.monitor import metrics_log as journal
+        from finetune.train import checkpoint, loop, session
+        from finetune.train.evaluation import Judge
 
         phase = self.phase
         phase.name = "preparing"

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from gladstone.template import ChatTemplate
-from gladstone.tokenizer import FolderTokenizer, load_tokenizer
+from gladstone.chat.template import ChatTemplate
+from gladstone.models.tokenizer import FolderTokenizer, load_tokenizer
 from tests.tiny_models import add_bos_to_every_text, write_model, write_rows_file, write_tokenizer
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from finetune.journal import History, Journal, StepStats
+from finetune.monitor.metrics_log import History, Journal, StepStats
 from gladstone.artifacts import Manifest, record_file, write_manifest
 
 

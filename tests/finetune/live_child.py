@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from finetune.live import LiveView, make_display
-from gladstone.progress import step
-from gladstone.quiet import output_to
+from finetune.monitor.live_view import LiveView, make_display
+from gladstone.commands.progress import step
+from gladstone.process.redirect_output import output_to
 from tests.finetune.histories import made_up_history
 
 HOSTILE = "\x1b]0;taken over\x07[bold red]plain[/]\r\x9b2Jend\nof the answer 🩺 " + "and so on " * 40

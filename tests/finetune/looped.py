@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.evaluation import Judge
-from finetune.labels import Example
-from finetune.loop import Ended, Job, Loop
-from finetune.recipe import Recipe
-from finetune.stopping import Limits
-from finetune.trainable import Trainable
-from finetune.watching import Watcher
+from finetune.config.schema import Recipe
+from finetune.model.trainable import Trainable
+from finetune.monitor.callbacks import Watcher
+from finetune.tokens.tokenize import Example
+from finetune.train.evaluation import Judge
+from finetune.train.loop import Ended, Job, Loop
+from finetune.train.stop_conditions import Limits
 
 
 def loop_over(

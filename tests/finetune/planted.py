@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from gladstone.chat import Conversation
+from gladstone.chat.messages import Conversation
 
 Edit = Callable[[str, random.Random], str]
 

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune import checkpoint as checkpoints
-from finetune.backend import is_seq2seq, load_trainable
-from finetune.journal import History, StepStats
-from finetune.labels import Example, tokenize_all
-from finetune.recipe import Recipe
-from finetune.stopping import Interruption, Limits
-from finetune.trainable import Trainable
-from finetune.watching import Watcher
-from gladstone.basemodel import resolve_base
+from finetune.config.schema import Recipe
+from finetune.model.load import is_seq2seq, load_trainable
+from finetune.model.trainable import Trainable
+from finetune.monitor.callbacks import Watcher
+from finetune.monitor.metrics_log import History, StepStats
+from finetune.tokens.tokenize import Example, tokenize_all
+from finetune.train import checkpoint as checkpoints
+from finetune.train.stop_conditions import Interruption, Limits
+from gladstone.commands.progress import Silent
 from gladstone.formats import read_conversations
-from gladstone.progress import Silent
-from gladstone.tokenizer import load_tokenizer
+from gladstone.models.base_model import resolve_base
+from gladstone.models.tokenizer import load_tokenizer
 from tests.families import FAMILIES
 from tests.finetune.looped import loop_over
 from tests.tiny_models import medical_rows, tiny_recipe, write_rows_file

@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from finetune.sweep.folder import begin
-from finetune.sweep.plan import Plan, read_plan
 from finetune.sweep.results import Table, read_table
+from finetune.sweep.search_space import Plan, read_plan
+from finetune.sweep.storage import begin
 from finetune.sweep.study import Study, draw_points
 from finetune.sweep.trial import make_trial
-from gladstone.progress import Silent
+from gladstone.commands.progress import Silent
 from tests.tiny_models import tiny_recipe, write_rows_file
 
 COMMAND = [sys.executable, "-c", "from finetune.cli import main; main()", "sweep"]

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from finetune.data.alike import says_the_same
-from finetune.data.content import content_key
-from finetune.data.duplicates import Duplicates
-from gladstone.chat import Conversation, Message, ToolCall
+from finetune.data.duplicates.alike import says_the_same
+from finetune.data.duplicates.content import content_key
+from finetune.data.duplicates.duplicates import Duplicates
+from gladstone.chat.messages import Conversation, Message, ToolCall
 
 INSTRUCTION = (
     "You sort letters to a hospital by their urgency. Read the letter and reply with one word, which is NOW, SOON or "

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune import attention
-from finetune.products import QUERIES
+from finetune.kernels import packed_attention as attention
+from finetune.kernels.matmul_attention import QUERIES
 
 WIDTH, HEADS, KEY_HEADS = 16, 6, 2
 # the lengths of rows, what they share included, and how many tokens that is

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from finetune import checkpoint as checkpoints
-from finetune.checkpoint import FILES, RANDOM, STATE, TRAINED, Checkpoint
+from finetune.train import checkpoint as checkpoints
+from finetune.train.checkpoint import FILES, RANDOM, STATE, TRAINED, Checkpoint
 from gladstone.artifacts import Manifest, read_manifest, record_file, write_manifest
 from gladstone.errors import ArtifactError
 

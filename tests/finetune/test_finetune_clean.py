@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.boilerplate import MIN_ROWS, Boilerplate
-from finetune.data.clean import (
+from finetune.config.data import CleaningSection
+from finetune.data.cleaning.boilerplate import MIN_ROWS, Boilerplate
+from finetune.data.cleaning.clean import (
     map_texts,
     normal_lines,
     normal_unicode,
@@ -12,10 +13,9 @@ from finetune.data.clean import (
     tried_steps,
     without_html,
 )
-from finetune.data.flaws import flaw, flaws, is_cut
-from finetune.data.privacy import mask_personal
-from finetune.data.section import CleaningSection
-from gladstone.chat import Conversation, Message, ToolCall
+from finetune.data.cleaning.flaws import flaw, flaws, is_cut
+from finetune.data.cleaning.privacy import mask_personal
+from gladstone.chat.messages import Conversation, Message, ToolCall
 
 SECTION = CleaningSection()
 STRICT = CleaningSection(min_chars=10, max_chars=2000, echoes="drop", cut_answers="drop sure")

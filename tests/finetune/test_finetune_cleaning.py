@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.cli import main
-from finetune.data.clean import clean
-from finetune.data.flaws import flaw
+from finetune.config.data import CleaningSection, DataSection
+from finetune.data.cleaning.clean import clean
+from finetune.data.cleaning.flaws import flaw
 from finetune.data.prepare import Summary, describe, prepare, read_set
-from finetune.data.section import CleaningSection, DataSection
-from gladstone.chat import Conversation
+from gladstone.chat.messages import Conversation
+from gladstone.commands.progress import Silent
 from gladstone.errors import DataError
 from gladstone.formats import Layout, find_layout, iter_conversations
-from gladstone.progress import Silent
 from gladstone.rows import Problems, read_rows
 from tests.tiny_models import medical_rows, write_rows_file
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from finetune.clock import note, time_of
+from finetune.config.schema import Recipe
 from finetune.data.prepare import prepare
-from finetune.inputs import Inputs, differences, read_inputs, reader_of, write_inputs
-from finetune.recipe import Recipe
-from gladstone.chat import Message
+from finetune.tokens.clock import note, time_of
+from finetune.train.inputs import Inputs, differences, read_inputs, reader_of, write_inputs
+from gladstone.chat.guarded_template import GuardedTemplate
+from gladstone.chat.messages import Message
+from gladstone.chat.template import ChatTemplate
+from gladstone.commands.progress import Silent
 from gladstone.errors import DataError
-from gladstone.guarded_template import GuardedTemplate
-from gladstone.progress import Silent
-from gladstone.template import ChatTemplate
 from tests.gladstone.chat_templates import CHATML, REASONING_FIELD
 from tests.tiny_models import tiny_recipe
 

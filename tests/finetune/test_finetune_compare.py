@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.cli import main
-from finetune.compare.charts import curves_svg, ticks, training_lines, validation_lines
-from finetune.compare.page import FILES, render_page
-from finetune.compare.runs import flat, labels, read_run, read_runs
-from finetune.compare.table import Comparison, compare
-from finetune.compare.text import render_csv, render_markdown, render_terminal
-from finetune.journal import History, read_history
-from gladstone.durations import duration
+from finetune.monitor.metrics_log import History, read_history
+from finetune.reports.compare.charts import curves_svg, ticks, training_lines, validation_lines
+from finetune.reports.compare.page import FILES, render_page
+from finetune.reports.compare.runs import flat, labels, read_run, read_runs
+from finetune.reports.compare.table import Comparison, compare
+from finetune.reports.compare.text import render_csv, render_markdown, render_terminal
 from gladstone.errors import ArtifactError, ConfigError
+from gladstone.report.durations import duration
 from tests.finetune.histories import made_up_history, write_finished_run, write_run_under_way
 
 Made = Callable[..., Path]
@@ -195,7 +195,7 @@ def test_a_wide_terminal_gets_columns_and_a_narrow_one_gets_a_block_for_each_run
 
 
 def made_up_comparison(first: str = "a", setting: str = "x") -> Comparison:
-    from finetune.compare.runs import Run
+    from finetune.reports.compare.runs import Run
 
     facts = {"rows": {"train": 320, "validation": 40, "test": 40}, "held_out_loss_after": 1.9, "peak_memory_bytes": 12}
     runs = [

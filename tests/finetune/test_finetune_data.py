@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune.config.data import DataSection, Source
 from finetune.data.division import Division, divide, mix
-from finetune.data.duplicates import question_key
-from finetune.data.groups import Groups
+from finetune.data.duplicates.duplicates import question_key
+from finetune.data.duplicates.groups import Groups
 from finetune.data.prepare import Summary, describe, prepare, read_set
-from finetune.data.section import DataSection, Source
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
+from gladstone.commands.progress import Silent
 from gladstone.config import build_config
 from gladstone.errors import ConfigError, DataError
 from gladstone.formats import read_conversations
-from gladstone.progress import Silent
 from tests.tiny_models import medical_rows, write_rows_file
 
 SECTION = DataSection(sources=(Source(path="unused.jsonl"),))

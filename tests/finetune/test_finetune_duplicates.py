@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.alike import says_the_same
-from finetune.data.duplicates import Duplicates, batches
-from finetune.data.grams import Sketcher, gram_hashes, jaccard
-from finetune.data.groups import Groups, equal_runs
-from finetune.data.section import Source
-from gladstone.chat import Conversation, Message
+from finetune.config.data import Source
+from finetune.data.duplicates.alike import says_the_same
+from finetune.data.duplicates.duplicates import Duplicates, batches
+from finetune.data.duplicates.grams import Sketcher, gram_hashes, jaccard
+from finetune.data.duplicates.groups import Groups, equal_runs
+from gladstone.chat.messages import Conversation, Message
 from gladstone.formats import read_conversations
 from tests.finetune.planted import EDITS, edited, plant
 

@@ -10,23 +10,23 @@ import pytest
 import transformers
 from click.testing import CliRunner
 
-from finetune import estimate as estimates
-from finetune import timing
-from finetune.backend import is_seq2seq, load_trainable
 from finetune.cli import main
-from finetune.devices import DEVICES, find_device
-from finetune.estimate import estimate
-from finetune.fit import Case, fit, judge, single_ways
-from finetune.labels import PairExample, TokenizedExample
-from finetune.memory import Setting, Slots, adapter_parameters, block_bytes, estimate_memory, training_bytes
-from finetune.plan import Plan, Row, make_plan, rows_of, slots
-from finetune.recipe import Recipe, load_recipe, recipe_names
-from finetune.shape import Shape, shape_of_config, shape_of_facts, shape_of_folder
-from finetune.timing import Line, Rates
-from gladstone.basemodel import embedded_folder, resolve_base
+from finetune.config.schema import Recipe, load_recipe, recipe_names
+from finetune.estimate import estimate as estimates
+from finetune.estimate import timing
+from finetune.estimate.estimate import estimate
+from finetune.estimate.timing import Line, Rates
+from finetune.model.load import is_seq2seq, load_trainable
+from finetune.sizing.devices import DEVICES, find_device
+from finetune.sizing.fit_to_memory import Case, fit, judge, single_ways
+from finetune.sizing.memory import Setting, Slots, adapter_parameters, block_bytes, estimate_memory, training_bytes
+from finetune.sizing.model_shape import Shape, shape_of_config, shape_of_facts, shape_of_folder
+from finetune.sizing.step_plan import Plan, Row, make_plan, rows_of, slots
+from finetune.tokens.tokenize import PairExample, TokenizedExample
+from gladstone.commands.progress import Silent
 from gladstone.errors import ConfigError, UnsupportedError
-from gladstone.progress import Silent
-from gladstone.tokenizer import load_tokenizer
+from gladstone.models.base_model import embedded_folder, resolve_base
+from gladstone.models.tokenizer import load_tokenizer
 from tests.families import write_family
 from tests.tiny_models import write_model, write_rows_file
 
@@ -98,7 +98,7 @@ TARGETS = {
 @pytest.fixture(params=["float32", "bfloat16"])
 def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """What Unsloth loads decoders in; it asks the processor once, and remembers the answer."""
-    from finetune.decoder import import_unsloth
+    from finetune.model.decoder import import_unsloth
 
     import_unsloth()
     from unsloth_zoo.cpu.runtime import cpu_bf16_supported

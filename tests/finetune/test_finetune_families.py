@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from finetune.backend import is_seq2seq, load_trainable
-from finetune.evaluation import measure_loss
-from finetune.labels import IGNORED, Example, TokenizedExample, tokenize_all, tokenize_conversation
-from finetune.memory import training_bytes
-from finetune.recipe import DEFAULT_RECIPE, EMBEDDED_RECIPES, Recipe, load_recipe, recipe_names, recipe_text
-from finetune.trainable import save_adapter
+from finetune.config.schema import DEFAULT_RECIPE, EMBEDDED_RECIPES, Recipe, load_recipe, recipe_names, recipe_text
+from finetune.model.load import is_seq2seq, load_trainable
+from finetune.model.trainable import save_adapter
+from finetune.sizing.memory import training_bytes
+from finetune.tokens.tokenize import IGNORED, Example, TokenizedExample, tokenize_all, tokenize_conversation
+from finetune.train.evaluation import measure_loss
 from gladstone.artifacts import check_files, read_manifest
-from gladstone.basemodel import Base, resolve_base
-from gladstone.chat import Conversation, Message
-from gladstone.progress import Silent
-from gladstone.template import ChatTemplate
-from gladstone.tokenizer import FolderTokenizer, load_tokenizer
+from gladstone.chat.messages import Conversation, Message
+from gladstone.chat.template import ChatTemplate
+from gladstone.commands.progress import Silent
+from gladstone.models.base_model import Base, resolve_base
+from gladstone.models.tokenizer import FolderTokenizer, load_tokenizer
 from tests.families import FAMILIES, recipe_families, write_family
 from tests.finetune.looped import train
 from tests.tiny_models import medical_rows, write_rows_file

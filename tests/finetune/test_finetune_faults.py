@@ -140,8 +140,8 @@ def test_a_damaged_best_checkpoint_is_told_and_the_last_step_can_be_had(
     out = stopped_copy(stopped, tmp_path)
     best = out / "checkpoints" / "step-00000005"
     before = (
-        "import finetune.loop as l\n"
-        "from finetune.journal import History\n"
+        "import finetune.train.loop as l\n"
+        "from finetune.monitor.metrics_log import History\n"
         "History.best = property(lambda self: (5, 0.1) if self.validation else None)\n"
     )
     (best / "trained.safetensors").write_bytes(b"")
@@ -201,7 +201,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_when_t
     out = stopped_copy(stopped, tmp_path)
     before = {path: path.read_bytes() for path in (out / "checkpoints").rglob("*") if path.parent.name != "checkpoints"}
     # the limit falls when the training begins: the tokenizer's files are larger than a checkpoint's
-    full = f"import finetune.loop as l; was = l.Loop.run\ndef run(*a):\n {FULL.format(room)}\n return was(*a)\nl.Loop.run = run"
+    full = f"import finetune.train.loop as l; was = l.Loop.run\ndef run(*a):\n {FULL.format(room)}\n return was(*a)\nl.Loop.run = run"
     message = error_of(server.run("run", recipe, "--out", out, "--resume", before=full))
     assert re.search(
         r"Error: .*(the checkpoint of step 8 cannot be saved: .*[Tt]oo large.* It needs \d+\.\d kB, .* are free; earlier "
@@ -263,7 +263,7 @@ def test_a_time_that_the_start_alone_takes_is_told_as_such(
     assert outcome(out) == unbroken
 
 
-SLOW_STEPS = "import time, finetune.loop as l; was = l.Loop._attempt\ndef slow(*a):\n time.sleep(2)\n return was(*a)\nl.Loop._attempt = slow"
+SLOW_STEPS = "import time, finetune.train.loop as l; was = l.Loop._attempt\ndef slow(*a):\n time.sleep(2)\n return was(*a)\nl.Loop._attempt = slow"
 
 
 def test_max_hours_stops_before_the_time_is_over_and_leaves_time_for_the_end(
@@ -285,7 +285,7 @@ def test_where_the_time_is_too_short_to_measure_and_save_the_end_the_next_call_d
     server: Server, recipe: Path, unbroken: tuple[Any, ...], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    before = "import finetune.session as r; r.PLOTTING_S = 3600.0"
+    before = "import finetune.train.session as r; r.PLOTTING_S = 3600.0"
     code, printed, told = server.run("run", recipe, "--out", out, "--max-hours", 0.5, before=before)
     assert code == 0, told
     assert printed.startswith(
@@ -381,7 +381,7 @@ def test_an_evaluation_short_of_memory_does_not_shrink_the_training(
 # the memory of a process may grow by no more than this from the first step on: real allocations fail
 SHORT = """
 import resource
-import finetune.loop as l
+import finetune.train.loop as l
 was = l.Loop.run
 def run(*arguments):
     pages = int(open("/proc/self/statm").read().split()[0])
@@ -434,7 +434,7 @@ def test_an_update_that_does_not_fit_is_no_step_to_be_made_again(server: Server,
 def test_damaged_weights_of_the_base_are_told_before_the_first_step(
     server: Server, recipe: Path, tmp_path: Path
 ) -> None:
-    before = "from finetune import evaluation\nimport finetune.session as r\nreal = r.load_trainable\ndef spoilt(*a):\n    made = real(*a)\n    next(made.model.parameters()).data.fill_(float('nan'))\n    return made\nr.load_trainable = spoilt"
+    before = "from finetune.train import evaluation\nimport finetune.train.session as r\nreal = r.load_trainable\ndef spoilt(*a):\n    made = real(*a)\n    next(made.model.parameters()).data.fill_(float('nan'))\n    return made\nr.load_trainable = spoilt"
     message = error_of(server.run("run", recipe, "--out", tmp_path / "out", before=before))
     assert re.fullmatch(
         r"Error: the held-out loss is nan: .*/base computes no probabilities .* weights damaged\?\n", message
@@ -459,7 +459,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing_half(
     server: Server, recipe: Path, unbroken: tuple[Any, ...], tmp_path: Path, moment: str
 ) -> None:
     out, mark = tmp_path / "out", tmp_path / "mark"
-    child = server.start("run", recipe, "--out", out, before=slowed(f"finetune.session:{moment}", mark))
+    child = server.start("run", recipe, "--out", out, before=slowed(f"finetune.train.session:{moment}", mark))
     child.wait_until(mark.exists).send(signal.SIGINT)
     assert child.wait() == 130, child.told
     assert "Traceback" not in child.told
@@ -496,10 +496,10 @@ setattr(owner, {attribute!r}, slow)
 
 
 MOMENTS = {
-    "a step": ("finetune.loop:Loop._attempt", 3),
-    "a validation": ("finetune.evaluation:measure_loss", 1),
-    "a checkpoint": ("finetune.checkpoint:write_manifest", 2),
-    "the end's measurement": ("finetune.session:measure_loss", 2),
+    "a step": ("finetune.train.loop:Loop._attempt", 3),
+    "a validation": ("finetune.train.evaluation:measure_loss", 1),
+    "a checkpoint": ("finetune.train.checkpoint:write_manifest", 2),
+    "the end's measurement": ("finetune.train.session:measure_loss", 2),
 }
 
 
@@ -537,7 +537,7 @@ def test_a_signal_while_the_adapter_is_saved_does_not_stop_the_last_second_of_th
 ) -> None:
     out, mark = tmp_path / "out", tmp_path / "mark"
     child = server.start(
-        "run", recipe, "--out", out, before=slowed("finetune.session:_save_adapter", mark, seconds=0.5)
+        "run", recipe, "--out", out, before=slowed("finetune.train.session:_save_adapter", mark, seconds=0.5)
     )
     child.wait_until(mark.exists).send(signal.SIGINT)
     assert child.wait() == 0, child.told
@@ -574,7 +574,7 @@ def test_sigterm_while_loading_ends_the_process_and_leaves_nothing_half(
     server: Server, recipe: Path, unbroken: tuple[Any, ...], tmp_path: Path
 ) -> None:
     out, mark = tmp_path / "out", tmp_path / "mark"
-    child = server.start("run", recipe, "--out", out, before=slowed("finetune.session:load_trainable", mark))
+    child = server.start("run", recipe, "--out", out, before=slowed("finetune.train.session:load_trainable", mark))
     child.wait_until(mark.exists).send(signal.SIGTERM)
     assert child.wait() == -signal.SIGTERM
     assert not (out / "manifest.json").exists()

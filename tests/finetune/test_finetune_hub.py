@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from finetune.cli import main
+from finetune.config.data import Source
 from finetune.data import hub
-from finetune.data.section import Source
 from gladstone.errors import DataError
 from gladstone.formats import read_conversations
 from tests.tiny_models import medical_rows, write_rows_file

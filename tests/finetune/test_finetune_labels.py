@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from finetune.labels import (
+from finetune.tokens.tokenize import (
     IGNORED,
     NOTHING_SCORED,
     Example,
@@ -19,11 +19,11 @@ from finetune.labels import (
     tokenize_conversation,
     tokenize_text,
 )
-from finetune.samples import prompts_of
-from gladstone.chat import Conversation, Message, ToolCall
+from finetune.train.sample_answers import prompts_of
+from gladstone.chat.messages import Conversation, Message, ToolCall
+from gladstone.chat.template import ChatTemplate
 from gladstone.errors import DataError
-from gladstone.template import ChatTemplate
-from gladstone.tokenizer import FolderTokenizer
+from gladstone.models.tokenizer import FolderTokenizer
 from tests.gladstone.chat_templates import CHATML, EMPTY_THOUGHT, REASONING_FIELD
 from tests.gladstone.tool_templates import HERMES
 

@@ -5,8 +5,8 @@ import pytest
 from click.testing import CliRunner
 
 from finetune.cli import main
-from finetune.data.leaks import LeakIndex, word_difference
-from gladstone.chat import Conversation, Message
+from finetune.data.leaks.leaks import LeakIndex, word_difference
+from gladstone.chat.messages import Conversation, Message
 from gladstone.formats import read_conversations
 from tests.finetune.planted import DECOYS, LEAKS, plant_leaks
 from tests.tiny_models import medical_rows, write_rows_file

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from finetune.live import clock, sparkline
+from finetune.monitor.live_view import clock, sparkline
 from tests.finetune.live_child import STEPS, TOTAL
 
 if sys.platform != "win32":

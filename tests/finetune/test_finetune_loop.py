@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from finetune import checkpoint as checkpoints
-from finetune.evaluation import Judge
-from finetune.journal import Journal, StepStats
-from finetune.labels import IGNORED, TokenizedExample
-from finetune.loop import Ended, Loop
-from finetune.recipe import Recipe
-from finetune.stopping import Interruption, Limits
-from finetune.watching import Watcher
+from finetune.config.schema import Recipe
+from finetune.monitor.callbacks import Watcher
+from finetune.monitor.metrics_log import Journal, StepStats
+from finetune.tokens.tokenize import IGNORED, TokenizedExample
+from finetune.train import checkpoint as checkpoints
+from finetune.train.evaluation import Judge
+from finetune.train.loop import Ended, Loop
+from finetune.train.stop_conditions import Interruption, Limits
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
 from tests.families import write_family
 from tests.finetune.looped import loop_over
@@ -50,7 +50,7 @@ def test_a_loss_without_progress_ends_the_training_after_as_many_validations(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = iter([3.0, 2.0, 2.5, 2.1, 1.0])
-    monkeypatch.setattr("finetune.evaluation.measure_loss", lambda *a, **k: next(told))
+    monkeypatch.setattr("finetune.train.evaluation.measure_loss", lambda *a, **k: next(told))
     recipe = changed(subject, max_steps=10, evaluations=10, patience=2)
     found = ended(loop_over(subject.trainable, subject.examples, recipe, tmp_path))
     assert found.reason == ""
@@ -73,7 +73,7 @@ def test_going_back_to_the_best_step_puts_its_tensors_in_place(
             at_best.append(trained(subject))
         return loss
 
-    monkeypatch.setattr("finetune.evaluation.measure_loss", measured)
+    monkeypatch.setattr("finetune.train.evaluation.measure_loss", measured)
     recipe = changed(subject, max_steps=8, evaluations=4, checkpoint_steps=1)
     loop = loop_over(subject.trainable, subject.examples, recipe, tmp_path)
     ended(loop)
@@ -228,7 +228,7 @@ def test_without_a_limit_of_time_there_is_always_enough(subject: Subject, tmp_pa
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "sgd", "adamw_torch"])
 def test_the_optimizer_is_the_one_that_was_asked_for(subject: Subject, name: str) -> None:
-    from finetune.optimizer import make_optimizer
+    from finetune.train.optimizer import make_optimizer
 
     made = make_optimizer(subject.trainable.model, changed(subject, optimizer=name).training)
     kinds = {
@@ -242,7 +242,7 @@ def test_the_optimizer_is_the_one_that_was_asked_for(subject: Subject, name: str
 
 
 def test_an_optimizer_whose_package_is_not_there_is_refused(subject: Subject) -> None:
-    from finetune.optimizer import make_optimizer
+    from finetune.train.optimizer import make_optimizer
 
     with pytest.raises(
         UnsupportedError, match=r"training\.optimizer: schedule_free_adamw does not work here: .*install"
@@ -257,7 +257,7 @@ def test_validations_are_spread_evenly_and_the_last_step_has_one(subject: Subjec
 
 
 def test_the_table_of_broken_trainings_has_every_optimizer_of_a_recipe() -> None:
-    from finetune.recipe import TrainingSection, load_recipe, recipe_names
+    from finetune.config.schema import TrainingSection, load_recipe, recipe_names
 
     used = {load_recipe(name, []).training.optimizer for name in recipe_names()}
     tried = {case.training.get("optimizer", TrainingSection().optimizer) for case in CASES.values()}

@@ -12,17 +12,17 @@ from click.testing import CliRunner, Result
 
 from export.cli import main as export_main
 from finetune.cli import main
-from finetune.compare.runs import read_runs
-from finetune.compare.table import compare
+from finetune.config.data import DataSection
+from finetune.config.schema import load_recipe
 from finetune.data.prepare import prepare, read_set
-from finetune.data.section import DataSection
-from finetune.estimate import as_json, estimate
-from finetune.recipe import load_recipe
-from finetune.sweep.plan import read_plan
+from finetune.estimate.estimate import as_json, estimate
+from finetune.reports.compare.runs import read_runs
+from finetune.reports.compare.table import compare
+from finetune.sweep.search_space import read_plan
 from gladstone.artifacts import check_files, read_manifest
+from gladstone.commands.progress import Silent
 from gladstone.config import build_config
 from gladstone.errors import ConfigError, DataError
-from gladstone.progress import Silent
 from tests.tiny_models import medical_rows, tiny_recipe, write_rows_file
 
 Rows = list[dict[str, str]]

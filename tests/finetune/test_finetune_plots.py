@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from finetune.curves import running_mean, thinned
-from finetune.journal import History
-from finetune.plots import (
+from finetune.monitor.metrics_log import History
+from finetune.monitor.plots import (
     PLOTS,
     before_after_figure,
     lengths_figure,
@@ -18,6 +17,7 @@ from finetune.plots import (
     plot_run,
     training_figure,
 )
+from finetune.monitor.smoothing import running_mean, thinned
 from tests.finetune.histories import made_up_history
 
 LOSSES = st.lists(st.floats(0, 50), min_size=1, max_size=60)

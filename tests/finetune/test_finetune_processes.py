@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from finetune.processes import ALONE, Processes
+from finetune.model.distributed import ALONE, Processes
 from gladstone.artifacts import check_files, read_manifest
 from tests.tiny_models import tiny_recipe, write_rows_file
 

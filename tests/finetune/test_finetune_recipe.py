@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.data.section import Source
-from finetune.recipe import (
+from finetune.config.data import Source
+from finetune.config.schema import (
     DEFAULT_RECIPE,
     DEMO_RECIPE,
     EMBEDDED_RECIPES,

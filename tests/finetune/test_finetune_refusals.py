@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from finetune.clock import now
-from finetune.data.check import check_rows
-from finetune.data.check import describe as describe_check
+from finetune.config.schema import Recipe
 from finetune.data.prepare import prepare, read_set
-from finetune.data.preview import Previewer, summary
 from finetune.data.summary import describe
-from finetune.inputs import Inputs, read_inputs, reader_of
-from finetune.recipe import Recipe
+from finetune.reports.data_check import check_rows
+from finetune.reports.data_check import describe as describe_check
+from finetune.reports.data_preview import Previewer, summary
+from finetune.tokens.clock import now
+from finetune.train.inputs import Inputs, read_inputs, reader_of
+from gladstone.commands.progress import Silent
 from gladstone.errors import DataError
-from gladstone.progress import Silent
 from tests.tiny_models import medical_rows, tiny_recipe, write_rows_file
 
 TOKEN = "<|im_end|>"

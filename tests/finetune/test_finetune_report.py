@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from finetune.cli import main
-from finetune.data.report import histogram, language
+from finetune.reports.data_report import histogram, language
 from tests.tiny_models import medical_rows, write_rows_file
 
 NO_SHORT = ("--set", "data.cleaning.min_chars=10")

@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 
 from export.cli import main as export_main
 from finetune.cli import main
-from finetune.recipe import load_recipe
+from finetune.config.schema import load_recipe
 from gladstone.artifacts import check_files, read_manifest
+from gladstone.chat.template import template_sha256
 from gladstone.formats import read_conversations
-from gladstone.template import template_sha256
 from tests.stopped import wait_until
 from tests.tiny_models import tiny_recipe, write_rows_file
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.data.duplicates import Duplicates, question_key
-from finetune.data.section import Source
-from gladstone.chat import Conversation
+from finetune.config.data import Source
+from finetune.data.duplicates.duplicates import Duplicates, question_key
+from gladstone.chat.messages import Conversation
 from gladstone.demo import FORM
 from gladstone.formats import read_conversations
 from gladstone.rows import read_rows

@@ -13,11 +13,11 @@ import yaml
 from click.testing import CliRunner
 
 from finetune.cli import main
-from finetune.sweep.folder import begin, stored_plan, sweep_lock, trial_lock
+from finetune.sweep.config import SweepSection
 from finetune.sweep.page import render_page
-from finetune.sweep.plan import Plan, read_plan
 from finetune.sweep.results import Figures, Row, Table
-from finetune.sweep.section import SweepSection
+from finetune.sweep.search_space import Plan, read_plan
+from finetune.sweep.storage import begin, stored_plan, sweep_lock, trial_lock
 from finetune.sweep.study import JOURNAL_NAME, Study, draw_points, mend_journal
 from finetune.sweep.table import ending, render_csv, render_markdown, render_text
 from gladstone.errors import ArtifactError, ConfigError

@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from finetune.cli import main
-from finetune.recipe import load_recipe
+from finetune.config.schema import load_recipe
 from finetune.sweep.results import Table
-from finetune.sweep.sweep import Place, run_sweep
+from finetune.sweep.run import Place, run_sweep
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.errors import ToolError
 from tests.finetune.sweeps import COMMAND, make_here, write_sweep

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from finetune import token_cache
-from finetune.labels import IGNORED, PairExample, Tokenized, TokenizedExample
+from finetune.tokens import token_cache
+from finetune.tokens.tokenize import IGNORED, PairExample, Tokenized, TokenizedExample
 
 PARTS = {"rows": "a", "template": "b", "limits": {"max_tokens": 8}}
 MADE = Tokenized(

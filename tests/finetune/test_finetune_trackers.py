@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from finetune.trackers import RUN_ID, Reporter, Tracker, check_trackers
+from finetune.monitor.trackers import RUN_ID, Reporter, Tracker, check_trackers
 from gladstone.errors import ConfigError, UnsupportedError
 from tests.finetune.histories import made_up_history
 
@@ -125,7 +125,7 @@ import socket
 for name, place in (("connect", 0), ("connect_ex", 0), ("sendto", -1)):
     setattr(socket.socket, name, _guarded(getattr(socket.socket, name), place))
 from tests.finetune.test_finetune_trackers import report
-from finetune.trackers import check_trackers
+from finetune.monitor.trackers import check_trackers
 check_trackers([sys.argv[1]])
 report([sys.argv[1]], Path(sys.argv[2]), last=4)
 report([sys.argv[1]], Path(sys.argv[2]), first=5, resume=True)
@@ -182,7 +182,7 @@ def test_a_run_that_begins_anew_is_another_run(tmp_path: Path) -> None:
 def test_without_a_tracker_nothing_is_written_or_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.finetune.test_finetune_trackers import report\n"
-        "from finetune.trackers import check_trackers\n"
+        "from finetune.monitor.trackers import check_trackers\n"
         f"check_trackers([]); report([], Path({str(tmp_path)!r}))\n"
         "print(sorted({name.partition('.')[0] for name in sys.modules} & "
         "{'wandb', 'trackio', 'tensorboard', 'torch'}))"

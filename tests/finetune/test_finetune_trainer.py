@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from finetune import trainable as parts
-from finetune.backend import load_trainable
-from finetune.evaluation import measure_loss
-from finetune.forward import Flat, Padded
-from finetune.journal import StepStats
-from finetune.labels import IGNORED, Example, Limits, TokenizedExample, common_opening, tokenize_all
-from finetune.recipe import Recipe
-from finetune.trainable import Trainable, save_adapter
-from gladstone.basemodel import Base, resolve_base
+from finetune.config.schema import Recipe
+from finetune.model import trainable as parts
+from finetune.model.load import load_trainable
+from finetune.model.loss import Flat, Padded
+from finetune.model.trainable import Trainable, save_adapter
+from finetune.monitor.metrics_log import StepStats
+from finetune.tokens.tokenize import IGNORED, Example, Limits, TokenizedExample, common_opening, tokenize_all
+from finetune.train.evaluation import measure_loss
+from gladstone.chat.template import ChatTemplate
+from gladstone.commands.progress import Silent
 from gladstone.errors import DataError, UnsupportedError
 from gladstone.formats import read_conversations
-from gladstone.progress import Silent
-from gladstone.template import ChatTemplate
-from gladstone.tokenizer import FolderTokenizer
+from gladstone.models.base_model import Base, resolve_base
+from gladstone.models.tokenizer import FolderTokenizer
 from tests.finetune.looped import train
 from tests.tiny_models import tiny_recipe, write_rows_file
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 import yaml
 
-from finetune.backend import load_trainable
-from finetune.evaluation import measure_loss
-from finetune.labels import Example, Limits, tokenize_all
-from finetune.optimizer import learning_rates
-from finetune.recipe import Recipe, TrainingSection
-from finetune.trainable import save_adapter
-from gladstone.basemodel import Base, resolve_base
+from finetune.config.schema import Recipe, TrainingSection
+from finetune.model.load import load_trainable
+from finetune.model.trainable import save_adapter
+from finetune.tokens.tokenize import Example, Limits, tokenize_all
+from finetune.train.evaluation import measure_loss
+from finetune.train.optimizer import learning_rates
+from gladstone.chat.template import ChatTemplate
+from gladstone.commands.progress import Silent
 from gladstone.formats import read_conversations
-from gladstone.progress import Silent
-from gladstone.template import ChatTemplate
-from gladstone.tokenizer import FolderTokenizer
+from gladstone.models.base_model import Base, resolve_base
+from gladstone.models.tokenizer import FolderTokenizer
 from tests.finetune.looped import train
 from tests.tiny_models import tiny_recipe, write_rows_file
 

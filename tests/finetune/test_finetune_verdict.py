@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from finetune.journal import History, StepStats
-from finetune.verdict import Measured, findings
+from finetune.monitor.metrics_log import History, StepStats
+from finetune.train.verdict import Measured, findings
 from tests.finetune.histories import made_up_history
 
 VOCABULARY = 49_152

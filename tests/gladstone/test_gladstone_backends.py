@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from gladstone import backends
-from gladstone.backends import (
+from gladstone.errors import UnsupportedError
+from gladstone.llamacpp import backends
+from gladstone.llamacpp.backends import (
     VARIANTS,
     Probe,
     backend_files,
@@ -27,7 +28,6 @@ from gladstone.backends import (
     probe_backend,
     read_devices,
 )
-from gladstone.errors import UnsupportedError
 
 ALL_FLAGS = frozenset(flag for flags in VARIANTS.values() for flag in flags)
 RIGHT = (1.0, -2.0, 0.5)
@@ -226,7 +226,7 @@ def test_the_choice_is_remembered_until_a_file_or_the_memory_changes(
 def memory_key(files: tuple[Path, ...]) -> str:
     import hashlib
 
-    from gladstone.host import processor_flags, processor_name
+    from gladstone.machine.host import processor_flags, processor_name
 
     marks = [processor_name(), *sorted(processor_flags()), *map(fingerprint, files)]
     return hashlib.sha256("\n".join(marks).encode()).hexdigest()
@@ -260,7 +260,7 @@ def test_a_library_that_is_cut_off_does_not_load(tmp_path: Path) -> None:
 
 
 def test_the_probes_model_gives_the_same_finite_numbers_again_in_a_fraction_of_a_second() -> None:
-    command = [sys.executable, "-m", "gladstone.backend_probe"]
+    command = [sys.executable, "-m", "gladstone.llamacpp.backend_probe"]
     first, second = (
         json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(2)
     )

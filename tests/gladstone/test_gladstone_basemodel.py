@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 
 from gladstone.artifacts import Manifest, record_file, sha256_file, write_manifest
-from gladstone.basemodel import (
+from gladstone.commands.progress import Silent
+from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
+from gladstone.gguf.header import read_header
+from gladstone.llamacpp.model import Model
+from gladstone.models.base_model import (
     EMBEDDED,
     Base,
     check_weights,
@@ -18,11 +22,7 @@ from gladstone.basemodel import (
     resolve_base,
     write_bpe_tokenizer,
 )
-from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
-from gladstone.gguf import read_header
-from gladstone.llama import Model
-from gladstone.progress import Silent
-from gladstone.tokenizer import FolderTokenizer, load_tokenizer
+from gladstone.models.tokenizer import FolderTokenizer, load_tokenizer
 
 HARD_TEXTS = [
     "",

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 
 from gladstone.cli import STAGES
 from gladstone.cli import main as gladstone_main
-from gladstone.command import Group, require_packages
+from gladstone.commands.group import Group, require_packages
+from gladstone.commands.progress import Lines, Silent, step
 from gladstone.errors import ArtifactError, GladstoneError, UnsupportedError
-from gladstone.progress import Lines, Silent, step
-from gladstone.quiet import output_to
+from gladstone.process.redirect_output import output_to
 
 
 class Terminal(io.StringIO):
@@ -200,7 +200,7 @@ def test_output_comes_back_after_an_error_and_the_log_grows(tmp_path: Path, capf
 def test_progress_reaches_the_user_while_libraries_are_quiet(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from gladstone.progress import Lines, step; from gladstone.quiet import output_to\n"
+        "from gladstone.commands.progress import Lines, step; from gladstone.process.redirect_output import output_to\n"
         "progress = Lines()\n"
         "with output_to(Path(sys.argv[1])), step(progress, 'Training'):\n"
         "    os.write(2, b'noise\\n')\n"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gladstone.chat.repetition import repeats_itself
 from gladstone.demo import degenerate, measured_lines, told_answer
-from gladstone.repetition import repeats_itself
 
 SAMPLES = Path(__file__).parents[2] / "finetune" / "samples"
 GOOD = "Problem: Cough with fever\nSince: Monday\nUrgency: same day\nAdvice: Drink, rest and call the practice."

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gladstone.artifacts import write_rows
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
 from gladstone.errors import ConfigError, DataError
 from gladstone.formats import (
     FORMATS,

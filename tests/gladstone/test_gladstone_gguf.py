@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from gladstone.chat.template import template_sha256
 from gladstone.errors import ArtifactError
-from gladstone.gguf import FILE_TYPES, TENSOR_TYPES, read_header, read_info
-from gladstone.llama import library
-from gladstone.soundness import DamagedError, Keys
-from gladstone.template import template_sha256
-from gladstone.vocabulary import check_charsmap
+from gladstone.gguf.check_model import DamagedError, Keys
+from gladstone.gguf.check_vocabulary import check_charsmap
+from gladstone.gguf.header import FILE_TYPES, TENSOR_TYPES, read_header, read_info
+from gladstone.llamacpp.model import library
 from tests.faults.tiny_ggufs import MODELS, tiny_t5
 from tests.gladstone.gguf_files import (
     ARRAY,
@@ -181,8 +181,8 @@ READ = """
 import sys, time
 from pathlib import Path
 from gladstone.errors import ArtifactError
-from gladstone.gguf import read_header
-from gladstone.host import peak_memory_bytes
+from gladstone.gguf.header import read_header
+from gladstone.machine.host import peak_memory_bytes
 before, begin_s = peak_memory_bytes(), time.perf_counter()
 try:
     read_header(Path(sys.argv[1]))

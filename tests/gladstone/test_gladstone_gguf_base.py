@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from gladstone.artifacts import Manifest, record_file, write_manifest
-from gladstone.basemodel import EMBEDDED, find_base, resolve_base
+from gladstone.commands.progress import Silent
 from gladstone.errors import ConfigError
-from gladstone.gguf_base import hub_source, refusal_of_repository
-from gladstone.progress import Silent
+from gladstone.gguf.trainable_base import hub_source, refusal_of_repository
+from gladstone.models.base_model import EMBEDDED, find_base, resolve_base
 from tests.faults.tiny_ggufs import tiny_bpe
 from tests.gladstone.gguf_files import STRING
 from tests.gladstone.wrong_files import with_keys, written

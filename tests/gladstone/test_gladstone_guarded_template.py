@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gladstone.chat import Message
+from gladstone.chat.guarded_template import GuardedTemplate, TemplateProcess
+from gladstone.chat.guarded_template_child import TemplateLimits
+from gladstone.chat.messages import Message
+from gladstone.chat.template import ChatTemplate
 from gladstone.errors import DataError, ToolError
-from gladstone.guarded_template import GuardedTemplate, TemplateProcess
-from gladstone.host import peak_memory_bytes
-from gladstone.template import ChatTemplate
-from gladstone.template_child import TemplateLimits
-from gladstone.terminal import visible
+from gladstone.machine.host import peak_memory_bytes
+from gladstone.report.terminal import visible
 from tests.gladstone.chat_templates import CHATML, TEMPLATES
 from tests.gladstone.hostile_templates import ESCAPES, GIANTS, LOOPS
 
@@ -368,9 +368,9 @@ def test_opening_and_closing_leaves_neither_descriptors_nor_processes(count: int
 
 HOLDER = """
 import os, sys, time
-from gladstone.chat import Message
-from gladstone.guarded_template import GuardedTemplate, TemplateProcess
-from gladstone.template_child import TemplateLimits
+from gladstone.chat.messages import Message
+from gladstone.chat.guarded_template import GuardedTemplate, TemplateProcess
+from gladstone.chat.guarded_template_child import TemplateLimits
 template = GuardedTemplate(sys.argv[1], process=TemplateProcess(TemplateLimits(time_s=0.5)))
 print(template.process.pid, flush=True)
 """
@@ -446,7 +446,7 @@ print("same" if template.process.pid == first else "other", len(text), last == "
 
 LIMITED = """
 import os, sys
-from gladstone.template_child import limit_process
+from gladstone.chat.guarded_template_child import limit_process
 written = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
 limit_process(100_000_000)
 for act in (lambda: open(__file__), lambda: os.pipe(), lambda: os.write(written, b"x"), lambda: bytearray(200_000_000)):
@@ -548,6 +548,6 @@ def test_a_process_without_jinja_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     import jinja2
 
     monkeypatch.setattr(jinja2, "__file__", "/nowhere/jinja2/__init__.py")
-    monkeypatch.setattr("gladstone.guarded_template._PACKAGES", ("jinja2",))
+    monkeypatch.setattr("gladstone.chat.guarded_template._PACKAGES", ("jinja2",))
     with pytest.raises(ToolError, match="No module named 'gladstone'"):
         GuardedTemplate(CHATML)

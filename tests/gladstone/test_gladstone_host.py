@@ -9,9 +9,9 @@ import psutil
 import pytest
 
 from gladstone import __version__
-from gladstone.cgroup import cpu_quota, free_memory_bytes
 from gladstone.errors import ArtifactError
-from gladstone.host import (
+from gladstone.machine.cgroup import cpu_quota, free_memory_bytes
+from gladstone.machine.host import (
     Cores,
     available_memory_bytes,
     cache_dir,
@@ -43,7 +43,7 @@ def test_the_cache_folder_follows_its_variables(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs processor affinity")
 def test_cores_are_those_this_process_may_use() -> None:
     one = min(os.sched_getaffinity(0))
-    code = f"import os; os.sched_setaffinity(0, {{{one}}}); from gladstone.host import core_count; print(core_count())"
+    code = f"import os; os.sched_setaffinity(0, {{{one}}}); from gladstone.machine.host import core_count; print(core_count())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
     assert core_count() == read_cores().usable <= read_cores().allowed == len(os.sched_getaffinity(0))
@@ -146,7 +146,7 @@ def test_facts_about_the_machine_are_plausible() -> None:
 
 def test_the_peak_of_memory_counts_what_was_given_back() -> None:
     code = (
-        "from gladstone.host import peak_memory_bytes\n"
+        "from gladstone.machine.host import peak_memory_bytes\n"
         "before = peak_memory_bytes(); held = bytearray(200_000_000); held[::4096] = b'1' * len(held[::4096]); del held\n"
         "print(peak_memory_bytes() - before)"
     )
@@ -157,7 +157,7 @@ def test_the_peak_of_memory_counts_what_was_given_back() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems tell a child its own peak")
 def test_the_peak_of_a_child_is_not_that_of_its_parent() -> None:
     ballast = b"\1" * 300_000_000
-    code = "from gladstone.host import peak_memory_bytes; print(peak_memory_bytes())"
+    code = "from gladstone.machine.host import peak_memory_bytes; print(peak_memory_bytes())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 1_000_000 < int(done.stdout) < len(ballast) / 2
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gladstone.chat import Conversation
+from gladstone.chat.messages import Conversation
 from gladstone.errors import DataError
 from gladstone.formats import FORMATS, Layout, LeftOutError, Notes, prepared
 from tests.gladstone.test_gladstone_formats import GOOD

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gladstone.context import Context
-from gladstone.huge_pages import Range, has_huge_pages, without
-from gladstone.llama import Model
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import Model
+from gladstone.machine.huge_pages import Range, has_huge_pages, without
 
 RANGES = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)).filter(lambda pair: pair[0] < pair[1]))
 
@@ -74,8 +74,8 @@ def test_a_file_that_is_cut_short_meanwhile_does_not_touch_copied_weights(embedd
     code = """
 import os, sys
 from pathlib import Path
-from gladstone.context import Context
-from gladstone.llama import Model
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import Model
 
 path = Path(sys.argv[1])
 with Model(path, mapped=False) as model, Context(model, 64, threads=1) as context:

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from gladstone.importing import importing
+from gladstone.process.import_without_gc import importing
 
 
 @pytest.fixture(autouse=True)

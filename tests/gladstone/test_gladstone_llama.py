@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gladstone.context import Context
 from gladstone.errors import ArtifactError, UnsupportedError
-from gladstone.llama import Model
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import Model
 from tests.gladstone.gguf_files import Gguf
 
 TEXTS = [

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
-from gladstone.gguf import read_model
-from gladstone.lora import Lora, check_lora, parse_lora
+from gladstone.gguf.header import read_model
+from gladstone.llamacpp.lora import Lora, check_lora, parse_lora
 from tests.gladstone.gguf_files import ARRAY, BOOL, F32, F64, STRING, U32, Array, Gguf, TensorEntry
 
 DOWN, UP = (

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from gladstone.artifacts import Manifest, record_file, write_manifest
+from gladstone.commands.shell import command_line
 from gladstone.errors import ArtifactError, GladstoneError
-from gladstone.gguf import MOST_CONTEXT_TOKENS, read_info, read_model, read_writer, renewal
-from gladstone.parts import raw_part
-from gladstone.shell import command_line
+from gladstone.gguf.header import MOST_CONTEXT_TOKENS, read_info, read_model, read_writer, renewal
+from gladstone.gguf.parts import raw_part
 from tests.faults.tiny_ggufs import tiny_bpe
 from tests.gladstone.gguf_files import U32
 from tests.gladstone.wrong_files import WRONG, gguf_folder, raw_parts, split, torch_zip, with_keys, written

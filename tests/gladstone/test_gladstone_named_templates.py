@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from gladstone.chat import Message
+from gladstone.chat.guarded_template import GuardedTemplate
+from gladstone.chat.messages import Message
+from gladstone.chat.named_templates import MAX_TEMPLATE_BYTES, read_template, template_names
+from gladstone.chat.template import ChatTemplate
+from gladstone.chat.template_variables import names_read
 from gladstone.errors import ConfigError, DataError
-from gladstone.guarded_template import GuardedTemplate
-from gladstone.named_templates import MAX_TEMPLATE_BYTES, read_template, template_names
-from gladstone.template import ChatTemplate
-from gladstone.template_reads import names_read
 from tests.gladstone.chat_templates import GEMMA, LLAMA_3
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -6,20 +6,20 @@ import sys
 
 import pytest
 
-from gladstone.openmp import USERS
-from gladstone.other_work import FELT, SHORTEST_S, OtherWork
+from gladstone.machine.openmp import USERS
+from gladstone.machine.other_work import FELT, SHORTEST_S, OtherWork
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is Linux's")
 LOADS = {
-    "llama.cpp": "from gladstone.llama import library; library()",
+    "llama.cpp": "from gladstone.llamacpp.model import library; library()",
     "torch": "import torch",
-    "llama.cpp, then torch": "from gladstone.llama import library; library(); import torch",
-    "torch, then llama.cpp": "import torch; from gladstone.llama import library; library()",
+    "llama.cpp, then torch": "from gladstone.llamacpp.model import library; library(); import torch",
+    "torch, then llama.cpp": "import torch; from gladstone.llamacpp.model import library; library()",
 }
 # processor time of ten empty operations of two threads, each followed by a pause in which they should sleep
 SPENT = """
 import ctypes, os, time
-from gladstone.openmp import Sleepers, loaded_library
+from gladstone.machine.openmp import Sleepers, loaded_library
 library = loaded_library()
 sleepers, nothing = Sleepers(library), ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p)
 def spent():
@@ -35,7 +35,7 @@ for briefly in (False, True, True, False):
 """
 WATCHED = """
 import threading
-from gladstone.openmp import may_change, follow_other_work
+from gladstone.machine.openmp import may_change, follow_other_work
 follow_other_work(); follow_other_work()
 print(sum(each.name == "gladstone waiting" for each in threading.enumerate()), may_change())
 """

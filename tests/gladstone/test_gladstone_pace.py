@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gladstone.host import Cores
-from gladstone.pace import MOST_SHARE, QUIET_SHARE, TRIAL_S, UNKNOWN_LOSS, First, Held, Pace, thread_counts
+from gladstone.machine.host import Cores
+from gladstone.machine.pace import MOST_SHARE, QUIET_SHARE, TRIAL_S, UNKNOWN_LOSS, First, Held, Pace, thread_counts
 
 QUIET = {1: 0.0208, 2: 0.0133}  # seconds a token, as measured on two cores
 BESIDE = {1: 0.0208, 2: 0.0303}

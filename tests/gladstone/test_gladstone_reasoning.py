@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from gladstone.chat import Message
-from gladstone.reasoning import FAMILIES, Markers, markers_of
-from gladstone.template import ChatTemplate
-from runtime.generation.reasoning import ReasoningSplitter
+from gladstone.chat.messages import Message
+from gladstone.chat.reasoning_markers import FAMILIES, Markers, markers_of
+from gladstone.chat.template import ChatTemplate
+from runtime.text.reasoning_splitter import ReasoningSplitter
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 # the family's marker in a comment, for it is its sign; what ends a turn is a token that a runtime does not show

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
+from gladstone.chat.template import ChatTemplate
 from gladstone.errors import DataError
 from gladstone.formats import Layout, Notes, find_layout, iter_conversations
 from gladstone.formats.rendered import SPOKEN, kind_of_text
 from gladstone.rows import Problems
-from gladstone.template import ChatTemplate
 from tests.gladstone.chat_templates import CHATML, GEMMA, MISTRAL, ZEPHYR
 
 Turns = Sequence[tuple[str, str]]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gladstone.artifacts import write_rows
-from gladstone.chat import Conversation, Message
+from gladstone.chat.messages import Conversation, Message
 from gladstone.errors import DataError
 from gladstone.formats import Layout, Notes, find_layout, iter_conversations, recognise
 from gladstone.rows import Problems

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gladstone.context import Context
-from gladstone.host import Cores
-from gladstone.llama import Model
-from gladstone.openmp import USERS as WAITING
-from gladstone.pace import First, Pace
-from gladstone.spread import MOST_PROCESSORS, USERS, may_spread, places, spread_threads
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import Model
+from gladstone.machine.host import Cores
+from gladstone.machine.openmp import USERS as WAITING
+from gladstone.machine.pace import First, Pace
+from gladstone.machine.thread_placement import MOST_PROCESSORS, USERS, may_spread, places, spread_threads
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="affinity and turns are asked of Linux")
 TWO = pytest.mark.skipif(
@@ -26,9 +26,9 @@ TWO = pytest.mark.skipif(
 # where each thread of a team runs: while spread, and afterwards
 RUNS = """
 import ctypes, json, os
-from gladstone.llama import library; library()
-from gladstone.openmp import loaded_library
-from gladstone.spread import spread, spread_threads
+from gladstone.llamacpp.model import library; library()
+from gladstone.machine.openmp import loaded_library
+from gladstone.machine.thread_placement import spread, spread_threads
 def runs():
     found = []
     team = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: found.append(sorted(os.sched_getaffinity(0))))
@@ -42,7 +42,7 @@ print(json.dumps([inside, runs(), other]))
 """
 TURNS = """
 import ctypes, json, platform, threading
-from gladstone.slices import NUMBERS, Slices, _Attributes
+from gladstone.machine.time_slices import NUMBERS, Slices, _Attributes
 def turn():
     found = _Attributes()
     ctypes.CDLL(None).syscall(NUMBERS[platform.machine()][0], 0, ctypes.byref(found), ctypes.sizeof(found), 0)

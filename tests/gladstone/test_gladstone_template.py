@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gladstone.chat import Message
+from gladstone.chat.messages import Message
+from gladstone.chat.template import ChatTemplate, Segment, template_sha256
 from gladstone.errors import DataError
-from gladstone.gguf import read_header
-from gladstone.template import ChatTemplate, Segment, template_sha256
+from gladstone.gguf.header import read_header
 from tests.gladstone.chat_templates import (
     CHATML,
     DEEPSEEK_R1,

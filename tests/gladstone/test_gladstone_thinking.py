@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from gladstone.chat import Message
-from gladstone.template import ChatTemplate
-from gladstone.thinking import NO_THINK, ThinkingSwitch, find_switch
+from gladstone.chat.messages import Message
+from gladstone.chat.template import ChatTemplate
+from gladstone.chat.thinking import NO_THINK, ThinkingSwitch, find_switch
 from tests.gladstone.chat_templates import CHATML, DEEPSEEK_R1, GEMMA, LLAMA_3, MISTRAL
 
 TURNS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from gladstone.chat import Message, ToolCall
+from gladstone.chat.guarded_template import GuardedTemplate
+from gladstone.chat.messages import Message, ToolCall
+from gladstone.chat.template import ChatTemplate
 from gladstone.errors import DataError
-from gladstone.guarded_template import GuardedTemplate
-from gladstone.template import ChatTemplate
 from tests.gladstone.chat_templates import CHATML, GEMMA, TEMPLATES
 from tests.gladstone.tool_templates import HERMES, MISTRAL, ONE_CALL, TEXT_ARGUMENTS, TOOL_TEMPLATES
 
@@ -172,7 +172,7 @@ def test_a_template_without_tools_is_refused_by_its_name(
 
 @pytest.mark.parametrize("name", ["question-answer", "instruction", "flan-t5-medical"])
 def test_templates_of_plain_questions_take_no_tools(name: str) -> None:
-    path = Path(__file__).parents[2] / "gladstone" / "chat_templates" / f"{name}.jinja"
+    path = Path(__file__).parents[2] / "gladstone" / "chat" / "templates" / f"{name}.jinja"
     template = ChatTemplate(path.read_text(encoding="utf-8"), SPECIAL)
     for tools in (TOOLS, ()):
         with pytest.raises(DataError, match=r"base\.chat_template"):

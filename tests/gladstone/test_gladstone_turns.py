@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gladstone.chat import Conversation, Message, ToolCall
+from gladstone.chat.messages import Conversation, Message, ToolCall
 from gladstone.errors import DataError
 from gladstone.formats import Layout, Notes, prepared
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from gladstone.gguf import read_header
+from gladstone.gguf.header import read_header
 from runtime.cli import main
 from runtime.engine import Engine, EngineOptions
 

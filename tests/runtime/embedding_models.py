@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.converter import converter_folder
-from gladstone.progress import Silent
+from export.convert.llamacpp_converter import converter_folder
+from gladstone.commands.progress import Silent
 from tests.families import corpus, write_family
 
 # pre-tokenizer: that of a vocabulary which the converter has never seen; BERT's own is none

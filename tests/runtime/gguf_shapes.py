@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gladstone.gguf import TENSOR_TYPES
-from runtime.machine.needs import Use
+from gladstone.gguf.header import TENSOR_TYPES
+from runtime.machine.memory_model import Use
 from tests.gladstone.gguf_files import F32, STRING, U32, Gguf, TensorEntry
 
 Q4_0, F16, Q8_0, Q4_K, Q6_K = 2, 1, 8, 12, 14
@@ -241,7 +241,7 @@ def measure(jobs: list[tuple[Path, Use]], *, allocate: bool = False) -> list[Tak
 
 
 def _measure(lib: Any, log: list[str], path: str, use: Use, allocate: bool) -> Taken:
-    from gladstone.context import CACHE_TYPES
+    from gladstone.llamacpp.context import CACHE_TYPES
 
     log.clear()
     params = lib.llama_model_default_params()
@@ -266,7 +266,7 @@ def _measure(lib: Any, log: list[str], path: str, use: Use, allocate: bool) -> T
 
 
 def _serve() -> None:
-    from gladstone.llama import library
+    from gladstone.llamacpp.model import library
 
     lib = library()
     log: list[str] = []

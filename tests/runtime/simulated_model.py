@@ -4,8 +4,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from runtime.generation.scheduler import Scheduler
-from runtime.generation.tasks import Limits, Part, Step, Task
+from runtime.scheduling.scheduler import Scheduler
+from runtime.scheduling.sequences import Limits, Part, Step, Task
 
 VOCABULARY = 97
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.convert import Conversion, convert
-from gladstone.progress import Silent
-from runtime.generation.beams import Beams
+from export.convert.convert import Conversion, convert
+from gladstone.commands.progress import Silent
+from runtime.sampling.beam_search import Beams
 from tests.families import FAMILIES, write_tokenizer
 
 VOCABULARY = 900

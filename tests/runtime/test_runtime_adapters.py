@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gladstone.chat import Message
+from gladstone.chat.messages import Message
 from gladstone.errors import ConfigError
-from gladstone.lora import Lora
+from gladstone.llamacpp.lora import Lora
 from runtime.engine import Completion, Engine, EngineOptions, Request, Sampling
 from tests.runtime.test_runtime_batching import check_equal_but_for_ties
 

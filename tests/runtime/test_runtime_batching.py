@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gladstone.chat import Message
+from gladstone.chat.messages import Message
 from gladstone.errors import ConfigError, UnsupportedError
 from runtime.engine import Completion, Engine, EngineOptions, Piece, QueueFullError, Request, Sampling
 from runtime.request import Event

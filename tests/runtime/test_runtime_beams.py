@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gladstone.errors import ConfigError
-from runtime.generation.beams import Beams, BeamSearch, Hypothesis, banned_by_ngrams
+from runtime.sampling.beam_search import Beams, BeamSearch, Hypothesis, banned_by_ngrams
 from tests.runtime.t5_models import generated_beams, tiny_torch
 
 START, END = 0, 1

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
-from gladstone.chat import Message
-from gladstone.llama import Model
+from gladstone.chat.messages import Message
+from gladstone.llamacpp.model import Model
 from runtime.engine import Engine
-from runtime.generation.candidates import Candidates, likeliest
-from runtime.generation.sampler import SamplerChain, Sampling
+from runtime.sampling.candidates import Candidates, likeliest
+from runtime.sampling.sampler import SamplerChain, Sampling
 
 SETTINGS = [
     Sampling(repeat_penalty=1.3),

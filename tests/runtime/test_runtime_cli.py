@@ -13,8 +13,8 @@ from click.testing import Result
 
 import runtime.cli
 from gladstone.artifacts import Manifest, record_file, write_json, write_manifest
-from gladstone.chat import NO_MEDICAL_ADVICE, Message
-from gladstone.gguf import read_info
+from gladstone.chat.messages import NO_MEDICAL_ADVICE, Message
+from gladstone.gguf.header import read_info
 from runtime.engine import Engine, Sampling
 from tests.gladstone.wrong_files import WRONG
 

@@ -7,10 +7,10 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from gladstone.terminal import visible
-from runtime.console import TypedLines, Waiting, cancel_on_interrupt
-from runtime.generation.reasoning import Piece
-from runtime.screen import AnswerScreen
+from gladstone.report.terminal import visible
+from runtime.commands.console import TypedLines, Waiting, cancel_on_interrupt
+from runtime.commands.screen import AnswerScreen
+from runtime.text.reasoning_splitter import Piece
 
 ANSWER = [Piece("Low", True), Piece(" iron.", True), Piece("Ana", False), Piece("emia\n\x1b[31m", False)]
 
@@ -63,7 +63,7 @@ def test_waiting_is_told_only_when_it_takes_long(
     with Waiting("loading"):
         pass
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("runtime.console.PATIENCE_S", 0.0)
+    monkeypatch.setattr("runtime.commands.console.PATIENCE_S", 0.0)
     with Waiting("loading") as waiting:
         time.sleep(0.2)
         waiting.end()

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from gladstone.host import Cores
+from gladstone.machine.host import Cores
 from runtime.cli import main
-from runtime.doctor import (
+from runtime.commands.doctor import (
     Speed,
     measure_speed,
     parse_nvidia,
@@ -24,7 +24,7 @@ from runtime.doctor import (
     render,
 )
 from runtime.machine.bandwidth import Bandwidth, measure_bandwidth
-from runtime.machine.health import (
+from runtime.machine.diagnosis import (
     Facts,
     Tools,
     gpu_build,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gladstone.errors import ConfigError, DataError, UnsupportedError
-from gladstone.llama import Model
+from gladstone.llamacpp.model import Model
 from runtime.embedding import Embedder
 from runtime.request import ContextFullError
 from tests.runtime.embedding_models import POSITIONS, Made, make_all

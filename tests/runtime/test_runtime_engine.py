@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gladstone.chat import Message
-from gladstone.context import Context
+from gladstone.chat.messages import Message
+from gladstone.chat.template import ChatTemplate
 from gladstone.errors import ArtifactError, ConfigError, DataError
-from gladstone.llama import Model
-from gladstone.template import ChatTemplate
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import Model
 from runtime.engine import ContextFullError, Engine, EngineOptions, Piece, Sampling
-from runtime.generation.prompt import prompt_tokens
+from runtime.text.prompt import prompt_tokens
 
 SUM = [Message("user", "What is 2+2?")]
 LONG = Sampling(max_tokens=40)

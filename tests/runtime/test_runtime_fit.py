@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gladstone.backends import Device
-from gladstone.context import Context
 from gladstone.errors import ConfigError, UnsupportedError
-from gladstone.gguf import GgufHeader, read_model
-from gladstone.host import available_memory_bytes, mapped_file_bytes
-from gladstone.llama import Model
+from gladstone.gguf.header import GgufHeader, read_model
+from gladstone.llamacpp.backends import Device
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import Model
+from gladstone.machine.host import available_memory_bytes, mapped_file_bytes
 from runtime.machine.fit import Fit, Gpu, Machine, Wishes, _shares_memory, plan_fit, read_machine
-from runtime.machine.needs import Use, buffer_bytes, cache_bytes, read_needs, row_bytes
+from runtime.machine.memory_model import Use, buffer_bytes, cache_bytes, read_needs, row_bytes
 from tests.runtime.gguf_shapes import SHAPES, measure, write_shape
 
 GB = 10**9

@@ -11,16 +11,16 @@ import pytest
 from click.testing import Result
 
 from gladstone.artifacts import Manifest, record_file, write_manifest
-from gladstone.chat import Message
+from gladstone.chat.messages import Message
+from gladstone.chat.named_templates import read_template
+from gladstone.chat.reasoning_markers import THINK, Markers
+from gladstone.chat.template import ChatTemplate
 from gladstone.errors import UnsupportedError
-from gladstone.gguf import read_info
-from gladstone.llama import Model
-from gladstone.named_templates import read_template
-from gladstone.reasoning import THINK, Markers
-from gladstone.template import ChatTemplate
-from gladstone.terminal import visible
+from gladstone.gguf.header import read_info
+from gladstone.llamacpp.model import Model
+from gladstone.report.terminal import visible
 from runtime.engine import Engine, EngineOptions, Sampling
-from runtime.generation.turn_end import find_turn_end
+from runtime.text.turn_end import find_turn_end
 from tests.runtime.foreign_models import BOS, EOS, TEMPLATE, write_tiny
 
 Run = Callable[..., Result]

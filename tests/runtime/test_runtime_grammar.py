@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 
-from gladstone.context import Context
 from gladstone.errors import ConfigError, GladstoneError
-from gladstone.llama import Model, library
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import Model, library
 from runtime.grammars.grammar import Constraint, Grammar, GrammarCompiler
 from tests.runtime.random_schemas import RandomModel, random_schema
 

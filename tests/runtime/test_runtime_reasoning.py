@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gladstone.llama import Model
-from gladstone.reasoning import FAMILIES, THINK, Markers, markers_of
-from runtime.generation.reasoning import Piece, ReasoningSplitter
-from runtime.generation.sampler import Sampling
-from runtime.generation.writer import Vocabulary, Writer
+from gladstone.chat.reasoning_markers import FAMILIES, THINK, Markers, markers_of
+from gladstone.llamacpp.model import Model
 from runtime.request import Completion, Event, Request
+from runtime.sampling.sampler import Sampling
+from runtime.scheduling.generation import Vocabulary, Writer
+from runtime.text.reasoning_splitter import Piece, ReasoningSplitter
 
 EACH = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.opening + family.bridge)
 CUTS = st.lists(st.integers(0, 200), max_size=14)

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from gladstone.chat import Message
+from gladstone.chat.messages import Message
 from gladstone.errors import ConfigError
 from runtime.engine import Engine
-from runtime.generation.sampler import MAX_SEED, Sampling
+from runtime.sampling.sampler import MAX_SEED, Sampling
 
 LIVELY = Sampling(temperature=1.2, top_k=0, top_p=1.0, min_p=0.0, max_tokens=24)
 QUESTION = [Message("user", "Tell me something surprising about the human body.")]

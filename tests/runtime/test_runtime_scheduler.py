@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runtime.generation.cells import Cells
-from runtime.generation.scheduler import PASSES_PER_PRIORITY, TURN_STEPS, Scheduler, common_length
-from runtime.generation.tasks import Limits, QueueFullError, Task
+from runtime.scheduling.kv_cells import Cells
+from runtime.scheduling.scheduler import PASSES_PER_PRIORITY, TURN_STEPS, Scheduler, common_length
+from runtime.scheduling.sequences import Limits, QueueFullError, Task
 from tests.runtime.simulated_model import SimulatedCache, Simulation, alone, next_token, random_prompt
 
 ROOMY = Limits(cells=4096, context_tokens=512, slots=4, sequences=8, batch_tokens=64, beside_tokens=16)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gladstone.context import Context
 from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
-from gladstone.llama import Model, library
-from runtime.generation.beams import Beams, Hypothesis, banned_by_ngrams
-from runtime.generation.seq2seq import ContextFullError, Logits, Seq2Seq, logit_scale
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import Model, library
+from runtime.sampling.beam_search import Beams, Hypothesis, banned_by_ngrams
+from runtime.sampling.encoder_decoder import ContextFullError, Logits, Seq2Seq, logit_scale
 from tests.families import FAMILIES, write_tokenizer
 from tests.runtime.t5_models import END, KINDS, START, VOCABULARY, Made, generated_beams, make
 

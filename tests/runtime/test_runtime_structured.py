@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from gladstone.chat import Message
+from gladstone.chat.messages import Message
 from gladstone.errors import ConfigError
 from runtime.engine import Completion, Engine, EngineOptions, Request, Sampling
 from runtime.grammars.grammar import Grammar

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runtime.generation.reasoning import Piece, ReasoningSplitter
-from runtime.generation.text import StopMatcher, TextStream, Utf8Decoder
+from runtime.text.detokenizer import StopMatcher, TextStream, Utf8Decoder
+from runtime.text.reasoning_splitter import Piece, ReasoningSplitter
 
 PLACES = st.lists(st.integers(0, 80), max_size=12)
 MARKED = st.lists(

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gladstone.context import Context
-from gladstone.gguf import GgufInfo, read_info
-from gladstone.host import Cores, cache_dir, read_cores
-from gladstone.llama import Model
-from gladstone.other_work import OtherWork
+from gladstone.gguf.header import GgufInfo, read_info
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import Model
+from gladstone.machine.host import Cores, cache_dir, read_cores
+from gladstone.machine.other_work import OtherWork
 from runtime.machine.threads import (
     LIMIT_S,
     PREFILL_TOKENS,

@@ -11,12 +11,12 @@ import pytest
 
 from gladstone.artifacts import Manifest, record_file, write_manifest
 from gladstone.errors import ArtifactError
-from gladstone.gguf import read_info
-from gladstone.host import cache_dir
+from gladstone.gguf.header import read_info
+from gladstone.machine.host import cache_dir
+from runtime.trust.checked_files import FOLDER_NAME, MAX_ENTRIES, SETTLED_S, Stamp, is_remembered, remember
+from runtime.trust.load_check import check_loadable
+from runtime.trust.load_check_child import in_one_line
 from runtime.trust.provenance import verify
-from runtime.trust.remembered import FOLDER_NAME, MAX_ENTRIES, SETTLED_S, Stamp, is_remembered, remember
-from runtime.trust.trial import check_loadable
-from runtime.trust.trial_child import in_one_line
 from tests.faults.tiny_ggufs import MODELS, tiny_bpe
 from tests.gladstone.gguf_files import STRING, U32, Gguf
 
@@ -133,12 +133,12 @@ def test_a_trial_that_takes_too_long_is_ended(smollm: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits what a process allocates")
 def test_a_trial_that_takes_too_much_memory_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.trust.trial.ROOM_BYTES", -200_000)  # of a file of 227 kB 27 kB are left for all
+    monkeypatch.setattr("runtime.trust.load_check.ROOM_BYTES", -200_000)  # of a file of 227 kB 27 kB are left for all
     assert "reading it takes more memory than its 226.8 kB" in refusal(written(tmp_path, tiny_bpe()))
 
 
 def test_a_trial_ends_with_the_process_that_began_it(smollm: Path) -> None:
-    code = f"from pathlib import Path; from runtime.trust.trial import check_loadable; check_loadable(Path({str(smollm)!r}))"
+    code = f"from pathlib import Path; from runtime.trust.load_check import check_loadable; check_loadable(Path({str(smollm)!r}))"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
         deadline_s = time.monotonic() + 20
         while not (children := psutil.Process(parent.pid).children()):

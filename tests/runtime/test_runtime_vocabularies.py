@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from export.converter import archive_path
-from gladstone.chat import Message
-from gladstone.llama import Model
-from gladstone.reasoning import Markers
-from gladstone.template import ChatTemplate
-from runtime.generation.prompt import prompt_tokens
-from runtime.generation.writer import Vocabulary
+from export.convert.llamacpp_converter import archive_path
+from gladstone.chat.messages import Message
+from gladstone.chat.reasoning_markers import Markers
+from gladstone.chat.template import ChatTemplate
+from gladstone.llamacpp.model import Model
+from runtime.scheduling.generation import Vocabulary
+from runtime.text.prompt import prompt_tokens
 from tests.runtime.vocabulary_table import (
     CONTROL,
     Reference,

@@ -12,11 +12,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from export.converter import archive_path
-from gladstone.gguf import read_header
-from gladstone.llama import Model, library
-from runtime.generation.text import TextStream
-from runtime.generation.writer import Vocabulary
+from export.convert.llamacpp_converter import archive_path
+from gladstone.gguf.header import read_header
+from gladstone.llamacpp.model import Model, library
+from runtime.scheduling.generation import Vocabulary
+from runtime.text.detokenizer import TextStream
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 PLACE = "/vendor/llama.cpp/models/"

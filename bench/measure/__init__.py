@@ -1,0 +1,1 @@
+"""Models measured on rows, each in a child process."""

@@ -1,0 +1,150 @@
+"""What is measured on one loaded model: losses, answers, speed. Runs inside a child process."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.measure.asking import Asker, Frame, asker_of
+from bench.results import Answer, Item, Loss, SpeedRun
+from gladstone.errors import UnsupportedError
+from gladstone.llamacpp.context import Context
+from gladstone.machine.host import core_count, peak_memory_bytes
+from gladstone.machine.other_work import OtherWork
+from runtime.engine import Engine, Request, Sampling
+
+WARM_UP_PROMPT_TOKENS, WARM_UP_STEPS = 64, 4
+
+
+@dataclass(frozen=True)
+class QualityJob:
+    """Losses of all items, greedy answers to the first `answers` of them."""
+
+    model: Path
+    items: tuple[Item, ...]
+    answers: int
+    max_tokens: int
+    threads: int | None
+    frame: Frame = field(default_factory=Frame)
+
+
+@dataclass(frozen=True)
+class SpeedJob:
+    """One timing of a freshly loaded model; the items give the text that is read."""
+
+    model: Path
+    items: tuple[Item, ...]
+    prefill_tokens: int
+    decode_tokens: int
+    threads: int | None
+    frame: Frame = field(default_factory=Frame)
+
+
+def measure_quality(job: QualityJob) -> Iterator[Loss | Answer]:
+    """Yield the loss of every item in order, then the answers in order. The rows fit: `count_rows` saw to it."""
+    with Engine(job.model, job.frame.engine_options(job.threads, steady=True)) as engine:
+        asker = _asker(engine, job.frame)
+        for item in job.items:
+            yield _loss(engine, asker, item)
+        sampling = Sampling(temperature=0.0, repeat_penalty=1.0, max_tokens=job.max_tokens)
+        for item in job.items[: job.answers]:
+            yield _answer(engine, Request(asker.prompt(item), sampling, reasoning_tokens=job.frame.thought_tokens))
+
+
+def measure_speed(job: SpeedJob) -> SpeedRun:
+    """Load, warm up, then time the first token of a typical question, plain prefill and plain decode.
+
+    Prefill and decode leave sampling and text out and never stop early: the same work for every model.
+    """
+    with Engine(job.model, job.frame.engine_options(job.threads)) as engine:
+        room = engine.context_tokens - job.decode_tokens
+        if room < 1:
+            raise UnsupportedError(f"{job.model}: its context of {engine.context_tokens} tokens is too small to time.")
+        asker = _asker(engine, job.frame)
+        prompt = _text_tokens(asker, job.items, min(job.prefill_tokens, room))
+        _time_plain(engine, prompt[:WARM_UP_PROMPT_TOKENS], WARM_UP_STEPS)
+        others = OtherWork()
+        others.look()
+        first_token_s = _time_first_token(engine, asker, typical_item(job.items))
+        prefill_s, decode_s = _time_plain(engine, prompt, job.decode_tokens)
+        return SpeedRun(
+            load_s=engine.load_s,
+            first_token_s=first_token_s,
+            prefill_tokens=len(prompt),
+            prefill_tokens_per_s=len(prompt) / prefill_s,
+            decode_tokens=job.decode_tokens,
+            decode_tokens_per_s=job.decode_tokens / decode_s,
+            peak_memory_bytes=peak_memory_bytes(),
+            other_processors=others.mean(),
+            processors=core_count(),
+        )
+
+
+def typical_item(items: Sequence[Item]) -> Item:
+    """The item whose question is of median length."""
+    by_length = sorted(items, key=lambda item: (len(item.question), item.source))
+    return by_length[len(by_length) // 2]
+
+
+def _loss(engine: Engine, asker: Asker, item: Item) -> Loss:
+    prompt, answer = asker.scored(item)
+    pieces = _windows(prompt, answer, engine.context_tokens) if item.is_text else [(prompt, answer)]
+    losses = [engine.score(before, [scored])[0] for before, scored in pieces]
+    nats, tokens = sum(loss.nats for loss in losses), sum(loss.tokens for loss in losses)
+    if not math.isfinite(nats) or tokens < 1:
+        raise UnsupportedError(f"{engine.model.path}: gives no finite probability for the answer of {item.source}.")
+    return Loss(nats, tokens)
+
+
+def _windows(begin: list[int], tokens: list[int], context: int) -> Iterator[tuple[list[int], list[int]]]:
+    """A text in pieces that fill the context, each behind what the text begins with."""
+    size = context - len(begin)
+    for start in range(0, len(tokens), size):
+        yield begin, tokens[start : start + size]
+
+
+def _asker(engine: Engine, frame: Frame) -> Asker:
+    return asker_of(engine.model, None if frame.raw else engine.template, frame)
+
+
+def _answer(engine: Engine, request: Request) -> Answer:
+    engine.forget()  # a cached prefix changes the last bits of the logits: answers must not depend on their order
+    done = engine.answer(request)
+    return Answer(done.text.strip(), done.reasoning, done.stop_reason, done.prompt_tokens, done.generated_tokens)
+
+
+def _text_tokens(asker: Asker, items: Sequence[Item], count: int) -> list[int]:
+    """The first `count` tokens of the items' prompts and answers, read over and over if they are short."""
+    tokens: list[int] = []
+    while len(tokens) < count:
+        for item in items:
+            tokens += [token for part in asker.scored(item) for token in part]
+            if len(tokens) >= count:
+                break
+    return tokens[:count]
+
+
+def _time_first_token(engine: Engine, asker: Asker, item: Item) -> float:
+    engine.forget()
+    begin_s = time.perf_counter()
+    tokens = (asker.scored(item)[1][: engine.context_tokens // 2] if item.is_text else asker.prompt(item)) or [0]
+    rendered_s = time.perf_counter() - begin_s
+    return rendered_s + engine.complete(tokens, Sampling(temperature=0.0, max_tokens=1)).first_token_s
+
+
+def _time_plain(engine: Engine, tokens: list[int], steps: int) -> tuple[float, float]:
+    """Seconds to evaluate the tokens from an empty cache, and for `steps` more, each the likeliest after the last."""
+
+    def work(context: Context) -> tuple[float, float]:
+        begin_s = time.perf_counter()
+        for start in range(0, len(tokens), context.batch_tokens):
+            context.decode(tokens[start : start + context.batch_tokens], start)
+        context.logits()  # llama.cpp may still be at work until its result is read
+        read_s = time.perf_counter()
+        for step in range(steps):
+            context.decode([int(context.logits().argmax())], len(tokens) + step)
+        context.logits()
+        return read_s - begin_s, time.perf_counter() - read_s
+
+    return engine.run(work)

@@ -1,0 +1,90 @@
+"""Rows as tokens of a model, counted before any model's weights are loaded. Runs inside a child process."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.measure.asking import Asker, Frame, asker_of
+from bench.results import Item
+from gladstone.errors import DataError
+from gladstone.gguf.header import info_of, read_model
+from gladstone.llamacpp.model import Model
+from runtime.loading import plan_context
+from runtime.text.prompt import load_template
+
+SHOWN = 3  # tokens of an answer's beginning and of its end
+CONTROL = "\x01"  # stands for any control token where answers are compared
+
+
+@dataclass(frozen=True)
+class RowsJob:
+    """Items to count in a model's tokens."""
+
+    model: Path
+    items: tuple[Item, ...]
+    frame: Frame
+
+
+@dataclass(frozen=True)
+class Room:
+    """The context that this machine opens for the model, and the largest that the model was trained for."""
+
+    context_tokens: int
+    trained_tokens: int
+
+
+@dataclass(frozen=True)
+class RowTokens:
+    """A row in a model's tokens: how many the whole takes, and what its answer consists of.
+
+    `pieces` is a hash of the answer's tokens as texts, control tokens alike; `begins` and `ends` are the first and last
+    of them. `refused` says why the model's template cannot render the row, '' if it can.
+    """
+
+    needed: int = 0
+    prompt: int = 0
+    pieces: str = ""
+    begins: str = ""
+    ends: str = ""
+    refused: str = ""
+
+
+def count_rows(job: RowsJob) -> Iterator[Room | RowTokens]:
+    """Yield the room that there is, then each row. Raises ConfigError for a context that cannot be."""
+    headers = read_model(job.model)
+    yield Room(plan_context(headers, job.frame.engine_options(None)), info_of(headers).context_tokens)
+    with ExitStack() as stack:
+        model = stack.enter_context(Model(job.model, vocab_only=True, headers=headers))
+        template = None
+        if not job.frame.raw:
+            template = stack.enter_context(closing(load_template(model, chosen=job.frame.chat_template)))
+        asker = asker_of(model, template, job.frame)
+        for item in job.items:
+            yield _row_tokens(asker, item)
+
+
+def _row_tokens(asker: Asker, item: Item) -> RowTokens:
+    try:
+        prompt, answer = asker.scored(item)
+    except DataError as error:
+        return RowTokens(refused=str(error))
+    if not prompt or not answer:
+        return RowTokens(refused="its prompt or its answer has no token: nothing can be scored.")
+    pieces = [asker.model.piece(token, special=True) for token in answer]
+    compared = [
+        CONTROL.encode() if asker.model.is_control(token) else piece
+        for token, piece in zip(answer, pieces, strict=True)
+    ]
+    return RowTokens(
+        needed=asker.needs(item, prompt, answer),
+        prompt=len(prompt),
+        pieces=hashlib.sha256(b"\0".join(compared)).hexdigest(),
+        begins=_text(pieces[:SHOWN]),
+        ends=_text(pieces[-SHOWN:]),
+    )
+
+
+def _text(pieces: Sequence[bytes]) -> str:
+    return b"".join(pieces).decode("utf-8", "replace")

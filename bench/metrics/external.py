@@ -1,0 +1,75 @@
+"""Metrics of the `evaluate` package, by name or as a local script. The file that names evaluate."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bench.metrics.metrics import METRICS, Metric, Scored, scored
+from bench.metrics.writing import EMPTY, ENGLISH, writings
+from bench.results import MetricInfo
+from gladstone.errors import UnsupportedError
+
+PROBED = 3  # references
+
+
+def load_metrics(names: Sequence[str]) -> dict[str, Metric]:
+    """The metrics of this package, and each named one that is not among them.
+
+    Raises UnsupportedError if `evaluate` cannot load a name.
+    """
+    return METRICS | {name: _load(name) for name in dict.fromkeys(names) if name not in METRICS}
+
+
+def _load(name: str) -> Metric:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import evaluate
+
+    try:
+        module = evaluate.load(name, keep_in_memory=True)
+    # evaluate runs a foreign script and a downloader: what they raise is open
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnsupportedError(
+            f"--metric {name}: none of this package's ({', '.join(METRICS)}), and evaluate cannot load it: {reason} "
+            "Without a network, give the path of a local metric script (a .py file with an evaluate.Metric)."
+        ) from error
+    title = str(module.name)
+
+    def score_one(answer: str, reference: str) -> float:
+        return _score_one(module, name, (answer, reference))
+
+    def score(answers: Sequence[str], references: Sequence[str]) -> Scored:
+        values = [score_one(*pair) for pair in zip(answers, references, strict=True)]
+        return scored(values, unseen=_blind(score_one, references))
+
+    return Metric(MetricInfo(name, title, higher_is_better=None), score)
+
+
+def _blind(score_one: Callable[[str, str], float], references: Sequence[str]) -> str:
+    """Why a foreign metric sees nothing of texts beyond English, '' if it does.
+
+    Such metrics split texts as they like: one is blind if a reference is worth no more to it than another text.
+    """
+    kinds = writings(tuple(references))
+    beyond = [text for text, writing in zip(references, kinds, strict=True) if writing.kind not in (ENGLISH, EMPTY)]
+    for text in beyond[:PROBED]:
+        other = next((each for each in references if each.strip() and each != text), None)
+        if other is None or score_one(text, text) != score_one(other, text):
+            return ""
+    return "its own code tells a reference in these letters from no other text" if beyond else ""
+
+
+def _score_one(module: Any, name: str, pair: tuple[str, str]) -> float:
+    try:
+        values = module.compute(predictions=[pair[0]], references=[pair[1]])
+    except Exception as error:
+        raise UnsupportedError(f"--metric {name}: the metric's own code failed on an answer: {error!r}.") from error
+    numbers = {key: value for key, value in (values or {}).items() if isinstance(value, int | float)}
+    chosen = numbers.get(module.name, next(iter(numbers.values())) if len(numbers) == 1 else None)
+    if chosen is None or not math.isfinite(chosen):
+        raise UnsupportedError(
+            f"--metric {name}: expected one finite number per answer, called {module.name!r} or alone; "
+            f"it gave {', '.join(values or {}) or 'nothing'}."
+        )
+    return float(chosen)

@@ -1,0 +1,221 @@
+"""Metrics: each gives one score in [0, 1] per item, and says how items add up to the figure in the table.
+
+To add one, write a function (answers, references) → Scored with a doctest and put it into `METRICS`. How a text is
+split depends on the writing of its reference (`tokenisers`). What no tokeniser sees gets no score, rather than 0.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING
+from unicodedata import normalize
+
+import numpy as np
+
+from bench.metrics.bootstrap import Bootstrap, Statistic, Table, compare, estimate, mean, mean_table
+from bench.metrics.shares import share, share_difference
+from bench.metrics.tokenisers import answer_tokens, rouge_tokens, tokenisers_of
+from bench.metrics.writing import EMPTY, ENGLISH, writings
+from bench.results import MetricInfo, Result
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU
+
+BLEU_ORDER = 4
+FEWEST = 2  # items with a score that a figure needs
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A metric over all items of one model: a score per item, and the table and statistic of the figure.
+
+    Of a share every score is 0 or 1. An item whose reference the metric cannot see has no score (None) and no line in
+    the table. `unseen` says why there is no figure at all, '' where there is one; `remark` what else to mind of it.
+    """
+
+    scores: tuple[float | None, ...]
+    table: Table
+    statistic: Statistic
+    is_share: bool = False
+    unseen: str = ""
+    remark: str = ""
+
+    def estimate(self, bootstrap: Bootstrap) -> Result:
+        """The figure with its interval."""
+        return share(self._seen()) if self.is_share else estimate(self.table, self.statistic, bootstrap)
+
+    def less(self, first: "Scored", bootstrap: Bootstrap) -> Result:
+        """The figure minus another model's over the same items."""
+        if self.is_share:
+            return share_difference(first._seen(), self._seen())
+        return compare(first.table, self.table, self.statistic, bootstrap)
+
+    def _seen(self) -> list[float]:
+        return [score for score in self.scores if score is not None]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named way to score answers against references; of `whole_answers` one that was cut off is none."""
+
+    info: MetricInfo
+    score: Callable[[Sequence[str], Sequence[str]], Scored]
+    whole_answers: bool = False
+
+
+def scored(scores: Sequence[float | None], *, is_share: bool = False, unseen: str = "") -> Scored:
+    """The mean of the scores that there are."""
+    seen = [score for score in scores if score is not None]
+    if len(seen) < FEWEST and not unseen:
+        unseen = f"fewer than {FEWEST} references hold any text"
+    return Scored(tuple(scores), mean_table(seen), mean, is_share, unseen)
+
+
+def token_f1(answer: str, reference: str, kind: str = ENGLISH) -> float:
+    """Overlap of words as SQuAD counts it: case, punctuation and articles do not matter, repeated words count.
+
+    >>> token_f1("The left atrium.", "left atrium")
+    1.0
+    >>> round(token_f1("the left ventricle", "left atrium"), 2)
+    0.5
+    >>> token_f1("", "left atrium")
+    0.0
+    """
+    said, wanted = map(answer_tokens(kind), (answer, reference))
+    if not said or not wanted:
+        return float(said == wanted)
+    shared = sum((Counter(said) & Counter(wanted)).values())
+    return 2 * shared / (len(said) + len(wanted))
+
+
+def score_token_f1(answers: Sequence[str], references: Sequence[str]) -> Scored:
+    """Mean token F1."""
+    rows = _rows(answers, references)
+    return scored([None if kind == EMPTY else token_f1(answer, reference, kind) for answer, reference, kind in rows])
+
+
+def score_exact_match(answers: Sequence[str], references: Sequence[str]) -> Scored:
+    """The share of answers that have the reference's words in its order.
+
+    >>> score_exact_match(["Yes.", "не"], ["yes", "да"]).scores
+    (1.0, 0.0)
+    """
+    scores = []
+    for answer, reference, kind in _rows(answers, references):
+        tokens = answer_tokens(kind)
+        scores.append(None if kind == EMPTY else float(tokens(answer) == tokens(reference)))
+    return scored(scores, is_share=True)
+
+
+def score_rouge(kind: str, answers: Sequence[str], references: Sequence[str]) -> Scored:
+    """Mean ROUGE F1 of one kind (`rouge1`, `rouge2`, `rougeL`), by the rouge-score package; English is stemmed.
+
+    >>> score_rouge("rouge1", ["the heart fails"], ["the heart failed"]).scores
+    (1.0,)
+    >>> score_rouge("rouge1", ["сердце"], ["Сердце!"]).scores
+    (1.0,)
+    """
+    scores: list[float | None] = []
+    lengths = []
+    for answer, reference, writing in _rows(answers, references):
+        if writing == EMPTY:
+            scores.append(None)
+            continue
+        lengths.append(len(rouge_tokens(writing)(reference)))
+        scores.append(float(_rouge_scorer(kind, writing).score(reference, answer)[kind].fmeasure))
+    if kind != "rouge2":
+        return scored(scores)
+    short = sum(length < 2 for length in lengths)
+    remark = f"{short} of {len(lengths)} references have one token, and no pairs that it compares: they count as 0"
+    found = scored(scores, unseen=_too_short(max(lengths, default=0), 2))
+    return replace(found, remark=remark if short and not found.unseen else "")
+
+
+@cache
+def _rouge_scorer(kind: str, writing: str) -> "RougeScorer":
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer([kind], tokenizer=_Tokeniser(rouge_tokens(writing)))
+
+
+class _Tokeniser:
+    """What rouge-score takes as a tokeniser."""
+
+    def __init__(self, tokens: Callable[[str], list[str]]) -> None:
+        self.tokenize = tokens
+
+
+def score_bleu(answers: Sequence[str], references: Sequence[str]) -> Scored:
+    """Corpus BLEU by sacrebleu's counts; the scores per item are its sentence BLEU with effective order.
+
+    >>> score_bleu(["the heart pumps the blood"], ["the heart pumps the blood"]).scores
+    (1.0,)
+    """
+    scores: list[float | None] = []
+    counted = []
+    for answer, reference, kind in _rows(answers, references):
+        if kind == EMPTY:
+            scores.append(None)
+            continue
+        sentence, corpus = _bleu(tokenisers_of(kind).bleu)
+        # é may be one character or two; English counts as sacrebleu itself counts it
+        said, wanted = (text if kind == ENGLISH else normalize("NFC", text) for text in (answer, reference))
+        scores.append(min(sentence.sentence_score(said, [wanted]).score / 100, 1.0))
+        counts = corpus.corpus_score([said], [[wanted]])
+        counted.append([*counts.counts, *counts.totals, counts.sys_len, counts.ref_len])
+    table = np.asarray(counted, float).reshape(-1, 2 * BLEU_ORDER + 2)
+    unseen = scored(scores).unseen or _too_short(int(table[:, -1].max(initial=0)), BLEU_ORDER)
+    return Scored(tuple(scores), table, corpus_bleu, unseen=unseen)
+
+
+@cache
+def _bleu(tokeniser: str) -> "tuple[BLEU, BLEU]":
+    from sacrebleu.metrics import BLEU
+
+    return BLEU(effective_order=True, tokenize=tokeniser), BLEU(tokenize=tokeniser)
+
+
+def corpus_bleu(sums: Table) -> Table:
+    """BLEU in [0, 1] from summed counts (..., 10): matches and totals of 1- to 4-grams, answer and reference length.
+
+    sacrebleu's default: an order without a match counts as 1/2, the next such as 1/4, …; without any match BLEU is 0.
+    """
+    matches, totals = sums[..., :BLEU_ORDER], sums[..., BLEU_ORDER : 2 * BLEU_ORDER]
+    length, reference_length = sums[..., -2], sums[..., -1]
+    empty = matches == 0
+    smoothed = np.where(empty, 0.5 ** np.cumsum(empty, axis=-1), matches)
+    usable = (totals > 0).all(axis=-1) & (matches.sum(axis=-1) > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # where it is not usable
+        precision = np.exp(np.log(smoothed / totals).mean(axis=-1))
+        brevity = np.exp(np.minimum(0.0, 1 - reference_length / length))
+        return np.where(usable, np.minimum(precision * brevity, 1.0), 0.0)
+
+
+def _rouge(kind: str) -> Callable[[Sequence[str], Sequence[str]], Scored]:
+    return lambda answers, references: score_rouge(kind, answers, references)
+
+
+METRICS: dict[str, Metric] = {
+    info.name: Metric(info, score)
+    for info, score in (
+        (MetricInfo("rouge1", "ROUGE-1", higher_is_better=True), _rouge("rouge1")),
+        (MetricInfo("rouge2", "ROUGE-2", higher_is_better=True), _rouge("rouge2")),
+        (MetricInfo("rougeL", "ROUGE-L", higher_is_better=True), _rouge("rougeL")),
+        (MetricInfo("bleu", "BLEU", higher_is_better=True), score_bleu),
+        (MetricInfo("token_f1", "token F1", higher_is_better=True), score_token_f1),
+        (MetricInfo("exact_match", "exact match", higher_is_better=True), score_exact_match),
+    )
+}
+
+
+def _rows(answers: Sequence[str], references: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Answer, reference and the reference's kind of writing."""
+    kinds = (writing.kind for writing in writings(tuple(references)))
+    return zip(answers, references, kinds, strict=True)
+
+
+def _too_short(longest: int, order: int) -> str:
+    """Why n-grams of this order are in none of the references, '' if they are."""
+    return "" if longest >= order else f"no reference has {order} tokens, and it compares runs of {order}"

@@ -1,0 +1,114 @@
+"""How each metric splits texts, by their writing: what English benchmarks use for English, and Unicode's rules else.
+
+rouge-score, 13a and SQuAD's words are what `evaluate` and sacrebleu take by default. They know ASCII letters, or spaces
+and ASCII punctuation alone: of other texts they see nothing, or one word.
+"""
+
+import re
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from bench.metrics.writing import (
+    CHINESE,
+    EMPTY,
+    ENGLISH,
+    JAPANESE,
+    KOREAN,
+    LATIN,
+    SYMBOLS,
+    WORDS,
+    Writing,
+    graphemes,
+    has_mecab,
+    unicode_tokens,
+    writings,
+)
+
+if TYPE_CHECKING:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+Tokens = Callable[[str], list[str]]
+OWN_ROUGE = "rouge-score's own, with stemming"
+SQUAD = "SQuAD's words"
+UNICODE, CHARACTERS, BOTH = "Unicode words", "characters", "characters; other scripts by words"
+
+
+@dataclass(frozen=True)
+class Tokenisers:
+    """The tokenisers of one writing, in the words of a report; `bleu` is sacrebleu's name."""
+
+    rouge: str
+    bleu: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """References of one writing, and how they and their answers are split."""
+
+    title: str
+    rows: int
+    tokenisers: Tokenisers
+
+
+def tokenisers_of(kind: str) -> Tokenisers:
+    """The tokenisers of a kind of writing; sacrebleu's for Japanese and Korean need its MeCab packages."""
+    if kind == ENGLISH:
+        return Tokenisers(OWN_ROUGE, "13a", SQUAD)
+    seen = {LATIN: UNICODE, WORDS: UNICODE, KOREAN: UNICODE, SYMBOLS: CHARACTERS}.get(kind, BOTH)
+    bleu = {LATIN: "13a", WORDS: "intl", KOREAN: "intl", CHINESE: "zh"}.get(kind, "char")
+    if (kind == JAPANESE and has_mecab("ja")) or (kind == KOREAN and has_mecab("ko")):
+        bleu = "ja-mecab" if kind == JAPANESE else "ko-mecab"
+    return Tokenisers(seen, bleu, seen)
+
+
+def splits(references: Sequence[str]) -> list[Split]:
+    """How the references of a set are split, the most frequent writing first; empty ones are left out."""
+    counts: dict[Writing, int] = {}
+    for writing in writings(tuple(references)):
+        counts[writing] = counts.get(writing, 0) + 1
+    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
+    return [Split(_title(each), rows, tokenisers_of(each.kind)) for each, rows in ordered if each.kind != EMPTY]
+
+
+def rouge_tokens(kind: str) -> Tokens:
+    """The tokens that ROUGE compares."""
+    return _own_rouge_tokens if kind == ENGLISH else answer_tokens(kind)
+
+
+def answer_tokens(kind: str) -> Tokens:
+    """The tokens that token F1 and exact match compare."""
+    return {ENGLISH: squad_tokens, SYMBOLS: graphemes}.get(kind, unicode_tokens)
+
+
+def squad_tokens(text: str) -> list[str]:
+    """Words as SQuAD counts them: without case, ASCII punctuation and English articles."""
+    plain = text.lower().translate(_PUNCTUATION)
+    return re.sub(r"\b(a|an|the)\b", " ", plain).split()
+
+
+def _own_rouge_tokens(text: str) -> list[str]:
+    tokens: list[str] = _own_rouge().tokenize(text)
+    return tokens
+
+
+@cache
+def _own_rouge() -> "DefaultTokenizer":
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    return DefaultTokenizer(use_stemmer=True)
+
+
+def _title(writing: Writing) -> str:
+    titles = {
+        ENGLISH: "Latin letters, English or in ASCII" if writing.script else "digits",
+        LATIN: "Latin letters, not English" if writing.script else "digits",
+        SYMBOLS: "symbols",
+    }
+    return titles.get(writing.kind, writing.script or "digits")
+
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -1,0 +1,1 @@
+"""A benchmark as JSON, Markdown, HTML and text."""

@@ -1,0 +1,78 @@
+"""The report as Markdown, for a README, an issue or a terminal."""
+
+import re
+
+from bench.report.tables import TextTable, all_tables
+from bench.results import Report
+from gladstone.chat.messages import NO_MEDICAL_ADVICE
+
+SHOWN_ANSWERS = 6
+_SPECIAL = re.compile(r"([\\`*_\[\]<>#|&~!$])")
+
+
+def render_markdown(report: Report) -> str:
+    """Headline, tables, some answers, provenance."""
+    parts = ["# Benchmark", *(escape(sentence) for sentence in report.headline)]
+    if report.warnings:
+        parts.append("\n".join(f"- **Mind:** {escape(warning)}" for warning in report.warnings))
+    if report.remarks:
+        parts.append("\n".join(f"- **Rows:** {escape(remark)}" for remark in report.remarks))
+    for table in all_tables(report):
+        parts += [f"## {escape(table.title)}", _table(table), escape(table.note)]
+    if report.answered:
+        parts += ["## Answers side by side", *(_answers(report, number) for number in range(_shown(report)))]
+    parts += ["## Where these figures come from", _provenance(report), NO_MEDICAL_ADVICE]
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is: a model's answer can hold links, images and markup.
+
+    >>> escape("![x](http://a) <b>")
+    '\\\\!\\\\[x\\\\](http://a) \\\\<b\\\\>'
+    """
+    return _SPECIAL.sub(r"\\\1", text)
+
+
+def measured_rows(report: Report) -> str:
+    """Which rows were measured."""
+    rows, in_file = report.settings["rows"], report.settings["rows_in_file"]
+    return f"{rows:,} of {in_file:,} rows" if report.left_out else f"rows 1–{rows:,} of {in_file:,}"
+
+
+def _table(table: TextTable) -> str:
+    lines = [_line([escape(header) for header in table.headers]), _line(["---"] * len(table.headers))]
+    lines += [_line([escape(title), *(escape(cell.text) for cell in cells)]) for title, cells in table.rows]
+    return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _shown(report: Report) -> int:
+    return min(SHOWN_ANSWERS, report.answered)
+
+
+def _answers(report: Report, number: int) -> str:
+    item = report.items[number]
+    texts = [("Question", item.question), ("Reference", item.reference_text)]
+    texts += [(row.model.label, row.measured.answers[number].shown) for row in report.models]
+    return "\n>\n".join(f"> **{escape(name)}:** {_quote(text)}" for name, text in texts)
+
+
+def _quote(text: str) -> str:
+    return "  \n> ".join(escape(line) for line in text.splitlines()) or "(empty)"
+
+
+def _provenance(report: Report) -> str:
+    facts, settings = report.provenance, report.settings
+    lines = [
+        f"- {facts['date']}, {facts['processor']}, {facts['cores']} cores, threads: {settings['threads']}",
+        f"- {measured_rows(report)} of {settings['data']} "
+        f"({settings['format']}, sha256 {facts['data_sha256'][:12]}…), seed {settings['seed']}",
+        f"- asked {settings['asked']}",
+        "- " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+    ]
+    lines += [f"- {row.model.label}: sha256 {row.model.sha256}" for row in report.models]
+    return "\n".join(escape(line) for line in lines)

@@ -1,0 +1,248 @@
+"""From what was measured to figures with intervals, and to sentences that say what they mean."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from bench.config import BenchConfig
+from bench.metrics.bootstrap import MIN_JUDGED, Bootstrap, Table, judge, perplexity, spread
+from bench.metrics.form import FORM
+from bench.metrics.metrics import Metric, Scored
+from bench.metrics.metrics import scored as of_scores
+from bench.report.number_format import figure, signed, signed_interval
+from bench.results import (
+    CUT,
+    NOT_COMPARABLE,
+    Answer,
+    Difference,
+    Item,
+    Loss,
+    Measured,
+    MetricInfo,
+    ModelFile,
+    ModelReport,
+    Report,
+    Score,
+    SpeedRun,
+    Spread,
+    scored_words,
+)
+from gladstone.machine.other_work import FELT
+
+NO_ANSWER = "the thought used up the tokens of every answer"
+PERPLEXITY = MetricInfo("perplexity", "perplexity", higher_is_better=False)
+FEW_ITEMS = 20
+NAMED = 4  # disturbed measurements
+SPEED_FIGURES: dict[str, Callable[[SpeedRun], float]] = {
+    "load_s": lambda run: run.load_s,
+    "first_token_s": lambda run: run.first_token_s,
+    "prefill_tokens_per_s": lambda run: run.prefill_tokens_per_s,
+    "decode_tokens_per_s": lambda run: run.decode_tokens_per_s,
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was measured, on what, and how it is to be scored."""
+
+    models: tuple[ModelFile, ...]
+    items: tuple[Item, ...]
+    measured: tuple[Measured, ...]
+    metrics: dict[str, Metric]
+    config: BenchConfig
+    unlike: Mapping[str, str] = field(default_factory=dict)  # why a model's answers are other tokens, by label
+
+
+def summarise(inputs: Inputs, warnings: Sequence[str]) -> Report:
+    """The report, with settings and provenance still to be filled in."""
+    tables = [_scored(inputs, measured) for measured in inputs.measured]
+    rows = tuple(_model_report(inputs, tables, place) for place in range(len(inputs.models)))
+    infos = (PERPLEXITY, *(metric.info for metric in inputs.metrics.values()))
+    return Report(
+        headline=headline(rows, infos, scored_words(inputs.items)),
+        warnings=(
+            *warnings,
+            *_metric_remarks(tables[0], infos),
+            *_measurement_warnings(rows, inputs.unlike),
+            *_disturbances(rows),
+        ),
+        metrics=infos,
+        models=rows,
+        items=inputs.items,
+        settings={},
+    )
+
+
+def headline(rows: Sequence[ModelReport], infos: Sequence[MetricInfo], scored: str) -> tuple[str, ...]:
+    """One sentence for each model after the first; for a single model its perplexity on what was `scored`."""
+    first = rows[0]
+    if len(rows) == 1:
+        result = first.results[PERPLEXITY.name]
+        return (
+            f"{first.model.label} has a perplexity of {figure(result.mean)} (95 % interval {figure(result.low)} to "
+            f"{figure(result.high)}) on {scored}. Name a second model to compare.",
+        )
+    return tuple(_finding(first, row, infos) for row in rows[1:])
+
+
+def _scored(inputs: Inputs, measured: Measured) -> dict[str, Scored]:
+    """Perplexity over all items and each metric over the answered ones, as tables that can be resampled."""
+    references = [item.reference_text.strip() for item in inputs.items[: len(measured.answers)]]
+    scored = {name: _score(metric, measured.answers, references) for name, metric in inputs.metrics.items()}
+    likelihood = tuple(float(np.exp(-loss.nats / loss.tokens)) for loss in measured.losses)
+    return {PERPLEXITY.name: Scored(likelihood, _loss_table(measured.losses), perplexity), **scored}
+
+
+def _score(metric: Metric, answers: Sequence[Answer], references: Sequence[str]) -> Scored:
+    scored = metric.score([answer.text for answer in answers], references)
+    if all(answer.only_thought for answer in answers):
+        return replace(scored, unseen=NO_ANSWER)
+    if not metric.whole_answers:
+        return scored
+    pairs = zip(answers, scored.scores, strict=True)
+    return of_scores([0.0 if answer.stop_reason in CUT else score for answer, score in pairs], is_share=scored.is_share)
+
+
+def _loss_table(losses: Sequence[Loss]) -> Table:
+    return np.array([[loss.nats, loss.tokens] for loss in losses], float)
+
+
+def _model_report(inputs: Inputs, tables: Sequence[dict[str, Scored]], place: int) -> ModelReport:
+    measured, first = inputs.measured[place], inputs.measured[0]
+    own = tables[place]
+    bootstrap = Bootstrap(seed=inputs.config.seed)
+    speed = measured.speed
+    return ModelReport(
+        model=inputs.models[place],
+        results={name: scored.estimate(bootstrap) for name, scored in own.items() if not scored.unseen},
+        differences=_differences(inputs, tables, place, bootstrap) if place else {},
+        scores={name: _scores(inputs.items, scored) for name, scored in own.items() if name != PERPLEXITY.name},
+        speed=_spreads([{name: take(run) for name, take in SPEED_FIGURES.items()} for run in speed]),
+        speed_ratios=_ratios(speed, first.speed) if place else {},
+        peak_memory_bytes=max((run.peak_memory_bytes for run in speed), default=None),
+        endless_answers=sum(answer.stop_reason in CUT for answer in measured.answers),
+        measured=measured,
+        unseen={name: scored.unseen for name, scored in own.items() if scored.unseen},
+    )
+
+
+def _differences(
+    inputs: Inputs, tables: Sequence[dict[str, Scored]], place: int, bootstrap: Bootstrap
+) -> dict[str, Difference]:
+    infos = {PERPLEXITY.name: PERPLEXITY} | {name: metric.info for name, metric in inputs.metrics.items()}
+    differences = {}
+    for name, info in infos.items():
+        first, own = tables[0][name], tables[place][name]
+        if not first.unseen and not own.unseen:
+            differences[name] = judge(own.less(first, bootstrap), info.higher_is_better)
+    unlike = inputs.models[place].label in inputs.unlike
+    if unlike or not _same_tokens(inputs.measured[0], inputs.measured[place]):
+        differences[PERPLEXITY.name] = Difference(differences[PERPLEXITY.name].result, NOT_COMPARABLE)
+    return differences
+
+
+def _same_tokens(first: Measured, other: Measured) -> bool:
+    pairs = zip(first.losses, other.losses, strict=True)
+    return all(one.tokens == two.tokens for one, two in pairs)
+
+
+def _scores(items: Sequence[Item], scored: Scored) -> tuple[Score, ...]:
+    return tuple(Score(item.source, value) for item, value in zip(items, scored.scores, strict=False))
+
+
+def _spreads(runs: Sequence[dict[str, float]]) -> dict[str, Spread]:
+    return {name: spread([run[name] for run in runs]) for name in SPEED_FIGURES} if runs else {}
+
+
+def _ratios(speed: Sequence[SpeedRun], first: Sequence[SpeedRun]) -> dict[str, Spread]:
+    """Each figure over the first model's of the same round: what slows a whole round cancels out."""
+    pairs = zip(speed, first, strict=True)
+    return _spreads([{name: take(own) / take(base) for name, take in SPEED_FIGURES.items()} for own, base in pairs])
+
+
+def _finding(first: ModelReport, row: ModelReport, infos: Sequence[MetricInfo]) -> str:
+    base, own, difference = (
+        first.results[PERPLEXITY.name],
+        row.results[PERPLEXITY.name],
+        row.differences[PERPLEXITY.name],
+    )
+    gap = difference.result
+    parts = [
+        f"perplexity {figure(base.mean)} → {figure(own.mean)}, "
+        f"{difference.verdict} (difference {signed(gap.mean)}, 95 % interval {signed(gap.low)} to {signed(gap.high)}, "
+        f"{gap.n} rows)"
+    ]
+    if FORM in row.differences:
+        parts.insert(0, _form_finding(first, row))
+    verdicts: dict[str, list[str]] = {}
+    for info in infos:
+        if info.name in row.differences and info.name not in (PERPLEXITY.name, FORM):
+            verdicts.setdefault(row.differences[info.name].verdict, []).append(info.title)
+    parts += [f"{verdict}: {', '.join(titles)}" for verdict, titles in verdicts.items()]
+    if "decode_tokens_per_s" in row.speed_ratios:
+        ratio = row.speed_ratios["decode_tokens_per_s"]
+        parts.append(
+            f"writes at {ratio.median:.2f} × the speed ({ratio.low:.2f}–{ratio.high:.2f} over {ratio.n} rounds)"
+        )
+    return f"{row.model.label} against {first.model.label}: {'; '.join(parts)}."
+
+
+def _form_finding(first: ModelReport, row: ModelReport) -> str:
+    difference = row.differences[FORM]
+    before, after = first.results[FORM], row.results[FORM]
+    return (
+        f"answers in the form {round(before.mean * before.n)} → {round(after.mean * after.n)} of {after.n}, "
+        f"{difference.verdict} (difference of the shares {signed(difference.result.mean)}, 95 % interval "
+        f"{signed_interval(difference.result)})"
+    )
+
+
+def _disturbances(rows: Sequence[ModelReport]) -> list[str]:
+    """What other work took of the processors while speed was measured."""
+    disturbed = [
+        (run.other_processors, run.processors, f"{row.model.label} in round {number}")
+        for row in rows
+        for number, run in enumerate(row.measured.speed, 1)
+        if run.other_processors >= FELT
+    ]
+    if not disturbed:
+        return []
+    most, processors, _ = max(disturbed)
+    total = sum(len(row.measured.speed) for row in rows)
+    named = ", ".join(name for _, _, name in disturbed[:NAMED]) + (" and others" if len(disturbed) > NAMED else "")
+    return [
+        f"Other work ran on this machine during {len(disturbed)} of {total} speed measurements ({named}) and took up "
+        f"to {most:.1f} of {processors} processors: these speeds are too low. Measure again on a quiet machine."
+    ]
+
+
+def _metric_remarks(scored: Mapping[str, Scored], infos: Sequence[MetricInfo]) -> list[str]:
+    return [f"{info.title}: {scored[info.name].remark}." for info in infos if scored[info.name].remark]
+
+
+def _thought_warning(row: ModelReport) -> str:
+    count, answers = row.only_thoughts, len(row.measured.answers)
+    scored = "nothing of it can be scored" if count == answers else "these count as wrong"
+    return (
+        f"{count} of {answers} answers of {row.model.label} are empty, because the thought before them used up their "
+        f"tokens: {scored}. --max-tokens allows more tokens, --reasoning-tokens closes a thought after some, "
+        "--no-think asks for none."
+    )
+
+
+def _measurement_warnings(rows: Sequence[ModelReport], unlike: Mapping[str, str]) -> list[str]:
+    warnings = []
+    answers = len(rows[0].measured.answers)
+    if 0 < answers < FEW_ITEMS:
+        no_verdict = f", and below {MIN_JUDGED} no model is judged by them" if answers < MIN_JUDGED else ""
+        warnings.append(f"Only {answers} answers were scored: the intervals are rough below {FEW_ITEMS}{no_verdict}.")
+    warnings += map(_thought_warning, filter(lambda row: row.only_thoughts, rows))
+    for row in rows:
+        if PERPLEXITY.name in row.differences and row.differences[PERPLEXITY.name].verdict == NOT_COMPARABLE:
+            why = unlike.get(row.model.label, "they differ in number")
+            warnings.append(
+                f"The reference answers are other tokens to {row.model.label} than to {rows[0].model.label}: {why}. "
+                "Perplexity is per token and cannot be compared between them."
+            )
+    return warnings

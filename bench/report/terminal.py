@@ -1,0 +1,30 @@
+"""The report in a few lines of plain text."""
+
+from pathlib import Path
+
+from bench.report.tables import TextTable, difference_table, quality_table, speed_table, split_table
+from bench.results import Report
+
+
+def render_summary(report: Report, folder: Path) -> str:
+    """The figures as compact tables, what to mind, and where the full report lies."""
+    parts = [_render(quality_table(report))]
+    if len(report.models) > 1:
+        parts.append(_render(difference_table(report)))
+    if report.answered:
+        parts.append(_render(split_table(report)))
+    if report.models[0].speed:
+        parts.append(_render(speed_table(report)))
+    parts += ["\n".join(f"Rows: {remark}" for remark in report.remarks)] if report.remarks else []
+    parts += [f"Mind: {warning}" for warning in report.warnings]
+    parts += report.headline
+    paths = "\n".join(f"  {folder / name}" for name in ("report.html", "report.md", "report.json"))
+    return "\n\n".join([*parts, f"Report:\n{paths}"])
+
+
+def _render(table: TextTable) -> str:
+    rows = [[table.title, *table.headers[1:]]]
+    rows += [[title, *(cell.text for cell in cells)] for title, cells in table.rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)

@@ -1,0 +1,368 @@
+"""What an export makes of an original, piece by piece on its workbench, each proven before the next."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from export.artifact_cache import Made, Piece, Workbench
+from export.convert.convert import Conversion, convert
+from export.convert.llamacpp_converter import installed_version
+from export.convert.lora_gguf import LORA, pairs_of, write_lora
+from export.merge.plan import Onto, check_shapes, read_plan
+from export.merge.vocabulary_growth import Growth, find_growth
+from export.merge.weights import read_folder
+from export.original.model import Original
+from export.preflight import Plan, given_matrix
+from export.proof.file import verify_file
+from export.proof.heldout import HeldOut, held_out_loss, told
+from export.proof.point import Point
+from export.proof.quantised import check_header, check_quantised
+from export.proof.tokens import end_of_turn
+from export.proof.trained import Trained, trained_of
+from export.proof.whole import Whole
+from export.publish.metadata import About, about_base, about_model
+from export.quantise.imatrix import (
+    Calibration,
+    check_fits,
+    compute_imatrix,
+    read_imatrix,
+)
+from export.quantise.quantise import quantise, told_fallbacks
+from export.quantise.split import split_gguf
+from export.quantise.types import PLAIN, Override, Quantisation, check_quants
+from gladstone.artifacts import sha256_file
+from gladstone.commands.progress import Progress, step
+from gladstone.commands.shell import command_line
+from gladstone.errors import ArtifactError, ConfigError, UnsupportedError, listed
+from gladstone.gguf.header import read_header
+from gladstone.llamacpp.lora import Lora
+
+# bits a weight that a file never has more of: those of the largest type that its mixture falls back to
+MOST_BITS = {"f32": 33, "f16": 17, "bf16": 17, "q8": 9, "q6": 8.6, "q5": 7, "mx": 7, "q4": 6.6, "iq4": 5.6}
+MOST_BITS_BELOW = 5.0
+ONTO: tuple[Onto, ...] = ("16bit", "nf4")
+MATRIX = "-imatrix.gguf"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an export is to make, and how."""
+
+    quants: tuple[str, ...]
+    with_base: bool = False
+    onto: Onto | Literal["best"] = "16bit"  # best: whichever predicts held-out rows better
+    overrides: tuple[Override, ...] = ()
+    imatrix: str | None = None  # 'train', or a file of rows, of text, or an importance matrix
+    imatrix_chunks: int = 100
+    split_bytes: int | None = None
+    lora: bool = False  # the adapter alone, and the base in every quant
+    author: str | None = None
+    license: str | None = None  # of the tuned model; the base's if none is given
+    languages: tuple[str, ...] = ()
+    accepted: bool = False  # also a run whose training went wrong
+
+    def checked(self) -> "Wanted":
+        """With the quants in order. Raises ConfigError for what cannot be made."""
+        return dataclasses.replace(
+            self, quants=check_quants(self.quants, self.overrides, imatrix=self.imatrix is not None)
+        )
+
+    @property
+    def plan(self) -> Plan:
+        """What of it depends on the model's tensors. Raises ArtifactError for an unreadable file of `--imatrix`."""
+        return Plan(self.quants, self.overrides, given_matrix(self.imatrix), self.split_bytes)
+
+    @property
+    def carrier(self) -> str:
+        """The type that the conversion writes and all others are made of: one that holds every plain type asked for."""
+        plain = set(self.quants) & {*PLAIN}
+        if plain <= {"f16"}:
+            return "f16"
+        return "bf16" if plain == {"bf16"} else "f32"
+
+
+def check_makes(original: Original, wanted: Wanted) -> None:
+    """Raises ConfigError for what is wanted of a model's folder, but only an adapter has."""
+    if original.adapter:
+        return
+    if wanted.lora:
+        raise ConfigError(f"{original.home}: a model, which has no adapter to write: use `gladstone export gguf`.")
+    if wanted.with_base:
+        raise ConfigError(f"--with-base: {original.home} is a model whose base is not at hand: export that by itself.")
+    if wanted.onto != "16bit":
+        raise ConfigError(f"--onto {wanted.onto}: {original.home} is a model with nothing to merge onto a base.")
+
+
+def check_vocabulary(original: Original, wanted: Wanted) -> Growth | None:
+    """How the vocabulary grew beyond the base's.
+
+    Raises UnsupportedError for an adapter of another base, for tokens that the model has no rows for, and for an
+    adapter alone that needs a merge.
+    """
+    plan = read_plan(original.base.folder, original.adapters)
+    check_shapes(plan)
+    if wanted.lora:
+        pairs_of(plan)
+    growth = find_growth(original.base.folder, original.tokenizer, plan)
+    if growth and growth.after > growth.before and wanted.with_base:
+        raise ConfigError(
+            f"--with-base: {growth.told()[:-1]}. The untouched base has no rows for what was added: export it by "
+            f"itself ({command_line('gladstone', 'export', 'gguf', original.base.folder)})."
+        )
+    return growth
+
+
+def check_end(original: Original, trained: Trained) -> None:
+    """Raises UnsupportedError if the chat template ends an answer with nothing that could stop a model."""
+    if end_of_turn(trained) is None:
+        advice = (
+            "Train again with one that does: base.chat_template=FILE."
+            if original.origin == "run"
+            else "Give the one that it was trained with: --chat-template FILE|NAME."
+        )
+        raise UnsupportedError(
+            f"{original.home}: its chat template ends an answer with no special token: nothing would stop it. {advice}"
+        )
+
+
+class Making:
+    """Makes the files of one export after another on its workbench."""
+
+    def __init__(self, original: Original, wanted: Wanted, onto: Onto, bench: Workbench, progress: Progress) -> None:
+        self.original, self.wanted, self.onto, self.bench, self.progress = original, wanted, onto, bench, progress
+        self.about = about_model(original, wanted.author, wanted.license, wanted.languages)
+        self.held_out: dict[str, HeldOut] = {}  # by the model's name
+        self.notes: list[str] = []
+        self.growth: Growth | None = None  # of the vocabulary
+        self.calibration: Calibration | None = None
+        self._vocabularies: dict[str, list[Point]] = {}  # that were proven
+
+    def needed_bytes(self) -> int:
+        """The carrier and each file that is not there yet, at the most that its type can weigh."""
+        elements = sum(math.prod(stored.shape) for stored in read_folder(self.original.base.folder).values())
+        quants = [
+            quant for quant in self.wanted.quants if f"{self.original.name}-{quant}.gguf" not in self.bench.pieces
+        ]
+        models = 2 if self.wanted.with_base else 1
+        each = [_most_bits(quant) for quant in quants]
+        bits = _most_bits(self.wanted.carrier) + models * sum(each)
+        if self.wanted.split_bytes:  # a file and its parts are there together for a moment
+            bits += max(each, default=0)
+        return int(elements * bits / 8 * 1.02) + (16 << 20)
+
+    @cached_property
+    def base(self) -> Trained:
+        """The untouched base, with the original's tokenizer, template and rows."""
+        return dataclasses.replace(trained_of(self.original, self.onto), adapter=None)
+
+    def told_against(self) -> dict[str, str]:
+        """What the files were held against, for the proof's page."""
+        original = self.original
+        told = {
+            original.origin.replace("folder", "model"): original.name,
+            "base": self.about.base_name,
+            "rows": original.rows.words.page,
+        }
+        told |= {"vocabulary": self.growth.told()} if self.growth else {}
+        if original.origin != "run":
+            told |= {"tokenizer": original.found_in.tokenizer, "template": original.found_in.template}
+            told |= {"unknown": ", ".join(original.training.unknown), "unchecked": "; ".join(original.unchecked())}
+        return {name: value for name, value in told.items() if value}
+
+    def all(self) -> dict[str, list[Point]]:
+        """Every file that is wanted, and the proofs."""
+        name = self.original.name
+        if self.growth:
+            self.notes.append(self.growth.told())
+        if note := self.original.rows.words.note:
+            self.notes.append(note)
+        if self.wanted.lora:
+            return self.lora(name)
+        proof = {name: self.model(name, self.about, self.original.adapter)}
+        if self.wanted.with_base:
+            proof[f"{name}-base"] = self.model(f"{name}-base", about_base(self.original), None)
+        return proof
+
+    def model(self, name: str, about: About, adapter: Path | None) -> list[Point]:
+        """The model's files in every quant, and the proof of them; the carrier goes unless it was asked for."""
+        base = self._carrier(name, about, adapter)
+        trained = dataclasses.replace(self.base, adapter=adapter)
+        others = len({*self.wanted.quants} - {self.wanted.carrier})
+        whole = Whole(keeps=others > 0, vocabularies=self._vocabularies)
+        points = verify_file(base, trained, self.progress, files=others, whole=whole)
+        _refuse_failed(base, points)
+        points += self._quantised(name, base, trained, whole)
+        self._put_away(base)
+        return points
+
+    def lora(self, name: str) -> dict[str, list[Point]]:
+        """The adapter alone, proven with the base under it, and the base's files in every quant."""
+        adapter = self.original.adapter
+        base = self._carrier(f"{name}-base", about_base(self.original), None)
+        path = self.bench.out / f"{name}{LORA}"
+        conversion = conversion_of(self.original, self.about, adapter, self.onto)
+
+        def written() -> Made:
+            write_lora(conversion, path, self.original.template_source, self.progress)
+            return [path], {}
+
+        self.bench.piece(path.name, ["lora", _said(self.about)], written)
+        trained = dataclasses.replace(self.base, adapter=adapter)
+        whole = Whole()
+        points = verify_file(base, trained, self.progress, loras=[Lora(path)], whole=whole)
+        _refuse_failed(path, points)
+        if self.base.held_out and whole.held_out:
+            self.held_out[f"{name}-lora"] = whole.held_out
+        costs = self._quantised(f"{name}-base", base, self.base, Whole())
+        self._put_away(base)
+        return {f"{name}-lora": points, f"{name}-base": costs}
+
+    def _carrier(self, name: str, about: About, adapter: Path | None) -> Path:
+        """The model in the type that all others are made of."""
+        carrier = self.wanted.carrier
+        path = self.bench.out / f"{name}-{carrier}.gguf"
+
+        def converted() -> Made:
+            convert(conversion_of(self.original, about, adapter, self.onto), path, self.progress, carrier)
+            return [path], {}
+
+        self.bench.piece(path.name, ["convert", _said(about)], converted)
+        return path
+
+    def _quantised(self, name: str, base: Path, trained: Trained, whole: Whole) -> list[Point]:
+        """Make the other files from the carrier, and prove each against it on held-out rows.
+
+        `whole` is what the proof of the carrier has left for that.
+        """
+        carrier = self.wanted.carrier
+        matrix = self._imatrix(name, base)
+        others = [quant for quant in self.wanted.quants if quant != carrier]
+        made = {quant: self._quant(base, f"{name}-{quant}.gguf", Quantisation(quant, self.wanted.overrides, matrix))
+                for quant in others}  # fmt: skip
+        points = [same for same, _ in made.values()]
+        files = {quant: path for quant, (_, path) in made.items()}
+        what = f"Proving {', '.join(made)} against {carrier}" if made else f"Measuring {base.name}"
+        with step(self.progress, f"{what} on {trained.which.words.rows}"):
+            costs, losses = check_quantised(base, files, trained, self.progress, whole)
+        if trained.held_out:
+            self.held_out[name] = losses
+        points += [dataclasses.replace(point, name=quant) for quant, point in costs.items()]
+        _refuse_failed(base, points)
+        return points
+
+    def _put_away(self, base: Path) -> None:
+        """The carrier goes, unless it was asked for: then it is cut in parts if the others are."""
+        limit, asked = self.wanted.split_bytes, self.wanted.carrier in self.wanted.quants
+        if limit and asked:
+            self.bench.piece(
+                f"{base.name} in parts", ["split", limit], lambda: (split_gguf(base, limit, self.progress), {})
+            )
+        if limit or not asked:
+            self.bench.drop(base.name)
+
+    def _imatrix(self, name: str, base: Path) -> Path | None:
+        """The importance matrix of a model, made once and kept beside its files, or the one that was given."""
+        if self.wanted.imatrix is None:
+            return None
+        if self.calibration is None:
+            given = Path(self.wanted.imatrix)
+            check_fits(read_imatrix(given), read_header(base), given)
+            return given
+        text, path = self.calibration, self.bench.out / f"{name}{MATRIX}"
+
+        def computed() -> Made:
+            compute_imatrix(base, text, path, self.progress)
+            return [path], {"text": text.name, "chunks": read_imatrix(path).chunks}
+
+        self.bench.piece(path.name, ["imatrix", text.sha256], computed)
+        return path
+
+    def _quant(self, base: Path, name: str, how: Quantisation) -> tuple[Point, Path]:
+        """A quantised file, in parts if it is to be, and the proof that its header is the carrier's."""
+        target = self.bench.out / name
+        matrix = sha256_file(how.imatrix) if how.imatrix and how.is_quantised else ""
+        overrides = how.overrides if how.is_quantised else ()
+
+        def quantised() -> Made:
+            made = quantise(base, target, how, self.progress)
+            same = check_header(target, base)
+            facts: dict[str, Any] = {"same": dataclasses.asdict(same), "imatrix": matrix or None}
+            facts["fallbacks"] = [dataclasses.asdict(each) for each in made.fallbacks]
+            facts["told"] = told_fallbacks(how.quant, made.fallbacks) if made.fallbacks else None
+            limit = self.wanted.split_bytes
+            return (split_gguf(target, limit, self.progress) if limit else [target]), facts
+
+        piece = self.bench.piece(
+            name,
+            ["quantise", self.bench.pieces[base.name].made_from, base.name, overrides, matrix, self.wanted.split_bytes],
+            quantised,
+        )
+        if piece.facts["told"]:
+            self.notes.append(piece.facts["told"])
+        same = dataclasses.replace(Point(**piece.facts["same"]), name=f"{how.quant}: metadata")
+        return same, self.bench.out / piece.files[0].path
+
+    def pieces(self) -> Iterable[Piece]:
+        """Those of this call."""
+        return (self.bench.pieces[name] for name in self.bench.used)
+
+
+def model_key(original: Original, onto: Onto) -> str:
+    """Changes with anything that the model is made from."""
+    parts = [original.base.fingerprint, *original.key, installed_version(), original.name, onto]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _most_bits(quant: str) -> float:
+    return next((bits for start, bits in MOST_BITS.items() if quant.startswith(start)), MOST_BITS_BELOW)
+
+
+def _refuse_failed(path: Path, points: list[Point]) -> None:
+    failed = [f"{point.name}: {point.detail}" for point in points if not point.passed]
+    if failed:
+        raise ArtifactError(listed(f"{path}: the proof failed, this file is not the model that was trained", failed))
+
+
+def conversion_of(original: Original, about: About, adapter: Path | None, onto: Onto) -> Conversion:
+    """What is converted to make a model, its adapter merged if it has one."""
+    adapters = ((adapter, 1.0),) if adapter else ()
+    return Conversion(about.name, original.base.folder, original.tokenizer, adapters, onto, about.as_metadata())
+
+
+def choose_onto(original: Original, wanted: Wanted, out: Path, progress: Progress) -> tuple[Onto, list[str]]:
+    """Which base the adapter is merged onto, and what is to be told of it.
+
+    `best` is measured on held-out rows, and is 16bit where there are none.
+    """
+    if wanted.onto != "best":
+        return wanted.onto, []
+    about = about_model(original)
+    trained = trained_of(original)
+    if not trained.held_out:
+        return "16bit", ["merged onto 16bit: which base is better was not measured, there are no held-out rows."]
+    losses: dict[Onto, HeldOut] = {}
+    with tempfile.TemporaryDirectory(prefix=".onto.", suffix=".partial", dir=out) as work:
+        for onto in ONTO:
+            path = Path(work) / f"{onto}.gguf"
+            convert(conversion_of(original, about, original.adapter, onto), path, progress)
+            with step(progress, f"Measuring the merge onto {onto} on held-out rows"):
+                losses[onto] = held_out_loss(path, trained, progress)
+            path.unlink()
+    nearer = losses["16bit"].less(losses["nf4"])
+    chosen: Onto = "nf4" if nearer[0] > 0 else "16bit"
+    means = ", ".join(f"{onto} {loss.as_json()['nats_per_token']:.4f}" for onto, loss in losses.items())
+    sure = "" if nearer[1] > 0 or nearer[2] < 0 else ", a difference that may be chance"
+    return chosen, [
+        f"merged onto {chosen}: held-out loss {means} nats a token, 16bit less nf4 {told(nearer, digits=4)}{sure}."
+    ]
+
+
+def _said(about: About) -> str:
+    return json.dumps(about.as_metadata(), sort_keys=True)

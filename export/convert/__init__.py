@@ -1,0 +1,1 @@
+"""Base model and adapter to GGUF, through the converter of llama.cpp."""

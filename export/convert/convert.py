@@ -1,0 +1,132 @@
+"""Base and adapters to a GGUF of 16 or 32 bit, from which all others are quantised."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from export.children import run_child
+from export.convert.llamacpp_converter import converter_folder
+from export.convert.pretokenizer import choose
+from export.convert.vocabulary_fixes import read_tokenizer
+from export.merge.plan import Onto
+from gladstone.artifacts import whole_file, write_json
+from gladstone.commands.progress import Progress, step
+from gladstone.errors import UnsupportedError
+from gladstone.models.tokenizer import tokenizer_files
+
+UNKNOWN_TOKENIZER = "the converter has never seen this tokenizer"
+SENTENCEPIECE = ("tokenizer.model", "spiece.model")
+MODEL_FILES = ("config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What to convert: the base's weights, the trained tokenizer and template, the adapters with their weights."""
+
+    name: str
+    base: Path
+    tokenizer: Path
+    adapters: tuple[tuple[Path, float], ...] = ()
+    onto: Onto = "16bit"
+    about: Mapping[str, Any] = field(default_factory=dict)  # fields of the GGUF's general metadata
+
+
+def convert(conversion: Conversion, out: Path, progress: Progress, file_type: str = "f16") -> None:
+    """Write `out` whole, of type f16, bf16 or f32.
+
+    Raises UnsupportedError for an adapter that cannot be merged or an architecture that the converter does not know,
+    ToolError if the converter fails.
+    """
+    what = "Merging and converting" if conversion.adapters else "Converting"
+    _convert(conversion, out, progress, f"{what} to {file_type.upper()}", {"type": file_type, "outline": False})
+
+
+def outline(conversion: Conversion, out: Path, progress: Progress, file_type: str = "f16") -> None:
+    """What `convert` would write but for the weights: a file with holes, which takes hardly any disk.
+
+    It says of every quantisation what it will weigh. Raises as `convert` does.
+    """
+    _convert(conversion, out, progress, "Measuring the model", {"type": file_type, "outline": True})
+
+
+def _convert(conversion: Conversion, out: Path, progress: Progress, what: str, how: dict[str, object]) -> None:
+    try:
+        run_converter(conversion, out, progress, what, how | {"pre": None})
+    except UnsupportedError as error:
+        if str(error) != UNKNOWN_TOKENIZER:
+            raise
+        pre = _find_pretokenizer(conversion, progress)
+        run_converter(conversion, out, progress, what, how | {"pre": pre})
+
+
+def _find_pretokenizer(conversion: Conversion, progress: Progress) -> str:
+    with tempfile.TemporaryDirectory() as work:
+        header = Path(work) / "outline.gguf"
+        how = {"type": "f16", "outline": True, "pre": "default"}
+        run_converter(conversion, header, progress, "Reading the vocabulary", how)
+        return choose(header, conversion.tokenizer, progress)
+
+
+def run_converter(  # noqa: PLR0913, PLR0917 - what is converted, whereto, and how
+    conversion: Conversion,
+    out: Path,
+    progress: Progress,
+    what: str,
+    how: Mapping[str, object],
+    module: str = "export.convert.convert_child",
+) -> None:
+    """Write `out` whole by a child with the converter's packages; `how` is the part of its job that is its own."""
+    folder = converter_folder(progress)
+    with step(progress, what), whole_file(out) as partial, tempfile.TemporaryDirectory() as work:
+        model = Path(work) / "model"
+        _stage(conversion, model)
+        job = {
+            **how,
+            "model": str(model),
+            "base": str(conversion.base),
+            "adapters": [(str(path), weight) for path, weight in conversion.adapters],
+            "onto": conversion.onto,
+            "out": str(partial),
+            "name": conversion.name,
+            "about": dict(conversion.about),
+        }
+        run_child(module, job, "llama.cpp's converter", [folder / "gguf-py", folder], progress)
+
+
+def _stage(conversion: Conversion, model: Path) -> None:
+    """A folder of links: shape of the base, tokenizer and template as trained. The weights come from the merge."""
+    model.mkdir()
+    for name in MODEL_FILES:
+        if (conversion.base / name).is_file():
+            (model / name).symlink_to((conversion.base / name).resolve())
+    for path in tokenizer_files(conversion.tokenizer):
+        (model / path.name).symlink_to(path.resolve())
+    for name in SENTENCEPIECE:  # transformers 5 saves a tokenizer without it; what was added is in tokenizer.json
+        if (conversion.base / name).is_file() and not (model / name).exists() and _same_kind(conversion):
+            (model / name).symlink_to((conversion.base / name).resolve())
+    _name_added_tokens(model)
+
+
+def _same_kind(conversion: Conversion) -> bool:
+    """Whether the tokenizer is the base's, but for tokens that were added."""
+    ours, theirs = (read_tokenizer(folder) for folder in (conversion.tokenizer, conversion.base))
+    return bool(ours and theirs and ours["model"]["vocab"] == theirs["model"]["vocab"])
+
+
+def _name_added_tokens(model: Path) -> None:
+    """Tell the converter which tokens are special: it reads of them where transformers 5 writes of them no more."""
+    config_path, path = model / "tokenizer_config.json", model / "tokenizer.json"
+    if not config_path.is_file() or not path.is_file():
+        return
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or []
+    if config.get("added_tokens_decoder") or not added:
+        return
+    config["added_tokens_decoder"] = {
+        str(each["id"]): {key: value for key, value in each.items() if key != "id"} for each in added
+    }
+    config_path.unlink()  # a link to the run's own
+    write_json(config_path, config)

@@ -1,0 +1,248 @@
+"""The converter's own process: llama.cpp's `conversion` package, fed with merged tensors one at a time.
+
+Run by `export.convert.convert` with the converter's folders first on PYTHONPATH, since its `gguf` and `conversion`
+packages
+share their names with others on the registry. The job comes as JSON on stdin. No merged copy of the model is ever on
+disk, nor more than a tensor of it in memory. Names torch, transformers.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.children import serve
+from export.convert.convert import UNKNOWN_TOKENIZER
+from export.convert.vocabulary_fixes import (
+    SCORES,
+    TOKENS,
+    is_sentencepiece_bpe,
+    mend,
+    merge_scores,
+    prepends_space,
+    read_tokenizer,
+)
+from export.merge.plan import Plan, read_plan, set_vocabulary
+from export.merge.safetensors_io import DTYPES
+from gladstone.errors import UnsupportedError
+from gladstone.gguf.header import COMPOSES, read_header
+from gladstone.models.tokenizer import end_of_answer, load_tokenizer
+from gladstone.process.import_without_gc import importing
+
+Tensors = dict[str, Callable[[], Any]]
+FLOAT16_MOST = 65504.0
+
+
+class UnknownTokenizerError(UnsupportedError):
+    """The converter has no hash of this tokenizer."""
+
+
+def convert(job: dict[str, Any]) -> None:
+    """Write `job["out"]` from the base `job["base"]` and its adapters; `job["model"]` holds tokenizer and config."""
+    folder = Path(job["model"])
+    known, hparams = read_model(folder)
+    with importing():
+        import gguf
+        import torch
+        from transformers import AutoTokenizer  # noqa: F401 - the converter imports it in the middle of its work
+    gguf.LazyNumpyTensor.astype = halving_by_torch(gguf.LazyNumpyTensor.astype)
+    plan = plan_of(job)
+    set_vocabulary(hparams, plan)
+    if "n_positions" in hparams:  # of GPT-2 the converter asks for the older name, which transformers 5 writes no more
+        hparams.setdefault("n_ctx", hparams["n_positions"])
+
+    merging = _merging(known, folder, hparams, plan, job)
+    file_type = {"f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "f32": "ALL_F32"}[job["type"]]
+    with torch.inference_mode():
+        made = merging(folder, gguf.LlamaFileType[file_type], Path(job["out"]), model_name=job["name"], hparams=hparams)
+        if job["outline"]:
+            write_outline(made, Path(job["out"]))
+        else:
+            made.write()
+    if plan.untied and all(tensor.name != "output.weight" for tensor in read_header(Path(job["out"])).tensors):
+        raise UnsupportedError(
+            f"{known.__name__}: llama.cpp's converter gives the head no tensor of its own, but the adapter was trained "
+            "with head and embedding apart."
+        )
+
+
+def _merging(known: Any, folder: Path, hparams: dict[str, Any], plan: Plan, job: dict[str, Any]) -> Any:
+    """The converter's class `known` of a model, handed the plan's tensors in place of the folder's."""
+
+    class Merging(known):  # type: ignore[misc]
+        model_arch = known.model_arch
+
+        def set_type(self) -> None:
+            describe(self.metadata, job["about"])
+            super().set_type()
+
+        def set_vocab(self) -> None:
+            json_of = read_tokenizer(folder)
+            values = self.gguf_writer.kv_data[0]
+            if json_of and is_sentencepiece_bpe(json_of) and not (folder / "tokenizer.model").is_file():
+                self._set_vocab_llama_hf()  # the model file was not saved: transformers 5 writes none
+                values[SCORES].value = merge_scores(json_of, values[TOKENS].value)
+                self.gguf_writer.add_add_space_prefix(prepends_space(json_of))
+            else:
+                self._set_known_vocab()
+            mend(values, json_of, plan.rows, self.does_token_look_special)
+            # said here, since what llama.cpp assumes where a file says nothing goes by the pre-tokenizer's name
+            tokenizer = load_tokenizer(folder)
+            self.gguf_writer.add_add_bos_token(tokenizer.bos_id is not None)
+            if tokenizer.composes:
+                self.gguf_writer.add_bool(COMPOSES, True)
+            end = end_of_answer(tokenizer)
+            if end is not None and end != tokenizer.eos_id:
+                self.gguf_writer.add_eot_token_id(end)
+
+        def _set_known_vocab(self) -> None:
+            try:
+                super().set_vocab()
+            except (FileNotFoundError, ValueError):
+                if not _is_byte_level(folder):
+                    raise
+                self._set_vocab_gpt2()  # the family's own has a sentencepiece model, this tokenizer is of another kind
+
+        def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
+            if name.endswith("embed_tokens.weight") and known.__name__.startswith("Gemma3"):
+                # which cuts the table to the tokens that it counts, without those added to a sentencepiece model
+                return [(self.map_tensor_name(name), data_torch)]
+            found: Iterable[tuple[str, Any]] = super().modify_tensors(data_torch, name, bid)
+            return found
+
+        def set_gguf_parameters(self) -> None:
+            super().set_gguf_parameters()
+            scale = logit_scale(hparams)
+            if scale is not None:
+                self.gguf_writer.add_logit_scale(scale)
+
+        def get_vocab_base_pre(self, tokenizer: Any) -> str:
+            try:
+                return str(super().get_vocab_base_pre(tokenizer))
+            except NotImplementedError:
+                if job["pre"] is None:
+                    raise UnknownTokenizerError(UNKNOWN_TOKENIZER) from None
+                return str(job["pre"])
+
+        def index_tensors(self, remote_hf_model_id: str | None = None) -> Tensors:
+            named = ((name, lazy_tensor(plan, name, job["type"])) for name in plan.sources)
+            kept = (self.filter_tensors(each) for each in named)
+            return dict(filter(None, kept))
+
+    return Merging
+
+
+def read_model(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The converter's class for a model, and its config. Raises UnsupportedError if it has no class."""
+    with importing():
+        from conversion import ModelBase
+
+        hparams = ModelBase.load_hparams(folder, False)  # imports the family's configuration
+        return known_class(hparams), hparams
+
+
+def logit_scale(hparams: Mapping[str, Any]) -> float | None:
+    """By what a T5 multiplies its logits, which llama.cpp leaves out and a file does not show; None for others.
+
+    As transformers does it: mT5 never, UMT5 always, T5 where its head is the embedding unless it says otherwise.
+    """
+    kind, small = hparams.get("model_type"), float(hparams.get("d_model", 1)) ** -0.5
+    if kind == "t5":
+        return small if hparams.get("scale_decoder_outputs", hparams.get("tie_word_embeddings", True)) else 1.0
+    return {"mt5": 1.0, "umt5": small}.get(str(kind))
+
+
+def plan_of(job: Mapping[str, Any]) -> Plan:
+    """What becomes of the tensors of a job's base. Raises what `read_plan` raises."""
+    return read_plan(Path(job["base"]), [(Path(path), weight) for path, weight in job["adapters"]], job["onto"])
+
+
+def halving_by_torch(astype: Callable[..., Any]) -> Callable[..., Any]:
+    """`astype` of a lazy array that goes from float32 to float16 by torch: the same bits in a tenth of numpy's time."""
+
+    def cast(lazy: Any, dtype: Any, *args: Any, **kwargs: Any) -> Any:
+        if (lazy.dtype, np.dtype(dtype)) != (np.float32, np.float16):
+            return astype(lazy, dtype, *args, **kwargs)
+        meta = type(lazy).meta_with_dtype_and_shape(dtype, lazy.shape)
+        return type(lazy)(meta=meta, args=(lazy,), func=as_half)
+
+    return cast
+
+
+def as_half(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """Rounded to the nearest, ties to even."""
+    import torch
+
+    rounded: npt.NDArray[np.float16] = torch.from_numpy(values).to(torch.float16).numpy()
+    return rounded
+
+
+def describe(metadata: Any, about: dict[str, Any]) -> None:
+    """What is known of the model takes the place of what the converter guesses from names."""
+    for name, value in about.items():
+        setattr(metadata, name, value)
+
+
+def known_class(hparams: dict[str, Any]) -> Any:
+    """The class of an architecture. Raises UnsupportedError if the converter has none."""
+    from conversion import ModelType, get_model_architecture, get_model_class
+
+    architecture = get_model_architecture(hparams, ModelType.TEXT)
+    try:
+        return get_model_class(architecture)
+    except NotImplementedError:
+        raise UnsupportedError(f"llama.cpp's converter does not know the architecture {architecture!r}.") from None
+
+
+def write_outline(made: Any, out: Path) -> None:
+    """The header alone, in a file of the length that the whole would have: no weight is read."""
+    made.prepare_tensors()
+    made.prepare_metadata(vocab_only=False)
+    writer = made.gguf_writer
+    writer.write_header_to_file(path=out)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    pad = writer.ggml_pad
+    size = pad(writer.fout[0].tell(), writer.data_alignment)
+    size += sum(pad(info.nbytes, writer.data_alignment) for info in writer.tensors[0].values())
+    writer.fout[0].truncate(size)
+    writer.fout[0].flush()
+
+
+def lazy_tensor(plan: Plan, name: str, file_type: str) -> Callable[[], Any]:
+    """A tensor that is read and merged when the converter writes it."""
+    from conversion.base import LazyTorchTensor
+
+    planned = plan.planned(name)
+
+    def load() -> Any:
+        import torch
+
+        kind = torch.float32 if name in plan.changed else getattr(torch, DTYPES[planned.dtype])
+        meta = LazyTorchTensor.meta_with_dtype_and_shape(kind, planned.shape)
+        return LazyTorchTensor(meta=meta, args=(name,), func=lambda name: _checked(plan.read(name), name, file_type))
+
+    return load
+
+
+def _checked(tensor: Any, name: str, file_type: str) -> Any:
+    """Raises UnsupportedError for a weight that F16 cannot hold: it would become infinite without a word."""
+    if file_type == "f16" and tensor.is_floating_point() and tensor.dim() > 1:
+        low, high = tensor.aminmax()
+        if max(-float(low), float(high)) > FLOAT16_MOST:
+            raise UnsupportedError(f"{name} has weights beyond what F16 holds ({FLOAT16_MOST:,.0f}): use --quant bf16.")
+    return tensor
+
+
+def _is_byte_level(folder: Path) -> bool:
+    """Whether a tokenizer is a BPE of bytes, as GPT-2's, and not a sentencepiece model."""
+    path = folder / "tokenizer.json"
+    if not path.is_file() or (folder / "tokenizer.model").is_file():
+        return False
+    return '"ByteLevel"' in path.read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    serve(convert)

@@ -1,0 +1,96 @@
+"""What llama.cpp's converter leaves out of a vocabulary, or takes for something else, put right from tokenizer.json.
+
+Its own readers know the tokens of sentencepiece models and of files that older versions of transformers wrote: of
+tokens that were added later they take the kind from other files, or give them none; of a sentencepiece tokenizer
+whose model file was not saved they make up the scores.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gladstone.models.base_model import CONTROL_TOKEN, USER_DEFINED_TOKEN
+
+TOKENS, TYPES, SCORES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores"))
+NORMAL, UNUSED = 1, 5  # llama.h: LLAMA_TOKEN_TYPE_*
+ADDED_SCORE = -1000.0
+
+
+def read_tokenizer(folder: Path) -> dict[str, Any] | None:
+    """tokenizer.json of a folder."""
+    path = folder / "tokenizer.json"
+    data: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return data
+
+
+def is_sentencepiece_bpe(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json is of a sentencepiece model: BPE that spells unknown characters byte by byte."""
+    model = tokenizer.get("model") or {}
+    return bool(model.get("type") == "BPE" and model.get("byte_fallback")) and '"ByteLevel"' not in json.dumps(
+        [tokenizer.get("pre_tokenizer"), tokenizer.get("decoder")]
+    )
+
+
+def prepends_space(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether a sentencepiece tokenizer puts a space before a text."""
+    normalizer, splitter = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
+    steps = [normalizer, *normalizer.get("normalizers", ())]
+    cutters = [splitter, *splitter.get("pretokenizers", ())]
+    prepends = any(each.get("type") == "Prepend" for each in steps)
+    return prepends or any(each.get("type") == "Metaspace" and _prepends(each) for each in cutters)
+
+
+def _prepends(metaspace: Mapping[str, Any]) -> bool:
+    always = "always" if metaspace.get("add_prefix_space", True) else "never"  # the older way to say it
+    return bool(metaspace.get("prepend_scheme", always) != "never")
+
+
+def merge_scores(tokenizer: Mapping[str, Any], tokens: list[Any]) -> list[float]:
+    """A score for each token, so that of two the one that is merged first has the greater: as sentencepiece's own."""
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(tokenizer["model"]["merges"]):
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        ranks.setdefault("".join(parts), rank)
+    texts = (token.decode("utf-8", "replace") if isinstance(token, bytes) else str(token) for token in tokens)
+    return [-float(ranks[text]) if text in ranks else ADDED_SCORE * 1000 for text in texts]
+
+
+def mend(
+    values: Mapping[str, Any], tokenizer: Mapping[str, Any] | None, rows: int, looks_special: Callable[[str], bool]
+) -> None:
+    """Give every row an entry, and every added token its text and kind; `values` are those of a GGUF's header."""
+    tokens, types = values[TOKENS].value, values[TYPES].value
+    scores = values[SCORES].value if SCORES in values else None
+    in_bytes = isinstance(tokens[0], bytes)
+    for number in range(len(tokens), rows):
+        tokens.append(_text(f"[PAD{number}]", in_bytes))
+        types.append(UNUSED)
+        if scores is not None:
+            scores.append(ADDED_SCORE)
+    for each in (tokenizer or {}).get("added_tokens") or ():
+        number, text = int(each["id"]), str(each["content"])
+        if number >= len(tokens) or types[number] not in (NORMAL, UNUSED, USER_DEFINED_TOKEN):
+            continue
+        if each.get("special") or looks_special(text):
+            tokens[number], types[number] = _text(text, in_bytes), CONTROL_TOKEN
+        elif number >= _own_tokens(tokenizer or {}):
+            tokens[number], types[number] = _text(as_found(each, tokenizer or {}), in_bytes), USER_DEFINED_TOKEN
+
+
+def _text(text: str, in_bytes: bool) -> Any:
+    return text.encode() if in_bytes else text
+
+
+def _own_tokens(tokenizer: Mapping[str, Any]) -> int:
+    return len((tokenizer.get("model") or {}).get("vocab") or ())
+
+
+def as_found(added: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> str:
+    """The text in which llama.cpp finds an added token: of one that is looked for in texts with their spaces marked,
+    and one put in front, the space before it is a part.
+    """
+    text, steps = str(added["content"]), tokenizer.get("normalizer") or {}
+    kinds = [each.get("type") for each in (steps, *steps.get("normalizers", ()))]
+    prepended = added.get("normalized") and "Prepend" in kinds and not text.startswith(("▁", " "))
+    return f" {text}" if prepended else text.replace("▁", " ")

@@ -1,0 +1,1 @@
+"""An adapter merged into its base, tensor by tensor."""

@@ -1,0 +1,160 @@
+"""A LoRA adapter as PEFT saves it: which tensors of the base it changes, and how.
+
+Every tensor of the file has a meaning here or the adapter is refused: nothing that was trained is dropped.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from export.merge.safetensors_io import Stored
+from export.merge.tensor_names import Part, is_table, read_parts
+from export.merge.updates import LowRank, Rows, Shift, Update, Whole
+from export.merge.weights import read_adapter_tensors
+from export.original.settings import read_settings
+from gladstone.errors import ArtifactError, UnsupportedError, listed
+
+CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # keep W as (in, out)
+MOVED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")  # beginnings that take a part out of the base
+MERGED = {  # settings that the merge reads, or that say nothing about what an adapter computes
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "lora_ga_config",
+    "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
+    "revision", "runtime_config", "target_modules", "task_type", "trainable_token_indices", "use_dora", "use_rslora",
+}  # fmt: skip
+ORDER = (Whole, Rows, LowRank, Shift)  # one on top of the other
+HALVES = {  # what a part of a module's update cannot be without
+    "up": ("down",),
+    "up bias": ("down",),
+    "embedding up": ("embedding down",),
+    "magnitude": ("down", "embedding down"),
+}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's updates by the name that PEFT gives to the base's tensor."""
+
+    folder: Path
+    updates: Mapping[str, tuple[Update, ...]]
+    frozen: Mapping[str, Stored] = field(default_factory=dict)  # tables of the vocabulary as they were in training
+    ties: bool = False  # embedding and head were kept one (ensure_weight_tying)
+
+
+def read_adapter(folder: Path, weight: float = 1.0, *, model_type: str = "") -> Adapter:
+    """The adapter in a folder, acting with a strength of `weight`.
+
+    `model_type` is the base's. Raises ArtifactError if it is no adapter, UnsupportedError for a kind that would be
+    merged wrongly.
+    """
+    config, tensors = _read_config(folder), read_adapter_tensors(folder)
+    parts = read_parts(tensors, config)
+    if not parts:
+        raise ArtifactError(f"{folder}: the adapter holds no tensor.")
+    updates: dict[str, list[Update]] = {}
+    for name, update in _updates(config, parts, weight, model_type):
+        updates.setdefault(name, []).append(update)
+    for each in updates.values():
+        each.sort(key=lambda update: ORDER.index(type(update)))
+    whole = [name for name, each in updates.items() if not isinstance(each[0], LowRank | Shift)]
+    if weight != 1 and whole:
+        raise UnsupportedError(f"{folder}: {whole[0]} was trained as a whole and cannot act with the weight {weight}.")
+    if weight != 1 and config.get("use_dora"):
+        raise UnsupportedError(f"{folder}: a DoRA adapter cannot act with the weight {weight}.")
+    frozen = {part.name: stored for part, (_, stored) in parts.items() if part.role == "frozen"}
+    _refuse_lost(frozen, updates)
+    tables = {name: stored for name, stored in frozen.items() if is_table(name.rpartition(".")[0])}
+    ties = bool(config.get("ensure_weight_tying"))
+    return Adapter(folder, {name: tuple(each) for name, each in updates.items()}, tables, ties)
+
+
+def _refuse_lost(frozen: Mapping[str, Stored], updates: Mapping[str, list[Update]]) -> None:
+    """What a trained tensor took the place of is known from the base; alone, it has no meaning here."""
+    lost = [name for name in frozen if not is_table(name.rpartition(".")[0]) and name not in updates]
+    if lost:
+        raise UnsupportedError(f"the adapter holds the untrained value of {lost[0]}, but not what was trained of it.")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The settings, which the merge understands all. Raises UnsupportedError for one that it does not."""
+    config = read_settings(folder).values
+    unknown = [f"{key} = {json.dumps(config[key])[:80]}" for key in sorted(config.keys() - MERGED) if config[key]]
+    if str(config.get("init_lora_weights")).lower().startswith(MOVED_BASES):
+        unknown.append(
+            f"init_lora_weights = {config['init_lora_weights']!r}: a part of the base was moved into the adapter, so "
+            "that no untouched base fits (PEFT's save_pretrained converts it: path_initial_model_for_weight_conversion)"
+        )
+    if unknown:
+        raise UnsupportedError(listed(f"{folder}: the adapter has what this export cannot merge", unknown))
+    return config
+
+
+def _updates(
+    config: dict[str, Any], parts: Mapping[Part, tuple[str, Stored]], weight: float, model_type: str
+) -> Iterator[tuple[str, Update]]:
+    """(name of the base's tensor, update) for every tensor of the adapter; pairs are taken together."""
+    for part, (key, stored) in parts.items():
+        module, role = part.module, part.role
+        if role == "trained":
+            yield part.name, Whole(part.name, stored, is_table(module))
+        elif role == "rows":
+            yield part.name, Rows(part.name, _token_ids(config, module), stored)
+        elif role in ("down", "embedding down"):
+            factors = _halves(part, key, stored, parts, dora=bool(config.get("use_dora")))
+            scale = weight * scaling(config, module, stored.shape[0])
+            embedding = role == "embedding down"
+            conv1d = not embedding and _is_conv1d(config, model_type, module)
+            yield part.name, LowRank(module, *factors, conv1d=conv1d, embedding=embedding, scale=scale)
+            bias = parts.get(Part(module, "up bias"))
+            if bias:
+                yield f"{module}.bias", Shift(f"{module}.bias", bias[1], scale)
+        elif role in HALVES and not any(Part(module, half) in parts for half in HALVES[role]):
+            raise UnsupportedError(f"the adapter holds {key}, which has no other half.")
+    for part, (key, _) in parts.items():
+        if ".lora_" in part.name:
+            raise UnsupportedError(f"the adapter holds {key}, which this export cannot merge.")
+
+
+def _halves(
+    part: Part, key: str, down: Stored, parts: Mapping[Part, tuple[str, Stored]], *, dora: bool
+) -> tuple[Stored, Stored, Stored | None]:
+    """A, B and the magnitude of the module whose A is `part`."""
+    up = parts.get(Part(part.module, part.role.replace("down", "up")))
+    if up is None:
+        raise UnsupportedError(f"the adapter has {key} without its lora_B.")
+    magnitude = parts.get(Part(part.module, "magnitude"))
+    if dora and magnitude is None:
+        raise UnsupportedError(f"the adapter is a DoRA, but has no lora_magnitude_vector for {part.module}.")
+    return down, up[1], magnitude[1] if magnitude else None
+
+
+def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """How strongly PEFT lets a module's update act: alpha/rank, of rsLoRA alpha/√rank, alpha as the pattern has it."""
+    alpha = float(config["lora_alpha"])
+    for pattern, own in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = float(own)
+            break
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _is_conv1d(config: dict[str, Any], model_type: str, module: str) -> bool:
+    """Whether the base keeps the module's W transposed; in a GPT-2 all but the head do."""
+    if model_type:
+        return model_type in CONV1D_MODELS and module != "lm_head"
+    return bool(config.get("fan_in_fan_out"))
+
+
+def _token_ids(config: dict[str, Any], module: str) -> tuple[int, ...]:
+    indices = config.get("trainable_token_indices")
+    if isinstance(indices, dict):  # a tied head has the tokens of its embedding
+        own = next((each for name, each in indices.items() if module.endswith(name)), None)
+        indices = own or (next(iter(indices.values())) if len(indices) == 1 and is_table(module) else None)
+    if not isinstance(indices, list) or not indices or not all(isinstance(each, int) and each >= 0 for each in indices):
+        raise UnsupportedError(f"the adapter holds trained tokens of {module}, but its settings do not say which.")
+    return tuple(indices)

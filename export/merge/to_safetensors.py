@@ -1,0 +1,181 @@
+"""`gladstone export merge`: base and adapter as an ordinary folder of safetensors, for what reads no GGUF."""
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from export.artifact_cache import Made, Workbench
+from export.merge.plan import (
+    MERGED_ONTO,
+    ONTO_SAID,
+    Onto,
+    Plan,
+    check_shapes,
+    copy_config,
+    planned_shards,
+    read_plan,
+    write_index,
+    write_shard,
+)
+from export.merge.safetensors_io import Planned
+from export.merge.vocabulary_growth import find_growth
+from export.original.finding import default_out, find, opened
+from export.original.model import Asked, Original, Training, check_accepted, serious_warnings
+from export.original.settings import CONFIG, weights_of
+from gladstone.artifacts import (
+    Manifest,
+    copy_file,
+    is_finished,
+    read_manifest,
+    record_file,
+    remove_partials,
+    sha256_file,
+    write_manifest,
+)
+from gladstone.chat.template import template_sha256
+from gladstone.commands.progress import Progress, step
+from gladstone.errors import ArtifactError, ConfigError
+from gladstone.machine.host import check_disk, installed_versions
+from gladstone.models.tokenizer import end_of_answer, load_tokenizer, tokenizer_files
+from gladstone.process.lock import held
+
+LOG_NAME = "export.log"
+SHARD_BYTES = 2_000_000_000
+VERSIONED = ("torch", "transformers", "peft")
+NOTHING_MORE = Asked()
+
+
+@dataclass(frozen=True)
+class Merging:
+    """What to merge: a run, an adapter or a model, onto its base in 16 bit or as NF4, with further adapters."""
+
+    path: Path
+    onto: Onto = "16bit"
+    weight: float = 1.0
+    others: tuple[tuple[Path, float], ...] = ()
+    shard_bytes: int = SHARD_BYTES
+    accepted: bool = False  # also a run whose training went wrong
+    asked: Asked = NOTHING_MORE
+
+    def adapters(self, original: Original) -> tuple[tuple[Path, float], ...]:
+        """What is merged, each with its weight. Raises ConfigError for a weight without an adapter."""
+        if original.adapter is None:
+            if self.weight != 1.0:
+                raise ConfigError(f"--weight: {original.home} is a model without an adapter that could be weighed.")
+            return self.others
+        return ((original.adapter, self.weight), *self.others)
+
+
+def merge_run(merging: Merging, out: Path | None, progress: Progress) -> list[Path]:
+    """Write the merged model into `out` (default FOLDER/merged), its manifest last; returns the files of the weights.
+
+    Raises ArtifactError for a folder that holds something else and for a training that went wrong and is not accepted,
+    UnsupportedError for adapters that do not fit.
+    """
+    found = find(merging.path, merging.asked)
+    out = out or default_out(found, "merged")
+    beside = [f"{folder}: {text}" for folder, _ in merging.others for text in _warnings_beside(folder)]
+    check_accepted(found.home, [*found.warnings, *beside], accepted=merging.accepted)
+    with opened(found, progress) as original:
+        return _merge(original, merging, out, progress)
+
+
+def _merge(original: Original, merging: Merging, out: Path, progress: Progress) -> list[Path]:
+    plan = read_plan(original.base.folder, merging.adapters(original), merging.onto)
+    check_shapes(plan)
+    growth = find_growth(original.base.folder, original.tokenizer, plan)
+    tokenizer = load_tokenizer(original.tokenizer)
+    ends = [end for end in (tokenizer.eos_id, end_of_answer(tokenizer)) if end is not None]
+    shards = planned_shards(plan, merging.shard_bytes)
+    _check_target(original, out, shards)
+    needed = sum(stored.size_bytes for stored in plan.sources.values())
+    check_disk(out, needed + (1 << 20), "the merged model")
+    with held(out / LOG_NAME, "merging"):
+        remove_partials(out)
+        bench = Workbench(out, _key(original, merging), progress)
+        if growth:
+            with step(progress, growth.told()[:-1]):
+                pass
+        for file, tensors in shards.items():
+            bench.piece(file, [tensor.name for tensor in tensors], _shard(plan, out / file, tensors, progress))
+        original.check_unchanged()
+        files = [out / file for file in shards] + write_index(shards, out)
+        files += copy_config(plan, original.base.folder, out, ends) + _copy_tokenizer(original, out)
+        write_manifest(out, _manifest(original, merging, plan, bench, files))
+        bench.forget_state()
+    return [out / file for file in shards]
+
+
+def _warnings_beside(adapter: Path) -> list[str]:
+    """What the manifest of the run says in whose folder an adapter lies; nothing of one that lies elsewhere."""
+    run = adapter.resolve().parent
+    return serious_warnings(read_manifest(run).facts) if is_finished(run) else []
+
+
+def _shard(plan: Plan, path: Path, tensors: Sequence[Planned], progress: Progress) -> Callable[[], Made]:
+    def written() -> Made:
+        with step(progress, f"Merging {path.name}") as running:
+            write_shard(plan, path, tensors, running)
+        return [path], {}
+
+    return written
+
+
+def _manifest(original: Original, merging: Merging, plan: Plan, bench: Workbench, files: Sequence[Path]) -> Manifest:
+    return Manifest(
+        stage="merge",
+        files=tuple(record_file(bench.out, path) for path in files),
+        parents=dict(original.parents),
+        config={"name": original.name, "base": original.base.name, "onto": merging.onto, "origin": original.origin},
+        versions=installed_versions(*VERSIONED),
+        template_sha256=template_sha256(original.template_source),
+        seed=original.training.seed,
+        facts={
+            "changed_tensors": len(plan.changed),
+            "head_untied": plan.untied,
+            "vocabulary": {"before": plan.sizes.before, "after": plan.sizes.after} if plan.sizes else None,
+            "training_warnings": original.warnings,
+            "training": _training(original, merging).as_json(),
+            "key": bench.key,
+            "pieces": bench.as_json(),
+        },
+    )
+
+
+def _training(original: Original, merging: Merging) -> Training:
+    """What is known of the merged model's training, and what was merged."""
+    others = ", ".join(f"{folder.name} × {weight:g}" for folder, weight in merging.others)
+    rows = [("strength", f"{merging.weight:g}")] if merging.weight != 1 else []
+    rows += [("further adapters", others)] if others else []
+    rows += [(MERGED_ONTO, ONTO_SAID[merging.onto])] if original.adapter else []
+    return replace(original.training, settings=(*original.training.settings, *rows))
+
+
+def _key(original: Original, merging: Merging) -> str:
+    """Changes with anything that the weights are made from, or are cut by."""
+    files = [
+        (path, weight)
+        for folder, weight in merging.adapters(original)
+        for path in (weights_of(folder), folder / CONFIG)
+    ]
+    parts = [f"{sha256_file(path)} {weight}" for path, weight in files]
+    parts += [original.base.fingerprint, merging.onto, str(merging.shard_bytes)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _check_target(original: Original, out: Path, files: Collection[str]) -> None:
+    """Raises ArtifactError if the files would go among those of the run, of the base or of another model."""
+    original.check_apart(out)
+    if is_finished(out) and read_manifest(out).stage != "merge":
+        raise ArtifactError(f"{out}: holds another stage's files. Choose another folder with --out.")
+    others = sorted(path.name for path in out.glob("*.safetensors") if path.name not in files)
+    if others:
+        raise ArtifactError(f"{out}: holds other weights ({others[0]}). Choose another folder with --out.")
+
+
+def _copy_tokenizer(original: Original, out: Path) -> list[Path]:
+    sources = tokenizer_files(original.tokenizer)
+    for source in sources:
+        copy_file(source, out / source.name)
+    return [out / source.name for source in sources]

@@ -1,0 +1,110 @@
+"""How an adapter changes one tensor of the base: added to, replaced, or in some of its rows. Names torch."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from export.merge.safetensors_io import Stored
+from gladstone.errors import UnsupportedError
+
+
+class Update(Protocol):
+    """How an adapter changes one tensor of the base."""
+
+    def apply(self, weight: Any) -> Any:
+        """The changed tensor in float32, from the base's in float32. Raises UnsupportedError if it does not fit."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """W + scale · B·A; with a magnitude (DoRA) each of its output rows is brought to that length."""
+
+    name: str
+    down: Stored  # (rank, in); of an embedding (rank, entries)
+    up: Stored  # (out, rank); of an embedding (width, rank)
+    magnitude: Stored | None
+    scale: float
+    conv1d: bool = False  # the base keeps W as (in, out)
+    embedding: bool = False
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the base keeps W as (in, out)."""
+        return self.conv1d or self.embedding
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix that it changes, as the base keeps it."""
+        shape = (self.up.shape[0], self.down.shape[1])
+        return (shape[1], shape[0]) if self.transposed else shape
+
+    @property
+    def rows(self) -> int:
+        """Of the matrix that it changes, where that is a table of the vocabulary."""
+        return (self.down if self.transposed else self.up).shape[1 if self.transposed else 0]
+
+    def apply(self, weight: Any) -> Any:
+        """As `Update.apply`."""
+        import torch
+
+        update = self.up.read().float() @ self.down.read().float()
+        update = (update.T if self.transposed else update).mul_(self.scale)
+        if update.shape != weight.shape:
+            shapes = f"{tuple(update.shape)}, the base's tensor {tuple(weight.shape)}"
+            raise UnsupportedError(f"{self.name}: the adapter's update is {shapes}: it belongs to another base.")
+        changed = update.add_(weight)
+        if self.magnitude is None:
+            return changed
+        across = 0 if self.transposed else 1
+        length = torch.linalg.vector_norm(changed, dim=across, dtype=torch.float64)
+        factor = self.magnitude.read().double().flatten() / length
+        return changed.mul_(factor.float().unsqueeze(across))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A tensor that was trained as a whole (modules_to_save, biases)."""
+
+    name: str
+    trained: Stored
+    table: bool = False  # one row a token of the vocabulary, which may have grown
+
+    def apply(self, weight: Any) -> Any:
+        """As `Update.apply`."""
+        ours, theirs = self.trained.shape, tuple(weight.shape)
+        if (ours[1:] != theirs[1:]) if self.table else (ours != theirs):
+            raise UnsupportedError(f"{self.name}: the adapter's tensor is {ours}, the base's {theirs}: another base's.")
+        return self.trained.read().float()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of an embedding, or of a head, that were trained (trainable_token_indices)."""
+
+    name: str
+    tokens: tuple[int, ...]
+    trained: Stored  # (tokens, width)
+
+    def apply(self, weight: Any) -> Any:
+        """As `Update.apply`. Rows behind the table's last make it longer."""
+        import torch
+
+        longer = max(self.tokens) + 1 - len(weight)
+        missing = set(range(len(weight), len(weight) + longer)) - set(self.tokens)
+        if self.trained.shape != (len(self.tokens), weight.shape[1]) or missing:
+            raise UnsupportedError(f"{self.name}: the adapter's trained tokens do not fit the base's embedding.")
+        if longer > 0:
+            weight = torch.cat([weight, weight.new_zeros(longer, weight.shape[1])])
+        return weight.index_copy(0, torch.tensor(self.tokens), self.trained.read().float())
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A bias with the adapter's own added (lora_bias)."""
+
+    name: str
+    bias: Stored
+    scale: float
+
+    def apply(self, weight: Any) -> Any:
+        """As `Update.apply`."""
+        return weight + self.scale * self.bias.read().float()

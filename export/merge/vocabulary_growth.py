@@ -1,0 +1,119 @@
+"""The vocabulary of a merged model beside its base's: how far it grew, which tokens are new, whether all have rows."""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.merge.plan import Plan
+from export.merge.updates import LowRank, Rows, Whole
+from export.merge.vocabulary_tables import SAVE_AGAIN, find_embedding
+from gladstone.errors import DataError, UnsupportedError
+from gladstone.models.tokenizer import load_tokenizer
+
+SHOWN = 5
+STRANGER = 0.1  # share of the base's tokens that have another text: then it is another tokenizer
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A vocabulary that is not the base's: rows of its tables, and the tokens that the base's tokenizer lacks."""
+
+    before: int
+    after: int
+    added: tuple[tuple[int, str], ...]
+    untrained: tuple[str, ...] = ()  # of the added: their rows are what the base, or the resize, left there
+    unused: int = 0  # rows that no token has
+
+    def told(self) -> str:
+        """In a sentence or two."""
+        names = shown([text for _, text in self.added])
+        new = f"{len(self.added):,} added ({names})" if self.added else "no token was added"
+        if self.after > self.before:
+            parts = [f"the vocabulary grew from {self.before:,} to {self.after:,} rows: {new}"]
+        elif self.after < self.before:
+            parts = [f"the vocabulary's rows were cut from {self.before:,} to {self.after:,}: {new}"]
+        else:
+            parts = [f"the vocabulary kept its {self.before:,} rows, which had room for new tokens: {new}"]
+        if self.unused:
+            parts.append(f"{self.unused:,} rows belong to no token")
+        if self.untrained:
+            parts.append(f"the rows of {shown(self.untrained)} were not trained")
+        return "; ".join(parts) + "."
+
+
+def shown(texts: Collection[str]) -> str:
+    """The first few of some tokens."""
+    first = ", ".join(repr(text) for text in list(texts)[:SHOWN])
+    return first + (f" and {len(texts) - SHOWN:,} more" if len(texts) > SHOWN else "")
+
+
+def find_growth(base: Path, tokenizer: Path, plan: Plan) -> Growth | None:
+    """How the vocabulary of a tokenizer's folder and a plan differs from the base's; None where it does not.
+
+    Raises UnsupportedError for tokens without a row, and for a tokenizer that is not the base's with tokens added.
+    """
+    embedding = find_embedding(plan.sources)
+    ours = read_vocabulary(tokenizer)
+    if embedding is None or not ours:
+        return None
+    rows = plan.planned(embedding).shape[0]
+    before = plan.sizes.before if plan.sizes else rows
+    theirs = read_vocabulary(base) if tokenizer != base else ours
+    added = [(number, text) for number, text in sorted(ours.items()) if theirs.get(number) != text] if theirs else []
+    replaced = sum(number in theirs for number, _ in added)
+    if replaced > STRANGER * len(theirs):
+        number = next(number for number, _ in added if number in theirs)
+        raise UnsupportedError(
+            f"{tokenizer}: not the base's tokenizer with tokens added: {replaced:,} of the base's {len(theirs):,} "
+            f"tokens have another text, first id {number}: {ours[number]!r}, the base's {theirs[number]!r}. Give the "
+            "base that the adapter was trained on."
+        )
+    _refuse_rowless(tokenizer, ours, rows, before)
+    if not added and not plan.sizes:
+        return None
+    trained = _trained_rows(plan, embedding)
+    untrained = () if trained is None else tuple(text for number, text in added if number not in trained)
+    return Growth(before, rows, tuple(added), untrained, rows - len([number for number in ours if number < rows]))
+
+
+def _refuse_rowless(tokenizer: Path, ours: Mapping[int, str], rows: int, before: int) -> None:
+    beyond = [text for number, text in sorted(ours.items()) if number >= rows]
+    if not beyond:
+        return
+    if rows < before:
+        raise UnsupportedError(
+            f"{tokenizer}: the vocabulary was cut from {before:,} to {rows:,} rows, and {len(beyond):,} tokens of the "
+            f"tokenizer lost theirs ({shown(beyond)}): it is not the tokenizer that the model was trained with."
+        )
+    raise UnsupportedError(
+        f"{tokenizer}: {len(beyond):,} tokens were added to the tokenizer ({shown(beyond)}), but the model has no "
+        f"rows for them: its table has {rows:,}, and the last token is number {max(ours):,}. Either the model was not "
+        f"resized (resize_token_embeddings) before the training, or its new rows were not saved. {SAVE_AGAIN}"
+    )
+
+
+def _trained_rows(plan: Plan, embedding: str) -> set[int] | None:
+    """Which rows of the embedding were trained; None for all."""
+    updates = plan.updates.get(embedding, ())
+    if any(isinstance(each, Whole | LowRank) for each in updates):
+        return None
+    return {number for each in updates if isinstance(each, Rows) for number in each.tokens}
+
+
+def read_vocabulary(folder: Path) -> dict[int, str]:
+    """The tokens of a tokenizer's folder by number; empty where it has no tokenizer that can be read."""
+    try:
+        data: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        model = data["model"]["vocab"]
+        known = {number: str(entry[0]) for number, entry in enumerate(model)} if isinstance(model, list) else {
+            int(number): str(text) for text, number in model.items()
+        }  # fmt: skip
+        return known | {int(each["id"]): str(each["content"]) for each in data.get("added_tokens") or ()}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        pass
+    try:
+        return {int(number): str(text) for text, number in load_tokenizer(folder).hf.get_vocab().items()}
+    except DataError:
+        return {}

@@ -1,0 +1,171 @@
+"""The two tables of a vocabulary, embedding and head: whether they are one matrix, and how many rows each has.
+
+Where a model shares one matrix between the two (tied) and an adapter changes them differently, the head becomes a
+tensor of its own: what was trained is the model with the two apart. What an adapter wrote of both is compared by its
+values, since versions of PEFT and Unsloth differ in what they keep tied.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from export.merge.safetensors_io import Stored
+from export.merge.tensor_names import same_values
+from export.merge.updates import LowRank, Rows, Update, Whole
+from gladstone.errors import UnsupportedError
+
+HEAD = "lm_head.weight"
+HEADS = (HEAD, "embed_out.weight", "output.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "shared.weight", "embed_in.weight", "word_embeddings.weight")
+SAVE_AGAIN = (
+    "Save the adapter again from the trained model with save_embedding_layers=True, or merge it there "
+    "(merge_and_unload) and export the merged folder."
+)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """An adapter's updates by the base's names, and the tables that took the place of the base's in training."""
+
+    folder: Path
+    updates: Mapping[str, tuple[Update, ...]]
+    frozen: Mapping[str, Stored]
+    ties: bool
+
+    def keep_tied(self, embedding: str) -> bool:
+        """Whether the head of a tied base, after this adapter, still is its embedding."""
+        ours, theirs = self.frozen.get(embedding), self.frozen.get(HEAD)
+        if ours and theirs and not same_values(ours, theirs):
+            return False
+        if self.ties and HEAD not in self.updates:
+            return True
+        return _same_updates(self.updates.get(embedding, ()), self._of_head(embedding))
+
+    def settled(self, embedding: str, *, apart: bool) -> "Changes":
+        """With the updates of a tied base's head as they act: none where it is the embedding, else its own."""
+        updates, frozen = dict(self.updates), dict(self.frozen)
+        own = self._of_head(embedding)
+        updates.pop(HEAD, None)
+        either = frozen.get(embedding) or frozen.get(HEAD)  # in a tied base they began as one
+        if either:
+            frozen.setdefault(embedding, either)
+        if not apart:
+            frozen.pop(HEAD, None)
+            return replace(self, updates=updates, frozen=frozen)
+        if either:
+            frozen.setdefault(HEAD, either)
+        own = self.updates.get(embedding, ()) if self.keep_tied(embedding) else own
+        return replace(self, updates=updates | ({HEAD: own} if own else {}), frozen=frozen)
+
+    def _of_head(self, embedding: str) -> tuple[Update, ...]:
+        """Single tokens that were trained in the embedding were so in a tied head, unless it has tokens of its own."""
+        own = self.updates.get(HEAD, ())
+        if any(isinstance(each, Rows) for each in own):
+            return own
+        return (*(each for each in self.updates.get(embedding, ()) if isinstance(each, Rows)), *own)
+
+
+def find_embedding(stored: Iterable[str]) -> str | None:
+    """The name of a model's embedding."""
+    return next((name for name in stored if name.endswith(EMBEDDINGS)), None)
+
+
+def find_head(stored: Iterable[str]) -> str | None:
+    """The name of a model's head, None where it has no tensor of its own."""
+    return next((name for name in HEADS if name in stored), None)
+
+
+def without_copied_head(stored: dict[str, Stored], config: Mapping[str, Any]) -> dict[str, Stored]:
+    """A tied model's tensors without the copy of the embedding that some checkpoints hold as head."""
+    embedding, head = find_embedding(stored), find_head(stored)
+    tied = (config.get("text_config") or config).get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    if not (tied and embedding and head == HEAD and same_values(stored[embedding], stored[head])):
+        return stored
+    return {name: each for name, each in stored.items() if name != head}
+
+
+def _same_updates(ours: Sequence[Update], theirs: Sequence[Update]) -> bool:
+    return len(ours) == len(theirs) and all(_same(one, two) for one, two in zip(ours, theirs, strict=True))
+
+
+def _same(one: Update, two: Update) -> bool:
+    """Whether an update of an embedding and one of a head, which lie alike, are the same."""
+    if isinstance(one, Whole) and isinstance(two, Whole):
+        return same_values(one.trained, two.trained)
+    if isinstance(one, Rows) and isinstance(two, Rows):
+        return one.tokens == two.tokens and same_values(one.trained, two.trained)
+    if isinstance(one, LowRank) and isinstance(two, LowRank) and one.scale == two.scale:
+        if one.magnitude or two.magnitude or one.down.shape[0] != two.down.shape[0]:
+            return False
+        return bool(one.up.read().T.equal(two.down.read()) and one.down.read().T.equal(two.up.read()))
+    return False
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The rows of a model's tables after the merge, by name, where they are not the base's."""
+
+    rows: Mapping[str, int]
+    before: int
+    after: int
+
+
+def measure(
+    sources: Mapping[str, Stored], base: Mapping[str, Stored], updates: Mapping[str, tuple[Update, ...]], folder: Path
+) -> Sizes | None:
+    """How many rows the tables have after the merge; None where their number stays.
+
+    Raises UnsupportedError where the vocabulary changed and the adapter does not hold all new rows.
+    """
+    embedding = find_embedding(sources)
+    if embedding is None:
+        return None
+    before = base[embedding].shape[0]
+    tables = [name for name in (embedding, find_head(sources), "lm_head.bias") if name in sources]
+    wanted = {name: _rows(sources[name].shape[0], updates.get(name, ())) for name in tables if name}
+    after = max((rows for rows in wanted.values() if rows != before), default=before)
+    if after == before:
+        return None
+    for name, rows in wanted.items():
+        known = _known_rows(sources[name].shape[0], updates.get(name, ()))
+        if rows != after or known < after:
+            raise UnsupportedError(_lacking(folder, name, before, after, known))
+    return Sizes(wanted, before, after)
+
+
+def _rows(rows: int, updates: Iterable[Update]) -> int:
+    """How many rows a table has by what its updates say."""
+    for update in updates:
+        if isinstance(update, Whole):
+            rows = update.trained.shape[0]
+        elif isinstance(update, Rows):
+            rows = max(rows, max(update.tokens) + 1)
+        elif isinstance(update, LowRank):
+            rows = update.rows
+    return rows
+
+
+def _known_rows(rows: int, updates: Iterable[Update]) -> int:
+    """Up to where the values of a table's rows are known."""
+    for update in updates:
+        if isinstance(update, Whole):
+            rows = update.trained.shape[0]
+        elif isinstance(update, Rows):
+            while rows in update.tokens:
+                rows += 1
+    return rows
+
+
+def _lacking(folder: Path, name: str, before: int, after: int, known: int) -> str:
+    module = name.rpartition(".")[0]
+    if after < before:
+        return (
+            f"{folder}: the vocabulary was cut from {before:,} to {after:,} rows, but {module} still has {known:,}. "
+            f"{SAVE_AGAIN}"
+        )
+    which = f"row {known:,}" if after - known == 1 else f"rows {known:,} to {after - 1:,}"
+    return (
+        f"{folder}: the vocabulary grew from {before:,} to {after:,} rows, but the adapter does not hold {which} of "
+        f"{module}: they were drawn at random when the model was resized, and not saved. {SAVE_AGAIN}"
+    )

@@ -1,0 +1,46 @@
+"""The tensors of a model's folder and of an adapter's, in safetensors or in torch's own files."""
+
+import json
+from pathlib import Path
+
+from export.merge.pickled_tensors import read_pickle
+from export.merge.safetensors_io import INDEX, Stored, read_header
+from export.original.settings import weights_of
+from gladstone.errors import ArtifactError
+
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+
+
+def read_folder(folder: Path) -> dict[str, Stored]:
+    """The tensors of all shards of a model's folder by name; the order is that of the files.
+
+    Raises ArtifactError for an index or a file that cannot be used, and for a folder without weights.
+    """
+    for pattern, index in (("*.safetensors", INDEX), ("pytorch_model*.bin", PICKLED_INDEX)):
+        paths = _indexed(folder / index) or sorted(folder.glob(pattern))
+        if paths:
+            return {name: stored for path in paths for name, stored in read_file(path).items()}
+    raise ArtifactError(f"{folder}: holds no weights (*.safetensors, or pytorch_model*.bin).")
+
+
+def read_adapter_tensors(folder: Path) -> dict[str, Stored]:
+    """The tensors of an adapter by name. Raises ArtifactError if there are none."""
+    return read_file(weights_of(folder))
+
+
+def read_file(path: Path) -> dict[str, Stored]:
+    """The tensors of a file by name. Raises ArtifactError if it is damaged or would run code."""
+    if not path.is_file():
+        raise ArtifactError(f"{path}: named by its index, but missing: the download or the copy is not finished.")
+    return read_pickle(path) if path.suffix == ".bin" else read_header(path)
+
+
+def _indexed(index: Path) -> list[Path]:
+    """The files that an index names; none where there is no index."""
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+        return sorted({index.parent / str(each) for each in found["weight_map"].values()})
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"{index}: unusable: {error}.") from None

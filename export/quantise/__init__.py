@@ -1,0 +1,1 @@
+"""16-bit GGUF files to quantised ones."""

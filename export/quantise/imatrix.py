@@ -1,0 +1,194 @@
+"""Importance matrices: how strongly each column of a weight is driven by the user's own text.
+
+The file is llama.cpp's own (a GGUF with `NAME.in_sum2` and `NAME.counts` for each weight), so that its tools read ours
+and we read theirs.
+"""
+
+import hashlib
+import random
+import re
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from export.children import run_child
+from export.convert.llamacpp_converter import converter_folder
+from gladstone.artifacts import whole_file
+from gladstone.chat.messages import Conversation
+from gladstone.chat.template import ChatTemplate
+from gladstone.commands.progress import Progress, step
+from gladstone.errors import ArtifactError, DataError, UnsupportedError
+from gladstone.gguf.header import GgufHeader, Tensor, read_header
+from gladstone.gguf.identify_file import HEAD_BYTES, is_old_imatrix
+from gladstone.gguf.kinds import kind_of
+
+CHUNK_TOKENS = 512
+SUMS, COUNTS = ".in_sum2", ".counts"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The text that an importance matrix is computed on."""
+
+    name: str
+    text: str
+    chunks: int  # at most so many times CHUNK_TOKENS
+
+    @property
+    def sha256(self) -> str:
+        """Of the text and how much of it is used."""
+        return hashlib.sha256(f"{self.chunks}\0{self.text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """Mean square of the inputs to each weight, float32 (columns × experts,)."""
+
+    weights: dict[str, npt.NDArray[np.float32]]
+    chunks: int
+
+
+def calibration(name: str, rows: Sequence[Conversation], template: ChatTemplate, end: str, chunks: int) -> Calibration:
+    """Rows as they were trained: rendered in the template, a plain text with its end token; in a fixed random order."""
+    order = list(rows)
+    random.Random(0).shuffle(order)  # noqa: S311 - the first chunks are to hold every source, no secret
+    texts = (
+        row.answer.content + end if row.is_text else template.render(row.messages, tools=row.tools) for row in order
+    )
+    return Calibration(name, "".join(texts), chunks)
+
+
+def compute_imatrix(model: Path, text: Calibration, out: Path, progress: Progress) -> None:
+    """Write the importance matrix of an F16 GGUF whole.
+
+    Raises UnsupportedError for an encoder–decoder model or a text of less than a chunk, ToolError if llama.cpp fails.
+    """
+    folder = converter_folder(progress)
+    with step(progress, f"Importance matrix from {text.name}"), whole_file(out) as partial:
+        job = {"model": str(model), "out": str(partial), "text": text.text, "name": text.name, "chunks": text.chunks}
+        job |= {"chunk_tokens": CHUNK_TOKENS}
+        run_child(
+            "export.quantise.imatrix_child", job, "computing the importance matrix", [folder / "gguf-py"], progress
+        )
+
+
+def read_text(path: Path) -> str:
+    """A text to calibrate on. Raises DataError if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start + 1} is not UTF-8.") from None
+
+
+def is_imatrix(path: Path) -> bool:
+    """Whether a file is a GGUF, or llama-imatrix's older binary form, and so no rows."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
+    return head.startswith(b"GGUF") or is_old_imatrix(head)
+
+
+def read_imatrix(path: Path) -> Imatrix:
+    """Raises ArtifactError if the file is no sound importance matrix."""
+    with path.open("rb") as file:
+        if is_old_imatrix(file.read(HEAD_BYTES)):
+            return _read_old(path)
+    header = read_header(path, is_model=False)
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    if header.metadata.get("general.type") != "imatrix":
+        kind = kind_of(header.metadata, tensors)
+        raise ArtifactError(f"{path}: a GGUF, but not an importance matrix: it is {kind.noun if kind else 'a model'}.")
+    weights: dict[str, npt.NDArray[np.float32]] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(SUMS):
+            weight = name.removesuffix(SUMS)
+            counts = tensors.get(weight + COUNTS)
+            if counts is None:
+                raise ArtifactError(f"{path}: has {name} without {weight + COUNTS}.")
+            weights[weight] = _means(header, tensor, counts)
+    if not weights:
+        raise ArtifactError(f"{path}: an importance matrix without entries.")
+    return Imatrix(weights, int(header.metadata.get("imatrix.chunk_count", 0)))
+
+
+def _read_old(path: Path) -> Imatrix:
+    """The binary form: a count; of each weight its name, how many calls its sums are of, and the sums.
+
+    llama-quantize divides the sums by the calls.
+    """
+    data = path.read_bytes()
+    weights: dict[str, npt.NDArray[np.float32]] = {}
+    try:
+        (count,), position = struct.unpack_from("<i", data), 4
+        for _ in range(count):
+            (length,) = struct.unpack_from("<i", data, position)
+            name = data[position + 4 : position + 4 + length].decode("utf-8")
+            calls, columns = struct.unpack_from("<ii", data, position + 4 + length)
+            position += 12 + length
+            sums = np.frombuffer(data, "<f4", columns, position)
+            position += 4 * columns
+            weights[name] = (sums / max(calls, 1)).astype(np.float32)
+        chunks = struct.unpack_from("<i", data, position)[0] if position + 4 <= len(data) else 0
+    except (struct.error, ValueError) as error:
+        raise ArtifactError(f"{path}: an importance matrix that is cut short or damaged ({error}).") from None
+    for name, means in weights.items():
+        if not np.isfinite(means).all() or (means < 0).any():
+            raise ArtifactError(f"{path}: {name} holds what cannot be a mean of squares.")
+    return Imatrix(weights, chunks)
+
+
+def _means(header: GgufHeader, sums: Tensor, counts: Tensor) -> npt.NDArray[np.float32]:
+    total, count = _values(header, sums), _values(header, counts)
+    if not count.size or total.size % count.size:
+        raise ArtifactError(f"{header.path}: {sums.name} and {counts.name} do not fit each other.")
+    total = total.reshape(count.size, -1)
+    # an expert that no token was sent to has no means; llama-quantize weighs its columns alike, too
+    means = np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], 1).astype(np.float32).ravel()
+    if not np.isfinite(means).all() or (means < 0).any():
+        raise ArtifactError(f"{header.path}: {sums.name} holds what cannot be a mean of squares.")
+    return means
+
+
+def _values(header: GgufHeader, tensor: Tensor) -> npt.NDArray[np.float32]:
+    if tensor.type_name != "F32":
+        raise ArtifactError(f"{header.path}: {tensor.name} is {tensor.type_name}, expected F32.")
+    count = tensor.size_bytes // 4
+    return np.fromfile(header.path, dtype="<f4", count=count, offset=header.data_offset + tensor.offset)
+
+
+def check_fits(matrix: Imatrix, model: GgufHeader, path: Path) -> None:
+    """Raises UnsupportedError for an importance matrix of another model."""
+    columns = {
+        tensor.name: tensor.shape[0] * (tensor.shape[2] if len(tensor.shape) > 2 else 1) for tensor in model.tensors
+    }
+    wrong = [name for name, weights in matrix.weights.items() if columns.get(name) != weights.size]
+    if wrong:
+        name = wrong[0]
+        there = f"{columns[name]:,} columns" if name in columns else "no such tensor"
+        raise UnsupportedError(
+            f"{path}: not of this model: {name} has {matrix.weights[name].size:,} entries there, the model has {there}."
+        )
+    lacking = _layers(columns) - _layers(matrix.weights) - _guessing_layers(model)
+    if lacking:
+        raise UnsupportedError(
+            f"{path}: not of this model: it knows {len(_layers(matrix.weights)):,} layers, the model has "
+            f"{len(_layers(columns)):,}."
+        )
+
+
+def _layers(names: Iterable[str]) -> set[int]:
+    return {int(found[1]) for found in (re.match(r"blk\.(\d+)\.", name) for name in names) if found}
+
+
+def _guessing_layers(model: GgufHeader) -> set[int]:
+    """The last ones of models that guess several tokens: no text goes through them."""
+    architecture = model.metadata["general.architecture"]
+    count = int(model.metadata.get(f"{architecture}.nextn_predict_layers", 0))
+    layers = int(model.metadata.get(f"{architecture}.block_count", 0))
+    return set(range(layers - count, layers))

@@ -1,0 +1,115 @@
+"""F16 GGUF to a quantised one, through llama.cpp's own quantiser in a child process."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.children import run_child
+from export.quantise.types import QUANTS, TENSOR_TYPE_IDS, Override, Quantisation
+from gladstone.artifacts import whole_file
+from gladstone.commands.progress import Progress, step
+from gladstone.errors import ArtifactError, ConfigError
+from gladstone.gguf.header import TENSOR_TYPES, GgufHeader, read_header
+from gladstone.machine.host import core_count
+
+ALIGNMENT = 32  # bytes, llama.cpp's own
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A tensor whose rows do not divide into the blocks of the type that it was to have."""
+
+    tensor: str
+    columns: int
+    wanted: str
+    got: str
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What the quantiser made or, asked for the size alone, would make."""
+
+    size_bytes: int
+    fallbacks: tuple[Fallback, ...]
+
+
+def quantise(source: Path, out: Path, quantisation: Quantisation, progress: Progress) -> Quantised:
+    """Write `out` whole. llama.cpp has no guard of its own: writing onto the source would destroy it.
+
+    Raises ArtifactError if both are the same file, ConfigError for an override that fits no tensor, ToolError if the
+    quantiser fails.
+    """
+    if out.exists() and out.samefile(source):
+        raise ArtifactError(f"{out}: source and target are the same file.")
+    with step(progress, f"Quantising to {quantisation.quant.upper()}"), whole_file(out) as partial:
+        said = _call(source, quantisation, partial, progress)
+        size_bytes = partial.stat().st_size
+    return Quantised(size_bytes, _fallbacks(said))
+
+
+def predict(source: Path, quantisation: Quantisation) -> Quantised:
+    """What `quantise` would make of a GGUF, of which the header is enough. Raises as `quantise` does."""
+    said = _call(source, quantisation, None, None)
+    header = read_header(source)
+    total = header.data_offset + sum(_tensor_bytes(header, said["types"]).values())
+    return Quantised(total, _fallbacks(said))
+
+
+def predicted_bytes(source: Path, quantisation: Quantisation) -> dict[str, int]:
+    """What each tensor of a GGUF would weigh, filled up as in the file; its header is enough. Raises as `quantise`."""
+    return _tensor_bytes(read_header(source), _call(source, quantisation, None, None)["types"])
+
+
+def _tensor_bytes(header: GgufHeader, types: Mapping[str, str]) -> dict[str, int]:
+    kinds = {name: (block, size) for name, block, size in TENSOR_TYPES.values()}
+    found = {}
+    for tensor in header.tensors:
+        block, size = kinds[types.get(tensor.name, tensor.type_name.lower()).upper()]
+        found[tensor.name] = -(-(math.prod(tensor.shape) // block * size) // ALIGNMENT) * ALIGNMENT
+    return found
+
+
+def check_overrides(overrides: Sequence[Override], names: Sequence[str]) -> None:
+    """Raises ConfigError for a pattern that none of the tensors' names holds."""
+    for each in overrides:
+        if not any(re.search(each.pattern, name) for name in names):
+            told = ", ".join(sorted({re.sub(r"\.\d+\.", ".0.", name) for name in names})[:8])
+            raise ConfigError(f"--tensor-type {each.pattern}={each.kind}: no tensor is called so; there are {told}, …")
+
+
+def _call(source: Path, quantisation: Quantisation, out: Path | None, progress: Progress | None) -> dict[str, Any]:
+    overrides = quantisation.overrides if quantisation.is_quantised else ()
+    if overrides:
+        check_overrides(overrides, [tensor.name for tensor in read_header(source).tensors])
+    job = {
+        "source": str(source),
+        "out": str(out) if out else "",
+        "dry_run": out is None,
+        "file_type": QUANTS[quantisation.quant],
+        "overrides": [(each.pattern, TENSOR_TYPE_IDS[each.kind]) for each in overrides],
+        "imatrix": str(quantisation.imatrix) if quantisation.imatrix and quantisation.is_quantised else None,
+        "threads": core_count(),
+    }
+    said: dict[str, Any] = run_child(
+        "export.quantise.quantise_child", job, f"quantising to {quantisation.quant}", progress=progress
+    )
+    return said
+
+
+def _fallbacks(said: dict[str, Any]) -> tuple[Fallback, ...]:
+    return tuple(Fallback(*each) for each in said["fallbacks"])
+
+
+def told_fallbacks(quant: str, fallbacks: tuple[Fallback, ...]) -> str:
+    """The fallbacks in a sentence."""
+    groups: dict[tuple[str, str, int], list[str]] = {}
+    for each in fallbacks:
+        groups.setdefault((each.wanted, each.got, each.columns), []).append(each.tensor)
+    parts = [
+        f"{len(names)} with rows of {columns:,} weights are {got} and not {wanted}"
+        for (wanted, got, columns), names in groups.items()
+    ]
+    return f"{quant}: {len(fallbacks)} tensors cannot take their type: {', '.join(parts)}."

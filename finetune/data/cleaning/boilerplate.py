@@ -1,0 +1,125 @@
+"""Sentences that open or end many answers: sources, disclaimers, greetings. Something is always left of an answer."""
+
+import re
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from finetune.data.cleaning.clean import words_key
+from finetune.data.summary import FIRST
+from gladstone.chat.messages import Conversation
+from gladstone.formats.trimming import trimmed, trimmed_behind
+
+MIN_CHARS = 30
+MIN_ROWS = 20
+MIN_SHARE = 0.01  # of the rows
+EDGE = 3  # sentences looked at from either end
+_BREAK = re.compile(r"(?<=[.!?。！？])\s+|\n+")
+
+
+@dataclass
+class Sentence:
+    """One that many answers share: how many open or end with it, and the first of them."""
+
+    text: str
+    answers: int = 0
+    opens: int = 0
+    ends: int = 0
+    first: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Boilerplate:
+    """Counts the sentences at the edges of answers, 8 bytes each, then knows those that too many rows share."""
+
+    found: dict[int, Sentence] = field(default_factory=dict)
+    _seen: list[np.ndarray] = field(default_factory=list)
+    _block: list[int] = field(default_factory=list)
+    _common: frozenset[int] = frozenset()
+    _rows: int = 0
+
+    def count(self, conversation: Conversation) -> None:
+        """Look at the last answer of a row."""
+        self._rows += 1
+        sentences = _BREAK.split(conversation.answer.content)
+        if len(sentences) > 1 and not conversation.is_text:
+            edges = sentences if len(sentences) <= 2 * EDGE else (*sentences[:EDGE], *sentences[-EDGE:])
+            self._block += {_key(sentence) for sentence in edges if _may_go(sentence)}
+        if len(self._block) > 1 << 16:
+            self._close_block()
+
+    def find(self) -> int:
+        """How many sentences are boilerplate."""
+        self._close_block()
+        if self._seen:
+            keys, counts = np.unique(np.concatenate(self._seen), return_counts=True)
+            self._common = frozenset(keys[counts >= max(MIN_ROWS, MIN_SHARE * self._rows)].tolist())
+        self._seen = []
+        return len(self._common)
+
+    def strip(self, conversation: Conversation) -> Conversation:
+        """The row without boilerplate around its last answer; what is taken, or would be, is in `found`."""
+        answer = conversation.answer
+        opening, closing = self._around(answer.content) if not conversation.is_text else ([], [])
+        begin = opening[-1][1] if opening else 0
+        end = closing[-1][0] if closing else len(answer.content)
+        content = (trimmed_behind if begin else trimmed)(answer.content[begin:end])
+        if not content or not (opening or closing):
+            return conversation
+        for verb, spans in (("opens", opening), ("ends", closing)):
+            for span in spans:
+                self._add(answer.content[slice(*span)], verb, conversation.source)
+        return replace(conversation, messages=(*conversation.prompt, replace(answer, content=content)))
+
+    def told(self) -> list[dict[str, Any]]:
+        """What `strip` found, the most frequent first."""
+        return [vars(each) for each in sorted(self.found.values(), key=lambda each: -each.answers)]
+
+    def _around(self, text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """The common sentences at the beginning and at the end of a text, from the edge inwards."""
+        common = partial(takewhile, lambda span: self._is_common(text[slice(*span)]))
+        opening = list(common(_edges(text, forward=True)))
+        begin = opening[-1][1] if opening else 0
+        closing = [span for span in common(_edges(text, forward=False)) if span[0] >= begin]
+        return opening, closing
+
+    def _add(self, sentence: str, verb: str, source: str) -> None:
+        found = self.found.setdefault(_key(sentence), Sentence(sentence))
+        found.answers += 1
+        if verb == "opens":
+            found.opens += 1
+        else:
+            found.ends += 1
+        if len(found.first) < FIRST:
+            found.first.append(source)
+
+    def _is_common(self, sentence: str) -> bool:
+        return _may_go(sentence) and _key(sentence) in self._common
+
+    def _close_block(self) -> None:
+        if self._block:
+            self._seen.append(np.array(self._block, dtype=np.uint64))
+            self._block = []
+
+
+def _edges(text: str, *, forward: bool) -> list[tuple[int, int]]:
+    """The first or the last sentences as spans, from the edge inwards."""
+    spans, begin = [], 0
+    for gap in _BREAK.finditer(text):
+        spans.append((begin, gap.start()))
+        begin = gap.end()
+    spans.append((begin, len(text)))
+    return spans[:EDGE] if forward else spans[::-1][:EDGE]
+
+
+def _may_go(sentence: str) -> bool:
+    """False for short sentences, which may be an answer, and for those that announce what follows."""
+    return len(sentence) >= MIN_CHARS and not sentence.endswith(":")
+
+
+def _key(sentence: str) -> int:
+    return xxhash.xxh3_64_intdigest(words_key(sentence).encode())

@@ -1,0 +1,169 @@
+"""The steps that a text goes through, each a small pure function, and what they did to a row.
+
+Those that never change what is said are taken unless they are switched off. The others are tried on a copy, so that the
+user hears how many rows they would change, and taken only where the recipe asks for them.
+"""
+
+import html
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from finetune.config.data import CleaningSection
+from finetune.data.cleaning.characters import normal_characters
+from finetune.data.cleaning.preformatted import BLOCKS, INDENTED_TOO, MARKDOWN, outside
+from gladstone.chat.messages import Conversation
+from gladstone.formats.trimming import is_tabbed, trimmed
+
+_PRE = re.compile(r"<pre(?:\s[^<>]*)?>(.*?)(?:</pre\s*>|\Z)", re.IGNORECASE | re.DOTALL)
+_BREAKS = re.compile(r"<(?:br|/?p|/?div|/?li|/?tr|/?h[1-6]|/?ul|/?ol)(?:\s[^<>]*)?/?>", re.IGNORECASE)
+_TAGS = re.compile(
+    r"</?(?:a|abbr|b|big|blockquote|body|center|cite|code|dd|dl|dt|em|font|head|hr|html|i|img|ins|kbd|link|mark|meta|pre"
+    r"|q|s|script|section|small|span|strike|strong|style|sub|sup|table|tbody|td|tfoot|th|thead|title|tt|u|var)"
+    r"(?:\s[^<>]*)?/?>|<!--.*?-->",
+    re.IGNORECASE | re.DOTALL,
+)
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
+_LINE_ENDS = re.compile("\r\n?")
+_SEPARATORS = re.compile("[\u2028\u2029]")
+_SPACE_AT_END = re.compile(r"(?<![^\S\n])[^\S\n]+(?=\n)")
+_SPACES = re.compile(r"[^\S\n]+")
+_BLANK_LINES = re.compile(r"\n{3,}")
+
+
+def normal_unicode(text: str) -> str:
+    """Composed characters (NFC) and no invisible ones that carry no meaning, outside code."""
+    if text.isascii() and text.isprintable():
+        return text
+    return outside(INDENTED_TOO, text, normal_characters)
+
+
+def normal_lines(text: str) -> str:
+    """One kind of line end, no space at the end of a line, no blank lines around the text; in code line ends only.
+
+    Two spaces before another line of a paragraph are Markdown's line break, and stay.
+    """
+    if text.isprintable():  # one line
+        return trimmed(text)
+    text = _LINE_ENDS.sub("\n", text)
+    tabs = is_tabbed(text)
+
+    def without_space(part: str) -> str:
+        return _SPACE_AT_END.sub(lambda space: _kept_at_end(space, tabs=tabs), _SEPARATORS.sub("\n", part))
+
+    return trimmed(outside(INDENTED_TOO, text, without_space))
+
+
+def _kept_at_end(space: re.Match[str], *, tabs: bool) -> str:
+    """What stays of the space that ends a line: empty cells of a table, a line break of Markdown."""
+    text, (begin, end) = space.string, space.span()
+    if tabs and "\t" in space[0]:
+        return space[0][: space[0].rfind("\t") + 1]
+    is_break = space[0].startswith("  ") and not space[0].strip(" ") and text[begin - 1 : begin] not in ("", "\n")
+    return "  " if is_break and text[end + 1 : end + 2].strip() else ""
+
+
+def without_html(text: str) -> str:
+    """No HTML tags, entities as their characters; preformatted text is fenced as Markdown does it. Code stays as it is.
+
+    Only tags that HTML has: `p < 0.05`, `<think>` are no tags.
+    """
+    return outside(MARKDOWN, text, _without_tags) if "<" in text or "&" in text else text
+
+
+def _without_tags(text: str) -> str:
+    parts, begin = [], 0
+    for found in _PRE.finditer(text):
+        parts += [_plain(text[begin : found.start()]), f"\n```\n{_plain(found[1])}\n```\n"]
+        begin = found.end()
+    return "".join([*parts, _plain(text[begin:])])
+
+
+def _plain(text: str) -> str:
+    if "<" in text:
+        text = _TAGS.sub("", _BREAKS.sub("\n", text))
+    return _ENTITY.sub(lambda entity: html.unescape(entity[0]), text) if "&" in text else text
+
+
+def normal_whitespace(text: str) -> str:
+    """One kind of space and of line end, no runs of spaces, no indentation, at most one blank line; code stays."""
+    if text.isprintable() and text.isascii() and "  " not in text:  # most texts: one line, single spaces
+        return text.strip()
+    return outside(BLOCKS, _SEPARATORS.sub("\n", _LINE_ENDS.sub("\n", text)), _single_spaces).strip()
+
+
+def _single_spaces(text: str) -> str:
+    """Lines without space around them; the first may go on behind code, the last go on with code."""
+    first, *others = _SPACES.sub(" ", text).split("\n")
+    if not others:
+        return first
+    *inner, last = others
+    lines = [first.rstrip(), *(line.strip() for line in inner), last.lstrip()]
+    return _BLANK_LINES.sub("\n\n", "\n".join(lines))
+
+
+Step = Callable[[str], str]
+# in the order in which they are taken: entities bring in invisible characters and odd spaces
+STEPS: dict[str, Step] = {
+    "html": without_html,
+    "unicode": normal_unicode,
+    "lines": normal_lines,
+    "whitespace": normal_whitespace,
+}
+
+
+def text_steps(section: CleaningSection) -> dict[str, Step]:
+    """The steps that are taken, in order, by the name under which they are counted."""
+    return {name: step for name, step in STEPS.items() if getattr(section, name) in (True, "remove")}
+
+
+def tried_steps(section: CleaningSection) -> dict[str, Step]:
+    """The steps that are not taken, and of which the user hears what they would change."""
+    return {name: step for name, step in STEPS.items() if getattr(section, name) == "report"}
+
+
+def map_texts(conversation: Conversation, change: Step) -> Conversation:
+    """The conversation with every text changed; reasoning that becomes empty is none."""
+    messages = tuple(
+        replace(
+            message,
+            content=change(message.content),
+            reasoning=(change(message.reasoning) or None) if message.reasoning else None,
+        )
+        for message in conversation.messages
+    )
+    return conversation if messages == conversation.messages else replace(conversation, messages=messages)
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A row behind the steps; `changed` names those that changed it, `noted` those that would."""
+
+    row: Conversation
+    changed: tuple[str, ...]
+    noted: tuple[str, ...]
+
+
+def clean(conversation: Conversation, section: CleaningSection) -> Cleaned:
+    """Take the steps of a row's texts, and try the others."""
+    row, changed = conversation, []
+    for name, step in text_steps(section).items():
+        before, row = row, map_texts(row, step)
+        if row is not before:
+            changed.append(name)
+    noted = tuple(name for name, step in tried_steps(section).items() if _changes(row, step))
+    return Cleaned(row, tuple(changed), noted)
+
+
+def _changes(row: Conversation, step: Step) -> bool:
+    return any(step(text) != text for message in row.messages for text in (message.content, message.reasoning) if text)
+
+
+def words_key(text: str) -> str:
+    """A text without case, punctuation or the encoding of its accents: what makes two questions the same."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(_NO_WORD.sub(" ", folded).split())
+
+
+_NO_WORD = re.compile(r"[\W_]+")

@@ -1,0 +1,1 @@
+"""Rows that repeat or contradict each other."""

@@ -1,0 +1,224 @@
+"""Rows that repeat others, rows that contradict others, and rows that are merely similar.
+
+Exact and formal copies are found by hash, similar rows by MinHash LSH over what varies between rows; each candidate is
+compared word by word. The budget at a similarity of 0.8: 200 bytes a row for band keys, bits and hashes, 20 bytes for
+each passage of its input, and 16 comparisons a row and band at most.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import islice
+from typing import Protocol, TypeVar
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from finetune.data.cleaning.clean import words_key
+from finetune.data.duplicates.alike import says_the_same
+from finetune.data.duplicates.content import RowContent, message_text, read_content
+from finetune.data.duplicates.grams import Characters, CommonText, Sketcher, jaccard
+from finetune.data.duplicates.groups import Groups, Passages, equal_runs, largest_group
+from gladstone.chat.messages import Conversation
+
+BATCH = 256
+SAMPLED_ROWS = 5_000  # evenly spread, to tell which text is common and which words are words
+KNOWN_ROWS = 3  # a word that as many of them have is no misprint
+MAX_COMPARED = 16  # a row with more candidates in a band is compared with the latest only
+MAX_KEPT = 64  # in a group of more rows that are all different, later ones are compared with the first only
+CACHED_ROWS = 4096
+T = TypeVar("T")
+
+
+def row_text(conversation: Conversation) -> str:
+    """All that a row says, reasoning included."""
+    return "\n".join(filter(None, map(message_text, conversation.messages)))
+
+
+def question_key(conversation: Conversation) -> str:
+    """What makes two rows ask the same: the words of all turns before the answer, or of a plain text."""
+    asked = " ".join(message_text(message) for message in conversation.prompt)
+    return words_key(asked) or words_key(conversation.answer.content)
+
+
+def key_hash(text: str) -> int:
+    """64 bits for a text."""
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
+def batches(items: Iterable[T], size: int = BATCH) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+class Rows(Protocol):
+    """Rows that are read through and by number."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Conversation]: ...
+    def __getitem__(self, number: int, /) -> Conversation: ...
+
+
+class Duplicates:
+    """Finds the rows that say the same among `rows`, which are sampled, read through once and then read by number.
+
+    `partners` has the rows that repeat an earlier one that itself repeats none, with that row and the similarity.
+    `groups` joins what has to be in one set whatever its size: repeated rows, and rows of the same input. `similar`
+    joins rows whose varying text is similar, if only by way of others. `questions` is a hash of each row's question.
+    `grams` gives the sorted grams of what varies in a row; `known` are words that several rows have.
+    """
+
+    def __init__(self, rows: Rows, similarity: float | None) -> None:
+        self.rows = rows
+        self.groups = Groups(len(rows))
+        self.partners: dict[int, tuple[int, float]] = {}
+        self.questions = np.empty(len(rows), dtype=np.uint64)
+        self._similarity = similarity
+        self.similar, self._edges = Groups(len(rows)), array("q")
+        self._inputs, self._keys, self._exact = (np.empty(len(rows), dtype=np.uint64) for _ in range(3))
+        self._common, self._passages, self.known = CommonText(), Passages(), frozenset[str]()
+        self._bits, self._most_differing = array("Q"), 0
+        self.grams = lru_cache(maxsize=CACHED_ROWS)(self._read_grams)
+
+    def find(self) -> None:
+        """Fill in `groups`, `partners` and `questions`."""
+        sketcher = Sketcher(self._similarity) if self._similarity is not None else None
+        if sketcher:
+            self._most_differing = sketcher.most_differing_bits
+            self._sample()
+        bands = self._read(sketcher)
+        self._find_copies()
+        if sketcher:
+            self._find_repeated(self._keys, self.groups)
+            for band in bands:
+                for rows in equal_runs(band):
+                    self._join_similar([row for row in rows if row not in self.partners])
+            self._find_partners()
+        self.groups.join_equal(self._inputs)
+
+    def conflicts(self) -> Iterator[tuple[int, int]]:
+        """Rows that repeat none but have the input of an earlier row and another answer, in order, with that row."""
+        yield from sorted(self._conflicting())
+
+    def _conflicting(self) -> Iterator[tuple[int, int]]:
+        for run in equal_runs(self._inputs):
+            first, *later = [row for row in run if row not in self.partners] or [run[0]]
+            if not self.rows[first].is_text:
+                yield from ((row, first) for row in later)
+
+    def split_groups(self) -> Groups:
+        """The groups for a division: `groups`, and rows that are similar or share a passage, in groups of some size."""
+        largest = largest_group(len(self.rows))
+        groups = self.groups.copy()
+        groups.join_up_to(largest, ([*pair] for pair in zip(self._edges[::2], self._edges[1::2], strict=True)))
+        groups.join_up_to(largest, self._passages.shared(largest))
+        return groups
+
+    def _sample(self) -> None:
+        """See in some rows which text many have, and which words there are."""
+        words: Counter[str] = Counter()
+        numbers = range(0, len(self.rows), -(-len(self.rows) // SAMPLED_ROWS) or 1)
+        for batch in batches(numbers):
+            turns = [list(read_content(self.rows[number]).turns()) for number in batch]
+            self._common.count(Characters(turns))
+            for row in turns:
+                words.update({word for turn in row for word in turn.split()})
+        self.known = frozenset(word for word, times in words.items() if times >= KNOWN_ROWS)
+
+    def _read(self, sketcher: Sketcher | None) -> NDArray[np.uint64]:
+        """Every row's hashes, passages and, where near duplicates are looked for, band keys, which it returns."""
+        bands = np.empty((sketcher.shape[0] if sketcher else 0, len(self.rows)), dtype=np.uint64)
+        begin = 0
+        for batch in batches(self.rows):
+            contents = [read_content(row) for row in batch]
+            for number, (row, content) in enumerate(zip(batch, contents, strict=True), begin):
+                self._note(number, row, content)
+            if sketcher:
+                keys, bits = sketcher.sketch(self._common.grams([list(content.turns()) for content in contents]))
+                bands[:, begin : begin + len(batch)] = keys
+                self._bits.frombytes(bits.tobytes())
+            begin += len(batch)
+        return bands
+
+    def _note(self, number: int, row: Conversation, content: RowContent) -> None:
+        self._exact[number] = key_hash(repr((row.messages, row.tools)))
+        self._keys[number] = key_hash(content.key)
+        prompt = content.prompt_key
+        self._inputs[number] = key_hash(f"{row.tools}\n{prompt}" if prompt else content.key)
+        self.questions[number] = key_hash(question_key(row))
+        self._passages.add(number, content, key_hash)
+
+    def _find_copies(self) -> None:
+        for rows in equal_runs(self._exact):
+            first = self.rows[rows[0]]
+            for row in rows[1:]:
+                other = self.rows[row]
+                if (other.messages, other.tools) == (first.messages, first.tools):
+                    self.groups.join(rows[0], row)
+                    self.partners[row] = rows[0], 1.0
+
+    def _find_repeated(self, keys: NDArray[np.uint64], groups: Groups) -> None:
+        """Rows of the same key that also say the same."""
+        for run in equal_runs(keys):
+            kept: list[int] = []
+            for row in run:
+                if row in self.partners:
+                    continue
+                partner = next((each for each in kept if self._says_the_same(row, each)), None)
+                if partner is not None:
+                    groups.join(partner, row)
+                    self.partners[row] = partner, 1.0
+                elif len(kept) < MAX_COMPARED:
+                    kept.append(row)
+
+    def _join_similar(self, rows: list[int]) -> None:
+        for place, row in enumerate(rows):
+            for other in rows[max(0, place - MAX_COMPARED) : place]:
+                if (
+                    self._may_be_similar(row, other)
+                    and self.similar.head(row) != self.similar.head(other)
+                    and self._similarity_of(row, other)
+                ):
+                    self.similar.join(row, other)
+                    self._edges.extend((other, row))
+
+    def _find_partners(self) -> None:
+        """In each group of similar rows, every row that says the same as one before it that is kept so far."""
+        kept: dict[int, list[int]] = {}
+        for row in range(len(self.rows)):
+            head = self.similar.head(row)
+            if head == row or row in self.partners:
+                continue
+            others = kept.setdefault(head, [head])
+            for other in others:
+                similarity = self._similarity_of(row, other)
+                if similarity and self._says_the_same(row, other):
+                    self.partners[row] = other, similarity
+                    self.groups.join(row, other)
+                    break
+            else:
+                if len(others) < MAX_KEPT:
+                    others.append(row)
+
+    def _says_the_same(self, row: int, other: int) -> bool:
+        return says_the_same(self.rows[row], self.rows[other], self.known)
+
+    def _may_be_similar(self, row: int, other: int) -> bool:
+        """False where too few of the minima's bits agree; saves reading the rows."""
+        bits = self._bits
+        differing = (bits[2 * row] ^ bits[2 * other]).bit_count() + (
+            bits[2 * row + 1] ^ bits[2 * other + 1]
+        ).bit_count()
+        return differing <= self._most_differing
+
+    def _similarity_of(self, row: int, other: int) -> float:
+        """The similarity of what varies in two rows, 0 where it is less than asked for."""
+        similarity = jaccard(self.grams(row), self.grams(other))
+        return similarity if self._similarity is not None and similarity >= self._similarity else 0.0
+
+    def _read_grams(self, row: int) -> NDArray[np.uint64]:
+        return np.unique(self._common.grams([list(read_content(self.rows[row]).turns())])[0])

@@ -1,0 +1,1 @@
+"""Training rows that a test set contains too."""

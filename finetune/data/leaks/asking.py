@@ -1,0 +1,61 @@
+"""How a question asks: its opener, its negations, its numbers. Names rapidfuzz."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+from finetune.data.duplicates.words import COMMON_WORDS, NEGATIONS, is_exact
+
+OPENERS = frozenset((
+    "what", "which", "who", "how", "when", "where", "why", "is", "are", "do", "does", "did", "can", "could", "should",
+    "will", "would", "may",
+))  # fmt: skip
+STRICT_OPENERS = frozenset(("who", "how", "when", "where", "why"))
+FIRST_WORDS = 3  # a question may be headed "Question:"
+PREFIXES = (("hyper", "hypo"), ("intra", "inter"), ("pre", "post"))
+
+
+def asks_otherwise(question: Sequence[str], words: Sequence[str]) -> bool:
+    """True for why in place of when, or of nothing: "is it" is not "why is it"."""
+    one, other = (Counter(word for word in each if word in STRICT_OPENERS) for each in (question, words))
+    advice, other_advice = (what_to_do(each) for each in (question, words))
+    if (other_advice and not advice) or (advice and not other_advice and not {"is", "are"}.isdisjoint(words)):
+        return True
+    return bool(other - one) and (bool(one) or not OPENERS.isdisjoint(question[:FIRST_WORDS]))
+
+
+def what_to_do(words: Sequence[str]) -> bool:
+    """True for a question that asks for advice."""
+    return any(pair == ("to", "do") for pair in pairwise(words))
+
+
+def negations(words: Sequence[str]) -> Counter[str]:
+    """The words that negate."""
+    return Counter(word for word in words if word in NEGATIONS)
+
+
+def prefixed_otherwise(one: str, other: str) -> bool:
+    """True for hyper- in place of hypo-."""
+    return any(
+        (one.startswith(first) and other.startswith(second)) or (one.startswith(second) and other.startswith(first))
+        for first, second in PREFIXES
+    )
+
+
+def digits(word: str) -> str:
+    """The digits of a word."""
+    return "".join(filter(str.isdigit, word))
+
+
+def numbers(words: Sequence[str]) -> Counter[str]:
+    """Numbers, signs and single letters."""
+    return Counter(word for word in words if is_exact(word) and word not in COMMON_WORDS)
+
+
+def alike(one: Sequence[str] | str, other: Sequence[str] | str, least: float = 0.0) -> float:
+    """The share of letters in common, in order or with the words sorted; 0 where it is less than asked for."""
+    from rapidfuzz import fuzz
+
+    texts = [text if isinstance(text, str) else " ".join(text) for text in (one, other)]
+    cutoff = 100 * least
+    return max(fuzz.ratio(*texts, score_cutoff=cutoff), fuzz.token_sort_ratio(*texts, score_cutoff=cutoff)) / 100

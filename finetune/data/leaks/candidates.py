@@ -1,0 +1,90 @@
+"""Which test rows a training row may have been made from: an inverted index of rare grams, searched in batches.
+
+A text in which every tenth character is wrong still has two thirds of its 4-grams. The grams of a question are all
+searched; of answers and of whole rows a sample is, the same on both sides, chosen by the grams' hashes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.data.duplicates.grams import Hashes, hash_places
+
+CHUNK = 512  # texts
+OWNER_BITS = 20
+FREQUENT_ROWS, FREQUENT_SHARE = 40, 0.02  # a gram that more test rows have is no hint
+_BREAK = "\n"
+
+
+class GramIndex:
+    """Texts by their grams of `size` characters. Memory: 24 bytes a gram.
+
+    `sampled`: of the grams that begin a word, one in as many; None: all grams, wherever they begin.
+    """
+
+    def __init__(self, texts: Sequence[str], size: int, sampled: int | None = None) -> None:
+        self._size, self._sampled, self._count = size, sampled, len(texts)
+        found = [self._grams(texts[begin : begin + CHUNK]) for begin in range(0, len(texts), CHUNK)]
+        grams = np.concatenate([np.empty(0, dtype=np.uint64), *(hashes for hashes, _ in found)])
+        owners = np.concatenate(
+            [np.empty(0, dtype=np.int64), *(part + number * CHUNK for number, (_, part) in enumerate(found))]
+        )
+        order = np.argsort(grams, kind="stable")
+        grams, owners = grams[order], owners[order]
+        starts = np.flatnonzero(np.diff(grams, prepend=~grams[:1]))
+        times = np.diff(starts, append=len(grams))
+        kept = times <= max(FREQUENT_ROWS, int(FREQUENT_SHARE * len(texts)))
+        self._owners = owners[np.repeat(kept, times)]
+        self._keys, times = grams[starts][kept], times[kept]
+        self._starts = np.concatenate(([0], np.cumsum(times)))
+        self._weights = np.log1p(len(texts) / np.maximum(times, 1))
+        self._totals = np.bincount(self._owners, np.repeat(self._weights, times), minlength=max(1, len(texts)))
+
+    def _grams(self, texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
+        """The hash of each gram, of 44 bits, and the text that has it, each pair once, in order of the texts."""
+        padded = [f" {text} {_BREAK * self._size}" for text in texts]
+        codes = np.frombuffer("".join(padded).encode("utf-32-le", "replace"), dtype="<u4")
+        if self._sampled is None:
+            places = np.arange(len(codes) - self._size + 1)
+        else:
+            places = np.flatnonzero(codes[: len(codes) - self._size + 1] == np.uint32(ord(" ")))
+        places = places[
+            (codes[places] != np.uint32(ord(_BREAK))) & (codes[places + self._size - 1] != np.uint32(ord(_BREAK)))
+        ]
+        hashes = hash_places(codes, places, self._size)
+        owners = np.searchsorted(np.cumsum([len(text) for text in padded]), places, side="right").astype(np.uint64)
+        if self._sampled is not None:
+            chosen = hashes % np.uint64(self._sampled) == 0
+            hashes, owners = hashes[chosen], owners[chosen]
+        pairs = np.sort(owners << np.uint64(64 - OWNER_BITS) | hashes >> np.uint64(OWNER_BITS))
+        pairs = pairs[np.flatnonzero(np.diff(pairs, prepend=~pairs[:1]))]
+        return pairs & np.uint64((1 << 64 - OWNER_BITS) - 1), (pairs >> np.uint64(64 - OWNER_BITS)).astype(np.int64)
+
+    def search(self, texts: Sequence[str], least: float, most: int) -> list[list[int]]:
+        """For each text, the `most` indexed texts that share most of their weight with it, each at least `least`."""
+        found: list[list[int]] = [[] for _ in texts]
+        if not len(self._keys):
+            return found
+        grams, rows = self._grams(texts)
+        places = np.minimum(np.searchsorted(self._keys, grams), len(self._keys) - 1)
+        hit = self._keys[places] == grams
+        places, rows = places[hit], rows[hit]
+        counts = self._starts[places + 1] - self._starts[places]
+        offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        owners = self._owners[np.repeat(self._starts[places], counts) + offsets]
+        pairs = np.repeat(rows, counts) * self._count + owners
+        if not len(pairs):
+            return found
+        order = np.argsort(pairs)
+        pairs = pairs[order]
+        starts = np.flatnonzero(np.diff(pairs, prepend=-1))
+        weights = np.repeat(self._weights[places], counts)[order]
+        pairs = pairs[starts]
+        shares = np.add.reduceat(weights, starts) / self._totals[pairs % self._count]
+        pairs, shares = pairs[shares >= least], shares[shares >= least]
+        for pair in pairs[np.argsort(-shares, kind="stable")].tolist():
+            row, test = divmod(pair, self._count)
+            if len(found[row]) < most:
+                found[row].append(test)
+        return found

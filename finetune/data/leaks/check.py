@@ -1,0 +1,179 @@
+"""Whether a training row asks what a test row asks: aligned word by word, and where it is misread, letter by letter.
+
+A name, a number or a negation that differs makes another question, whatever pattern is shared.
+"""
+
+from collections import Counter
+
+from finetune.data.duplicates.words import COMMON_WORDS, TURNING_WORDS, is_exact, one_letter_off
+from finetune.data.leaks.asking import OPENERS, alike, asks_otherwise, negations, numbers
+from finetune.data.leaks.misread import misread_question
+from finetune.data.leaks.repeated import repeated_answer
+from finetune.data.leaks.rows import Asked, Likeness, Part, Row
+from finetune.data.leaks.synonyms import is_general, synonyms
+
+LONG = 10  # content words: of a longer question one in ten may differ
+LOOSE, LOOSE_WORDS = 0.2, 4  # that much longer may the question be
+NAMED = 4  # content words
+CONTINUING = frozenset((
+    "and", "or", "please", "my", "thanks", "thank", "explain", "tell", "answer", "give", "describe", "because", "but",
+    "so", "briefly", "now", "think", "then",
+))  # fmt: skip
+ASKING = frozenset(("what", "which", "who", "how", "when", "where", "why"))
+
+
+def likeness(row: Row, asked: Asked) -> Likeness | None:
+    """How a training row leaks a test row, if it does."""
+    return _questions(row, asked) or (repeated_answer(row, asked) if row.answer else None)
+
+
+def _questions(row: Row, asked: Asked) -> Likeness | None:
+    """The row's words for the question; of a long question each part has to be found."""
+    if len(asked.parts) == 1:
+        return _question(row, asked.question)
+    score, found = 0.0, []
+    for part in asked.parts:
+        if not part.last and part.text in row.text:
+            each: Likeness | None = Likeness("", 1.0, part.words)
+        else:
+            each = _question(row, part)
+        if each is None:
+            return None
+        score += each.score * len(part.words)
+        found.append(each.words)
+    words = [word for each in (*found[1:], found[0]) for word in each]
+    kind = "similar question" if len(words) + len(words) // LONG >= len(row.words) else "contains the question"
+    return Likeness(kind, score / len(asked.question.words), words)
+
+
+def _question(row: Row, part: Part) -> Likeness | None:
+    found = _Wording(row, part).find()
+    return found or (misread_question(row, part) if row.suspects else None)
+
+
+class _Wording:
+    """A part of a test row's question and a training row, compared word by word."""
+
+    def __init__(self, row: Row, part: Part) -> None:
+        self._row, self._part = row, part
+        self._spare = len(part.content) // LONG
+        self._mates: dict[str, str] = {}  # words of the row that stand for words of the question
+
+    def find(self) -> Likeness | None:
+        """The shortest run of the row's words that asks the same."""
+        missing = self._missing()
+        if missing is None:
+            return None
+        self._mates.update((word, word) for word in self._part.words)
+        window = self._window()
+        if window is None or window[1] - window[0] > (1 + LOOSE) * len(self._part.words) + LOOSE_WORDS:
+            return None
+        begin, end = self._extended(*window)
+        words = self._row.words[begin:end]
+        extras = [word for word in words if word not in self._mates and not self._row.empty(word)]
+        if extras and self._row.misread:  # a letter by itself is what is left of a word
+            words, extras = (
+                [each for each in some if len(each) > 1 or each in self._mates] for some in (words, extras)
+            )
+        if len(extras) > (0 if missing else self._spare) or not all(map(is_general, extras)):
+            return None
+        if numbers(words) != numbers(self._part.words) or not TURNING_WORDS.isdisjoint((*missing, *extras)):
+            return None
+        if not self._asks_that(begin, end):
+            return None
+        outside = sum(word not in COMMON_WORDS for word in (*self._row.words[:begin], *self._row.words[end:]))
+        kind = "similar question" if outside < 2 else "contains the question"
+        return Likeness(kind, alike(self._part.words, words), words)
+
+    def _missing(self) -> list[str] | None:
+        """Words that nothing in the row stands for, though they only tell how is asked; None if there are others."""
+        content, missing = self._part.content, list[str]()
+        absent = [word for word in content if word not in self._row.set]
+        if len(absent) > 1 + len(content) // 2:  # too many to be other words for the same
+            return None
+        for word in absent:
+            mate = None if is_exact(word) else self._mate(word)
+            if mate is not None:  # one word may stand for two
+                self._mates.setdefault(mate, word)
+            elif len(missing) == self._spare or not self._row.vocabulary.plain(word):
+                return None
+            else:
+                missing.append(word)
+        return missing
+
+    def _mate(self, word: str) -> str | None:
+        """A word of the row that is a word of the question, misprinted or another for the same."""
+        same = synonyms(word)
+        if same and (found := self._row.set & same):
+            return min(found)
+        for other in (f"{word}s", word.removesuffix("s")):
+            if other != word and other in self._row.set and one_letter_off(other, word):
+                return other
+        taken = self._part.set
+        for other in self._row.suspects:
+            near = abs(len(other) - len(word)) <= 1 and (other[0] == word[0] or other[-1] == word[-1])
+            if near and other not in taken and one_letter_off(other, word) and not self._row.real(other):
+                return other
+        return None
+
+    def _asks_that(self, begin: int, end: int) -> bool:
+        """True if the words about the run do not make it another question."""
+        row, asked = self._row, self._part.words
+        opening = row.words[max(begin - 3, *(place for place in (0, *row.ends) if place <= begin)) : end]
+        if asked[-1] in OPENERS:
+            opening += row.words[end : end + 1]
+        if negations(opening) != negations(asked) or asks_otherwise(asked, opening):
+            return False
+        if row.whole and asked[0] in OPENERS and asked[0] not in opening:
+            return False  # a sentence about it, which asks nothing
+        return not self._part.last or len(self._part.content) >= LONG or not self._goes_on(begin, end)
+
+    def _extended(self, begin: int, end: int) -> tuple[int, int]:
+        """The run with the words of the question beside it."""
+        words, ends, asked = self._row.words, self._row.ends, self._part.set
+        while begin > 0 and words[begin - 1] in asked and begin not in ends:
+            begin -= 1
+        while end < len(words) and words[end] in asked and end not in ends:
+            end += 1
+        return begin, end
+
+    def _window(self) -> tuple[int, int] | None:
+        """The shortest run of words that has all that are wanted, or words that stand for them."""
+        content = set(self._part.content)
+        places = [
+            (place, mate)
+            for place, word in enumerate(self._row.words)
+            if (mate := self._mates.get(word)) is not None and mate in content
+        ]
+        wanted = {word for _, word in places}
+        counts: Counter[str] = Counter()
+        best: tuple[int, int] | None = None
+        begin = 0
+        for place, word in places:
+            counts[word] += 1
+            while len(counts) == len(wanted):
+                first, opening = places[begin]
+                if best is None or place + 1 - first < best[1] - best[0]:
+                    best = first, place + 1
+                counts[opening] -= 1
+                if not counts[opening]:
+                    del counts[opening]
+                begin += 1
+        return best
+
+    def _goes_on(self, begin: int, end: int) -> bool:
+        """True if words just beside make it another question: "causes of gout" goes on with "in women"."""
+        words, ends, asked = self._row.words, self._row.ends, self._part.words
+        after = words[end : min((place for place in ends if place >= end), default=end)]
+        if len(after) == 1 and len(after[0]) == 1:  # hepatitis A
+            return True
+        if end not in ends and after and after[0] not in CONTINUING and not all(map(self._row.empty, after)):
+            return True
+        if asked[0] not in OPENERS and len(self._part.content) >= NAMED:
+            return False  # the question begins with what it is about: any words may stand before it
+        openers = ASKING if asked[0] in ASKING else OPENERS
+        while begin > 0 and begin not in ends and words[begin] not in openers:
+            begin -= 1
+            if not self._row.empty(words[begin]):
+                return True
+        return False

@@ -1,0 +1,225 @@
+"""Training rows that a test file holds too, in the same words, in others, garbled, or inside a longer text.
+
+Candidates share rare grams with a test row's question, its answer, or its text; each is then aligned word by word.
+Memory: the test rows' texts, 24 bytes for each gram of them, and at most 16 million characters of training rows from
+which it is learnt which words are words.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from finetune.data.duplicates.content import RowContent, read_content
+from finetune.data.duplicates.duplicates import batches, key_hash
+from finetune.data.leaks.candidates import GramIndex
+from finetune.data.leaks.check import likeness
+from finetune.data.leaks.rows import Asked, Likeness, Row
+from finetune.data.leaks.vocabulary import Vocabulary
+from gladstone.artifacts import write_rows
+from gladstone.chat.messages import Conversation
+from gladstone.errors import MAX_LISTED_PROBLEMS, DataError, listed
+from gladstone.formats import checked_conversations, find_layout
+from gladstone.report.terminal import one_line
+
+LEAST_SCORE = 0.6  # of what is reported
+LEARNT_ROWS, LEARNT_CHARS = 20_000, 16_000_000  # training rows that are read ahead for their words
+QUESTION_GRAM, ANSWER_GRAM, TEXT_GRAM = 4, 6, 12
+SAMPLED_ANSWER, SAMPLED_TEXT = 2, 1  # of the grams that begin a word, one in as many is looked up
+LEAST_QUESTION, LEAST_ANSWER, LEAST_TEXT = 0.15, 0.25, 0.5  # shares of a test row's weight that make a candidate
+MOST_CANDIDATES, MOST_GARBLED = 4, 40  # of a row whose words are words, and of a garbled one
+CONSTANT_ROWS, CONSTANT_SHARE = 5, 0.5  # a passage that as many test rows have is no part of their questions
+DIFF_CHARS, SAME_WORDS = 160, 3
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A training row and the test row it resembles; `difference` shows the question's words, [-theirs-] and {+ours+}.
+
+    `kind` is 'same question', 'similar question', 'contains the question' or 'similar row'.
+    """
+
+    train: str
+    test: str
+    kind: str
+    similarity: float
+    difference: str = ""
+
+
+def least_score(similarity: float | None) -> float:
+    """The score from which a leak counts where near duplicates are looked for at a similarity; 1 where they are not."""
+    return LEAST_SCORE if similarity is not None and similarity < 1 else 1.0
+
+
+class LeakIndex:
+    """Test rows, to be asked about training rows; leaks of a score under `similarity` are left out."""
+
+    def __init__(self, test: Iterable[Conversation], similarity: float) -> None:
+        self._least = similarity
+        self._sources: list[str] = []
+        contents = []
+        for row in test:
+            self._sources.append(row.source)
+            contents.append(read_content(row))
+        self._vocabulary = Vocabulary()
+        counts = Counter(passage for content in contents for passage in {*_passages(content)})
+        many = max(CONSTANT_ROWS, CONSTANT_SHARE * len(contents))
+        self._constant = {passage for passage, rows in counts.items() if rows >= many}
+        self._vocabulary.constant.update(word for passage in self._constant for word in passage.split())
+        self._asked, self._same = [], dict[int, int]()
+        for number, content in enumerate(contents):
+            self._vocabulary.add(content, test=True)
+            passages = self._own(content)
+            self._same.setdefault(key_hash(" ".join(passages)), number)
+            self._asked.append(Asked(passages, " ".join(content.answer)))
+            self._vocabulary.add_question(self._asked[-1].question.words)
+        questions = [asked.question.text.strip() for asked in self._asked]
+        self._questions = GramIndex(questions, QUESTION_GRAM)
+        self._answers = GramIndex([asked.answer for asked in self._asked], ANSWER_GRAM, SAMPLED_ANSWER)
+        self._texts = GramIndex(questions, TEXT_GRAM, SAMPLED_TEXT)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def leaks(self, train: Iterable[Conversation]) -> Iterator[tuple[int, Leak]]:
+        """The training rows with a likeness among the test rows, by number; each once, with its closest kind."""
+        rows = iter(train)
+        learnt = self._learn(rows)
+        number = 0
+        for batch in batches(chain(learnt, ((row, read_content(row)) for row in rows))):
+            for place, (test, found) in self._likenesses([content for _, content in batch]).items():
+                if found.score >= self._least:
+                    difference = "" if found.score == 1 else self._difference(test, found)
+                    score = round(found.score, 4)
+                    leak = Leak(batch[place][0].source, self._sources[test], found.kind, score, difference)
+                    yield number + place, leak
+            number += len(batch)
+
+    def _learn(self, rows: Iterator[Conversation]) -> list[tuple[Conversation, RowContent]]:
+        """Read some rows ahead for their words."""
+        learnt, chars = [], 0
+        for row in rows:
+            content = read_content(row)
+            self._vocabulary.add(content, test=False)
+            learnt.append((row, content))
+            chars += sum(len(message.content) for message in row.messages)
+            if len(learnt) >= LEARNT_ROWS or chars >= LEARNT_CHARS:
+                break
+        return learnt
+
+    def _own(self, content: RowContent) -> list[str]:
+        """The question's passages without what all test rows say."""
+        return [passage for passage in _passages(content) if passage not in self._constant] or _passages(content)
+
+    def _likenesses(self, contents: list[RowContent]) -> dict[int, tuple[int, Likeness]]:
+        """For the rows of a batch that leak one, by place: the test row and the likeness."""
+        questions = [" ".join(self._own(content)) for content in contents]
+        found = {}
+        for place, question in enumerate(questions):
+            test = self._same.get(key_hash(question))
+            if test is not None:
+                found[place] = test, Likeness("same question", 1.0, self._asked[test].question.words)
+        rest = [place for place in range(len(contents)) if place not in found]
+        asked = self._questions.search([questions[place] for place in rest], LEAST_QUESTION, MOST_GARBLED)
+        answers = [" ".join(contents[place].answer) for place in rest]
+        answered = self._answers.search(answers, LEAST_ANSWER, MOST_CANDIDATES)
+        texts = self._texts.search(answers, LEAST_TEXT, MOST_CANDIDATES)
+        for place, by_question, by_answer, inside in zip(rest, asked, answered, texts, strict=True):
+            first = by_question[:MOST_CANDIDATES]
+            tests = list(dict.fromkeys(chain(first, by_answer, by_question[MOST_CANDIDATES:])))
+            best = self._best(contents[place], tests, inside)
+            if best:
+                found[place] = best
+        return dict(sorted(found.items()))
+
+    def _best(self, content: RowContent, tests: list[int], inside: list[int]) -> tuple[int, Likeness] | None:
+        """The closest of the candidates; `inside` are questions that the answer may contain."""
+        found: list[tuple[int, Likeness]] = []
+        for numbers, whole in ((tests, False), (inside, True)):
+            row = Row(content, self._vocabulary, whole=whole) if numbers else None
+            for place, test in enumerate(numbers):
+                if row is None or (place >= 2 * MOST_CANDIDATES and not row.may_be_misread):
+                    break
+                each = likeness(row, self._asked[test])
+                if each:
+                    found.append((test, each))
+        return max(found, key=lambda each: each[1].score, default=None)
+
+    def _difference(self, test: int, found: Likeness) -> str:
+        return word_difference(self._asked[test].question.words, found.words)
+
+
+@dataclass
+class Comparison:
+    """What `finetune data leaks` tells."""
+
+    train: Path
+    against: Path
+    train_rows: int = 0
+    test_rows: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    shown: list[str] = field(default_factory=list)
+
+    def add(self, leak: Leak) -> None:
+        """Count one."""
+        self.kinds[leak.kind] += 1
+        if len(self.shown) < MAX_LISTED_PROBLEMS:
+            difference = f": {leak.difference}" if leak.difference else ""
+            self.shown.append(f"{leak.train}: {leak.kind} as {leak.test} ({leak.similarity:.2f}){difference}")
+
+    def described(self) -> str:
+        """The figures in a line."""
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.kinds.most_common()) or "no leak"
+        return f"{self.train_rows:,} training rows against {self.test_rows:,} test rows: {kinds}"
+
+    def check(self) -> None:
+        """Raises DataError if there is any."""
+        if self.shown:
+            headline = f"{self.train} has rows of {self.against}"
+            raise DataError(listed(headline, self.shown, self.kinds.total()))
+
+
+def compare(train: tuple[Path, str], against: tuple[Path, str], similarity: float, out: Path | None) -> Comparison:
+    """Compare two files, each with its format, row by row; all leaks go to `out`. Raises DataError for bad rows."""
+    index = LeakIndex(checked_conversations(against[0], find_layout(*against)), similarity)
+    compared = Comparison(train[0], against[0], test_rows=len(index))
+
+    def counted() -> Iterator[Conversation]:
+        for row in checked_conversations(train[0], find_layout(*train)):
+            compared.train_rows += 1
+            yield row
+
+    def told() -> Iterator[dict[str, Any]]:
+        for _, leak in index.leaks(counted()):
+            compared.add(leak)
+            yield asdict(leak)
+
+    if out is None:
+        deque(told(), maxlen=0)
+    else:
+        write_rows(out, told())
+    return compared
+
+
+def word_difference(one: list[str], other: list[str]) -> str:
+    """What differs between two texts, in a line: the first's own words as [-these-], the other's as {+these+}."""
+    from rapidfuzz.distance import Levenshtein
+
+    parts: list[str] = []
+    for edit in Levenshtein.opcodes(one, other):
+        words = one[edit.src_start : edit.src_end]
+        ours, theirs = " ".join(words), " ".join(other[edit.dest_start : edit.dest_end])
+        if edit.tag == "equal":
+            if len(words) > 2 * SAME_WORDS:
+                words = [*words[:SAME_WORDS], "…", *words[-SAME_WORDS:]]
+            parts.append(" ".join(words))
+            continue
+        parts += [f"[-{ours}-]"] * bool(ours) + [f"{{+{theirs}+}}"] * bool(theirs)
+    return one_line(" ".join(parts), DIFF_CHARS)
+
+
+def _passages(content: RowContent) -> list[str]:
+    """Of the input, or of a plain text."""
+    return [passage for turn in content.prompt for passage in turn] or content.answer

@@ -1,0 +1,40 @@
+"""Words that ask the same: a small list of plain and clinical English, for questions put in other words."""
+
+from functools import lru_cache
+
+from finetune.data.leaks.synonym_lists import GENERAL, NAMES
+
+_GROUP_OF: dict[str, set[int]] = {}
+_GENERAL_GROUPS = len(GENERAL.strip().splitlines())
+_GROUPS = [line.split() for line in [*GENERAL.strip().splitlines(), *NAMES.strip().splitlines()]]
+for _number, _words in enumerate(_GROUPS):
+    for _word in _words:
+        _GROUP_OF.setdefault(_word, set()).add(_number)
+
+
+def are_synonyms(one: str, other: str) -> bool:
+    """True if the list has both in a line, in the singular or the plural, as a verb with -s, -ed or -ing."""
+    return not synonym_groups(one).isdisjoint(synonym_groups(other))
+
+
+@lru_cache(maxsize=1 << 12)
+def synonyms(word: str) -> frozenset[str]:
+    """The words, in all their forms, that the list has in a line with a word."""
+    words = {each for group in synonym_groups(word) for each in _GROUPS[group]}
+    ended = {f"{each}{ending}" for each in words for ending in ("s", "es", "ed", "d", "ing")}
+    return frozenset(words | ended | {f"{each.removesuffix('e')}ing" for each in words})
+
+
+@lru_cache(maxsize=1 << 14)
+def synonym_groups(word: str) -> set[int]:
+    """The numbers of the list's lines that have a word."""
+    forms = {word, *(word.removesuffix(ending) for ending in ("s", "es", "ed", "d", "ing"))}
+    if word.endswith("ing"):
+        forms.add(f"{word.removesuffix('ing')}e")
+    return set().union(*(_GROUP_OF.get(form, ()) for form in forms))
+
+
+def is_general(word: str) -> bool:
+    """True for a word that tells how is asked, and names no part of the body, no people and no illness."""
+    groups = synonym_groups(word)
+    return bool(groups) and max(groups) < _GENERAL_GROUPS

@@ -1,0 +1,84 @@
+"""In how many rows each word is: what is a word and what a misprint, and which words only tell how is asked.
+
+Names rapidfuzz.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
+from functools import cached_property
+
+from finetune.data.duplicates.content import RowContent
+
+KNOWN_ROWS = 3
+PLAIN_ROWS, PLAIN_SHARE = 5, 0.02
+OUTNUMBERED = 10  # times as frequent: what a rare word may be a misprint of
+TWO_WRONG = 6  # letters: of a word as long, two may be wrong
+
+
+class Vocabulary:
+    """The words of the test rows, which are taken for right, and of training rows, which may be scanned badly."""
+
+    def __init__(self) -> None:
+        self._test: Counter[str] = Counter()
+        self._train: Counter[str] = Counter()
+        self._questions: Counter[str] = Counter()
+        self._asked = 0
+        self._misprints: dict[str, bool] = {}
+        self.constant: set[str] = set()  # words of what all test rows say
+
+    def add(self, content: RowContent, *, test: bool) -> None:
+        """Count a row's words."""
+        (self._test if test else self._train).update({*" ".join(content.turns()).split()})
+        self.__dict__.pop("known", None)
+        self.__dict__.pop("_frequent", None)
+
+    def add_question(self, words: Sequence[str]) -> None:
+        """Count the words of a test row's question."""
+        self._questions.update(set(words))
+        self._asked += 1
+
+    def plain(self, word: str) -> bool:
+        """True for words of many test questions, which tell how is asked and not what about."""
+        return self._questions[word] >= max(PLAIN_ROWS, PLAIN_SHARE * self._asked)
+
+    def outnumbered(self, word: str, by: str) -> bool:
+        """True for a word that no test row has and few training rows, if there is a likely one for it."""
+        return not self._test[word] and self._rows(by) >= OUTNUMBERED * self._train[word]
+
+    def untested(self, words: Iterable[str]) -> list[str]:
+        """Those of the words that no test row has."""
+        return [word for word in words if word not in self._test]
+
+    @cached_property
+    def known(self) -> Set[str]:
+        """Words of the test rows and of several training rows."""
+        return {*self._test, *(word for word, rows in self._train.items() if rows >= KNOWN_ROWS)}
+
+    def is_odd(self, word: str) -> bool:
+        """True for what is no word of the data, or a misprint that several training rows have."""
+        if word in self._test:
+            return False
+        if word not in self._misprints:
+            self._misprints[word] = word not in self.known or self._is_misprint(word)
+        return self._misprints[word]
+
+    def _is_misprint(self, word: str) -> bool:
+        from rapidfuzz import process
+        from rapidfuzz.distance import Levenshtein
+
+        most = 2 if len(word) >= TWO_WRONG else 1
+        near = [each for size in range(-most, most + 1) for each in self._frequent.get(len(word) + size, ())]
+        found = process.extractOne(word, near, scorer=Levenshtein.distance, score_cutoff=most)
+        return found is not None and self._rows(found[0]) >= OUTNUMBERED * self._train[word]
+
+    @cached_property
+    def _frequent(self) -> dict[int, list[str]]:
+        """Words that others may be a misprint of, by length."""
+        words: dict[int, list[str]] = {}
+        for word in self._test:
+            if self._rows(word) >= OUTNUMBERED * KNOWN_ROWS:
+                words.setdefault(len(word), []).append(word)
+        return words
+
+    def _rows(self, word: str) -> int:
+        return self._test[word] + self._train[word]

@@ -1,0 +1,323 @@
+"""`finetune estimate`: memory, disk and time of a run before it begins, from its rows, its shape and this machine.
+
+Names torch, inside the function that asks whether there is a GPU.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from finetune.config.schema import Recipe
+from finetune.data.division import SETS
+from finetune.data.prepare import has_set, prepare, read_set
+from finetune.estimate.timing import BUDGET_S, Measured, Rates, Sample, Times, compiles, computed_rates, measure, times
+from finetune.model import trainable as training
+from finetune.model.load import import_first, is_seq2seq
+from finetune.sizing.devices import EFFICIENCY, Device, find_device
+from finetune.sizing.fit_to_memory import FITS, Case, Way, fit, judge, single_ways
+from finetune.sizing.memory import Memory, Setting, disk_bytes
+from finetune.sizing.model_shape import Shape, shape_of_facts, shape_of_folder
+from finetune.sizing.step_plan import Plan, Row, assumed_rows, epochs_text, rows_of
+from finetune.tokens.row_reader import Reader
+from finetune.tokens.tokenize import Example, tokenize_all
+from finetune.train.inputs import Inputs
+from gladstone.commands.progress import Progress, step
+from gladstone.errors import ConfigError, DataError, UnsupportedError
+from gladstone.machine.host import available_memory_bytes, core_count, processor_name, readable_bytes
+from gladstone.models.base_model import EMBEDDED, Base, find_base, resolve_base
+from gladstone.process.redirect_output import output_to
+from gladstone.report.durations import rough_duration
+
+LIBRARIES_BYTES = 650_000_000  # of a process that trains, before the model, where it cannot be looked up
+FIRST_STEP_BYTES = 380_000_000  # kernels, thread buffers, and heap that loading leaves and glibc holds in reserve
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes; `notes` say what was assumed, `ways` what would make it fit and `way` what was applied."""
+
+    recipe: Recipe
+    machine: str
+    measured: bool
+    limit_bytes: int
+    memory: Memory
+    disk: dict[str, int]
+    plan: Plan
+    rows: dict[str, list[Row]]
+    times: Times
+    fits: bool
+    recomputes: bool
+    notes: tuple[str, ...]
+    ways: tuple[Way, ...] = ()
+    way: Way | None = None
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is estimated: the base (None: it is not here), its shape, the rows as counts and as examples."""
+
+    recipe: Recipe
+    base: Base | None
+    shape: Shape
+    file_bytes: int
+    rows: dict[str, list[Row]]
+    examples: Sequence[Example]
+    pad_id: int
+    notes: tuple[str, ...]
+
+
+def estimate(recipe: Recipe, progress: Progress, device_name: str | None = None, *, fitted: bool = False) -> Estimate:
+    """The estimate of a recipe on this machine or on a named one; `fitted`: of what was changed so that it fits.
+
+    No weights are fetched. Raises ConfigError for an unknown device or a base about which nothing is known,
+    UnsupportedError if nothing makes it fit, and what reading the rows raises.
+    """
+    device = find_device(device_name) if device_name else None
+    training.prepare_environment()
+    with tempfile.TemporaryDirectory(prefix="gladstone-estimate-") as folder, output_to(Path(folder) / "log"):
+        return _estimate(_subject(recipe, Path(folder), progress), device, progress, fitted=fitted)
+
+
+def estimate_inputs(inputs: Inputs, progress: Progress) -> Estimate:
+    """The estimate of a run whose rows are read, of memory and disk: its first steps tell the time themselves."""
+    shape, file_bytes = shape_of_folder(inputs.base.folder)
+    rows = {name: rows_of(inputs.sets[name].examples, inputs.recipe.lora) for name in SETS}
+    examples, pad_id = inputs.sets["train"].examples, inputs.tokenizer.padding_id
+    subject = _Subject(inputs.recipe, inputs.base, shape, file_bytes, rows, examples, pad_id, ())
+    return _estimate(subject, None, progress, fitted=False, measure=False)
+
+
+def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
+    base = find_base(recipe.base.model, progress)
+    notes = []
+    if base is not None:
+        shape, file_bytes = shape_of_folder(base.folder)
+        reader = Reader(recipe, lambda: base, progress, before=import_first)
+    else:
+        if recipe.hub is None:
+            raise ConfigError(
+                f"base.model: {recipe.base.model} is not here, and the recipe has no `hub:` facts about it. Fetch it, "
+                "or give its architecture, parameters, layers, width and vocabulary under `hub:`."
+            )
+        shape, file_bytes = shape_of_facts(recipe.hub), 0
+        embedded = resolve_base(EMBEDDED, progress)
+        unnamed = recipe.base.model_copy(update={"chat_template": None})
+        reader = Reader(recipe.model_copy(update={"base": unnamed}), lambda: embedded, progress, before=import_first)
+        notes.append(f"{recipe.base.model} is not here: its shape is of the recipe's facts, its rows are counted with "
+                     "the tokens of the embedded model")  # fmt: skip
+    try:
+        prepare(recipe.data, folder / "data", progress, reader.check if base is not None else None)
+    except DataError:
+        if not recipe.hub or not recipe.hub.rows or not recipe.data.sources[0].path.startswith("hub:"):
+            raise
+        rows = assumed_rows(recipe, recipe.data.max_rows or recipe.hub.rows)
+        notes.append(f"the rows are not here: counted as {recipe.hub.rows:,} of the longest length")
+        return _Subject(recipe, base, shape, file_bytes, rows, (), 0, tuple(notes))
+    with step(progress, "Counting tokens"):
+        sets, pad_id = _tokenized(reader, folder / "data")
+    rows = {name: rows_of(sets[name], recipe.lora) for name in SETS}
+    return _Subject(recipe, base, shape, file_bytes, rows, sets["train"], pad_id, tuple(notes))
+
+
+def _tokenized(reader: Reader, data: Path) -> tuple[dict[str, tuple[Example, ...]], int]:
+    made_by = (reader.template, reader.tokenizer, reader.recipe.limits)
+    pairs = is_seq2seq(reader.base)
+    sets: dict[str, tuple[Example, ...]] = dict.fromkeys(SETS, ())
+    for name in SETS:
+        if has_set(data, name):
+            sets[name] = tokenize_all(read_set(data, name), *made_by, pairs=pairs).examples
+    return sets, reader.tokenizer.padding_id
+
+
+def _estimate(
+    subject: _Subject, device: Device | None, progress: Progress, *, fitted: bool, measure: bool = True
+) -> Estimate:
+    found: Measured | None = None
+    if measure and device is None and subject.base is not None and subject.examples:
+        setting = _setting_here(subject.shape)
+        with step(progress, "Measuring this machine"):
+            found = _measure(subject, subject.recipe)
+        setting = replace(setting, dtype_bytes=4 if found.dtype == "float32" else 2, padded=found.padded)
+    elif device is None:
+        setting = _setting_here(subject.shape)
+    else:
+        setting = Setting(dtype_bytes=4 if subject.shape.seq2seq else 2, on_gpu=True, padded=True)
+    limit = int(device.memory_bytes) if device else _limit_here(setting)
+    case = Case(subject.shape, subject.recipe, setting, subject.rows, limit, subject.file_bytes)
+    way = fit(case) if fitted else None
+    if way and way.changes:
+        case = replace(case, recipe=way.recipe, rows=way.rows)
+        if found is not None:
+            with step(progress, "Measuring this machine as changed"):
+                found = _measure(subject, way.recipe)
+    return _described(subject, case, device, (found.rates if found else None, way))
+
+
+def _described(
+    subject: _Subject, case: Case, device: Device | None, chosen: tuple[Rates | None, Way | None]
+) -> Estimate:
+    rates, way = chosen
+    plan, memory, recomputes = judge(case)
+    notes = list(subject.notes)
+    here = f"this machine ({processor_name()}, {core_count()} cores)"
+    if rates is None:
+        used = device or _device_here("float32" if case.shape.seq2seq else "bfloat16")
+        rates = computed_rates(case.shape, case.recipe, plan, used, replace(case.setting, recomputes=recomputes))
+        notes.append(f"the time is computed, not measured: {EFFICIENCY:.0%} of {used.flop_per_s / 1e12:.1f} TFLOP/s")
+    compiled = device is None and compiles(case.shape, case.recipe, plan, replace(case.setting, recomputes=recomputes))
+    if compiled:
+        notes.append("the layers will be compiled: their time is taken from what that saves elsewhere")
+    fits = memory.peak <= case.room_bytes
+    return Estimate(
+        recipe=case.recipe,
+        machine=device.name if device else here,
+        measured=chosen[0] is not None,
+        limit_bytes=int(case.limit_bytes),
+        memory=memory,
+        disk=disk_bytes(case.shape, case.recipe),
+        plan=plan,
+        rows=case.rows,
+        times=times(plan, rates, compiled=compiled),
+        fits=fits,
+        recomputes=recomputes,
+        notes=tuple(notes),
+        ways=() if fits else tuple(_ways(case)),
+        way=way,
+    )
+
+
+def _ways(case: Case) -> list[Way]:
+    """Single measures, and last what makes it fit, if anything does."""
+    ways = single_ways(case)
+    try:
+        return [*ways, fit(case)]
+    except UnsupportedError:
+        return ways
+
+
+def _measure(subject: _Subject, recipe: Recipe) -> Measured:
+    if subject.base is None:
+        raise AssertionError("only a base that is here is measured")
+    sample = Sample(subject.base, subject.shape, subject.examples, subject.pad_id, BUDGET_S)
+    return measure(sample, recipe)
+
+
+def _setting_here(shape: Shape) -> Setting:
+    import torch
+
+    if torch.cuda.is_available():
+        half = 2 if torch.cuda.is_bf16_supported() else 4
+        return Setting(dtype_bytes=4 if shape.seq2seq else half, on_gpu=True, padded=True)
+    return Setting(padded=shape.refuses_flat, process_bytes=_process_bytes() + FIRST_STEP_BYTES)
+
+
+def _process_bytes() -> int:
+    import psutil
+
+    return max(LIBRARIES_BYTES, int(psutil.Process().memory_info().rss))
+
+
+def _limit_here(setting: Setting) -> int:
+    """What a run may take: of a GPU its free memory, else what is free and what this process already has."""
+    if not setting.on_gpu:
+        return available_memory_bytes() + setting.process_bytes
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0])
+
+
+def _device_here(dtype: str) -> Device:
+    """This machine by the rate of a large product in the type that is trained in; training reaches `EFFICIENCY` of it.
+
+    The best of a few rounds is taken: what else the machine does at the moment is not there for the whole run.
+    """
+    import time
+
+    import torch
+
+    size, taken = 1536, []
+    left, right = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
+    left @ right
+    for _ in range(6):
+        begin_s = time.perf_counter()
+        left @ right
+        taken.append(time.perf_counter() - begin_s)
+    return Device("this machine", 0, 2 * size**3 / min(taken), 10e9)
+
+
+def lines(found: Estimate) -> list[str]:
+    """The estimate for a terminal."""
+    plan, memory, taken, recipe = found.plan, found.memory, found.times, found.recipe
+    rows = found.rows["train"]
+    lengths = [row.tokens for row in rows]
+    how = "measured" if found.measured else "computed, not measured"
+    effective = recipe.training.batch_size * recipe.training.accumulation
+    recomputed = ", activations recomputed" if found.recomputes else ""
+    told = [
+        f"{recipe.name} on {found.machine}",
+        f"  rows      {len(rows):,} to train on, {sum(lengths) / len(lengths):.0f} tokens on average, "
+        f"{max(lengths):,} the longest; {len(found.rows['validation']):,} to validate, "
+        f"{len(found.rows['test']):,} to test",
+        f"  steps     {plan.steps:,} of {effective} rows ({epochs_text(plan.epochs)}), {plan.slots_per_step:,.0f} "
+        f"slots each; largest micro-batch {plan.largest.total:,} slots{recomputed}",
+        f"  memory    {readable_bytes(memory.peak)} at the peak; {readable_bytes(found.limit_bytes)} are there"
+        f"{'' if found.fits else ': IT DOES NOT FIT'}",
+        f"            {_parts(memory)}",
+        f"  disk      {', '.join(f'{name} {readable_bytes(size)}' for name, size in found.disk.items())}",
+        f"  time      {rough_duration(taken.total_s)} in all ({how}): {rough_duration(taken.epoch_s)} an epoch, "
+        f"{taken.step_s:.2f} s a step, evaluations {rough_duration(taken.evaluation_s)}",
+    ]  # fmt: skip
+    told += [f"  note      {note}" for note in found.notes]
+    if found.way and found.way.changes:
+        lost = f"; {found.way.lost_rows:,} rows are lost" if found.way.lost_rows else ""
+        told.append(f"  changed   {' '.join(found.way.set_lines)}{lost}")
+    return told + _told_ways(found)
+
+
+def _told_ways(found: Estimate) -> list[str]:
+    if found.fits:
+        return []
+    told = ["  what takes less, the cheapest first:"]
+    for way in found.ways:
+        lost = f", {way.lost_rows:,} rows lost" if way.lost_rows else ""
+        fits = "  ← fits" if way.memory.peak <= found.limit_bytes * FITS else ""
+        told.append(f"            {readable_bytes(way.memory.peak):>8}  {' '.join(way.set_lines)}{lost}{fits}")
+    if not any(way.memory.peak <= found.limit_bytes * FITS for way in found.ways):
+        told.append("            nothing makes it fit: choose a smaller base.model or another machine")
+    return told
+
+
+def as_json(found: Estimate) -> dict[str, Any]:
+    """The estimate's numbers; bytes and seconds."""
+    return {
+        "recipe": found.recipe.name,
+        "machine": found.machine,
+        "time_is": "measured" if found.measured else "computed",
+        "fits": found.fits,
+        "limit_bytes": found.limit_bytes,
+        "memory_bytes": found.memory.told(),
+        "disk_bytes": found.disk,
+        "steps": found.plan.steps,
+        "steps_per_epoch": found.plan.steps_per_epoch,
+        "epochs": found.plan.epochs,
+        "rows": {name: len(rows) for name, rows in found.rows.items()},
+        "largest_micro_batch_slots": found.plan.largest.total,
+        "activations_recomputed": found.recomputes,
+        "total_s": found.times.total_s,
+        "epoch_s": found.times.epoch_s,
+        "step_s": found.times.step_s,
+        "evaluation_s": found.times.evaluation_s,
+        "notes": list(found.notes),
+        "changes": found.way.changes if found.way else {},
+        "ways": [
+            {"changes": way.changes, "peak_bytes": way.memory.peak, "lost_rows": way.lost_rows} for way in found.ways
+        ],
+    }
+
+
+def _parts(memory: Memory) -> str:
+    told = memory.told()
+    return ", ".join(f"{name} {readable_bytes(told[name])}" for name in
+                     ("process", "weights", "adapter", "optimizer", "activations"))  # fmt: skip

@@ -1,0 +1,266 @@
+"""How long a training takes: a few layers of the base measured here, or operations divided by a rate. Names torch.
+
+The base is loaded with a few of its layers only, the way that a run loads it; the rest takes as long by the layer.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.config.schema import LoraSection, Recipe
+from finetune.kernels.compile_layers import decide
+from finetune.model.load import load_trainable
+from finetune.sizing.devices import EFFICIENCY, Device
+from finetune.sizing.memory import Setting, Slots, adapter_parameters
+from finetune.sizing.model_shape import Shape
+from finetune.sizing.step_plan import Plan, rows_of, slots
+from finetune.tokens.tokenize import Example, token_count
+from gladstone.models.base_model import Base
+
+BUDGET_S = 10.0
+MEASURED_WEIGHTS = 150e6  # in the layers that are measured, so that a large model is quickly loaded
+SMALL_WEIGHTS = 60e6  # up to which a micro-batch of the larger size takes a second or so
+LARGE_TOKENS, SMALL_TOKENS = 1024, 256  # of the micro-batches that are timed; the time of others is between or beyond
+LAYER_FIELDS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
+COMPILED_SHARE, COMPILING_S = 0.94, 25.0  # see `compiling`
+LAYER_LISTS = (".layers", ".h", ".block")
+DEQUANTISED_BYTES = 4.5  # read and written for a weight that is in 4 bit, each time a product needs it
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds of a batch: so many for each, so many for each slot."""
+
+    fixed_s: float
+    slot_s: float
+
+    def of(self, batches: Sequence[Slots]) -> float:
+        """All of them."""
+        return sum(self.fixed_s + self.slot_s * batch.total for batch in batches)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of micro-batches with gradient, of evaluated ones, and of the optimizer's step."""
+
+    training: Line
+    evaluation: Line
+    optimizer_s: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rates of this machine, and how the base is computed here."""
+
+    rates: Rates
+    dtype: str
+    device_kind: str
+    padded: bool
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a whole run, of one epoch's steps and of the parts."""
+
+    training_s: float
+    evaluation_s: float
+    epoch_s: float
+    step_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Steps and evaluations; loading and preparing come on top."""
+        return self.training_s + self.evaluation_s
+
+
+def times(plan: Plan, rates: Rates, *, compiled: bool = False) -> Times:
+    """The time that a plan takes; of compiled layers it is known from other runs what they save and cost."""
+    share, once_s = (COMPILED_SHARE, COMPILING_S) if compiled else (1.0, 0.0)
+    planned = share * rates.training.of(plan.training) + rates.optimizer_s * plan.planned_steps
+    step_s = planned / plan.planned_steps
+    of_validation, of_test = rates.evaluation.of(plan.validation), rates.evaluation.of(plan.test)
+    # without test rows the validation rows are measured before the training, too
+    evaluation_s = plan.evaluations * of_validation + (2 * of_test if plan.test else of_validation)
+    return Times(step_s * plan.steps + once_s, evaluation_s, step_s * plan.steps_per_epoch, step_s)
+
+
+def compiles(shape: Shape, recipe: Recipe, plan: Plan, setting: Setting) -> bool:
+    """Whether a run on the CPU will compile its layers."""
+    if setting.padded or setting.on_gpu or setting.recomputes:
+        return False
+    per_step = sum(batch.total for batch in plan.training) / plan.planned_steps
+    return decide(recipe.training.compile, 4 * shape.parameters * per_step * plan.steps)
+
+
+def computed_rates(shape: Shape, recipe: Recipe, plan: Plan, device: Device, setting: Setting) -> Rates:
+    """From operations and the device's published peak: forward, gradient of the inputs, blocks computed again."""
+    rate = device.flop_per_s * EFFICIENCY
+    scored = sum(batch.scored for batch in plan.training) / max(1, sum(batch.total for batch in plan.training))
+    head = 2 * shape.vocabulary * shape.width * (1 if setting.padded else scored)
+    forward = 2 * shape.linear_weights
+    adapter = 2 * adapter_parameters(shape, recipe.lora)
+    passes = 3 if setting.recomputes else 2
+    flop = passes * forward + 3 * adapter + 2 * head
+    dequantised = shape.linear_weights * DEQUANTISED_BYTES * passes if recipe.base.load_in_4bit else 0
+    read = shape.parameters * setting.dtype_bytes
+    fixed = (dequantised or read * passes) / device.bytes_per_s
+    states = (
+        adapter_parameters(shape, recipe.lora) * 28 / device.bytes_per_s
+    )  # weight, gradient, moments: read, written
+    return Rates(
+        Line(fixed, flop / rate), Line(fixed / passes, (forward + adapter + head) / rate), states
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is timed: a base of this shape, on these rows, for about so long."""
+
+    base: Base
+    shape: Shape
+    examples: Sequence[Example]
+    pad_id: int
+    budget_s: float = BUDGET_S
+
+
+def measure(sample: Sample, recipe: Recipe) -> Measured:
+    """Time some layers of the base. Raises what loading a base raises."""
+    shape, base, examples, budget_s = sample.shape, sample.base, sample.examples, sample.budget_s
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"compile": "off"})})
+    per_layer = max(1.0, shape.linear_weights / shape.layers)
+    layers = min(shape.layers, max(2, int(MEASURED_WEIGHTS / per_layer)))
+    with tempfile.TemporaryDirectory(prefix="gladstone-estimate-") as folder:
+        trainable = load_trainable(_with_layers(base, Path(folder), layers), recipe, sample.pad_id, examples)
+    if shape.layers == layers:
+        found = _time(trainable, recipe, examples, budget_s)
+    else:
+        many = _time(trainable, recipe, examples, budget_s * 0.55)
+        _keep_layers(trainable.model, layers, 1)
+        one = _time(trainable, recipe, examples, budget_s * 0.45)
+        found = _extrapolated(one, many, (shape.layers - 1) / (layers - 1))
+    return Measured(found, trainable.dtype, trainable.device_kind, trainable.forward.padded)
+
+
+def _with_layers(base: Base, folder: Path, layers: int) -> Base:
+    """The base as a folder whose config has fewer layers; the files of the weights are the same ones."""
+    for path in base.folder.iterdir():
+        if path.is_file() and path.name != "config.json":
+            (folder / path.name).symlink_to(path.resolve())
+    config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+    for part in (config, config.get("text_config") or {}):
+        part.update({name: layers for name in LAYER_FIELDS if part.get(name)})
+        if part.get("layer_types"):
+            part["layer_types"] = part["layer_types"][:layers]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return Base(base.name, folder, base.fingerprint)
+
+
+def _keep_layers(model: Any, found: int, kept: int) -> None:
+    import torch
+
+    for name, each in model.named_modules():
+        if isinstance(each, torch.nn.ModuleList) and len(each) == found and name.endswith(LAYER_LISTS):
+            del each[kept:]
+    config = model.get_base_model().config
+    for name in LAYER_FIELDS:
+        if getattr(config, name, None) == found:
+            setattr(config, name, kept)
+
+
+def _time(trainable: Any, recipe: Recipe, examples: Sequence[Example], budget_s: float) -> Rates:
+    """Time a small and a large micro-batch with gradient, the large one without, and the optimizer."""
+    import torch
+
+    from finetune.train.optimizer import make_optimizer
+
+    share = min(1.0, SMALL_WEIGHTS / sum(each.numel() for each in trainable.model.parameters()))
+    large, small = (
+        _rows_of(examples, tokens) for tokens in (max(SMALL_TOKENS, LARGE_TOKENS * share), SMALL_TOKENS / 2)
+    )
+    optimizer = make_optimizer(trainable.model, recipe.training)
+
+    def train(rows: Sequence[Example]) -> None:
+        batch = trainable.forward.batch(rows)
+        with trainable.autocast():
+            loss = trainable.forward.loss(batch, max(1, batch.target_tokens))
+        loss.backward()
+        _wait(trainable)
+
+    def evaluate(rows: Sequence[Example]) -> None:
+        batch = trainable.forward.batch(rows)
+        trainable.model.eval()
+        with torch.no_grad(), trainable.autocast():
+            trainable.forward.loss(batch, 1)
+        trainable.model.train()
+        _wait(trainable)
+
+    train(small)  # the first step loads kernels
+    padded, lora = trainable.forward.padded, recipe.lora
+    training = _line(train, (small, large), lora, budget_s * 0.6, padded=padded)
+    evaluation = _line(evaluate, (small, large), lora, budget_s * 0.3, padded=padded)
+    optimizer_s = _median_s(optimizer.step, budget_s * 0.1)
+    optimizer.zero_grad(set_to_none=True)
+    return Rates(training, evaluation, optimizer_s)
+
+
+def _line(
+    work: Callable[[Sequence[Example]], None], pair: tuple[Sequence[Example], Sequence[Example]], lora: LoraSection,
+    budget_s: float, *, padded: bool,
+) -> Line:  # fmt: skip
+    small, large = pair
+    few, many = (slots(rows_of(rows, lora), padded=padded).total for rows in (small, large))
+    large_s = _median_s(lambda: work(large), budget_s * 0.7)
+    if few >= many:
+        return Line(0.0, large_s / many)
+    small_s = _median_s(lambda: work(small), budget_s * 0.3)
+    slot_s = max(0.0, large_s - small_s) / (many - few)
+    return Line(max(0.0, small_s - few * slot_s), slot_s)
+
+
+def _median_s(work: Callable[[], None], budget_s: float) -> float:
+    taken: list[float] = []
+    while not taken or sum(taken) + taken[-1] < budget_s:
+        begin_s = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - begin_s)
+    return statistics.median(taken)
+
+
+def _rows_of(examples: Sequence[Example], tokens: float) -> list[Example]:
+    """Rows of typical length, as many as make up `tokens`; one at least."""
+    middle = statistics.median(token_count(example) for example in examples)
+    typical = sorted(examples, key=lambda example: abs(token_count(example) - middle))
+    chosen: list[Example] = []
+    for example in typical:
+        if chosen and sum(map(token_count, chosen)) + token_count(example) > tokens:
+            break
+        chosen.append(example)
+    return chosen
+
+
+def _extrapolated(one: Rates, many: Rates, steps: float) -> Rates:
+    """From one layer and from several to all: `steps` times the difference."""
+
+    def grown(first: float, last: float) -> float:
+        return max(0.0, first + steps * (last - first))
+
+    def line(first: Line, last: Line) -> Line:
+        return Line(grown(first.fixed_s, last.fixed_s), grown(first.slot_s, last.slot_s))
+
+    return Rates(
+        line(one.training, many.training),
+        line(one.evaluation, many.evaluation),
+        grown(one.optimizer_s, many.optimizer_s),
+    )
+
+
+def _wait(trainable: Any) -> None:
+    import torch
+
+    if trainable.device_kind == "cuda":
+        torch.cuda.synchronize()

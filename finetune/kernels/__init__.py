@@ -1,0 +1,1 @@
+"""Attention and LoRA layers that are fast on the CPU."""

@@ -1,0 +1,246 @@
+"""The live view of a training on a terminal: how far it is, how its losses fall, what the model wrote last.
+
+Nothing here may end a training: a terminal that has gone away is written to no more. The cursor is never hidden, so
+that whatever ends the process leaves the terminal as it was.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import IO, Any, cast
+
+from rich.console import Console, ConsoleDimensions, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from finetune.monitor.callbacks import Watcher
+from finetune.monitor.metrics_log import History, StepStats
+from finetune.monitor.smoothing import thinned
+from gladstone.commands.progress import Lines, is_terminal, own_stderr, terminal_size
+from gladstone.machine.host import peak_memory_bytes, readable_bytes
+from gladstone.report.terminal import one_line, visible
+
+REFRESHES_PER_S = 2.0
+BARS = "▁▂▃▄▅▆▇█"
+RECENT_STEPS, SAMPLE_LINES, WIDEST = 20, 3, 100
+
+
+def make_display() -> Lines:
+    """A LiveView where stderr is a terminal that can show it, plain lines elsewhere."""
+    stream = own_stderr()
+    return LiveView(stream) if is_terminal(stream) else Lines(stream)
+
+
+class LiveView(Lines, Watcher):
+    """Progress and, while it is told of steps, the course of the training; pass it to a run as both."""
+
+    def __init__(self, stream: Any, memory: Callable[[], str] | None = None) -> None:
+        super().__init__(cast("Any", _Lasting(stream)))
+        self._console = _OwnConsole(file=cast("IO[str]", self._stream), force_terminal=True, highlight=False)
+        self._memory = memory or memory_in_use
+        self._view: Live | None = None
+        self._guard = threading.Lock()
+        self._total, self._made, self._first_s, self._last_s = 0, 0, 0.0, 0.0
+        self._last: StepStats | None = None
+        self._losses: list[float] = []
+        self._steps: list[int] = []
+        self._recent: list[StepStats] = []
+        self._judged: tuple[int, float] | None = None
+        self._best: tuple[int, float] | None = None
+        self._sample: tuple[int, str, str] | None = None
+
+    def start(self, name: str) -> None:
+        self._name, self._state, self._begin_s = name, "", time.monotonic()
+        self._last, self._made = None, 0
+        self._view = Live(
+            get_renderable=self.render,
+            console=self._console,
+            refresh_per_second=REFRESHES_PER_S,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._view.start()
+
+    def show(self, text: str) -> None:
+        """Write lines that stay, above the view where it stands."""
+        if self._view is None:
+            super().show(visible(text))
+        else:
+            self._console.print(Text(visible(text)))
+
+    def finish(self, failed: bool) -> None:
+        if self._view is None:
+            raise RuntimeError("finish() without start()")
+        self._view.stop()
+        self._view = None
+        self._write(f"{visible(self._summary(failed))}\n")
+
+    def on_begin(self, history: History, total: int) -> None:
+        """What an earlier call of the run has told."""
+        with self._guard:
+            self._total, self._best = total, history.best
+            self._judged = history.validation[-1] if history.validation else None
+            self._steps = [stats.step for stats in history.steps]
+            self._losses = [stats.loss_nats_per_token for stats in history.steps]
+
+    def on_step(self, stats: StepStats, total: int) -> None:
+        """A step was made."""
+        with self._guard:
+            if self._last is None:
+                self._first_s = time.monotonic() - stats.step_s
+            self._last_s = time.monotonic()
+            self._last, self._total, self._made = stats, total, self._made + 1
+            self._steps.append(stats.step)
+            self._losses.append(stats.loss_nats_per_token)
+            self._recent = [*self._recent[1 - RECENT_STEPS :], stats]
+
+    def on_judged(self, step: int, loss: float) -> None:
+        """The validation loss was measured."""
+        with self._guard:
+            self._judged = (step, loss)
+            if self._best is None or loss < self._best[1]:
+                self._best = self._judged
+
+    def on_sample(self, step: int, prompt: str, text: str) -> None:
+        """The model answered a prompt."""
+        with self._guard:
+            self._sample = (step, one_line(prompt), one_line(text))
+
+    def render(self) -> RenderableType:
+        """What stands on the terminal: one line, or while training the whole view."""
+        with self._guard:
+            if self._last is None:
+                return Text(visible(self._present()), no_wrap=True, overflow="ellipsis")
+            return Group(*self._lines(self._last))
+
+    def _lines(self, last: StepStats) -> list[RenderableType]:
+        size = terminal_size(self._stream)
+        lines: list[RenderableType] = [
+            self._headline(last),
+            _bar(last.step / max(self._total, 1), min(size.columns, WIDEST)),
+            self._loss_line(last, min(size.columns, WIDEST)),
+        ]
+        if self._judged is not None and self._best is not None:
+            lines.append(_validation_line(self._judged, self._best))
+        lines.append(Text(f"{self._tokens_per_s():,.0f} tokens/s  {self._memory()}"))
+        if self._sample is not None:
+            lines += _sample_lines(self._sample, self._console, size.columns)
+        return lines[: max(size.lines - 1, 1)]
+
+    def _headline(self, last: StepStats) -> Text:
+        step_s = (self._last_s - self._first_s) / self._made
+        left_s = max(0.0, step_s * (self._total - last.step) - (time.monotonic() - self._last_s))
+        text = Text(one_line(self._name), "bold")
+        text.append(f"  step {last.step:,}/{self._total:,}", "not bold")
+        if last.step < self._total:
+            text.append(f"  {clock(left_s)} left", "not bold")
+        return text
+
+    def _loss_line(self, last: StepStats, width: int) -> Text:
+        text = Text("loss ", no_wrap=True)
+        text.append(f"{last.loss_nats_per_token:.3f}  ", "bold")
+        text.append(sparkline(self._steps, self._losses, width - text.cell_len), "cyan")
+        return text
+
+    def _tokens_per_s(self) -> float:
+        spent_s = sum(stats.step_s for stats in self._recent)
+        return sum(stats.tokens for stats in self._recent) / spent_s if spent_s else 0.0
+
+
+def _bar(share: float, width: int) -> Text:
+    done = round(min(share, 1.0) * width)
+    return Text("━" * done, "green", no_wrap=True).append("─" * (width - done), "dim")
+
+
+def _validation_line(judged: tuple[int, float], best: tuple[int, float]) -> Text:
+    text = Text(f"validation {judged[1]:.3f} at step {judged[0]:,}")
+    if judged == best:
+        text.append("  ★ best", "green")
+    else:
+        text.append(f"  best ★ {best[1]:.3f} at step {best[0]:,}", "yellow")
+    return text
+
+
+def _sample_lines(sample: tuple[int, str, str], console: Console, width: int) -> list[RenderableType]:
+    step, prompt, text = sample
+    shown = Text(f"sample at step {step:,}: ", "dim")
+    shown.append(f"{prompt[: width * SAMPLE_LINES]} → ", "dim")
+    shown.append(text[: width * SAMPLE_LINES], "not dim")
+    wrapped = list(shown.wrap(console, width))
+    if len(wrapped) > SAMPLE_LINES:
+        wrapped[SAMPLE_LINES - 1].truncate(width - 1)
+        wrapped[SAMPLE_LINES - 1].append("…")
+    return list(wrapped[:SAMPLE_LINES])
+
+
+def sparkline(steps: Sequence[int], values: Sequence[float], width: int) -> str:
+    """At most `width` bars from the lowest to the highest value; each is the mean of its neighbours.
+
+    >>> sparkline([1, 2, 3], [4.0, 2.0, 1.0], 10)
+    '█▃▁'
+    """
+    if width < 1:
+        return ""
+    shown = thinned(steps, values, width).values
+    if not len(shown):
+        return ""
+    low, span = shown.min(), (shown.max() - shown.min()) or 1.0
+    return "".join(BARS[int((value - low) / span * (len(BARS) - 1))] for value in shown)
+
+
+def clock(seconds: float) -> str:
+    """3725 → '1:02:05', 65 → '1:05'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def memory_in_use() -> str:
+    """Peak of the process, and of the GPU where there is one."""
+    told = f"peak memory {readable_bytes(peak_memory_bytes())}"
+    torch: Any = sys.modules.get("torch")  # who trains has loaded it; a view alone need not
+    if torch is not None and torch.cuda.is_available():
+        told += f", GPU {readable_bytes(torch.cuda.max_memory_allocated())}"
+    return told
+
+
+class _OwnConsole(Console):
+    """Measures the terminal that it writes to, where rich asks the standard streams; leaves the cursor alone."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        found = terminal_size(cast("Any", self.file))
+        return ConsoleDimensions(found.columns, found.lines)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        raise NotImplementedError
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
+
+
+class _Lasting:
+    """A stream that can go away, as a terminal does whose connection is lost."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return bool(self._stream.isatty())
+
+    def fileno(self) -> int:
+        return int(self._stream.fileno())

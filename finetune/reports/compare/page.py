@@ -1,0 +1,38 @@
+"""`finetune compare --out`: the comparison as files."""
+
+from pathlib import Path
+from typing import Any
+
+from finetune.reports.compare.charts import COLOURS, DASHES, curves_svg, training_lines, validation_lines, write_picture
+from finetune.reports.compare.table import Comparison
+from finetune.reports.compare.text import render_csv, render_markdown
+from gladstone.artifacts import check_writable, write_text
+from gladstone.report.html import render_template
+
+FILES = ("compare.html", "compare.md", "compare.csv", "compare.png")
+
+
+def write_comparison(folder: Path, comparison: Comparison) -> None:
+    """Write FILES into the folder, each whole. Raises ArtifactError if that cannot be done."""
+    check_writable(folder)
+    write_text(folder / "compare.md", render_markdown(comparison))
+    write_text(folder / "compare.csv", render_csv(comparison))
+    write_picture(folder / "compare.png", comparison.runs)
+    write_text(folder / "compare.html", render_page(comparison))
+
+
+def render_page(comparison: Comparison) -> str:
+    """HTML with its styles and curves inside; texts pass Jinja's autoescape, its policy forbids every request."""
+    from markupsafe import Markup
+
+    drawn = {
+        "Training loss, running mean": training_lines(comparison.runs),
+        "Validation loss": validation_lines(comparison.runs),
+    }
+    curves: list[tuple[str, Any]] = [
+        (title, Markup(svg))  # noqa: S704 - made by finetune.reports.compare.charts of numbers alone
+        for title, svg in ((title, curves_svg(title, lines)) for title, lines in drawn.items())
+        if svg
+    ]
+    values = {"comparison": comparison, "curves": curves, "colours": len(COLOURS), "dashes": DASHES}
+    return render_template("finetune", "compare.html", **values)

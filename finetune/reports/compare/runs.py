@@ -1,0 +1,160 @@
+"""A run as it is read back from its folder: its settings, its history, and what it was trained and measured on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune.data.division import SETS
+from finetune.monitor.metrics_log import METRICS, History, read_history
+from finetune.train import checkpoint as checkpoints
+from gladstone.artifacts import MANIFEST_NAME, Manifest, is_finished, read_manifest, sha256_path
+from gladstone.errors import ArtifactError, ConfigError, GladstoneError, listed
+
+NO_SETTING = "not set"
+NO_ROWS = "no rows"  # in place of a set's hash
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. `identity` has the hashes of the base, the tokenizer, the chat template and the three sets, if known."""
+
+    label: str
+    folder: Path
+    finished: bool
+    settings: dict[str, Any]
+    history: History
+    facts: dict[str, Any]
+    identity: dict[str, str] = field(default_factory=dict)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs in their order. Raises ArtifactError that names every folder that is none, or ConfigError."""
+    if len(folders) < 2:
+        raise ConfigError("a comparison takes two runs or more.")
+    same = [str(path) for place, path in enumerate(folders) if _place(path) in map(_place, folders[:place])]
+    if same:
+        raise ConfigError(f"{', '.join(same)}: named twice. A run compared with itself says nothing.")
+    runs, problems = [], []
+    for folder, label in zip(folders, labels(folders), strict=True):
+        try:
+            runs.append(read_run(folder, label))
+        except GladstoneError as error:
+            problems.append(str(error))
+    if problems:
+        raise ArtifactError(listed("not every folder is a run", problems))
+    return runs
+
+
+def read_run(folder: Path, label: str) -> Run:
+    """A finished run by its manifest, another by its recipe, checkpoints and metrics. Raises ArtifactError."""
+    if is_finished(folder):
+        return _finished(folder, label)
+    metrics = folder / checkpoints.FOLDER / METRICS
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such folder.")
+    if not (folder / "recipe.yaml").is_file() or not metrics.is_file():
+        raise ArtifactError(
+            f"{folder}: no run: it has neither {MANIFEST_NAME}, as a finished one has, nor recipe.yaml and "
+            f"{metrics.relative_to(folder)}, as one under way has."
+        )
+    return _under_way(folder, label, read_history(metrics))
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """As much of each path's end as tells it from the others."""
+    parts = [_place(folder).parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(each[-count:]) for each in parts]
+        if len(set(found)) == len(found):
+            return found
+    return [str(folder) for folder in folders]
+
+
+def _place(folder: Path) -> Path:
+    return folder.expanduser().resolve()
+
+
+def _finished(folder: Path, label: str) -> Run:
+    manifest = read_manifest(folder)
+    if manifest.stage != "finetune":
+        raise ArtifactError(f"{folder}: made by {manifest.stage!r}, not by finetune: no run.")
+    return Run(
+        label, folder, True, flat(manifest.config), read_history(folder / METRICS), manifest.facts, _identity(manifest)
+    )
+
+
+def _identity(manifest: Manifest) -> dict[str, str]:
+    hashes = {record.path: record.sha256 for record in manifest.files}
+    rows = manifest.facts.get("rows") or {}
+    found = {f"rows:{name}": hashes.get(f"data/{name}.jsonl", NO_ROWS if rows.get(name) == 0 else "") for name in SETS}
+    tokenizer = {path: sha256 for path, sha256 in hashes.items() if _is_of_tokenizer(Path(path).name, path)}
+    found |= {"base": manifest.parents.get("base", ""), "template": manifest.template_sha256 or ""}
+    found["tokenizer"] = json.dumps(tokenizer, sort_keys=True) if tokenizer else ""
+    return {name: value for name, value in found.items() if value}
+
+
+def _under_way(folder: Path, label: str, history: History) -> Run:
+    if not history.steps:
+        raise ArtifactError(f"{folder}: has made no step yet.")
+    recipe = _read_recipe(folder / "recipe.yaml")
+    sets = {name: folder / "data" / f"{name}.jsonl" for name in SETS}
+    facts: dict[str, Any] = {"rows": {name: _count(path) if path.is_file() else 0 for name, path in sets.items()}}
+    identity = {f"rows:{name}": sha256_path(path) if path.is_file() else NO_ROWS for name, path in sets.items()}
+    hashes = {
+        f"tokenizer/{path.name}": sha256_path(path)
+        for path in (folder / "tokenizer").glob("*")
+        if _is_of_tokenizer(path.name, f"tokenizer/{path.name}")
+    }
+    identity["tokenizer"] = json.dumps(hashes, sort_keys=True) if hashes else ""
+    saved = checkpoints.saved(folder / checkpoints.FOLDER)
+    if saved:
+        inputs, notes = _checkpoint(saved[-1])
+        identity |= {"base": inputs.get("base", ""), "template": inputs.get("chat template", "")}
+        facts |= {"held_out_loss_before": notes.get("held_out_loss_before")}
+    return Run(label, folder, False, flat(recipe), history, facts, {k: v for k, v in identity.items() if v})
+
+
+def _checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Hashes of what the run was made of, and the loop's notes."""
+    try:
+        state = json.loads((path / checkpoints.STATE).read_text(encoding="utf-8"))
+        return read_manifest(path).config["inputs"], state["loop"]["notes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: a checkpoint that cannot be read ({error}).") from None
+
+
+def _is_of_tokenizer(name: str, path: str) -> bool:
+    return path.startswith("tokenizer/") and not name.endswith(".jinja") and not name.startswith(".")
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ArtifactError(f"{path}: cannot be read: {error}.") from None
+    if not isinstance(recipe, dict):
+        raise ArtifactError(f"{path}: not a recipe.")
+    return recipe
+
+
+def _count(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            return sum(1 for _ in file)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} → {'a.b': 1}; a list is one value."""
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    return {
+        name: value
+        for key, inner in values.items()
+        for name, value in flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+    }

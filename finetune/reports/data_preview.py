@@ -1,0 +1,134 @@
+"""Rows as the trainer will see them: what is scored, what is not, where a row is cut, how many tokens it has."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+from finetune.config.schema import Recipe
+from finetune.data.cleaning.changes import NO_CHANGES, Changes, cleaned, described
+from finetune.tokens import clock
+from finetune.tokens.refusals import RefusedError
+from finetune.tokens.row_reader import Reader
+from finetune.tokens.tokenize import NOTHING_SCORED, Example, TextTokenizer, Tokenized, scored_stretches, scored_texts
+from gladstone.chat.messages import Conversation
+from gladstone.commands.progress import Progress
+from gladstone.formats import Notes, iter_conversations
+from gladstone.models.base_model import resolve_base
+from gladstone.rows import Problems
+
+COUNTED_ROWS = 1000  # how many rows are looked at to tell how many the limits hit
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One row; `fate` is '' or how it is cut or why it is left out, when it has no examples."""
+
+    source: str
+    fate: str
+    examples: tuple[Example, ...]
+    whole_tokens: int
+    changes: Changes = NO_CHANGES
+    refused: str = ""  # why the base cannot be trained on it
+
+
+class Previewer:
+    """Makes previews of a recipe's rows, for its own base, template and limits."""
+
+    def __init__(self, recipe: Recipe, progress: Progress) -> None:
+        self.recipe = recipe
+        for source in recipe.data.files:  # a file that a run would not find is said here too
+            source.layout()
+        reader = Reader(recipe, partial(resolve_base, recipe.base.model, progress), progress)
+        self.labeller, self.base = reader.labeller, reader.base
+        self.tokenizer, self.template = reader.tokenizer, reader.template
+        self.counts: Counter[str] = Counter()
+        self.steps: Counter[str] = Counter()  # that changed a row, or would
+        self.scored: list[Example] = []  # of the rows that were looked at
+        self.refused: Counter[str] = Counter()  # rows by reason
+        self.looked_at = 0
+        self.problems, self.notes = Problems(), Notes()
+
+    def previews(self, rows: int) -> Iterator[Preview]:
+        """The first rows; the limits' hits among the first thousand are counted in `counts`."""
+        for number, row in enumerate(islice(self._rows(), max(rows, COUNTED_ROWS))):
+            preview = self._preview(row)
+            self.looked_at += 1
+            self.counts[preview.fate] += 1
+            self.refused.update([preview.refused] if preview.refused else [])
+            if number < rows:
+                yield preview
+
+    def _rows(self) -> Iterator[Conversation]:
+        for source in self.recipe.data.sources:
+            found = iter_conversations(source.file(), source.layout(), self.problems, self.notes)
+            yield from islice(found, source.first_rows)
+
+    def _preview(self, row: Conversation) -> Preview:
+        row, changes, why = cleaned(row, self.recipe.data.cleaning)
+        self.steps.update((*changes.steps, *changes.noted))
+        if why:
+            return Preview(row.source, f"left out: {why}", (), 0, changes)
+        try:
+            whole = self.labeller.whole(row)
+            examples, fate = self.labeller.examples(self.labeller.shorten_reasoning(row))
+        except RefusedError as error:
+            return Preview(row.source, f"left out: {error.detail}", (), 0, changes, error.reason)
+        tokens = max((len(example.input_ids) for example in whole), default=0)
+        limit = f"{tokens:,} tokens, more than base.max_tokens {self.recipe.base.max_tokens:,}"
+        unscored = f"left out: {NOTHING_SCORED} (data.train={self.recipe.data.train})"
+        fates = {"too long": f"left out: {limit}", "cut": f"cut: {limit}", "": "", NOTHING_SCORED: unscored}
+        self.scored.extend(examples)
+        return Preview(row.source, fates[fate], tuple(examples), tokens, changes)
+
+
+def describe(preview: Preview, number: int, tokenizer: TextTokenizer, *, colour: bool) -> str:
+    """A row for the terminal; without colour, scored text stands between ⟦ and ⟧."""
+    import click
+
+    scored = sum(example.target_tokens for example in preview.examples)
+    tokens = sum(len(example.input_ids) for example in preview.examples)
+    turns = sum(map(scored_stretches, preview.examples))
+    head = f"── {number}  {preview.source}  {tokens:,} tokens, {scored:,} scored in {turns} turn{'s' * (turns != 1)}"
+    if len(preview.examples) > 1:
+        head += f", {len(preview.examples)} examples"
+    if preview.fate:
+        head += f"  ✂ {preview.fate}"
+    lines = [click.style(head, bold=True) if colour else head, *described(preview.changes, colour=colour)]
+    for example in preview.examples:
+        parts = [
+            (click.style(_visible(text), fg="green") if colour else f"⟦{_visible(text)}⟧")
+            if is_scored
+            else (click.style(_visible(text), dim=True) if colour else _visible(text))
+            for text, is_scored in scored_texts(example, tokenizer)
+        ]
+        lines.append("".join(parts))
+    return "\n".join(lines)
+
+
+def _visible(text: str) -> str:
+    """Control characters by their names, line ends kept: a row must not move the cursor."""
+    return "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in text)
+
+
+def summary(previewer: Previewer) -> str:
+    """What is scored of the rows looked at, and how many are cut or left out."""
+    counts: Counter[str] = Counter()
+    for fate, count in previewer.counts.items():
+        counts[fate.partition(":")[0]] += count
+    left_out, cut = counts["left out"], counts["cut"]
+    notes = "".join(f"\nnote: {note}" for note in (*previewer.problems.noted(), *previewer.notes.lines()))
+    steps = ", ".join(f"{name} {count:,}" for name, count in previewer.steps.items())
+    steps = f"\nchanged or kept as is, in rows: {steps}" if steps else ""
+    refused = "".join(f"\nleft out: {count:,} {reason}" for reason, count in previewer.refused.items())
+    refused += " (a run needs --skip-bad for it)" if refused else ""
+    bad = f", {previewer.problems.count:,} more cannot be read" if previewer.problems.count else ""
+    scored = Tokenized(tuple(previewer.scored)).scored
+    told = clock.note(previewer.template, previewer.recipe)
+    return (f"{told}\n" if told else "") + (
+        f"scored: {scored}\n"
+        f"of {previewer.looked_at:,} rows {left_out:,} left out, {cut:,} cut{bad}; base {previewer.base.name}, "
+        f"template {previewer.template.sha256[:12]}…, at most {previewer.recipe.base.max_tokens:,} tokens"
+        f"{refused}{steps}{notes}"
+    )

@@ -1,0 +1,190 @@
+"""What of a base model decides the memory and the time of its training: widths, layers, linear layers. No torch.
+
+Read off a config.json, or reconstructed from the facts that a recipe has about a model on the Hub.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from finetune.config.schema import HubFacts
+from gladstone.errors import UnsupportedError
+
+UNTIED_VOCABULARY = 32_768  # facts do not tell whether head and embedding are one: small vocabularies and large models
+UNTIED_PARAMETERS = 5e9  # have two matrices (Llama 2, Mistral, Llama 3 8B), the others one (Qwen3, Gemma 3, Llama 3.2)
+SHARED_KEYS = 4  # query heads to a key head where the facts do not tell
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer by its name, how often the model has it, and what it reads besides others of its block."""
+
+    name: str
+    inputs: int
+    outputs: int
+    count: int
+    reads: str  # layers of a block with the same word here share their input
+
+    @property
+    def weights(self) -> int:
+        """Of all layers of this name."""
+        return self.count * self.inputs * self.outputs
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes in units (tokens' features), not bytes; `layers` of an encoder and decoder are of each of the two."""
+
+    kind: str  # 'llama', 'gpt2' or 't5': which tensors a block keeps for its backward pass
+    layers: int
+    width: int
+    inner: int
+    heads: int
+    query: int
+    key: int
+    vocabulary: int
+    tied: bool
+    linears: tuple[Linear, ...]
+    norms: int = 2  # of the width, in a block
+    twice: bool = False  # queries and keys exist before and after a norm, or in one tensor with the values
+    refuses_flat: bool = False  # attention that rows laid end to end do not have: the rows are padded
+    total: int | None = None  # parameters, where they are known better than from the shapes
+
+    @property
+    def embedding(self) -> int:
+        """Weights of the embedding, and of the head where it is another matrix."""
+        return self.vocabulary * self.width * (1 if self.tied else 2)
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights that 4-bit quantises."""
+        return sum(each.weights for each in self.linears)
+
+    @property
+    def parameters(self) -> int:
+        """All weights; norms and positions are too few to count."""
+        return self.total or self.embedding + self.linear_weights
+
+    @property
+    def seq2seq(self) -> bool:
+        """True for an encoder and decoder."""
+        return self.kind == "t5"
+
+
+def shape_of_folder(folder: Path) -> tuple[Shape, int]:
+    """The shape of a model's folder, and the bytes of its largest file of weights; of those only headers are read."""
+    shape = shape_of_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    files = sorted(folder.glob("*.safetensors"))
+    return replace(shape, total=sum(map(_weights_of, files))), max(path.stat().st_size for path in files)
+
+
+def _weights_of(path: Path) -> int:
+    """Of a safetensors file: the length of its header, then the header as JSON."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
+
+
+def shape_of_config(config: Mapping[str, Any]) -> Shape:
+    """The shape that a config.json describes. Raises UnsupportedError if it lacks the sizes."""
+    inner = config.get("text_config")
+    if isinstance(inner, Mapping) and "hidden_size" in inner:
+        config = inner
+    kind = str(config.get("model_type", ""))
+    try:
+        if kind in ("t5", "mt5"):
+            return _t5(config)
+        return _gpt2(config) if kind == "gpt2" else _llama(config)
+    except (KeyError, TypeError) as error:
+        raise UnsupportedError(
+            f"the config.json of a {kind or 'model'} lacks {error}: it cannot be estimated."
+        ) from None
+
+
+def shape_of_facts(facts: HubFacts) -> Shape:
+    """The shape whose sizes come nearest to the facts: queries as wide as the model, the block's rest in its MLP."""
+    if facts.architecture.startswith("T5"):
+        layers = facts.layers // 2
+        tied = 1 if facts.width * facts.vocabulary * 2 > facts.parameters / 3 else 2
+        block = (facts.parameters - tied * facts.vocabulary * facts.width) / layers
+        feed_forward = 2 * 3 if "wi_1" in facts.linear else 2 * 2
+        config = {"model_type": "t5", "d_model": facts.width, "num_layers": layers, "num_heads": facts.width // 64,
+                  "d_kv": 64, "d_ff": round((block - 12 * facts.width**2) / facts.width / feed_forward),
+                  "feed_forward_proj": "gated-gelu" if "wi_1" in facts.linear else "relu",
+                  "tie_word_embeddings": tied == 1}  # fmt: skip
+    elif facts.architecture.startswith("GPT2"):
+        config = {"model_type": "gpt2", "n_embd": facts.width, "n_layer": facts.layers, "n_head": facts.width // 64}
+    else:
+        tied = not (facts.vocabulary <= UNTIED_VOCABULARY or facts.parameters >= UNTIED_PARAMETERS)
+        embedding = facts.vocabulary * facts.width * (1 if tied else 2)
+        block = (facts.parameters - embedding) / facts.layers
+        heads = max(SHARED_KEYS, facts.width // 64)
+        attention = 2 * facts.width**2 * (1 + 1 / SHARED_KEYS)
+        fused = "qkv_proj" in facts.linear
+        known = {"Gemma3ForCausalLM": "gemma3_text", "Qwen3ForCausalLM": "qwen3"}
+        config = {"model_type": "phi3" if fused else known.get(facts.architecture, "llama"),
+                  "hidden_size": facts.width, "num_hidden_layers": facts.layers, "num_attention_heads": heads,
+                  "num_key_value_heads": heads // SHARED_KEYS, "head_dim": facts.width // heads,
+                  "tie_word_embeddings": tied,
+                  "intermediate_size": max(facts.width, round((block - attention) / 3 / facts.width))}  # fmt: skip
+    shape = shape_of_config(config | {"vocab_size": facts.vocabulary})
+    return replace(shape, total=int(facts.parameters))
+
+
+def _llama(config: Mapping[str, Any]) -> Shape:
+    """Llama and what is built like it; of an unknown kind the feed-forward is taken to be four widths."""
+    kind, width, layers = config.get("model_type", ""), config["hidden_size"], config["num_hidden_layers"]
+    heads = config["num_attention_heads"]
+    head_width = config.get("head_dim") or width // heads
+    query, key = heads * head_width, (config.get("num_key_value_heads") or heads) * head_width
+    inner = config.get("intermediate_size") or 4 * width
+    if kind == "phi3":
+        attention = [Linear("qkv_proj", width, query + 2 * key, layers, "attention")]
+        feed_forward = [Linear("gate_up_proj", width, 2 * inner, layers, "mlp")]
+    else:
+        attention = [
+            Linear(f"{name}_proj", width, out, layers, "attention")
+            for name, out in (("q", query), ("k", key), ("v", key))
+        ]
+        feed_forward = [Linear(f"{name}_proj", width, inner, layers, "mlp") for name in ("gate", "up")]
+    linears = [*attention, Linear("o_proj", query, width, layers, "attended"), *feed_forward,
+               Linear("down_proj", inner, width, layers, "product")]  # fmt: skip
+    return Shape(
+        "llama", layers, width, inner, heads, query, key, config["vocab_size"],
+        bool(config.get("tie_word_embeddings", str(kind).startswith("gemma"))), tuple(linears),
+        norms=4 if kind in ("gemma2", "gemma3", "gemma3_text") else 2,
+        twice=kind in ("phi3", "qwen3", "gemma3", "gemma3_text"),
+        refuses_flat=bool(config.get("attention_dropout") or config.get("attn_logit_softcapping")),
+    )  # fmt: skip
+
+
+def _gpt2(config: Mapping[str, Any]) -> Shape:
+    width, layers = config["n_embd"], config["n_layer"]
+    inner = config.get("n_inner") or 4 * width
+    linears = (
+        Linear("c_attn", width, 3 * width, layers, "attention"),
+        Linear("c_proj", width, width, layers, "attended"),
+        Linear("c_fc", width, inner, layers, "mlp"),
+        Linear("c_proj", inner, width, layers, "product"),
+    )
+    return Shape(
+        "gpt2", layers, width, inner, config["n_head"], width, width, config["vocab_size"], True, linears,
+        refuses_flat=bool(config.get("attn_pdrop", 0.1)),
+    )  # fmt: skip
+
+
+def _t5(config: Mapping[str, Any]) -> Shape:
+    width, layers, inner = config["d_model"], config["num_layers"], config["d_ff"]
+    query = config["num_heads"] * config["d_kv"]
+    gated = str(config.get("feed_forward_proj", "relu")).startswith("gated")
+    linears = [Linear(name, width, query, 3 * layers, "attention") for name in "qkv"]
+    linears.append(Linear("o", query, width, 3 * layers, "attended"))
+    linears += [Linear(name, width, inner, 2 * layers, "mlp") for name in (("wi_0", "wi_1") if gated else ("wi",))]
+    linears.append(Linear("wo", inner, width, 2 * layers, "product"))
+    return Shape(
+        "t5", layers, width, inner, config["num_heads"], query, query, config["vocab_size"],
+        bool(config.get("tie_word_embeddings", True)), tuple(linears), refuses_flat=True,
+    )  # fmt: skip

@@ -1,0 +1,136 @@
+"""What a run will compute, exactly: its steps, the slots of every micro-batch, its evaluations. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from finetune.config.schema import LoraSection, Recipe
+from finetune.sizing.memory import EVALUATED_TOKENS, Slots
+from finetune.tokens.batching import Order, micro_batches
+from finetune.tokens.tokenize import Example, PairExample, common_opening, needed_tokens
+
+PLANNED_STEPS = 20_000  # of longer runs the rest is taken to be like these
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tokens of a row: read, written (of a pair), scored.
+
+    `opening`: those it begins with as every other row does; `behind`: those that no prediction needs.
+    """
+
+    read: int
+    written: int
+    scored: int
+    opening: int = 0
+    behind: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """As the loop counts them."""
+        return self.read + self.written
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The micro-batches of the steps that were planned, and what is evaluated."""
+
+    steps: int
+    steps_per_epoch: int
+    training: tuple[Slots, ...]
+    planned_steps: int
+    validation: tuple[Slots, ...]
+    test: tuple[Slots, ...]
+    evaluations: int
+    rows_trained: int  # a row counts each time that it is seen
+    epochs: float  # of the training rows
+
+    @property
+    def largest(self) -> Slots:
+        """The micro-batch that takes most memory."""
+        return max(self.training, key=lambda batch: batch.total)
+
+    @property
+    def evaluated(self) -> Slots:
+        """The largest batch of an evaluation."""
+        return max(self.validation + self.test, key=lambda batch: batch.total, default=Slots(0))
+
+    @property
+    def slots_per_step(self) -> float:
+        """Mean."""
+        return sum(batch.total for batch in self.training) / self.planned_steps
+
+
+def rows_of(examples: Sequence[Example], lora: LoraSection) -> list[Row]:
+    """The counts of examples. With dropout each row is computed for itself, whatever it begins with."""
+    opening = common_opening(examples) if examples and not lora.dropout else 0
+    return [_row_of(example, opening) for example in examples]
+
+
+def _row_of(example: Example, opening: int) -> Row:
+    if isinstance(example, PairExample):
+        return Row(len(example.input_ids), len(example.labels), len(example.labels))
+    behind = len(example.input_ids) - needed_tokens(example)
+    return Row(len(example.input_ids), 0, example.target_tokens, opening, behind)
+
+
+def make_plan(recipe: Recipe, sets: dict[str, list[Row]], *, padded: bool) -> Plan:
+    """The plan for the rows of train, validation and test."""
+    training, rows = recipe.training, sets["train"]
+    lengths = [row.tokens for row in rows]
+    wish = training.group_by_length
+    order = Order(
+        lengths, training.batch_size * training.accumulation, training.seed, grouped=padded if wish == "auto" else wish
+    )
+    steps = training.total_steps(order.steps_per_epoch)
+    budget = training.batch_tokens or training.batch_size * max(lengths)
+    planned = min(steps, PLANNED_STEPS)
+    cut = (micro_batches(order.rows(step), lengths, budget, padded=padded) for step in range(planned))
+    return Plan(
+        steps=steps,
+        steps_per_epoch=order.steps_per_epoch,
+        training=tuple(slots([rows[row] for row in batch], padded=padded) for step in cut for batch in step),
+        planned_steps=planned,
+        validation=_evaluation(sets["validation"], padded=padded),
+        test=_evaluation(sets["test"], padded=padded),
+        evaluations=min(training.evaluations, steps),
+        rows_trained=(seen := order.rows_seen(steps)),
+        epochs=seen / len(rows),
+    )
+
+
+def epochs_text(epochs: float) -> str:
+    """So many passes over the rows, in words.
+
+    >>> [epochs_text(epochs) for epochs in (1.0, 3.0, 1.5, 0.053, 0.0001)]
+    ['1 epoch', '3 epochs', '1.5 epochs', '0.053 of an epoch', '0.0001 of an epoch']
+    """
+    if epochs < 1:
+        return f"{epochs:.2g} of an epoch"
+    return "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
+
+
+def slots(rows: Sequence[Row], *, padded: bool) -> Slots:
+    """What is computed for a micro-batch."""
+    read, written, scored = ([getattr(row, name) for row in rows] for name in ("read", "written", "scored"))
+    if padded:
+        return Slots(len(rows) * max(read), len(rows) * max(written), len(rows), sum(scored))
+    saved = min(row.opening for row in rows) * (len(rows) - 1) + sum(row.behind for row in rows)
+    return Slots(sum(read) - saved, sum(written), len(rows), sum(scored))
+
+
+def _evaluation(rows: Sequence[Row], *, padded: bool) -> tuple[Slots, ...]:
+    cut = micro_batches(range(len(rows)), [row.tokens for row in rows], EVALUATED_TOKENS, padded=padded)
+    return tuple(slots([rows[row] for row in batch], padded=padded) for batch in cut)
+
+
+def assumed_rows(recipe: Recipe, count: int) -> dict[str, list[Row]]:
+    """As many rows of the longest length as were published, where the rows themselves are not here."""
+    longest, written = recipe.base.max_tokens, recipe.base.max_target_tokens or 0
+    rows = iter([Row(longest, written, written or longest)] * count)
+    held_out = {name: min(count // 10, 200) if recipe.data.has(name) else 0 for name in ("validation", "test")}
+    return {
+        "validation": list(islice(rows, held_out["validation"])),
+        "test": list(islice(rows, held_out["test"])),
+        "train": list(rows),
+    }

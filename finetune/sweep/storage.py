@@ -1,0 +1,100 @@
+"""Where a sweep keeps what, and who may write there."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune.sweep.config import SweepSection
+from finetune.sweep.search_space import Plan
+from gladstone.artifacts import check_writable, write_json
+from gladstone.config import build_config
+from gladstone.errors import ArtifactError, listed
+
+SWEEP_NAME, LOCK_NAME, BEST_NAME = "sweep.json", ".sweep.lock", "best.yaml"
+SCHEMA = 1
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """The run folder of a trial, by its number from 1."""
+    return folder / "trials" / f"trial-{number:03d}"
+
+
+@contextmanager
+def sweep_lock(folder: Path) -> Iterator[None]:
+    """Held by the one command that makes this sweep. Raises ArtifactError if another one does."""
+    with _locked(folder / LOCK_NAME, wait=False):
+        yield
+
+
+@contextmanager
+def trial_lock(folder: Path, number: int) -> Iterator[None]:
+    """Held by the one process that makes this trial; waits for one that a killed sweep left behind, which ends soon."""
+    with _locked(trial_folder(folder, number).with_name(f".trial-{number:03d}.lock"), wait=True):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool) -> Iterator[None]:
+    import fcntl  # Linux and macOS; the system frees it when the process dies, however it dies
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise ArtifactError(f"{path.parent}: another `finetune sweep` is at work in this folder.") from None
+        yield
+
+
+def begin(folder: Path, plan: Plan) -> None:
+    """Note what the sweep is. Raises ArtifactError if the folder holds another one, with the difference."""
+    known = identity(plan)
+    if not (folder / SWEEP_NAME).is_file():
+        if folder.is_dir() and any(path.name != LOCK_NAME for path in folder.iterdir()):
+            raise ArtifactError(f"{folder}: holds something else than a sweep. Choose another folder with --out.")
+        check_writable(folder)
+        write_json(folder / SWEEP_NAME, known)
+        return
+    before = _read(folder)
+    changes = [change for part in ("sweep", "recipe") for change in _differences(before.get(part), known[part], part)]
+    if changes:
+        raise ArtifactError(
+            listed(f"{folder}: holds a sweep that was begun with other settings", changes)
+            + "\nChange them back, choose another folder with --out, or remove this one."
+        )
+
+
+def identity(plan: Plan) -> dict[str, Any]:
+    """What a command that goes on with a sweep must share with the one that began it."""
+    return {"schema": SCHEMA, "sweep": plan.section.model_dump(mode="json", exclude_unset=True), "recipe": plan.recipe}
+
+
+def stored_plan(folder: Path) -> Plan:
+    """The plan of a sweep that was begun. Raises ArtifactError."""
+    data = _read(folder)
+    return Plan(build_config(SweepSection, data["sweep"], str(folder / SWEEP_NAME)), data["recipe"])
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / SWEEP_NAME
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA:
+            raise ArtifactError(f"{path}: written by another version of Gladstone (schema {SCHEMA} expected).")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: not what a sweep left there ({error}).") from None
+    return data
+
+
+def _differences(before: Any, after: Any, name: str) -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [
+            change
+            for key in sorted(before.keys() | after.keys())
+            for change in _differences(before.get(key), after.get(key), f"{name}.{key}")
+        ]
+    if before == after:
+        return []
+    return [f"{name}: was {json.dumps(before)}, is {json.dumps(after)}"]

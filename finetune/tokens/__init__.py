@@ -1,0 +1,1 @@
+"""Rows to token ids, labels and batches."""

@@ -1,0 +1,49 @@
+"""The time that a chat template writes: fixed when a run begins, the same in every call that goes on with it."""
+
+from datetime import datetime
+from pathlib import Path
+
+from finetune.config.schema import Recipe
+from gladstone.chat.template import CLOCK, ChatTemplate
+from gladstone.config import read_yaml
+from gladstone.errors import ConfigError
+
+RECIPE_NAME, FIELD = "recipe.yaml", "base.template_date"
+
+
+def time_of(recipe: Recipe, out: Path, *, resume: bool, began: datetime | None = None) -> datetime:
+    """The time that labels are made with.
+
+    It is the recipe's, else that of the run which this call goes on with, else `began`, else now.
+    """
+    stored = _stored(out) if resume else None
+    return recipe.base.template_date or stored or began or now()
+
+
+def now() -> datetime:
+    """The local time to the second, as a recipe holds it."""
+    return datetime.now().replace(microsecond=0)
+
+
+def _stored(out: Path) -> datetime | None:
+    try:
+        base = read_yaml(out / RECIPE_NAME).get("base")
+        return datetime.fromisoformat(base["template_date"]) if isinstance(base, dict) else None
+    except (ConfigError, KeyError, TypeError, ValueError):  # of a call that got nowhere, or of an older version
+        return None
+
+
+def with_time(recipe: Recipe, template: ChatTemplate) -> Recipe:
+    """The recipe with the time that its template writes, or as it is where the template has no clock."""
+    if CLOCK not in template.source:
+        return recipe
+    return recipe.model_copy(update={"base": recipe.base.model_copy(update={"template_date": template.now})})
+
+
+def note(template: ChatTemplate, recipe: Recipe) -> str | None:
+    """What a user should know of the time in the prompts, None if there is nothing."""
+    if template.writes_time:
+        return f"the chat template writes the date: every row is trained with {template.now} ({FIELD})"
+    if recipe.base.template_date is not None and CLOCK not in template.source:
+        return f"{FIELD} changes nothing: the chat template writes no date"
+    return None

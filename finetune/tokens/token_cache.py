@@ -1,0 +1,79 @@
+"""Tokenised sets on disk, so that a second run of the same rows does not tokenise them again.
+
+A file's name is the hash of everything that decides its tokens: rows, template, tokenizer, limits and the versions of
+what computes them. Nothing is ever looked up under a name that a change could leave as it was.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from finetune.tokens.tokenize import Example, PairExample, Tokenized, TokenizedExample
+from gladstone.artifacts import whole_file
+from gladstone.errors import ArtifactError
+from gladstone.machine.host import cache_dir
+
+LAYOUT = 3  # changes with the labels that are computed of the same rows, and with this file's arrays
+KEPT_FILES = 24
+COUNTS = ("too_long", "cut", "reasoning_cut", "unscored")
+
+
+def cached(parts: Mapping[str, Any], make: Callable[[], Tokenized]) -> tuple[Tokenized, bool]:
+    """The set that `parts` name, made if it is not there; and whether it was there."""
+    path = _path(parts)
+    found = _read(path)
+    if found is not None:
+        path.touch()
+        return found, True
+    made = make()
+    try:
+        _write(made, path)
+        _remove_oldest(path.parent)
+    except ArtifactError:  # a full or read-only cache costs time, not the run
+        pass
+    return made, False
+
+
+def _path(parts: Mapping[str, Any]) -> Path:
+    text = json.dumps({"layout": LAYOUT, **parts}, sort_keys=True, default=str)
+    return cache_dir() / "tokenized" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
+
+
+def _write(made: Tokenized, path: Path) -> None:
+    arrays = {
+        "counts": np.array([getattr(made, name) for name in COUNTS], dtype=np.int64),
+        "pairs": np.array(isinstance(made.examples[0], PairExample)),
+        "rows": np.array(made.rows, dtype=np.int64),
+    }
+    for name in ("input_ids", "labels"):
+        values = [getattr(example, name) for example in made.examples]
+        arrays[name] = np.array([token for value in values for token in value], dtype=np.int32)
+        arrays[f"{name}_ends"] = np.cumsum([len(value) for value in values], dtype=np.int64)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _read(path: Path) -> Tokenized | None:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            kind = PairExample if arrays["pairs"] else TokenizedExample
+            columns = [np.split(arrays[name], arrays[f"{name}_ends"][:-1]) for name in ("input_ids", "labels")]
+            rows = tuple(arrays["rows"].tolist())
+            counts = dict(zip(COUNTS, arrays["counts"].tolist(), strict=True))
+    except (OSError, ValueError, KeyError, BadZipFile, EOFError):  # not there, or damaged: made again
+        return None
+    examples: tuple[Example, ...] = tuple(
+        kind(tuple(ids.tolist()), tuple(labels.tolist())) for ids, labels in zip(*columns, strict=True)
+    )
+    return Tokenized(examples, rows, **counts)
+
+
+def _remove_oldest(folder: Path) -> None:
+    files = sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime)
+    for path in files[:-KEPT_FILES]:
+        path.unlink(missing_ok=True)

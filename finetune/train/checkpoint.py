@@ -1,0 +1,228 @@
+"""Checkpoints: everything that a run needs to go on as if it had never stopped. Names torch, safetensors.
+
+A checkpoint is a folder that appears whole: its files are written and fsynced under a temporary name, its manifest is
+the last of them, and then the folder is renamed. It holds tensors and JSON only; nothing in it is ever executed. What
+the run has told so far is a part of it, so that a damaged journal costs nothing.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.monitor.metrics_log import METRICS
+from gladstone.artifacts import (
+    MANIFEST_NAME,
+    Manifest,
+    check_files,
+    read_manifest,
+    record_file,
+    remove_partials,
+    sync,
+    write_manifest,
+)
+from gladstone.errors import ArtifactError, listed
+from gladstone.machine.host import readable_bytes
+
+TRAINED, OPTIMIZER, RANDOM, STATE = "trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
+FILES = (TRAINED, OPTIMIZER, RANDOM, STATE, METRICS)
+STAGE = "checkpoint"
+FOLDER = "checkpoints"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint: trained tensors by name, the optimizer's and the random generators' state, the loop's own.
+
+    `journal` is all that was told up to it, as JSON lines.
+    """
+
+    step: int
+    trained: dict[str, Any]
+    optimizer: dict[str, Any]
+    random: dict[str, Any]
+    state: dict[str, Any]
+    journal: bytes
+
+
+def save(folder: Path, checkpoint: Checkpoint, run: Mapping[str, Any]) -> Path:
+    """Write a checkpoint under `folder`; `run` says what it belongs to. Raises ArtifactError; older ones stay whole."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    final = folder / f"step-{checkpoint.step:08d}"
+    partial = folder / f".{final.name}.{os.getpid()}.partial"
+    tensors, plain = _flatten(checkpoint.optimizer)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_partials(folder)
+        partial.mkdir()
+        save_file({name: value.contiguous() for name, value in checkpoint.trained.items()}, partial / TRAINED)
+        save_file(tensors, partial / OPTIMIZER)
+        save_file(checkpoint.random, partial / RANDOM)
+        (partial / STATE).write_text(json.dumps({"loop": checkpoint.state, "optimizer": plain}), encoding="utf-8")
+        (partial / METRICS).write_bytes(checkpoint.journal)
+        files = [partial / name for name in FILES]
+        for file in files:
+            sync(file)
+        records = tuple(record_file(partial, file) for file in files)
+        write_manifest(partial, Manifest(STAGE, records, {}, dict(run), {}, facts={"step": checkpoint.step}))
+        _remove(final)
+        partial.replace(final)
+        sync(folder)
+    except (OSError, SafetensorError, ArtifactError) as error:
+        needed = sum(value.nbytes for value in (*checkpoint.trained.values(), *tensors.values()))
+        needed += len(checkpoint.journal)
+        free = shutil.disk_usage(folder if folder.is_dir() else Path.cwd()).free
+        raise ArtifactError(
+            f"{folder}: the checkpoint of step {checkpoint.step} cannot be saved: {error}. It needs "
+            f"{readable_bytes(needed)}, {readable_bytes(free)} are free; earlier checkpoints are whole. Make room and "
+            "go on with --resume."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def newest_whole(folder: Path, warn: Callable[[str], None]) -> tuple[Checkpoint, Manifest] | None:
+    """The newest checkpoint whose every byte is as it was written; a damaged one is told to `warn` and skipped.
+
+    Raises ArtifactError if there are checkpoints and all of them are damaged.
+    """
+    problems = []
+    for path in reversed(saved(folder)):
+        try:
+            return _load(path)
+        except ArtifactError as error:
+            problems.append(str(error))
+            warn(f"{path.name} is damaged and is skipped: {error}")
+    if problems:
+        headline = f"{folder}: no checkpoint is whole. Remove this folder to begin anew"
+        raise ArtifactError(listed(headline, problems))
+    return None
+
+
+def set_aside(folder: Path, after_step: int) -> None:
+    """Rename the damaged checkpoints after a step, so that they do not count among those that are kept."""
+    for path in saved(folder):
+        if step_of(path) > after_step:
+            aside = path.with_name(f"{path.name}.damaged")
+            _remove(aside)
+            path.rename(aside)
+
+
+def saved(folder: Path) -> list[Path]:
+    """Checkpoints by step, the newest last."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in found if _NAME.fullmatch(path.name))
+
+
+def step_of(path: Path) -> int:
+    """The step after which a checkpoint was saved."""
+    return int(path.name.removeprefix("step-"))
+
+
+def prune(folder: Path, keep: int, best_step: int | None) -> None:
+    """Remove all but the newest `keep` and the one of the best validation loss. Raises ArtifactError."""
+    for path in saved(folder)[:-keep]:
+        if step_of(path) != best_step:
+            try:
+                _remove(path)
+            except OSError as error:
+                raise ArtifactError(
+                    f"{path}: cannot be removed: {error.strerror}. It is not needed any more."
+                ) from None
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, a file or a link; a folder is whole under its name, or not there."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        gone = path.with_name(f".{path.name}.partial")
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone)
+
+
+def load_trained(folder: Path, step: int) -> dict[str, Any]:
+    """The trained tensors of one checkpoint. Raises ArtifactError if it is damaged."""
+    return _load(folder / f"step-{step:08d}")[0].trained
+
+
+def _load(path: Path) -> tuple[Checkpoint, Manifest]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    manifest = _checked_manifest(path)
+    try:
+        noted = json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = _checked_state(noted["loop"])
+        optimizer = _unflatten(load_file(path / OPTIMIZER), noted["optimizer"])
+        trained, random = load_file(path / TRAINED), load_file(path / RANDOM)
+        journal = (path / METRICS).read_bytes()
+        return Checkpoint(step_of(path), trained, optimizer, random, state, journal), manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: not a checkpoint ({type(error).__name__}: {error}).") from None
+
+
+def _checked_manifest(path: Path) -> Manifest:
+    """The manifest of a checkpoint whose files are those that it lists, and no links to others."""
+    for each in (path, *(path / name for name in (*FILES, MANIFEST_NAME))):
+        if each.is_symlink():
+            raise ArtifactError(f"{each}: a link; a checkpoint consists of its own files.")
+    manifest = read_manifest(path)
+    if manifest.stage != STAGE or manifest.facts.get("step") != step_of(path):
+        raise ArtifactError(f"{path}: its manifest is of another folder.")
+    for name in FILES:
+        manifest.record(name)
+    check_files(path, manifest)
+    return manifest
+
+
+def _checked_state(state: Any) -> dict[str, Any]:
+    kinds = {"budget_tokens": int, "notes": dict, "scaler": dict, "seconds": dict}
+    if not isinstance(state, dict) or any(not isinstance(state.get(name), kind) for name, kind in kinds.items()):
+        raise TypeError(f"the loop's state needs {', '.join(kinds)}")
+    if state["budget_tokens"] < 1 or not all(math.isfinite(seconds) for seconds in state["seconds"].values()):
+        raise ValueError("the loop's state holds impossible numbers")
+    return state
+
+
+def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An optimizer's state as tensors by path ('state/0/exp_avg') and the rest as JSON of the same shape."""
+    import torch
+
+    tensors: dict[str, Any] = {}
+
+    def plain(value: Any, path: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            tensors[path] = (
+                value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            )  # safetensors: none is shared
+            return {"tensor": path}
+        if isinstance(value, Mapping):
+            return {"items": [[key, plain(each, f"{path}/{key}")] for key, each in value.items()]}
+        if isinstance(value, list | tuple):
+            return [plain(each, f"{path}/{place}") for place, each in enumerate(value)]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise ArtifactError(f"the optimizer keeps {path} as {type(value).__name__}, which a checkpoint cannot hold.")
+
+    return tensors, plain(state, "optimizer")
+
+
+def _unflatten(tensors: Mapping[str, Any], plain: Any) -> Any:
+    if isinstance(plain, list):
+        return [_unflatten(tensors, each) for each in plain]
+    if not isinstance(plain, dict):
+        return plain
+    if "tensor" in plain:
+        return tensors[plain["tensor"]]
+    return {key: _unflatten(tensors, each) for key, each in plain["items"]}

@@ -1,0 +1,141 @@
+"""How good the model is while it is trained: validation loss at intervals, and what becomes of it. Names torch."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from finetune.config.schema import TrainingSection
+from finetune.model.trainable import Trainable, out_of_memory, release_memory
+from finetune.monitor.callbacks import Watcher
+from finetune.monitor.metrics_log import History, Journal
+from finetune.tokens.batching import micro_batches
+from finetune.tokens.tokenize import Example, token_count
+from finetune.train.sample_answers import Prompt, answer, prompts_of, scores
+from finetune.train.stop_conditions import Interrupted
+from gladstone.errors import UnsupportedError
+
+TOKENS_AT_ONCE = 4096  # of an evaluation's batches on the CPU, where larger ones gain nothing
+
+
+def measure_loss(
+    trainable: Trainable,
+    examples: Sequence[Example],
+    on_part: Callable[[float], None] | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> float:
+    """Mean nats per target token over all examples, batched by length. Leaves the model in training mode.
+
+    Memory that does not suffice makes its own batches smaller, never those of the training. Raises Interrupted if
+    `interrupted` becomes true.
+    """
+    import torch
+
+    lengths = [token_count(example) for example in examples]
+    forward = trainable.forward
+    processes = trainable.processes
+    whole = micro_batches(range(len(examples)), lengths, TOKENS_AT_ONCE, padded=forward.padded)
+    waiting = processes.share(whole)
+    idle = -(-len(whole) // processes.count) - len(waiting)  # where weights are spread, all compute equally often
+    nats, targets, seen = 0.0, 0, 0
+    trainable.model.eval()
+    try:
+        with torch.no_grad(), trainable.uncompiled():
+            while waiting:
+                if interrupted():
+                    raise Interrupted
+                rows = waiting.pop(0)
+                batch = forward.batch([examples[row] for row in rows])
+                try:
+                    with trainable.autocast():
+                        nats += float(forward.loss(batch, 1))
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    if len(rows) == 1:
+                        raise UnsupportedError(
+                            f"out of memory while the loss of a single row of {lengths[rows[0]]:,} tokens is measured. "
+                            "Set base.load_in_4bit=true or lower base.max_tokens."
+                        ) from error
+                    half = len(rows) // 2
+                    waiting[:0] = [rows[:half], rows[half:]]
+                    release_memory()
+                    continue
+                targets += batch.target_tokens
+                seen += len(rows)
+                if on_part:
+                    on_part(seen / len(examples))
+            if idle and processes.sharded:
+                forward.loss(forward.batch([examples[row] for row in whole[0]]), 1)
+    finally:
+        trainable.model.train()
+    nats, scored = processes.sum(nats, targets)
+    return nats / scored
+
+
+@dataclass
+class Judge:
+    """Measures the validation loss when it is due, and has fixed prompts answered where the recipe asks for it.
+
+    `seconds` is what the last time took; `decode` gives the text of tokens.
+    """
+
+    trainable: Trainable
+    held_out: Sequence[Example]
+    training: TrainingSection
+    decode: Callable[[list[int]], str] = str
+    seconds: float = 0.0
+    interrupted: Callable[[], bool] = field(default=lambda: False)
+
+    def due(self, step: int, total: int) -> bool:
+        """True at `evaluations` steps spread evenly, the last step among them; never without validation rows."""
+        if not self.held_out:
+            return False
+        times = self.training.evaluations
+        return step * times // total > (step - 1) * times // total
+
+    def judge(self, step: int, journal: Journal) -> Callable[[Watcher], None]:
+        """Note loss, answers and scores, all or nothing, and return how to tell a watcher of them.
+
+        Raises Interrupted if the run is to stop meanwhile.
+        """
+        begin_s = time.monotonic()
+        loss = measure_loss(self.trainable, self.held_out, interrupted=self.interrupted)
+        answers = self._answers()
+        self.seconds = time.monotonic() - begin_s
+        journal.note("validation", step, loss_nats_per_token=loss)
+        for prompt, text in answers:
+            journal.note("sample", step, prompt=prompt.text, text=text, reference=prompt.reference)
+        found = scores([text for _, text in answers], [prompt.reference for prompt, _ in answers]) if answers else {}
+        if found:
+            journal.note("scores", step, **found)
+
+        def tell(watcher: Watcher) -> None:
+            for prompt, text in answers:
+                watcher.on_sample(step, prompt.text, text)
+            if found:
+                watcher.on_scores(step, found)
+            watcher.on_judged(step, loss)
+
+        return tell
+
+    def _answers(self) -> list[tuple[Prompt, str]]:
+        answers = []
+        for prompt in prompts_of(self.held_out, self.training.samples, self.decode):
+            if self.interrupted():
+                raise Interrupted
+            try:
+                text = answer(self.trainable, prompt, self.training.sample_tokens, self.decode)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                raise UnsupportedError(
+                    f"out of memory while {self.training.sample_tokens:,} tokens are answered to a prompt of "
+                    f"{len(prompt.ids):,}. Lower training.sample_tokens, or set training.samples=0."
+                ) from error
+            answers.append((prompt, text))
+        return answers
+
+    def without_progress(self, history: History) -> int:
+        """How many validations came since the best one."""
+        best = history.best
+        return 0 if best is None else sum(step > best[0] for step, _ in history.validation)

@@ -1,0 +1,207 @@
+"""What goes into a run: recipe, base, tokenizer, template and tokenised rows, and how a later call knows them again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from finetune.config.schema import Recipe
+from finetune.data.division import SETS
+from finetune.data.prepare import Summary, has_set, read_set
+from finetune.model.load import import_first, is_seq2seq
+from finetune.tokens import clock, token_cache
+from finetune.tokens.row_reader import Reader
+from finetune.tokens.tokenize import Tokenized, tokenize_all
+from gladstone.artifacts import copy_file, sha256_path, write_text
+from gladstone.chat.named_templates import CONTROL_TEXT
+from gladstone.chat.template import CLOCK, ChatTemplate
+from gladstone.commands.progress import Progress, step
+from gladstone.errors import DataError, UnsupportedError
+from gladstone.machine.host import installed_versions
+from gladstone.models.base_model import Base, check_weights, resolve_base
+from gladstone.models.tokenizer import TOKENIZER_FILES, FolderTokenizer, tokenizer_files
+
+# of a recipe, what may differ between the calls of one run: none of it changes how it is trained
+FREE_FIELDS = ("description", "hub", "training.checkpoint_minutes", "training.checkpoint_steps",
+               "training.keep_checkpoints", "training.report_to", "training.final")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What goes into a run; a set without rows has no examples."""
+
+    out: Path
+    recipe: Recipe
+    base: Base
+    tokenizer: FolderTokenizer
+    template: ChatTemplate
+    sets: dict[str, Tokenized]
+    summary: Summary
+
+    @cached_property
+    def parents(self) -> dict[str, str]:
+        """Hashes of the base and of the rows' files, as they were when the rows were read."""
+        data = self.recipe.data
+        files = {
+            f"data:{source.path}": sha256_path(source.file()) for source in (*data.sources, *data.own_files.values())
+        }
+        return {"base": self.base.fingerprint} | files
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a call that goes on must share with the one that began."""
+        folder = self.out / "data"
+        rows = {f"rows:{name}": sha256_path(folder / f"{name}.jsonl") for name in SETS if has_set(folder, name)}
+        inputs = self.parents | rows | {"chat template": self.template.sha256}
+        return {"recipe": self.recipe.model_dump(mode="json"), "inputs": inputs}
+
+    def sources(self, examples: Sequence[int]) -> list[str]:
+        """The training examples' places in the files that they come from."""
+        wanted = {self.sets["train"].rows[example] for example in examples}
+        rows = enumerate(read_set(self.out / "data", "train"))
+        return [conversation.source for row, conversation in rows if row in wanted]
+
+
+def reader_of(recipe: Recipe, progress: Progress, now: datetime) -> Reader:
+    """What reads a run's rows; `now` is the time that a chat template may write.
+
+    Its base raises UnsupportedError for what cannot be trained, and what `resolve_base` and `check_weights` raise.
+    """
+
+    def find() -> Base:
+        base = resolve_base(recipe.base.model, progress)
+        check_weights(base)
+        if recipe.base.load_in_4bit and is_seq2seq(base):
+            raise UnsupportedError(
+                f"{base.name}: encoder and decoder are trained in float32; set base.load_in_4bit=false."
+            )
+        return base
+
+    return Reader(recipe, find, progress, now, import_first)
+
+
+def read_inputs(reader: Reader, out: Path, progress: Progress, summary: Summary) -> Inputs:
+    """Load and tokenise. A recipe for a template that writes the time keeps the time.
+
+    Raises DataError if the rows do not fill a step, and whatever its parts raise.
+    """
+    base, recipe = reader.base, reader.recipe
+    with step(progress, "Loading the tokenizer and the rows"):
+        tokenizer, template = reader.tokenizer, reader.template
+        recipe = clock.with_time(recipe, template)
+        if recipe.base.chat_template is not None:  # a base's own may spell them out, as TinyLlama's does
+            _check_vocabulary(template, tokenizer)
+        sets = _tokenize(out / "data", template, tokenizer, (recipe, base))
+        hits = limits_hit(sets, recipe.base.max_tokens)
+        progress.update(None, ", ".join(f"{count:,} {what}" for count, what in hits))
+    for name, tokenized in sets.items():
+        if has_set(out / "data", name) and not any(example.target_tokens for example in tokenized.examples):
+            raise DataError(f"no token of the {name} rows is scored: nothing can be learnt or measured from them.")
+    rows, per_step = len(sets["train"].examples), recipe.training.batch_size * recipe.training.accumulation
+    if per_step > rows:
+        raise DataError(
+            f"a step takes {per_step:,} rows (training.batch_size × training.accumulation), and there are only "
+            f"{rows:,} to train on. Lower training.batch_size or bring more rows."
+        )
+    inputs = Inputs(out, recipe, base, tokenizer, template, sets, summary)
+    inputs.parents  # noqa: B018 - hashed now, whatever becomes of the files while training
+    return inputs
+
+
+def _check_vocabulary(template: ChatTemplate, tokenizer: FolderTokenizer) -> None:
+    named = sorted(set(CONTROL_TEXT.findall(template.source)))
+    lacking = [text for text in named if len(tokenizer.encode(text)) != 1]
+    if lacking:
+        raise DataError(
+            f"base.chat_template: it names {', '.join(lacking)}, which the base's vocabulary lacks: the model would "
+            "learn them letter by letter, and nothing would end its answers. Choose a template of this model's "
+            "kind, or template:question-answer."
+        )
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two identities do not share, in words."""
+
+    def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(values, dict):
+            return {prefix: values}
+        return {name: value for key, inner in values.items() for name, value in flat(
+            inner, f"{prefix}.{key}" if prefix else key).items()}  # fmt: skip
+
+    old, new = (flat(recipe) for recipe in (_completed(before.get("recipe", {}), now["recipe"]), now["recipe"]))
+    told = [
+        f"{name}: {json.dumps(old.get(name))} before, {json.dumps(new.get(name))} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(FREE_FIELDS)
+    ]
+    files, found = before.get("inputs", {}), now["inputs"]
+    told += [
+        f"{name} has changed" for name in sorted(files.keys() | found.keys()) if files.get(name) != found.get(name)
+    ]
+    return told
+
+
+def _completed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """An older version's recipe with the fields that it did not know: by their defaults, the date as it is now."""
+    try:
+        made = Recipe.model_validate(before).model_dump(mode="json")
+    except ValidationError:
+        return before
+    if "template_date" not in before.get("base", {}):
+        made["base"]["template_date"] = now["base"].get("template_date")
+    return made
+
+
+def _tokenize(
+    data: Path, template: ChatTemplate, tokenizer: FolderTokenizer, chosen: tuple[Recipe, Base]
+) -> dict[str, Tokenized]:
+    recipe, base = chosen
+    pairs = is_seq2seq(base)
+
+    def tokenize(name: str) -> Tokenized:
+        return tokenize_all(read_set(data, name), template, tokenizer, recipe.limits, pairs=pairs)
+
+    parts = {
+        "template": template.sha256,
+        "tokenizer": {path.name: sha256_path(path) for path in tokenizer_files(base.folder)},
+        "limits": vars(recipe.limits),
+        "pairs": pairs,
+        "date": template.now if CLOCK in template.source else None,
+        "versions": installed_versions("gladstone", "transformers", "tokenizers"),
+    }
+    sets = {
+        name: token_cache.cached(parts | {"rows": sha256_path(data / f"{name}.jsonl")}, partial(tokenize, name))[0]
+        for name in SETS
+        if has_set(data, name)
+    }
+    return {name: sets.get(name, Tokenized(())) for name in SETS}
+
+
+def limits_hit(sets: Mapping[str, Tokenized], max_tokens: int) -> list[tuple[int, str]]:
+    """What the limits did to the rows: how many, and what, in words; nothing where they hit none."""
+    counts = {
+        f"rows of more than {max_tokens:,} tokens left out": sum(each.too_long for each in sets.values()),
+        f"cut to {max_tokens:,} tokens": sum(each.cut for each in sets.values()),
+        "with their reasoning cut": sum(each.reasoning_cut for each in sets.values()),
+        "left out because no turn is scored": sum(each.unscored for each in sets.values()),
+    }
+    return [(count, what) for what, count in counts.items() if count]
+
+
+def write_inputs(inputs: Inputs) -> None:
+    """Put recipe, template and tokenizer into the run folder."""
+    out, folder = inputs.out, inputs.base.folder
+    write_text(out / "recipe.yaml", yaml.safe_dump(inputs.recipe.model_dump(mode="json"), sort_keys=False))
+    write_text(out / "chat_template.jinja", inputs.template.source)
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            copy_file(folder / name, out / "tokenizer" / name)
+        else:  # of a run with another base, stopped in this folder
+            (out / "tokenizer" / name).unlink(missing_ok=True)
+    write_text(out / "tokenizer" / "chat_template.jinja", inputs.template.source)

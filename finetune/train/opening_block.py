@@ -1,0 +1,139 @@
+"""The block with which a run begins: what became of the rows, what will be trained on what, how long, and where."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from finetune.data.summary import Line, describe, in_columns
+from finetune.estimate.estimate import Estimate
+from finetune.sizing.step_plan import epochs_text
+from finetune.train.inputs import Inputs, limits_hit
+from finetune.train.stop_conditions import Limits
+from finetune.train.time_left import FIRST_STEPS
+from gladstone.machine.host import readable_bytes
+from gladstone.report.durations import rough_duration
+
+if TYPE_CHECKING:
+    from finetune.model.trainable import Trainable
+    from finetune.train.loop import Loop
+
+FEW_ROWS = 50  # to train on
+FEW_HELD_OUT = 30  # below it the mean loss of the rows moves by more than most settings do
+MANY_LEFT_OUT = 0.2  # of the rows that were read
+NOT_DRAWN = "not drawn"  # the reason of rows that a setting asked to leave out
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the block is made of, besides the loaded model and its loop; `notes` are sentences about the recipe."""
+
+    inputs: Inputs
+    estimate: Estimate | None
+    limits: Limits
+    notes: tuple[str, ...] = ()
+
+    def text(self, trainable: "Trainable", loop: "Loop") -> str:
+        """The whole block, in aligned lines, without an end of line."""
+        lines = [*self._training(loop), *self._machine(trainable, loop), *self._remarks(loop)]
+        own = in_columns(lines)
+        rows = f"{describe(self.inputs.summary, self.inputs.out / 'data')}\n" if self.inputs.summary.read else ""
+        return f"Run of {self.inputs.recipe.name}\n{rows}{own}"
+
+    def _training(self, loop: "Loop") -> Iterator[Line]:
+        sets, training = self.inputs.sets, self.inputs.recipe.training
+        for count, what in limits_hit(sets, self.inputs.recipe.base.max_tokens):
+            yield "tokens", count, what
+        train = sets["train"]
+        made_of = len(set(train.rows) or train.examples)
+        parts = f" as {len(train.examples):,} examples" if made_of != len(train.examples) else ""
+        yield "to train", made_of, f"rows{parts}; scored are {train.scored}"
+        per_step = training.batch_size * training.accumulation
+        unit, epochs = "examples" if parts else "rows", epochs_text(loop.rows_trained / len(train.examples))
+        yield "steps", loop.total, f"of {per_step} {unit}: {loop.rows_trained:,} {unit}, {epochs}"
+        made = len(loop.history.steps)
+        if made:
+            left = max(0, loop.total - made)
+            are = "step is" if made == 1 else "steps are"
+            yield "resumed", made, f"{are} made, {left:,} {'is' if left == 1 else 'are'} left"
+        held_out = {name: len(sets[name].examples) for name in ("validation", "test") if name in sets}
+        if held_out.get("validation"):
+            times = min(training.evaluations, loop.total)
+            before = "" if held_out.get("test") else "before and "
+            often = "once" if times == 1 else f"{times:,} times"
+            yield "validation", held_out["validation"], f"rows, measured {before}{often} while training"
+        else:
+            yield "validation", 0, "rows: the last step's adapter is kept, none is known to be the best"
+        if held_out.get("test"):
+            yield "test", held_out["test"], "rows, measured before and after"
+        else:
+            by = "the validation loss" if held_out.get("validation") else "the training loss alone"
+            yield "test", 0, f"rows: no held-out loss is measured, the run is judged by {by}"
+
+    def _machine(self, trainable: "Trainable", loop: "Loop") -> Iterator[Line]:
+        recipe, found = self.inputs.recipe, self.estimate
+        weights = "in 4 bit (NF4)" if recipe.base.load_in_4bit else f"in {trainable.dtype}"
+        kind = f"LoRA of rank {recipe.lora.rank} on {len(recipe.lora.targets)} kinds of layers"
+        yield "base", None, f"{self.inputs.base.name} {weights}; {kind}"
+        again = ", activations recomputed" if trainable.checkpointing else ""
+        where = found.machine if found else trainable.device_kind
+        yield "device", None, f"{where}: {trainable.device_kind} in {trainable.dtype}{again}"
+        if found:
+            fits = "" if found.fits else ": IT MAY NOT FIT (see finetune estimate, or --fit)"
+            disk = sum(size for name, size in found.disk.items() if name in ("adapter", "checkpoints"))
+            yield (
+                "memory",
+                None,
+                (
+                    f"about {readable_bytes(found.memory.peak)} at the peak, {readable_bytes(found.limit_bytes)} are "
+                    f"there{fits}; {readable_bytes(disk)} on disk"
+                ),
+            )
+            yield "time", None, self._time(found, loop)
+        yield "folder", None, str(self.inputs.out)
+
+    def _time(self, found: Estimate, loop: "Loop") -> str:
+        steps = loop.history.steps
+        left = loop.total - len(steps)
+        if steps:
+            mean_s = sum(stats.step_s for stats in steps) / len(steps)
+            return f"about {rough_duration(left * mean_s)} for the steps that are left, by those that are made"
+        total_s = found.times.step_s * left + found.times.evaluation_s
+        made = min(left, left if self.limits.max_steps is None else self.limits.max_steps)
+        later = f"; the first {FIRST_STEPS} steps measure it" if made > FIRST_STEPS else ""
+        return f"about {rough_duration(total_s)} (computed{later})"
+
+    def _remarks(self, loop: "Loop") -> Iterator[Line]:
+        if self.limits.max_steps is not None and self.limits.max_steps < loop.total - len(loop.history.steps):
+            yield "limit", None, f"this call stops after {_steps(self.limits.max_steps)}; --resume goes on"
+        for note in self.notes:
+            yield "note", None, note
+        for warning in self._warnings(loop):
+            yield "WARNING", None, warning
+
+    def _warnings(self, loop: "Loop") -> Iterator[str]:
+        sets, training, summary = self.inputs.sets, self.inputs.recipe.training, self.inputs.summary
+        rows = len(sets["train"].examples)
+        if loop.rows_trained < rows:
+            name = "epochs" if training.max_steps is None else "max_steps"
+            yield (
+                f"only {loop.rows_trained:,} of {rows:,} rows are trained: training.{name}={getattr(training, name)} "
+                "ends the run before. All of them once: --set training.epochs=1."
+            )
+        lost = (
+            summary.left_out - summary.dropped[NOT_DRAWN] + sum(each.too_long + each.unscored for each in sets.values())
+        )
+        if lost > MANY_LEFT_OUT * summary.read > 0:
+            yield (
+                f"{lost:,} of {summary.read:,} rows ({lost / summary.read:.0%}) are left out; "
+                f"{self.inputs.out / 'data' / 'dropped.jsonl'} has the reason of each."
+            )
+        if rows < FEW_ROWS:
+            yield f"{rows:,} rows are few to train on; expect the form of the answers at most to be learnt."
+        held_out = {name: len(sets[name].examples) for name in ("validation", "test") if name in sets}
+        few = [f"{count:,} {name}" for name, count in held_out.items() if 0 < count < FEW_HELD_OUT]
+        if few:
+            yield f"{' and '.join(few)} rows are too few to judge small differences by."
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count:,} steps"

@@ -1,0 +1,210 @@
+"""One call's work on the model: from a checkpoint or the start to the saved adapter, or to where it was stopped."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from finetune.model import trainable as training
+from finetune.model.distributed import ALONE, Processes
+from finetune.model.load import load_trainable
+from finetune.monitor.callbacks import Watcher
+from finetune.monitor.metrics_log import StepStats
+from finetune.monitor.plots import plot_run
+from finetune.tokens.tokenize import Example, token_count
+from finetune.train import checkpoint as checkpoints
+from finetune.train.evaluation import Judge, measure_loss
+from finetune.train.inputs import Inputs
+from finetune.train.loop import Ended, Job, Loop
+from finetune.train.stop_conditions import RESERVE, Interrupted, Interruption, Limits
+from gladstone.commands.progress import Progress, step
+from gladstone.errors import ArtifactError, DataError
+from gladstone.machine.host import peak_memory_bytes
+from gladstone.models.base_model import Base
+
+PLOTTING_S = 5.0  # more than drawing the plots and hashing the files takes
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one call of a run goes: from the newest checkpoint or from the start, until when, and who looks on."""
+
+    resume: bool = False
+    limits: Limits = field(default_factory=Limits)
+    watchers: tuple[Watcher, ...] = ()
+    show: Callable[[str], None] = lambda text: None  # gets the block with which the run begins
+    notes: tuple[str, ...] = ()  # of how the recipe came together, for that block
+    on_loaded: Callable[[training.Trainable, Loop], None] = lambda trainable, loop: None  # nothing is measured yet
+    began: datetime | None = None  # the time that a chat template may write, if recipe and run name none; None: now
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call ended; `loss_after` is None where the run is not finished or has no test rows."""
+
+    ended: Ended
+    loss_after: float | None
+    facts: dict[str, Any]
+
+
+class Session:
+    """One call's work on the model: from a checkpoint or the start to the saved adapter, or to where it was stopped."""
+
+    def __init__(
+        self, inputs: Inputs, progress: Progress, options: Options, folder: Path, processes: Processes = ALONE
+    ) -> None:
+        """`folder` is where checkpoints go; of several processes only the first writes any that last."""
+        self._inputs, self._progress, self._options = inputs, progress, options
+        self._folder, self._processes = folder, processes
+        self._watchers = (_Shown(progress), *options.watchers) if processes.first else ()
+
+    def run(self, found: checkpoints.Checkpoint | None) -> Outcome:
+        inputs, recipe, progress = self._inputs, self._inputs.recipe, self._progress
+        with step(progress, "Loading the base model" + (" in 4 bit" if recipe.base.load_in_4bit else "")):
+            rows, pad_id = inputs.sets["train"].examples, inputs.tokenizer.padding_id
+            trainable = load_trainable(inputs.base, recipe, pad_id, rows, self._processes)
+        loop = self._loop(trainable, found)
+        try:
+            if self._processes.first:
+                self._options.on_loaded(trainable, loop)
+            with Interruption() as interruption:
+                stops = partial(self._stops, interruption)
+                with suppress(Interrupted):  # the loop sees it, too, and stops before its first step
+                    self._measure_before(trainable, loop, stops)
+                begun = len(loop.history.steps)
+                with step(progress, "Training"):
+                    ended = loop.run(interruption)
+                limits = self._options.limits
+                if len(loop.history.steps) == begun and ended.reason and ended.reason == limits.time_name:
+                    ended = replace(ended, reason=f"{ended.reason}, which the start alone took,")
+                return self._close(trainable, loop, ended, stops)
+        finally:
+            loop.close()
+
+    def _stops(self, interruption: Interruption) -> str:
+        """Why a measurement must be given up; '' if it need not, as where other processes wait for this one's part."""
+        if self._processes.count > 1:
+            return ""
+        limits = self._options.limits
+        return interruption.name or (limits.time_name if limits.out_of_time(0) else "")
+
+    def _measure_before(self, trainable: training.Trainable, loop: Loop, stops: Callable[[], str]) -> None:
+        if loop.history.steps or "held_out_loss_before" in loop.notes:
+            return
+        begin_s = time.monotonic()
+        measured = {"held_out_loss_before": self._measure(trainable, "before training", stops)}
+        validation = self._inputs.sets["validation"].examples
+        if measured["held_out_loss_before"] is None and validation:  # all by which such a run can be judged
+            with step(self._progress, "Measuring the validation loss before training"):
+                measured["validation_loss_before"] = self._loss(trainable, validation, stops)
+        loop.notes |= measured | {"measuring_s": time.monotonic() - begin_s}
+
+    def _loop(self, trainable: training.Trainable, found: checkpoints.Checkpoint | None) -> Loop:
+        inputs = self._inputs
+        job = Job(
+            trainable,
+            inputs.sets["train"].examples,
+            inputs.recipe,
+            self._folder,
+            inputs.identity,
+            inputs.sources,
+        )
+        judge = Judge(trainable, inputs.sets["validation"].examples, inputs.recipe.training, inputs.tokenizer.decode)
+        return Loop(job, judge, self._options.limits, self._watchers, found)
+
+    def _close(self, trainable: training.Trainable, loop: Loop, ended: Ended, stops: Callable[[], str]) -> Outcome:
+        """Put the best step's adapter in place, measure it, save it, unless the run stops before that."""
+        inputs, best = self._inputs, loop.history.best
+        last, after = len(loop.history.steps), None
+        if not ended.reason and self._options.limits.out_of_time(
+            RESERVE * (loop.notes.get("measuring_s", 0) + loop.saving_s) + PLOTTING_S
+        ):
+            ended = replace(ended, reason=f"{self._options.limits.time_name}, too soon to measure and save the end,")
+        ended = replace(ended, reason=self._processes.agree(ended.reason))
+        if ended.reason:
+            return Outcome(ended, None, self._facts(trainable))
+        if best is not None and best[0] != last and inputs.recipe.training.final == "best":
+            with step(self._progress, f"Going back to step {best[0]}, the best on the validation rows"):
+                loop.go_back(inputs.out / checkpoints.FOLDER, best[0])
+        try:
+            after = self._measure(trainable, "after training", stops)
+        except Interrupted:
+            return Outcome(replace(ended, reason=stops()), None, self._facts(trainable))
+        if self._processes.first:
+            with step(self._progress, "Saving the adapter"):
+                _save_adapter(trainable, inputs.base, inputs.out)
+                lengths = [token_count(example) for example in inputs.sets["train"].examples]
+                held_out = None if after is None else (loop.notes["held_out_loss_before"], after)
+                plot_run(inputs.out, loop.history, lengths, held_out)
+        return Outcome(ended, after, self._facts(trainable))
+
+    def _measure(self, trainable: training.Trainable, when: str, stops: Callable[[], str]) -> float | None:
+        """The loss of the test rows; None if there are none."""
+        rows = self._inputs.sets["test"].examples
+        if not rows:
+            return None
+        with step(self._progress, f"Measuring the held-out loss {when}"):
+            return self._loss(trainable, rows, stops)
+
+    def _loss(self, trainable: training.Trainable, rows: Sequence[Example], stops: Callable[[], str]) -> float:
+        loss = measure_loss(trainable, rows, self._progress.update, lambda: bool(stops()))
+        self._progress.update(None, f"{loss:.3f} nats per answer token")
+        if not math.isfinite(loss):
+            raise DataError(
+                f"the held-out loss is {loss}: {self._inputs.base.name} computes no probabilities for these rows. Are "
+                "its weights damaged?"
+            )
+        return loss
+
+    def _facts(self, trainable: training.Trainable) -> dict[str, Any]:
+        return {
+            "device": trainable.device_kind,
+            "dtype": trainable.dtype,
+            "gradient_checkpointing": trainable.checkpointing,
+            "rows_padded": trainable.forward.padded,
+            "compiled": trainable.compiled,
+            "vocabulary": int(trainable.model.get_input_embeddings().weight.shape[0]),
+            "processes": self._processes.count,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+
+
+class _Shown(Watcher):
+    """The line that tells where a training is."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._begin_s, self._begun = time.monotonic(), 0
+
+    def on_step(self, stats: StepStats, total: int) -> None:
+        """Renew the line."""
+        self._begun += 1
+        left_s = (time.monotonic() - self._begin_s) / self._begun * (total - stats.step)
+        note = f"step {stats.step}/{total}  loss {stats.loss_nats_per_token:.3f}  {speed([stats]):.0f} tokens/s"
+        if stats.step < total:
+            note += f"  {left_s / 60:.1f} min left"
+        self._progress.update(stats.step / total, note)
+
+
+def speed(steps: Sequence[StepStats]) -> float:
+    """Real tokens per second of these steps, 0 of none."""
+    return sum(stats.tokens for stats in steps) / sum(stats.step_s for stats in steps) if steps else 0.0
+
+
+def _save_adapter(trainable: training.Trainable, base: Base, out: Path) -> None:
+    partial_folder = out / ".adapter.partial"
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    try:
+        training.save_adapter(trainable, base.name, partial_folder)
+        shutil.rmtree(out / "adapter", ignore_errors=True)  # of a call that was stopped before its manifest
+        partial_folder.replace(out / "adapter")
+    except OSError as error:
+        raise ArtifactError(f"{out}: the adapter cannot be saved: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial_folder, ignore_errors=True)

@@ -1,0 +1,71 @@
+"""How long the rest of a run takes by its own first steps: told once, where it could only be computed before."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from finetune.estimate.estimate import Estimate
+from finetune.monitor.callbacks import Watcher
+from finetune.monitor.metrics_log import History, StepStats
+from finetune.tokens.tokenize import token_count
+from finetune.train.inputs import Inputs
+from gladstone.report.durations import rough_duration
+
+if TYPE_CHECKING:
+    from finetune.train.loop import Loop
+
+FIRST_STEPS = 6  # of a call; the first of them is not counted, since it loads kernels and may compile layers
+
+
+class FirstSteps(Watcher):
+    """Tells the measured time once after the first steps of a call, unless earlier calls of the run made as many."""
+
+    def __init__(self, inputs: Inputs, computed: Estimate | None, show: Callable[[str], None]) -> None:
+        lengths = {name: [token_count(each) for each in rows.examples] for name, rows in inputs.sets.items()}
+        self._tokens = {name: sum(found) for name, found in lengths.items()}
+        self._rows = len(lengths["train"])
+        self._evaluations = inputs.recipe.training.evaluations
+        self._computed, self._show = computed, show
+        self._loop: Loop | None = None
+        self._seen: list[StepStats] = []
+        self._due = False
+
+    def follow(self, loop: "Loop") -> None:
+        """What knows how much is to be trained, and what the measurement before the training took."""
+        self._loop = loop
+
+    def on_begin(self, history: History, total: int) -> None:
+        """Nothing is due where the opening block was made of measured steps."""
+        self._due = len(history.steps) < FIRST_STEPS
+
+    def on_step(self, stats: StepStats, total: int) -> None:
+        """Count a step; tell the time when there are enough of them and some are left."""
+        if not self._due or self._loop is None:
+            return
+        self._seen.append(stats)
+        if len(self._seen) == FIRST_STEPS:
+            self._due = False
+            if stats.step < total:
+                self._show(self.line(self._loop, total))
+
+    def line(self, loop: "Loop", total: int) -> str:
+        """The line for people, aligned with the opening block."""
+        counted = self._seen[1:]
+        token_s = sum(stats.step_s for stats in counted) / sum(stats.tokens for stats in counted)
+        step_s = token_s * self._tokens["train"] / self._rows * loop.rows_trained / total
+        left = total - counted[-1].step
+        left_s = left * step_s + self._evaluations_s(loop, counted[-1].step, total)
+        before = f"; {self._computed.times.step_s:.1f} s were computed" if self._computed else ""
+        return (
+            f"time      about {rough_duration(left_s)} for the {left:,} steps that are left and their evaluations, "
+            f"measured: {step_s:.1f} s a step over steps {counted[0].step} to {counted[-1].step}{before}"
+        )
+
+    def _evaluations_s(self, loop: "Loop", step: int, total: int) -> float:
+        """Validations and the last test, by what the measurement before the training took for its tokens."""
+        measured = self._tokens.get("test") or self._tokens.get("validation")
+        if not measured:
+            return 0.0
+        times = min(self._evaluations, total)
+        left = times - step * times // total
+        tokens = left * self._tokens.get("validation", 0) + self._tokens.get("test", 0)
+        return float(loop.notes.get("measuring_s", 0.0)) * tokens / measured

@@ -1,0 +1,150 @@
+"""What went wrong in a run that ended all the same: found in its losses and gradients, kept in its manifest."""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from finetune.monitor.metrics_log import History, StepStats
+from finetune.train.loop import OUT_OF_MEMORY
+
+TOLERANCE_NATS, TOLERANCE_SHARE = 0.005, 0.01  # a held-out loss that moved by less has not moved; the smaller one holds
+GUESSING_SHARE = 0.98  # of the loss of guessing: as good as guessing
+SILENT_STEPS, SILENT_SHARE = 3, 0.1  # steps without gradient in a row, or of all
+STILL_STEPS, STILL_NATS = 5, 1e-3  # last steps whose losses are all the same
+SKIPPED_SHARE = 0.1  # a scaler that looks for its scale skips a step or two
+FEW_ROWS = 30
+PART, RISEN_NATS = 5, 0.05  # steps at each end whose mean losses are compared where no row is held out
+SLOWER = "a lower training.learning_rate or fewer epochs; metrics.jsonl has the loss and the gradient of every step"
+FASTER = "a higher training.learning_rate or more epochs; `finetune data preview` shows what is scored"
+ADVICE = {"nothing learnt": FASTER, "memory": ""}  # of the others: SLOWER
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a user must know of a run; a `serious` one says that the adapter should not be used as it is."""
+
+    kind: str
+    text: str  # a sentence without its end
+    serious: bool = True
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def advice(self) -> str:
+        """What to try; '' where there is nothing to do."""
+        return ADVICE.get(self.kind, SLOWER)
+
+    def as_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Losses before and after in nats per target token (None: not measured), on so many rows of a set."""
+
+    before: float | None
+    after: float | None
+    rows: int
+    vocabulary: int
+    name: str = "held-out loss"
+
+    @property
+    def guessing(self) -> float:
+        """The loss of a model that takes every token for equally likely."""
+        return math.log(self.vocabulary)
+
+
+def serious(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The serious findings of a manifest's facts."""
+    return [each for each in facts.get("warnings") or [] if isinstance(each, dict) and each.get("serious")]
+
+
+def findings(history: History, measured: Measured) -> tuple[Finding, ...]:
+    """All that is to say, the serious first."""
+    found = [*_held_out(measured), *_gradients(history.steps), *_still(history.steps), *_memory(history)]
+    if measured.before is None and measured.after is None:
+        found += _risen(history.steps)
+    return tuple(sorted(found, key=lambda each: not each.serious))
+
+
+def _held_out(measured: Measured) -> Iterator[Finding]:
+    before, after = measured.before, measured.after
+    if before is None or after is None:
+        return
+    few = f", on {measured.rows} rows only" if measured.rows < FEW_ROWS else ""
+    told = f"{measured.name} {before:.3f} → {after:.3f} nats per answer token{few}"
+    figures = {"before": before, "after": after, "rows": measured.rows, "guessing": measured.guessing}
+    within = min(TOLERANCE_NATS, TOLERANCE_SHARE * before)
+    if after > before + within:
+        guesses = after > GUESSING_SHARE * measured.guessing > before
+        than = f" and no better than guessing among {measured.vocabulary:,} tokens ({measured.guessing:.2f})" * guesses
+        yield Finding("worse than before", f"the model is worse than before training{than}: {told}", figures=figures)
+    elif after >= before - within:
+        yield Finding("nothing learnt", f"the model is what it was before training: {told}", figures=figures)
+
+
+def _gradients(steps: Sequence[StepStats]) -> Iterator[Finding]:
+    silent = [stats.step for stats in steps if stats.grad_norm == 0]
+    if _longest(silent) >= SILENT_STEPS or len(silent) > SILENT_SHARE * len(steps):
+        which = f"{len(silent)} of {len(steps)} steps (the first: step {silent[0]})"
+        yield Finding(
+            "no gradient", f"the gradient was 0 in {which}: nothing is learnt there", figures={"steps": silent[:100]}
+        )
+    skipped = [stats.step for stats in steps if not math.isfinite(stats.grad_norm)]
+    if skipped:
+        yield Finding(
+            "steps skipped",
+            f"{len(skipped)} of {len(steps)} steps were skipped, their gradient was not finite",
+            serious=len(skipped) > max(2, SKIPPED_SHARE * len(steps)),
+            figures={"steps": skipped[:100]},
+        )
+
+
+def _longest(numbers: Sequence[int]) -> int:
+    """How many of ascending numbers follow one another at most."""
+    longest = run = 0
+    for place, number in enumerate(numbers):
+        run = run + 1 if place and number == numbers[place - 1] + 1 else 1
+        longest = max(longest, run)
+    return longest
+
+
+def _still(steps: Sequence[StepStats]) -> Iterator[Finding]:
+    """The same loss in the last steps, no lower than in the first: not a model that has learnt all there is."""
+    last = [stats.loss_nats_per_token for stats in steps[-STILL_STEPS:]]
+    if len(steps) <= STILL_STEPS or max(last) - min(last) > STILL_NATS or last[-1] < steps[0].loss_nats_per_token:
+        return
+    yield Finding(
+        "loss stands still",
+        f"the training loss stands still at {last[-1]:.3f}, where it was {steps[0].loss_nats_per_token:.3f} in step 1",
+        figures={"first": steps[0].loss_nats_per_token, "last": last},
+    )
+
+
+def _risen(steps: Sequence[StepStats]) -> Iterator[Finding]:
+    losses = [stats.loss_nats_per_token for stats in steps]
+    if len(losses) < 2 * PART:
+        return
+    early, late = losses[:PART], losses[-PART:]
+    noise = math.sqrt((statistics.variance(early) + statistics.variance(late)) / PART)
+    first, last = statistics.mean(early), statistics.mean(late)
+    if last - first > max(RISEN_NATS, 2 * noise):
+        yield Finding(
+            "training loss rose",
+            f"the training loss rose from {first:.3f} in the first {PART} steps to {last:.3f} in the last",
+            figures={"first": first, "last": last, "noise": noise},
+        )
+
+
+def _memory(history: History) -> Iterator[Finding]:
+    for event in history.events:
+        if event["kind"] == OUT_OF_MEMORY:
+            yield Finding(
+                "memory",
+                f"memory did not suffice in step {event['step']}: from there on a micro-batch has at most "
+                f"{event['batch_tokens']:,} tokens",
+                serious=False,
+                figures={"step": event["step"], "batch_tokens": event["batch_tokens"]},
+            )

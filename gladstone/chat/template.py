@@ -1,0 +1,372 @@
+"""Chat templates: one renderer for training, proofs, chat and benchmarks, without transformers.
+
+A template renders in Jinja's sandbox (`sandbox`); `guarded_template` bounds what one may take of time and memory.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from gladstone.chat.jinja_sandbox import Rendering, compiled, rendered
+from gladstone.chat.messages import Message
+from gladstone.chat.reasoning_markers import markers_of
+from gladstone.chat.template_probes import SystemSupport, find_system_support, shows_question
+from gladstone.chat.template_variables import names_read
+from gladstone.chat.tool_turns import CallStyle, ToolSupport, find_support, tools_of, turns_of
+from gladstone.errors import ConfigError, DataError
+
+# the fields in which templates take a turn's reasoning; gpt-oss calls it thinking
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
+CLOCK = "strftime_now"  # the function that gives a template the time; the sandbox has no other
+# two times that no pattern writes alike
+_TIMES = (datetime(2001, 2, 3, 4, 5, 6), datetime(2012, 11, 28, 17, 48, 59))
+_ASKED: list[dict[str, Any]] = [{"role": "user", "content": "What time is it?"}]
+_READS_PARTS = re.compile(r"""\.text\b|\[\s*['"]text['"]""")
+_SENTINEL = "quixotry"  # a word that no template has
+_WITH_TOOLS = (
+    "Choose a base whose chat template knows tools, or give one (--chat-template, base.chat_template in a recipe)"
+)
+
+
+def template_sha256(source: str) -> str:
+    """The hash under which a template travels from the training manifest to the report."""
+    return hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of rendered text; `encode_parts` tokenizes it, so that no prompt depends on its answer."""
+
+    text: str
+    scored: bool
+
+
+def encode_parts(texts: Sequence[str], encode: Callable[[str], list[int]]) -> list[list[int]]:
+    """Token ids of consecutive texts, each as it is tokenized behind the text before it.
+
+    A sentencepiece tokenizer puts a space before whatever it is given: a part must not get one in the middle of a line.
+    Where a part would change the tokens before it, it is tokenized alone: what was said never depends on what follows.
+    """
+    parts: list[list[int]] = []
+    for index, text in enumerate(texts):
+        if index == 0:
+            parts.append(encode(text))
+            continue
+        before = encode(texts[index - 1])
+        both = encode(texts[index - 1] + text)
+        parts.append(both[len(before) :] if both[: len(before)] == before else encode(text))
+    return parts
+
+
+class ChatTemplate:
+    """A compiled chat template with the special tokens it may name.
+
+    A template that has its own field for reasoning gets it there; for any other the reasoning is written before the
+    answer, as the family writes it whose markers the template names (`reasoning`).
+    """
+
+    def __init__(
+        self,
+        source: str,
+        special_tokens: dict[str, str] | None = None,
+        *,
+        now: datetime | None = None,
+        name: str | None = None,
+    ) -> None:
+        """`now` is the time that the template may write (None: the real one); `name` tells users whose it is.
+
+        Raises DataError with the line if the template does not compile.
+        """
+        self.source = source
+        self.sha256 = template_sha256(source)
+        self.special_tokens = dict(special_tokens or {})
+        self.now, self.name = now, name
+        self._arguments: dict[str, Any] = {}
+        self.markers = markers_of(source)
+        self._compile()
+
+    @cached_property
+    def reasoning_field(self) -> str | None:
+        """The field of a turn in which the template takes its reasoning; None if it has none."""
+        if REASONING_FIELDS[0] in self.source:  # also of a template that writes it in some turns alone
+            return REASONING_FIELDS[0]
+        named = (name for name in REASONING_FIELDS[1:] if re.search(rf"\b{name}\b", self.source))
+        return next((name for name in named if self._shows({name: _SENTINEL}, _SENTINEL)), None)
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether a turn's content has to be a list of parts, as templates of models that see want it."""
+        if not _READS_PARTS.search(self.source):  # a rendering is not to be had for nothing
+            return False
+        parts = {"content": [{"type": "text", "text": _SENTINEL}]}
+        return not self._shows({"content": _SENTINEL}, _SENTINEL) and self._shows(parts, _SENTINEL)
+
+    @cached_property
+    def readable(self) -> tuple[str, ...]:
+        """The names of arguments that the template reads, beside those that every template gets."""
+        return tuple(name for name in self._names_read() if name not in self.special_tokens)
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What the template is given by name at each rendering."""
+        return dict(self._arguments)
+
+    def set_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Give the template these JSON values from now on, and no others.
+
+        Raises ConfigError for a name that the template never reads, with those that it reads.
+        """
+        unread = [name for name in arguments if name not in self.readable]
+        if unread:
+            reads = ", ".join(name for name in self.readable if not name.endswith("_token")) or "none"
+            raise ConfigError(
+                f"the chat template never reads {', '.join(map(repr, unread))}, so it would change nothing. "
+                f"Arguments that it reads: {reads}."
+            )
+        self._arguments = dict(arguments)
+
+    @cached_property
+    def tool_support(self) -> ToolSupport:
+        """What the template shows of tools and calls."""
+        return find_support(self._rendered)
+
+    @cached_property
+    def writes_time(self) -> bool:
+        """Whether what it renders depends on the time."""
+        return CLOCK in self.source and any(map(self._depends_on_time, (False, True)))
+
+    def render(
+        self, messages: Sequence[Message], *, tools: Sequence[str] = (), add_generation_prompt: bool = False
+    ) -> str:
+        """The text of the turns; with `add_generation_prompt` it ends where the assistant's answer begins.
+
+        `tools` are definitions as JSON texts. Raises DataError if the template cannot render the turns, or if it leaves
+        tools, calls or their results out.
+        """
+        turns = self.turns(messages, tools)
+        return self._rendered(Rendering(turns, add_generation_prompt, tools_of(tools), self.now, self._arguments))
+
+    def prompt_with(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:
+        """The text up to where the answer begins, with these arguments beside those that are set."""
+        given = {**self._arguments, **arguments}
+        return self._rendered(Rendering(self.turns(messages), True, now=self.now, arguments=given))
+
+    def system_support(self) -> SystemSupport:
+        """Whether the model sees a system prompt, with the arguments that are set."""
+        return find_system_support(lambda messages: self.prompt_with(messages, {}))
+
+    def shows_question(self) -> bool:
+        """Whether the model sees what it is asked."""
+        return shows_question(lambda messages: self.prompt_with(messages, {}))
+
+    def turns(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """The turns as the template takes them. Raises DataError if it leaves tools, calls or their results out."""
+        style = CallStyle()
+        if tools or any(message.tool_calls or message.role == "tool" for message in messages):
+            self._check_tools(messages, tools)
+            style = self.tool_support.style or style
+        return turns_of(messages, style, self._turn)
+
+    def segments(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> list[Segment]:
+        """The text that ends with the last answer, cut where each scored answer begins and ends."""
+        return self.examples(messages, tools)[-1]
+
+    def examples(
+        self, messages: Sequence[Message], tools: Sequence[str] = (), scored: Collection[int] | None = None
+    ) -> list[list[Segment]]:
+        """What is trained of a conversation: texts that hold each scored answer as the model has to write it, once.
+
+        `scored` are places of assistant's turns (None: all of them). What stands before an answer is what the template
+        makes of the turns before it, as when the model is served. A text holds several answers as long as the template
+        writes the earlier ones as they were answered; where it rewrites one (Qwen3's drops thoughts), the next answer
+        begins a text of its own. An answer has the markers of its end. Where the template renders it without its
+        reasoning (DeepSeek-R1's does), it is what the model has to write: reasoning, content, end of turn.
+
+        Raises DataError if the last turn is not the assistant's or the template does not continue its own prompt.
+        """
+        if not messages or messages[-1].role != "assistant":
+            raise DataError("the last turn must be the assistant's: nothing would be scored.")
+        made: list[list[Segment]] = []
+        last = messages[0]
+        for place, message in enumerate(messages):
+            if message.role != "assistant" or (scored is not None and place not in scored):
+                continue
+            prompt = self.render(messages[:place], tools=tools, add_generation_prompt=True)
+            answer = Segment(self._answer(messages[: place + 1], tools, prompt), scored=True)
+            earlier = self._earlier(made[-1], last, prompt) if made else None
+            last = message
+            if earlier is None:
+                made.append([Segment(prompt, scored=False), answer])
+                continue
+            taken = sum(len(segment.text) for segment in earlier)
+            made[-1] = [*earlier, Segment(prompt[taken:], scored=False), answer]
+        return made
+
+    def thinking_aloud(self, message: Message) -> str:
+        """The answer with its reasoning, if it has any, written before it as the template's family does."""
+        return self.markers.written(message.reasoning or "", message.content)
+
+    def _names_read(self) -> list[str]:
+        return names_read(self.source)
+
+    def _compile(self) -> None:
+        try:
+            self._compiled = compiled(self.source)
+        except MemoryError:
+            raise DataError("the chat template does not compile: it takes all the memory.") from None
+
+    def _rendered(self, asked: Rendering) -> str:
+        try:
+            return rendered(self._compiled, self.special_tokens, asked)
+        except MemoryError:
+            raise DataError("the chat template cannot render these turns: they take all the memory.") from None
+
+    def _earlier(self, example: list[Segment], message: Message, prompt: str) -> list[Segment] | None:
+        """The example as the prompt of a later answer goes on with it, None if that has something else in its place.
+
+        `message` is what the example ends with. Some templates write a line break or the end of all text behind the
+        last answer alone: that is cut, as long as some other end of the turn stays.
+        """
+        *before, answer = example
+        opening = "".join(segment.text for segment in before)
+        stripped = answer.text.rstrip()
+        for text in (answer.text, stripped, stripped.removesuffix(self.special_tokens.get("eos_token", ""))):
+            end = text.rpartition(message.content.strip())[2] if message.content.strip() else text
+            if (text is answer.text or end.strip()) and prompt.startswith(opening + text):
+                return [*before, Segment(text, scored=True)] if len(prompt) > len(opening + text) else None
+        return None
+
+    def _answer(self, messages: Sequence[Message], tools: Sequence[str], prompt: str) -> str:
+        """What the model has to write after the generation prompt, reasoning included."""
+        answer = messages[-1]
+        until = self.render(messages, tools=tools)
+        thought = (answer.reasoning or "").strip()
+        readings = (self._behind_prompt, self._behind_opening, self._with_thought, self._behind_empty_thought)
+        found = (reading(messages, tools, (prompt, until)) for reading in readings)
+        text = next((each for each in found if each is not None and thought in each), None)
+        if text is None:
+            raise DataError("the chat template's full text does not continue its own generation prompt.")
+        if answer.tool_calls:
+            self._check_calls(answer, text)
+        return text
+
+    def _opening(self, messages: Sequence[Message], tools: Sequence[str], prompt: str) -> str:
+        """What the generation prompt adds to the turns before the answer, '' if it does not only add."""
+        before = self.render(messages[:-1], tools=tools)
+        return prompt[len(before) :] if prompt.startswith(before) else ""
+
+    def _behind_prompt(self, _messages: Sequence[Message], _tools: Sequence[str], texts: tuple[str, str]) -> str | None:
+        """The answer of most templates."""
+        prompt, until = texts
+        return until[len(prompt) :] if until.startswith(prompt) else None
+
+    def _behind_opening(self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]) -> str | None:
+        """The answer of a template that writes earlier turns in another way when one follows (Hermes: a line break)."""
+        prompt, until = texts
+        if until.startswith(prompt):
+            return None
+        opening = self._opening(messages, tools, prompt)
+        _, found, text = until.rpartition(opening) if opening.strip() else ("", "", "")
+        return text if found and messages[-1].content.strip() in text else None
+
+    def _with_thought(self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]) -> str | None:
+        """The answer as the template renders it without its reasoning, the reasoning written before it.
+
+        A generation prompt may open the thought (`<think>`).
+        """
+        answer, prompt, markers = messages[-1], texts[0], self.markers
+        reasoning = answer.reasoning or ""
+        plain = self.render([*messages[:-1], replace(answer, reasoning=None)], tools=tools)
+        before, opened, rest = prompt.rpartition(markers.opening)
+        if opened and not rest.strip() and plain.startswith(before):
+            return self._behind_thought(plain[len(before) :], answer, markers.closed(reasoning))
+        if reasoning and plain.startswith(prompt):
+            thought = f"{markers.opening}\n{markers.closed(reasoning)}"
+            return self._behind_thought(plain[len(prompt) :], answer, thought)
+        return None
+
+    def _behind_thought(self, plain: str, answer: Message, thought: str) -> str:
+        """A rendered answer that nothing was thought before, as it stands behind a thought.
+
+        The template may mark that nothing was thought, with an empty thought (Nemotron) or with what leads over to the
+        answer (gpt-oss); what only a thought calls for, it does not write.
+        """
+        markers = self.markers
+        empty = re.match(rf"{re.escape(markers.opening)}\s*{re.escape(markers.closing)}\s*", plain)
+        direct = re.match(rf"\s*{re.escape(markers.direct)}", plain) if markers.direct else None
+        skipped = empty or direct
+        text = plain[skipped.end() :] if skipped else plain
+        if markers.ending and markers.ending not in text:
+            head, found, end = text.partition(answer.content.strip())
+            text = f"{head}{found}{markers.ending}{end}"
+        return thought + markers.bridge + text
+
+    def _behind_empty_thought(
+        self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]
+    ) -> str | None:
+        """The answer where the generation prompt holds an empty thought, which the rendered answer lacks."""
+        prompt, until = texts
+        opening, closing = self.markers.opening, self.markers.closing
+        if messages[-1].reasoning or not prompt.rstrip().endswith(closing):
+            return None
+        marker = self._opening(messages, tools, prompt).rpartition(opening)[0]
+        _, found, text = until.rpartition(marker) if marker.strip() else ("", "", "")
+        return text.removeprefix(closing) if found and messages[-1].content.strip() in text else None
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        field = self.reasoning_field if message.reasoning else None
+        content = message.content if field else self.thinking_aloud(message)
+        turn: dict[str, Any] = {"role": message.role, "content": content}
+        if self.takes_parts:
+            turn["content"] = [{"type": "text", "text": content}]
+        return turn | {field: message.reasoning} if field else turn
+
+    def _shows(self, fields: Mapping[str, Any], text: str) -> bool:
+        """Whether a text in an answer's fields is in what the template makes of it."""
+        turns = [*_ASKED, {"role": "assistant", "content": "So.", **fields}]
+        try:
+            return text in self._rendered(Rendering(turns, False, now=self.now))
+        except DataError:
+            return False
+
+    def _depends_on_time(self, prompt: bool) -> bool:
+        for turns in (_ASKED, [{"role": "system", "content": "Be brief."}, *_ASKED]):
+            try:
+                one, other = (self._rendered(Rendering(turns, prompt, now=now)) for now in _TIMES)
+            except DataError:
+                continue
+            if one != other:
+                return True
+        return False
+
+    def _check_tools(self, messages: Sequence[Message], tools: Sequence[str]) -> None:
+        """Raises DataError if the template leaves out what these turns hold of tools."""
+        support = self.tool_support
+        called = f"the chat template of {self.name}" if self.name else "the chat template"
+        calls = max((len(message.tool_calls) for message in messages), default=0)
+        if tools and not support.definitions:
+            advice = "" if calls else ", or leave `tools` out of rows that call none"
+            raise DataError(f"{called} does not show the model its tools: they would vanish. {_WITH_TOOLS}{advice}.")
+        if calls and support.style is None:
+            reason = f" ({support.reason.rstrip('.')})" if support.reason else ""
+            raise DataError(f"{called} does not write tool calls: they would vanish{reason}. {_WITH_TOOLS}.")
+        if calls > 1 and not support.several_calls:
+            raise DataError(f"{called} does not write {calls} calls in one turn. {_WITH_TOOLS}, or call one at a time.")
+        if not support.results and any(message.role == "tool" for message in messages):
+            raise DataError(
+                f"{called} does not show what a tool returned: it would vanish or pass for an answer. {_WITH_TOOLS}."
+            )
+
+    def _check_calls(self, answer: Message, text: str) -> None:
+        for call in answer.tool_calls:
+            if call.name not in text:
+                raise DataError(f"the chat template leaves out the call of {call.name!r}.")
+        if answer.content.strip() not in text:
+            raise DataError(
+                f"the chat template leaves out the text beside the call of {answer.tool_calls[0].name!r} "
+                f"({answer.content.strip()[:40]!r}): the model would never learn to write it. Leave that text out."
+            )

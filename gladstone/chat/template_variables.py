@@ -1,0 +1,91 @@
+"""Which names a chat template reads from outside: what `--template-arg` can set."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from jinja2 import TemplateError, nodes
+
+from gladstone.chat.jinja_sandbox import environment
+
+# what every template gets; no argument may take their place
+GIVEN = frozenset({"messages", "tools", "add_generation_prompt", "strftime_now", "raise_exception"})
+_IN_MACROS = frozenset({"caller", "varargs", "kwargs"})
+
+
+def names_read(source: str) -> list[str]:
+    """The names that a template reads before it sets them, without those that every template gets.
+
+    Jinja's own `find_undeclared_variables` also gives names that are set in both branches of an `if`. Empty for a
+    template that does not compile.
+    """
+    try:
+        tree = environment().parse(source)
+    except (TemplateError, RecursionError):
+        return []
+    known = GIVEN | set(environment().globals)
+    return sorted(set(_reads_all(tree.body, set(known))))
+
+
+def _reads_all(body: Iterable[nodes.Node], known: set[str]) -> Iterator[str]:
+    """Names that some statements read; `known` grows by those that they set."""
+    for node in body:
+        yield from _reads(node, known)
+
+
+def _reads(node: nodes.Node, known: set[str]) -> Iterator[str]:
+    match node:
+        case nodes.Name():
+            if node.ctx == "load" and node.name not in known:
+                yield node.name
+        case nodes.Assign():
+            yield from _reads(node.node, known)
+            yield from _reads(node.target, known)
+            known |= _set_by(node.target)
+        case nodes.AssignBlock():
+            yield from _reads_all(node.body, set(known))
+            known |= _set_by(node.target)
+        case nodes.If():
+            yield from _reads_branches(node, known)
+        case nodes.For():
+            yield from _reads(node.iter, known)
+            inside = known | _set_by(node.target) | {"loop"}
+            if node.test:
+                yield from _reads(node.test, inside)
+            yield from _reads_all(node.body, inside)
+            yield from _reads_all(node.else_, set(known))
+        case nodes.Macro() | nodes.CallBlock():
+            yield from _reads_macro(node, known)
+        case nodes.With():
+            yield from _reads_all(node.values, known)
+            yield from _reads_all(node.body, known | set().union(*map(_set_by, node.targets)))
+        case nodes.Scope() | nodes.FilterBlock() | nodes.Block():
+            yield from _reads_all(node.iter_child_nodes(), set(known))
+        case _:
+            yield from _reads_all(node.iter_child_nodes(), known)
+
+
+def _reads_branches(node: nodes.If, known: set[str]) -> Iterator[str]:
+    """What every branch sets is set behind the `if`."""
+    yield from _reads(node.test, known)
+    ends = []
+    branches: list[Sequence[nodes.Node]] = [node.body, *([each] for each in node.elif_), node.else_]
+    for branch in branches:
+        after = set(known)
+        yield from _reads_all(branch, after)
+        ends.append(after)
+    if node.else_:
+        known |= set.intersection(*ends)
+
+
+def _reads_macro(node: nodes.Macro | nodes.CallBlock, known: set[str]) -> Iterator[str]:
+    if isinstance(node, nodes.Macro):
+        known.add(node.name)
+    else:
+        yield from _reads(node.call, known)
+    yield from _reads_all(node.defaults, known)
+    yield from _reads_all(node.body, known | {argument.name for argument in node.args} | _IN_MACROS)
+
+
+def _set_by(target: nodes.Node) -> set[str]:
+    """The names that a target sets; `ns.x` sets none."""
+    found = target.find_all(nodes.Name) if not isinstance(target, nodes.Name) else [target]
+    return {name.name for name in found if name.ctx == "store"}

@@ -1,0 +1,82 @@
+"""How a chat template turns a model's thinking off and on, found by rendering.
+
+Families differ: the templates of Qwen3 and GLM read `enable_thinking`, those of Granite and DeepSeek-V3.1 `thinking`,
+that of Seed-OSS a `thinking_budget`; those of SmolLM3 and Nemotron look for a word in the system prompt. A name in a
+template proves nothing: what counts is whether its value changes the prompt.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gladstone.chat.messages import Message
+from gladstone.chat.template import ChatTemplate
+from gladstone.errors import DataError
+
+NO_THINK = "/no_think"
+_ABOUT_THOUGHTS = re.compile("think|reason", re.IGNORECASE)
+_BUDGET = re.compile("budget|tokens|limit", re.IGNORECASE)
+_SYSTEM, _QUESTION = Message("system", "qsystemq"), Message("user", "qquestionq")
+_NEGATED = re.compile("disable|no_|skip|without|suppress", re.IGNORECASE)
+_OFF_WORDS = ("none", "off", "disabled", "no_think")  # values of a level, where the template compares with one
+
+
+@dataclass(frozen=True)
+class ThinkingSwitch:
+    """Arguments for a template that turn thinking off and on; or a word that turns it off in a system prompt."""
+
+    off: Mapping[str, Any] = field(default_factory=dict)
+    on: Mapping[str, Any] = field(default_factory=dict)
+    word: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.off or self.word)
+
+
+def find_switch(template: ChatTemplate) -> ThinkingSwitch:
+    """The switch that a template has; false if it has none."""
+    names = [name for name in template.readable if _ABOUT_THOUGHTS.search(name)]
+    wanted = {name: bool(_NEGATED.search(name)) for name in names if not _BUDGET.search(name)}
+    flags = {name: (off, not off) for name, off in wanted.items() if _changes(template, name, off, not off)}
+    if flags:
+        return _switch(flags)
+    budgets = {name: (0, 1024) for name in names if _BUDGET.search(name) and _changes(template, name, 0, 1024)}
+    levels = {name: values for name in names for values in _levels(template) if _changes(template, name, *values)}
+    if budgets or levels:
+        return _switch(budgets or levels)
+    return ThinkingSwitch(word=NO_THINK if _heeds(template, NO_THINK) else "")
+
+
+def _switch(values: Mapping[str, tuple[Any, Any]]) -> ThinkingSwitch:
+    off, on = ({name: pair[side] for name, pair in values.items()} for side in (0, 1))
+    return ThinkingSwitch(off, on)
+
+
+def _levels(template: ChatTemplate) -> list[tuple[str, str]]:
+    """Levels that the template itself names, none of which a model has to make sense of."""
+    off = next((word for word in _OFF_WORDS if re.search(f"(['\"]){word}\\1", template.source)), None)
+    return [(off, "high")] if off else []
+
+
+def _changes(template: ChatTemplate, name: str, off: Any, on: Any) -> bool:
+    """Whether two values make two prompts, in which neither value is merely written out."""
+    try:
+        texts = [template.prompt_with([_QUESTION], {name: value}) for value in (off, on)]
+    except DataError:
+        return False
+    return texts[0] != texts[1] and texts[0].replace(str(off), str(on)) != texts[1]
+
+
+def _heeds(template: ChatTemplate, word: str) -> bool:
+    """Whether a word in the system prompt changes more of the prompt than itself."""
+    if word not in template.source:
+        return False
+    try:
+        plain, worded = (
+            template.render([Message("system", text), _QUESTION], add_generation_prompt=True)
+            for text in (_SYSTEM.content, f"{_SYSTEM.content} {word}")
+        )
+    except DataError:
+        return False
+    return worded.replace(f" {word}", "") != plain or word not in worded

@@ -1,0 +1,182 @@
+"""Turns as a chat template sees them, tool calls included, and what a template does with tools, found by rendering.
+
+Templates differ in how they take calls: transformers documents arguments as an object, some need them as JSON text, no
+content beside them, or ids of nine letters and digits. The words in a template prove nothing: what counts is whether a
+call's name and arguments stand in the rendered text.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gladstone.chat.jinja_sandbox import Rendering
+from gladstone.chat.messages import Message, ToolCall
+from gladstone.errors import DataError
+
+# distinct words that no template writes by itself
+_TOOL, _CALL, _SECOND, _KEY, _VALUE, _RESULT = "qtoolq", "qcallq", "qothercallq", "qkeyq", "qvalueq", "qresultq"
+_DEFINITION = json.dumps({
+    "type": "function",
+    "function": {"name": _TOOL, "description": "a probe", "parameters": {
+        "type": "object", "properties": {_KEY: {"type": "string", "description": "a text"}}, "required": [_KEY]}},
+})  # fmt: skip
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
+_QUESTION, _ANSWER = Message("user", "qquestionq"), Message("assistant", "qanswerq")
+_SYSTEM = Message("system", "qsystemq")
+
+
+@dataclass(frozen=True)
+class CallStyle:
+    """How a template takes a turn with calls; by default as transformers documents it."""
+
+    arguments_as_text: bool = False
+    content_as_none: bool = False  # where the calls stand alone
+    short_ids: bool = False  # nine letters and digits, as Mistral's models have them
+
+
+@dataclass(frozen=True)
+class ToolSupport:
+    """What a template shows; `style` is None where it shows no call, `reason` is what it says then."""
+
+    style: CallStyle | None
+    reason: str
+    definitions: bool
+    several_calls: bool
+    results: bool
+
+
+def tools_of(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The definitions as a template takes them. Raises DataError if one is no JSON object."""
+    return [_json_object(text, "a tool's definition") for text in texts]
+
+
+def turns_of(
+    messages: Sequence[Message], style: CallStyle, write: Callable[[Message], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Turns as transformers hands them to a template; `write` gives role, content and reasoning of one.
+
+    A tool's turn that does not say which call it answers gets the id of the first call that waits, and the call's name.
+    """
+    turns: list[dict[str, Any]] = []
+    waiting: list[ToolCall] = []
+    for place, message in enumerate(messages):
+        turn = write(message)
+        if message.tool_calls:
+            waiting = [
+                replace(call, id=_id(call, style, f"{place}:{at}")) for at, call in enumerate(message.tool_calls)
+            ]
+            turn["tool_calls"] = [_call_fields(call, style) for call in waiting]
+            if style.content_as_none and not turn["content"]:
+                turn["content"] = None
+        elif message.role == "tool":
+            turn |= _answered(message, waiting, style)
+        turns.append(turn)
+    return turns
+
+
+def _answered(message: Message, waiting: list[ToolCall], style: CallStyle) -> dict[str, str]:
+    """Id and name of a tool's turn; the call that it answers waits no longer."""
+    own = message.tool_call_id and _as_styled(message.tool_call_id, style)
+    call = next((each for each in waiting if own is None or each.id == own), None)
+    if call:
+        waiting.remove(call)
+    found = {"tool_call_id": own or (call and call.id), "name": message.name or (call and call.name)}
+    return {key: value for key, value in found.items() if value}
+
+
+def _call_fields(call: ToolCall, style: CallStyle) -> dict[str, Any]:
+    arguments = _json_object(call.arguments, f"the arguments of {call.name!r}")
+    function = {"name": call.name, "arguments": call.arguments if style.arguments_as_text else arguments}
+    return {"type": "function", "function": function} | ({"id": call.id} if call.id else {})
+
+
+def _id(call: ToolCall, style: CallStyle, place: str) -> str | None:
+    if call.id:
+        return _as_styled(call.id, style)
+    return _as_styled(place, style) if style.short_ids else None
+
+
+def _as_styled(call_id: str, style: CallStyle) -> str:
+    if not style.short_ids or _SHORT_ID.fullmatch(call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).hexdigest()[:9]
+
+
+def _json_object(text: str, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{what}: no JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{what}: expected a JSON object, found {text[:40]!r}.")
+    return found
+
+
+Render = Callable[[Rendering], str]
+
+
+def find_support(render: Render) -> ToolSupport:
+    """What a template shows of tools, by rendering turns that hold words of their own."""
+    style, reason = _find_style(render)
+    used = style or CallStyle()
+    both = _text(render, [_QUESTION, _calling(_CALL, _SECOND), _result(), _result(), _ANSWER], used)
+    return ToolSupport(
+        style=style,
+        reason=reason,
+        definitions=any(
+            _TOOL in _text(render, turns, used, prompt=True) for turns in ([_QUESTION], [_SYSTEM, _QUESTION])
+        ),
+        several_calls=_CALL in both and _SECOND in both,
+        results=_shows_results(render, style),
+    )
+
+
+def _find_style(render: Render) -> tuple[CallStyle | None, str]:
+    """The first style in which a call stands in the text, one that Python's own notation does not get into first."""
+    reason, found = "", []
+    for short_ids, content_as_none, as_text in itertools.product((False, True), repeat=3):
+        style = CallStyle(as_text, content_as_none, short_ids)
+        try:
+            text = render(_rendering([_QUESTION, _calling(_CALL), _result(), _ANSWER], style))
+        except DataError as error:
+            reason = reason or str(error)
+            continue
+        if _CALL in text and _VALUE in text:
+            if f"'{_KEY}'" not in text:
+                return style, ""
+            found.append(style)
+    return (found[0], "") if found else (None, reason)
+
+
+def _shows_results(render: Render, style: CallStyle | None) -> bool:
+    """Whether a tool's turn stands in the text, as something else than an answer of the assistant's."""
+    before = [_QUESTION, _calling(_CALL)] if style else [_QUESTION, _ANSWER]
+    used = style or CallStyle()
+    shown = _text(render, [*before, _result(), _ANSWER], used)
+    return _RESULT in shown and shown != _text(render, [*before, Message("assistant", _RESULT), _ANSWER], used)
+
+
+def _text(render: Render, messages: Sequence[Message], style: CallStyle, *, prompt: bool = False) -> str:
+    """The rendered text, '' where the template refuses it."""
+    try:
+        return render(_rendering(messages, style, prompt=prompt))
+    except DataError:
+        return ""
+
+
+def _rendering(messages: Sequence[Message], style: CallStyle, *, prompt: bool = False) -> Rendering:
+    turns = turns_of(messages, style, lambda message: {"role": message.role, "content": message.content})
+    return Rendering(turns, prompt, tools_of([_DEFINITION]))
+
+
+def _calling(*names: str) -> Message:
+    calls = (ToolCall(name, json.dumps({_KEY: _VALUE}), f"call_{place}") for place, name in enumerate(names))
+    return Message("assistant", "", tool_calls=tuple(calls))
+
+
+def _result() -> Message:
+    return Message("tool", _RESULT)

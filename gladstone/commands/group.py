@@ -1,0 +1,77 @@
+"""Glue for the commands: exit codes, lazily imported subcommands, and the extra that installs a missing package."""
+
+import errno
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from gladstone.errors import GladstoneError, UnsupportedError
+from gladstone.report.terminal import visible
+
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+# refusals of the file system (permissions, space, names): never a bug, wherever they occur
+REFUSALS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
+
+
+class Group(click.Group):
+    """A command group that turns errors into one readable message: exit code 0 done, 1 error, 2 usage, 130 Ctrl-C.
+
+    A GladstoneError is such an error, and so is a refusal of the file system that no code handled.
+    """
+
+    def __init__(
+        self, *args: Any, lazy: dict[str, tuple[str, str]] | None = None, resumes: bool = False, **kwargs: Any
+    ) -> None:
+        """`lazy` maps names to ("module:command", summary). `resumes`: the command continues when it is run again."""
+        super().__init__(*args, **kwargs)
+        self._lazy = lazy or {}
+        self._after_stop = "\nStopped." + (" The same command again finishes the work." if resumes else "")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.commands, *self._lazy]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self._lazy:
+            module, attribute = self._lazy[cmd_name][0].split(":")
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, command.get_short_help_str(80)) for name, command in self.commands.items()]
+        rows += [(name, summary) for name, (_, summary) in self._lazy.items()]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GladstoneError as error:
+            click.echo(f"Error: {visible(str(error))}", err=True)
+            ctx.exit(EXIT_ERROR)
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            where = f"{error.filename}: " if error.filename is not None else ""
+            click.echo(visible(f"Error: {where}{error.strerror}."), err=True)
+            ctx.exit(EXIT_ERROR)
+        except KeyboardInterrupt:
+            click.echo(self._after_stop, err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+
+
+def require_packages(stage: str, extra: str, modules: Sequence[str]) -> None:
+    """Raise UnsupportedError with the right `pip install` if a module is not installed. Imports nothing."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UnsupportedError(
+            f"{stage} needs {', '.join(missing)}, not installed here. Run: pip install 'gladstone[{extra}]' "
+            f"(from a clone: pip install '.[{extra}]')"
+        )

@@ -1,0 +1,227 @@
+"""Is what a GGUF header says of a model possible? What llama.cpp does not refuse but dies of, or silently gets wrong.
+
+A failed assertion in llama.cpp ends the whole process. The limits are those of its llama-hparams.h and llama-model.cpp.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gladstone.gguf.header import Tensor
+
+MAX_LAYERS, MAX_EXPERTS = 512, 1024
+SHOWN = 50  # characters or items of a value in a message
+MAX_WIDTH, MAX_UNITS, MAX_HEADS, MAX_COUNT = 1 << 20, 1 << 24, 1 << 14, (1 << 32) - 1
+ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+POOLINGS = (0, 1, 2, 3, 4, MAX_COUNT)  # the last is "unspecified"
+U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9  # types of values, as the format numbers them
+TYPE_NAMES = (
+    "u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64",
+)  # fmt: skip
+
+# whole numbers of an architecture: the least and the most that can be; those that vary by layer may be lists
+SIZES = {
+    "context_length": (1, MAX_COUNT), "embedding_length": (1, MAX_WIDTH), "block_count": (1, MAX_LAYERS),
+    "decoder_block_count": (1, MAX_LAYERS), "vocab_size": (1, MAX_UNITS), "embedding_length_out": (1, MAX_WIDTH),
+    "attention.key_length": (0, MAX_UNITS), "attention.value_length": (0, MAX_UNITS),
+    "attention.key_length_swa": (0, MAX_UNITS), "attention.value_length_swa": (0, MAX_UNITS),
+    "rope.dimension_count": (0, MAX_UNITS), "rope.dimension_count_swa": (0, MAX_UNITS),
+    "rope.scaling.original_context_length": (0, MAX_COUNT), "attention.relative_buckets_count": (2, 1 << 16),
+    "leading_dense_block_count": (0, MAX_LAYERS), "expert_shared_count": (0, MAX_EXPERTS),
+    "ssm.conv_kernel": (0, 1 << 16), "ssm.state_size": (0, MAX_UNITS), "ssm.inner_size": (0, MAX_UNITS),
+    "ssm.time_step_rank": (0, MAX_UNITS), "ssm.group_count": (0, MAX_UNITS), "wkv.head_size": (1, MAX_UNITS),
+}  # fmt: skip
+SIZES_BY_LAYER = {
+    "feed_forward_length": (0, MAX_UNITS), "attention.head_count": (0, MAX_HEADS),
+    "attention.head_count_kv": (0, MAX_HEADS), "expert_used_count": (0, MAX_EXPERTS),
+    "expert_feed_forward_length": (0, MAX_UNITS),
+}  # fmt: skip
+POSITIVE = ("rope.freq_base", "rope.freq_base_swa")
+TRUTHS = ("attention.causal", "use_parallel_residual", "expert_weights_norm", "rope.scaling.finetuned")
+# what these look up has another width than their layers, or is another model's
+OWN_EMBEDDING = ("wavtokenizer-dec", "eagle3", "dflash")
+
+
+class DamagedError(Exception):
+    """Something in the header contradicts the file or itself; caught by `read_header`, which knows the path."""
+
+
+class ForeignError(DamagedError):
+    """The file may be whole, but is for something else; the message says what to do, and a new copy is no help."""
+
+
+def quoted(value: object) -> str:
+    """A value of the file as one short line."""
+    is_long = isinstance(value, str | list) and len(value) > SHOWN
+    text = repr(value[:SHOWN] if is_long else value)  # type: ignore[index]
+    return f"{text[: 2 * SHOWN]}…" if is_long or len(text) > 2 * SHOWN else text
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of a header: their values, the types of these, and of arrays the types of the items."""
+
+    values: dict[str, Any]
+    types: dict[str, int]
+    items: dict[str, int]
+
+    def typed(self, key: str, kind: int, items: tuple[int, ...] = ()) -> Any:
+        """A value, None if there is none. Raises DamagedError if it, or an array's items, are of another type."""
+        if key not in self.values:
+            return None
+        if self.types[key] != kind or (kind == ARRAY and self.items[key] not in items):
+            found = TYPE_NAMES[self.types[key]]
+            found = f"{TYPE_NAMES[self.items[key]]} {found}" if key in self.items else found
+            wanted = " or ".join(TYPE_NAMES[item] for item in items) + " array" if items else TYPE_NAMES[kind]
+            raise DamagedError(f"{key} is {quoted(self.values[key])}, of the type {found}, expected {wanted}")
+        return self.values[key]
+
+
+def check_sizes(keys: Keys) -> None:
+    """Raises DamagedError for sizes that no model can have, or that contradict each other."""
+    architecture = keys.values.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise DamagedError("it does not name an architecture")
+    for name in ("general.name", "general.type"):
+        keys.typed(name, STRING)
+    sizes = Sizes(keys, architecture)
+    for name, (least, most) in SIZES.items():
+        sizes.number(name, least, most)
+    for name, (least, most) in SIZES_BY_LAYER.items():
+        sizes.by_layer(name, least, most)
+    for name in TRUTHS:
+        keys.typed(f"{architecture}.{name}", BOOL)
+    sizes.number("nextn_predict_layers", 0, sizes.layers)
+    _check_fractions(keys, architecture)
+    _check_choices(keys, architecture)
+    _check_experts(sizes)
+    _check_heads(sizes)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of an architecture, by their names without it."""
+
+    keys: Keys
+    architecture: str
+
+    @property
+    def layers(self) -> int:
+        """Number of layers; where the file does not say, the most that there can be."""
+        return int(self.keys.values.get(f"{self.architecture}.block_count", MAX_LAYERS))
+
+    def number(self, name: str, least: int, most: int) -> int | None:
+        """A whole number, None if the file does not give it. Raises DamagedError if it is none or out of range."""
+        key = f"{self.architecture}.{name}"
+        value = self.keys.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, int) or not least <= value <= most:
+            raise DamagedError(f"{key} is {quoted(value)}, expected a number from {least:,} to {most:,}")
+        self.keys.typed(key, U32)
+        return value
+
+    def by_layer(self, name: str, least: int, most: int) -> list[int]:
+        """The number of each layer, [] if the file does not give it. Raises DamagedError as `number` does."""
+        key = f"{self.architecture}.{name}"
+        value = self.keys.values.get(key)
+        if not isinstance(value, list):
+            number = self.number(name, least, most)
+            return [] if number is None else [number] * min(self.layers, MAX_LAYERS)
+        self.keys.typed(key, ARRAY, (4, 5))
+        if len(value) != self.layers and f"{self.architecture}.block_count" in self.keys.values:
+            raise DamagedError(f"{key} has {len(value):,} entries for {self.layers:,} layers")
+        wrong = next((number for number in value if not least <= number <= most), None)
+        if wrong is not None:
+            raise DamagedError(f"{key} holds {wrong:,}, expected numbers from {least:,} to {most:,}")
+        return value
+
+
+def _check_fractions(keys: Keys, architecture: str) -> None:
+    for key, value in keys.values.items():
+        if not key.startswith(f"{architecture}."):
+            continue
+        is_epsilon = key.endswith("_epsilon")
+        if is_epsilon and not (isinstance(value, float) and math.isfinite(value) and value >= 0):
+            raise DamagedError(f"{key} is {quoted(value)}, expected a small positive number")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise DamagedError(f"{key} is {value}, expected a finite number")
+    for name in POSITIVE:
+        value = keys.typed(f"{architecture}.{name}", F32)
+        if value is not None and value <= 0:
+            raise DamagedError(f"{architecture}.{name} is {value}, expected a positive number")
+
+
+def _check_choices(keys: Keys, architecture: str) -> None:
+    scaling = keys.values.get(f"{architecture}.rope.scaling.type", "none")
+    if scaling not in ROPE_SCALINGS:
+        raise DamagedError(
+            f"{architecture}.rope.scaling.type is {quoted(scaling)}, expected {', '.join(ROPE_SCALINGS)}"
+        )
+    factor = keys.values.get(f"{architecture}.rope.scaling.factor", 1.0)
+    if not isinstance(factor, float) or factor < 0:
+        raise DamagedError(f"{architecture}.rope.scaling.factor is {quoted(factor)}, expected a positive number")
+    for name in ("pooling_type", "classifier.pooling_type"):
+        pooling = keys.typed(f"{architecture}.{name}", U32)
+        if pooling is not None and pooling not in POOLINGS:
+            raise DamagedError(f"{architecture}.{name} is {pooling:,}, expected a number from 0 to 4")
+
+
+def _check_experts(sizes: Sizes) -> None:
+    """The assertions of llama.cpp's `load_hparams`."""
+    count = sizes.number("expert_count", 0, MAX_COUNT) or 0
+    most = max(sizes.by_layer("expert_used_count", 0, MAX_EXPERTS), default=0)
+    if count > MAX_EXPERTS or most > count or (count and not most):
+        raise DamagedError(f"it claims {count:,} experts and to use {most:,} of them")
+    groups = sizes.number("expert_group_count", 0, MAX_COUNT) or 0
+    used = sizes.number("expert_group_used_count", 0, MAX_COUNT) or 0
+    if groups and (groups >= count or (groups > 1 and (count % groups or not 0 < used < groups))):
+        raise DamagedError(f"it claims {count:,} experts in {groups:,} groups, of which {used:,} are used")
+
+
+def _check_heads(sizes: Sizes) -> None:
+    heads = sizes.by_layer("attention.head_count", 0, MAX_HEADS)
+    shared = sizes.by_layer("attention.head_count_kv", 0, MAX_HEADS) or heads
+    for ours, theirs in zip(heads, shared, strict=False):
+        if ours and theirs and ours % theirs:
+            raise DamagedError(f"{ours:,} attention heads cannot share {theirs:,} heads of keys and values")
+    width, first = sizes.number("embedding_length", 1, MAX_WIDTH), heads[0] if heads else 0
+    length = sizes.number("attention.key_length", 1, MAX_UNITS)
+    if length is None and width is not None and first:
+        if width % first:
+            raise DamagedError(f"a width of {width:,} cannot be divided among {first:,} attention heads")
+        length = width // first
+    rotated = sizes.number("rope.dimension_count", 0, MAX_UNITS)
+    if rotated is not None and length is not None and (rotated > length or rotated % 2):
+        raise DamagedError(f"of attention heads of {length:,} numbers {rotated:,} cannot be rotated")
+
+
+def check_shapes(keys: Keys, tensors: "Sequence[Tensor]") -> None:
+    """Raises DamagedError if tensors contradict the number of layers, the width or the vocabulary.
+
+    Only the tensors of this file are looked at: a model may be split.
+    """
+    architecture = keys.values["general.architecture"]
+    sizes = Sizes(keys, architecture)
+    layers = max(sizes.layers, keys.values.get(f"{architecture}.decoder_block_count", 0))
+    for tensor in tensors:
+        number = re.match(r"(?:enc\.|dec\.)?blk\.(\d+)\.", tensor.name)
+        if number is not None and int(number[1]) >= layers:
+            raise DamagedError(f"it holds the tensor {quoted(tensor.name)}, but only {layers:,} layers")
+        if tensor.name == "token_embd.weight" and architecture not in OWN_EMBEDDING:
+            _check_embedding(tensor, keys, sizes)
+
+
+def _check_embedding(tensor: "Tensor", keys: Keys, sizes: Sizes) -> None:
+    width, tokens = sizes.number("embedding_length", 1, MAX_WIDTH), keys.values.get("tokenizer.ggml.tokens")
+    expected = (
+        width if width is not None else tensor.shape[0],
+        len(tokens) if tokens is not None else tensor.shape[-1],
+    )
+    if tensor.shape != expected:
+        raise DamagedError(
+            f"tensor 'token_embd.weight' has the shape {tensor.shape}, expected {expected}: width and vocabulary"
+        )

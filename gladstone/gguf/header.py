@@ -1,0 +1,341 @@
+"""GGUF headers, read with every count, offset and length checked against the file before llama.cpp sees it.
+
+Layout (ggml/docs/gguf.md): magic, version, tensor count, key count; key–value pairs; tensor descriptions; padding;
+tensor data. Little-endian. llama.cpp itself loads some damaged files without a word and aborts the process on others.
+"""
+
+import math
+import mmap
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gladstone.artifacts import is_listed
+from gladstone.chat.template import template_sha256
+from gladstone.errors import ArtifactError
+from gladstone.gguf.architectures import check_architecture
+from gladstone.gguf.check_model import U32, DamagedError, ForeignError, Keys, check_shapes, check_sizes, quoted
+from gladstone.gguf.check_vocabulary import check_vocabulary
+from gladstone.gguf.identify_file import HEAD_BYTES, name_file, name_folder
+from gladstone.gguf.kinds import kind_of, writes_no_text
+from gladstone.gguf.parts import misnamed, part_name, raw_part
+from gladstone.gguf.values import MAX_ITEMS, Cursor
+from gladstone.gguf.versions import check_version, unknown_type
+
+COMPOSES = "gladstone.tokenizer.composes"  # a bool of our own: characters are composed (NFC) before a text is split
+MAGIC = b"GGUF"
+SPLIT_COUNT, SPLIT_NUMBER, U16 = "split.count", "split.no", 2
+MAX_TENSORS, MAX_KEYS, MAX_DIMENSIONS = 1 << 16, 1 << 12, 4
+MAX_OTHER_ITEMS = 1 << 16  # of an array that is no part of the vocabulary
+MAX_NAME_BYTES, MAX_KEY_BYTES = 63, 65535
+
+# type id: (name, weights per block, bytes per block), from ggml.h and ggml-common.h
+TENSOR_TYPES = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
+}  # fmt: skip
+
+# general.file_type, llama.h's llama_ftype; the types a user meets
+FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
+    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS",
+    20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M",
+    28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0",
+    38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
+}  # fmt: skip
+
+
+MOST_CONTEXT_TOKENS = 1 << 24  # no published model was trained on as many (Llama 4 Scout: 10 million)
+POSITIONS = "position_embd.weight"  # (width, positions), where positions were learned one by one
+MOST_PADDING = 4096  # between a part's last tensor and its end
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Description of one tensor; `shape` has the fastest dimension first, `offset` counts from the data section."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """Everything before the tensor data."""
+
+    path: Path
+    version: int
+    metadata: dict[str, Any]
+    value_types: dict[str, int]  # of each key, as the format numbers them; an array's is that of an array
+    tensors: tuple[Tensor, ...]
+    data_offset: int  # bytes from the file's beginning
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GgufInfo:
+    """What a person asks of a model file."""
+
+    path: Path
+    parts: tuple[Path, ...]  # all files of a model that was split, else the one
+    architecture: str
+    name: str | None
+    parameters: int
+    quantisation: str
+    size_bytes: int
+    context_tokens: int
+    vocabulary: int
+    tensor_types: dict[str, int]
+    template: str | None
+    template_sha256: str | None
+    claimed_tokens: int = 0  # what the file says that its context is, `context_tokens` is what can be used of it
+
+
+class OtherKindError(ArtifactError):
+    """A sound GGUF, but no model: an importance matrix, an adapter, a projector and the like."""
+
+
+def read_header(path: Path, *, is_model: bool = True) -> GgufHeader:
+    """Read and check a GGUF header. Raises ArtifactError that says what the file is instead, or what is wrong in it.
+
+    A file that holds no model, as an importance matrix, is not asked for an architecture and a sound vocabulary.
+    """
+    try:
+        _check_regular(path)
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            if size == 0:
+                raise ArtifactError(f"{path}: the file is empty, expected a GGUF model.")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                if data[: len(MAGIC)] != MAGIC:
+                    raise ArtifactError(
+                        f"{path}: expected a GGUF model, this is {name_file(path, data[:HEAD_BYTES], size)}."
+                    )
+                return _parse(path, data, is_model=is_model)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
+    except DamagedError as problem:
+        part = raw_part(path)
+        if part is not None:
+            raise ArtifactError(f"{path}: {part}.") from None
+        advice = "" if isinstance(problem, ForeignError) else f" {renewal(path)}"
+        raise ArtifactError(f"{path}: not a usable GGUF file: {problem}.{advice}") from None
+
+
+def _check_regular(path: Path) -> None:
+    if path.is_file():
+        return
+    if path.is_dir():
+        raise ArtifactError(f"{path}: not a regular file: expected a GGUF model, this is {name_folder(path)}.")
+    if path.is_symlink() and not path.exists():
+        raise ArtifactError(f"{path}: no such model file: it is a link to {path.readlink()}, which is not there.")
+    raise ArtifactError(f"{path}: no such model file." if not path.exists() else f"{path}: not a regular file.")
+
+
+def renewal(path: Path) -> str:
+    """How to come by a whole file: what was exported here is exported again, others are brought again."""
+    return "Export it again." if is_listed(path) else "Download or copy it again."
+
+
+def read_model(path: Path) -> tuple[GgufHeader, ...]:
+    """The headers of a model's file, or of all its parts if it was split; the first one has the metadata.
+
+    Raises ArtifactError as `read_header` does, or if a part is missing, or `path` is not the first one;
+    UnsupportedError for an architecture that the installed llama.cpp does not know.
+    """
+    first = read_header(path)
+    count, number = first.metadata.get(SPLIT_COUNT, 1), first.metadata.get(SPLIT_NUMBER, 0)
+    others: tuple[GgufHeader, ...] = ()
+    if count > 1:
+        wrong = misnamed(path, number, count)
+        if wrong is not None:
+            raise ArtifactError(f"{path}: {wrong}.")
+        stem = path.name[: -len("-00001-of-00001.gguf")]
+        paths = (path.with_name(part_name(stem, each, count)) for each in range(2, count + 1))
+        others = tuple(read_header(part, is_model=False) for part in paths)
+    check_architecture(path, first.metadata["general.architecture"])
+    return (first, *others)
+
+
+def read_writer(path: Path) -> tuple[GgufHeader, ...]:
+    """As `read_model`, of a model that writes text. Raises ArtifactError for one that does not, as one for vectors."""
+    headers = read_model(path)
+    why = writes_no_text(headers[0].metadata, sum(len(header.tensors) for header in headers))
+    if why is not None:
+        raise ArtifactError(f"{path}: {why}.")
+    return headers
+
+
+def _parse(path: Path, data: mmap.mmap, *, is_model: bool) -> GgufHeader:
+    cursor = Cursor(data)
+    cursor.take(len(MAGIC), "the magic number")
+    version = cursor.scalar("<I", "the version")
+    check_version(version)
+    tensor_count, key_count = cursor.scalar("<Q", "the tensor count"), cursor.scalar("<Q", "the key count")
+    if tensor_count > MAX_TENSORS or key_count > MAX_KEYS:
+        raise DamagedError(f"it claims {tensor_count:,} tensors and {key_count:,} keys")
+    keys = _keys(cursor, key_count)
+    is_first = is_model and not _part_number(keys)
+    if is_model and (kind := kind_of(keys.values)):
+        raise OtherKindError(f"{path}: {kind.told(path)}.")
+    if is_first and tensor_count and "general.architecture" not in keys.values:
+        _check_nameless(path, cursor, tensor_count)
+    if is_first:  # of a model that was split the others have no metadata
+        check_sizes(keys)
+        check_vocabulary(keys)
+    alignment = keys.typed("general.alignment", U32)
+    alignment = 32 if alignment is None else alignment
+    if alignment < 8 or alignment & (alignment - 1):
+        raise DamagedError(f"alignment {alignment!r} is no power of two of at least 8")
+    tensors = tuple(_tensor(cursor, number) for number in range(tensor_count))
+    data_offset = -(-cursor.position // alignment) * alignment
+    _check_tensors(tensors, alignment, len(data) - data_offset, data_offset, gaps=not is_model)
+    _check_joined(data, data_offset, tensors, keys)
+    if is_first:
+        check_shapes(keys, tensors)
+    return GgufHeader(path, version, keys.values, keys.types, tensors, data_offset, len(data))
+
+
+def _keys(cursor: Cursor, count: int) -> Keys:
+    keys = Keys({}, {}, {})
+    for number in range(count):
+        key = cursor.text(f"key {number + 1} of {count}", MAX_KEY_BYTES)
+        if not key:
+            raise DamagedError(f"key {number + 1} of {count} has no name")
+        if not key.isprintable():
+            raise DamagedError(f"the key {quoted(key)} holds control characters")
+        if key in keys.values:
+            raise DamagedError(f"the key {quoted(key)} is there twice")
+        what = quoted(key)
+        keys.types[key] = kind = cursor.scalar("<I", what)
+        most = MAX_ITEMS if key.startswith("tokenizer.") else MAX_OTHER_ITEMS
+        keys.values[key], items = cursor.value(kind, what, most)
+        if isinstance(keys.values[key], str) and "\0" in keys.values[key]:  # llama.cpp reads no further
+            raise DamagedError(f"{what} is a text with a zero byte in it: {quoted(keys.values[key])}")
+        if items is not None:
+            keys.items[key] = items
+    return keys
+
+
+def _part_number(keys: Keys) -> int:
+    """Which part of a model this is, from 0."""
+    for key in (SPLIT_COUNT, SPLIT_NUMBER):
+        keys.typed(key, U16)
+    count, number = keys.values.get(SPLIT_COUNT, 1), keys.values.get(SPLIT_NUMBER, 0)
+    if number and number >= count:
+        raise DamagedError(f"it claims to be part {number + 1:,} of {count:,}")
+    return int(number)
+
+
+def _tensor(cursor: Cursor, number: int) -> Tensor:
+    what = f"the description of tensor {number + 1}"
+    name = cursor.text(what, MAX_NAME_BYTES)
+    dimensions = cursor.scalar("<I", what)
+    if not 1 <= dimensions <= MAX_DIMENSIONS:
+        raise DamagedError(f"tensor {quoted(name)} has {dimensions} dimensions")
+    shape = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions, what))
+    kind, offset = cursor.scalar("<I", what), cursor.scalar("<Q", what)
+    if not name.isprintable():
+        raise DamagedError(f"tensor {number + 1} has control characters in its name, {quoted(name)}")
+    if kind not in TENSOR_TYPES:
+        raise unknown_type(name, kind)
+    type_name, block, block_bytes = TENSOR_TYPES[kind]
+    if 0 in shape or shape[0] % block:
+        raise DamagedError(f"tensor {name!r} of type {type_name} has the impossible shape {shape}")
+    return Tensor(name, shape, type_name, offset, math.prod(shape) // block * block_bytes)
+
+
+def _check_tensors(
+    tensors: tuple[Tensor, ...], alignment: int, data_bytes: int, data_offset: int, *, gaps: bool
+) -> None:
+    twice = [name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1]
+    if twice:
+        raise DamagedError(f"tensor {twice[0]!r} is there twice")
+    expected = 0  # llama.cpp takes a model's one right behind the other only
+    for tensor in tensors:
+        end = tensor.offset + tensor.size_bytes
+        if end > data_bytes:
+            least = data_offset + max(each.offset + each.size_bytes for each in tensors)
+            raise DamagedError(
+                f"tensor {tensor.name!r} ends {end - data_bytes:,} bytes after the file's end: the file is cut short, "
+                f"of {least:,} bytes it holds {max(0, data_offset + data_bytes):,}"
+            )
+        if tensor.offset % alignment or tensor.offset < expected or (tensor.offset > expected and not gaps):
+            raise DamagedError(
+                f"tensor {tensor.name!r} starts at the impossible offset {tensor.offset:,}, expected {expected:,}"
+            )
+        expected = -(-end // alignment) * alignment
+
+
+def _check_joined(data: mmap.mmap, data_offset: int, tensors: tuple[Tensor, ...], keys: Keys) -> None:
+    """Raises DamagedError for pieces of a split that were put together as raw parts are: llama.cpp reads the first."""
+    count = keys.values.get(SPLIT_COUNT, 1)
+    end = data_offset + max((tensor.offset + tensor.size_bytes for tensor in tensors), default=0)
+    if count > 1 and MAGIC in data[end : end + MOST_PADDING]:
+        raise ForeignError(
+            f"{count} parts of a split joined by `cat`, each with a header of its own. Keep the parts as they were and "
+            "give the first, or join them with llama.cpp's `llama-gguf-split --merge`"
+        )
+
+
+def _check_nameless(path: Path, cursor: Cursor, tensor_count: int) -> None:
+    """Raises OtherKindError for a file of stable-diffusion.cpp's, which may have no keys at all."""
+    begin = cursor.position
+    names = [_tensor(cursor, number).name for number in range(min(tensor_count, 64))]
+    cursor.position = begin
+    if kind := kind_of({}, names):
+        raise OtherKindError(f"{path}: {kind.told(path)}.")
+
+
+def read_info(path: Path) -> GgufInfo:
+    """The facts about a model file that `runtime info` shows. Raises ArtifactError as `read_header` does."""
+    return info_of(read_model(path))
+
+
+def usable_context(headers: Sequence[GgufHeader]) -> int:
+    """Tokens of context that a model can be used with: what it claims, as far as it has positions and that can be true.
+
+    llama.cpp takes a claim of 2³¹ and more for a negative number.
+    """
+    metadata = headers[0].metadata
+    claimed = int(metadata.get(f"{metadata['general.architecture']}.context_length", 0))
+    learned = next(
+        (tensor.shape[-1] for header in headers for tensor in header.tensors if tensor.name == POSITIONS), claimed
+    )
+    return min(claimed, learned, MOST_CONTEXT_TOKENS)
+
+
+def info_of(headers: Sequence[GgufHeader]) -> GgufInfo:
+    """The same of headers that were read already."""
+    path, metadata = headers[0].path, headers[0].metadata
+    architecture = metadata["general.architecture"]
+    template = metadata.get("tokenizer.chat_template")
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    types = Counter(tensor.type_name for tensor in tensors)
+    file_type, name = metadata.get("general.file_type"), metadata.get("general.name")
+    return GgufInfo(
+        path=path,
+        architecture=architecture,
+        name=name if isinstance(name, str) else None,
+        parameters=sum(math.prod(tensor.shape) for tensor in tensors),
+        quantisation=FILE_TYPES.get(file_type, "unknown") if isinstance(file_type, int) else "unknown",
+        size_bytes=sum(header.size_bytes for header in headers),
+        parts=tuple(header.path for header in headers),
+        context_tokens=usable_context(headers),
+        claimed_tokens=metadata.get(f"{architecture}.context_length", 0),
+        vocabulary=len(metadata.get("tokenizer.ggml.tokens", ())),
+        tensor_types=dict(types.most_common()),
+        template=template if isinstance(template, str) else None,
+        template_sha256=template_sha256(template) if isinstance(template, str) else None,
+    )

@@ -1,0 +1,241 @@
+"""What a file or a folder is that was given for a GGUF model and is none: told by its first bytes and its name.
+
+Each answer is the end of a sentence that begins "expected a GGUF model, this is": what it is, and what to do with it.
+"""
+
+import json
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gladstone.commands.shell import command_line
+from gladstone.gguf.parts import raw_part
+
+HEAD_BYTES = 4096
+EXPORT = "`gladstone export gguf` makes a GGUF of a model's or an adapter's folder"
+NOT_RUN = "Gladstone runs GGUF files"
+OLD = "no llama.cpp of today reads it: look for the model as a GGUF, or export its folder"
+SHOWN_FILES = 5
+
+# first bytes: what they begin, and what can be done with it
+MAGICS = {
+    b"PK\x03\x04": ("a zip archive", "Unpack it"),
+    b"\x1f\x8b": ("a gzip file", "Unpack it"),
+    b"BZh": ("a bzip2 file", "Unpack it"),
+    b"\xfd7zXZ\x00": ("an xz file", "Unpack it"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "Unpack it"),
+    b"Rar!": ("a RAR archive", "Unpack it"),
+    b"\x28\xb5\x2f\xfd": ("a zstd file", "Unpack it"),
+    b"\x80\x02": ("a Python pickle", f"as torch.save wrote weights. {EXPORT}"),
+    b"\x80\x03": ("a Python pickle", f"as torch.save wrote weights. {EXPORT}"),
+    b"\x80\x04": ("a Python pickle", f"as torch.save wrote weights. {EXPORT}"),
+    b"lmgg": ("a GGML file, as whisper.cpp reads for speech and llama.cpp did before GGUF", OLD),
+    b"fmgg": ("a GGMF file, llama.cpp's format of 2023", OLD),
+    b"tjgg": ("a GGJT file, llama.cpp's format of 2023", OLD),
+    b"algg": ("a GGLA file, llama.cpp's LoRA format before GGUF",
+              "export the adapter's own folder: `gladstone export lora`"),
+    b"\x89HDF": ("an HDF5 file, as Keras writes weights", NOT_RUN),
+    b"MZqFpD": ("a llamafile, a program with a model inside", "Run it by itself, or unpack the .gguf in it"),
+    b"\x7fELF": ("a program", NOT_RUN),
+    b"MZ": ("a program", NOT_RUN),
+    b"%PDF": ("a PDF", NOT_RUN),
+    b"\x89PNG": ("a picture", NOT_RUN),
+    b"\xff\xd8\xff": ("a picture", NOT_RUN),
+    b"SQLite format 3": ("a database", NOT_RUN),
+    b"PAR1": ("a Parquet file, rows of data", NOT_RUN),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A file's path, its first bytes and how many it has."""
+
+    path: Path
+    head: bytes
+    size_bytes: int
+
+    @property
+    def text(self) -> str | None:
+        """The beginning, if it is text."""
+        return self.head.decode("utf-8", "ignore") if looks_like_text(self.head) else None
+
+
+def name_file(path: Path, head: bytes, size_bytes: int) -> str:
+    """What a file is whose first bytes are not those of a GGUF, and what to do."""
+    sample = Sample(path, head[:HEAD_BYTES], size_bytes)
+    found = next((told for told in (recognise(sample) for recognise in RECOGNISERS) if told), None)
+    return found or "not one (its first bytes are not 'GGUF')"
+
+
+def looks_like_text(head: bytes) -> bool:
+    """Whether the bytes are printable UTF-8; a character cut at their end is no harm."""
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:
+            return False
+        text = head[: error.start].decode("utf-8")
+    return all(character.isprintable() or character in "\r\n\t" for character in text)
+
+
+def _zip(sample: Sample) -> str | None:
+    """torch.save writes a zip with `…/data.pkl`; others may hold a GGUF."""
+    if not sample.head.startswith(b"PK\x03\x04"):
+        return None
+    try:
+        with zipfile.ZipFile(sample.path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return None  # the table of first bytes names it
+    if any(name.endswith("data.pkl") for name in names):
+        return f"a PyTorch file (.bin, .pt, .ckpt). {EXPORT}"
+    inside = next((name for name in names if name.endswith(".gguf")), None)
+    return f"a zip archive with {Path(inside).name} in it. Unpack it" if inside else None
+
+
+def _tar(sample: Sample) -> str | None:
+    return "a tar archive. Unpack it" if sample.head[257:262] == b"ustar" else None
+
+
+def _safetensors(sample: Sample) -> str | None:
+    length = int.from_bytes(sample.head[:8], "little")
+    if len(sample.head) < 10 or sample.head[8:9] != b"{" or not 2 <= length <= max(sample.size_bytes, 1 << 27):
+        return None
+    if b"lora_" in sample.head or sample.path.name.startswith("adapter"):
+        folder = command_line("gladstone", "export", "lora", sample.path.parent)
+        return f"a PEFT adapter in safetensors. `{folder}` makes a GGUF of it, `export gguf` a whole model"
+    folder = command_line("gladstone", "export", "gguf", sample.path.parent)
+    return f"weights in safetensors. `{folder}` makes a GGUF of their folder"
+
+
+def _magic(sample: Sample) -> str | None:
+    for magic, (what, advice) in MAGICS.items():
+        if sample.head.startswith(magic):
+            return f"{what}{': ' if advice[0].islower() else '. '}{advice}"
+    if sample.head[4:8] == b"TFL3":
+        return f"a TensorFlow Lite model. {NOT_RUN}"
+    return None
+
+
+def _onnx(sample: Sample) -> str | None:
+    """A protocol buffer: ir_version first, then as a rule the name of the tool that made it."""
+    head = sample.head
+    begins = len(head) > 3 and head[0] == 0x08 and head[1] < 32 and head[2] in (0x12, 0x3A)
+    if sample.path.suffix.lower() == ".onnx" or (begins and re.search(rb"pytorch|onnx|tf2onnx|skl2onnx", head[:64])):
+        return f"an ONNX model. {NOT_RUN}; {EXPORT[0].lower()}{EXPORT[1:]}"
+    return None
+
+
+def _old_imatrix(sample: Sample) -> str | None:
+    if not is_old_imatrix(sample.head):
+        return None
+    return f"an importance matrix in llama.cpp's older form. {use_of_imatrix(sample.path)}"
+
+
+def is_old_imatrix(head: bytes) -> bool:
+    """Whether a file begins as llama-imatrix's binary form does: a count, and the name of a weight."""
+    if len(head) < 16:
+        return False
+    count, length = struct.unpack_from("<ii", head)
+    name = head[8 : 8 + max(length, 0)]
+    return 0 < count < 1 << 16 and 4 < length < 256 and len(name) == length and b"weight" in name and name.isascii()
+
+
+def use_of_imatrix(path: Path) -> str:
+    """The command that an importance matrix is for."""
+    return f"It is for quantising: `gladstone export gguf RUN --quant iq4_xs {command_line('--imatrix', path)}`"
+
+
+def _zeros(sample: Sample) -> str | None:
+    if sample.head.strip(b"\0"):
+        return None
+    return "nothing but zeros where it begins: a download that has not got so far. Download it again"
+
+
+def _raw(sample: Sample) -> str | None:
+    return raw_part(sample.path)
+
+
+def _web(sample: Sample) -> str | None:
+    """What a download brings in a model's place."""
+    text = sample.text
+    if text is None:
+        return None
+    if text.startswith("version https://git-lfs.github.com/spec/"):
+        found = re.search(r"^size (\d+)$", text, re.MULTILINE)
+        of = f" of the {int(found[1]):,} bytes that it stands for" if found else ""
+        return f"a git-LFS pointer, a note in place{of}. Run `git lfs pull`, or download the file itself"
+    if re.match(r"\s*<(?:!doctype html|html|head|\?xml)", text, re.IGNORECASE):
+        return "a web page. The download brought an error or a login in the file's place: download it again"
+    return None
+
+
+def _json(sample: Sample) -> str | None:
+    if sample.text is None or not sample.text.lstrip().startswith("{"):
+        return None
+    try:
+        data = json.loads(sample.path.read_text(encoding="utf-8")) if sample.size_bytes < 1 << 20 else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict):
+        return None
+    if isinstance(data.get("layers"), list) and "schemaVersion" in data:
+        return f"a manifest of Ollama's. {_blob_of(sample.path, data)}"
+    if "peft_type" in data or "model_type" in data:
+        return f"the configuration of {'an adapter' if 'peft_type' in data else 'a model'}. {EXPORT}"
+    return "a JSON file"
+
+
+def _blob_of(path: Path, manifest: dict[str, Any]) -> str:
+    """Where Ollama keeps the model that its manifest names."""
+    models = (
+        each.get("digest") for each in manifest["layers"]
+        if isinstance(each, dict) and str(each.get("mediaType", "")).endswith("image.model")
+    )  # fmt: skip
+    digest = next((each for each in models if isinstance(each, str)), None)
+    if digest is None:
+        return "It names no model"
+    blob = digest.replace(":", "-", 1)
+    folder = next((each / "blobs" for each in path.absolute().parents if (each / "blobs" / blob).is_file()), None)
+    return f"The model is {command_line(folder / blob)}" if folder else f"The model is {blob} in its folder `blobs`"
+
+
+def _modelfile(sample: Sample) -> str | None:
+    found = re.search(r"^FROM +(\S.*?)\s*$", sample.text or "", re.MULTILINE | re.IGNORECASE)
+    return f"a Modelfile of Ollama's. Give the model that it names: {found[1]}" if found else None
+
+
+def _text(sample: Sample) -> str | None:
+    if sample.text is None:
+        return None
+    line = sample.text.strip().splitlines()[0] if sample.text.strip() else ""
+    return f"a text file. It begins: {line[:60]!r}" if len(line) > 1 else "a text file"
+
+
+RECOGNISERS: tuple[Callable[[Sample], str | None], ...] = (
+    _zeros, _safetensors, _zip, _tar, _magic, _onnx, _old_imatrix, _web, _json, _modelfile, _raw, _text,
+)  # fmt: skip
+
+
+def name_folder(folder: Path) -> str:
+    """What a folder is that was given in a model's place, and what to give."""
+    try:
+        names = sorted(each.name for each in folder.iterdir())
+    except OSError as error:
+        return f"a folder that cannot be read: {error.strerror}"
+    files = [name for name in names if name.endswith(".gguf")]
+    models = [name for name in files if not re.search(r"imatrix|mmproj|lora", name)] or files
+    first = [name for name in models if not re.search(r"-\d{5}-of-\d{5}\.gguf$", name) or "-00001-of-" in name]
+    if first:
+        more = f" and {len(first) - SHOWN_FILES} more" if len(first) > SHOWN_FILES else ""
+        told = ", ".join(command_line(folder / name) for name in first[:SHOWN_FILES])
+        return f"a folder. Give a file in it: {told}{more}"
+    if "adapter_config.json" in names or "adapter" in names:
+        return f"an adapter's folder. `{command_line('gladstone', 'export', 'gguf', folder)}` makes a GGUF of it"
+    if "config.json" in names:
+        return f"a model's folder. `{command_line('gladstone', 'export', 'gguf', folder)}` makes a GGUF of it"
+    return "a folder without a model" if names else "an empty folder"

@@ -1,0 +1,97 @@
+"""Models in several files: pieces that llama.cpp loads as one, and raw parts that have to be joined first.
+
+llama-gguf-split writes pieces that are files of their own, NAME-00001-of-00003.gguf. `split`, and uploaders who follow
+its ways, cut a file anywhere: NAME.gguf.part1of2, NAME.gguf-split-a, NAME.gguf.001.
+"""
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from gladstone.commands.shell import command_line
+
+PIECE = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+RAW = re.compile(
+    r"(?P<whole>.+\.(?:gguf|ggml|safetensors|bin))[._-]?(?:(?P<said>part|split)[._-]?)?"
+    r"(?P<number>\d{1,5}|a[a-z]|(?(said)[a-z]{1,2}|a))(?:[._-]?of[._-]?(?P<count>\d{1,5}))?",
+    re.IGNORECASE,
+)  # fmt: skip
+
+
+def part_name(stem: str, number: int, count: int) -> str:
+    """The name of a piece, from 1, of a model that was split, as llama.cpp looks for it."""
+    return f"{stem}-{number:05}-of-{count:05}.gguf"
+
+
+def misnamed(path: Path, number: int, count: int) -> str | None:
+    """Why `path`, by its header piece `number` from 0 of `count`, is not the one to give; None if it is."""
+    named = PIECE.fullmatch(path.name)
+    if named is None or (int(named[2]), int(named[3])) != (number + 1, count):
+        stem = named[1] if named else path.stem
+        return (
+            f"one of {count} parts, but not called …-{number + 1:05}-of-{count:05}.gguf as llama.cpp needs: "
+            f"name it {part_name(stem, number + 1, count)}, and the others alike"
+        )
+    if number:
+        first = path.with_name(part_name(named[1], 1, count))
+        there = "" if first.exists() else ", which is not in this folder"
+        return f"part {number + 1} of {count}; give the first, {first.name}{there}"
+    missing = [name for name in _pieces(named[1], count) if not path.with_name(name).exists()]
+    if missing:
+        told = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        return f"the first of {count} parts; missing in its folder: {told}. Bring them there"
+    return None
+
+
+def _pieces(stem: str, count: int) -> list[str]:
+    return [part_name(stem, number, count) for number in range(1, count + 1)]
+
+
+def raw_part(path: Path) -> str | None:
+    """What to say of a file that by its name is a raw part of another; None if it is not called like one."""
+    named = RAW.fullmatch(path.name)
+    if named is None:
+        return None
+    whole, count = path.with_name(named["whole"]), named["count"]
+    there = sorted(_siblings(path, named["whole"]), key=lambda each: _place(each[0]))
+    numbers = [number for number, _ in there]
+    lacking = _lacking(numbers, int(count) if count else None)
+    of = f" of {count}" if count else ""
+    told = f"part {named['number']}{of} of {whole.name}, which was cut into raw parts"
+    if lacking:
+        return f"{told}: {lacking} missing in its folder. Bring all parts there, and join them"
+    return f"{told}. Join them: {_join([each for _, each in there], whole)}"
+
+
+def _siblings(path: Path, whole: str) -> list[tuple[str, Path]]:
+    """Numbers and paths of the parts of the same file, this one included."""
+    found = [(path.name, path)]
+    with suppress(OSError):  # a folder may be entered and not listed
+        found = [(each.name, each) for each in path.parent.iterdir()]
+    named = ((RAW.fullmatch(name), each) for name, each in found)
+    return [(match["number"], each) for match, each in named if match and match["whole"] == whole]
+
+
+def _place(number: str) -> tuple[int, str]:
+    return (int(number), "") if number.isdigit() else (len(number), number)
+
+
+def _lacking(numbers: list[str], count: int | None) -> str:
+    """The numbers of a row that are not there, as far as it can be known."""
+    if not all(number.isdigit() for number in numbers):
+        return "" if len(numbers) > 1 or count is not None else "the others are"
+    there = {int(number) for number in numbers}
+    first = 0 if 0 in there else 1
+    last = count if count is not None else max(*there, first + 1)
+    gone = [str(number) for number in range(first, last + 1) if number not in there]
+    gone = gone if count is None or first else gone[:-1]
+    if not gone:
+        return ""
+    return f"part {gone[0]} is" if len(gone) == 1 else f"parts {', '.join(gone)} are"
+
+
+def _join(parts: list[Path], whole: Path) -> str:
+    if os.name == "nt":
+        return f"copy /b {'+'.join(command_line(part) for part in parts)} {command_line(whole)}"
+    return f"{command_line('cat', *parts)} > {command_line(whole)}"

@@ -1,0 +1,129 @@
+"""Values of a GGUF header, read off the bytes of a file that nobody has vouched for: in bounded memory and time."""
+
+import mmap
+import struct
+import sys
+from typing import Any
+
+from gladstone.gguf.check_model import DamagedError
+
+STRING, ARRAY, BOOL = 8, 9, 7
+SCALARS = {
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d",
+}  # fmt: skip
+MAX_ITEMS = 2_000_000  # of an array; the largest vocabulary known here has 262,144 tokens and 514,906 merges
+NUMBER_BYTES, TEXT_BYTES = 40, 40  # what Python needs for a number in a list; for a text besides the text itself
+LEAST_BUDGET_BYTES = 150_000_000
+LONG_TEXT_BYTES = 1_000_000  # from here on a text is measured before it is decoded; no known chat template is as long
+
+
+class Cursor:
+    """Reads values off the file and refuses to pass its end, or to take more memory than an honest header could."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._size = len(data)
+        self._budget_bytes = LEAST_BUDGET_BYTES + self._size // 4
+        self.position = 0
+
+    def take(self, count: int, what: str) -> bytes:
+        """The next bytes. Raises DamagedError if the file ends before."""
+        end = self.position + count
+        if end > self._size:
+            raise self._cut(what, self.position)
+        chunk = self._data[self.position : end]
+        self.position = end
+        return chunk
+
+    def scalar(self, code: str, what: str) -> Any:
+        """The next number, `code` as `struct` has it."""
+        return struct.unpack(code, self.take(struct.calcsize(code), what))[0]
+
+    def text(self, what: str, limit: int | None = None) -> str:
+        """The next text; bytes that are no UTF-8 become surrogates."""
+        length, most = self.scalar("<Q", what), self._size if limit is None else limit
+        if length > most:
+            raise DamagedError(f"{what} claims {length:,} bytes, more than {most:,}")
+        self._spend(length, what)  # before: what is larger than that is not even decoded
+        raw = self.take(length, what)
+        self._check_width(raw, what)
+        text = raw.decode("utf-8", "surrogateescape")
+        self._spend(sys.getsizeof(text) - length, what)
+        return text
+
+    def value(self, kind: int, what: str, most: int = MAX_ITEMS) -> tuple[Any, int | None]:
+        """The next value, and the type of an array's items, of which there may be `most`."""
+        if kind == ARRAY:
+            return self._array(what, most)
+        if kind == STRING:
+            return self.text(what), None
+        if kind not in SCALARS:
+            raise DamagedError(f"{what} has the unknown value type {kind}")
+        number = self.scalar(SCALARS[kind], what)
+        if kind == BOOL and number > 1:
+            raise DamagedError(f"{what} should be true or false and is {number}")
+        return (bool(number) if kind == BOOL else number), None
+
+    def _array(self, what: str, most: int) -> tuple[list[Any], int]:
+        kind, count = self.scalar("<I", what), self.scalar("<Q", what)
+        if kind == ARRAY:  # in the format's description, but llama.cpp reads no such file
+            raise DamagedError(f"{what} holds arrays inside an array")
+        if kind != STRING and kind not in SCALARS:
+            raise DamagedError(f"{what} has the unknown value type {kind}")
+        least = struct.calcsize(SCALARS[kind]) if kind in SCALARS else 8
+        if count * least > self._size - self.position:
+            raise DamagedError(f"{what} claims {count:,} values, more than the rest of the file can hold")
+        if count > most:
+            raise DamagedError(f"{what} claims {count:,} values, expected no more than {most:,}")
+        if kind == STRING:
+            return self._texts(count, what), kind
+        self._spend(NUMBER_BYTES * count, what)
+        raw = self.take(least * count, what)
+        if kind != BOOL:
+            return list(struct.unpack(f"<{count}{SCALARS[kind][1]}", raw)), kind
+        if raw.strip(b"\x00\x01"):
+            raise DamagedError(f"{what} should hold true or false only")
+        return list(map(bool, raw)), kind
+
+    def _texts(self, count: int, what: str) -> list[str]:
+        self._spend(TEXT_BYTES * count, what)
+        texts: list[str] = []
+        length_at, data, size, position = struct.Struct("<Q").unpack_from, self._data, self._size, self.position
+        sizes = 0
+        for number in range(count):
+            begin = position + 8
+            if begin > size:
+                raise self._cut(what, position)
+            length = length_at(data, position)[0]
+            position = begin + length
+            if position > size:
+                raise DamagedError(f"{what} claims {length:,} bytes for text {number + 1:,}, more than the file has")
+            raw = data[begin:position]
+            if length > LONG_TEXT_BYTES:
+                self._check_width(raw, what)
+            texts.append(raw.decode("utf-8", "surrogateescape"))
+            sizes += sys.getsizeof(texts[-1])
+            if sizes > self._budget_bytes:
+                break
+        self._spend(sizes, what)
+        self.position = position
+        return texts
+
+    def _check_width(self, raw: bytes, what: str) -> None:
+        """Refuse a text that would not fit once decoded: one emoji makes Python keep four bytes for every character."""
+        if len(raw) <= LONG_TEXT_BYTES or raw.isascii():
+            return
+        width = 4 if any(lead in raw for lead in range(0xF0, 0xF8)) else 2
+        if width * len(raw) > self._budget_bytes:
+            raise self._too_large(what)
+
+    def _spend(self, count: int, what: str) -> None:
+        self._budget_bytes -= count
+        if self._budget_bytes < 0:
+            raise self._too_large(what)
+
+    def _too_large(self, what: str) -> DamagedError:
+        return DamagedError(f"{what} would take more memory than the header of a model of this size can need")
+
+    def _cut(self, what: str, position: int) -> DamagedError:
+        return DamagedError(f"it ends inside {what} (byte {position:,}): the file is cut short or damaged")

@@ -1,0 +1,1 @@
+"""The machine: processors, memory, threads, and what was measured on it."""

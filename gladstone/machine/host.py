@@ -1,0 +1,156 @@
+"""Facts about the machine a stage runs on: processor, memory, disk, cache folder, installed versions."""
+
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from gladstone.errors import ArtifactError
+from gladstone.machine.cgroup import ROOT, cpu_quota, free_memory_bytes
+
+
+def cache_dir() -> Path:
+    """The user's cache folder: `$GLADSTONE_CACHE`, else `$XDG_CACHE_HOME/gladstone`, else `~/.cache/gladstone`."""
+    own = os.environ.get("GLADSTONE_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gladstone"
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Processors: the machine's logical ones; of those this process may run on, all and the physical ones.
+
+    `quota` is the control group's share in processors' worth of time, None for no limit.
+    """
+
+    logical: int
+    allowed: int
+    physical: int
+    quota: float | None = None
+
+    @property
+    def usable(self) -> int:
+        """Threads that can compute at the same time. A group that has used up its quota stands still for a while."""
+        return self.allowed if self.quota is None else max(1, min(self.allowed, int(self.quota)))
+
+
+def read_cores(root: Path = ROOT) -> Cores:
+    """The processors of this process, by affinity, control group and what shares a physical core."""
+    logical = os.cpu_count() or 1
+    allowed = set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(logical))
+    return Cores(logical, len(allowed), _physical(root, allowed), cpu_quota(root))
+
+
+def core_count() -> int:
+    """Threads that this process can run at the same time (not what the machine could)."""
+    return read_cores().usable
+
+
+def _physical(root: Path, allowed: set[int]) -> int:
+    """Physical cores among the allowed processors; each its own where the system does not tell."""
+    cores = set()
+    for number in allowed:
+        siblings = root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list"
+        try:
+            cores.add(siblings.read_text(encoding="utf-8").strip())
+        except OSError:
+            return _physical_by_psutil(len(allowed))
+    return len(cores)
+
+
+def _physical_by_psutil(allowed: int) -> int:
+    import psutil
+
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)
+
+
+def processor_name() -> str:
+    """The processor as the operating system names it."""
+    found = _in_cpuinfo(ROOT, "model name")
+    return found or platform.processor() or platform.machine()  # not Linux: platform knows a coarser name
+
+
+def processor_flags(root: Path = ROOT) -> frozenset[str]:
+    """Instruction sets that the processor has and the system allows, as Linux names them; empty elsewhere."""
+    return frozenset((_in_cpuinfo(root, "flags") or _in_cpuinfo(root, "Features") or "").split())
+
+
+def _in_cpuinfo(root: Path, key: str) -> str | None:
+    try:
+        lines = (root / "proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), None)
+
+
+def available_memory_bytes() -> int:
+    """Memory that can be had without swapping, as the operating system estimates it and the control group allows."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    room = free_memory_bytes()
+    return available if room is None else min(available, room)
+
+
+def mapped_file_bytes() -> int:
+    """Pages of files that this process has in memory, as a mapped model's; 0 where the system does not tell."""
+    return _in_status(Path("/proc/self/status"), "RssFile") or 0
+
+
+def peak_memory_bytes() -> int:
+    """Highest resident size of this process so far."""
+    import psutil
+
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    # on Linux getrusage tells a child the peak of the parent that started it, if that was the higher one
+    own = _in_status(Path("/proc/self/status"), "VmHWM")
+    if own is not None:
+        return own
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _in_status(status: Path, key: str) -> int | None:
+    try:
+        lines = status.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
+
+
+def check_disk(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raises ArtifactError if the file system of `folder` has less room than `what` needs."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise ArtifactError(
+            f"{folder}: no space: {what} needs {readable_bytes(needed_bytes)}, {readable_bytes(free)} are free. "
+            "Free some space or choose another folder with --out."
+        )
+
+
+def readable_bytes(count: float) -> str:
+    """1,234,567 → '1.2 MB' (powers of ten, as disks are sold and files are listed)."""
+    for unit in ("B", "kB", "MB"):
+        if abs(count) < (1000 if unit == "B" else 999.95):  # from there on it is shown as 1000.0
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Version of each package, of Gladstone and of Python; a package that is not installed is left out."""
+    versions = {"python": platform.python_version()}
+    for package in ("gladstone", *packages):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

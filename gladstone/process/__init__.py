@@ -1,0 +1,1 @@
+"""Processes: locks, redirected output, imports."""

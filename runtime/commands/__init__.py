@@ -1,0 +1,1 @@
+"""The commands `runtime ask`, `chat`, `info` and `doctor`."""

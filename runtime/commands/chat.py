@@ -1,0 +1,218 @@
+"""`runtime chat`: a conversation in the terminal."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gladstone.chat.messages import NO_MEDICAL_ADVICE, Message
+from gladstone.errors import DataError, GladstoneError
+from gladstone.report.terminal import visible
+from runtime.commands.console import (
+    LineSource,
+    PipedLines,
+    Waiting,
+    cancel_on_interrupt,
+    open_lines,
+    remark,
+    tolerate_narrow_encodings,
+)
+from runtime.commands.options import (
+    CHAT,
+    build_sampling,
+    engine_options,
+    load_engine,
+    model_argument,
+    sampling_options,
+    seed_remark,
+)
+from runtime.commands.prompt_options import prompt_options, prompt_settings
+from runtime.commands.screen import AnswerScreen, cut_by_thought
+from runtime.sampling.sampler import MAX_SEED, Sampling
+
+if TYPE_CHECKING:
+    from runtime.commands.asking import Asking
+    from runtime.engine import Completion, Engine
+
+COMMANDS = {
+    "/help": "this list",
+    "/clear": "forget the conversation; the system prompt stays",
+    "/retry": "another answer to the last question",
+    "/system [TEXT]": "show the system prompt, or set it from the next question on; /system off takes it away",
+    "/think on|off": "let the model think before it answers, or not",
+    "/exit": "leave (also Ctrl-D, or Ctrl-C twice at the prompt)",
+}
+HELP = "\n".join(
+    [
+        *(f"{name:<16} {text}" for name, text in COMMANDS.items()),
+        "Ctrl-C stops an answer and keeps what is there. Begin with a space to send a text that starts with '/'.",
+    ]
+)
+
+
+@click.command()
+@model_argument
+@prompt_options
+@engine_options
+@sampling_options(CHAT)
+@click.option("--raw", is_flag=True, hidden=True)
+@click.option("--show-reasoning/--hide-reasoning", default=True, help="Show reasoning, dimmed.  [default: show]")
+def chat(model: Path, raw: bool, show_reasoning: bool, **options: Any) -> None:
+    """Talk with a model in the terminal.
+
+    Lines that are piped in are questions too, one each; if one of them gets no answer, the exit code is 1. The defaults
+    suit small models: little randomness, a mild penalty on repetition.
+    """
+    if raw:
+        raise click.UsageError("a chat needs a chat template. `runtime ask MODEL.gguf --raw TEXT` continues a text.")
+    sampling, settings = build_sampling(options), prompt_settings(options)
+    tolerate_narrow_encodings()
+    with load_engine(model, options) as engine:
+        from runtime.commands.asking import Asking
+
+        chat = Chat(engine, sampling, Asking(engine, settings), show_reasoning=show_reasoning)
+        lines = open_lines()
+        chat.run(lines)
+    if chat.failures and isinstance(lines, PipedLines):
+        raise DataError(f"{chat.failures:,} of the lines got no answer, or could not be obeyed.")
+
+
+class Chat:
+    """One conversation: the turns so far, and what a line of the user does to them."""
+
+    def __init__(self, engine: "Engine", sampling: Sampling, asking: "Asking", *, show_reasoning: bool) -> None:
+        self._engine, self._sampling, self._show_reasoning = engine, sampling, show_reasoning
+        self._asking = asking
+        self._turns: list[Message] = []
+        self._asked: tuple[list[Message], int] | None = None  # turns up to the last question, and its answers so far
+        self.failures = 0
+
+    def run(self, lines: LineSource) -> None:
+        """Greet, then answer until the user leaves."""
+        engine = self._engine
+        click.echo(f"{engine.model.path.name}, context {engine.context_tokens:,} tokens. {NO_MEDICAL_ADVICE}")
+        threads = engine.threads.decode
+        remark(f"{threads} thread{'s' if threads > 1 else ''}, {engine.fit.reason}.")
+        for text in filter(None, [*self._asking.remarks, seed_remark(self._sampling)]):
+            remark(text[0].upper() + visible(text[1:]))
+        remark("/help lists the commands.")
+        while (line := lines.read()) is not None:
+            if line.startswith("/"):
+                if not self._command(line):
+                    return
+            elif line.strip():
+                self._ask([*self._turns, Message("user", line.strip())])
+
+    def _command(self, line: str) -> bool:
+        """Obey a slash command; False if it is the one that leaves."""
+        name, _, text = line.strip().partition(" ")
+        text = text.strip()
+        match name:
+            case "/exit":
+                return False
+            case "/help":
+                click.echo(HELP)
+            case "/clear":
+                self._turns, self._asked = [], None
+                remark("The conversation is forgotten.")
+            case "/retry":
+                self._retry()
+            case "/system":
+                self._set_system(text)
+            case "/think":
+                self._think(text)
+            case _:
+                known = ", ".join(command.split()[0] for command in COMMANDS)
+                remark(f"{visible(name)} is no command. Known: {known}.")
+                self.failures += 1
+        return True
+
+    def _set_system(self, text: str) -> None:
+        if text == "off" and self._asking.system:
+            self._asking.set_system(None)
+            remark("The system prompt is taken away.")
+        elif text and text != "off":
+            try:
+                self._asking.set_system(text)
+            except DataError as error:
+                self._refuse(f"The system prompt is not set: {error}")
+                return
+            remark("The system prompt is set.")
+        elif self._asking.system:
+            remark(f"System prompt: {visible(self._asking.system)}")
+        else:
+            remark("No system prompt is set: the model's template decides.")
+
+    def _think(self, text: str) -> None:
+        if text not in ("on", "off"):
+            self._refuse("/think takes on or off.")
+            return
+        said = self._asking.think(on=text == "on")
+        how = "as the template and --reasoning-tokens say" if text == "on" else f"by {self._asking.thinking_by()}"
+        remark(said or f"Thinking is {text}, {how}.")
+
+    def _retry(self) -> None:
+        if self._asked is None:
+            self._refuse("There is no question to ask again.")
+            return
+        turns, answers = self._asked
+        if self._sampling.temperature == 0:
+            remark("At temperature 0 the answer stays the same: start with --temperature 0.7 for another one.")
+        else:
+            remark(f"Again, with seed {self._seed(answers)}.")
+        self._ask(turns, answers)
+
+    def _ask(self, turns: list[Message], answers: int = 0) -> None:
+        """Answer the last of the turns; each further answer to it has a seed of its own."""
+        from runtime.request import Request
+
+        self._asked = turns, answers + 1
+        sampling = replace(self._sampling, seed=self._seed(answers))
+        screen = AnswerScreen(show_reasoning=self._show_reasoning)
+        try:
+            with cancel_on_interrupt() as cancelled, Waiting("reading the question") as waiting:
+                screen.waiting = waiting
+                tokens = self._engine.prompt_tokens(self._asking.messages(turns))
+                request = Request(tokens, sampling, reasoning_tokens=self._asking.reasoning_tokens)
+                completion = self._engine.answer(request, screen.piece, cancelled)
+        except GladstoneError as error:
+            self._refuse(f"Not sent: {error}{_advice(error)}")
+            return
+        screen.finish()
+        self._tell_end(completion)
+        if completion.text:  # the template decides what of the reasoning is in the next prompt; without a say, nothing
+            kept = completion.reasoning if self._engine.template.reasoning_field else None
+            self._turns = [*turns, Message("assistant", completion.text, kept)]
+
+    def _seed(self, answers: int) -> int:
+        return (self._sampling.seed + answers) % (MAX_SEED + 1)
+
+    def _refuse(self, why: str) -> None:
+        self.failures += 1
+        remark(visible(why))
+
+    def _tell_end(self, completion: "Completion") -> None:
+        size = self._engine.context_tokens
+        ends = {
+            "cancelled": "Stopped.",
+            "length": f"Cut after {completion.generated_tokens:,} tokens (--max-tokens).",
+            "context": f"Cut: the context of {size:,} tokens is full. /clear forgets the conversation.",
+        }
+        if completion.stop_reason in ends:
+            remark(ends[completion.stop_reason])
+        if not completion.text:
+            self.failures += 1
+            remark(cut_by_thought(completion, "/think off") or "There is no answer, so the question is taken back.")
+        count = completion.generated_tokens
+        used = min(size, completion.prompt_tokens + count)
+        speed = f"{(count - 1) / completion.decode_s:.1f} tokens/s, " if count > 1 else ""
+        remark(f"{count:,} tokens, {speed}context {used:,} of {size:,}")
+
+
+def _advice(error: GladstoneError) -> str:
+    from runtime.engine import ContextFullError
+
+    if isinstance(error, ContextFullError):
+        return " /clear forgets the earlier turns; --context sets the size."
+    return ""

@@ -1,0 +1,283 @@
+"""`runtime doctor`: what this machine is, how fast models run on it, what is wrong, and which build its GPU needs."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gladstone.commands.group import require_packages
+from gladstone.errors import UnsupportedError
+from gladstone.machine.host import (
+    available_memory_bytes,
+    installed_versions,
+    processor_flags,
+    processor_name,
+    read_cores,
+    readable_bytes,
+)
+from gladstone.machine.huge_pages import has_huge_pages
+from gladstone.report.terminal import visible
+from runtime.commands.console import Waiting, tolerate_narrow_encodings
+from runtime.machine.diagnosis import (
+    VENDORS,
+    Facts,
+    Tools,
+    gpu_build,
+    idle_cost,
+    instructions_unused,
+    instructions_used,
+    known_faults,
+)
+
+if TYPE_CHECKING:
+    from runtime.machine.bandwidth import Bandwidth
+
+CHILD_TIMEOUT_S, TOOL_TIMEOUT_S = 120.0, 10.0
+USER_ERROR = 3
+WATCHED = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "GLADSTONE_CPU_BACKEND")
+LLVMPIPE = ("llvmpipe", "softpipe", "swiftshader")  # Vulkan on the processor
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of a model, on the threads that an engine would take."""
+
+    model: str
+    size_bytes: int
+    prefill_threads: int
+    prefill_tokens_per_s: float
+    decode_threads: int
+    decode_tokens_per_s: float
+    other_processors: float = 0.0  # that other work took meanwhile
+
+    def share_of(self, bytes_per_s: float) -> float:
+        """How much of the memory's bandwidth decoding uses: each token reads all weights once."""
+        return self.size_bytes * self.decode_tokens_per_s / bytes_per_s
+
+
+@click.command()
+@click.argument("model", metavar="[MODEL.gguf]", type=click.Path(path_type=Path), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(model: Path | None, as_json: bool) -> None:
+    """Show processor, memory and GPU, measure their speed, and say what is wrong and what to do.
+
+    Speeds are those of MODEL, or of the embedded model if it is installed.
+    """
+    require_packages("runtime doctor", "dev", ["llama_cpp", "numpy"])
+    from gladstone.gguf.header import read_writer
+    from runtime.machine.bandwidth import measure_bandwidth
+
+    tolerate_narrow_encodings()
+    path = model or _embedded()
+    if path is not None:
+        read_writer(path)  # what is no model is told at once
+    with Waiting("measuring"):
+        facts = read_facts()  # the load first: measuring is one
+        bandwidth = measure_bandwidth(facts.cores.usable)
+        facts, speed = measure_speed(facts, path)
+    if as_json:
+        click.echo(json.dumps(_as_json(facts, bandwidth, speed), ensure_ascii=False, indent=2))
+    else:
+        click.echo(visible(render(facts, bandwidth, speed)))
+
+
+def read_facts() -> Facts:
+    """What the system and the installed files tell without loading llama.cpp."""
+    import psutil
+
+    from gladstone.llamacpp.backends import backend_files, compiler_of, installed_folder
+
+    folder = installed_folder()
+    files = backend_files(folder) if folder else ()
+    return Facts(
+        processor=processor_name(),
+        flags=processor_flags(),
+        cores=read_cores(),
+        version=installed_versions("llama-cpp-python").get("llama-cpp-python", "0"),
+        used=frozenset(),
+        compiler=compiler_of(files[0]) if files else "",
+        backend=", ".join(path.name for path in files),
+        memory_bytes=psutil.virtual_memory().total,
+        free_bytes=available_memory_bytes(),
+        swap_bytes=psutil.swap_memory().used,
+        small_pages=sys.platform == "linux" and not has_huge_pages(),
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
+        environment={name: os.environ[name] for name in WATCHED if name in os.environ},
+        tools=read_tools(),
+    )
+
+
+def measure_speed(facts: Facts, path: Path | None) -> tuple[Facts, Speed | None]:
+    """The facts with what llama.cpp says of itself, and the speed of a model; in a child, whose crash is a fact too.
+
+    Raises UnsupportedError with the child's message if the model cannot be used.
+    """
+    job = {"path": None if path is None else str(path)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "runtime.machine.speed_child"],
+            input=json.dumps(job) + "\n",
+            capture_output=True,
+            text=True,
+            timeout=CHILD_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return replace(facts, crash=f"no answer in {CHILD_TIMEOUT_S:.0f} s"), None
+    if done.returncode == USER_ERROR:
+        raise UnsupportedError(done.stderr.strip().splitlines()[-1])
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if lines:
+        used, gpus = instructions_used(lines[0]["system"]), tuple(lines[0]["gpus"])
+        facts = replace(facts, used=used, devices=gpus, backend=lines[0]["backend"] or facts.backend)
+    if done.returncode or not lines:
+        return replace(facts, crash=_death(done.returncode)), None
+    if path is None:
+        return facts, None
+    speed = Speed(str(path), **lines[1])
+    return replace(facts, others=speed.other_processors), speed
+
+
+def read_tools() -> Tools:
+    """GPUs as their drivers tell them, graphics hardware without one, and programs that a build needs."""
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    return Tools(
+        nvidia=parse_nvidia(_said(query)),
+        vulkan=parse_vulkan(_said(["vulkaninfo", "--summary"])),
+        controllers=read_controllers(Path("/sys/bus/pci/devices")),
+        nvcc=shutil.which("nvcc") is not None,
+        glslc=shutil.which("glslc") is not None,
+        metal=sys.platform == "darwin" and platform.machine() == "arm64",
+    )
+
+
+def parse_nvidia(text: str) -> tuple[tuple[str, str], ...]:
+    """'NVIDIA H100, 9.0' and the like: names and compute capabilities."""
+    found = (re.fullmatch(r"(.+), *(\d+\.\d+)", line.strip()) for line in text.splitlines())
+    return tuple((each[1], each[2]) for each in found if each)
+
+
+def parse_vulkan(text: str) -> tuple[str, ...]:
+    """Devices of `vulkaninfo --summary` but those that are the processor in disguise."""
+    names = re.findall(r"(?m)^\s*deviceName\s*=\s*(.+?)\s*$", text)
+    return tuple(name for name in names if not any(fake in name.lower() for fake in LLVMPIPE))
+
+
+def read_controllers(devices: Path) -> tuple[str, ...]:
+    """Vendors of the graphics hardware on the PCI bus (class 03), of those that llama.cpp has a back end for."""
+    found = set()
+    for folder in devices.iterdir() if devices.is_dir() else ():
+        with suppress(OSError):
+            if (folder / "class").read_text(encoding="utf-8").startswith("0x03"):
+                vendor = (folder / "vendor").read_text(encoding="utf-8").strip()
+                found.update([VENDORS[vendor]] if vendor in VENDORS else [])
+    return tuple(sorted(found))
+
+
+def render(facts: Facts, bandwidth: "Bandwidth", speed: Speed | None) -> str:
+    """The whole report as lines of name and value."""
+    unused = instructions_unused(facts)
+    rows = [
+        ("processor", facts.processor),
+        ("threads", _threads(facts)),
+        ("instructions", " ".join(sorted(facts.used)) or "not known: llama.cpp did not answer"),
+    ]
+    if unused:
+        cost = idle_cost(unused)
+        rows.append(("  not used", f"{' '.join(unused)}{f': {cost}' if cost else ''}"))
+    made = f" made by {facts.compiler}" if facts.compiler else ""
+    rows += [
+        ("llama.cpp", f"llama-cpp-python {facts.version}, {facts.backend or 'no back end'}{made}"),
+        ("gpu", ", ".join(facts.devices) or "llama.cpp sees none"),
+        ("memory", f"{readable_bytes(facts.memory_bytes)}, {readable_bytes(facts.free_bytes)} free"),
+        ("bandwidth", _bandwidth(bandwidth)),
+        *_speed(speed, bandwidth),
+        *[("fault", fault) for fault in known_faults(facts)],
+        *[("gpu build", line) for line in gpu_build(facts)],
+    ]
+    return "\n".join(f"{name:<13} {value}" for name, value in rows)
+
+
+def _threads(facts: Facts) -> str:
+    cores = facts.cores
+    quota = "" if cores.quota is None else f", time of {cores.quota:g}"
+    return f"{cores.usable} usable: {cores.allowed} of {cores.logical} processors on {cores.physical} cores{quota}"
+
+
+def _bandwidth(bandwidth: "Bandwidth") -> str:
+    read, copy = bandwidth.read_bytes_per_s / 1e9, bandwidth.copy_bytes_per_s / 1e9
+    return f"{read:.1f} GB/s read, {copy:.1f} GB/s copied (read and written), {_count(bandwidth.threads)}"
+
+
+def _speed(speed: Speed | None, bandwidth: "Bandwidth") -> list[tuple[str, str]]:
+    if speed is None:
+        return [("speed", "not measured: give a MODEL.gguf")]
+    share = 100 * speed.share_of(bandwidth.best_bytes_per_s)
+    weights = speed.size_bytes * speed.decode_tokens_per_s / 1e9
+    return [
+        ("model", f"{Path(speed.model).name}, {readable_bytes(speed.size_bytes)}"),
+        ("prefill", f"{speed.prefill_tokens_per_s:.0f} tokens/s ({_count(speed.prefill_threads)})"),
+        (
+            "decode",
+            f"{speed.decode_tokens_per_s:.1f} tokens/s ({_count(speed.decode_threads)}): {weights:.1f} GB/s of "
+            f"weights, {share:.0f} % of the bandwidth",
+        ),
+    ]
+
+
+def _count(threads: int) -> str:
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
+def _as_json(facts: Facts, bandwidth: "Bandwidth", speed: Speed | None) -> dict[str, Any]:
+    unused = instructions_unused(facts)
+    facts_ = asdict(facts) | {"flags": sorted(facts.flags), "used": sorted(facts.used)}
+    facts_["cores"]["usable"] = facts.cores.usable
+    measured = None
+    if speed is not None:
+        measured = asdict(speed) | {"share_of_bandwidth": speed.share_of(bandwidth.best_bytes_per_s)}
+    return {
+        **facts_,
+        "unused": list(unused),
+        "unused_cost": idle_cost(unused),
+        "bandwidth": asdict(bandwidth),
+        "speed": measured,
+        "faults": known_faults(facts),
+        "gpu_build": gpu_build(facts),
+    }
+
+
+def _embedded() -> Path | None:
+    from gladstone.models.base_model import embedded_gguf
+
+    try:
+        return embedded_gguf()
+    except UnsupportedError:  # not installed, and not needed: the report says that no speed was measured
+        return None
+
+
+def _said(command: list[str]) -> str:
+    """What a program prints; '' if it is not there, fails or takes too long."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _death(code: int) -> str:
+    """How a child ended, in a word: SIGILL, or its exit code."""
+    try:
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    except ValueError:
+        return f"signal {-code}"

@@ -1,0 +1,298 @@
+"""What a model takes of memory, from its header alone: weights by layer, cache by layer, and a bound for the buffers.
+
+The rules are llama.cpp's own (llama-kv-cache.cpp, llama-hparams.cpp, llama-context.cpp of the pinned version): the
+cache is exact, the buffers in which a batch is computed are bounded from above.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gladstone.errors import ArtifactError
+from gladstone.gguf.header import TENSOR_TYPES, GgufHeader, usable_context
+
+SMALL_BYTES = 1 << 20  # token ids, positions, norms and the like
+CELLS = 256  # llama.cpp rounds a context up to a multiple of it
+BLOCKS = {name.lower(): (block, size) for name, block, size in TENSOR_TYPES.values()}
+# every n-th layer sees the whole context, the others a window; where a header names no pattern (src/models/*.cpp)
+WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "olmo2": 4, "llama4": 4}
+WINDOWS = {"gemma2": 4096, "llama4": 8192}  # likewise
+PATTERNS_READ = {*WINDOW_PERIODS, "gemma4", "mimo2", "step35"}  # the architectures whose pattern llama.cpp reads
+INTERVALS = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # every n-th layer has a cache, the others a state
+SHARED_FROM = {"gemma3n": 20}  # later layers use the cache of an earlier one
+RECURRENT = {"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"}
+LAYER = re.compile(r"(?:enc\.|dec\.)?blk\.(\d+)\.")
+OF_THE_OUTPUT = ("output", "cls", "enc.output", "dec.output")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A repeating layer: what is stored of it, and the widths of what it caches for each token.
+
+    `window` is the number of tokens that its attention sees, 0 for all; `state_bytes` is for each sequence.
+    """
+
+    weight_bytes: int
+    key_width: int
+    value_width: int
+    key_head_width: int
+    value_head_width: int
+    window: int = 0
+    state_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The shape of a model, as far as memory asks for it.
+
+    The output's weights are counted with the embedding if they are the same tensor: a GPU gets a copy of it.
+    """
+
+    architecture: str
+    layers: tuple[Layer, ...]
+    input_bytes: int
+    output_bytes: int
+    embedding_bytes: int
+    largest_bytes: int  # of one tensor in a layer
+    shares_embedding: bool
+    trained_tokens: int
+    vocabulary: int
+    width: int
+    inner_width: int  # of the feed-forward part, all experts that a token goes through
+    heads: int
+    head_width: int
+    has_encoder: bool
+
+    @property
+    def weight_bytes(self) -> int:
+        """All of the file's tensors, each once."""
+        copied = self.embedding_bytes if self.shares_embedding else 0
+        return sum(layer.weight_bytes for layer in self.layers) + self.input_bytes + self.output_bytes - copied
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a context is made.
+
+    `context_tokens` are for all sequences; `outputs` are the tokens of a batch whose logits may be asked for;
+    `unified`: all sequences share one cache instead of having an equal part each; `full_window`: layers with a window
+    cache the whole context all the same, as a cache that is cut back needs it.
+    """
+
+    context_tokens: int
+    batch_tokens: int = 512
+    sequences: int = 1
+    outputs: int = 1
+    kv_type: str = "f16"
+    flash_attention: bool = True
+    unified: bool = False
+    full_window: bool = True
+
+
+def read_needs(headers: Sequence[GgufHeader]) -> Needs:
+    """The needs of a model whose headers were read with `read_model`. Raises ArtifactError if a size is missing."""
+    reader = _Reader(headers)
+    count = reader.number("block_count")
+    weights, input_bytes, output_bytes = _weights(headers, count)
+    embedding = next((t.size_bytes for each in headers for t in each.tensors if t.name == "token_embd.weight"), 0)
+    names = {tensor.name for each in headers for tensor in each.tensors}
+    shares = "output.weight" not in names
+    width, heads = reader.number("embedding_length"), max(reader.each("attention.head_count", count, 0))
+    lengths = ("attention.key_length", "attention.value_length")
+    return Needs(
+        architecture=reader.architecture,
+        layers=tuple(_layer(reader, number, count, weights[number]) for number in range(count)),
+        input_bytes=input_bytes,
+        output_bytes=output_bytes + (embedding if shares else 0),
+        embedding_bytes=embedding,
+        largest_bytes=max((t.size_bytes for h in headers for t in h.tensors if LAYER.match(t.name)), default=0),
+        shares_embedding=shares,
+        trained_tokens=usable_context(headers) or reader.number("context_length"),  # which says that there is none
+        vocabulary=reader.vocabulary(),
+        width=width,
+        inner_width=_inner_width(reader, count),
+        heads=heads,
+        head_width=max(reader.number(key, width // max(heads, 1)) for key in lengths),
+        has_encoder=any(name.startswith("enc.") for name in names),
+    )
+
+
+def _inner_width(reader: "_Reader", count: int) -> int:
+    """A third of what the widest feed-forward part holds of a token at once: gate, up and their product."""
+    plain = max(reader.each("feed_forward_length", count, 0))
+    used = max(reader.each("expert_used_count", count, 0))
+    expert = max(reader.each("expert_feed_forward_length", count, plain))
+    shared = reader.number("expert_shared_feed_forward_length", expert * reader.number("expert_shared_count", 0))
+    mixed = used * (reader.number("embedding_length") + 2 * expert) // 3  # each expert's answer beside its gate and up
+    return max(plain, used * expert + shared, mixed, 2 * reader.number("ssm.inner_size", 0))
+
+
+def cache_bytes(layer: Layer, use: Use) -> int:
+    """What a layer caches for all sequences, to the byte."""
+    cells, streams = cells_of(use)
+    if layer.window and not use.full_window:
+        seen = layer.window * (use.sequences if use.unified else 1) + use.batch_tokens
+        cells = min(cells, _padded(seen))
+    row = row_bytes(layer.key_width, use.kv_type) + row_bytes(layer.value_width, use.kv_type)
+    return row * cells * streams + layer.state_bytes * use.sequences
+
+
+def cells_of(use: Use) -> tuple[int, int]:
+    """Tokens that a cache holds, and how many such caches there are."""
+    whole = _padded(use.context_tokens)
+    if use.unified or use.sequences == 1:
+        return whole, 1
+    return _padded(whole // use.sequences), use.sequences
+
+
+def row_bytes(width: int, kv_type: str) -> int:
+    """Of `width` numbers of a type, as ggml stores them."""
+    block, size = BLOCKS[kv_type]
+    return -(-width // block) * size
+
+
+def buffer_bytes(needs: Needs, use: Use) -> int:
+    """A bound for the buffers in which a batch is computed and logits are kept, wherever they lie.
+
+    The graph is widest in one of three places: a feed-forward part, an attention without flash attention, the logits.
+    """
+    batch = min(use.batch_tokens, _padded(use.context_tokens))
+    cells = cells_of(use)[0]
+    outputs = batch if needs.has_encoder else min(use.outputs, batch)
+    logits = 4 * needs.vocabulary * max(use.sequences, outputs)
+    scores = 0
+    if needs.has_encoder:  # position bias and scores of every head, in the encoder and across to it
+        scores = 4 * batch * max(cells, needs.trained_tokens, batch) * (3 * needs.heads + 1)
+    elif not use.flash_attention:
+        scores = 4 * batch * cells * needs.heads
+    inner = 4 * batch * 3 * needs.inner_width
+    flows = 4 * batch * 7 * max(needs.width, needs.heads * needs.head_width)
+    kept = 4 * needs.vocabulary * use.sequences  # the logits that the caller reads
+    return int(1.03 * (flows + max(inner, scores, logits) + mask_bytes(needs, use))) + kept + SMALL_BYTES
+
+
+def mask_bytes(needs: Needs, use: Use) -> int:
+    """What says for each token of a batch which of the cached ones it sees; one for each kind of layer."""
+    windows = {layer.window for layer in needs.layers if layer.key_width}
+    return (
+        min(use.batch_tokens, _padded(use.context_tokens))
+        * cells_of(use)[0]
+        * (2 if use.flash_attention else 4)
+        * len(windows)
+    )
+
+
+def input_bytes(needs: Needs, use: Use) -> int:
+    """What a GPU takes in for a batch: the layer's input and the masks. With several GPUs each keeps four of them."""
+    return 8 * use.batch_tokens * needs.width + mask_bytes(needs, use)
+
+
+def _padded(tokens: int) -> int:
+    return -(-tokens // CELLS) * CELLS
+
+
+def _weights(headers: Sequence[GgufHeader], count: int) -> tuple[list[int], int, int]:
+    """Bytes of each layer, of what stays with the input, and of the output."""
+    layers, first, last = [0] * count, 0, 0
+    for tensor in (tensor for header in headers for tensor in header.tensors):
+        found = LAYER.match(tensor.name)
+        if found:
+            layers[min(int(found[1]), count - 1)] += tensor.size_bytes
+        elif tensor.name.startswith(OF_THE_OUTPUT):
+            last += tensor.size_bytes
+        else:
+            first += tensor.size_bytes
+    return layers, first, last
+
+
+def _layer(reader: "_Reader", number: int, count: int, weight_bytes: int) -> Layer:
+    heads = reader.each("attention.head_count", count, 0)[number]
+    kv_heads = reader.each("attention.head_count_kv", count, heads)[number]
+    window = _window(reader, number)
+    key_head, value_head = (_head_width(reader, which, window, heads) for which in ("key", "value"))
+    keys, values = key_head * kv_heads, value_head * kv_heads
+    if reader.number("attention.key_length_mla", 0):  # the values are read out of the keys
+        values = 0
+    recurrent = _is_recurrent(reader, number, kv_heads)
+    cached = not recurrent and number < count - reader.number("nextn_predict_layers", 0)
+    shared = reader.number("attention.shared_kv_layers", count - SHARED_FROM.get(reader.architecture, count))
+    if not cached or number >= count - shared:
+        keys = values = 0
+    state = _state_bytes(reader) if recurrent else 0
+    return Layer(weight_bytes, keys, values, key_head if keys else 0, value_head if values else 0, window, state)
+
+
+def _head_width(reader: "_Reader", which: str, window: int, heads: int) -> int:
+    usual = reader.number(f"attention.{which}_length", reader.number("embedding_length") // max(heads, 1))
+    return reader.number(f"attention.{which}_length_swa", usual) if window else usual
+
+
+def _window(reader: "_Reader", number: int) -> int:
+    """How many tokens a layer's attention sees; 0 for all, and for architectures that are not known here."""
+    if reader.architecture not in PATTERNS_READ:
+        return 0
+    window = reader.number("attention.sliding_window", WINDOWS.get(reader.architecture, 0))
+    pattern = reader.value("attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        return window if number < len(pattern) and pattern[number] else 0
+    period = pattern if isinstance(pattern, int) else WINDOW_PERIODS.get(reader.architecture, 1)
+    return window if period == 0 or number % period < period - 1 else 0
+
+
+def _is_recurrent(reader: "_Reader", number: int, kv_heads: int) -> bool:
+    if reader.architecture in RECURRENT:
+        return True
+    interval = INTERVALS.get(reader.architecture)
+    if interval:
+        return (number + 1) % reader.number("full_attention_interval", interval) != 0
+    return kv_heads == 0 and _state_bytes(reader) > 0
+
+
+def _state_bytes(reader: "_Reader") -> int:
+    """Of one sequence and one recurrent layer, in float32."""
+    width = reader.number("embedding_length")
+    head = reader.number("wkv.head_size", 0)
+    if head:
+        return 4 * (reader.number("token_shift_count", 2) * width + width * head)
+    kernel = reader.number("shortconv.l_cache", 0)
+    if kernel:
+        return 4 * width * (kernel - 1)
+    inner, state = reader.number("ssm.inner_size", 0), reader.number("ssm.state_size", 0)
+    convolved = inner + 2 * reader.number("ssm.group_count", 0) * state
+    return 4 * (max(reader.number("ssm.conv_kernel", 0) - 1, 0) * convolved + state * inner)
+
+
+class _Reader:
+    """The numbers of a header, under the names without the architecture."""
+
+    def __init__(self, headers: Sequence[GgufHeader]) -> None:
+        self._header = headers[0]
+        self.architecture: str = self._header.metadata["general.architecture"]
+
+    def value(self, key: str) -> Any:
+        return self._header.metadata.get(f"{self.architecture}.{key}")
+
+    def number(self, key: str, default: int | None = None) -> int:
+        """Raises ArtifactError if there is neither the key nor a default."""
+        found = self.value(key)
+        if isinstance(found, list) and found:
+            found = max(found)
+        if isinstance(found, int):
+            return found
+        if default is None:
+            raise ArtifactError(f"{self._header.path}: its header has no number {self.architecture}.{key}.")
+        return default
+
+    def each(self, key: str, count: int, default: int) -> list[int]:
+        """The number of every layer: a list in the header, or one for all."""
+        found = self.value(key)
+        if isinstance(found, list) and len(found) >= count and all(isinstance(each, int) for each in found):
+            return found[:count] or [default]
+        if isinstance(found, int):
+            return [found] * max(count, 1)
+        return [default] * max(count, 1)
+
+    def vocabulary(self) -> int:
+        tokens = self._header.metadata.get("tokenizer.ggml.tokens")
+        return len(tokens) if isinstance(tokens, list) else self.number("vocab_size", 0)

@@ -1,0 +1,190 @@
+"""From messages to token ids: as in training, except that what a user types never becomes a control token."""
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Sequence
+
+from gladstone.chat.guarded_template import GuardedTemplate, TemplateProcess
+from gladstone.chat.messages import Message
+from gladstone.chat.named_templates import NamedTemplate, template_names
+from gladstone.chat.template import ChatTemplate, encode_parts
+from gladstone.commands.shell import command_line
+from gladstone.errors import ArtifactError, ConfigError, DataError
+from gladstone.gguf.header import GgufHeader, info_of
+from gladstone.llamacpp.model import Model, library
+
+# one private-use character on each side, a number between them: what a text is replaced with while it is rendered
+_MARK, _MARKED = "\uf8ff{}\uf8ff", re.compile("\uf8ff(\\d+)\uf8ff")
+
+
+def check_template(headers: Sequence[GgufHeader]) -> None:
+    """Raises ArtifactError, with what can be done, if a model file carries no chat template."""
+    info = info_of(headers)
+    if not info.template:
+        raise ArtifactError(
+            f"{info.path}: the file carries no chat template, so nobody knows how the model was trained to be asked. "
+            f"Give one (--chat-template FILE, or one of {', '.join(template_names())}), or let it continue a text as "
+            f"it is: {command_line('runtime', 'ask', info.path, '--raw')} TEXT."
+        )
+
+
+def load_template(
+    model: Model, process: TemplateProcess | None = None, chosen: NamedTemplate | None = None
+) -> GuardedTemplate:
+    """The `chosen` chat template, or the one that the model file carries, bounded; close it.
+
+    `process` may have been started before. Raises ArtifactError or ConfigError if it does not compile, ToolError if no
+    process can be started for it.
+    """
+    try:
+        return _load_template(model, process, chosen)
+    except BaseException:
+        if process is not None:
+            process.close()
+        raise
+
+
+def _load_template(model: Model, process: TemplateProcess | None, chosen: NamedTemplate | None) -> GuardedTemplate:
+    names = {"bos_token": model.bos, "eos_token": model.eos, "pad_token": model.pad}
+    special = {name: model.token_text(token) for name, token in names.items() if token >= 0}
+    special = {"bos_token": "", "eos_token": "", **special}  # templates add them to texts, which fails without one
+    if chosen is not None:
+        try:
+            return GuardedTemplate(chosen.source, special, process, name=chosen.name)
+        except DataError as error:
+            raise ConfigError(f"--chat-template {chosen.name}: {error}") from None
+    check_template(model.headers)
+    source: bytes = library().llama_model_chat_template(model.handle, None) or b""
+    try:
+        return GuardedTemplate(source.decode(), special, process)
+    except UnicodeDecodeError:
+        raise ArtifactError(f"{model.path}: its chat template is not UTF-8.") from None
+    except DataError as error:
+        raise ArtifactError(f"{model.path}: {error} --chat-template gives another in its place.") from None
+
+
+def prompt_tokens(
+    model: Model, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[str] = ()
+) -> list[int]:
+    """The turns up to where the assistant's answer begins.
+
+    The rendered text is tokenized as one, as in training. Only where a turn contains the text of a control token is it
+    cut there: the template's parts may name control tokens, the turn's own text is only text.
+
+    Raises DataError for a text that is not Unicode, for a template that cannot render the turns, and for a control
+    token's text in a tool's definition or in the arguments of a call.
+    """
+    _check_unicode(messages)
+    markers = _markers(model, template.source)
+    marks = _Marks(model, markers)
+    _check_json(marks, messages, tools)
+    marked = [marks.apply(message) for message in messages]
+    rendered = template.render(messages, tools=tools, add_generation_prompt=True)
+    if not marks.texts:
+        return model.framed(model.tokenize(rendered, parse_special=True))
+    parts = _MARKED.split(template.render(marked, tools=tools, add_generation_prompt=True))
+    for place in range(1, len(parts), 2):
+        parts[place] = marks.texts[int(parts[place])]
+    if "".join(parts) != rendered:
+        raise DataError("a message contains the text of a control token, and the chat template does not take it as is.")
+    tokens = []
+    for place, part in enumerate(parts):
+        if part:
+            tokens += (
+                model.tokenize(part, parse_special=True) if place % 2 == 0 else _plain_tokens(model, part, markers)
+            )
+    return model.framed(tokens)
+
+
+def scored_tokens(
+    model: Model, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[str] = ()
+) -> tuple[list[int], list[int]]:
+    """Prompt and answer of the last turn, each segment tokenized on its own as in training.
+
+    The answer ends with its last control token, the end of the turn: what the template writes after it, the model
+    is never asked for. Raises DataError if the last turn is not the assistant's or a text is not Unicode.
+    """
+    _check_unicode(messages)
+    if model.has_encoder:
+        return prompt_tokens(model, template, messages[:-1], tools), _written(model, template, messages[-1])
+    texts = [part.text for part in template.segments(messages, tools)]
+    *before, answer = encode_parts(texts, lambda text: model.tokenize(text, parse_special=True))
+    prompt = model.framed([token for part in before for token in part])
+    ends = [place for place, token in enumerate(answer) if model.is_control(token)]
+    return prompt, answer[: ends[-1] + 1] if ends else answer
+
+
+def _written(model: Model, template: ChatTemplate, answer: Message) -> list[int]:
+    """What a decoder writes as the answer to what its encoder read."""
+    if answer.role != "assistant":
+        raise DataError("the last turn must be the assistant's: nothing would be scored.")
+    return [*model.tokenize(template.thinking_aloud(answer)), model.eos]
+
+
+@functools.lru_cache(maxsize=4)
+def _markers(model: Model, template: str) -> dict[int, str]:
+    """Tokens by which the template marks turns or thoughts, and which llama.cpp would find in what a user types too.
+
+    Gemma 4's `<|channel>` is one: not a control token, but "user-defined".
+    """
+    found = {token for token in model.tokenize(template) if model.is_user_defined(token)}
+    texts = {token: model.piece(token).decode("utf-8", "replace") for token in found}
+    return {token: text for token, text in texts.items() if len(text.strip()) > 1}
+
+
+def _plain_tokens(model: Model, text: str, markers: dict[int, str]) -> list[int]:
+    """The tokens of a text that is only text: a marker in it is cut behind its first letter."""
+    either = "|".join(re.escape(marker) for marker in sorted(markers.values(), key=len, reverse=True))
+    cuts = [match.start() + 1 for match in re.finditer(either, text)] if markers else []
+    parts = (text[begin:end] for begin, end in itertools.pairwise([0, *cuts, len(text)]))
+    return [token for part in parts for token in model.tokenize(part)]
+
+
+class _Marks:
+    """Replaces texts that hold control tokens by marks, and keeps the texts."""
+
+    def __init__(self, model: Model, markers: dict[int, str]) -> None:
+        self._model, self._markers = model, markers
+        self.texts: list[str] = []
+
+    def apply(self, message: Message) -> Message:
+        """The message with marks in it, or the same message if it is harmless."""
+        reasoning = message.reasoning and self._mark(message.reasoning)
+        return dataclasses.replace(message, content=self._mark(message.content), reasoning=reasoning)
+
+    def is_harmless(self, text: str) -> bool:
+        """Whether a text holds no control token, no marker and nothing that looks like a mark."""
+        tokens = self._model.tokenize(text)
+        plain = tokens == self._model.tokenize(text, parse_special=True) and self._markers.keys().isdisjoint(tokens)
+        return plain and not _MARKED.search(text)
+
+    def _mark(self, text: str) -> str:
+        if self.is_harmless(text):
+            return text
+        core = text.strip()  # a template that trims finds the white space outside the mark
+        begin = text.index(core)
+        self.texts.append(core)
+        return f"{text[:begin]}{_MARK.format(len(self.texts) - 1)}{text[begin + len(core) :]}"
+
+
+def _check_json(marks: _Marks, messages: Sequence[Message], tools: Sequence[str]) -> None:
+    """Tools and arguments are refused, not marked: a template may write their texts in another notation."""
+    texts = {"a tool's definition": list(tools)}
+    for number, message in enumerate(messages, start=1):
+        texts[f"a call in message {number}"] = [
+            part for call in message.tool_calls for part in (call.name, call.arguments)
+        ]
+    for where, parts in texts.items():
+        for text in parts:
+            if not marks.is_harmless(text):
+                raise DataError(f"{where} contains the text of a control token: {text[:60]!r}.")
+
+
+def _check_unicode(messages: Sequence[Message]) -> None:
+    for number, message in enumerate(messages, start=1):
+        try:
+            (message.content + (message.reasoning or "")).encode()
+        except UnicodeEncodeError:
+            raise DataError(f"message {number} ({message.role}) holds half a character: it is not Unicode.") from None

@@ -1,0 +1,156 @@
+"""Tells the reasoning in what a model writes from the answer. Pure: no model in here."""
+
+import re
+from typing import NamedTuple
+
+from gladstone.chat.reasoning_markers import THINK, Markers
+
+WHOLE_TAG = re.compile(r"<[^<>\s]+>")  # what only a model's own token spells; a lone "<" may be an answer
+
+
+class Piece(NamedTuple):
+    """Some characters of the reasoning or of the answer, ready to be shown."""
+
+    text: str
+    reasoning: bool
+
+
+class ReasoningSplitter:
+    """Tells the reasoning at the beginning of an answer from the answer itself.
+
+    The newlines next to a marker belong to it. Markers further on in an answer are text that somebody writes about.
+    Each text is given out as soon as nothing that follows could change it.
+    """
+
+    def __init__(self, *, opened: bool = False, markers: Markers = THINK) -> None:
+        """`opened`: the prompt ends with the opening marker, so the first text is reasoning already."""
+        self._markers = markers
+        self._state = "reasoning" if opened else "start" if markers.opening else "answer"
+        self._after_marker = opened
+        self._between = ""  # what parts a thought from the one before
+        self._held = ""
+
+    @property
+    def reasoning(self) -> bool:
+        """True while a thought is open."""
+        return self._state == "reasoning"
+
+    @property
+    def plain(self) -> bool:
+        """True where every text is part of the answer as it is."""
+        return self._state == "answer" and not self._after_marker and not self._held and not self._markers.ending
+
+    @property
+    def closing(self) -> bool:
+        """True while what came last may turn out to close the thought."""
+        return self.reasoning and _overlap(self._held, self._markers.closing) > 0
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """The markers of which one may come before the answer begins, while nothing has come of any."""
+        if self._held.strip():
+            return ()
+        markers = self._markers
+        texts = {"start": (markers.opening, markers.direct), "bridge": (markers.bridge, markers.again)}
+        return tuple(text for text in texts.get(self._state, ()) if text)
+
+    def feed(self, text: str) -> list[Piece]:
+        """The pieces that are sure by now; none of them is empty."""
+        self._held += text
+        pieces = []
+        before = ""
+        while before != self._state:
+            before = self._state
+            if before == "start":
+                self._look_for_opening()
+            elif before == "reasoning":
+                pieces.append(Piece(self._take_reasoning(), reasoning=True))
+            elif before == "bridge":
+                self._look_for_bridge()
+            else:
+                pieces.append(Piece(self._take_answer(), reasoning=False))
+        return [piece for piece in pieces if piece.text]
+
+    def flush(self) -> list[Piece]:
+        """What was held back, now that nothing follows; of a marker that was cut short nothing is shown."""
+        text, self._held = self._held, ""
+        in_reasoning = self._state == "reasoning"
+        if in_reasoning:
+            text = text.rstrip("\n")
+            text = self._between + text if text else ""
+        elif self._is_marker(text.strip()):
+            text = ""
+        return [Piece(text, reasoning=in_reasoning)] if text else []
+
+    def _is_marker(self, text: str) -> bool:
+        """Whether what is left at the end marks the end of the answer, or is a marker that was cut short."""
+        return (text != "" and text == self._markers.ending) or bool(WHOLE_TAG.match(text) and self._awaits(text))
+
+    def _awaits(self, text: str) -> bool:
+        """Whether a text is the beginning of what may come in this state."""
+        markers = self._markers
+        awaited = {"start": (markers.opening, markers.direct), "bridge": (markers.bridge, markers.again)}
+        return any(marker.startswith(text) for marker in awaited.get(self._state, (markers.ending,)))
+
+    def _look_for_opening(self) -> None:
+        begin = self._held.lstrip()
+        if begin.startswith(self._markers.opening):
+            self._pass(begin, self._markers.opening, "reasoning")
+        elif self._markers.direct and begin.startswith(self._markers.direct):
+            self._pass(begin, self._markers.direct, "answer")
+        elif not self._awaits(begin):
+            self._state = "answer"
+
+    def _pass(self, begin: str, marker: str, state: str) -> None:
+        """Go on behind a marker that the held text begins with."""
+        self._held, self._state, self._after_marker = begin[len(marker) :], state, True
+
+    def _take_reasoning(self) -> str:
+        self._skip_newlines()
+        closing = self._markers.closing
+        end = self._held.find(closing)
+        if end >= 0:
+            ready = self._held[:end].rstrip("\n")
+            self._pass(self._held[end:], closing, "bridge" if self._markers.bridge else "answer")
+        else:
+            ready = self._held[: len(self._held) - _overlap(self._held, closing)].rstrip("\n")
+            self._held = self._held[len(ready) :]
+        if ready:
+            ready, self._between = self._between + ready, ""
+        return ready
+
+    def _look_for_bridge(self) -> None:
+        begin, bridge, again = self._held.lstrip(), self._markers.bridge, self._markers.again
+        if begin.startswith(bridge):
+            self._pass(begin, bridge, "answer")
+        elif again and begin.startswith(again):
+            self._pass(begin, again, "reasoning")
+            self._between = "\n\n"
+        elif not self._awaits(begin):
+            self._state = "answer"
+
+    def _take_answer(self) -> str:
+        self._skip_newlines()
+        sure = len(self._held)
+        if self._markers.ending:
+            sure = len(self._held[: self._ending_at()].rstrip("\n"))
+        ready, self._held = self._held[:sure], self._held[sure:]
+        return ready
+
+    def _ending_at(self) -> int:
+        """Where the end of the held text is, or may become, what stands behind an answer."""
+        ending, text = self._markers.ending, self._held
+        place = text.rfind(ending)
+        if place >= 0 and not text[place + len(ending) :].strip():
+            return place
+        return len(text) - _overlap(text, ending)
+
+    def _skip_newlines(self) -> None:
+        if self._after_marker:
+            self._held = self._held.lstrip("\n")
+            self._after_marker = not self._held
+
+
+def _overlap(text: str, marker: str) -> int:
+    """How many characters at a text's end may turn out to be the beginning of a marker."""
+    return next((count for count in range(len(marker) - 1, 0, -1) if text.endswith(marker[:count])), 0)

@@ -1,0 +1,185 @@
+"""The child of `runtime.trust.load_check`: loads a model and lets it say a few words. It may crash, hang or take too
+much.
+
+The job comes as a line of JSON on stdin, the result goes as one to what was stdout; all else that is printed, by
+llama.cpp above all, goes to stderr.
+"""
+
+import ctypes
+import json
+import os
+import re
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gladstone.errors import ArtifactError, GladstoneError
+from gladstone.gguf.check_model import quoted
+from gladstone.gguf.header import TENSOR_TYPES, read_model
+from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.model import LOG_NOISE, Model, library
+from gladstone.report import terminal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+CONTEXT_TOKENS, PROMPT_TOKENS, ANSWER_TOKENS = 64, 24, 4
+PIECES = 8192  # tokens of the vocabulary that are written out
+MAX_OUTPUT_BYTES = 1 << 20
+SHOWN_CHARACTERS = 300
+RANKING = 4  # llama.cpp's number for a pooling that gives a score in place of a vector
+# every leading and every trailing byte of UTF-8, characters of all planes, and what markup and tokenizers stumble over
+ODD_TEXT = (
+    "The heart moves blood. "
+    + "".join(map(chr, (*range(1, 0x800), *range(0x800, 0xD800, 331), *range(0xE000, 0x110000, 4099))))
+    + "<|im_start|>user\n</s><s>[INST] <0x0A> ▁▁ \t \r\n\n" + " " * 70 + "a" * 300 + "é\u0301\u200d🧑‍🚀 ﷽ ½ﬁ"
+)  # fmt: skip
+POINTER = re.compile(r"\.? (?:It|llama\.cpp) says:?$")
+
+
+def main() -> None:
+    """Try the file that the job names, and report "passed" or why it is refused."""
+    report = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    library()
+    _limit(job["memory_bytes"], job["processor_s"])
+    try:
+        try_out(Path(job["path"]), vocab_only=job["vocab_only"])
+    except GladstoneError as error:
+        result: dict[str, Any] = {"refused": in_one_line(str(error))}
+    else:
+        result = {"passed": True}
+    print(json.dumps(result), file=report, flush=True)
+
+
+def try_out(path: Path, *, vocab_only: bool) -> None:
+    """Use the model as the engine would. Raises GladstoneError; what llama.cpp cannot stand ends the process."""
+    if not vocab_only:
+        _try_weights(path)
+    with Model(path, vocab_only=vocab_only) as model:
+        tokens = _try_vocabulary(model)
+        if vocab_only:
+            return
+        with Context(model, CONTEXT_TOKENS, batch_tokens=CONTEXT_TOKENS, threads=1) as context:
+            generates = library().llama_get_memory(context.handle) is not None
+            generates = generates and library().llama_model_has_decoder(model.handle)
+            if generates:
+                _try_generation(context, model, tokens)
+        if not generates:
+            _try_embedding(model, tokens)
+
+
+def _try_weights(path: Path) -> None:
+    """Look for weights that are no numbers, of which a few words would meet only some."""
+    import numpy as np
+
+    kinds = {name: kind for kind, (name, _, _) in TENSOR_TYPES.items()}
+    is_sound = library()._lib.ggml_validate_row_data
+    is_sound.argtypes, is_sound.restype = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_bool
+    for header in read_model(path):
+        data = np.memmap(header.path, np.uint8, "r")
+        for tensor in header.tensors:
+            begin = data.ctypes.data + header.data_offset + tensor.offset
+            if not is_sound(kinds[tensor.type_name], begin, tensor.size_bytes):
+                raise ArtifactError(f"the weights of {quoted(tensor.name)} hold what is no number")
+
+
+def _try_vocabulary(model: Model) -> list[int]:
+    """Read and write text with every kind of token; returns a prompt."""
+    for token in range(0, model.vocab_size, max(1, model.vocab_size // PIECES)):
+        model.piece(token, special=True)
+        model.piece(token)
+        model.ends_generation(token)
+    for special in (False, True):
+        tokens = model.tokenize(ODD_TEXT, add_special=special, parse_special=special)
+    tokens = (tokens[:PROMPT_TOKENS] + tokens[-PROMPT_TOKENS:])[: CONTEXT_TOKENS - ANSWER_TOKENS - 2]
+    tokens = tokens or list(range(min(PROMPT_TOKENS, model.vocab_size)))
+    if min(tokens) < 0 or max(tokens) >= model.vocab_size:
+        raise ArtifactError("its vocabulary makes tokens of a text that it does not hold")
+    return tokens
+
+
+def _try_generation(context: Context, model: Model, tokens: list[int]) -> None:
+    if model.has_encoder:
+        if model.decoder_start < 0:
+            raise ArtifactError("it does not name the token that an answer begins with")
+        context.encode(tokens)
+        tokens = [model.decoder_start]
+    context.decode(tokens, 0, all_logits=True)
+    for index in range(len(tokens)):
+        _check_finite(context.logits(index))
+    for position in range(len(tokens), len(tokens) + ANSWER_TOKENS):
+        context.decode([int(context.logits(-1).argmax())], position)
+        _check_finite(context.logits(-1))
+
+
+def _try_embedding(model: Model, tokens: list[int]) -> None:
+    with Context(model, CONTEXT_TOKENS, threads=1, pooling="model") as context:
+        if model.has_encoder:
+            context.encode(tokens)
+        else:
+            context.decode(tokens, 0, all_logits=True)
+        pooling = library().llama_pooling_type(context.handle)
+        if pooling != RANKING:
+            vector = context.embedding(sequence=0 if pooling else None)
+            _check_finite(vector)
+
+
+def _check_finite(values: "npt.NDArray[np.float32]") -> None:
+    import numpy as np
+
+    # some models forbid tokens with a logit of minus infinity
+    if np.isnan(values).any() or not np.isfinite(values.max()):
+        raise ArtifactError("its weights give numbers that are not finite")
+
+
+def in_one_line(message: str) -> str:
+    """An error's first line, with the line of llama.cpp's log that says why."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    first, rest = POINTER.sub("", lines[0]), lines[1:]
+    if not rest:
+        return first
+    reason = next((line for line in rest if "error" in line.lower() or "failed" in line.lower()), rest[-1])
+    return f"{first}: {terminal.one_line(LOG_NOISE.sub('', reason), SHOWN_CHARACTERS)}"
+
+
+def _limit(memory_bytes: int, processor_s: float) -> None:
+    """End this process, where the system can, when it takes more; its parent watches too."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    second = int(used.ru_utime + used.ru_stime + processor_s) + 1
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_CPU: second, resource.RLIMIT_FSIZE: MAX_OUTPUT_BYTES}
+    private = _private_bytes()
+    if private is not None:
+        limits[resource.RLIMIT_DATA] = private + memory_bytes
+    for kind, most in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (soft, hard))
+
+
+def _private_bytes() -> int | None:
+    """Memory that this process could write to, as Linux counts it against RLIMIT_DATA; a mapped file is none."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"^VmData:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot stop its child."""
+    os.read(0, 1)  # returns when the other end is closed: nothing more is ever sent
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
