@@ -1,4 +1,4 @@
-"""Training, validation and test set, and how often a training row is seen."""
+"""Division into training, validation and test set, and how often each training row is repeated."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -26,9 +26,9 @@ class Division:
 
 
 def divide(rows: Sequence[int], groups: Groups, section: DataSection, question: Callable[[int], int]) -> Division:
-    """Divide rows by number, groups whole. `question` gives a row's hash, used where the division is by hash.
+    """Divide rows by number, keeping groups whole. `question` returns a row's hash, for division by hash.
 
-    A set of which the section draws no rows is empty.
+    A set that the section draws no rows for is empty.
     """
     members: dict[int, list[int]] = {}
     for row in rows:
@@ -45,20 +45,20 @@ def divide(rows: Sequence[int], groups: Groups, section: DataSection, question: 
 def explain_empty(
     empty: Sequence[str], rows: int, largest: tuple[int, int, Sequence[str]], section: DataSection
 ) -> str:
-    """Why sets are empty and what helps. `largest`: how many groups, rows of the largest, two of its rows if it has."""
+    """Explain why sets are empty and what helps. `largest`: number of groups, size of the largest, two of its rows."""
     groups, size, shown = largest
     wanted = 1 + sum(section.drawn(name) > 0 for name in HELD)
-    said = f"{rows:,} rows are too few to divide: none is left for the {' and the '.join(empty)} set."
+    said = f"{rows:,} rows are too few to divide: the {' and the '.join(empty)} set would be empty."
     if size > 1 and groups < wanted + 1:
-        said += (
-            f" They are {groups} groups of rows that share an input, an answer or a context. Each group is in one set;"
-        )
+        said += f" They form {groups} groups that share an input, an answer or a context, and a group stays in one set;"
         said += f" the largest has {size:,} rows, among them\n" + "\n".join(f"  {each}" for each in shown)
         helps = ["data.duplicates.together=false divides the rows one by one"] if rows >= wanted else []
         return f"{said}\nWhat helps: {'; '.join([*helps, 'rows of other inputs'])}."
     if section.division == "hash" and rows >= wanted:
-        return f"{said} A division by hash draws each question's set by itself; data.division=seed fills them all."
-    return f"{said} {'Three sets take at least three' if wanted == len(SETS) else 'Two sets take at least two'} rows."
+        return (
+            f"{said} Division by hash draws the set of each question independently; data.division=seed fills all sets."
+        )
+    return f"{said} {'Three sets need at least three' if wanted == len(SETS) else 'Two sets need at least two'} rows."
 
 
 def _rows_wanted(size: float, rows: int) -> int:
@@ -68,9 +68,9 @@ def _rows_wanted(size: float, rows: int) -> int:
 
 
 def _take(groups: list[list[int]], wanted: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Groups of `wanted` rows together, and the others; a group that would be too many is passed over.
+    """Split groups into those that fill `wanted` rows and the rest; a group that does not fit is passed over.
 
-    Where only larger groups are left, the smallest of them is taken if there is nothing else.
+    If all groups are larger, the smallest one is taken.
     """
     if not wanted:
         return [], groups
@@ -88,7 +88,7 @@ def _take(groups: list[list[int]], wanted: int) -> tuple[list[list[int]], list[l
 
 
 def _by_hash(members: dict[int, list[int]], section: DataSection, question: Callable[[int], int]) -> Division:
-    """Each group's place hangs on its first question alone, so that rows added later move no other."""
+    """Divide by hash. A group's set depends on its first question alone, so rows added later move no other group."""
     sets: dict[str, list[int]] = {name: [] for name in SETS}
     for head, group in members.items():
         drawn = xxhash.xxh3_64_intdigest(f"{section.seed} {question(head)}".encode()) / 2**64
@@ -98,9 +98,9 @@ def _by_hash(members: dict[int, list[int]], section: DataSection, question: Call
 
 
 def mix(rows: Sequence[int], origin: Callable[[int], int], sources: Sequence[Source], seed: int) -> list[int]:
-    """Training rows as often as their sources' weight or share says, in order.
+    """Repeat training rows by the weight or share of their source, in order.
 
-    A weight of 2.5 has every row twice and half of them, drawn with the seed, once more.
+    A weight of 2.5 includes every row twice, and half of the rows, drawn with the seed, a third time.
     """
     if all(source.weight == 1 and source.share is None for source in sources):
         return list(rows)

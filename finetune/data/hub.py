@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, kept in the cache as JSON Lines. Names datasets, huggingface_hub."""
+"""Datasets of the Hugging Face Hub, cached as JSON Lines. Imports datasets, huggingface_hub."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -17,12 +17,12 @@ ASK_S = 10
 
 
 def fetch(name: str, config: str | None, split: str, first_rows: int | None) -> Path:
-    """The file of a data set, streamed from the Hub unless the cache has it. Raises DataError if that fails."""
+    """Return the file of a dataset, streamed from the Hub unless it is cached. Raises DataError if that fails."""
     path = cached(name, config, split, first_rows)
     if path.is_file():
         return path
-    require_packages("a data set of the Hub", "finetune", ["datasets"])
-    check_disk(path.parent, SMALLEST_FREE_BYTES, f"the data set {name}")
+    require_packages("a dataset of the Hub", "finetune", ["datasets"])
+    check_disk(path.parent, SMALLEST_FREE_BYTES, f"the dataset {name}")
     write(_rows(name, config, split, first_rows), path)
     return path
 
@@ -30,21 +30,21 @@ def fetch(name: str, config: str | None, split: str, first_rows: int | None) -> 
 def _rows(name: str, config: str | None, split: str, first_rows: int | None) -> Iterator[dict[str, Any]]:
     try:
         yield from islice(stream(name, config, split), first_rows)
-    except Exception as error:  # datasets raises whatever its file systems, HTTP clients and scripts raise
+    except Exception as error:  # datasets passes on errors of its file systems and HTTP clients
         raise DataError(
             f"{HUB_PREFIX}{name}: cannot be fetched from the Hub ({type(error).__name__}: {_first_line(error)}). "
-            "Without a network, bring its file (Parquet, JSON or CSV; 'Files' on its page) and give that file's path."
+            "Without a network, download its file (Parquet, JSON, CSV; 'Files' on its page) and give that file's path."
         ) from error
 
 
 def cached(name: str, config: str | None, split: str, first_rows: int | None) -> Path:
-    """Where a data set is kept."""
+    """Return the path of a dataset in the cache."""
     parts = [name.replace("/", "--"), config or "default", split, *([f"first{first_rows}"] if first_rows else [])]
     return cache_dir() / "datasets" / ("_".join(part.replace("/", "-") for part in parts) + ".jsonl")
 
 
 def stream(name: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
-    """The rows of a data set, or of a local folder that is laid out as one, without any code of its own."""
+    """Yield the rows of a dataset, or of a local folder laid out like one, without running any code of its own."""
     from datasets import load_dataset
 
     if not Path(name).is_dir():
@@ -54,14 +54,14 @@ def stream(name: str, config: str | None, split: str) -> Iterable[dict[str, Any]
 
 
 def _ask_hub(name: str) -> None:
-    """Raises at once where there is no such data set or no network; `datasets` tries for half a minute, and says so."""
+    """Raise at once if there is no such dataset or no network; `datasets` itself retries for half a minute."""
     from huggingface_hub import HfApi
 
     HfApi().dataset_info(name, timeout=ASK_S)
 
 
 def write(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    """Rows as JSON Lines; values that JSON has no kind for (dates, bytes) as text."""
+    """Write rows as JSON Lines; values that JSON cannot represent (dates, bytes) are converted to text."""
     with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")

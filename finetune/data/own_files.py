@@ -1,4 +1,4 @@
-"""Validation and test sets that are files of their own, not drawn from the sources."""
+"""Validation and test sets from files of their own, not drawn from the sources."""
 
 from collections.abc import Iterable
 
@@ -13,22 +13,22 @@ CHOICES = "a file, a share below 1, a number of rows, or 0 for none"
 
 
 def own_layouts(section: DataSection) -> dict[str, Layout]:
-    """How the rows of each set's own file are read.
+    """Return the layout of each set's own file.
 
-    Raises ConfigError with the option's name for a file that is missing or cannot be read, or that is named twice.
+    Raises ConfigError, naming the option, for a file that is missing or unreadable, or that is used twice.
     """
     layouts = {name: _layout(name, source) for name, source in section.own_files.items()}
     for name, source in section.own_files.items():
         if any(_same(source, each) for each in section.sources):
             raise ConfigError(
-                f"data.{name}: {source.path} is one of the sources too, or a copy of one: its rows would be trained on "
-                f"and measured. Name other rows, or {name}=0.1 to draw them from the source."
+                f"data.{name}: {source.path} is also a source, or a copy of one: its rows would be both trained on and "
+                f"measured. Name other rows, or set {name}=0.1 to draw them from the source."
             )
     own = section.own_files
     if len(own) > 1 and _same(own["validation"], own["test"]):
         raise ConfigError(
-            f"data.validation and data.test: {own['test'].path} is both: the test would tell nothing that the "
-            "validation did not choose. Name two files, or set one of them to 0."
+            f"data.validation and data.test: {own['test'].path} is both, so that the test would not be "
+            "independent of the validation. Name two files, or set one of them to 0."
         )
     return layouts
 
@@ -36,14 +36,14 @@ def own_layouts(section: DataSection) -> dict[str, Layout]:
 def _layout(name: str, source: Source) -> Layout:
     try:
         if not source.file().exists():
-            raise DataError(f"{source.path}: no such data file. It takes {CHOICES}.")
+            raise DataError(f"{source.path}: no such data file. Expected {CHOICES}.")
         return source.layout()
     except GladstoneError as error:
         raise ConfigError(f"data.{name}: {error}") from None
 
 
 def _same(one: Source, other: Source) -> bool:
-    """Whether two sources are one file, or copies of one."""
+    """True if two sources are one file, or copies of each other."""
     first, second = one.file(), other.file()
     if first.samefile(second):
         return True
@@ -52,7 +52,7 @@ def _same(one: Source, other: Source) -> bool:
 
 
 def exact_copies(rows: Iterable[Conversation]) -> int:
-    """How many rows are exact copies of one before them."""
+    """Count the rows that are exact copies of an earlier row."""
     seen: set[int] = set()
     count = 0
     for number, row in enumerate(rows, 1):

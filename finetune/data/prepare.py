@@ -1,6 +1,6 @@
-"""Sources to three sets of clean rows that share nothing, and a reason for every row that is in none of them.
+"""Turns sources into three disjoint sets of clean rows, and records why every other row is left out.
 
-Memory does not grow with the length of rows, and by some 200 bytes with each row.
+Memory grows by some 200 bytes per row, whatever the length of the rows.
 """
 
 import random
@@ -37,7 +37,7 @@ __all__ = ["CHANGED", "DROPPED", "PERSONAL", "SUMMARY", "Summary", "describe", "
 
 TOLD_EVERY = 1000  # rows
 HELD_OUT_FILES = "held-out files"
-MAX_REASONS = 40  # different ones for which a base refuses rows; a template writes its own
+MAX_REASONS = 40  # distinct reasons counted for a base's refusals: a template may raise any text
 
 
 def prepare(
@@ -45,10 +45,10 @@ def prepare(
 ) -> Summary:
     """Write train.jsonl, validation.jsonl, test.jsonl, data.json, dropped.jsonl and changed.jsonl into `folder`.
 
-    `base_check` makes what asks a base about each row, once the rows are read; None: no base is asked.
-    A set of which the section wants no rows has no file. Raises DataError for bad rows (unless `skip_bad`), for rows
-    that cannot be divided, and ConfigError for the section; what was left out or changed before is written all the
-    same.
+    `base_check` returns the check that the base makes of each row; it is called once the rows are read. None: no check.
+    A set that the section leaves empty gets no file. Raises ConfigError for an invalid section, and DataError for bad
+    rows (unless `skip_bad`) and for rows that cannot be divided; the records of rows left out or changed so far are
+    written even then.
     """
     layouts = [source.layout() for source in section.sources]
     own = own_layouts(section)
@@ -66,13 +66,13 @@ def prepare(
             progress.update(None, f"{len(work.rows):,} of {work.summary.read:,} rows kept")
         if base_check is not None and len(work.rows):
             check = base_check()
-            with step(progress, "Asking the base about the rows"):
+            with step(progress, "Checking the rows against the base"):
                 progress.update(None, f"{work.leave_out_refused(check):,} left out")
         with step(progress, "Looking for duplicates"):
             kept = work.without_duplicates()
             progress.update(None, f"{len(work.rows) - len(kept):,} left out")
         for name, rows in work.held_out():
-            with step(progress, f"Looking for rows of the {name}"):
+            with step(progress, f"Looking for rows that the {name} contain{'s' * (name != HELD_OUT_FILES)}"):
                 before = len(kept)
                 kept = work.without_leaks(kept, name, rows)
                 progress.update(None, f"{before - len(kept):,} left out")
@@ -83,7 +83,7 @@ def prepare(
 
 
 def read_set(folder: Path, name: str) -> Iterator[Conversation]:
-    """The rows of a prepared set, each with the source that it came from; none of a set that there is not."""
+    """Yield the rows of a prepared set, each with its original source; none if the set does not exist."""
     if name in HELD and not has_set(folder, name):
         return
     for row, place in read_rows(folder / f"{name}.jsonl"):
@@ -91,44 +91,44 @@ def read_set(folder: Path, name: str) -> Iterator[Conversation]:
 
 
 def has_set(folder: Path, name: str) -> bool:
-    """Whether a set was prepared: a validation or test set of no rows has no file."""
+    """True if the set was prepared; an empty validation or test set has no file."""
     return (folder / f"{name}.jsonl").is_file()
 
 
 class _Work:
-    """The rows while they are prepared; those of a set's own file by the set's name."""
+    """The state of one preparation; `_own` maps a set's name to the rows of its own file."""
 
     def __init__(self, section: DataSection, folder: Path, stack: ExitStack, records: Records) -> None:
         self._section, self._folder, self._stack, self._records = section, folder, stack, records
         self.summary = records.summary
         self.rows = self._spool("rows")
         self._own: dict[str, Spool] = {}
-        self._leaked: set[int] = set()  # of the validation set's own file, rows that the test set's file has too
-        self._notes: list[str] = []  # on the fields of the files
+        self._leaked: set[int] = set()  # rows of the validation set's own file that are in the test set's file too
+        self._notes: list[str] = []  # notes on the files' fields
         self._boilerplate = Boilerplate() if section.cleaning.boilerplate != "keep" else None
 
     def _spool(self, name: str) -> Spool:
         return self._stack.enter_context(Spool(self._folder / f".{name}.partial"))
 
     def read(self, sources: Sequence[tuple[Source, Layout]], progress: Progress) -> None:
-        """Every row of every source, cleaned. Raises DataError for bad rows, unless they may be skipped."""
+        """Read and clean every row of every source. Raises DataError for bad rows, unless they may be skipped."""
         for origin, (source, layout) in enumerate(sources):
             notes = self._read(source, layout, (self.rows, origin), progress)
             if not self._section.skip_bad:
-                self._records.check("bad rows, which --skip-bad would leave out")
+                self._records.check("bad rows; --skip-bad leaves them out")
             several = f"{source.path}: " if len(sources) > 1 or self._section.own_files else ""
             self._notes += [several + note for note in notes]
         self.summary.notes = [*self._records.noted(), *self._notes]
 
     def read_own(self, name: str, source: Source, layout: Layout, progress: Progress) -> None:
-        """Every row of a set's own file, cleaned as the others are. Raises DataError, also if none is left."""
+        """Read and clean every row of a set's own file. Raises DataError for bad rows, and if no row is left."""
         spool = self._own[name] = self._spool(name)
         left_out = Counter(self.summary.dropped)
         try:
             notes = self._read(source, layout, (spool, 0), progress)
             self.summary.sources[-1]["set"] = name
             if not self._section.skip_bad:
-                self._records.check("bad rows, which --skip-bad would leave out")
+                self._records.check("bad rows; --skip-bad leaves them out")
         except GladstoneError as error:
             raise DataError(f"data.{name}: {error}") from None
         self._check_own(name, left_out)
@@ -136,18 +136,18 @@ class _Work:
         copies = exact_copies(spool)
         if copies:
             rows = "1 row is an exact copy" if copies == 1 else f"{copies:,} rows are exact copies"
-            self._notes.append(f"{source.path}: {rows} of another; the {name} set has them all")
+            self._notes.append(f"{source.path}: {rows} of another; the {name} set keeps them")
         self.summary.notes = [*self._records.noted(), *self._notes]
 
     def _check_own(self, name: str, left_out: Counter[str]) -> None:
-        """Raises DataError if none of a set's rows is left, with what was left out since."""
+        """Raise DataError, with the reasons counted since `left_out`, if no row of the set is left."""
         if not len(self._own[name]):
             why = ", ".join(f"{reason} {count:,}" for reason, count in (self.summary.dropped - left_out).items())
             path = self._section.own_files[name].path
-            raise DataError(f"data.{name}: {path} has no row that can be used{f': {why}' if why else ''}.")
+            raise DataError(f"data.{name}: {path} has no usable row{f': {why}' if why else ''}.")
 
     def _read(self, source: Source, layout: Layout, into: tuple[Spool, int], progress: Progress) -> list[str]:
-        """Read and clean the rows of a file into a spool, with their origin; returns what is to say of its fields."""
+        """Read and clean the rows of a file into a spool, with their origin; return the notes on its fields."""
         before, bad_before = self.summary.read, self._records.count
         notes = SourceNotes(self._records)
         for row in islice(iter_conversations(source.file(), layout, self._records, notes), source.first_rows):
@@ -176,7 +176,7 @@ class _Work:
             self._records.drop(cleaned.row, "personal data", read=read)
             return
         masked = kept is not cleaned.row
-        read = fields(kept) if masked else read  # nobody's name goes into the records
+        read = fields(kept) if masked else read  # personal data must not reach the records
         self._tell_changed(kept, (*cleaned.changed, *(["privacy"] if masked else [])), read)
         for name in cleaned.noted:
             self.summary.note(name, row.source)
@@ -191,7 +191,7 @@ class _Work:
             self._records.change(row, steps, read)
 
     def _is_flawed(self, row: Conversation, read: Row | None) -> bool:
-        """True if the row is left out, which is written down; what speaks against other rows is noted."""
+        """Record the row and return True if a flaw leaves it out; note flaws that do not."""
         found = list(flaws(row, self._section.cleaning))
         for each in found:
             if each.drops:
@@ -203,7 +203,7 @@ class _Work:
         return False
 
     def _tell_option(self, found: Flaw) -> None:
-        """Keep with a reason the option that leaves rows out for it, and the length farthest beyond its limit."""
+        """Record the option that leaves rows out for a reason, and the length farthest beyond its limit."""
         if found.reason in OPTIONS:
             field = OPTIONS[found.reason]
             self.summary.options[found.reason] = f"data.cleaning.{field}={getattr(self._section.cleaning, field)}"
@@ -212,7 +212,7 @@ class _Work:
             self.summary.beyond[found.reason] = farthest(found.size, self.summary.beyond.get(found.reason, found.size))
 
     def _private(self, row: Conversation) -> Conversation | None:
-        """The row as it may be used: as it is, masked, or not at all; what names a person in it is written down."""
+        """Apply the privacy option and record findings: return the row unchanged or masked, or None to drop it."""
         privacy = self._section.cleaning.privacy
         if privacy == "off":
             return row
@@ -230,7 +230,7 @@ class _Work:
         return {"mask": masked, "drop": None, "report": row}[privacy]
 
     def find_boilerplate(self) -> None:
-        """Look for boilerplate; take it off where that is wanted, and look again at the rows that lost some."""
+        """Find boilerplate; if configured, remove it and check the changed rows for flaws again."""
         if self._boilerplate is None:
             return
         self.summary.boilerplate_sentences = self._boilerplate.find()
@@ -262,12 +262,12 @@ class _Work:
         return stripped
 
     def leave_out_refused(self, check: RowCheck) -> int:
-        """Leave out the rows that a base cannot be trained on, and count them. Raises DataError unless `skip_bad`."""
+        """Leave out rows that the base cannot be trained on, and count them. Raises DataError unless `skip_bad`."""
         problems = Problems()
         spools = {"rows": self.rows} | self._own
         refused = {name: self._refused(spool, check, problems) for name, spool in spools.items()}
         if problems.count and not self._section.skip_bad:
-            problems.check("rows cannot be turned into tokens of the base, which --skip-bad would leave out")
+            problems.check("rows that the base cannot be trained on; --skip-bad leaves them out")
         for name, numbers in refused.items():
             if numbers:
                 accepted = self._accepted(name, spools[name], numbers)
@@ -287,7 +287,7 @@ class _Work:
         return accepted
 
     def _refused(self, spool: Spool, check: RowCheck, problems: Problems) -> set[int]:
-        """The rows of a spool that a base refuses, each written down."""
+        """Return the rows of a spool that the base refuses, and record each."""
         refused = set()
         for number, row in enumerate(spool):
             try:
@@ -301,17 +301,17 @@ class _Work:
     def _refuse(self, spool: Spool, number: int, error: RefusedError) -> None:
         reason = error.reason
         if reason not in self.summary.dropped and len(self.summary.dropped) >= MAX_REASONS:
-            reason = "the base refuses the row"
+            reason = "refused by the base"
         self.summary.options[reason] = "data.skip_bad=true" if self._section.skip_bad else "--skip-bad"
         self._drop(number, reason, error.detail, spool=spool)
 
     def _drop(self, number: int, reason: str, detail: str = "", *, spool: Spool | None = None) -> None:
-        """Leave out a row of those that were kept so far."""
+        """Record a row that was kept so far as left out."""
         rows = self.rows if spool is None else spool
         self._records.drop(rows[number], reason, detail, rows.read(number))
 
     def without_duplicates(self) -> list[int]:
-        """The rows that repeat no other, or all of them where duplicates are kept; their groups are known."""
+        """Return the rows that repeat no other, or all rows if duplicates are kept; their groups are set."""
         if not len(self.rows):
             raise DataError(f"no row is left of {self.summary.read:,}: {self.summary.reasons()}.")
         self.duplicates = Duplicates(self.rows, self._section.duplicates.similarity)
@@ -331,16 +331,21 @@ class _Work:
         return [row for row in range(len(self.rows)) if row not in self.duplicates.partners]
 
     def held_out(self) -> Iterator[tuple[str, Iterable[Conversation]]]:
-        """The files of which no row may be drawn for a set, by name: benchmarks, then the sets' own."""
+        """Yield the files whose rows must not be trained on, by name: first benchmarks, then the sets' own files."""
         sources = self._section.held_out
         if sources:
             yield HELD_OUT_FILES, chain.from_iterable(map(self._benchmark, sources))
-        for name in reversed(HELD):  # a validation row that is a test row too must not watch over the training
+        for name in reversed(
+            HELD
+        ):  # test first: a validation row that is also a test row would tune the training on the test
             if name in self._own:
                 yield f"{name} file", self._own[name]
 
     def _benchmark(self, source: Source) -> Iterator[Conversation]:
-        """The rows of a benchmark file; what reading it has to say is noted. Raises DataError behind bad rows."""
+        """Yield the rows of a benchmark file and record its notes.
+
+        Raises DataError after the last row if any are bad.
+        """
         problems, notes = Problems(), Notes()
         path = source.file()
         yield from islice(iter_conversations(path, source.layout(), problems, notes), source.first_rows)
@@ -348,21 +353,23 @@ class _Work:
         self.summary.notes += [f"{source.path}: {note}" for note in (*problems.noted(), *notes.lines())]
 
     def without_leaks(self, kept: list[int], name: str, rows: Iterable[Conversation]) -> list[int]:
-        """The rows that a held-out file does not have. Raises DataError if none is left."""
+        """Return the rows that a held-out file does not contain. Raises DataError if none is left."""
         reason = "leak" if name == HELD_OUT_FILES else f"leak into the {name}"
         index = LeakIndex(rows, least_score(self._section.duplicates.similarity))
         if name == "test file" and "validation" in self._own:
             own = self._own["validation"]
             self._leaked = self._leaks(index, own, range(len(own)), reason)
             if len(self._leaked) == len(own):
-                raise DataError("data.validation: data.test has each of its rows. Name other rows, or set one to 0.")
+                raise DataError(
+                    "data.validation: data.test contains all of its rows. Name other rows, or set one of them to 0."
+                )
         leaks = self._leaks(index, self.rows, kept, reason)
         if len(leaks) == len(kept):
             raise DataError(f"no row is left to train on of {self.summary.read:,}: {self.summary.reasons()}.")
         return [row for row in kept if row not in leaks]
 
     def _leaks(self, index: LeakIndex, spool: Spool, rows: Sequence[int], reason: str) -> set[int]:
-        """Leave out those of the rows that the index has."""
+        """Leave out the rows that the index contains."""
         leaks = {rows[place]: leak for place, leak in index.leaks(spool[row] for row in rows)}
         for row, leak in leaks.items():
             difference = f": {leak.difference}" if leak.difference else ""
@@ -370,7 +377,7 @@ class _Work:
         return set(leaks)
 
     def draw(self, kept: list[int]) -> list[int]:
-        """At most `max_rows` of the rows."""
+        """Draw at most `max_rows` of the rows."""
         limit = self._section.max_rows
         if limit is None or limit >= len(kept):
             return kept
@@ -381,7 +388,10 @@ class _Work:
         return sorted(drawn)
 
     def divide(self, kept: list[int]) -> Division:
-        """The sets; rows that share an input, an answer or a context are in one. Raises DataError if one is empty."""
+        """Divide the rows into sets; rows that share an input, answer or context stay together.
+
+        Raises DataError if one is empty.
+        """
         groups = self.duplicates.split_groups() if self._section.duplicates.together else Groups(len(self.rows))
         sizes = Counter(groups.head(row) for row in kept)
         shared = [size for size in sizes.values() if size > 1]
@@ -397,7 +407,7 @@ class _Work:
         return division
 
     def write(self, division: Division) -> None:
-        """The sets as JSON Lines in the `prepared` format, which loses nothing, each row with its source."""
+        """Write the sets as JSON Lines in the lossless `prepared` format, each row with its source."""
         train = mix(division.train, self.rows.origin, self._section.sources, self._section.seed)
         self.summary.repeated = len(train) - len(set(train))
         for row in sorted(set(division.train) - set(train)):
@@ -406,12 +416,12 @@ class _Work:
             self.summary.sets[name] = self._write(name, rows)
 
     def _write(self, name: str, numbers: Sequence[int]) -> int:
-        """Write a set, by the numbers of its rows or from its own file; returns how many rows it has."""
+        """Write a set, from the numbers of its rows or from its own file; return its number of rows."""
         path, spool = self._folder / f"{name}.jsonl", self._own.get(name, self.rows)
         if name in self._own:
             numbers = [row for row in range(len(spool)) if name == "test" or row not in self._leaked]
         if numbers:
             write_rows(path, (prepared.write(spool[row]) for row in numbers))
-        else:  # of an earlier call, which had one
+        else:  # an earlier call may have written one
             path.unlink(missing_ok=True)
         return len(numbers)

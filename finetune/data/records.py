@@ -1,6 +1,6 @@
-"""Every row that is left out or changed, as it was and as it became, written while the rows are prepared.
+"""Records of every row left out or changed, before and after, written while rows are prepared.
 
-The files appear whole when the rows are done, and as well when they turn out to be bad: then they are needed most.
+The files are published whole, also if the preparation fails: then they are needed most.
 """
 
 import json
@@ -21,14 +21,14 @@ from gladstone.rows import Problems, Row
 
 
 def fields(row: Conversation) -> Row:
-    """A row's texts as a prepared set has them."""
+    """Return a row's texts as a prepared set stores them."""
     return {name: value for name, value in prepared.write(row).items() if name != "source"}
 
 
 class Records(Problems):
-    """Writes dropped.jsonl, changed.jsonl and personal.jsonl; bad rows come in through `add`, as the readers know it.
+    """Writes dropped.jsonl, changed.jsonl and personal.jsonl; readers report bad rows through `add`.
 
-    With `hide` nothing is written that names a person: of such a row only what the mask leaves.
+    With `hide`, only the masked text of a row is written.
     """
 
     def __init__(self, files: dict[str, TextIO], summary: Summary, *, hide: bool) -> None:
@@ -41,23 +41,23 @@ class Records(Problems):
         self.drop_unread(source, "bad row", detail)
 
     def drop_unread(self, source: str, reason: str, detail: str) -> None:
-        """Write one row that is left out before it is read as a conversation."""
+        """Record a row that is left out before it could be read as a conversation."""
         self.summary.dropped[reason] += 1
         self._write(DROPPED, {"source": source, "reason": reason, "detail": detail})
 
     def drop(self, row: Conversation, reason: str, detail: str = "", read: Row | None = None) -> None:
-        """Write one row that is left out; `read` is how it was before it was changed, if it was."""
+        """Record a row that is left out; `read` is the row before it was changed, if it was."""
         self.summary.dropped[reason] += 1
         line = {"source": row.source, "reason": reason} | ({"detail": detail} if detail else {})
         self._write(DROPPED, line | self._texts(row, read))
 
     def change(self, row: Conversation, steps: Sequence[str], read: Row) -> None:
-        """Write what steps made of a row."""
+        """Record a row that steps changed."""
         texts = self._texts(row, read)
         self._write(CHANGED, {"source": row.source, "steps": list(steps)} | texts)
 
     def personal(self, source: str, kinds: Counter[str]) -> None:
-        """Write what kinds of personal data a row has."""
+        """Record the kinds of personal data in a row."""
         self.summary.personal.update(kinds)
         self._write(PERSONAL, {"source": source, "found": dict(kinds)})
 
@@ -73,7 +73,7 @@ class Records(Problems):
 
 
 class SourceNotes(Notes):
-    """Writes each row that is left out by what it says of itself, with its reason."""
+    """Also records each row that is marked not to be trained on, with its reason."""
 
     def __init__(self, records: Records) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class SourceNotes(Notes):
 
 @contextmanager
 def recording(folder: Path, summary: Summary, *, hide: bool) -> Iterator[Records]:
-    """Records in `folder`. A DataError inside says where they are, if any row was left out before it."""
+    """Provide records in `folder`. A DataError raised inside is extended by where they are, if any row was left out."""
     failure: GladstoneError | None = None
     with ExitStack() as stack:
         files = {name: _open(folder / name, stack) for name in (DROPPED, CHANGED, PERSONAL)}
@@ -99,9 +99,11 @@ def recording(folder: Path, summary: Summary, *, hide: bool) -> Iterator[Records
         return
     for name in empty:
         (folder / name).unlink(missing_ok=True)
-    if isinstance(failure, DataError) and summary.left_out > summary.dropped["bad row"]:  # a bad one is told of itself
+    if (
+        isinstance(failure, DataError) and summary.left_out > summary.dropped["bad row"]
+    ):  # bad rows are listed in the error itself
         rows = "the row" if summary.left_out == 1 else f"each of the {summary.left_out:,} rows"
-        told = f"{folder / DROPPED} has {rows} left out until then, with the reason."
+        told = f"{folder / DROPPED} lists {rows} left out so far, with the reason."
         raise DataError(f"{failure}\n{told}") from failure
     raise failure
 

@@ -1,4 +1,4 @@
-"""Rows on disk while they are worked on: memory holds ten bytes a row."""
+"""Rows on disk while they are prepared: memory holds ten bytes per row."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from gladstone.rows import Row
 
 
 class Spool:
-    """Conversations in the order in which they were added, to be read through or by number; gone when closed.
+    """Conversations in insertion order, for sequential and random access; the file is deleted on close.
 
-    `origin` numbers the source that a row came from.
+    `origin` is the number of the source that a row came from.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises ArtifactError if the file cannot be made."""
+        """Raises ArtifactError if the file cannot be created."""
         self._path = path
         self._offsets, self._origins = array("Q"), array("H")
         try:
@@ -36,13 +36,13 @@ class Spool:
         self.close()
 
     def close(self) -> None:
-        """Remove the file."""
-        with suppress(OSError):  # what it still held does not fit on the disk, and is not needed
+        """Delete the file."""
+        with suppress(OSError):  # flushing may fail on a full disk, but the rest is not needed
             self._file.close()
         self._path.unlink(missing_ok=True)
 
     def add(self, conversation: Conversation, origin: int, read: Row | None = None) -> None:
-        """Append a row; `read` is how it was before it was changed. Raises ArtifactError if the disk is full."""
+        """Append a row; `read` is the row before it was changed. Raises ArtifactError if the disk is full."""
         turns = [message_fields(message) for message in conversation.messages]
         try:
             self._offsets.append(self._file.tell())
@@ -56,7 +56,7 @@ class Spool:
 
     def __iter__(self) -> Iterator[Conversation]:
         for number in range(len(self)):
-            if number == 0 or self._file.tell() != self._offsets[number]:  # somebody read another row in between
+            if number == 0 or self._file.tell() != self._offsets[number]:  # the caller read another row meanwhile
                 self._file.seek(self._offsets[number], os.SEEK_SET)
             yield _conversation(self._file.readline())
 
@@ -65,13 +65,13 @@ class Spool:
         return _conversation(self._file.readline())
 
     def read(self, number: int) -> Row | None:
-        """How a row was before it was changed; None if it was not."""
+        """Return a row as it was before it was changed; None if it was not changed."""
         self._file.seek(self._offsets[number], os.SEEK_SET)
         read: Row | None = json.loads(self._file.readline())[3]
         return read
 
     def origin(self, number: int) -> int:
-        """Which source a row came from."""
+        """Return the number of the source that a row came from."""
         return self._origins[number]
 
 

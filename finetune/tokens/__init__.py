@@ -1,1 +1,1 @@
-"""Rows to token ids, labels and batches."""
+"""Turns rows into token ids, labels and batches."""

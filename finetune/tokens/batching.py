@@ -1,39 +1,39 @@
-"""Which rows make which optimizer step, and how a step is cut into micro-batches that memory holds. No torch.
+"""Assigns rows to optimizer steps, and splits a step into micro-batches that fit in memory. No torch.
 
-The order is a function of the seed, the epoch and the lengths alone: a run that goes on at step 700 computes step 700's
-rows, it does not replay the first 700.
+The order depends on the seed, the epoch and the lengths alone: a run that resumes at step 700 computes the rows of step
+700 without replaying the first 700 steps.
 """
 
 import math
 import random
 from collections.abc import Sequence
 
-MEGABATCH_STEPS = 50  # rows of this many steps are sorted together: little padding, and still a mixed order
+MEGABATCH_STEPS = 50  # rows of this many steps are sorted together, which limits padding and keeps the order mixed
 
 
 class Order:
-    """The rows of every optimizer step; an epoch uses each row once, its last step may have fewer."""
+    """The rows of every optimizer step; an epoch uses each row once, and its last step may have fewer rows."""
 
     def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int, *, grouped: bool) -> None:
-        """`lengths` in tokens; `grouped`: rows of similar length make a step."""
+        """`lengths` in tokens; `grouped`: rows of similar length share a step."""
         self._lengths, self._rows_per_step, self._seed, self._grouped = lengths, rows_per_step, seed, grouped
         self._epoch = -1
         self._steps: list[tuple[int, ...]] = []
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in which each row is used once."""
+        """The number of optimizer steps that use each row once."""
         return math.ceil(len(self._lengths) / self._rows_per_step)
 
     def rows(self, step: int) -> tuple[int, ...]:
-        """Indices of the rows of the optimizer step `step` (from 0)."""
+        """Return the row indices of the optimizer step `step` (from 0)."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._steps = epoch, self._plan(epoch)
         return self._steps[within]
 
     def rows_seen(self, steps: int) -> int:
-        """How many rows so many steps from the first train; a row counts each time."""
+        """Count the rows that the first `steps` steps train; repeated rows count each time."""
         whole, rest = divmod(steps, self.steps_per_epoch)
         return whole * len(self._lengths) + sum(len(self.rows(steps - rest + step)) for step in range(rest))
 
@@ -58,9 +58,10 @@ class Order:
 def micro_batches(
     rows: Sequence[int], lengths: Sequence[int], budget_tokens: int, *, padded: bool
 ) -> list[tuple[int, ...]]:
-    """Rows in as few batches as hold at most `budget_tokens`, padding included if `padded`; one row at least.
+    """Pack rows into as few batches as possible with at most `budget_tokens` each, counting padding if `padded`.
 
-    Longest first, so that memory that does not suffice shows at once, and with rows of similar length together.
+    A batch has at least one row. The longest rows come first, so that insufficient memory shows at once, and rows of
+    similar length share a batch.
     """
     batches: list[list[int]] = []
     room = 0

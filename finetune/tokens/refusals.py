@@ -1,4 +1,4 @@
-"""Rows that can be read but not be trained on a base: what its vocabulary or its chat template refuses, and why."""
+"""Rows that can be read but not be trained on a base: refused because of its vocabulary or its chat template."""
 
 from collections.abc import Callable, Collection
 
@@ -12,7 +12,7 @@ RowCheck = Callable[[Conversation], None]  # raises RefusedError
 
 
 class RefusedError(DataError):
-    """A row that a base cannot be trained on; `reason` says why in words that rows of one kind share."""
+    """A row that a base cannot be trained on; `reason` is the same for all rows of one kind."""
 
     def __init__(self, source: str, detail: str, reason: str = "") -> None:
         super().__init__(f"{source}: {detail}")
@@ -21,7 +21,7 @@ class RefusedError(DataError):
 
 
 def check_plain_text(conversation: Conversation, special_tokens: Collection[str]) -> None:
-    """Raises RefusedError if a text holds the text of a special token: it would become the token itself."""
+    """Raise RefusedError if a text contains the text of a special token: it would be tokenised as the token itself."""
     for message in conversation.messages:
         calls = (text for call in message.tool_calls for text in (call.name, call.arguments))
         for text in (message.content, message.reasoning or "", *calls):
@@ -41,6 +41,6 @@ def _check_special(text: str, where: tuple[str, str], special_tokens: Collection
             kind = kind_of_text(text)
             advice = "Remove the marker from the row."
             if kind:
-                advice = f"The text is already rendered in a chat template ({kind}). {told(kind)}"
+                advice = f"The text is already rendered in the chat template {kind}. {told(kind)}"
             detail = f"{what} contains {special!r}, a special token of the model. {advice}"
-            raise RefusedError(source, detail, f"a text holds {special}, a special token")
+            raise RefusedError(source, detail, f"a text contains {special}, a special token")

@@ -1,4 +1,4 @@
-"""How a base reads rows: its tokenizer, its template and what they make of a row, for all that asks about rows."""
+"""Loads the tokenizer and the template of a base, and makes examples of rows with them."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -16,9 +16,9 @@ from gladstone.models.tokenizer import FolderTokenizer, load_tokenizer
 
 
 class Reader:
-    """Loads once, and when first asked: a base is fetched only for rows that can be read.
+    """Loads everything once and lazily: a base is fetched only if there are rows to read.
 
-    `now` is the time that a template may write, `before` what is done before the tokenizer's library is imported.
+    `now` is the time that a template may print; `before` is called before the tokenizer's library is imported.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Reader:
 
     @cached_property
     def base(self) -> Base:
-        """The base, here on disk."""
+        """The base, on local disk."""
         return self._find()
 
     @cached_property
@@ -51,11 +51,11 @@ class Reader:
 
     @cached_property
     def labeller(self) -> Labeller:
-        """What makes examples of rows, within the recipe's limits."""
+        """Makes examples of rows within the recipe's limits."""
         return Labeller(self.template, self.tokenizer, self.recipe.limits, pairs=is_seq2seq(self.base))
 
     def check(self) -> RowCheck:
-        """What asks the base about a row, everything loaded."""
-        found = self.base  # which may be fetched, and says so itself
+        """Load everything, and return the check that the base makes of a row."""
+        found = self.base  # may be fetched, which reports its own progress
         with step(self._progress, f"Loading the tokenizer of {found.name}"):
             return self.labeller.check

@@ -1,7 +1,7 @@
-"""Tokenised sets on disk, so that a second run of the same rows does not tokenise them again.
+"""A disk cache of tokenised sets, so that a second run on the same rows does not tokenise them again.
 
-A file's name is the hash of everything that decides its tokens: rows, template, tokenizer, limits and the versions of
-what computes them. Nothing is ever looked up under a name that a change could leave as it was.
+The file name is the hash of everything that determines the tokens: rows, template, tokenizer, limits and the versions
+of the code involved. So a stale entry is never found.
 """
 
 import hashlib
@@ -18,13 +18,13 @@ from gladstone.artifacts import whole_file
 from gladstone.errors import ArtifactError
 from gladstone.machine.host import cache_dir
 
-LAYOUT = 3  # changes with the labels that are computed of the same rows, and with this file's arrays
+LAYOUT = 3  # increased when the same rows get other labels, or when the arrays in the file change
 KEPT_FILES = 24
 COUNTS = ("too_long", "cut", "reasoning_cut", "unscored")
 
 
 def cached(parts: Mapping[str, Any], make: Callable[[], Tokenized]) -> tuple[Tokenized, bool]:
-    """The set that `parts` name, made if it is not there; and whether it was there."""
+    """Return the set that `parts` identify, computed by `make` unless cached, and whether it was cached."""
     path = _path(parts)
     found = _read(path)
     if found is not None:
@@ -34,7 +34,7 @@ def cached(parts: Mapping[str, Any], make: Callable[[], Tokenized]) -> tuple[Tok
     try:
         _write(made, path)
         _remove_oldest(path.parent)
-    except ArtifactError:  # a full or read-only cache costs time, not the run
+    except ArtifactError:  # a full or read-only cache must not fail the run
         pass
     return made, False
 
@@ -65,7 +65,7 @@ def _read(path: Path) -> Tokenized | None:
             columns = [np.split(arrays[name], arrays[f"{name}_ends"][:-1]) for name in ("input_ids", "labels")]
             rows = tuple(arrays["rows"].tolist())
             counts = dict(zip(COUNTS, arrays["counts"].tolist(), strict=True))
-    except (OSError, ValueError, KeyError, BadZipFile, EOFError):  # not there, or damaged: made again
+    except (OSError, ValueError, KeyError, BadZipFile, EOFError):  # missing or damaged: computed again
         return None
     examples: tuple[Example, ...] = tuple(
         kind(tuple(ids.tolist()), tuple(labels.tolist())) for ids, labels in zip(*columns, strict=True)

@@ -1,7 +1,7 @@
-"""Conversations to token ids and labels: only the assistant's answers are scored, end of turn included.
+"""Turns conversations into token ids and labels; only the assistant's answers are scored, including the end of turn.
 
-Labels are computed from the chat template itself (`ChatTemplate.segments`), never from marker strings. They are not
-shifted: `labels[i]` is `input_ids[i]` where the token is scored and -100 elsewhere.
+Labels come from the chat template itself (`ChatTemplate.segments`), never from marker strings. They are not shifted:
+`labels[i]` is `input_ids[i]` if the token is scored, and -100 otherwise.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,50 +21,50 @@ NOTHING_SCORED = "no turn is scored"
 
 
 class TextTokenizer(Protocol):
-    """What is needed of a tokenizer: its special tokens, and the one it puts before every text (None: none)."""
+    """The tokenizer interface; `bos_id` and `eos_id` are None if there is no such token."""
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """Texts of the special tokens and their ids."""
+        """Special tokens: text → id."""
 
     @property
     def bos_id(self) -> int | None:
-        """The token in front of every text."""
+        """The token that begins every text."""
 
     @property
     def eos_id(self) -> int | None:
         """The token that ends a text."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, special tokens recognised, nothing added."""
+        """Tokenise a text; special tokens are recognised, none are added."""
 
     def decode(self, ids: list[int]) -> str:
-        """The text of token ids."""
+        """Return the text of token ids."""
 
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """One row for training; both of equal length, labels not shifted, -100 where not scored."""
+    """One training sequence: `input_ids` and `labels`, both (T,) int; labels are not shifted, -100 if not scored."""
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
 
     @property
     def target_tokens(self) -> int:
-        """How many tokens are scored; the first token of a row never is, since nothing predicts it."""
+        """The number of scored tokens. The first token is never scored, since nothing predicts it."""
         return sum(label != IGNORED for label in self.labels[1:])
 
 
 @dataclass(frozen=True)
 class PairExample:
-    """One row for an encoder and decoder: what is read, and what is written, both with the end of text."""
+    """One encoder-decoder example: `input_ids` (S,) of the encoder and `labels` (T,) of the decoder, both with EOS."""
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
 
     @property
     def target_tokens(self) -> int:
-        """How many tokens are scored: all that are written."""
+        """The number of scored tokens: all labels."""
         return len(self.labels)
 
 
@@ -72,20 +72,20 @@ Example = TokenizedExample | PairExample
 
 
 def token_count(example: Example) -> int:
-    """Tokens that are computed for a row: of a pair, both what is read and what is written."""
+    """Return the number of tokens computed for an example: of a pair, those of encoder and decoder."""
     return len(example.input_ids) + (len(example.labels) if isinstance(example, PairExample) else 0)
 
 
 def needed_tokens(example: Example) -> int:
-    """How many tokens of a decoder's row have to be computed: those before the last that is scored; one at least."""
+    """Return how many tokens of a decoder's example must be computed: those before the last scored one, or one."""
     places = range(len(example.labels) - 1, 0, -1)
     return next((place for place in places if example.labels[place] != IGNORED), 1)
 
 
 def common_opening(examples: Sequence[Example]) -> int:
-    """How many tokens all rows begin with, none of them scored; one at least that each row needs remains its own.
+    """Return the length of the longest common prefix of all rows that contains no scored token.
 
-    0 for a single row, which shares with none, and for pairs.
+    Each row keeps at least one token of its own that must be computed. 0 for a single row and for pairs.
     """
     first, *others = examples
     if not others or isinstance(first, PairExample):
@@ -100,33 +100,33 @@ def common_opening(examples: Sequence[Example]) -> int:
 
 
 def _unscored(labels: Sequence[int]) -> int:
-    """Tokens before the first that is scored; the very first token never is."""
+    """Count the tokens before the first scored one; the very first token is never scored."""
     return next((place for place, label in enumerate(labels) if place and label != IGNORED), len(labels))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What of a row is trained: which turns are scored, how many tokens, and what becomes of longer rows.
+    """What to train of a row: which turns are scored, how many tokens, and how longer rows are treated.
 
-    `reasoning_tokens` of None are any number.
+    `reasoning_tokens` of None is unlimited.
     """
 
     max_tokens: int
     long_rows: LongRows = "drop"
     reasoning_tokens: int | None = None
-    target_tokens: int | None = None  # of a pair's answer; None: as many as of what is read
+    target_tokens: int | None = None  # limit of a pair's labels; None: the same as of its input
     train: Train = "all"
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """The rows of a set, and how many the limits hit: left out, cut, or with their reasoning cut.
+    """The examples of a set, and how many rows the limits left out, cut, or shortened in their reasoning.
 
     A row may have several examples; `unscored` rows are left out because none of their turns is scored.
     """
 
     examples: tuple[Example, ...]
-    rows: tuple[int, ...] = ()  # of each example, the row of the set that it comes from, from 0
+    rows: tuple[int, ...] = ()  # the row that each example comes from, counted from 0
     too_long: int = 0
     cut: int = 0
     reasoning_cut: int = 0
@@ -134,29 +134,29 @@ class Tokenized:
 
     @property
     def scored_turns(self) -> int:
-        """How many answers are scored; each piece of plain text is one."""
+        """The number of scored answers; each piece of plain text counts as one."""
         return sum(scored_stretches(example) for example in self.examples)
 
     @property
     def scored_tokens(self) -> int:
-        """How many tokens are scored."""
+        """The number of scored tokens."""
         return sum(example.target_tokens for example in self.examples)
 
     @property
     def tokens(self) -> int:
-        """How many tokens are computed, scored or not."""
+        """The number of computed tokens, scored or not."""
         return sum(token_count(example) for example in self.examples)
 
     @property
     def scored(self) -> str:
-        """What is scored, in words."""
-        turns, scored, tokens = self.scored_turns, self.scored_tokens, self.tokens  # each goes through all labels
+        """The figures above as text."""
+        turns, scored, tokens = self.scored_turns, self.scored_tokens, self.tokens  # each property scans all labels
         share = scored / max(tokens, 1)
         return f"{turns:,} turn{'s' * (turns != 1)}, {scored:,} of {tokens:,} tokens ({share:.0%})"
 
 
 def scored_turns(messages: Sequence[Message], train: Train) -> list[int]:
-    """Places of the turns that are scored: the assistant's, without those of which the row says no."""
+    """Return the indices of the turns to score: the assistant's, except those flagged not to be."""
     places = [place for place, message in enumerate(messages) if message.role == "assistant"]
     if train == "last":
         places = places[-1:]
@@ -165,7 +165,7 @@ def scored_turns(messages: Sequence[Message], train: Train) -> list[int]:
 
 
 def scored_stretches(example: Example) -> int:
-    """How many stretches of an example are scored."""
+    """Count the contiguous runs of scored tokens in an example."""
     if isinstance(example, PairExample):
         return 1
     marks = [label != IGNORED for label in example.labels]
@@ -173,7 +173,7 @@ def scored_stretches(example: Example) -> int:
 
 
 class Labeller:
-    """Makes examples of conversations for one template, tokenizer and limits; `pairs` for encoder and decoder."""
+    """Makes examples of conversations for a template, a tokenizer and limits; `pairs` for encoder-decoder models."""
 
     def __init__(
         self, template: ChatTemplate, tokenizer: TextTokenizer, limits: Limits, *, pairs: bool = False
@@ -181,9 +181,9 @@ class Labeller:
         self._template, self._tokenizer, self._limits, self._pairs = template, tokenizer, limits, pairs
 
     def examples(self, conversation: Conversation) -> tuple[Sequence[Example], str]:
-        """The examples of a row (none: it is too long; several: long plain text), and 'too long', 'cut' or ''.
+        """Return the examples of a row, and 'too long', 'cut' or ''.
 
-        Raises DataError if the row cannot be rendered.
+        A row that is too long has none, long plain text has several. Raises DataError if the row cannot be rendered.
         """
         if not scored_turns(conversation.messages, self._limits.train):
             return [], NOTHING_SCORED
@@ -199,7 +199,7 @@ class Labeller:
         return (shorter, "cut") if shorter else ([], "too long")
 
     def check(self, conversation: Conversation) -> None:
-        """Raises RefusedError where `examples` would, many times as fast: nothing is tokenised."""
+        """Raise RefusedError if `examples` would; many times faster, since nothing is tokenised."""
         conversation = self.shorten_reasoning(conversation)
         if not scored_turns(conversation.messages, self._limits.train):
             return
@@ -227,7 +227,7 @@ class Labeller:
         return [PairExample(read, pair.labels[:most_written])], "cut"
 
     def whole(self, conversation: Conversation) -> Sequence[Example]:
-        """The examples of a row without any limit; none if nothing of it is scored."""
+        """Return the examples of a row without any limit; none if nothing of it is scored."""
         if not scored_turns(conversation.messages, self._limits.train):
             return []
         if self._pairs:
@@ -237,7 +237,7 @@ class Labeller:
         return self._made(conversation)
 
     def shorten_reasoning(self, conversation: Conversation) -> Conversation:
-        """The row with its reasoning within the limit, cut at the end of a sentence if there is one."""
+        """Return the row with its reasoning cut to the limit, at the end of a sentence if possible."""
         limit, answer = self._limits.reasoning_tokens, conversation.answer
         if limit is None or not answer.reasoning:
             return conversation
@@ -250,13 +250,13 @@ class Labeller:
         return replace(conversation, messages=(*conversation.prompt, replace(answer, reasoning=reasoning or None)))
 
     def _cut(self, _conversation: Conversation, made: list[TokenizedExample]) -> list[TokenizedExample]:
-        """The examples without their last tokens, those in which something scored is left."""
+        """Truncate the examples to the limit; keep those that still have a scored token."""
         limit = self._limits.max_tokens
         cut = [TokenizedExample(each.input_ids[:limit], each.labels[:limit]) for each in made]
         return [each for each in cut if each.target_tokens]
 
     def _cut_prompt(self, conversation: Conversation, made: list[TokenizedExample]) -> list[TokenizedExample]:
-        """The row without the beginning of its last question, as much as is needed; the answers stay whole."""
+        """Remove as much as necessary from the beginning of the last question; answers stay whole."""
         messages = list(conversation.messages)
         place = max((place for place, message in enumerate(messages) if message.role == "user"), default=None)
         if place is None:
@@ -282,10 +282,10 @@ def _longest(examples: Sequence[TokenizedExample]) -> int:
 def tokenize_conversation(
     conversation: Conversation, template: ChatTemplate, tokenizer: TextTokenizer, train: Train = "all"
 ) -> list[TokenizedExample]:
-    """Tokens and labels of one row: several examples where the template rewrites earlier turns, none if none is scored.
+    """Tokenise and label a row; several examples if the template rewrites earlier turns, none if nothing is scored.
 
-    Raises DataError if a text holds a special token, or if the template ends no answer with one: a model trained on
-    that never stops.
+    Raises DataError if a text contains a special token, or if the template ends no answer with one: a model trained on
+    that would never stop.
     """
     rendered = render_conversation(conversation, template, tokenizer, train)
     try:
@@ -297,7 +297,7 @@ def tokenize_conversation(
 def render_conversation(
     conversation: Conversation, template: ChatTemplate, tokenizer: TextTokenizer, train: Train
 ) -> list[list[Segment]]:
-    """What is tokenised of a row. Raises RefusedError if a text holds a special token, or for what is not rendered."""
+    """Render a row. Raises RefusedError if a text contains a special token, or if the template refuses the row."""
     check_plain_text(conversation, tokenizer.special_tokens)
     scored = scored_turns(conversation.messages, train)
     try:
@@ -326,7 +326,10 @@ def _tokenize_segments(segments: Sequence[Segment], tokenizer: TextTokenizer) ->
 
 
 def tokenize_text(conversation: Conversation, tokenizer: TextTokenizer, max_tokens: int) -> list[TokenizedExample]:
-    """Plain text: all of it is scored, no template; a long one becomes several examples, the last with its end."""
+    """Tokenise plain text without a template, all of it scored; a long text becomes several examples.
+
+    Only the last one ends with EOS.
+    """
     check_plain_text(conversation, tokenizer.special_tokens)
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
@@ -337,9 +340,9 @@ def tokenize_text(conversation: Conversation, tokenizer: TextTokenizer, max_toke
 
 
 def tokenize_pair(conversation: Conversation, template: ChatTemplate, tokenizer: TextTokenizer) -> PairExample:
-    """For an encoder and decoder: the rendered question is read, the answer is written, each with the end of text.
+    """Tokenise a row for an encoder-decoder model: the rendered prompt as input, the answer as labels, both with EOS.
 
-    Raises DataError for plain text, of which nothing is asked, and if a text holds a special token.
+    Raises DataError for plain text, which has no prompt, and if a text contains a special token.
     """
     question, answer = render_pair(conversation, template, tokenizer)
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
@@ -348,13 +351,13 @@ def tokenize_pair(conversation: Conversation, template: ChatTemplate, tokenizer:
 
 
 def render_pair(conversation: Conversation, template: ChatTemplate, tokenizer: TextTokenizer) -> tuple[str, str]:
-    """What is read and what is written. Raises RefusedError for a row of which that cannot be said."""
+    """Render prompt and answer of a pair. Raises RefusedError for a row that is not a pair of texts."""
     source, answer = conversation.source, conversation.answer
     if conversation.is_text:
-        raise RefusedError(source, "plain text has no question for an encoder to read.")
+        raise RefusedError(source, "plain text has no prompt for the encoder.")
     check_plain_text(conversation, tokenizer.special_tokens)
     if answer.tool_calls:
-        raise RefusedError(source, "an encoder and decoder writes no tool calls; leave the row out.")
+        raise RefusedError(source, "encoder-decoder models do not generate tool calls; leave the row out.")
     try:
         question = template.render(conversation.prompt, tools=conversation.tools, add_generation_prompt=True)
     except DataError as error:
@@ -363,7 +366,7 @@ def render_pair(conversation: Conversation, template: ChatTemplate, tokenizer: T
     if answer.reasoning and tokenizer.decode(tokenizer.encode(opening)).strip() != opening:
         raise RefusedError(
             source,
-            f"the tokenizer has no {opening!r}, so that reasoning cannot be told from the answer; "
+            f"the tokenizer has no {opening!r}, so that reasoning cannot be separated from the answer; "
             "set data.reasoning=drop.",
         )
     return question, template.thinking_aloud(answer)
@@ -377,9 +380,9 @@ def tokenize_all(
     *,
     pairs: bool = False,
 ) -> Tokenized:
-    """Tokenize a set within its limits; `pairs` for an encoder and decoder.
+    """Tokenise a set within its limits; `pairs` for encoder-decoder models.
 
-    Raises DataError naming the rows that cannot be rendered, or if no row is left.
+    Raises DataError that lists rows that cannot be rendered, or if no row is left.
     """
     labeller = Labeller(template, tokenizer, limits, pairs=pairs)
     examples: list[Example] = []
@@ -397,18 +400,18 @@ def tokenize_all(
         hit[what] += 1
         examples += made
         rows += [row] * len(made)
-    problems.check("rows cannot be turned into tokens")
+    problems.check("rows that cannot be tokenised")
     if not examples and hit["too long"]:
         raise DataError(f"all {hit['too long']:,} rows have more than {limits.max_tokens} tokens (base.max_tokens).")
     if not examples:
-        raise DataError(f"in none of {hit[NOTHING_SCORED]:,} rows a turn is scored (data.train={limits.train}).")
+        raise DataError(f"none of {hit[NOTHING_SCORED]:,} rows has a scored turn (data.train={limits.train}).")
     return Tokenized(
         tuple(examples), tuple(rows), hit["too long"], hit["cut"], hit["reasoning"], unscored=hit[NOTHING_SCORED]
     )
 
 
 def scored_texts(example: Example, tokenizer: TextTokenizer) -> Iterator[tuple[str, bool]]:
-    """The example as stretches of text, and whether each is scored."""
+    """Yield the text of an example in runs, each with whether it is scored."""
     if isinstance(example, PairExample):
         yield f"{tokenizer.decode(list(example.input_ids))}\n", False
         yield tokenizer.decode(list(example.labels)), True

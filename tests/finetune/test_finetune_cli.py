@@ -58,7 +58,7 @@ def test_a_row_without_a_needed_field_is_told_with_its_line_and_the_keys_it_has(
     path.write_text("\n".join(rows))
     message = refused(finetune("run", "--data", path, "--out", tmp_path / "out"))
     assert message == (
-        f"bad rows, which --skip-bad would leave out: {path}:2: no field 'question'; the row has 'instruction', 'output'."
+        f"bad rows; --skip-bad leaves them out: {path}:2: no field 'question'; the row has 'instruction', 'output'."
     )
 
 
@@ -151,7 +151,7 @@ def test_out_that_is_a_file_is_a_usage_error(tmp_path: Path, rows_file: Path) ->
 def test_too_few_rows_are_told(tmp_path: Path) -> None:
     path = write_rows_file(tmp_path / "rows.jsonl", medical_rows()[:2])
     message = refused(finetune("run", "--data", path, "--out", tmp_path / "out"))
-    assert message.startswith("2 rows are too few to divide: none is left for the train set.")
+    assert message.startswith("2 rows are too few to divide: the train set")
 
 
 def test_data_check_tells_the_format_and_why_and_every_bad_row(tmp_path: Path) -> None:

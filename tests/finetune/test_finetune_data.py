@@ -262,7 +262,7 @@ def test_weights_repeat_training_rows_and_no_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_too_few_rows_to_divide_are_refused(tmp_path: Path, count: int) -> None:
     path = write_rows_file(tmp_path / "rows.jsonl", medical_rows()[:count])
-    with pytest.raises(DataError, match=f"{count} rows are too few to divide: none is left for the"):
+    with pytest.raises(DataError, match=f"{count} rows are too few to divide: the .* would be empty"):
         prepare(section(path), tmp_path / "data", Silent())
     assert not {f"{name}.jsonl" for name in SETS} & {path.name for path in (tmp_path / "data").iterdir()}
 
@@ -281,7 +281,7 @@ def test_rows_in_which_no_turn_is_scored_are_left_out_by_that_reason(tmp_path: P
 
 def test_bad_rows_stop_it_and_leave_only_their_record(tmp_path: Path) -> None:
     path = write_rows_file(tmp_path / "rows.jsonl", [*medical_rows(), {"question": "x", "answer": ["5"]}])  # type: ignore[dict-item]
-    with pytest.raises(DataError, match=r"bad rows, which --skip-bad would leave out: .*rows\.jsonl:41"):
+    with pytest.raises(DataError, match=r"--skip-bad leaves them out: .*rows\.jsonl:41"):
         prepare(section(path), tmp_path / "data", Silent())
     assert [file.name for file in (tmp_path / "data").iterdir()] == ["dropped.jsonl"]
     assert [line["source"] for line in dropped(tmp_path / "data")] == [f"{path}:41"]

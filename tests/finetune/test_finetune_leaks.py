@@ -61,7 +61,7 @@ def test_the_command_lists_leaks_and_fails(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["data", "leaks", str(train), "--against", str(test), "--out", str(out)])
     assert result.exit_code == 1
     assert "40 training rows against 12 test rows: same question 12" in result.output
-    assert f"{train} has rows of {test} (12 problems):" in result.output
+    assert f"{train} contains rows of {test} (12 problems):" in result.output
     assert f"  - {train}:1: same question as {test}:1 (1.00)" in result.output
     assert "… and 2 more" in result.output
     assert len([json.loads(line) for line in out.read_text().splitlines()]) == 12

@@ -145,7 +145,7 @@ def test_a_file_that_is_no_use_is_an_error_with_the_options_name(
 def test_a_file_cannot_be_source_and_test_nor_validation_and_test(files: Path) -> None:
     shutil.copy(files / "rows.jsonl", files / "copy.jsonl")
     for name in ("rows.jsonl", "copy.jsonl"):
-        with pytest.raises(ConfigError, match=rf"data\.test: .*{name} is one of the sources"):
+        with pytest.raises(ConfigError, match=rf"data\.test: .*{name} is also a source"):
             prepare(section(files, test=str(files / name)), files / "data", Silent())
     same = str(files / "own_test.jsonl")
     with pytest.raises(ConfigError, match=r"data\.validation and data\.test: .*own_test\.jsonl is both"):

@@ -19,7 +19,7 @@ from gladstone.errors import DataError
 from tests.tiny_models import medical_rows, tiny_recipe, write_rows_file
 
 TOKEN = "<|im_end|>"
-REASON = f"a text holds {TOKEN}, a special token"
+REASON = f"a text contains {TOKEN}, a special token"
 NO_SYSTEM = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}"
     "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"

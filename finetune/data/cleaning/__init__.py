@@ -1,1 +1,1 @@
-"""What is done to a row before training: safe changes, and those a user asks for."""
+"""Cleans one row: steps that are always safe, and steps that a user asks for."""

@@ -1,4 +1,4 @@
-"""Sentences that open or end many answers: sources, disclaimers, greetings. Something is always left of an answer."""
+"""Finds sentences that begin or end many answers: sources, disclaimers, greetings. An answer is never emptied."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -10,20 +10,20 @@ import numpy as np
 import xxhash
 
 from finetune.data.cleaning.clean import words_key
-from finetune.data.summary import FIRST
+from finetune.data.cleaning.findings import LISTED_SOURCES
 from gladstone.chat.messages import Conversation
 from gladstone.formats.trimming import trimmed, trimmed_behind
 
 MIN_CHARS = 30
 MIN_ROWS = 20
 MIN_SHARE = 0.01  # of the rows
-EDGE = 3  # sentences looked at from either end
+EDGE = 3  # sentences examined at either end
 _BREAK = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 
 
 @dataclass
 class Sentence:
-    """One that many answers share: how many open or end with it, and the first of them."""
+    """A sentence that many answers share: how often it begins or ends one, and the first sources."""
 
     text: str
     answers: int = 0
@@ -34,7 +34,7 @@ class Sentence:
 
 @dataclass
 class Boilerplate:
-    """Counts the sentences at the edges of answers, 8 bytes each, then knows those that too many rows share."""
+    """Counts sentences at the edges of answers, 8 bytes each, then identifies those that too many rows share."""
 
     found: dict[int, Sentence] = field(default_factory=dict)
     _seen: list[np.ndarray] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Boilerplate:
     _rows: int = 0
 
     def count(self, conversation: Conversation) -> None:
-        """Look at the last answer of a row."""
+        """Count the sentences at the edges of a row's last answer."""
         self._rows += 1
         sentences = _BREAK.split(conversation.answer.content)
         if len(sentences) > 1 and not conversation.is_text:
@@ -53,7 +53,7 @@ class Boilerplate:
             self._close_block()
 
     def find(self) -> int:
-        """How many sentences are boilerplate."""
+        """Identify boilerplate, and return the number of sentences."""
         self._close_block()
         if self._seen:
             keys, counts = np.unique(np.concatenate(self._seen), return_counts=True)
@@ -62,7 +62,7 @@ class Boilerplate:
         return len(self._common)
 
     def strip(self, conversation: Conversation) -> Conversation:
-        """The row without boilerplate around its last answer; what is taken, or would be, is in `found`."""
+        """Return the row without boilerplate around its last answer; `found` records the sentences."""
         answer = conversation.answer
         opening, closing = self._around(answer.content) if not conversation.is_text else ([], [])
         begin = opening[-1][1] if opening else 0
@@ -76,11 +76,11 @@ class Boilerplate:
         return replace(conversation, messages=(*conversation.prompt, replace(answer, content=content)))
 
     def told(self) -> list[dict[str, Any]]:
-        """What `strip` found, the most frequent first."""
+        """Return the sentences that `strip` found, the most frequent first."""
         return [vars(each) for each in sorted(self.found.values(), key=lambda each: -each.answers)]
 
     def _around(self, text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """The common sentences at the beginning and at the end of a text, from the edge inwards."""
+        """Return the spans of common sentences at the beginning and at the end of a text, from the edge inwards."""
         common = partial(takewhile, lambda span: self._is_common(text[slice(*span)]))
         opening = list(common(_edges(text, forward=True)))
         begin = opening[-1][1] if opening else 0
@@ -94,7 +94,7 @@ class Boilerplate:
             found.opens += 1
         else:
             found.ends += 1
-        if len(found.first) < FIRST:
+        if len(found.first) < LISTED_SOURCES:
             found.first.append(source)
 
     def _is_common(self, sentence: str) -> bool:
@@ -107,7 +107,7 @@ class Boilerplate:
 
 
 def _edges(text: str, *, forward: bool) -> list[tuple[int, int]]:
-    """The first or the last sentences as spans, from the edge inwards."""
+    """Return the spans of the first or the last sentences, from the edge inwards."""
     spans, begin = [], 0
     for gap in _BREAK.finditer(text):
         spans.append((begin, gap.start()))
@@ -117,7 +117,7 @@ def _edges(text: str, *, forward: bool) -> list[tuple[int, int]]:
 
 
 def _may_go(sentence: str) -> bool:
-    """False for short sentences, which may be an answer, and for those that announce what follows."""
+    """False for short sentences, which may be the answer, and for those that introduce what follows."""
     return len(sentence) >= MIN_CHARS and not sentence.endswith(":")
 
 

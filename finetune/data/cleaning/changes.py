@@ -1,4 +1,4 @@
-"""What cleaning did to one row, line by line, for people: what stood there, and what stands there instead."""
+"""Shows what cleaning changes in one row, line by line, before and after."""
 
 import difflib
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from itertools import islice
 
 from finetune.config.data import CleaningSection
 from finetune.data.cleaning.clean import clean, map_texts
+from finetune.data.cleaning.findings import describe_finding
 from finetune.data.cleaning.flaws import flaws
 from finetune.data.cleaning.privacy import mask_personal
-from finetune.data.summary import how_to_act
 from gladstone.chat.messages import Conversation
 
 SHOWN_LINES = 12
@@ -18,7 +18,7 @@ SHOWN_CHARS = 160
 
 @dataclass(frozen=True)
 class Changes:
-    """`steps` changed the row, `lines` are marked − or +, each with its turn; `noted` names what was left as it is."""
+    """`steps` changed the row, `lines` are marked − or + and name their turn; `noted` names findings left unchanged."""
 
     steps: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
@@ -29,9 +29,9 @@ NO_CHANGES = Changes()
 
 
 def cleaned(read: Conversation, section: CleaningSection) -> tuple[Conversation, Changes, str]:
-    """A row as it is trained on, what was done to it, and why it is left out ('' where it is not).
+    """Return a row as it is trained on, what changed, and why it is left out ('' if it is not).
 
-    Boilerplate stays: it takes all rows to know it.
+    Boilerplate stays: identifying it takes all rows.
     """
     made = clean(read, section)
     found = list(flaws(made.row, section))
@@ -47,7 +47,7 @@ def cleaned(read: Conversation, section: CleaningSection) -> tuple[Conversation,
 
 
 def changed_lines(read: Conversation, row: Conversation) -> Iterator[str]:
-    """The lines that differ between a row as it was read and as it is trained on."""
+    """Yield the lines that differ between a row as read and as trained on."""
     for number, (before, after) in enumerate(zip(read.messages, row.messages, strict=True), 1):
         parts = (("", before.content, after.content), (" reasoning", before.reasoning or "", after.reasoning or ""))
         for name, old, new in parts:
@@ -66,7 +66,7 @@ def _differing(old: str, new: str) -> Iterator[tuple[str, str]]:
 
 
 def visible(line: str) -> str:
-    """A line in which nothing hides: characters that show nothing by their numbers, space at its end as ·."""
+    """Make a line's hidden characters visible: unprintable ones as escapes, trailing spaces as ·."""
     bare = line.rstrip(" ")
     line = bare + "·" * (len(line) - len(bare))
     shown = "".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in line)
@@ -74,7 +74,7 @@ def visible(line: str) -> str:
 
 
 def described(changes: Changes, *, colour: bool) -> list[str]:
-    """The changes in lines for the terminal; what was left as it is with the option that acts on it."""
+    """Return the changes as lines for the terminal; findings left unchanged name the option that acts on them."""
     import click
 
     colours = {"−": "red", "+": "yellow"}
@@ -82,4 +82,4 @@ def described(changes: Changes, *, colour: bool) -> list[str]:
     lines += [click.style(line, fg=colours[line[0]]) if colour else line for line in islice(changes.lines, SHOWN_LINES)]
     if len(changes.lines) > SHOWN_LINES:
         lines.append(f"  … {len(changes.lines) - SHOWN_LINES:,} more lines")
-    return [*lines, *(f"kept as is: {how_to_act(name)}" for name in changes.noted)]
+    return [*lines, *(f"kept as is: {describe_finding(name)}" for name in changes.noted)]

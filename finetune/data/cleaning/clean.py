@@ -1,7 +1,7 @@
-"""The steps that a text goes through, each a small pure function, and what they did to a row.
+"""The cleaning steps, each a small pure function, and a record of what they change in a row.
 
-Those that never change what is said are taken unless they are switched off. The others are tried on a copy, so that the
-user hears how many rows they would change, and taken only where the recipe asks for them.
+Steps that never change the meaning of a text run unless they are switched off. The others are tried on a copy, to
+report how many rows they would change, and run only if the recipe asks for them.
 """
 
 import html
@@ -33,18 +33,18 @@ _BLANK_LINES = re.compile(r"\n{3,}")
 
 
 def normal_unicode(text: str) -> str:
-    """Composed characters (NFC) and no invisible ones that carry no meaning, outside code."""
+    """Compose characters (NFC) and remove invisible ones without meaning, outside code."""
     if text.isascii() and text.isprintable():
         return text
     return outside(INDENTED_TOO, text, normal_characters)
 
 
 def normal_lines(text: str) -> str:
-    """One kind of line end, no space at the end of a line, no blank lines around the text; in code line ends only.
+    """Unify line ends, strip trailing spaces and blank lines around the text; in code, only line ends.
 
-    Two spaces before another line of a paragraph are Markdown's line break, and stay.
+    Two spaces before another line of a paragraph are a Markdown line break and stay.
     """
-    if text.isprintable():  # one line
+    if text.isprintable():  # a single line
         return trimmed(text)
     text = _LINE_ENDS.sub("\n", text)
     tabs = is_tabbed(text)
@@ -56,7 +56,7 @@ def normal_lines(text: str) -> str:
 
 
 def _kept_at_end(space: re.Match[str], *, tabs: bool) -> str:
-    """What stays of the space that ends a line: empty cells of a table, a line break of Markdown."""
+    """Return what is kept of the space that ends a line: empty cells of a table, a Markdown line break."""
     text, (begin, end) = space.string, space.span()
     if tabs and "\t" in space[0]:
         return space[0][: space[0].rfind("\t") + 1]
@@ -65,9 +65,9 @@ def _kept_at_end(space: re.Match[str], *, tabs: bool) -> str:
 
 
 def without_html(text: str) -> str:
-    """No HTML tags, entities as their characters; preformatted text is fenced as Markdown does it. Code stays as it is.
+    """Remove HTML tags, decode entities, fence preformatted text as Markdown; code stays.
 
-    Only tags that HTML has: `p < 0.05`, `<think>` are no tags.
+    Only real HTML tags are removed: `p < 0.05` and `<think>` stay.
     """
     return outside(MARKDOWN, text, _without_tags) if "<" in text or "&" in text else text
 
@@ -87,14 +87,14 @@ def _plain(text: str) -> str:
 
 
 def normal_whitespace(text: str) -> str:
-    """One kind of space and of line end, no runs of spaces, no indentation, at most one blank line; code stays."""
-    if text.isprintable() and text.isascii() and "  " not in text:  # most texts: one line, single spaces
+    """Collapse spaces and blank lines, remove indentation, unify line ends; code stays."""
+    if text.isprintable() and text.isascii() and "  " not in text:  # the common case: one line with single spaces
         return text.strip()
     return outside(BLOCKS, _SEPARATORS.sub("\n", _LINE_ENDS.sub("\n", text)), _single_spaces).strip()
 
 
 def _single_spaces(text: str) -> str:
-    """Lines without space around them; the first may go on behind code, the last go on with code."""
+    """Strip lines; the first line may continue after code, the last may be continued by code."""
     first, *others = _SPACES.sub(" ", text).split("\n")
     if not others:
         return first
@@ -104,7 +104,7 @@ def _single_spaces(text: str) -> str:
 
 
 Step = Callable[[str], str]
-# in the order in which they are taken: entities bring in invisible characters and odd spaces
+# in the order in which they run: decoded entities may be invisible characters or unusual spaces
 STEPS: dict[str, Step] = {
     "html": without_html,
     "unicode": normal_unicode,
@@ -114,17 +114,17 @@ STEPS: dict[str, Step] = {
 
 
 def text_steps(section: CleaningSection) -> dict[str, Step]:
-    """The steps that are taken, in order, by the name under which they are counted."""
+    """Return the steps that run, in order, by the name that they are counted under."""
     return {name: step for name, step in STEPS.items() if getattr(section, name) in (True, "remove")}
 
 
 def tried_steps(section: CleaningSection) -> dict[str, Step]:
-    """The steps that are not taken, and of which the user hears what they would change."""
+    """Return the steps that are only tried, to report what they would change."""
     return {name: step for name, step in STEPS.items() if getattr(section, name) == "report"}
 
 
 def map_texts(conversation: Conversation, change: Step) -> Conversation:
-    """The conversation with every text changed; reasoning that becomes empty is none."""
+    """Apply a function to every text of the conversation; reasoning that becomes empty is dropped."""
     messages = tuple(
         replace(
             message,
@@ -138,7 +138,7 @@ def map_texts(conversation: Conversation, change: Step) -> Conversation:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A row behind the steps; `changed` names those that changed it, `noted` those that would."""
+    """A row after the steps; `changed` names steps that changed it, `noted` steps that would."""
 
     row: Conversation
     changed: tuple[str, ...]
@@ -146,7 +146,7 @@ class Cleaned:
 
 
 def clean(conversation: Conversation, section: CleaningSection) -> Cleaned:
-    """Take the steps of a row's texts, and try the others."""
+    """Run the configured steps on a row's texts, and try the others."""
     row, changed = conversation, []
     for name, step in text_steps(section).items():
         before, row = row, map_texts(row, step)
@@ -161,7 +161,7 @@ def _changes(row: Conversation, step: Step) -> bool:
 
 
 def words_key(text: str) -> str:
-    """A text without case, punctuation or the encoding of its accents: what makes two questions the same."""
+    """Normalise a text to its words, without case, punctuation and accent encoding, to compare questions."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(_NO_WORD.sub(" ", folded).split())
 

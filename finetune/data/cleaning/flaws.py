@@ -1,7 +1,7 @@
-"""What is wrong with a row: nothing is left of it, or it looks like one that nothing can be learnt from.
+"""Flaws of a row: it is empty, or looks as if nothing can be learnt from it.
 
-Looks deceive: a text with its punctuation set right repeats the question's words, a label is short. So such rows are
-told of, and left out only where the recipe asks for it.
+Appearances deceive: a punctuation task repeats the question's words, a label is short. Such rows are therefore only
+reported, and left out only if the recipe asks for it.
 """
 
 import re
@@ -13,12 +13,12 @@ from finetune.data.cleaning.characters import width
 from finetune.data.cleaning.clean import words_key
 from gladstone.chat.messages import Conversation, Message
 
-SHORT = 10  # characters of a row, under which it is told of
+SHORT = 10  # characters; shorter rows are reported
 
 
 @dataclass(frozen=True)
 class Flaw:
-    """Why a row is left out, or may be: a reason to count, a detail; `size` is the length that is beyond a limit."""
+    """Why a row is or may be left out: a reason to count, a detail, and `size`, the length beyond a limit."""
 
     reason: str
     detail: str
@@ -26,26 +26,26 @@ class Flaw:
     size: int | None = None
 
 
-# reason → the field of the cleaning section that leaves such rows out
+# reason → the field of CleaningSection that leaves such rows out
 OPTIONS = {"too short": "min_chars", "too long": "max_chars", "echo": "echoes", "cut": "cut_answers"}
 
 
 def flaw(conversation: Conversation, section: CleaningSection) -> Flaw | None:
-    """Why a row is left out; None where it is kept."""
+    """Return the flaw that leaves a row out; None if it is kept."""
     return next((found for found in flaws(conversation, section) if found.drops), None)
 
 
 def flaws(conversation: Conversation, section: CleaningSection) -> Iterator[Flaw]:
-    """All that is wrong with a row. A turn that calls tools may be empty, and so may what a tool returned."""
+    """Yield all flaws of a row. Turns that call tools, and tool results, may be empty."""
     if any(map(_is_empty, conversation.messages)):
-        yield Flaw("empty", "nothing is left of a turn", drops=True)
+        yield Flaw("empty", "a turn is empty", drops=True)
         return
     yield from _wrong_lengths(conversation, section)
     if conversation.is_text:
         return
     question, answer = (message.content for message in conversation.messages[-2:])
     if section.echoes != "keep" and _is_echo(question, answer):
-        yield Flaw("echo", "the answer has the words of the question", drops=section.echoes == "drop")
+        yield Flaw("echo", "the answer repeats the words of the question", drops=section.echoes == "drop")
     if section.cut_answers != "keep" and is_cut(answer, likely=section.cut_answers == "drop likely"):
         drops = section.cut_answers != "report"
         yield Flaw("cut", f"the answer stops at …{answer[-30:]!r}", drops)
@@ -60,7 +60,7 @@ def _wrong_lengths(conversation: Conversation, section: CleaningSection) -> Iter
     fewest = SHORT if section.min_chars is None else section.min_chars
     size = sum(map(width, contents)) if sum(map(len, contents)) < fewest else fewest
     if size < fewest:
-        detail = f"{size} characters in all, fewer than {fewest} (data.cleaning.min_chars)"
+        detail = f"{size} characters in total, fewer than {fewest} (data.cleaning.min_chars)"
         yield Flaw("too short", detail, drops=section.min_chars is not None, size=size)
     most = section.max_chars
     if most is not None and 2 * max(map(len, contents)) > most and not conversation.is_text:
@@ -86,10 +86,10 @@ _OPEN_WORDS = frozenset((
 
 
 def is_cut(answer: str, *, likely: bool = False) -> bool:
-    """True if an answer of several sentences stops in the middle of one: at a word or a sign that ends none.
+    """True if an answer of several sentences stops mid-sentence: at a word or character that ends none.
 
-    With `likely`, also where the last sentence of a paragraph has no end and two before it have; that takes many rows
-    whose author left out the last full stop. Words are English. Items of a list, headings, addresses are no sentences.
+    With `likely`, also if the last sentence of a paragraph has no end but two before it have; that includes many rows
+    whose author forgot the full stop. English only. List items, headings and addresses do not count as sentences.
     """
     text = answer.rstrip()
     last_line = text.rpartition("\n")[2]

@@ -1,6 +1,6 @@
-"""What may name a person: found with its kind and place, never repeated in a report.
+"""Finds personal data by pattern, and masks it; reports give its kind and source, never the data.
 
-Patterns find what looks like such data; a name in running text they do not find.
+A name in running text is not found.
 """
 
 import re
@@ -12,7 +12,7 @@ _DATE = (
     rf"|\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?(?:{_MONTHS})[a-z]*\.?,?\s+\d{{4}}"
     rf"|(?:{_MONTHS})[a-z]*\.?\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+\d{{4}})"
 )
-# kind → pattern; what is masked is the group `value`
+# kind → pattern; the group `value` is masked
 PATTERNS: dict[str, re.Pattern[str]] = {
     "e-mail": re.compile(r"(?P<value>[\w.+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,5})"),
     "date of birth": re.compile(
@@ -36,7 +36,7 @@ _DIGIT = re.compile(r"\d")
 
 
 def mask_personal(text: str) -> tuple[str, Counter[str]]:
-    """The text with `[kind]` in place of what may name a person, and how often each kind occurs."""
+    """Replace personal data by `[kind]`, and count the occurrences of each kind."""
     found: Counter[str] = Counter()
     has_digits = _DIGIT.search(text) is not None
     for kind, pattern in PATTERNS.items():

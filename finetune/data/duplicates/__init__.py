@@ -1,1 +1,1 @@
-"""Rows that repeat or contradict each other."""
+"""Finds rows that repeat, contradict or resemble each other."""

@@ -1,6 +1,6 @@
-"""Whether two rows say the same, word by word: a number, a negation or a name makes another row. Names rapidfuzz.
+"""Decides word by word whether two rows say the same: a different number, negation or name makes another row.
 
-A row is left out only if this says so. What is merely similar is kept, and goes to the same set.
+Only such rows are left out. Merely similar rows are kept, in the same set. Imports rapidfuzz.
 """
 
 from collections import Counter
@@ -10,15 +10,15 @@ from finetune.data.duplicates.content import form_matters, message_text, read_co
 from finetune.data.duplicates.words import EMPTY_WORDS, TURNING_WORDS, is_exact, one_letter_off
 from gladstone.chat.messages import Conversation
 
-LONG_ANSWER = 20  # words: as many in common are evidence that the input is the same too, a label is none
-SWAPS, SLIPS = 20, 20  # one swap of neighbours, one word missing in as many words
+LONG_ANSWER = 20  # words; a common answer of this length is evidence that the inputs are the same too, a label is not
+SWAPS, SLIPS = 20, 20  # one swap of neighbours, and one missing word, are allowed in this many words
 
 
 def says_the_same(one: Conversation, other: Conversation, known: Collection[str] = ()) -> bool:
-    """True if two rows differ in case, punctuation, spacing, swapped neighbours or misprints only.
+    """True if two rows differ only in case, punctuation, spacing, swapped neighbours or misprints.
 
-    `known` are words of the data: one of them is no misprint of another. Code, and texts that are about their own form,
-    have to be equal.
+    `known` are words of the data: none of them counts as a misprint of another. Code, and texts about their own form,
+    must be equal.
     """
     if not _same_shape(one, other):
         return False
@@ -49,7 +49,7 @@ def _same_shape(one: Conversation, other: Conversation) -> bool:
 
 
 def _same_words(one: Sequence[str], other: Sequence[str], known: Collection[str] | None, *, slips: bool) -> bool:
-    """`known` None: no misprints. `slips`: a few plain words may be missing on one side."""
+    """Compare the words of a turn. `known` None: no misprints allowed. `slips`: a few plain words may be missing."""
     if one == other:
         return True
     if list(filter(is_exact, one)) != list(filter(is_exact, other)):
@@ -69,12 +69,12 @@ def _same_words(one: Sequence[str], other: Sequence[str], known: Collection[str]
 
 
 def _distinct(words: list[str], others: Counter[str]) -> list[str]:
-    """The words that the other text does not have at all; the rest are doubled."""
+    """Return the words that the other text lacks altogether; the rest are merely repeated."""
     return [word for word in words if not others[word]]
 
 
 def _swapped(one: Sequence[str], other: Sequence[str]) -> bool:
-    """True if swaps of neighbours, and what differs besides in number of words, make one text the other."""
+    """True if swaps of neighbours, beside the difference in word counts, turn one text into the other."""
     from rapidfuzz.distance import OSA, Indel
 
     most = 1 + max(len(one), len(other)) // SWAPS
@@ -83,7 +83,7 @@ def _swapped(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _without_misprints(more: list[str], less: list[str], known: Collection[str]) -> tuple[list[str], list[str]]:
-    """What is left of the words that differ after pairs of which one is no word of the data."""
+    """Remove pairs of differing words of which one is a misprint of the other; return what is left."""
     rest, left = [], list(less)
     for word in more:
         mate = next((each for each in left if _is_misprint(word, each, known)), None)

@@ -1,4 +1,4 @@
-"""Rows with one input and different answers: kept, and reported, since only a user can say which answer is right."""
+"""Reports rows with the same input but different answers. They are kept: only the user knows which answer is right."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ EXAMPLES, EXCERPT, LONGEST = 2, 60, 2000  # characters: on the terminal, in the 
 
 
 def write_conflicts(duplicates: Duplicates, path: Path) -> tuple[int, list[str]]:
-    """Write each row that contradicts an earlier one; how many there are, and the first in words."""
+    """Write each row that contradicts an earlier one; return their number, and the first ones as text."""
     examples: list[str] = []
     count = 0
 
@@ -43,7 +43,7 @@ def _example(row: Conversation, other: Conversation) -> str:
 
 
 def excerpt(row: Conversation) -> str:
-    """The end of a row's input, which is what varies most, or the start of a plain text."""
+    """Return the end of a row's input, which varies most, or the start of a plain text."""
     text = one_line(input_text(row) or message_text(row.answer))
     if len(text) <= EXCERPT:
         return f"“{text}”"
@@ -51,5 +51,5 @@ def excerpt(row: Conversation) -> str:
 
 
 def input_text(row: Conversation) -> str:
-    """All turns before the answer."""
+    """Return the text of all turns before the answer."""
     return "\n".join(filter(None, map(message_text, row.prompt)))

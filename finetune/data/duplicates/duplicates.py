@@ -1,8 +1,8 @@
-"""Rows that repeat others, rows that contradict others, and rows that are merely similar.
+"""Finds rows that repeat others, rows that contradict others, and rows that are merely similar.
 
-Exact and formal copies are found by hash, similar rows by MinHash LSH over what varies between rows; each candidate is
-compared word by word. The budget at a similarity of 0.8: 200 bytes a row for band keys, bits and hashes, 20 bytes for
-each passage of its input, and 16 comparisons a row and band at most.
+Exact copies are found by hash, similar rows by MinHash LSH over the text that varies between rows; each candidate is
+then compared word by word. Memory at a similarity of 0.8: 200 bytes per row for band keys, bits and hashes, and 20
+bytes per passage of its input. Time: at most 16 comparisons per row and band.
 """
 
 from array import array
@@ -24,39 +24,39 @@ from finetune.data.duplicates.groups import Groups, Passages, equal_runs, larges
 from gladstone.chat.messages import Conversation
 
 BATCH = 256
-SAMPLED_ROWS = 5_000  # evenly spread, to tell which text is common and which words are words
-KNOWN_ROWS = 3  # a word that as many of them have is no misprint
-MAX_COMPARED = 16  # a row with more candidates in a band is compared with the latest only
-MAX_KEPT = 64  # in a group of more rows that are all different, later ones are compared with the first only
+SAMPLED_ROWS = 5_000  # evenly spread, to learn the common text and the known words
+KNOWN_ROWS = 3  # a word in at least this many sampled rows is not a misprint
+MAX_COMPARED = 16  # candidates per row and band; only the latest are compared
+MAX_KEPT = 64  # distinct rows per group that later rows are compared with
 CACHED_ROWS = 4096
 T = TypeVar("T")
 
 
 def row_text(conversation: Conversation) -> str:
-    """All that a row says, reasoning included."""
+    """Return all text of a row, reasoning included."""
     return "\n".join(filter(None, map(message_text, conversation.messages)))
 
 
 def question_key(conversation: Conversation) -> str:
-    """What makes two rows ask the same: the words of all turns before the answer, or of a plain text."""
+    """Return the key that rows with the same question share: the words before the answer, or of a plain text."""
     asked = " ".join(message_text(message) for message in conversation.prompt)
     return words_key(asked) or words_key(conversation.answer.content)
 
 
 def key_hash(text: str) -> int:
-    """64 bits for a text."""
+    """Return a 64-bit hash of a text."""
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
 
 
 def batches(items: Iterable[T], size: int = BATCH) -> Iterator[list[T]]:
-    """Lists of `size` items, the last one shorter."""
+    """Yield lists of `size` items, the last one shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
 class Rows(Protocol):
-    """Rows that are read through and by number."""
+    """Rows with sequential and random access."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Conversation]: ...
@@ -64,12 +64,12 @@ class Rows(Protocol):
 
 
 class Duplicates:
-    """Finds the rows that say the same among `rows`, which are sampled, read through once and then read by number.
+    """Finds repeated rows among `rows`, which are sampled, read once in order, and then read by number.
 
-    `partners` has the rows that repeat an earlier one that itself repeats none, with that row and the similarity.
-    `groups` joins what has to be in one set whatever its size: repeated rows, and rows of the same input. `similar`
-    joins rows whose varying text is similar, if only by way of others. `questions` is a hash of each row's question.
-    `grams` gives the sorted grams of what varies in a row; `known` are words that several rows have.
+    `partners` maps each row that repeats an earlier, unrepeated one to that row and their similarity. `groups` joins
+    rows that must be in one set whatever the size of the group: repeated rows, and rows with the same input. `similar`
+    joins rows whose varying text is similar, directly or through others. `questions` holds a hash of each row's
+    question. `grams` returns the sorted grams of the varying text of a row; `known` are words that several rows have.
     """
 
     def __init__(self, rows: Rows, similarity: float | None) -> None:
@@ -101,7 +101,7 @@ class Duplicates:
         self.groups.join_equal(self._inputs)
 
     def conflicts(self) -> Iterator[tuple[int, int]]:
-        """Rows that repeat none but have the input of an earlier row and another answer, in order, with that row."""
+        """Yield, in order, rows with the input of an earlier row but another answer, each with that row."""
         yield from sorted(self._conflicting())
 
     def _conflicting(self) -> Iterator[tuple[int, int]]:
@@ -111,7 +111,7 @@ class Duplicates:
                 yield from ((row, first) for row in later)
 
     def split_groups(self) -> Groups:
-        """The groups for a division: `groups`, and rows that are similar or share a passage, in groups of some size."""
+        """Return groups for the division: `groups`, joined with similar rows and shared passages up to a size limit."""
         largest = largest_group(len(self.rows))
         groups = self.groups.copy()
         groups.join_up_to(largest, ([*pair] for pair in zip(self._edges[::2], self._edges[1::2], strict=True)))
@@ -119,7 +119,7 @@ class Duplicates:
         return groups
 
     def _sample(self) -> None:
-        """See in some rows which text many have, and which words there are."""
+        """Learn from a sample of rows which text is common and which words are known."""
         words: Counter[str] = Counter()
         numbers = range(0, len(self.rows), -(-len(self.rows) // SAMPLED_ROWS) or 1)
         for batch in batches(numbers):
@@ -130,7 +130,7 @@ class Duplicates:
         self.known = frozenset(word for word, times in words.items() if times >= KNOWN_ROWS)
 
     def _read(self, sketcher: Sketcher | None) -> NDArray[np.uint64]:
-        """Every row's hashes, passages and, where near duplicates are looked for, band keys, which it returns."""
+        """Hash every row and its passages; return band keys if near duplicates are wanted, (bands, rows) uint64."""
         bands = np.empty((sketcher.shape[0] if sketcher else 0, len(self.rows)), dtype=np.uint64)
         begin = 0
         for batch in batches(self.rows):
@@ -162,7 +162,7 @@ class Duplicates:
                     self.partners[row] = rows[0], 1.0
 
     def _find_repeated(self, keys: NDArray[np.uint64], groups: Groups) -> None:
-        """Rows of the same key that also say the same."""
+        """Find rows with the same key that also say the same."""
         for run in equal_runs(keys):
             kept: list[int] = []
             for row in run:
@@ -187,7 +187,7 @@ class Duplicates:
                     self._edges.extend((other, row))
 
     def _find_partners(self) -> None:
-        """In each group of similar rows, every row that says the same as one before it that is kept so far."""
+        """In each group of similar rows, find rows that say the same as an earlier row that is kept."""
         kept: dict[int, list[int]] = {}
         for row in range(len(self.rows)):
             head = self.similar.head(row)
@@ -208,7 +208,7 @@ class Duplicates:
         return says_the_same(self.rows[row], self.rows[other], self.known)
 
     def _may_be_similar(self, row: int, other: int) -> bool:
-        """False where too few of the minima's bits agree; saves reading the rows."""
+        """False if too few bits of the minima agree; saves reading the rows."""
         bits = self._bits
         differing = (bits[2 * row] ^ bits[2 * other]).bit_count() + (
             bits[2 * row + 1] ^ bits[2 * other + 1]
@@ -216,7 +216,7 @@ class Duplicates:
         return differing <= self._most_differing
 
     def _similarity_of(self, row: int, other: int) -> float:
-        """The similarity of what varies in two rows, 0 where it is less than asked for."""
+        """Return the Jaccard similarity of the varying text of two rows, 0 if it is below the threshold."""
         similarity = jaccard(self.grams(row), self.grams(other))
         return similarity if self._similarity is not None and similarity >= self._similarity else 0.0
 

@@ -1,6 +1,6 @@
-"""Grams of characters of what varies between rows, and the MinHash sketch that finds similar rows (Broder 1997).
+"""Character n-grams of the text that varies between rows, and MinHash sketches that find similar rows (Broder 1997).
 
-Characters, not words: a question of four words has no word 5-gram, and one changed word costs few of the grams.
+Characters, not words: a question of four words has no word 5-gram, while one changed word affects few character grams.
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from finetune.data.duplicates.content import content_key
 
-GRAM, RUN = 5, 12  # characters: of what is compared, and of text that is looked for in many rows
-MANY_ROWS, MANY_SHARE = 5, 0.02  # text that this many rows, and this share of them, have is common
+GRAM, RUN = 5, 12  # characters: of the grams compared, and of the runs counted to find common text
+MANY_ROWS, MANY_SHARE = 5, 0.02  # text in at least this many rows, and this share of them, is common
 COUNTERS = 1 << 22
 MAX_HASHES = 128
-RECALL = 0.995  # of pairs that are exactly as similar as asked for; more similar ones are found more surely
-_PAD = "\n" * RUN  # between turns and rows: no run straddles two, and a short turn is a run of its own
+RECALL = 0.995  # of pairs exactly at the threshold; more similar pairs are found more reliably
+_PAD = "\n" * RUN  # between turns and rows, so that no run spans two and a short turn is a run of its own
 _MULTIPLIER, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 Hashes = NDArray[np.uint64]
 
 
 def hash_windows(codes: Hashes, size: int) -> Hashes:
-    """A 64-bit hash of the `size` characters that begin at each place but the last ones."""
+    """Return a 64-bit hash of the `size` characters from each position: (N,) uint64 → (N - size + 1,) uint64."""
     count = len(codes) - size + 1
     hashes = codes[:count].copy()
     for offset in range(1, size):
@@ -36,7 +36,7 @@ def hash_windows(codes: Hashes, size: int) -> Hashes:
 
 
 def hash_places(codes: NDArray[np.uint32], places: NDArray[np.int64], size: int) -> Hashes:
-    """A 64-bit hash of the `size` characters that begin at each of some places."""
+    """Return a 64-bit hash of the `size` characters from each given position: (P,) uint64."""
     hashes = codes[places].astype(np.uint64)
     for offset in range(1, size):
         hashes *= _MULTIPLIER
@@ -48,7 +48,7 @@ def hash_places(codes: NDArray[np.uint32], places: NDArray[np.int64], size: int)
 
 
 class Characters:
-    """The characters of some rows, each row given by the keys of its turns, in one array."""
+    """The characters of some rows in one array; each row is a sequence of turn keys."""
 
     def __init__(self, rows: Sequence[Sequence[str]]) -> None:
         texts = [_PAD + _PAD.join(turns) for turns in rows]
@@ -60,16 +60,16 @@ class Characters:
 
     @cached_property
     def written(self) -> NDArray[np.bool_]:
-        """Where a character is, and no padding."""
+        """True for characters, False for padding: (N,) bool."""
         return np.not_equal(self.codes, np.uint64(ord("\n")))
 
     @cached_property
     def runs(self) -> Hashes:
-        """A hash of the run that begins at each place."""
+        """Hashes of the runs that begin at each position: (N - RUN + 1,) uint64."""
         return hash_windows(self.codes, RUN)
 
     def grams(self, wanted: NDArray[np.bool_]) -> list[Hashes]:
-        """Each row's grams that have a wanted character; a row without any has one gram, its whole text."""
+        """Return each row's grams with a wanted character; a row without any has one gram, its whole text."""
         hashes = hash_windows(self.codes, GRAM)
         kept = _any_within(wanted, GRAM)
         parts = []
@@ -81,7 +81,7 @@ class Characters:
 
 
 def _any_within(flags: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """True where one of the `size` flags that begin there is set."""
+    """True where any of the `size` flags from that position is set: (N,) bool → (N - size + 1,) bool."""
     sums = np.concatenate(([0], np.cumsum(flags, dtype=np.int64)))
     return np.greater(sums[size:], sums[:-size])
 
@@ -93,14 +93,14 @@ def _whole(codes: Hashes) -> Hashes:
 
 
 class CommonText:
-    """Text that many rows have: an instruction, a template, a system prompt, a label. Memory: 8 MiB."""
+    """Text that many rows share: an instruction, a template, a system prompt, a label. Memory: 8 MiB."""
 
     def __init__(self) -> None:
         self._counters = np.zeros(COUNTERS, dtype=np.uint16)
         self._rows = 0
 
     def count(self, characters: Characters) -> None:
-        """Count the rows that have each run of characters; at most 65,535 rows."""
+        """Count the rows that contain each run of characters; at most 65,535 rows."""
         places = (characters.runs % np.uint64(COUNTERS)).astype(np.int64)
         owners = np.repeat(np.arange(len(characters)), np.diff(characters.starts))[: len(places)]
         owners = np.pad(owners, (0, len(places) - len(owners)), constant_values=max(0, len(characters) - 1))
@@ -110,33 +110,33 @@ class CommonText:
         self._rows += len(characters)
 
     def varying(self, characters: Characters) -> NDArray[np.bool_]:
-        """Which characters belong to no run that many rows have."""
+        """True for characters that belong to no common run: (N,) bool."""
         many = max(MANY_ROWS, int(MANY_SHARE * self._rows))
         common = self._counters[(characters.runs % np.uint64(COUNTERS)).astype(np.int64)] >= many
         padded = np.concatenate((np.zeros(RUN - 1, dtype=bool), common, np.zeros(RUN - 1, dtype=bool)))
         return characters.written & ~_any_within(padded, RUN)
 
     def grams(self, rows: Sequence[Sequence[str]]) -> list[Hashes]:
-        """The grams of what varies in each row; at least one."""
+        """Return the grams of the varying text of each row; at least one per row."""
         characters = Characters(rows)
         return characters.grams(self.varying(characters))
 
 
 def gram_hashes(text: str) -> Hashes:
-    """The grams of one text, common or not; at least one."""
+    """Return the grams of one text, common or not; at least one."""
     codes = np.frombuffer(content_key(text).ljust(GRAM).encode("utf-32-le"), dtype="<u4").astype(np.uint64)
     return hash_windows(codes, GRAM)
 
 
 def jaccard(one: Hashes, other: Hashes) -> float:
-    """The share of grams in common, of two sorted arrays without repetition."""
+    """Return the Jaccard similarity of two sorted arrays of unique hashes."""
     common = len(np.intersect1d(one, other, assume_unique=True))
     return common / (len(one) + len(other) - common)
 
 
 @dataclass(frozen=True)
 class Sketcher:
-    """Texts to band keys: texts that share one are candidates.
+    """Maps texts to LSH band keys: texts that share one are candidates.
 
     Two texts of similarity s share one of the `bands`, each of `rows` minima, with probability 1 - (1 - s^rows)^bands.
     """
@@ -145,7 +145,7 @@ class Sketcher:
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        """Bands, and minima in a band: the most minima that still give the recall, so that candidates are few."""
+        """Number of bands, and minima per band: as many minima as the recall permits, so that candidates are few."""
         fitting = []
         for rows in range(1, 33):
             missed = 1 - min(self.similarity, 0.99) ** rows
@@ -158,21 +158,21 @@ class Sketcher:
     def _permutations(self) -> NDArray[np.uint32]:
         bands, rows = self.shape
         drawn = np.random.default_rng(0x5EED).integers(0, 1 << 32, (2, bands * rows), dtype=np.uint32)
-        drawn[0] |= 1  # an odd factor permutes the 32-bit numbers
+        drawn[0] |= 1  # multiplying by an odd factor permutes the 32-bit integers
         return drawn
 
     @cached_property
     def most_differing_bits(self) -> int:
-        """Of the bits of two texts that are exactly similar enough, four standard deviations above the mean.
+        """Differing bits of two texts exactly at the threshold, four standard deviations above the mean.
 
-        A bit is equal where the minima are, and else by chance (Li and König 2010): with probability (1 + s) / 2.
+        A bit agrees if the minima do, and otherwise by chance (Li and König 2010): with probability (1 + s) / 2.
         """
         bands, rows = self.shape
         differs = (1 - self.similarity) / 2
         return int(np.ceil(bands * rows * differs + 4 * np.sqrt(bands * rows * differs * (1 - differs))))
 
     def sketch(self, grams: Sequence[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Band keys of some texts, (bands, texts), and a bit of each minimum, (texts, 2)."""
+        """Return the band keys of texts, (bands, texts) uint64, and one bit of each minimum, (texts, 2) uint64."""
         bands, rows = self.shape
         starts = np.cumsum([0, *(len(hashes) for hashes in grams[:-1])])
         hashes = (np.concatenate(grams) >> np.uint64(32)).astype(np.uint32)

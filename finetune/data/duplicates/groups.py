@@ -1,4 +1,4 @@
-"""Groups of rows: which repeat each other, and which stay in one set because they share an input or a context."""
+"""Groups of rows that repeat each other, or that stay in one set because they share an input or a context."""
 
 from array import array
 from collections import Counter
@@ -9,37 +9,37 @@ from numpy.typing import NDArray
 
 from finetune.data.duplicates.content import RowContent
 
-MIN_PASSAGE = 12  # characters: shorter ones, "Why?", "Thanks!", tell nothing of a row
-MIN_ANSWER = 40  # characters: shorter ones are labels
-PASSAGES = 8  # of a row, the longest
+MIN_PASSAGE = 12  # characters; shorter ones, "Why?", "Thanks!", do not characterise a row
+MIN_ANSWER = 40  # characters; shorter answers are labels
+PASSAGES = 8  # the longest passages of a row are used
 
 
 class Groups:
-    """Rows that belong together; each group is known by its earliest row."""
+    """A union-find over rows; each group is identified by its earliest row."""
 
     def __init__(self, count: int) -> None:
         self.parents = array("q", range(count))
 
     def head(self, row: int) -> int:
-        """The earliest row of a row's group."""
+        """Return the earliest row of a row's group."""
         parents = self.parents
         while parents[row] != row:
             parents[row] = row = parents[parents[row]]
         return row
 
     def join(self, one: int, other: int) -> None:
-        """Make one group of two rows' groups."""
+        """Merge the groups of two rows."""
         first, second = sorted((self.head(one), self.head(other)))
         self.parents[second] = first
 
     def join_equal(self, keys: NDArray[np.uint64]) -> None:
-        """Make one group of all rows with the same key."""
+        """Merge the groups of all rows with the same key."""
         for rows in equal_runs(keys):
             for row in rows[1:]:
                 self.join(rows[0], row)
 
     def join_up_to(self, largest: int, sets: Iterable[list[int]]) -> None:
-        """Join each set of rows in turn, but no two groups that would have more than `largest` rows together."""
+        """Merge the groups of each set of rows in turn, unless the result would exceed `largest` rows."""
         sizes = Counter(self.head(row) for row in range(len(self.parents)))
         for rows in sets:
             for row in rows[1:]:
@@ -49,14 +49,14 @@ class Groups:
                     sizes[min(one, other)] = sizes[one] + sizes[other]
 
     def copy(self) -> "Groups":
-        """Groups of their own."""
+        """Return an independent copy."""
         copied = Groups(0)
         copied.parents = self.parents[:]
         return copied
 
 
 def equal_runs(keys: NDArray[np.uint64]) -> Iterator[list[int]]:
-    """Rows that share a key, each time at least two, in order."""
+    """Yield lists of at least two rows that share a key, in order."""
     order = np.argsort(keys, kind="stable")
     borders = np.flatnonzero(np.diff(keys[order])) + 1
     begins, ends = np.concatenate(([0], borders)), np.concatenate((borders, [len(keys)]))
@@ -65,13 +65,13 @@ def equal_runs(keys: NDArray[np.uint64]) -> Iterator[list[int]]:
 
 
 class Passages:
-    """Hashes of each row's input turns, the longest passages in them, and its answer. Memory: 24 bytes a passage."""
+    """Hashes of each row's input turns, their longest passages, and its answer. Memory: 24 bytes per passage."""
 
     def __init__(self) -> None:
         self._hashes, self._rows, self._lengths = array("Q"), array("q"), array("L")
 
     def add(self, row: int, content: RowContent, hashed: Callable[[str], int]) -> None:
-        """Note a row's passages."""
+        """Add a row's passages."""
         whole = {" ".join(passages) for passages in content.prompt}
         parts = sorted({each for passages in content.prompt for each in passages} | whole, key=len, reverse=True)
         answer = " ".join(content.answer)
@@ -82,7 +82,7 @@ class Passages:
                 self._lengths.append(min(len(key), 1 << 20))
 
     def shared(self, largest: int) -> Iterator[list[int]]:
-        """Rows that share a passage, at most `largest` of them; the longest and rarest passages first."""
+        """Yield rows that share a passage, at most `largest` rows each; the longest and rarest passages come first."""
         hashes, rows = np.array(self._hashes, dtype=np.uint64), np.array(self._rows, dtype=np.int64)
         runs = [run for run in equal_runs(hashes) if len(run) <= largest]
         runs.sort(key=lambda run: -self._lengths[run[0]] / len(run))
@@ -91,8 +91,8 @@ class Passages:
 
 
 def largest_group(rows: int) -> int:
-    """How many rows may be held together by a shared passage or by likeness.
+    """Return how many rows a shared passage or similarity may hold together.
 
-    A text that more have is an instruction or a template; contexts have some dozen questions each.
+    Text that more rows share is an instruction or a template; a context has some dozen questions.
     """
     return max(2, min(rows // 5, max(50, rows // 50)))

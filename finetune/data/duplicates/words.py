@@ -1,4 +1,4 @@
-"""Words that say little, words that turn a sentence round, and words that are one another's misprint."""
+"""Word lists and tests: function words, words that reverse a meaning, misprints."""
 
 COMMON_WORDS = frozenset((
     "a", "an", "the", "of", "to", "in", "on", "at", "by", "for", "from", "with", "and", "or", "is", "are", "was", "be",
@@ -14,11 +14,11 @@ TURNING_WORDS = frozenset((
     "start", "all", "any", "some", "each", "both", "other", "than", "and", "or", "over", "under", "above", "below",
 ))  # fmt: skip
 NEGATIONS = frozenset(("not", "no", "never", "without", "cannot", "t", "neither", "nor", "none"))
-MIN_MISPRINT = 5  # letters: of shorter words, one letter off is another word
+MIN_MISPRINT = 5  # letters; in shorter words, one other letter makes another word
 
 
 def one_letter_off(one: str, other: str) -> bool:
-    """True if one letter more, less or other makes a word of at least five letters the other word."""
+    """True if inserting, deleting or replacing one letter turns a word of at least five letters into the other."""
     if abs(len(one) - len(other)) > 1 or min(len(one), len(other)) < MIN_MISPRINT:
         return False
     if not (one.isalpha() and other.isalpha()):
@@ -30,5 +30,5 @@ def one_letter_off(one: str, other: str) -> bool:
 
 
 def is_exact(word: str) -> bool:
-    """True for numbers, signs and single letters: what has no misprint, since each other one means something else."""
+    """True for numbers, symbols and single letters, which have no misprints: any other one has another meaning."""
     return len(word) == 1 or not word.isalpha()

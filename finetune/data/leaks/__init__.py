@@ -1,1 +1,1 @@
-"""Training rows that a test set contains too."""
+"""Finds training rows that a test set contains too."""

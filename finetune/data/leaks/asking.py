@@ -1,4 +1,4 @@
-"""How a question asks: its opener, its negations, its numbers. Names rapidfuzz."""
+"""The form of a question: its opener, negations and numbers. Imports rapidfuzz."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ PREFIXES = (("hyper", "hypo"), ("intra", "inter"), ("pre", "post"))
 
 
 def asks_otherwise(question: Sequence[str], words: Sequence[str]) -> bool:
-    """True for why in place of when, or of nothing: "is it" is not "why is it"."""
+    """True if the openers differ: why in place of when, or added: "is it" is not "why is it"."""
     one, other = (Counter(word for word in each if word in STRICT_OPENERS) for each in (question, words))
     advice, other_advice = (what_to_do(each) for each in (question, words))
     if (other_advice and not advice) or (advice and not other_advice and not {"is", "are"}.isdisjoint(words)):
@@ -30,12 +30,12 @@ def what_to_do(words: Sequence[str]) -> bool:
 
 
 def negations(words: Sequence[str]) -> Counter[str]:
-    """The words that negate."""
+    """Count the words that negate."""
     return Counter(word for word in words if word in NEGATIONS)
 
 
 def prefixed_otherwise(one: str, other: str) -> bool:
-    """True for hyper- in place of hypo-."""
+    """True for opposite prefixes: hyper- and hypo-."""
     return any(
         (one.startswith(first) and other.startswith(second)) or (one.startswith(second) and other.startswith(first))
         for first, second in PREFIXES
@@ -43,17 +43,17 @@ def prefixed_otherwise(one: str, other: str) -> bool:
 
 
 def digits(word: str) -> str:
-    """The digits of a word."""
+    """Return the digits of a word."""
     return "".join(filter(str.isdigit, word))
 
 
 def numbers(words: Sequence[str]) -> Counter[str]:
-    """Numbers, signs and single letters."""
+    """Count numbers, symbols and single letters."""
     return Counter(word for word in words if is_exact(word) and word not in COMMON_WORDS)
 
 
 def alike(one: Sequence[str] | str, other: Sequence[str] | str, least: float = 0.0) -> float:
-    """The share of letters in common, in order or with the words sorted; 0 where it is less than asked for."""
+    """Return the share of letters in common, in order or with sorted words; 0 if it is below `least`."""
     from rapidfuzz import fuzz
 
     texts = [text if isinstance(text, str) else " ".join(text) for text in (one, other)]

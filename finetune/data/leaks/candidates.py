@@ -1,7 +1,7 @@
-"""Which test rows a training row may have been made from: an inverted index of rare grams, searched in batches.
+"""Finds candidate test rows for training rows: an inverted index of rare grams, searched in batches.
 
-A text in which every tenth character is wrong still has two thirds of its 4-grams. The grams of a question are all
-searched; of answers and of whole rows a sample is, the same on both sides, chosen by the grams' hashes.
+A text with an error in every tenth character still has two thirds of its 4-grams. All grams of a question are searched;
+of answers and whole rows a sample is, selected by hash so that it is the same on both sides.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from finetune.data.duplicates.grams import Hashes, hash_places
 
 CHUNK = 512  # texts
 OWNER_BITS = 20
-FREQUENT_ROWS, FREQUENT_SHARE = 40, 0.02  # a gram that more test rows have is no hint
+FREQUENT_ROWS, FREQUENT_SHARE = 40, 0.02  # a gram in more test rows than this is not indexed
 _BREAK = "\n"
 
 
 class GramIndex:
-    """Texts by their grams of `size` characters. Memory: 24 bytes a gram.
+    """An index of texts by their grams of `size` characters. Memory: 24 bytes per gram.
 
-    `sampled`: of the grams that begin a word, one in as many; None: all grams, wherever they begin.
+    `sampled`: one in this many of the grams that begin a word; None: all grams at all positions.
     """
 
     def __init__(self, texts: Sequence[str], size: int, sampled: int | None = None) -> None:
@@ -42,7 +42,7 @@ class GramIndex:
         self._totals = np.bincount(self._owners, np.repeat(self._weights, times), minlength=max(1, len(texts)))
 
     def _grams(self, texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
-        """The hash of each gram, of 44 bits, and the text that has it, each pair once, in order of the texts."""
+        """Return the distinct pairs of gram hash (44 bits) and text number, by text: (P,) uint64 and (P,) int64."""
         padded = [f" {text} {_BREAK * self._size}" for text in texts]
         codes = np.frombuffer("".join(padded).encode("utf-32-le", "replace"), dtype="<u4")
         if self._sampled is None:
@@ -62,7 +62,7 @@ class GramIndex:
         return pairs & np.uint64((1 << 64 - OWNER_BITS) - 1), (pairs >> np.uint64(64 - OWNER_BITS)).astype(np.int64)
 
     def search(self, texts: Sequence[str], least: float, most: int) -> list[list[int]]:
-        """For each text, the `most` indexed texts that share most of their weight with it, each at least `least`."""
+        """For each text, return up to `most` indexed texts, best first, that share `least` of their gram weight."""
         found: list[list[int]] = [[] for _ in texts]
         if not len(self._keys):
             return found

@@ -1,6 +1,6 @@
-"""Whether a training row asks what a test row asks: aligned word by word, and where it is misread, letter by letter.
+"""Decides whether a training row asks what a test row asks, aligned word by word, or letter by letter if garbled.
 
-A name, a number or a negation that differs makes another question, whatever pattern is shared.
+A different name, number or negation makes another question, whatever pattern the two share.
 """
 
 from collections import Counter
@@ -12,8 +12,8 @@ from finetune.data.leaks.repeated import repeated_answer
 from finetune.data.leaks.rows import Asked, Likeness, Part, Row
 from finetune.data.leaks.synonyms import is_general, synonyms
 
-LONG = 10  # content words: of a longer question one in ten may differ
-LOOSE, LOOSE_WORDS = 0.2, 4  # that much longer may the question be
+LONG = 10  # content words; in a longer question one in ten may differ
+LOOSE, LOOSE_WORDS = 0.2, 4  # how much longer than the question the matching words may be
 NAMED = 4  # content words
 CONTINUING = frozenset((
     "and", "or", "please", "my", "thanks", "thank", "explain", "tell", "answer", "give", "describe", "because", "but",
@@ -23,12 +23,12 @@ ASKING = frozenset(("what", "which", "who", "how", "when", "where", "why"))
 
 
 def likeness(row: Row, asked: Asked) -> Likeness | None:
-    """How a training row leaks a test row, if it does."""
+    """Return how a training row leaks a test row, None if it does not."""
     return _questions(row, asked) or (repeated_answer(row, asked) if row.answer else None)
 
 
 def _questions(row: Row, asked: Asked) -> Likeness | None:
-    """The row's words for the question; of a long question each part has to be found."""
+    """Match the row with the question; every part of a long question has to match."""
     if len(asked.parts) == 1:
         return _question(row, asked.question)
     score, found = 0.0, []
@@ -52,15 +52,15 @@ def _question(row: Row, part: Part) -> Likeness | None:
 
 
 class _Wording:
-    """A part of a test row's question and a training row, compared word by word."""
+    """Compares a part of a test row's question with a training row, word by word."""
 
     def __init__(self, row: Row, part: Part) -> None:
         self._row, self._part = row, part
         self._spare = len(part.content) // LONG
-        self._mates: dict[str, str] = {}  # words of the row that stand for words of the question
+        self._mates: dict[str, str] = {}  # word of the row → the word of the question that it matches
 
     def find(self) -> Likeness | None:
-        """The shortest run of the row's words that asks the same."""
+        """Return the shortest run of the row's words that asks the same."""
         missing = self._missing()
         if missing is None:
             return None
@@ -71,7 +71,7 @@ class _Wording:
         begin, end = self._extended(*window)
         words = self._row.words[begin:end]
         extras = [word for word in words if word not in self._mates and not self._row.empty(word)]
-        if extras and self._row.misread:  # a letter by itself is what is left of a word
+        if extras and self._row.misread:  # a single letter is a fragment of a word
             words, extras = (
                 [each for each in some if len(each) > 1 or each in self._mates] for some in (words, extras)
             )
@@ -86,14 +86,14 @@ class _Wording:
         return Likeness(kind, alike(self._part.words, words), words)
 
     def _missing(self) -> list[str] | None:
-        """Words that nothing in the row stands for, though they only tell how is asked; None if there are others."""
+        """Return unmatched words if they only shape the question; None if there are others."""
         content, missing = self._part.content, list[str]()
         absent = [word for word in content if word not in self._row.set]
-        if len(absent) > 1 + len(content) // 2:  # too many to be other words for the same
+        if len(absent) > 1 + len(content) // 2:  # too many for synonyms
             return None
         for word in absent:
             mate = None if is_exact(word) else self._mate(word)
-            if mate is not None:  # one word may stand for two
+            if mate is not None:  # one word may match two
                 self._mates.setdefault(mate, word)
             elif len(missing) == self._spare or not self._row.vocabulary.plain(word):
                 return None
@@ -102,7 +102,7 @@ class _Wording:
         return missing
 
     def _mate(self, word: str) -> str | None:
-        """A word of the row that is a word of the question, misprinted or another for the same."""
+        """Return a word of the row that matches a word of the question as a misprint or synonym."""
         same = synonyms(word)
         if same and (found := self._row.set & same):
             return min(found)
@@ -117,7 +117,7 @@ class _Wording:
         return None
 
     def _asks_that(self, begin: int, end: int) -> bool:
-        """True if the words about the run do not make it another question."""
+        """True if the words around the run do not make it another question."""
         row, asked = self._row, self._part.words
         opening = row.words[max(begin - 3, *(place for place in (0, *row.ends) if place <= begin)) : end]
         if asked[-1] in OPENERS:
@@ -125,11 +125,11 @@ class _Wording:
         if negations(opening) != negations(asked) or asks_otherwise(asked, opening):
             return False
         if row.whole and asked[0] in OPENERS and asked[0] not in opening:
-            return False  # a sentence about it, which asks nothing
+            return False  # a statement about it, not a question
         return not self._part.last or len(self._part.content) >= LONG or not self._goes_on(begin, end)
 
     def _extended(self, begin: int, end: int) -> tuple[int, int]:
-        """The run with the words of the question beside it."""
+        """Extend the run by adjacent words of the question."""
         words, ends, asked = self._row.words, self._row.ends, self._part.set
         while begin > 0 and words[begin - 1] in asked and begin not in ends:
             begin -= 1
@@ -138,7 +138,7 @@ class _Wording:
         return begin, end
 
     def _window(self) -> tuple[int, int] | None:
-        """The shortest run of words that has all that are wanted, or words that stand for them."""
+        """Return the shortest run of words that contains all matched words of the question."""
         content = set(self._part.content)
         places = [
             (place, mate)
@@ -162,7 +162,7 @@ class _Wording:
         return best
 
     def _goes_on(self, begin: int, end: int) -> bool:
-        """True if words just beside make it another question: "causes of gout" goes on with "in women"."""
+        """True if adjacent words make it another question: "causes of gout" continues with "in women"."""
         words, ends, asked = self._row.words, self._row.ends, self._part.words
         after = words[end : min((place for place in ends if place >= end), default=end)]
         if len(after) == 1 and len(after[0]) == 1:  # hepatitis A
@@ -170,7 +170,7 @@ class _Wording:
         if end not in ends and after and after[0] not in CONTINUING and not all(map(self._row.empty, after)):
             return True
         if asked[0] not in OPENERS and len(self._part.content) >= NAMED:
-            return False  # the question begins with what it is about: any words may stand before it
+            return False  # the question begins with its topic, so any words may precede it
         openers = ASKING if asked[0] in ASKING else OPENERS
         while begin > 0 and begin not in ends and words[begin] not in openers:
             begin -= 1

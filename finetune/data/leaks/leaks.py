@@ -1,8 +1,8 @@
-"""Training rows that a test file holds too, in the same words, in others, garbled, or inside a longer text.
+"""Finds training rows that a test file contains too: verbatim, paraphrased, garbled, or inside a longer text.
 
-Candidates share rare grams with a test row's question, its answer, or its text; each is then aligned word by word.
-Memory: the test rows' texts, 24 bytes for each gram of them, and at most 16 million characters of training rows from
-which it is learnt which words are words.
+Candidates share rare grams with a test row's question, answer or text; each is then aligned word by word. Memory: the
+test rows' texts, 24 bytes per gram, and at most 16 million characters of training rows, which are read ahead to learn
+the vocabulary.
 """
 
 from collections import Counter, deque
@@ -24,19 +24,23 @@ from gladstone.errors import MAX_LISTED_PROBLEMS, DataError, listed
 from gladstone.formats import checked_conversations, find_layout
 from gladstone.report.terminal import one_line
 
-LEAST_SCORE = 0.6  # of what is reported
-LEARNT_ROWS, LEARNT_CHARS = 20_000, 16_000_000  # training rows that are read ahead for their words
+LEAST_SCORE = 0.6  # lower scores are not reported
+LEARNT_ROWS, LEARNT_CHARS = 20_000, 16_000_000  # training rows read ahead for their vocabulary
 QUESTION_GRAM, ANSWER_GRAM, TEXT_GRAM = 4, 6, 12
-SAMPLED_ANSWER, SAMPLED_TEXT = 2, 1  # of the grams that begin a word, one in as many is looked up
-LEAST_QUESTION, LEAST_ANSWER, LEAST_TEXT = 0.15, 0.25, 0.5  # shares of a test row's weight that make a candidate
-MOST_CANDIDATES, MOST_GARBLED = 4, 40  # of a row whose words are words, and of a garbled one
-CONSTANT_ROWS, CONSTANT_SHARE = 5, 0.5  # a passage that as many test rows have is no part of their questions
+SAMPLED_ANSWER, SAMPLED_TEXT = 2, 1  # one in this many of the grams that begin a word is indexed
+LEAST_QUESTION, LEAST_ANSWER, LEAST_TEXT = (
+    0.15,
+    0.25,
+    0.5,
+)  # shares of a test row's gram weight that make it a candidate
+MOST_CANDIDATES, MOST_GARBLED = 4, 40  # candidates of a clean row, and of a garbled one
+CONSTANT_ROWS, CONSTANT_SHARE = 5, 0.5  # a passage in this many test rows is not part of the questions
 DIFF_CHARS, SAME_WORDS = 160, 3
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A training row and the test row it resembles; `difference` shows the question's words, [-theirs-] and {+ours+}.
+    """A training row and the test row that it resembles; `difference` shows differing words, [-test-] and {+train+}.
 
     `kind` is 'same question', 'similar question', 'contains the question' or 'similar row'.
     """
@@ -49,12 +53,12 @@ class Leak:
 
 
 def least_score(similarity: float | None) -> float:
-    """The score from which a leak counts where near duplicates are looked for at a similarity; 1 where they are not."""
+    """Return the score from which a leak counts, given the near-duplicate similarity; 1 if near duplicates are kept."""
     return LEAST_SCORE if similarity is not None and similarity < 1 else 1.0
 
 
 class LeakIndex:
-    """Test rows, to be asked about training rows; leaks of a score under `similarity` are left out."""
+    """An index of test rows to look up training rows in; leaks that score below `similarity` are dropped."""
 
     def __init__(self, test: Iterable[Conversation], similarity: float) -> None:
         self._least = similarity
@@ -84,7 +88,7 @@ class LeakIndex:
         return len(self._sources)
 
     def leaks(self, train: Iterable[Conversation]) -> Iterator[tuple[int, Leak]]:
-        """The training rows with a likeness among the test rows, by number; each once, with its closest kind."""
+        """Yield the training rows that resemble a test row, by number, each once with its best match."""
         rows = iter(train)
         learnt = self._learn(rows)
         number = 0
@@ -98,7 +102,7 @@ class LeakIndex:
             number += len(batch)
 
     def _learn(self, rows: Iterator[Conversation]) -> list[tuple[Conversation, RowContent]]:
-        """Read some rows ahead for their words."""
+        """Read some rows ahead to learn their vocabulary."""
         learnt, chars = [], 0
         for row in rows:
             content = read_content(row)
@@ -110,11 +114,11 @@ class LeakIndex:
         return learnt
 
     def _own(self, content: RowContent) -> list[str]:
-        """The question's passages without what all test rows say."""
+        """Return the passages of the question without those that all test rows share."""
         return [passage for passage in _passages(content) if passage not in self._constant] or _passages(content)
 
     def _likenesses(self, contents: list[RowContent]) -> dict[int, tuple[int, Likeness]]:
-        """For the rows of a batch that leak one, by place: the test row and the likeness."""
+        """Return the leaking rows of a batch by position, each with its test row and the match."""
         questions = [" ".join(self._own(content)) for content in contents]
         found = {}
         for place, question in enumerate(questions):
@@ -135,7 +139,7 @@ class LeakIndex:
         return dict(sorted(found.items()))
 
     def _best(self, content: RowContent, tests: list[int], inside: list[int]) -> tuple[int, Likeness] | None:
-        """The closest of the candidates; `inside` are questions that the answer may contain."""
+        """Return the best match among the candidates; `inside` are questions that the answer may contain."""
         found: list[tuple[int, Likeness]] = []
         for numbers, whole in ((tests, False), (inside, True)):
             row = Row(content, self._vocabulary, whole=whole) if numbers else None
@@ -153,7 +157,7 @@ class LeakIndex:
 
 @dataclass
 class Comparison:
-    """What `finetune data leaks` tells."""
+    """The result of `finetune data leaks`."""
 
     train: Path
     against: Path
@@ -163,26 +167,26 @@ class Comparison:
     shown: list[str] = field(default_factory=list)
 
     def add(self, leak: Leak) -> None:
-        """Count one."""
+        """Count one leak."""
         self.kinds[leak.kind] += 1
         if len(self.shown) < MAX_LISTED_PROBLEMS:
             difference = f": {leak.difference}" if leak.difference else ""
             self.shown.append(f"{leak.train}: {leak.kind} as {leak.test} ({leak.similarity:.2f}){difference}")
 
     def described(self) -> str:
-        """The figures in a line."""
+        """Return the figures as one line."""
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.kinds.most_common()) or "no leak"
         return f"{self.train_rows:,} training rows against {self.test_rows:,} test rows: {kinds}"
 
     def check(self) -> None:
-        """Raises DataError if there is any."""
+        """Raise DataError if there is any leak."""
         if self.shown:
-            headline = f"{self.train} has rows of {self.against}"
+            headline = f"{self.train} contains rows of {self.against}"
             raise DataError(listed(headline, self.shown, self.kinds.total()))
 
 
 def compare(train: tuple[Path, str], against: tuple[Path, str], similarity: float, out: Path | None) -> Comparison:
-    """Compare two files, each with its format, row by row; all leaks go to `out`. Raises DataError for bad rows."""
+    """Compare two files, each given with its format; write all leaks to `out`. Raises DataError for bad rows."""
     index = LeakIndex(checked_conversations(against[0], find_layout(*against)), similarity)
     compared = Comparison(train[0], against[0], test_rows=len(index))
 
@@ -204,7 +208,7 @@ def compare(train: tuple[Path, str], against: tuple[Path, str], similarity: floa
 
 
 def word_difference(one: list[str], other: list[str]) -> str:
-    """What differs between two texts, in a line: the first's own words as [-these-], the other's as {+these+}."""
+    """Return the difference of two texts in one line: words of the first as [-these-], of the second as {+these+}."""
     from rapidfuzz.distance import Levenshtein
 
     parts: list[str] = []
@@ -221,5 +225,5 @@ def word_difference(one: list[str], other: list[str]) -> str:
 
 
 def _passages(content: RowContent) -> list[str]:
-    """Of the input, or of a plain text."""
+    """Return the passages of the input, or of a plain text."""
     return [passage for turn in content.prompt for passage in turn] or content.answer

@@ -1,25 +1,25 @@
-"""A question found letter by letter in text that was typed or scanned badly. Names rapidfuzz.
+"""Aligns a question letter by letter with text that was typed or scanned badly. Imports rapidfuzz.
 
-Spaces do not count: a scanner drops them and breaks words.
+Spaces are ignored: scanners drop them and break words.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-EDGE = 8  # letters that a garbled question may be longer by, on either side
-MOST_LETTERS = 8_000  # of a text, from its start and from its end
+EDGE = 8  # letters added to the aligned range on either side
+MOST_LETTERS = 8_000  # at the start and at the end of a text
 BEFORE = 3  # words
-INSERTED = 4  # letters: a word as long that stands opposite nothing is a word more
+INSERTED = 4  # letters; an unaligned word of this length is an extra word
 
 
 @dataclass(frozen=True)
 class Opposite:
-    """What stands opposite a question: a score from 0 to 1, the words, how many edits each word of the question needs.
+    """The words aligned with a question: a score from 0 to 1, the words, and the edits that each question word needs.
 
-    `place` is that of the first word in the text, `before` are some words in front, `inserted` words opposite nothing,
-    `pairs` the whole words opposite each word of the question, "" where there is none. `numbered` is true if a number
-    of the text stands opposite no letters.
+    `place` is the position of the first word in the text, `before` are some words before it, `inserted` are unaligned
+    words, `pairs` the whole words aligned with each word of the question, "" if there is none. `numbered` is true if a
+    number of the text is aligned with no letters.
     """
 
     score: float
@@ -33,7 +33,7 @@ class Opposite:
 
 
 def opposite(question: Sequence[str], words: Sequence[str], least: float) -> Opposite | None:
-    """The part of a text that is most like a question, if its likeness is at least `least`."""
+    """Return the part of a text that is most similar to a question, if its similarity is at least `least`."""
     from rapidfuzz import fuzz
 
     asked, text = "".join(question), "".join(words)
@@ -54,7 +54,7 @@ def opposite(question: Sequence[str], words: Sequence[str], least: float) -> Opp
 
 
 def _ends(words: Sequence[str]) -> list[str]:
-    """The first and the last words of a long text."""
+    """Return the first and the last words of a long text."""
     sizes = [*accumulate(map(len, words))]
     first = sum(size <= MOST_LETTERS for size in sizes)
     last = sum(size > sizes[-1] - MOST_LETTERS for size in sizes)
@@ -62,7 +62,7 @@ def _ends(words: Sequence[str]) -> list[str]:
 
 
 def _aligned(question: Sequence[str], front: Sequence[str], words: Sequence[str], least: float) -> Opposite | None:
-    """The question's letters beside those of some words, less the words at the ends that are not of the question."""
+    """Align the question's letters with those of some words, without unrelated words at either end."""
     from rapidfuzz.distance import Levenshtein
 
     asked, text = "".join(question), "".join(words)
@@ -91,7 +91,7 @@ def _aligned(question: Sequence[str], front: Sequence[str], words: Sequence[str]
 
 
 def _matched(asked: str, text: str) -> tuple[list[int], list[int]]:
-    """The place in the text of each letter of a question, -1 where it is not; and 1 for each letter that is matched."""
+    """Return the text position of each letter of a question, -1 if unmatched, and 1 for each matched text letter."""
     from rapidfuzz.distance import Levenshtein
 
     theirs, ours = [-1] * len(asked), [0] * len(text)
@@ -116,7 +116,7 @@ def _by_word(
 
 
 def _is_number_more(asked: str, theirs: list[int], span: tuple[int, int]) -> bool:
-    """True if digits stand opposite nothing, or opposite other digits; opposite letters they are misread letters."""
+    """True for digits aligned with nothing or with other digits; digits aligned with letters are scanning errors."""
     before = max((place for place, each in enumerate(theirs) if 0 <= each < span[0]), default=-1)
     after = next((place for place, each in enumerate(theirs) if each >= span[1]), len(asked))
     between = asked[before + 1 : after]

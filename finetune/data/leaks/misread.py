@@ -1,4 +1,4 @@
-"""Whether what stands opposite a question letter by letter is the question, misread. Names rapidfuzz."""
+"""Decides whether the words aligned with a question letter by letter are the garbled question. Imports rapidfuzz."""
 
 from finetune.data.duplicates.words import COMMON_WORDS, NEGATIONS
 from finetune.data.leaks.asking import asks_otherwise, digits, negations, prefixed_otherwise
@@ -6,21 +6,24 @@ from finetune.data.leaks.letters import Opposite, opposite
 from finetune.data.leaks.rows import Likeness, Part, Row
 from finetune.data.leaks.synonyms import are_synonyms
 
-LONG = 10  # content words: beside a longer question a word more may stand
-MIN_ALIKE, MIN_WHOLE = 0.7, 0.85  # of the letters of a question, and of one in an answer
-SURE_ALIKE = 0.55  # where the answers are alike
-WRONG_LETTERS, WRONG_AT_ALL = 0.45, 0.5  # of a word beside several misread ones
-WRONG_BESIDE, WRONG_PLAIN = 0.4, 0.6  # of a word beside one, and of one that only tells how is asked
-FEW_WORSE, SURE_WORSE = 5, 3  # one misread word in as many may be worse
+LONG = 10  # content words; a longer question tolerates an extra word
+MIN_ALIKE, MIN_WHOLE = 0.7, 0.85  # similarity of a question, and of one inside an answer
+SURE_ALIKE = 0.55  # if the answers are alike
+WRONG_LETTERS, WRONG_AT_ALL = 0.45, 0.5  # share of a word's letters, among several garbled words
+WRONG_BESIDE, WRONG_PLAIN = (
+    0.4,
+    0.6,
+)  # share of a word's letters, beside one garbled word, and in a word that only shapes the question
+FEW_WORSE, SURE_WORSE = 5, 3  # one garbled word in this many may be worse
 SHORT_WORD = 5  # letters
-LONG_WORD = 7  # letters: two may be wrong where nothing else is
-MIN_REAL = 4  # letters: a shorter word may be what is left of another
+LONG_WORD = 7  # letters; two may be wrong if nothing else is
+MIN_REAL = 4  # letters; a shorter word may be a fragment of another
 MORE_WORDS = 2
 LOTS = 9
 
 
 def misread_question(row: Row, part: Part) -> Likeness | None:
-    """The question in a row that was typed or scanned badly."""
+    """Match the question with a row that was typed or scanned badly."""
     found = opposite(part.words, row.words, MIN_WHOLE if row.whole else MIN_ALIKE)
     if found is None or not fits(row, part, found) or (part.last and _goes_on(row, found)):
         return None
@@ -29,23 +32,23 @@ def misread_question(row: Row, part: Part) -> Likeness | None:
 
 
 def misread_beside_answer(row: Row, part: Part) -> bool:
-    """True if the row may have the question, worse misread, where the answers are alike."""
+    """True if the row may contain the question, more garbled, given that the answers are alike."""
     found = opposite(part.words, row.words, SURE_ALIKE)
     return found is not None and fits(row, part, found, sure=True)
 
 
 def fits(row: Row, part: Part, found: Opposite, *, sure: bool = False) -> bool:
-    """True if every word of the question that says something has a misprinted form of it opposite."""
+    """True if every content word of the question is aligned with a misprinted form of itself."""
     opening = [*found.before, *found.words]
     if found.numbered or asks_otherwise(part.words, opening):
         return False
-    if set(negations(opening) - negations(part.words)) - {"t"}:  # a letter by itself is what is left of a word
+    if set(negations(opening) - negations(part.words)) - {"t"}:  # a single letter is a fragment of a word
         return False
     if len(found.inserted) > len(part.content) // LONG or any(map(row.real, found.inserted)):
         return False
     opposites = [*zip(part.words, found.edits, found.pairs, strict=True)]
     misread = sum(_is_misprint(row, *each) for each in opposites)
-    if not misread:  # the words themselves have been compared
+    if not misread:  # intact words have been compared before
         return False
     content, worse = set(part.content), 0
     for word, edits, other in opposites:
@@ -60,21 +63,21 @@ def fits(row: Row, part: Part, found: Opposite, *, sure: bool = False) -> bool:
 
 
 def _is_misprint(row: Row, word: str, edits: int, other: str) -> bool:
-    """True for a word with wrong letters, or with a space too many or too few."""
+    """True for a word with wrong letters, or with a missing or extra space."""
     if other in {"", word} or other in COMMON_WORDS:
         return False
     return edits <= WRONG_PLAIN * len(word) and not _other_word(row, word, edits, other, LOTS)
 
 
 def _goes_on(row: Row, found: Opposite) -> bool:
-    """True if words just behind make it another question."""
+    """True if the words that follow make it another question."""
     begin = found.place + len(found.words)
     after = row.words[begin : min((place for place in row.ends if place >= begin), default=begin)]
     return sum(len(word) >= MIN_REAL and not row.empty(word) for word in after) >= MORE_WORDS
 
 
 def _other_word(row: Row, word: str, edits: int, other: str, beside: int) -> bool:
-    """True if what stands opposite a word is another word, not the word with wrong letters."""
+    """True if the aligned word is a different word, not the same one with wrong letters."""
     if prefixed_otherwise(word, other):
         return True
     if "" != digits(word) != digits(other) and (edits or word.isdigit()) and (word.isdigit() or digits(other)):
@@ -89,7 +92,7 @@ def _other_word(row: Row, word: str, edits: int, other: str, beside: int) -> boo
 
 
 def _most_edits(row: Row, word: str, beside: int) -> tuple[int, int]:
-    """In how many letters a word may be wrong, and in how many at all; `beside`: other words that are misread."""
+    """Return how many letters of a word may be wrong, normally and at worst; `beside`: other garbled words."""
     length = len(word)
     if word.isdigit():
         return 0, 0

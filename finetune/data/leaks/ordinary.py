@@ -1,6 +1,6 @@
 """Ordinary English words that name no thing: verbs, adverbs, words of degree and of thought.
 
-In place of one another they may say the same; a name, an illness or a part of the body in place of one may not.
+Replaced by one another they may keep the meaning; a name, an illness or a part of the body does not.
 """
 
 from functools import lru_cache
@@ -129,14 +129,14 @@ _WORDS = frozenset(
     within witness wonder word words work works worth worthwhile would wrong
 
     yet yield yields you
-    """.split()  # noqa: SIM905 - six hundred quotation marks less
+    """.split()  # noqa: SIM905 - saves six hundred quotation marks
 )
 _ENDINGS = ("s", "es", "ed", "d", "ing", "ly")
 
 
 @lru_cache(maxsize=1 << 14)
 def is_ordinary(word: str) -> bool:
-    """True for an ordinary word that names nothing, with an ending or without."""
+    """True for an ordinary word that names nothing, inflected or not."""
     if word in _WORDS or is_general(word):
         return True
     stems = [word.removesuffix(ending) for ending in _ENDINGS if word.endswith(ending)]

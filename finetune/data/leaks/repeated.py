@@ -1,6 +1,6 @@
-"""Whether a row repeats a test row's answer to what may be the same question in other words.
+"""Decides whether a row repeats a test row's answer to what may be the same question, paraphrased.
 
-Where the answers are alike, words may differ that name nothing; a name, a number or a negation makes another row.
+If the answers are alike, ordinary words may differ; a different name, number or negation makes another row.
 """
 
 from collections import Counter
@@ -13,8 +13,8 @@ from finetune.data.leaks.ordinary import is_ordinary
 from finetune.data.leaks.rows import Asked, Likeness, Row
 from finetune.data.leaks.synonyms import are_synonyms
 
-MIN_ANSWER, MIN_SAME = 12, 0.65  # words of an answer that is evidence; the share of it in common
-MIN_SHORT, SAME_SHORT = 6, 0.8  # of a shorter one
+MIN_ANSWER, MIN_SAME = 12, 0.65  # words from which an answer is evidence; share of it in common
+MIN_SHORT, SAME_SHORT = 6, 0.8  # the same for a shorter answer
 TURNING = NEGATIONS | frozenset((
     "unless", "except", "only", "before", "after", "more", "less", "most", "least", "high", "higher", "highest", "low",
     "lower", "lowest", "left", "right", "increase", "increases", "increased", "decrease", "decreases", "decreased",
@@ -23,7 +23,7 @@ TURNING = NEGATIONS | frozenset((
 
 
 def repeated_answer(row: Row, asked: Asked) -> Likeness | None:
-    """The same answer, to a question that is not about something else."""
+    """Match the answers, unless the questions are about different things."""
     shorter, longer = sorted((len(asked.answer), len(row.answer)))
     words = min(asked.answer.count(" "), row.answer.count(" ")) + 1
     if 2 * shorter < longer or words < MIN_SHORT:
@@ -37,7 +37,7 @@ def repeated_answer(row: Row, asked: Asked) -> Likeness | None:
 
 
 def _in_other_words(row: Row, asked: Asked) -> bool:
-    """True if what differs between the questions only tells how is asked; a name or a number does not."""
+    """True if the words that differ only shape the question; a name or a number does not."""
     own = _about(row, asked)
     question = asked.question.words
     missing, extras = Counter(question) - Counter(own), Counter(own) - Counter(question)
@@ -51,14 +51,14 @@ def _in_other_words(row: Row, asked: Asked) -> bool:
     if all(word in less for word in asked.question.content):
         return False
     if any(row.vocabulary.plain(word) for word in more) and any(map(row.vocabulary.plain, less)):
-        return False  # both are asked about, and not as words for the same
+        return False  # each question asks about something of its own
     if any(word.endswith("ing") for word in more) and not any(word.endswith("ing") for word in less):
-        return False  # "tracing" stands for no noun
+        return False  # a gerund like "tracing" does not replace a noun
     return all(_tells_how(row, question, word) for word in less) and all(map(is_ordinary, more))
 
 
 def _about(row: Row, asked: Asked) -> list[str]:
-    """The words of the row's passages that have a word of the question."""
+    """Return the words of the passages that share a word with the question."""
     about = asked.question.set - COMMON_WORDS
     return [word for passage in row.passages if not about.isdisjoint(passage) for word in passage]
 
@@ -66,7 +66,7 @@ def _about(row: Row, asked: Asked) -> list[str]:
 def _unmatched(
     less: list[str], more: list[str], question: Sequence[str], own: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """What is left of the words that differ after words for the same, and initials in place of words."""
+    """Remove synonyms, and abbreviations with the words they abbreviate, from the words that differ."""
     for left, right, text in ((less, more, question), (more, less, own)):
         for short in [word for word in right if 1 < len(word) <= 5]:
             place = "".join(word[0] for word in text).find(short)
@@ -86,7 +86,7 @@ def _unmatched(
 
 
 def _tells_how(row: Row, words: Sequence[str], word: str) -> bool:
-    """True for an ordinary word, and a plain one that is no part of a name, as "disease" is in "Addison disease"."""
+    """True for an ordinary word, and for a plain one outside a name, unlike "disease" in "Addison disease"."""
     if is_ordinary(word):
         return True
     place = words.index(word)

@@ -1,4 +1,4 @@
-"""A test row and a training row, with what is needed to compare one with several others. Names rapidfuzz."""
+"""A test row and a training row with cached properties, to compare one with several others. Imports rapidfuzz."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from finetune.data.duplicates.words import COMMON_WORDS
 from finetune.data.leaks.asking import alike
 from finetune.data.leaks.vocabulary import Vocabulary
 
-LONG_QUESTION, PART = 60, 12  # words of a question that is compared in parts, content words of a part at least
-MIN_MISREAD, MISREAD_SHARE = 2, 0.15  # of a row's words are no words of the data: it was typed or scanned badly
+LONG_QUESTION, PART = 60, 12  # words from which a question is compared in parts, and minimum content words of a part
+MIN_MISREAD, MISREAD_SHARE = 2, 0.15  # count and share of unknown words from which a row is garbled
 MISREAD_INPUT = 0.25
-MAY_BE_MISREAD = 0.2  # of the input's words are none of the test rows'
+MAY_BE_MISREAD = 0.2  # share of the input's words that no test row has
 MOST_ANSWER = 1500  # letters
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """What a training row has of a test row: the kind, a score from 0 to 1, the words in the question's place."""
+    """The match of a training row with a test row: kind, score from 0 to 1, and the row's words for the question."""
 
     kind: str
     score: float
@@ -29,24 +29,24 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Part:
-    """Words that have to be found together: a question, or some sentences of a long one."""
+    """Words that have to match together: a question, or some sentences of a long one."""
 
     words: list[str]
-    last: bool = True  # which mostly is what asks
+    last: bool = True  # the last part mostly contains the actual question
 
     @cached_property
     def text(self) -> str:
-        """The words with spaces about them."""
+        """The words, separated and surrounded by spaces."""
         return f" {' '.join(self.words)} "
 
     @cached_property
     def set(self) -> frozenset[str]:
-        """The words."""
+        """The distinct words."""
         return frozenset(self.words)
 
     @cached_property
     def content(self) -> list[str]:
-        """The words that say something; all of them where none does."""
+        """The content words; all words if there are none."""
         words = [word for word in dict.fromkeys(self.words) if word not in COMMON_WORDS]
         if len(self.words[-1]) == 1 and self.words[-1] not in words:  # hepatitis A
             words.append(self.words[-1])
@@ -54,7 +54,7 @@ class Part:
 
 
 class Asked:
-    """A test row: its question's passages, without what all test rows say, and its answer."""
+    """A test row: the passages of its question, without those that all test rows share, and its answer."""
 
     def __init__(self, passages: Sequence[str], answer: str) -> None:
         self._passages = passages
@@ -63,7 +63,7 @@ class Asked:
 
     @cached_property
     def parts(self) -> list[Part]:
-        """What has to be found, each by itself: the question, or the passages of a long one; the last one first."""
+        """The parts to match separately: the whole question, or passages of a long one, the last passage first."""
         if len(self.question.words) < LONG_QUESTION or len(self._passages) == 1:
             return [self.question]
         parts, words = [Part(self._passages[-1].split())], list[str]()
@@ -78,12 +78,12 @@ class Asked:
 
     @cached_property
     def answer_words(self) -> Counter[str]:
-        """How often the answer has each word."""
+        """The words of the answer with their counts."""
         return Counter(self.answer.split())
 
 
 class Row:
-    """A training row; `whole`: its answer as a text that may contain a question."""
+    """A training row; with `whole`, its answer is treated as a text that may contain a question."""
 
     def __init__(self, content: RowContent, vocabulary: Vocabulary, *, whole: bool = False) -> None:
         passages = [each for turn in content.prompt for each in turn]
@@ -96,33 +96,33 @@ class Row:
 
     @cached_property
     def text(self) -> str:
-        """The input, with spaces about it."""
+        """The input, words separated and surrounded by spaces."""
         return f" {' '.join(self.words)} "
 
     @cached_property
     def set(self) -> set[str]:
-        """The words of the input."""
+        """The distinct words of the input."""
         return set(self.words)
 
     @cached_property
     def answer_words(self) -> Counter[str]:
-        """How often the answer has each word."""
+        """The words of the answer with their counts."""
         return Counter(self.answer.split())
 
     @cached_property
     def suspects(self) -> list[str]:
-        """Words of the input that may be misprints: no test row has them."""
+        """Possible misprints: words of the input that no test row has."""
         return sorted(self.vocabulary.untested(self.set))
 
     @cached_property
     def may_be_misread(self) -> bool:
-        """True if so many words are none of the test rows' that the row may be scanned badly."""
+        """True if so many words are unknown to the test rows that the row may be garbled."""
         words = [word for word in self.set if len(word) > 1 and word not in COMMON_WORDS]
         return len(self.vocabulary.untested(words)) >= max(1, MAY_BE_MISREAD * len(words))
 
     @cached_property
     def misread(self) -> bool:
-        """True if many of the row's words, or several of its input's, are no words."""
+        """True if many words of the row, or several of its input, are unknown: it was typed or scanned badly."""
         asked = {word for word in self.set if len(word) > 2} - COMMON_WORDS
         answer = {word for word in self.answer_words if len(word) > 3}
         odd = set(filter(self.vocabulary.is_odd, asked | answer))
@@ -130,15 +130,15 @@ class Row:
         return len(odd) >= many or len(odd & asked) >= max(MIN_MISREAD, MISREAD_INPUT * len(asked))
 
     def real(self, word: str) -> bool:
-        """True for words of the data, and for what the answer repeats: a misprint is not made twice."""
+        """True for words of the data, and for words repeated in the answer: a misprint does not occur twice."""
         return word in self.vocabulary.known or word in self.answer_words
 
     def empty(self, word: str) -> bool:
-        """True for a word that says little, here or at all."""
+        """True for a word without content, here or in general."""
         return word in COMMON_WORDS or word in self.vocabulary.constant
 
     def alike_answer(self, asked: Asked, least: float) -> float:
-        """The share of the answer's words, or letters, in common; 0 where it is less than asked for."""
+        """Return the share of words, or letters, that the answers have in common; 0 if it is below `least`."""
         common = len(self.answer_words.keys() & asked.answer_words.keys())
         fewer = min(len(self.answer_words), len(asked.answer_words))
         shared = 0.0

@@ -1,4 +1,4 @@
-"""Words that ask the same: a small list of plain and clinical English, for questions put in other words."""
+"""Synonyms in plain and clinical English, to recognise paraphrased questions."""
 
 from functools import lru_cache
 
@@ -13,13 +13,13 @@ for _number, _words in enumerate(_GROUPS):
 
 
 def are_synonyms(one: str, other: str) -> bool:
-    """True if the list has both in a line, in the singular or the plural, as a verb with -s, -ed or -ing."""
+    """True if a line of the list has both words, in singular or plural, or as a verb with -s, -ed or -ing."""
     return not synonym_groups(one).isdisjoint(synonym_groups(other))
 
 
 @lru_cache(maxsize=1 << 12)
 def synonyms(word: str) -> frozenset[str]:
-    """The words, in all their forms, that the list has in a line with a word."""
+    """Return the words, in all forms, that share a line of the list with a word."""
     words = {each for group in synonym_groups(word) for each in _GROUPS[group]}
     ended = {f"{each}{ending}" for each in words for ending in ("s", "es", "ed", "d", "ing")}
     return frozenset(words | ended | {f"{each.removesuffix('e')}ing" for each in words})
@@ -27,7 +27,7 @@ def synonyms(word: str) -> frozenset[str]:
 
 @lru_cache(maxsize=1 << 14)
 def synonym_groups(word: str) -> set[int]:
-    """The numbers of the list's lines that have a word."""
+    """Return the numbers of the list's lines that contain a word."""
     forms = {word, *(word.removesuffix(ending) for ending in ("s", "es", "ed", "d", "ing"))}
     if word.endswith("ing"):
         forms.add(f"{word.removesuffix('ing')}e")
@@ -35,6 +35,6 @@ def synonym_groups(word: str) -> set[int]:
 
 
 def is_general(word: str) -> bool:
-    """True for a word that tells how is asked, and names no part of the body, no people and no illness."""
+    """True for a word that shapes a question and names no part of the body, people or illness."""
     groups = synonym_groups(word)
     return bool(groups) and max(groups) < _GENERAL_GROUPS

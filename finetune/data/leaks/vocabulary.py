@@ -1,6 +1,6 @@
-"""In how many rows each word is: what is a word and what a misprint, and which words only tell how is asked.
+"""Row counts of words: distinguishes words from misprints, and finds words that only shape a question.
 
-Names rapidfuzz.
+Imports rapidfuzz.
 """
 
 from collections import Counter
@@ -11,12 +11,12 @@ from finetune.data.duplicates.content import RowContent
 
 KNOWN_ROWS = 3
 PLAIN_ROWS, PLAIN_SHARE = 5, 0.02
-OUTNUMBERED = 10  # times as frequent: what a rare word may be a misprint of
-TWO_WRONG = 6  # letters: of a word as long, two may be wrong
+OUTNUMBERED = 10  # a word this many times as frequent may be what a rare word misprints
+TWO_WRONG = 6  # letters; in a word of this length two may be wrong
 
 
 class Vocabulary:
-    """The words of the test rows, which are taken for right, and of training rows, which may be scanned badly."""
+    """Words of the test rows, which are assumed correct, and of training rows, which may be garbled."""
 
     def __init__(self) -> None:
         self._test: Counter[str] = Counter()
@@ -24,7 +24,7 @@ class Vocabulary:
         self._questions: Counter[str] = Counter()
         self._asked = 0
         self._misprints: dict[str, bool] = {}
-        self.constant: set[str] = set()  # words of what all test rows say
+        self.constant: set[str] = set()  # words of passages that all test rows share
 
     def add(self, content: RowContent, *, test: bool) -> None:
         """Count a row's words."""
@@ -38,15 +38,15 @@ class Vocabulary:
         self._asked += 1
 
     def plain(self, word: str) -> bool:
-        """True for words of many test questions, which tell how is asked and not what about."""
+        """True for words of many test questions, which shape a question but are not its topic."""
         return self._questions[word] >= max(PLAIN_ROWS, PLAIN_SHARE * self._asked)
 
     def outnumbered(self, word: str, by: str) -> bool:
-        """True for a word that no test row has and few training rows, if there is a likely one for it."""
+        """True for a word in no test row and few training rows that is likely a misprint of `by`."""
         return not self._test[word] and self._rows(by) >= OUTNUMBERED * self._train[word]
 
     def untested(self, words: Iterable[str]) -> list[str]:
-        """Those of the words that no test row has."""
+        """Return the words that no test row has."""
         return [word for word in words if word not in self._test]
 
     @cached_property
@@ -55,7 +55,7 @@ class Vocabulary:
         return {*self._test, *(word for word, rows in self._train.items() if rows >= KNOWN_ROWS)}
 
     def is_odd(self, word: str) -> bool:
-        """True for what is no word of the data, or a misprint that several training rows have."""
+        """True for a word unknown to the data, or a misprint that several training rows share."""
         if word in self._test:
             return False
         if word not in self._misprints:
@@ -73,7 +73,7 @@ class Vocabulary:
 
     @cached_property
     def _frequent(self) -> dict[int, list[str]]:
-        """Words that others may be a misprint of, by length."""
+        """Words that others may misprint, by length."""
         words: dict[int, list[str]] = {}
         for word in self._test:
             if self._rows(word) >= OUTNUMBERED * KNOWN_ROWS:
