@@ -12,7 +12,7 @@ from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedE
 from gladstone.gguf.header import GgufHeader
 from gladstone.llamacpp.context import POOLINGS, Context
 from gladstone.llamacpp.model import Model
-from runtime.request import ContextFullError
+from runtime.errors import ContextFullError
 
 Vectors = npt.NDArray[np.float32]
 CHOICES = ("mean", "cls", "last")

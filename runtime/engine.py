@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -26,17 +25,18 @@ from gladstone.chat.reasoning_markers import UNMARKED, markers_of
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.llamacpp.context import Context
 from runtime.answer import Answer
-from runtime.loading import EngineOptions, choose_engine_threads, doubt_engine_threads, load
+from runtime.errors import ContextFullError, QueueFullError
+from runtime.loading import EngineOptions, choose_engine_threads, doubt_engine_threads, load, open_runner
 from runtime.machine.fit import Fit
-from runtime.request import Completion, ContextFullError, Event, ListenerError, OnEvent, Request
-from runtime.sampling.beam_search import Beams
+from runtime.request import Completion, Event, OnEvent, Request
 from runtime.sampling.sampler import Sampling
-from runtime.sampling.speculative import DraftModel, Guesser, PromptLookup
-from runtime.scheduling.batch_runner import BatchRunner, ReadingJob, WritingJob
-from runtime.scheduling.encoder_decoder_runner import Reply, SerialRunner, Teaching
+from runtime.sampling.speculative import Drafter, DraftModel, PromptLookup
+from runtime.scheduling.admission import Admission
 from runtime.scheduling.engine_thread import Worker
-from runtime.scheduling.generation import Vocabulary, Writer, log_softmax
-from runtime.scheduling.sequences import QueueFullError, Task
+from runtime.scheduling.generation import Vocabulary, Writer
+from runtime.scheduling.jobs import GenerateJob
+from runtime.scheduling.sequences import Task
+from runtime.scoring import AnswerLoss, Scorer
 from runtime.text.prompt import prompt_tokens, scored_tokens
 from runtime.text.reasoning_splitter import Piece
 from runtime.text.turn_end import find_turn_end
@@ -50,17 +50,8 @@ __all__ = [
     "Request", "Sampling",
 ]  # fmt: skip
 
-SCORED_TOGETHER = 256  # continuations of a prompt that is read once
 POLL_S = 0.05  # how soon a `cancelled` that turns true is noticed
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class AnswerLoss:
-    """-log p of an answer, summed over its tokens, the end of the turn included."""
-
-    nats: float
-    tokens: int
 
 
 class Engine:
@@ -83,12 +74,11 @@ class Engine:
         self._vocabulary = Vocabulary(self.model, markers, self.answer_stop)
         self._draft_sequences = list(range(self.options.slots))
         self._grammars: GrammarCompiler | None = None
-        self._lock = threading.Lock()
-        self._open = 0  # requests that have not ended
-        self._runner = (
-            SerialRunner(self.context) if self.model.has_encoder else BatchRunner(self.context, loaded.limits)
-        )
+        self._grammars_lock = threading.Lock()
+        self._runner = open_runner(loaded)
         self._worker = Worker(self._runner)
+        self._admission = Admission(self._worker, self.options.slots + self.options.queue)
+        self._scorer = Scorer(self._runner, self._admission, self._strengths)
         try:
             self.threads = self.run(lambda context: choose_engine_threads(context, self.options))
         except BaseException:
@@ -155,56 +145,32 @@ class Engine:
         adapters = self._strengths if request.adapters is None else request.adapters
         if len(adapters) != len(self._strengths):
             raise ConfigError(f"{len(adapters)} strengths for {len(self._strengths)} adapters.")
-        beams = self._beams(request.sampling)
+        self._runner.check(request)
+        constraint = self._constraint(request)
         answer = Answer(lambda: self._worker.cancel(task))
-        writer = Writer(self._vocabulary, request, self.context_tokens, self._counted(on_event or answer.put))
+        listener = self._admission.counted(on_event or answer.put)
+        writer = Writer(self._vocabulary, request, self.context_tokens, listener, constraint)
         task = Task(writer.tokens, request.priority, adapters)
-        writer.prepare(self._constraint(request))
+        job = GenerateJob(writer, task, self._new_drafter())
+
+        def start() -> None:
+            writer.open()
+            if not writer.ended:  # a limit of a few tokens can be used up by the end of a thought
+                self._runner.submit(job)
+
         try:
-            self._enter(self._entry(task, writer, request, beams), writer.fail)
+            self._admission.enter(start, writer.fail)
         except BaseException:
             writer.close()
             raise
         return answer
 
-    def _entry(self, task: Task, writer: Writer, request: Request, beams: Beams | None) -> Callable[[], None]:
-        runner = self._runner
-
-        def enter() -> None:
-            writer.open()
-            if writer.ended:  # a limit of a few tokens can be used up by the end of a thought
-                return
-            if isinstance(runner, SerialRunner):
-                runner.submit(Reply(task, writer, request.tokens, beams))
-            else:
-                runner.submit(task, WritingJob(writer, task, self._guesser()))
-
-        return enter
-
-    def _beams(self, sampling: Sampling) -> Beams | None:
-        if not self.model.has_encoder and (sampling.beams > 1 or sampling.no_repeat_ngram):
-            raise UnsupportedError(
-                f"{self.model.path.name} has no encoder: beams and no_repeat_ngram are for models as T5. "
-                "Take a repeat penalty or DRY against repetitions."
-            )
-        if sampling.beams == 1:
-            return None
-        return Beams(
-            sampling.beams,
-            sampling.length_penalty,
-            sampling.early_stopping,
-            sampling.no_repeat_ngram,
-            sampling.repeat_penalty,
-        )
-
     def _constraint(self, request: Request) -> "Constraint | None":
         if request.grammar is None:
             return None
-        if request.sampling.beams > 1:
-            raise UnsupportedError("a grammar and beams at a time: take one of them.")
         from runtime.grammars.grammar import GrammarCompiler
 
-        with self._lock:
+        with self._grammars_lock:
             self._grammars = self._grammars or GrammarCompiler(self.model)
         return self._grammars.compile(request.grammar)
 
@@ -269,42 +235,17 @@ class Engine:
             self.check_room(len(prompt), answer_tokens=len(continuation))
             if not continuation:
                 raise DataError("a continuation without a token has no probability.")
-        if self.model.has_encoder:
-            return [self._taught(prompt, continuation) for continuation in continuations]
-        losses = [_Loss(continuation, len(prompt) - 1) for continuation in continuations]
-        for begin in range(0, len(losses), SCORED_TOGETHER):
-            group, some = object(), losses[begin : begin + SCORED_TOGETHER]
-            futures = [
-                self._read(prompt + loss.continuation[:-1], len(prompt) - 1, loss.consume, group) for loss in some
-            ]
-            for future in futures:
-                future.result()
-        return [AnswerLoss(loss.nats, len(loss.continuation)) for loss in losses]
-
-    def _taught(self, prompt: list[int], answer: list[int]) -> AnswerLoss:
-        """The loss of an answer to what an encoder reads."""
-        loss, future = _Loss(answer, 0), Future[None]()
-        runner = self._runner
-        assert isinstance(runner, SerialRunner)  # noqa: S101 - the model has an encoder
-        work = Teaching(Task([]), prompt, answer[:-1], loss.consume, self._finishing(future))
-        self._enter(lambda: runner.submit(work), work.done)
-        future.result()
-        return AnswerLoss(loss.nats, len(answer))
-
-    def _finishing(self, future: "Future[None]") -> Callable[[BaseException | None], None]:
-        def done(error: BaseException | None) -> None:
-            self._left()
-            future.set_exception(error) if error else future.set_result(None)
-
-        return done
+        return self._scorer.losses(prompt, continuations)
 
     def logits(self, tokens: list[int], consume: Callable[[int, npt.NDArray[np.float32]], None]) -> None:
         """Hand the logits of every token to `consume(position, rows)`, rows (N, V) at a time, from an empty cache.
 
         The rows are a view of llama.cpp's memory that the next ones overwrite; the engine's thread calls.
         """
+        if self.model.has_encoder:
+            raise UnsupportedError(f"{self.model.path.name} has an encoder: its decoder reads no text of its own.")
         self.check_room(len(tokens), answer_tokens=0)
-        self._read(tokens, 0, consume, object()).result()
+        self._scorer.logits(tokens, consume)
 
     def run(self, work: Callable[[Context], T]) -> T:
         """Let the engine's thread do something with the context alone, from an empty cache, when nothing else runs."""
@@ -327,11 +268,16 @@ class Engine:
         done: Future[None] = Future()
 
         def forget() -> None:
-            self._runner.forget()
+            self._runner.evict_all()
             done.set_result(None)
 
         self._worker.post(forget, done.set_exception)
         done.result()
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that run or wait."""
+        return self._admission.open
 
     @property
     def evaluated_tokens(self) -> int:
@@ -350,64 +296,11 @@ class Engine:
                 f"the model was trained for {self.model.context_tokens:,}."
             )
 
-    def _guesser(self) -> Guesser | None:
+    def _new_drafter(self) -> Drafter | None:
         if self._loaded.draft is not None:
             return DraftModel(self._loaded.draft, self._draft_sequences)
         return PromptLookup() if self.options.lookup else None
 
-    def _read(
-        self, tokens: list[int], first: int, consume: Callable[[int, npt.NDArray[np.float32]], None], group: object
-    ) -> "Future[None]":
-        """Outputs from the position `first` on."""
-        runner = self._runner
-        if isinstance(runner, SerialRunner):
-            raise UnsupportedError(f"{self.model.path.name} has an encoder: its decoder reads no text of its own.")
-        future: Future[None] = Future()
-        task = Task(tokens, 0, self._strengths, outputs_from=first, group=group)
-        job = ReadingJob(task, consume, self._finishing(future))
-        self._enter(lambda: runner.submit(task, job), job.fail)
-        return future
-
-    def _counted(self, on_event: OnEvent) -> OnEvent:
-        """Count who has ended; a listener that fails ends its own answer, and is told with what it raised."""
-
-        def tell(event: Event) -> None:
-            if not isinstance(event, Piece):
-                self._left()
-                on_event(event.error if isinstance(event, ListenerError) else event)
-                return
-            try:
-                on_event(event)
-            except BaseException as error:
-                raise ListenerError(error) from error
-
-        return tell
-
-    def _left(self) -> None:
-        with self._lock:
-            self._open -= 1
-
-    def _enter(self, submit: Callable[[], None], fail: Callable[[BaseException], None]) -> None:
-        with self._lock:
-            if self._open >= self.options.slots + self.options.queue:
-                raise QueueFullError(f"{self._open:,} requests are under way or wait already: ask again later.")
-            self._open += 1
-
-        self._worker.post(submit, fail)
-
     def _empty(self) -> None:
-        self._runner.forget()
+        self._runner.evict_all()
         self.context.clear()
-
-
-class _Loss:
-    """Adds up -log p of a continuation whose first token is predicted at position `first`."""
-
-    def __init__(self, continuation: list[int], first: int) -> None:
-        self.continuation, self._first = continuation, first
-        self.nats = 0.0
-
-    def consume(self, position: int, rows: npt.NDArray[np.float32]) -> None:
-        begin = position - self._first
-        wanted = self.continuation[begin : begin + len(rows)]
-        self.nats -= float(log_softmax(rows)[np.arange(len(wanted)), wanted].sum())

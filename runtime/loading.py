@@ -18,7 +18,10 @@ from gladstone.machine.pace import First, Held, pace_for
 from runtime.machine.fit import Fit, Wishes, plan_fit, read_machine
 from runtime.machine.threads import PREFILL_TOKENS, Threads, Trial, choose_threads, forget_threads
 from runtime.sampling.sampler import MAX_BEAMS
-from runtime.sampling.speculative import MOST_GUESSES, check_draft
+from runtime.sampling.speculative import MAX_DRAFT_TOKENS, check_draft
+from runtime.scheduling.batch_runner import BatchRunner
+from runtime.scheduling.encoder_decoder_runner import EncoderDecoderRunner
+from runtime.scheduling.jobs import Runner
 from runtime.scheduling.sequences import Limits
 from runtime.text.prompt import check_template, load_template
 from runtime.trust.provenance import Provenance, verify
@@ -72,7 +75,7 @@ class EngineOptions:
     @property
     def outputs(self) -> int:
         """Tokens of a batch whose logits may be wanted: what is scored, and what each slot writes and guesses."""
-        return SCORED_AT_ONCE + self.slots * (1 + MOST_GUESSES)
+        return SCORED_AT_ONCE + self.slots * (1 + MAX_DRAFT_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -163,8 +166,8 @@ def _limits(model: Model, fit: Fit, options: EngineOptions) -> Limits:
         sequences=options.slots + KEPT_SEQUENCES,
         batch_tokens=min(max(fit.batch_tokens, options.slots), cells),
         outputs=SCORED_AT_ONCE,
-        queue=options.queue + options.slots,  # whom nobody let in yet wait too
-        can_cut=model.can_cut,
+        queue=options.queue + options.slots,  # those that start next wait there too
+        can_truncate=model.can_cut,
     )
 
 
@@ -200,6 +203,13 @@ def _open_context(model: Model, limits: Limits, options: EngineOptions) -> Conte
         flash_attention=options.flash_attention,
         outputs=options.outputs,
     )
+
+
+def open_runner(loaded: Loaded) -> Runner:
+    """What evaluates requests, for the kind of the model."""
+    if loaded.model.has_encoder:
+        return EncoderDecoderRunner(loaded.context)
+    return BatchRunner(loaded.context, loaded.limits)
 
 
 def choose_engine_threads(context: Context, options: EngineOptions) -> Threads:

@@ -4,24 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gladstone.errors import DataError, GladstoneError
 from runtime.sampling.sampler import Sampling
 from runtime.text.reasoning_splitter import Piece
 
 if TYPE_CHECKING:
     from runtime.grammars.grammar import Grammar
-
-
-class ContextFullError(DataError):
-    """A prompt that leaves no room for an answer."""
-
-
-class ListenerError(GladstoneError):
-    """Whoever was told of an answer failed: nothing more is written."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ class Chat:
 
 
 def _advice(error: GladstoneError) -> str:
-    from runtime.engine import ContextFullError
+    from runtime.errors import ContextFullError
 
     if isinstance(error, ContextFullError):
         return " /clear forgets the earlier turns; --context sets the size."

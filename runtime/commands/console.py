@@ -35,22 +35,22 @@ def tolerate_narrow_encodings() -> None:
 
 
 class Waiting:
-    """A line on stderr that appears only when something takes longer than 2 s, and goes when it is over."""
+    """A line on stderr that appears when something takes longer than `patience_s`, and goes when it is over."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, patience_s: float = PATIENCE_S) -> None:
         self._what = what
-        self._shown = False
-        self._timer = threading.Timer(PATIENCE_S, self._show)
+        self.shown = False
+        self._timer = threading.Timer(patience_s, self._show)
         self._timer.daemon = True
 
     def end(self) -> None:
         """Over; ending twice is harmless."""
         self._timer.cancel()
         self._timer.join()
-        if self._shown and sys.stderr.isatty():
+        if self.shown and sys.stderr.isatty():
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()
-        self._shown = False
+        self.shown = False
 
     def __enter__(self) -> Self:
         self._timer.start()
@@ -60,9 +60,9 @@ class Waiting:
         self.end()
 
     def _show(self) -> None:
-        self._shown = True
         sys.stderr.write(f"{self._what} …" + ("" if sys.stderr.isatty() else "\n"))
         sys.stderr.flush()
+        self.shown = True
 
 
 @contextmanager

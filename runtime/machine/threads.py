@@ -72,12 +72,11 @@ class Measured:
 def choose_threads(
     model: GgufInfo, backend: str, trial: Trial, cores: Cores | None = None, others: OtherWork | None = None
 ) -> Threads:
-    """Threads for a model: remembered from an earlier measurement, else measured in at most two seconds.
+    """Threads for a model: recalled from an earlier measurement, else measured in at most two seconds.
 
-    `backend` tells apart the libraries that compute, as `gladstone.llamacpp.backends.backend_mark` does. The trial's
-    context has
-    the chosen numbers afterwards. What was measured beside other work, which `others` tells, is used for a while, then
-    measured anew.
+    `backend` names the library that computes, as `gladstone.llamacpp.backends.backend_mark` does. The context of the
+    benchmark has the chosen counts afterwards. A measurement that `others`, the other work on the machine, disturbed is
+    used for a while and then repeated.
     """
     cores = cores or read_cores()
     if cores.usable == 1:
@@ -158,7 +157,7 @@ def threads_key(model: GgufInfo, backend: str, cores: Cores) -> str:
     return f"{processor_name()} | {cores.allowed} of {cores.logical}, quota {cores.quota} | {shape} | {backend}"
 
 
-def recall(store: Path, key: str) -> Threads | None:
+def recall(store: Path, key: str, clock: Callable[[], float] = time.time) -> Threads | None:
     """What was remembered; None for an unknown key, an unsteady measurement of long ago, or a damaged store.
 
     Nor is believed what does not tell the times that were seen: nobody knows whether other work disturbed them.
@@ -167,7 +166,7 @@ def recall(store: Path, key: str) -> Threads | None:
     if not isinstance(found, dict) or not isinstance(found.get("seen"), dict):
         return None
     until = found.get("until")
-    if until is not None and not (isinstance(until, int | float) and time.time() < until <= time.time() + UNSTEADY_S):
+    if until is not None and not (isinstance(until, int | float) and 0 < until - clock() <= UNSTEADY_S):
         return None
     decode, prefill = found.get("decode"), found.get("prefill")
     if not (isinstance(decode, int) and isinstance(prefill, int) and decode >= 1 and prefill >= 1):

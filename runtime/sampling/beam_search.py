@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gladstone.errors import ConfigError, listed
-from runtime.sampling.sampler import MAX_LENGTH_PENALTY
+from runtime.sampling.sampler import MAX_LENGTH_PENALTY, Sampling
 
 __all__ = ["BeamSearch", "Beams", "Hypothesis", "Moves", "banned_by_ngrams"]
 
@@ -36,6 +36,19 @@ class Beams:
     early_stopping: bool | Literal["never"] = False
     no_repeat_ngram: int = 0
     repetition_penalty: float = 1.0
+
+    @classmethod
+    def of(cls, sampling: Sampling) -> "Beams | None":
+        """The search that a request asks for; None for a single beam. Raises ConfigError for unusable settings."""
+        if sampling.beams == 1:
+            return None
+        return cls(
+            sampling.beams,
+            sampling.length_penalty,
+            sampling.early_stopping,
+            sampling.no_repeat_ngram,
+            sampling.repeat_penalty,
+        )
 
     def __post_init__(self) -> None:
         """Raises ConfigError that names every field that cannot be used."""

@@ -15,10 +15,8 @@ from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedE
 from gladstone.gguf.header import renewal
 from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.model import Model
-from runtime.request import ContextFullError
+from runtime.errors import ContextFullError
 from runtime.sampling.beam_search import Beams, BeamSearch, Hypothesis, Moves
-
-__all__ = ["BeamAnswer", "ContextFullError", "Seq2Seq", "logit_scale"]
 
 ARCHITECTURE = "t5"  # the one encoder–decoder architecture of llama.cpp; mT5 and UMT5 are written as it too
 LOGIT_SCALE = f"{ARCHITECTURE}.logit_scale"

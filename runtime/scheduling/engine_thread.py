@@ -2,34 +2,14 @@
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 from gladstone.errors import UnsupportedError
+from runtime.scheduling.jobs import Runner
 from runtime.scheduling.sequences import Task
 
 Work = Callable[[], None]
 Fail = Callable[[BaseException], None]
-
-
-class Runner(Protocol):
-    """What a worker drives."""
-
-    @property
-    def idle(self) -> bool:
-        """True if there is nothing to do."""
-
-    def step(self) -> None:
-        """Evaluate something."""
-
-    def cancel(self, task: Task) -> None:
-        """End a task, wherever it is."""
-
-    def interrupt(self, tasks: Sequence[Task]) -> None:
-        """Break off the evaluation under way if it is for these tasks alone. Any thread may call it."""
-
-    def fail_all(self, error: BaseException) -> None:
-        """End every task with an error."""
 
 
 class Worker:

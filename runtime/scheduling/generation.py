@@ -11,7 +11,8 @@ import numpy.typing as npt
 from gladstone.chat.reasoning_markers import THINK, Markers
 from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.model import Model
-from runtime.request import Completion, ListenerError, OnEvent, Request, TokenLogprob
+from runtime.errors import ListenerError
+from runtime.request import Completion, OnEvent, Request, TokenLogprob
 from runtime.sampling.sampler import SamplerChain
 from runtime.text.detokenizer import TextStream
 from runtime.text.reasoning_splitter import Piece
@@ -85,7 +86,15 @@ class Writer:
     `take` is given logits and writes on; once it has ended, `on_event` got the completion, and nothing follows.
     """
 
-    def __init__(self, vocabulary: Vocabulary, request: Request, context_tokens: int, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        request: Request,
+        context_tokens: int,
+        on_event: OnEvent,
+        constraint: "Constraint | None" = None,
+    ) -> None:
+        """Raises ConfigError for a bias on a token that the vocabulary does not have."""
         self.request, self.on_event = request, on_event
         # an encoder reads the prompt, and the answer begins with a token of its own
         model = vocabulary.model
@@ -97,16 +106,11 @@ class Writer:
         stops = (*request.sampling.stop, *vocabulary.stops)
         opened = vocabulary.opens_reasoning(request.tokens)
         self._stream = TextStream(stops, reasoning_opened=opened, markers=vocabulary.markers)
-        self._chain: SamplerChain | None = None
-        self._constraint: Constraint | None = None
+        self._chain = SamplerChain(request.sampling, model, self.tokens)
+        self._constraint = constraint
         self._logprobs: list[TokenLogprob] = []
         self._count = self._guessed = self._thought = 0
         self._forced: list[int] = []
-
-    def prepare(self, constraint: "Constraint | None" = None) -> None:
-        """Before anything is evaluated. Raises ConfigError for a bias on a token that is not there."""
-        self._chain = SamplerChain(self.request.sampling, self._vocabulary.model, self.tokens)
-        self._constraint = constraint
 
     def open(self) -> None:
         """Before its turn comes: a thought that the prompt opened and that may have no token is closed."""
@@ -165,11 +169,9 @@ class Writer:
 
     def close(self) -> None:
         """Free the samplers. Closing twice is harmless."""
-        if self._chain:
-            self._chain.close()
+        self._chain.close()
 
     def _choose(self, context: Context, index: int, logits: Logits) -> int:
-        assert self._chain is not None  # noqa: S101 - `prepare` came before
         wanted = self.request.sampling.logprobs
         raw = logits.copy() if wanted is not None else logits
         constraint = self._constraint if not self._stream.in_reasoning else None
@@ -233,7 +235,6 @@ class Writer:
 
     def _force(self, tokens: list[int]) -> None:
         """Write tokens that have to come."""
-        assert self._chain is not None  # noqa: S101 - `prepare` came before
         for token in tokens:
             if not self.ended:
                 self._chain.accept(token)

@@ -1,29 +1,32 @@
-"""Continuous batching: which tokens of which requests are evaluated next. Pure: the model is behind `Memory`.
+"""Continuous batching: which tokens of which requests the next batch holds. Pure: the model is behind `KVCache`.
 
-Every request is a list of tokens, of which the first `evaluated` are in the cache; it grows while its answer is
-written. A step takes one token of each request that is writing, and fills the rest of the batch with pieces of
-prompts: few beside somebody who is writing, so that nobody waits long for his next token. A prompt begins with what
-the cache has of it already, from an earlier request or from one that is read at the moment.
+A request is a list of tokens that grows while its answer is decoded; the cache holds the first `evaluated` of them. A
+batch holds one token of each request that decodes, and chunks of prompts in the room that is left. Prefill chunks stay
+small while any request decodes, which bounds inter-token latency. A prompt starts from the longest prefix that the
+cache holds, of an earlier request or of one whose prefill is under way.
 
-When the cache is full, what nobody works with is dropped, the longest unused first; then the request that came last
-gives its cells back and is read again later. The first in rank is never touched, so that the work always goes on.
+When the cache is full, prefixes that no running request holds are evicted, the least recently used first; then the
+request that ranks last is preempted and evaluated again later. The first in rank is never preempted, so that there is
+always progress.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from runtime.errors import QueueFullError
+from runtime.sampling.common_prefix import common_prefix_length
 from runtime.scheduling.kv_cells import Cells
-from runtime.scheduling.sequences import Limits, Memory, Part, QueueFullError, Step, Task
+from runtime.scheduling.sequences import KVCache, Limits, Part, Slot, Step, Task
 
-WORTH_WAITING_TOKENS = 32  # a common beginning shorter than this is read twice rather than waited for
-HEADROOM_TOKENS = 16  # cells for the beginning of an answer, so that who is let in is not put out at once
-PASSES_PER_PRIORITY = 8  # who was overtaken so often ranks one priority higher
+MIN_AWAITED_TOKENS = 32  # a shorter shared prefix is evaluated twice rather than waited for
+HEADROOM_TOKENS = 16  # cells for the first tokens of an answer, so that a task is not preempted as soon as it starts
+OVERTAKEN_PER_PRIORITY = 8  # a task that was overtaken so often ranks one priority higher
 TURN_STEPS = 16  # steps for the requests of one set of adapters while those of another wait
 
 
 @dataclass(eq=False)
-class _Kept:
-    """A sequence that nobody works with, and what it holds."""
+class _CachedPrefix:
+    """A sequence of the cache that no running request holds, and its tokens."""
 
     sequence: int
     tokens: list[int]
@@ -31,10 +34,21 @@ class _Kept:
     group: object
 
 
-class Scheduler:
-    """Decides, counts, and tells the memory what to share and to drop. Use it from one thread."""
+@dataclass(frozen=True)
+class _SharedPrefix:
+    """The longest prefix of a task that the cache holds: the first `count` tokens of `sequence`."""
 
-    def __init__(self, memory: Memory, limits: Limits) -> None:
+    sequence: int | None = None
+    count: int = 0
+
+
+class Scheduler:
+    """Decides what is evaluated, counts cells, and shares and evicts sequences. Use it from one thread.
+
+    A task waits in `waiting` or runs in `running`: only a `Slot` there has a sequence of the cache.
+    """
+
+    def __init__(self, cache: KVCache, limits: Limits) -> None:
         """Raises ValueError for limits that contradict each other."""
         if not (limits.slots <= limits.sequences and limits.slots <= limits.batch_tokens):
             raise ValueError(f"{limits.slots} slots need as many sequences and tokens in a batch")
@@ -43,21 +57,21 @@ class Scheduler:
         self.limits = limits
         self.cells = Cells(limits.cells)
         self.waiting: list[Task] = []
-        self.running: list[Task] = []
-        self._memory = memory
-        self._kept: list[_Kept] = []  # the longest unused first
+        self.running: list[Slot] = []
+        self._cache = cache
+        self._cached: list[_CachedPrefix] = []  # the least recently used first
         self._unused = list(range(limits.sequences - 1, -1, -1))
         self._arrivals = 0
-        self._turn: tuple[float, ...] = ()
+        self._adapters: tuple[float, ...] = ()  # whose turn it is
         self._turn_steps = 0
 
     @property
     def idle(self) -> bool:
-        """True if there is nothing to do."""
+        """True if no task waits or runs."""
         return not self.waiting and not self.running
 
     def submit(self, task: Task) -> None:
-        """Let a task wait for its turn. Raises QueueFullError, and ValueError if it can never fit."""
+        """Queue a task. Raises QueueFullError, and ValueError if the task can never fit."""
         if not 0 < len(task.tokens) <= self.limits.context_tokens:
             raise ValueError(f"{len(task.tokens)} tokens do not fit a context of {self.limits.context_tokens}")
         if len(self.waiting) >= self.limits.queue:
@@ -67,113 +81,105 @@ class Scheduler:
         self.waiting.append(task)
 
     def finish(self, task: Task) -> None:
-        """The task ends here, wherever it is; what was evaluated is kept for who comes back with the same beginning."""
+        """End a task, whether it waits or runs. What was evaluated stays cached for tasks with the same prefix."""
         task.finished = True
         if task in self.waiting:
             self.waiting.remove(task)
-        elif task in self.running:
-            self.running.remove(task)
-            sequence, task.sequence = task.sequence, None
-            assert sequence is not None  # noqa: S101 - every running task has one
-            self._keep(sequence, task)
+            return
+        for slot in [slot for slot in self.running if slot.task is task]:
+            self.running.remove(slot)
+            self._keep_cached(slot)
 
     def plan(self) -> Step | None:
-        """The next batch; None if nobody has anything to evaluate."""
+        """The next batch; None if there is nothing to evaluate."""
         self._admit()
-        tasks = sorted(self._of_this_turn(), key=_rank)
-        if not tasks:
+        slots = sorted(self._slots_of_turn(), key=lambda slot: _rank(slot.task))
+        if not slots:
             return None
-        step = Step(self._turn)
-        writing = [task for task in tasks if task.pending == 1]
-        reading = [task for task in tasks if task.pending > 1]
-        for task in writing:
-            self._take(step, task, 1)
+        step = Step(self._adapters)
+        for slot in [slot for slot in slots if slot.pending == 1]:
+            self._schedule(step, slot, 1)
         room = self.limits.batch_tokens - len(step.tokens)
-        room = min(room, self.limits.beside_tokens) if step.tokens else room
-        for task in reading:
+        room = min(room, self.limits.prefill_chunk_tokens) if step.tokens else room
+        for slot in [slot for slot in slots if slot.pending > 1]:
             if room > 0:
-                room -= self._take(step, task, min(room, task.pending))
-        step = self._with_guesses(step)
+                room -= self._schedule(step, slot, min(room, slot.pending))
+        step = self._with_drafts(step)
         return step if step.tokens else None
 
-    def writes_alone(self) -> Task | None:
-        """The only task, if the next batch is its last token; `append` tells that it was evaluated, `cut` that not."""
+    def decodes_alone(self) -> Slot | None:
+        """The only slot, if the next batch is its last token. After it, call `append`, or `truncate` if it failed."""
         if len(self.running) == 1 and not self.waiting and self.cells.free:
-            task = self.running[0]
-            if task.pending == 1 and not task.drafts and task.outputs_from is None:
-                self._turn = task.adapters
-                return task
+            slot = self.running[0]
+            if slot.pending == 1 and not slot.draft and slot.task.outputs_from is None:
+                self._adapters = slot.task.adapters
+                return slot
         return None
 
-    def append(self, task: Task) -> None:
-        """The task's next token is in the cache."""
-        assert task.sequence is not None  # noqa: S101
-        self.cells.append(task.sequence, 1)
-        task.evaluated += 1
+    def append(self, slot: Slot) -> None:
+        """The slot's next token was evaluated."""
+        self.cells.append(slot.sequence, 1)
+        slot.evaluated += 1
 
-    def cut(self, task: Task) -> None:
-        """The cache may hold more of the task than was evaluated: it does not any more."""
-        if task.sequence is not None:
-            self._cut(task, task.evaluated)
+    def truncate(self, slot: Slot) -> None:
+        """An evaluation failed: drop what it left in the cache."""
+        self._truncate(slot, slot.evaluated)
 
-    def advance(self, part: Part, kept_drafts: int) -> None:
-        """The part was evaluated, and so many of its guesses were right. Tokens that were chosen may follow already."""
-        task = part.task
-        task.evaluated = part.start + part.count - part.drafts + kept_drafts
-        task.drafts = []
-        if kept_drafts < part.drafts and task.sequence is not None:
-            self._cut(task, task.evaluated)
+    def advance(self, part: Part, accepted: int) -> None:
+        """The part was evaluated, and so many of its draft tokens were accepted. Sampled tokens may follow already."""
+        slot = part.slot
+        slot.evaluated = part.start + part.count - part.draft + accepted
+        slot.draft = []
+        if accepted < part.draft:
+            self._truncate(slot, slot.evaluated)
 
-    def undo(self, step: Step) -> None:
-        """The step was broken off: the cache is as before it."""
+    def roll_back(self, step: Step) -> None:
+        """The step was aborted: restore the cache to what it held before."""
         for part in step.parts:
-            if part.task.sequence is not None:
-                self._cut(part.task, part.start)
+            self._truncate(part.slot, part.start)
 
-    def forget(self) -> None:
-        """Drop all that nobody works with."""
-        while self._kept:
-            self._drop(self._kept[0])
+    def evict_all(self) -> None:
+        """Evict every prefix that no running request holds."""
+        while self._cached:
+            self._evict(self._cached[0])
 
-    def _take(self, step: Step, task: Task, count: int) -> int:
-        """Put the next tokens of a task into the step, as many as there are cells for; returns how many."""
-        if task.sequence is None:  # it gave its cells to one that ranks before it
+    def _schedule(self, step: Step, slot: Slot, count: int) -> int:
+        """Add the next tokens of a slot to the step, as many as there are cells for; returns how many."""
+        if slot not in self.running:  # preempted meanwhile, for a task that ranks before it
             return 0
-        if task.outputs_from is not None:
-            count = min(count, max(0, task.outputs_from - task.evaluated) + self.limits.outputs - step.outputs)
-        count = self._make_room(task, count, step)
+        if slot.task.outputs_from is not None:
+            count = min(count, max(0, slot.task.outputs_from - slot.evaluated) + self.limits.outputs - step.outputs)
+        count = self._make_room(slot, count, step)
         if count > 0:
-            self._add(step, task, count, 0)
+            self._add_part(step, slot, count, 0)
         return count
 
-    def _add(self, step: Step, task: Task, count: int, drafts: int) -> None:
-        assert task.sequence is not None  # noqa: S101
-        start = task.evaluated
-        self.cells.append(task.sequence, count)
+    def _add_part(self, step: Step, slot: Slot, count: int, draft: int) -> None:
+        start, task = slot.evaluated, slot.task
+        self.cells.append(slot.sequence, count)
         first_wanted = len(task.tokens) - 1 if task.outputs_from is None else task.outputs_from
         wanted = [position >= first_wanted for position in range(start, start + count)]
-        step.parts.append(Part(task, len(step.tokens), start, count, drafts, step.outputs, sum(wanted)))
+        step.parts.append(Part(slot, len(step.tokens), start, count, draft, step.outputs, sum(wanted)))
         step.outputs += sum(wanted)
-        step.tokens += (task.tokens[start : start + count] + task.drafts)[:count]
+        step.tokens += (task.tokens[start : start + count] + slot.draft)[:count]
         step.positions += range(start, start + count)
-        step.sequences += [task.sequence] * count
+        step.sequences += [slot.sequence] * count
         step.wanted += wanted
 
-    def _with_guesses(self, step: Step) -> Step:
-        """The step with guesses behind the last tokens, where batch, cells and context have room for them."""
-        if not any(part.task.drafts for part in step.parts):
+    def _with_drafts(self, step: Step) -> Step:
+        """The step with draft tokens behind the last tokens, where batch, cells and context have room for them."""
+        if not any(part.slot.draft for part in step.parts):
             return step
         room = self.limits.batch_tokens - len(step.tokens)
         grown = Step(step.adapters)
         for part in step.parts:
-            task = part.task
-            ends = part.start + part.count == len(task.tokens)
-            most = min(room, self.cells.free, self.limits.context_tokens - len(task.tokens)) if ends else 0
-            task.drafts = task.drafts[: max(0, most)]
-            room -= len(task.drafts)
-            assert task.sequence is not None  # noqa: S101
-            self.cells.cut(task.sequence, part.start)
-            self._add(grown, task, part.count + len(task.drafts), len(task.drafts))
+            slot, length = part.slot, len(part.slot.task.tokens)
+            is_last = part.start + part.count == length
+            limit = min(room, self.cells.free, self.limits.context_tokens - length) if is_last else 0
+            slot.draft = slot.draft[: max(0, limit)]
+            room -= len(slot.draft)
+            self.cells.truncate(slot.sequence, part.start)
+            self._add_part(grown, slot, part.count + len(slot.draft), len(slot.draft))
         return grown
 
     def _admit(self) -> None:
@@ -183,164 +189,153 @@ class Scheduler:
             if len(self.running) >= self.limits.slots:
                 return
             if not self._group_may_start(task):
-                return  # whoever comes after it would only make it wait longer
-            source, count = self._beginning(task)
-            if count < 0:
+                return  # any later task would only delay it
+            prefix = self._shared_prefix(task)
+            if prefix is None:
                 continue
-            need = len(task.tokens) - count + min(HEADROOM_TOKENS, self.limits.context_tokens - len(task.tokens))
-            promised = sum(max(0, other.pending - 1) for other in self.running)
-            loose = self.cells.loose - (self._loose_of(source, count) if source is not None else 0)
-            if need + promised > self.cells.free + loose and self.running:
+            if self.running and self._cells_to_start(task, prefix) > self.cells.free + self._evictable_beside(prefix):
                 return
-            self._start(task, source, count)
+            self._start(task, prefix)
+
+    def _cells_to_start(self, task: Task, prefix: _SharedPrefix) -> int:
+        """Cells that the task needs at first, and those that running tasks have yet to take for their prompts."""
+        headroom = min(HEADROOM_TOKENS, self.limits.context_tokens - len(task.tokens))
+        promised = sum(max(0, slot.pending - 1) for slot in self.running)
+        return len(task.tokens) - prefix.count + headroom + promised
+
+    def _evictable_beside(self, prefix: _SharedPrefix) -> int:
+        """Evictable cells, without those of the prefix."""
+        is_cached = any(cached.sequence == prefix.sequence for cached in self._cached)
+        return self.cells.evictable - (prefix.count if is_cached else 0)
 
     def _group_may_start(self, task: Task) -> bool:
         """A group starts alone and from an empty cache; others wait until it is done."""
-        if any(other.group is not task.group for other in self.running):
+        if any(slot.task.group is not task.group for slot in self.running):
             return False
         if task.group is not None and not self.running:
-            self._drop_all_but(task.group)
-            if not self._kept:
-                self._memory.clear()
+            self._evict_other_groups(task.group)
+            if not self._cached:
+                self._cache.clear()
         return True
 
-    def _drop_all_but(self, group: object) -> None:
-        for kept in [kept for kept in self._kept if kept.group is not group]:
-            self._drop(kept)
+    def _evict_other_groups(self, group: object) -> None:
+        for cached in [cached for cached in self._cached if cached.group is not group]:
+            self._evict(cached)
 
-    def _start(self, task: Task, source: int | None, count: int) -> None:
-        sequence = self._take_up(source, count)
+    def _start(self, task: Task, prefix: _SharedPrefix) -> None:
+        sequence = self._allocate(prefix)
         self.cells.pin(sequence)
-        task.sequence, task.evaluated = sequence, self.cells.length(sequence)
-        task.cached = max(task.cached, task.evaluated)
+        slot = Slot(task, sequence, self.cells.length(sequence))
+        task.cached = max(task.cached, slot.evaluated)
         self.waiting.remove(task)
-        self.running.append(task)
+        self.running.append(slot)
         for other in self.waiting:
-            other.passed += other.arrival < task.arrival
+            other.overtaken += other.arrival < task.arrival
 
-    def _take_up(self, source: int | None, count: int) -> int:
-        """A sequence that holds the first `count` tokens of another one."""
-        while not self._unused and any(kept.sequence != source for kept in self._kept):
-            self._drop(next(kept for kept in self._kept if kept.sequence != source))
-        own = next((kept for kept in self._kept if kept.sequence == source), None)
-        if own and (not self._unused or count == len(own.tokens)):  # nothing of it is left behind: go on in it
-            self._kept.remove(own)
-            self.cells.cut(own.sequence, self._memory.cut(own.sequence, count))
+    def _allocate(self, prefix: _SharedPrefix) -> int:
+        """A sequence that holds the prefix."""
+        source, count = prefix.sequence, prefix.count
+        while not self._unused and any(cached.sequence != source for cached in self._cached):
+            self._evict(next(cached for cached in self._cached if cached.sequence != source))
+        own = next((cached for cached in self._cached if cached.sequence == source), None)
+        if own and (not self._unused or count == len(own.tokens)):  # nothing of it is left behind: continue in it
+            self._cached.remove(own)
+            self.cells.truncate(own.sequence, self._cache.truncate(own.sequence, count))
             return own.sequence
         sequence = self._unused.pop()
         if source is not None and count:
-            self._memory.share(source, sequence, count)
+            self._cache.share(source, sequence, count)
             self.cells.share(source, sequence, count)
-        if own:  # it was used just now
-            self._kept.remove(own)
-            self._kept.append(own)
+        if own:  # it is the most recently used
+            self._cached.remove(own)
+            self._cached.append(own)
         return sequence
 
-    def _beginning(self, task: Task) -> tuple[int | None, int]:
-        """The sequence that holds most of the task's beginning, and how much; (…, -1) if it is worth waiting for."""
-        most = min(len(task.tokens) - 1, len(task.tokens) if task.outputs_from is None else task.outputs_from)
-        best, best_count = None, 0
-        for sequence, tokens in self._held(task.key):
-            count = common_length(task.tokens, tokens, most)
-            if not self.limits.can_cut and count < len(tokens):
+    def _shared_prefix(self, task: Task) -> _SharedPrefix | None:
+        """The longest prefix that the cache holds; None if a running task is about to evaluate a much longer one."""
+        last = len(task.tokens) if task.outputs_from is None else task.outputs_from
+        limit = min(len(task.tokens) - 1, last)
+        best = _SharedPrefix()
+        for sequence, tokens in self._sequences(task.key):
+            count = common_prefix_length(task.tokens, tokens, limit)
+            if not self.limits.can_truncate and count < len(tokens):
                 continue
-            if count > best_count:
-                best, best_count = sequence, count
-        if self.limits.can_cut:
-            for other in self.running:
-                if other.key == task.key and other.pending > 1:
-                    coming = common_length(task.tokens, other.tokens, most)
-                    if coming - best_count >= WORTH_WAITING_TOKENS:
-                        return None, -1
-        return best, best_count
+            if count > best.count:
+                best = _SharedPrefix(sequence, count)
+        if self.limits.can_truncate:
+            for slot in self.running:
+                if slot.task.key == task.key and slot.pending > 1:
+                    coming = common_prefix_length(task.tokens, slot.task.tokens, limit)
+                    if coming - best.count >= MIN_AWAITED_TOKENS:
+                        return None
+        return best
 
-    def _held(self, key: object) -> Iterator[tuple[int, list[int]]]:
-        """The sequences of that key, and the tokens that each holds."""
-        for kept in self._kept:
-            if kept.key == key:
-                yield kept.sequence, kept.tokens
-        for task in self.running:
-            if task.key == key and task.sequence is not None:
-                yield task.sequence, task.tokens[: task.evaluated]
+    def _sequences(self, key: object) -> Iterator[tuple[int, list[int]]]:
+        """The sequences of that key, and the tokens that the cache holds of each."""
+        for cached in self._cached:
+            if cached.key == key:
+                yield cached.sequence, cached.tokens
+        for slot in self.running:
+            if slot.task.key == key:
+                yield slot.sequence, slot.task.tokens[: slot.evaluated]
 
-    def _loose_of(self, sequence: int, count: int) -> int:
-        """How many loose cells are not to be had, if this beginning is used."""
-        return count if any(kept.sequence == sequence for kept in self._kept) else 0
-
-    def _of_this_turn(self) -> list[Task]:
-        """The running tasks of one set of adapters; the sets take turns."""
-        sets = list(dict.fromkeys(task.adapters for task in self.running))
+    def _slots_of_turn(self) -> list[Slot]:
+        """The slots of one set of adapters; the sets take turns."""
+        sets = list(dict.fromkeys(slot.task.adapters for slot in self.running))
         if not sets:
             return []
-        if self._turn not in sets:
-            self._turn, self._turn_steps = sets[0], 0
+        if self._adapters not in sets:
+            self._adapters, self._turn_steps = sets[0], 0
         elif self._turn_steps >= TURN_STEPS and len(sets) > 1:
-            self._turn, self._turn_steps = sets[(sets.index(self._turn) + 1) % len(sets)], 0
+            self._adapters, self._turn_steps = sets[(sets.index(self._adapters) + 1) % len(sets)], 0
         self._turn_steps += 1
-        return [task for task in self.running if task.adapters == self._turn]
+        return [slot for slot in self.running if slot.task.adapters == self._adapters]
 
-    def _make_room(self, task: Task, count: int, step: Step) -> int:
-        """How many of `count` cells there are, after dropping what nobody needs and putting out who came later."""
-        while self.cells.free < count and self._kept:
-            self._drop(self._kept[0])
-        busy = {id(part.task) for part in step.parts}
-        later = [other for other in self.running if _rank(other) > _rank(task) and id(other) not in busy]
-        for other in sorted(later, key=_rank, reverse=True):
+    def _make_room(self, slot: Slot, count: int, step: Step) -> int:
+        """How many of `count` cells are free, after evicting cached prefixes and preempting tasks that rank later."""
+        while self.cells.free < count and self._cached:
+            self._evict(self._cached[0])
+        busy = {id(part.slot) for part in step.parts}
+        later = [other for other in self.running if _rank(other.task) > _rank(slot.task) and id(other) not in busy]
+        for other in sorted(later, key=lambda other: _rank(other.task), reverse=True):
             if self.cells.free >= count:
                 break
-            self._put_out(other)
+            self._preempt(other)
         return min(count, self.cells.free)
 
-    def _put_out(self, task: Task) -> None:
-        assert task.sequence is not None  # noqa: S101
-        self.running.remove(task)
-        self._release(task.sequence)
-        task.sequence, task.evaluated, task.drafts = None, 0, []
-        self.waiting.append(task)
+    def _preempt(self, slot: Slot) -> None:
+        self.running.remove(slot)
+        self._release(slot.sequence)
+        self.waiting.append(slot.task)
 
-    def _keep(self, sequence: int, task: Task) -> None:
-        self.cells.unpin(sequence)
-        tokens = task.tokens[: self.cells.length(sequence)]
+    def _keep_cached(self, slot: Slot) -> None:
+        """Let later tasks share what the slot evaluated; the last task of a group leaves nothing."""
+        task = slot.task
+        self.cells.unpin(slot.sequence)
+        tokens = task.tokens[: self.cells.length(slot.sequence)]
         if tokens:
-            self._kept.append(_Kept(sequence, tokens, task.key, task.group))
+            self._cached.append(_CachedPrefix(slot.sequence, tokens, task.key, task.group))
         else:
-            self._release(sequence)
-        others = (*self.waiting, *self.running)
+            self._release(slot.sequence)
+        others = (*self.waiting, *(other.task for other in self.running))
         if task.group is not None and not any(other.group is task.group for other in others):
-            self._drop_all_but(None)
+            self._evict_other_groups(None)
 
-    def _drop(self, kept: _Kept) -> None:
-        self._kept.remove(kept)
-        self._release(kept.sequence)
+    def _evict(self, cached: _CachedPrefix) -> None:
+        self._cached.remove(cached)
+        self._release(cached.sequence)
 
     def _release(self, sequence: int) -> None:
-        self._memory.cut(sequence, 0)
-        self.cells.cut(sequence, 0)
+        self._cache.truncate(sequence, 0)
+        self.cells.truncate(sequence, 0)
         self.cells.unpin(sequence)
         self._unused.append(sequence)
 
-    def _cut(self, task: Task, length: int) -> None:
-        assert task.sequence is not None  # noqa: S101
-        left = self._memory.cut(task.sequence, length)
-        self.cells.cut(task.sequence, left)
-        task.evaluated = left
-
-
-def common_length(first: Sequence[int], second: Sequence[int], most: int) -> int:
-    """How many tokens two lists begin with alike, `most` at most."""
-    most = min(most, len(first), len(second))
-    if first[:most] == second[:most]:
-        return most
-    low, high = 0, most  # alike up to low, not up to high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
+    def _truncate(self, slot: Slot, length: int) -> None:
+        slot.evaluated = self._cache.truncate(slot.sequence, length)
+        self.cells.truncate(slot.sequence, slot.evaluated)
 
 
 def _rank(task: Task) -> tuple[int, int]:
-    """Lower goes first: by priority, raised for who was overtaken often, then by arrival."""
-    return (-(task.priority + task.passed // PASSES_PER_PRIORITY), task.arrival)
+    """Lower runs first: by priority, raised for tasks that were overtaken often, then by arrival."""
+    return (-(task.priority + task.overtaken // OVERTAKEN_PER_PRIORITY), task.arrival)

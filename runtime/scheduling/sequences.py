@@ -1,50 +1,44 @@
-"""What the scheduler is given and what it gives: limits, tasks, steps of evaluation. Pure: no model in here."""
+"""What the scheduler takes and returns: limits, tasks, slots, batches. Pure: no model in here."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gladstone.errors import UnsupportedError
 
-
-class QueueFullError(UnsupportedError):
-    """More requests wait than the queue holds."""
-
-
-class Memory(Protocol):
-    """The cache of a model."""
+class KVCache(Protocol):
+    """The KV cache of a model, addressed by sequence."""
 
     def share(self, source: int, target: int, count: int) -> None:
-        """The empty sequence `target` begins with the first `count` tokens of `source`."""
+        """Let the empty sequence `target` begin with the first `count` tokens of `source`."""
 
     def clear(self) -> None:
-        """Drop everything, and begin at the first cell again."""
+        """Empty the cache; the next token takes the first cell."""
 
-    def cut(self, sequence: int, length: int) -> int:
-        """Keep the first `length` tokens of a sequence; returns how many are left, 0 where it cannot be cut."""
+    def truncate(self, sequence: int, length: int) -> int:
+        """Keep the first `length` tokens of a sequence; returns how many are left: 0 where it cannot be truncated."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes of an engine. `cells` are shared by all, `context_tokens` bound each request."""
+    """Sizes of an engine. All requests share `cells`; `context_tokens` bounds each of them."""
 
     cells: int
     context_tokens: int
-    slots: int = 1  # requests at work at a time
-    sequences: int = 4  # those at work and those kept for who comes back
+    slots: int = 1  # requests that run at a time
+    sequences: int = 4  # those of running requests, and of prefixes that stay cached
     batch_tokens: int = 512
-    beside_tokens: int = 64  # of prompts, in a step in which somebody writes
-    outputs: int = 64  # rows of logits in a step, where a task wants many: 64 of a vocabulary of 150,000 are 38 MB
+    prefill_chunk_tokens: int = 64  # of prompts, in a batch that decodes too
+    outputs: int = 64  # rows of logits in a batch, where a task wants many: 64 of a vocabulary of 150,000 are 38 MB
     queue: int = 1024
-    can_cut: bool = True  # False for a recurrent state: it can be taken up where it ended, nowhere else
+    can_truncate: bool = True  # False for a recurrent state: it continues at its end, and nowhere else
 
 
 @dataclass(eq=False)
 class Task:
-    """A request as the scheduler sees it. `tokens` grow, by whoever chooses them; the last is not evaluated yet.
+    """A request as the scheduler sees it. `tokens` grow as tokens are sampled; the last one is not evaluated yet.
 
-    Outputs are wanted of the last token, or from the position `outputs_from` on. Tasks of one `group` share their
-    beginnings with each other and with nobody else, start from an empty cache and leave nothing in it: what they give
-    does not depend on what was asked before.
+    Outputs are wanted of the last token, or from the position `outputs_from` on. Tasks of one `group` share prefixes
+    with each other only, start from an empty cache and leave nothing in it: their outputs do not depend on earlier
+    requests.
     """
 
     tokens: list[int]
@@ -52,39 +46,49 @@ class Task:
     adapters: tuple[float, ...] = ()
     outputs_from: int | None = None
     group: object = None
-    drafts: list[int] = field(default_factory=list)  # guesses of what follows, to be evaluated with the last token
 
-    evaluated: int = 0
-    cached: int = 0  # of the prompt, found in the cache
-    sequence: int | None = None
+    cached: int = 0  # tokens of the prompt that the cache held already
     arrival: int = 0
-    passed: int = 0
+    overtaken: int = 0  # how often a later task started first
     finished: bool = False
+
+    @property
+    def key(self) -> object:
+        """Tasks with equal keys can share a prefix."""
+        return (self.adapters, self.group)
+
+
+@dataclass(eq=False)
+class Slot:
+    """A running task and its sequence of the cache, which holds the first `evaluated` tokens.
+
+    A preempted task loses its slot, and gets a new one when it resumes.
+    """
+
+    task: Task
+    sequence: int
+    evaluated: int
+    draft: list[int] = field(default_factory=list)  # draft tokens, to be verified with the last token
 
     @property
     def pending(self) -> int:
         """Tokens that are not evaluated."""
-        return len(self.tokens) - self.evaluated
-
-    @property
-    def key(self) -> object:
-        """Whose beginnings it can share."""
-        return (self.adapters, self.group)
+        return len(self.task.tokens) - self.evaluated
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a step evaluates of one task: `count` tokens from position `start` on, the last `drafts` of them guesses.
+    """What a step evaluates of one task: `count` tokens from position `start` on, the last `draft` of them a draft.
 
-    They begin at the place `offset` of the batch. The outputs of the last `rows` of them are wanted; these are the rows
-    from `first_row` on of the step's outputs.
+    They begin at index `offset` of the batch. The outputs of the last `rows` of them are wanted: the rows from
+    `first_row` on of the step's outputs.
     """
 
-    task: Task
+    slot: Slot
     offset: int
     start: int
     count: int
-    drafts: int
+    draft: int
     first_row: int
     rows: int
 

@@ -1,17 +1,17 @@
-"""A model whose next token depends on every token of its sequence, over a cache that says no to every mistake."""
+"""A model whose next token depends on every token of its sequence, over a cache that rejects every mistake."""
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from runtime.scheduling.scheduler import Scheduler
-from runtime.scheduling.sequences import Limits, Part, Step, Task
+from runtime.scheduling.sequences import Limits, Part, Slot, Step, Task
 
 VOCABULARY = 97
 
 
 def next_token(tokens: list[int]) -> int:
-    """What this model writes after these tokens."""
+    """The token that this model samples after these tokens."""
     value = 17
     for token in tokens:
         value = (value * 31 + token + 1) % 1_000_003
@@ -19,7 +19,7 @@ def next_token(tokens: list[int]) -> int:
 
 
 def alone(prompt: list[int], count: int) -> list[int]:
-    """The answer that the prompt gets when nobody else is there."""
+    """The answer to a prompt when no other request runs."""
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(next_token(tokens))
@@ -29,10 +29,10 @@ def alone(prompt: list[int], count: int) -> list[int]:
 class SimulatedCache:
     """Cells with a position, a token and the sequences that see them, as llama.cpp keeps them."""
 
-    def __init__(self, capacity: int, *, can_cut: bool = True) -> None:
-        self.capacity, self.can_cut = capacity, can_cut
+    def __init__(self, capacity: int, *, can_truncate: bool = True) -> None:
+        self.capacity, self.can_truncate = capacity, can_truncate
         self.cells: list[tuple[int, int, set[int]]] = []
-        self.most = 0
+        self.peak = 0
         self.read = 0
 
     def share(self, source: int, target: int, count: int) -> None:
@@ -42,8 +42,8 @@ class SimulatedCache:
                 owners.add(target)
         assert len(self.sequence(target)) == count
 
-    def cut(self, sequence: int, length: int) -> int:
-        if not self.can_cut and length < len(self.sequence(sequence)):
+    def truncate(self, sequence: int, length: int) -> int:
+        if not self.can_truncate and length < len(self.sequence(sequence)):
             length = 0
         for position, _token, owners in self.cells:
             if sequence in owners and position >= length:
@@ -70,7 +70,7 @@ class SimulatedCache:
             if wanted:
                 out.append(next_token(self.sequence(sequence)))
         self.read += len(step.tokens)
-        self.most = max(self.most, len(self.cells))
+        self.peak = max(self.peak, len(self.cells))
         assert len(self.cells) <= self.capacity, "more cells than there are"
         return out
 
@@ -80,13 +80,13 @@ class Simulation:
     """A scheduler at work, and what it did."""
 
     limits: Limits
-    guess: Callable[[Task], list[int]] = lambda _task: []
+    draft: Callable[[Task], list[int]] = lambda _task: []
     steps: list[Step] = field(default_factory=list)
     answers: dict[Task, int] = field(default_factory=dict)  # tokens wanted of each
     scored: dict[Task, dict[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.cache = SimulatedCache(self.limits.cells, can_cut=self.limits.can_cut)
+        self.cache = SimulatedCache(self.limits.cells, can_truncate=self.limits.can_truncate)
         self.scheduler = Scheduler(self.cache, self.limits)
 
     def ask(self, prompt: list[int], count: int, **options: object) -> Task:
@@ -98,61 +98,62 @@ class Simulation:
     def answer(self, task: Task, prompt: list[int]) -> list[int]:
         return task.tokens[len(prompt) :]
 
-    def step(self, *, broken_off: bool = False) -> Step | None:
-        for task in self.scheduler.running:
-            if task.pending == 1 and task.outputs_from is None:
-                task.drafts = self.guess(task)
-        alone = self.scheduler.writes_alone()
+    def step(self, *, aborted: bool = False) -> Step | None:
+        for slot in self.scheduler.running:
+            if slot.pending == 1 and slot.task.outputs_from is None:
+                slot.draft = self.draft(slot.task)
+        alone = self.scheduler.decodes_alone()
         if alone is not None:
-            return self._step_alone(alone, broken_off=broken_off)
+            return self._step_alone(alone, aborted=aborted)
         step = self.scheduler.plan()
         if step is None:
             return None
         self.steps.append(step)
-        if broken_off:
+        if aborted:
             self._half_evaluate(step)
             return step
         outputs = self.cache.evaluate(step)
         for part in step.parts:
-            self._take(part.task, part, outputs[part.first_row : part.first_row + part.rows])
+            self._take(part, outputs[part.first_row : part.first_row + part.rows])
         self._check_counts()
         return step
 
-    def run(self, most: int = 100_000) -> None:
-        for _ in range(most):
+    def run(self, max_steps: int = 100_000) -> None:
+        for _ in range(max_steps):
             if self.scheduler.idle:
                 return
             assert self.step() is not None, "there are tasks, and nothing is done"
         raise AssertionError("it does not end")
 
-    def _take(self, task: Task, part: object, outputs: list[int]) -> None:
+    def _take(self, part: Part, outputs: list[int]) -> None:
+        task, draft = part.slot.task, part.slot.draft
         if task.outputs_from is not None:
-            self._score(task, part, outputs)
+            self._score(part, outputs)
             return
-        kept = 0
+        accepted = 0
         done = False
         for index, token in enumerate(outputs):
             task.tokens.append(token)
             self.answers[task] -= 1
             done = self.answers[task] <= 0 or len(task.tokens) > self.limits.context_tokens
-            if done or index >= part.drafts or task.drafts[index] != token:  # type: ignore[attr-defined]
+            if done or index >= part.draft or draft[index] != token:
                 break
-            kept += 1
-        self.scheduler.advance(part, kept)  # type: ignore[arg-type]
+            accepted += 1
+        self.scheduler.advance(part, accepted)
         if done:
             self.scheduler.finish(task)
 
-    def _step_alone(self, task: Task, *, broken_off: bool) -> Step:
-        """As the runner does it for somebody who writes alone."""
-        assert task.sequence is not None
-        step = Step(task.adapters, task.tokens[-1:], [task.evaluated], [task.sequence], [True])
-        step.parts.append(Part(task, 0, task.evaluated, 1, 0, 0, 1))
+    def _step_alone(self, slot: Slot, *, aborted: bool) -> Step:
+        """One token of the only request, as the runner evaluates it."""
+        task = slot.task
+        step = Step(task.adapters, task.tokens[-1:], [slot.evaluated], [slot.sequence], [True])
+        step.parts.append(Part(slot, 0, slot.evaluated, 1, 0, 0, 1))
         self.steps.append(step)
         outputs = self.cache.evaluate(step)
-        if broken_off:
-            self.scheduler.cut(task)
+        if aborted:
+            self.scheduler.truncate(slot)
         else:
-            self.scheduler.append(task)
+            self.scheduler.append(slot)
             task.tokens += outputs
             self.answers[task] -= 1
             if self.answers[task] <= 0 or len(task.tokens) > self.limits.context_tokens:
@@ -160,28 +161,28 @@ class Simulation:
         self._check_counts()
         return step
 
-    def _score(self, task: Task, part: object, outputs: list[int]) -> None:
-        first = part.start + part.count - part.rows  # type: ignore[attr-defined]
+    def _score(self, part: Part, outputs: list[int]) -> None:
+        task, first = part.slot.task, part.start + part.count - part.rows
         for index, token in enumerate(outputs):
             self.scored.setdefault(task, {})[first + index] = token
-        self.scheduler.advance(part, 0)  # type: ignore[arg-type]
-        if task.evaluated == len(task.tokens):
+        self.scheduler.advance(part, 0)
+        if part.slot.evaluated == len(task.tokens):
             self.scheduler.finish(task)
 
     def _half_evaluate(self, step: Step) -> None:
-        """The evaluation is broken off: some of the tokens are in the cache."""
+        """The evaluation is aborted: some of the tokens are in the cache."""
         half = len(step.tokens) // 2
         some = Step(step.adapters, step.tokens[:half], step.positions[:half], step.sequences[:half], step.wanted[:half])
         self.cache.evaluate(some)
-        self.scheduler.undo(step)
+        self.scheduler.roll_back(step)
         self._check_counts()
 
     def _check_counts(self) -> None:
         cells = self.scheduler.cells
         assert cells.capacity - cells.free == len(self.cache.cells), "the count of cells is wrong"
-        running = {task.sequence for task in self.scheduler.running}
-        loose = sum(not (owners & running) for _, _, owners in self.cache.cells)
-        assert cells.loose == loose, "the count of loose cells is wrong"
+        running = {slot.sequence for slot in self.scheduler.running}
+        evictable = sum(not (owners & running) for _, _, owners in self.cache.cells)
+        assert cells.evictable == evictable, "the count of evictable cells is wrong"
 
 
 def random_prompt(random_state: random.Random, length: int) -> list[int]:

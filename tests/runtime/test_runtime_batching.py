@@ -269,7 +269,7 @@ def test_a_listener_that_fails_at_the_last_piece_is_told_and_the_engine_goes_on(
         assert done.wait(10)
         assert ends == [error]
     assert many.complete(asked(many, QUESTIONS[0]), SHORT).text
-    assert many._open == 0
+    assert many.open_requests == 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -279,7 +279,7 @@ def test_a_limit_that_the_end_of_a_thought_uses_up_ends_the_answer(many: Engine,
     completion = many.submit(wanted).result()
     assert (completion.text, completion.stop_reason, completion.generated_tokens) == ("", "length", 2)
     assert many.complete(asked(many, QUESTIONS[0]), SHORT).text, "the engine goes on"
-    assert many._open == 0
+    assert many.open_requests == 0
 
 
 def test_one_wrong_request_does_not_harm_the_others(many: Engine) -> None:

@@ -57,16 +57,13 @@ def test_hidden_reasoning_is_mentioned_once(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "(thinking)\nAnaemia\n␛[31m\n"
 
 
-def test_waiting_is_told_only_when_it_takes_long(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Waiting("loading"):
+def test_waiting_is_shown_only_when_it_takes_long(capsys: pytest.CaptureFixture[str]) -> None:
+    with Waiting("loading", patience_s=60):
         pass
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("runtime.commands.console.PATIENCE_S", 0.0)
-    with Waiting("loading") as waiting:
-        time.sleep(0.2)
-        waiting.end()
+    with Waiting("loading", patience_s=0) as waiting:
+        while not waiting.shown:
+            time.sleep(0.001)
     assert capsys.readouterr().err == "loading …\n"
 
 

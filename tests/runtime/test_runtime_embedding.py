@@ -7,7 +7,7 @@ import pytest
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.llamacpp.model import Model
 from runtime.embedding import Embedder
-from runtime.request import ContextFullError
+from runtime.errors import ContextFullError
 from tests.runtime.embedding_models import POSITIONS, Made, make_all
 
 TEXTS = (

@@ -217,7 +217,6 @@ def test_a_budget_closes_the_thought_and_goes_on_to_the_answer(
     prompt = model.tokenize("Hello" + (family.opening if opened else ""))
     request = Request(prompt, Sampling(max_tokens=500), reasoning_tokens=6)
     writer = Writer(Vocabulary(model, family), request, 2048, events.append)
-    writer.prepare()
     writer.open()
     for token in (*begin, *model.tokenize(" one two three four five six seven eight nine")):
         before = len(writer.tokens)

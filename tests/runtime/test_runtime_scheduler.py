@@ -6,12 +6,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from runtime.errors import QueueFullError
+from runtime.sampling.common_prefix import common_prefix_length
 from runtime.scheduling.kv_cells import Cells
-from runtime.scheduling.scheduler import PASSES_PER_PRIORITY, TURN_STEPS, Scheduler, common_length
-from runtime.scheduling.sequences import Limits, QueueFullError, Task
+from runtime.scheduling.scheduler import OVERTAKEN_PER_PRIORITY, TURN_STEPS, Scheduler
+from runtime.scheduling.sequences import Limits, Task
 from tests.runtime.simulated_model import SimulatedCache, Simulation, alone, next_token, random_prompt
 
-ROOMY = Limits(cells=4096, context_tokens=512, slots=4, sequences=8, batch_tokens=64, beside_tokens=16)
+ROOMY = Limits(cells=4096, context_tokens=512, slots=4, sequences=8, batch_tokens=64, prefill_chunk_tokens=16)
 
 
 @st.composite
@@ -25,7 +27,7 @@ def loads(draw: Any) -> tuple[Limits, list[tuple[list[int], int, int, int, int]]
         slots=slots,
         sequences=slots + draw(st.integers(0, 3)),
         batch_tokens=draw(st.integers(max(2, slots), 16)),
-        beside_tokens=draw(st.integers(1, 8)),
+        prefill_chunk_tokens=draw(st.integers(1, 8)),
     )
     beginnings = [list(range(draw(st.integers(0, context - 2)))) for _ in range(2)]
     requests = []
@@ -66,26 +68,26 @@ def check_load(limits: Limits, requests: list[Any], **options: Any) -> Simulatio
 
 @settings(max_examples=300, deadline=None)
 @given(loads())
-def test_everybody_gets_the_answer_that_he_would_get_alone_and_memory_is_never_over_promised(load: Any) -> None:
+def test_each_request_gets_the_answer_that_it_gets_alone_and_cells_are_never_over_promised(load: Any) -> None:
     check_load(*load)
 
 
 @settings(max_examples=100, deadline=None)
 @given(loads(), st.randoms(use_true_random=False))
-def test_guesses_right_or_wrong_change_no_answer(load: Any, chance: random.Random) -> None:
-    def guess(task: Task) -> list[int]:
-        guesses: list[int] = []
+def test_draft_tokens_right_or_wrong_change_no_answer(load: Any, chance: random.Random) -> None:
+    def draft(task: Task) -> list[int]:
+        tokens: list[int] = []
         for _ in range(chance.randrange(5)):
-            right = next_token([*task.tokens, *guesses])
-            guesses.append(right if chance.random() < 0.7 else chance.randrange(97))
-        return guesses
+            right = next_token([*task.tokens, *tokens])
+            tokens.append(right if chance.random() < 0.7 else chance.randrange(97))
+        return tokens
 
-    check_load(*load, guess=guess)
+    check_load(*load, draft=draft)
 
 
 @settings(max_examples=100, deadline=None)
 @given(loads(), st.randoms(use_true_random=False))
-def test_cancelling_and_breaking_off_change_nobody_elses_answer(load: Any, chance: random.Random) -> None:
+def test_cancelling_and_aborting_change_no_other_answer(load: Any, chance: random.Random) -> None:
     limits, requests = load
     simulation = Simulation(limits)
     tasks = [
@@ -100,7 +102,7 @@ def test_cancelling_and_breaking_off_change_nobody_elses_answer(load: Any, chanc
             if not task.finished:
                 cancelled.add(task)
                 simulation.scheduler.finish(task)
-        simulation.step(broken_off=chance.random() < 0.1)
+        simulation.step(aborted=chance.random() < 0.1)
     for task, prompt, count in tasks:
         whole = alone(prompt, min(count, limits.context_tokens + 1 - len(prompt)))
         written = simulation.answer(task, prompt)
@@ -109,21 +111,21 @@ def test_cancelling_and_breaking_off_change_nobody_elses_answer(load: Any, chanc
 
 @settings(max_examples=50, deadline=None)
 @given(loads())
-def test_a_state_that_cannot_be_cut_gives_the_same_answers(load: Any) -> None:
+def test_a_state_that_cannot_be_truncated_gives_the_same_answers(load: Any) -> None:
     limits, requests = load
-    check_load(replace(limits, can_cut=False), requests)
+    check_load(replace(limits, can_truncate=False), requests)
 
 
-def test_nobody_who_writes_waits_for_a_long_prompt_to_be_read() -> None:
+def test_a_request_that_decodes_never_waits_for_a_long_prefill() -> None:
     simulation = Simulation(ROOMY)
-    writer = simulation.ask([1, 2, 3], 100)
+    decoding = simulation.ask([1, 2, 3], 100)
     simulation.step()
     simulation.ask(random_prompt(random.Random(0), 400), 5)
-    while simulation.answers[writer] > 0:
+    while simulation.answers[decoding] > 0:
         step = simulation.step()
         assert step is not None
-        assert writer in [part.task for part in step.parts], "it was left out of a step"
-        assert len(step.tokens) <= ROOMY.slots + ROOMY.beside_tokens
+        assert decoding in [part.slot.task for part in step.parts], "it was left out of a step"
+        assert len(step.tokens) <= ROOMY.slots + ROOMY.prefill_chunk_tokens
 
 
 def test_a_prompt_alone_takes_whole_batches() -> None:
@@ -133,7 +135,7 @@ def test_a_prompt_alone_takes_whole_batches() -> None:
     assert [len(step.tokens) for step in simulation.steps] == [64, 64, 64, 8]
 
 
-def test_four_questions_over_one_long_prefix_read_it_once() -> None:
+def test_four_questions_over_one_long_prefix_evaluate_it_once() -> None:
     simulation = Simulation(Limits(cells=8192, context_tokens=2048, slots=4, sequences=8))
     prefix = random_prompt(random.Random(1), 1000)
     for question in range(4):
@@ -147,7 +149,7 @@ def test_a_conversation_that_comes_back_evaluates_only_what_is_new() -> None:
     prompt = random_prompt(random.Random(2), 100)
     first = simulation.ask(prompt, 10)
     simulation.run()
-    simulation.ask([1, 2, 3], 4)  # somebody else in between
+    simulation.ask([1, 2, 3], 4)  # another request in between
     simulation.run()
     before = simulation.cache.read
     again = simulation.ask([*first.tokens, 7, 8, 9], 5)
@@ -166,12 +168,12 @@ def test_the_same_question_again_costs_one_token() -> None:
     assert simulation.cache.read == 51
 
 
-def test_higher_priorities_go_first_and_nobody_starves_under_them() -> None:
+def test_higher_priorities_run_first_and_starve_no_other() -> None:
     simulation = Simulation(Limits(cells=64, context_tokens=32, slots=1, sequences=2, batch_tokens=32))
     low = simulation.ask([1, 2], 2)
     high = [simulation.ask([3, number], 2, priority=5) for number in range(3)]
     simulation.run()
-    assert [step.parts[0].task for step in simulation.steps][:6:2] == high
+    assert [step.parts[0].slot.task for step in simulation.steps][:6:2] == high
     simulation = Simulation(simulation.limits)
     low = simulation.ask([1, 2], 2)
     for number in range(10_000):  # an endless stream of more important ones
@@ -180,33 +182,33 @@ def test_higher_priorities_go_first_and_nobody_starves_under_them() -> None:
             simulation.step()
         if low.finished:
             break
-    assert number <= 6 * PASSES_PER_PRIORITY
+    assert number <= 6 * OVERTAKEN_PER_PRIORITY
 
 
-def test_the_last_to_come_gives_its_cells_back_and_loses_no_token() -> None:
-    limits = Limits(cells=40, context_tokens=32, slots=3, sequences=3, batch_tokens=16, beside_tokens=8)
+def test_the_last_to_come_is_preempted_and_loses_no_token() -> None:
+    limits = Limits(cells=40, context_tokens=32, slots=3, sequences=3, batch_tokens=16, prefill_chunk_tokens=8)
     simulation = Simulation(limits)
     prompts = [[number, number + 1, 5] for number in range(3)]
     tasks = [simulation.ask(prompt, 25) for prompt in prompts]
-    put_out = set()
+    preempted = set()
     while not simulation.scheduler.idle:
         simulation.step()
-        put_out |= {task for task in simulation.scheduler.waiting if task in tasks and len(task.tokens) > 3}
-    assert tasks[0] not in put_out
-    assert put_out
+        preempted |= {task for task in simulation.scheduler.waiting if task in tasks and len(task.tokens) > 3}
+    assert tasks[0] not in preempted
+    assert preempted
     assert [simulation.answer(task, prompt) for task, prompt in zip(tasks, prompts, strict=True)] == [
         alone(prompt, 25) for prompt in prompts
     ]
-    assert simulation.cache.most <= 40
+    assert simulation.cache.peak <= 40
 
 
 def test_sets_of_adapters_never_share_a_batch_or_a_prefix_and_take_turns() -> None:
     simulation = Simulation(ROOMY)
     prompt = random_prompt(random.Random(4), 60)
-    tasks = {strength: simulation.ask(prompt, 60, adapters=(strength,)) for strength in (0.0, 1.0)}
+    tasks = {scale: simulation.ask(prompt, 60, adapters=(scale,)) for scale in (0.0, 1.0)}
     simulation.run()
     for step in simulation.steps:
-        assert {part.task.adapters for part in step.parts} == {step.adapters}
+        assert {part.slot.task.adapters for part in step.parts} == {step.adapters}
     assert [task.cached for task in tasks.values()] == [0, 0]
     turns = [step.adapters for step in simulation.steps]
     assert all(len(set(turns[at : at + TURN_STEPS + 1])) == 2 for at in range(0, 60, TURN_STEPS))
@@ -250,20 +252,20 @@ def test_limits_that_contradict_each_other_are_refused(wrong: dict[str, int], me
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)), st.integers(0, 20))
 @example([1, 2, 3], [1, 2, 3, 4], 9)
-def test_the_common_length_is_that_of_a_loop(first: list[int], second: list[int], most: int) -> None:
+def test_the_common_prefix_length_is_that_of_a_loop(first: list[int], second: list[int], most: int) -> None:
     count = 0
     while count < min(most, len(first), len(second)) and first[count] == second[count]:
         count += 1
-    assert common_length(first, second, most) == count
+    assert common_prefix_length(first, second, most) == count
 
 
-def test_cells_that_are_not_there_cannot_be_taken() -> None:
+def test_more_cells_than_are_free_cannot_be_taken() -> None:
     cells = Cells(4)
     cells.append(0, 3)
-    with pytest.raises(ValueError, match="2 cells wanted, 1 are free"):
+    with pytest.raises(ValueError, match="2 cells requested, 1 are free"):
         cells.append(1, 2)
     cells.share(0, 1, 2)
     with pytest.raises(ValueError, match="holds cells of its own"):
         cells.share(0, 1, 1)
-    cells.cut(0, 0)
-    assert (cells.free, cells.loose, cells.length(1)) == (2, 2, 2)
+    cells.truncate(0, 0)
+    assert (cells.free, cells.evictable, cells.length(1)) == (2, 2, 2)

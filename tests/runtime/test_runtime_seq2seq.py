@@ -13,8 +13,11 @@ import pytest
 from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
 from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.model import Model, library
+from runtime.engine import Engine, EngineOptions, Request, Sampling
+from runtime.errors import ContextFullError
+from runtime.grammars.grammar import Grammar
 from runtime.sampling.beam_search import Beams, Hypothesis, banned_by_ngrams
-from runtime.sampling.encoder_decoder import ContextFullError, Logits, Seq2Seq, logit_scale
+from runtime.sampling.encoder_decoder import Logits, Seq2Seq, logit_scale
 from tests.families import FAMILIES, write_tokenizer
 from tests.runtime.t5_models import END, KINDS, START, VOCABULARY, Made, generated_beams, make
 
@@ -257,6 +260,30 @@ def with_number(source: Path, target: Path, key: str, value: float) -> Path:
     struct.pack_into("<If", data, at, 6, value)
     target.write_bytes(data)
     return target
+
+
+def test_an_engine_answers_searches_and_scores_as_torch_does(pair: Pair) -> None:
+    """Through the runner that decoder-only models have too; a queue of one request bounds how many are scored at once."""
+    options = EngineOptions(context_tokens=CONTEXT_TOKENS, threads=1, raw=True, queue=1)
+    prompt = longest(pair, Beams(4), 8)
+    with Engine(pair.made.gguf, options) as engine:
+        piece = engine.model.piece
+        expected = b"".join(map(piece, greedy(pair.runner, prompt, 8))).decode()
+        assert engine.complete(prompt, Sampling(max_tokens=8)).text == expected
+        best = pair.runner.search(prompt, Beams(4), 8).hypotheses[0].tokens
+        searched = engine.complete(prompt, Sampling(max_tokens=8, beams=4))
+        assert (searched.text, searched.stop_reason) == (b"".join(map(piece, best)).decode(), "length")
+        continuations = [[5, END], [7, 8, 9], list(best), [5, 6], [END]]
+        for answer, loss in zip(continuations, engine.score(prompt, continuations), strict=True):
+            logits = torch_logits(pair.torch, prompt, [START, *answer[:-1]]).astype(np.float64)
+            nats = (np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(answer)), answer]).sum()
+            assert loss.tokens == len(answer)
+            assert loss.nats == pytest.approx(nats, abs=0.02)
+        with pytest.raises(UnsupportedError, match="has an encoder"):
+            engine.logits(prompt, lambda _position, _rows: None)
+        with pytest.raises(UnsupportedError, match="a grammar and beams"):
+            engine.submit(Request(prompt, Sampling(beams=2), grammar=Grammar("regex", "[a-z]+")))
+        assert engine.open_requests == 0
 
 
 def test_a_model_that_only_decodes_is_refused(smollm: Path) -> None:
