@@ -1,4 +1,4 @@
-"""YAML to a checked configuration: every problem of a file in one message, with the nearest name for a typo."""
+"""Parse and validate YAML configurations: one message lists all problems of a file and suggests names for typos."""
 
 import copy
 import difflib
@@ -16,17 +16,17 @@ from gladstone.errors import ConfigError, listed
 
 
 class Config(BaseModel):
-    """A section of a configuration: unknown fields are errors, values are not coerced from other kinds."""
+    """A section of a configuration: unknown fields are errors, values are not coerced from other types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 C = TypeVar("C", bound=Config)
-TAG = "tag:"  # begins what pydantic puts into a field's name to tell which kind of value was read
+TAG = "tag:"  # prefix that pydantic adds to a location to name the member of a tagged union
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and reads 1e-4 as a number and `on` as a text, as YAML 1.2 does."""
+    """SafeLoader that refuses duplicate keys and, like YAML 1.2, reads 1e-4 as a number and `on` as text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -58,7 +58,7 @@ for _start in "yYnNoOtTfF":
 
 
 def _read_integer(loader: _Loader, node: yaml.ScalarNode) -> int:
-    # YAML 1.1 takes 010 for octal and fails on 09; in YAML 1.2 both are decimal
+    # in YAML 1.1, 010 is octal and 09 an error; in YAML 1.2 both are decimal
     return int(node.value) if _INTEGER.match(node.value) else loader.construct_yaml_int(node)
 
 
@@ -66,7 +66,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _read_integer)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ConfigError if it is missing, not YAML or not a mapping."""
+    """Read a YAML file's mapping. Raises ConfigError if it cannot be read, is not YAML or not a mapping."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -82,7 +82,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """A YAML value. Raises ConfigError with line and column if it is none."""
+    """Parse a YAML value. Raises ConfigError with line and column if it is not YAML."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -94,7 +94,10 @@ def parse_yaml(text: str) -> Any:
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `data` with each `section.field=value` set; the value is read as YAML."""
+    """Return a copy of `data` with each `section.field=value` set; the value is parsed as YAML.
+
+    Raises ConfigError for an override of another form or through a field that is not a section.
+    """
     result = copy.deepcopy(data)
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -114,13 +117,13 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 
 
 def build_config(model: type[C], data: dict[str, Any], where: str) -> C:
-    """Check `data` against `model`. Raises ConfigError with all problems in one message."""
+    """Validate `data` against `model`. Raises ConfigError with all problems in one message."""
     try:
         text = json.dumps(data, default=str)
     except TypeError:
-        raise ConfigError(f"{where}: the name of every field must be a text.") from None
+        raise ConfigError(f"{where}: the name of every field must be text.") from None
     try:
-        # strict as JSON is: a list may become a tuple, but no text, true or false becomes a number
+        # strict JSON mode: a list may become a tuple, but no text or boolean becomes a number
         return model.model_validate_json(text, strict=True)
     except ValidationError as error:
         problems = [_problem(model, dict(detail)) for detail in _causes(error)]
@@ -128,7 +131,7 @@ def build_config(model: type[C], data: dict[str, Any], where: str) -> C:
 
 
 def _causes(error: ValidationError) -> list[ErrorDetails]:
-    """The errors, less "too short" of a list that is only short because pydantic took its wrong items out."""
+    """The errors without "too short" for a list that is only short because pydantic dropped its invalid items."""
     details = error.errors()
     wrong_inside = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
     return [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in wrong_inside]
@@ -151,14 +154,14 @@ def _problem(model: type[BaseModel], detail: dict[str, Any]) -> str:
 def _suggestion(model: type[BaseModel], location: tuple[str | int, ...]) -> str:
     section = model
     for part in location[:-1]:
-        if part in section.model_fields:  # else a place in a list, whose section is known already
+        if part in section.model_fields:  # else an index into a list, whose section is known already
             section = _section(section.model_fields[str(part)].annotation) or section
     near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
     return f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(section.model_fields)})"
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section inside a field's type: `Source` of `tuple[Source, ...]` or of `Source | None`."""
+    """The section class within a field's type: `Source` for `tuple[Source, ...]` or `Source | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_section, get_args(annotation))), None)

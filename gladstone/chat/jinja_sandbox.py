@@ -1,7 +1,7 @@
-"""Jinja's sandbox for chat templates, with the functions that transformers gives to them.
+"""Jinja's sandbox for chat templates, with the functions that transformers provides to them.
 
-A template arrives inside a model file, so it is hostile until proven otherwise. What it may take of time and memory is
-bounded only in `guarded_template`, whose child process renders with this module.
+A template is part of a model file, so it is untrusted. This module does not bound its time and memory:
+`guarded_template` does, whose child process renders with this module.
 """
 
 import json
@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from gladstone.errors import DataError
 from gladstone.report.terminal import one_line
 
-# what a template can raise by its syntax and by its operations; an OSError for a codec that cannot be imported
+# errors that a template's syntax and operations can raise; an OSError is a codec that cannot be imported
 _FAILURES = (
     TemplateError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError,
     RuntimeError, TypeError, ValueError,
@@ -31,9 +31,9 @@ _MAX_REASON_CHARACTERS = 1000
 
 @dataclass(frozen=True)
 class Rendering:
-    """What a template renders: turns and tools as it sees them, and the time that it may write (None: the real one).
+    """The input of one rendering: turns and tools as the template sees them, and the time (None: the current time).
 
-    `arguments` are further names that it may read, as `enable_thinking`.
+    `arguments` are further variables, such as `enable_thinking`.
     """
 
     turns: list[dict[str, Any]]
@@ -43,17 +43,17 @@ class Rendering:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, of which `of_json` makes it again."""
+        """Convert to plain values, from which `of_json` rebuilds the rendering."""
         return vars(self) | {"now": self.now and self.now.isoformat()}
 
     @classmethod
     def of_json(cls, fields: Mapping[str, Any]) -> "Rendering":
-        """What `as_json` took apart."""
+        """Rebuild a rendering from the result of `as_json`."""
         return cls(**{**fields, "now": fields["now"] and datetime.fromisoformat(fields["now"])})
 
 
 def compiled(source: str) -> Template:
-    """The template in the sandbox. Raises DataError with the line if it does not compile, MemoryError if it is huge."""
+    """Compile a template in the sandbox. Raises DataError with the line if that fails, MemoryError if it is huge."""
     try:
         return environment().from_string(source)
     except TemplateSyntaxError as error:
@@ -64,7 +64,7 @@ def compiled(source: str) -> Template:
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as chat templates get it."""
+    """The Jinja environment for chat templates: sandboxed, with the filters and tags that transformers has."""
     sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag])
     sandbox.filters["tojson"] = _to_json
     sandbox.globals.update(raise_exception=_raise_exception)
@@ -72,10 +72,10 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 def rendered(template: Template, special_tokens: Mapping[str, str], asked: Rendering) -> str:
-    """The text that a compiled template makes of turns. Raises DataError if it cannot, MemoryError if it is huge."""
+    """Render a compiled template. Raises DataError if it fails, MemoryError if the result is huge."""
     try:
         return template.render(
-            # transformers gives documents and tools to every template, and some ask `is not none`
+            # transformers passes documents and tools to every template, and some test `is not none`
             {"documents": None, **special_tokens, **asked.arguments},
             messages=asked.turns,
             tools=asked.tools or None,
@@ -89,13 +89,13 @@ def rendered(template: Template, special_tokens: Mapping[str, str], asked: Rende
 
 
 def _reason(error: Exception, message: str | None = None) -> str:
-    # a template writes its own errors: what it says must neither steer a terminal nor fill it
+    # a template chooses the text of its errors: that text must neither control a terminal nor fill it
     reason = message or str(error) or type(error).__name__
     return one_line(reason, _MAX_REASON_CHARACTERS)
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox without powers and giant products, which it would compute while compiling already."""
+    """Jinja's sandbox without powers and huge products: Jinja would compute constant ones while compiling."""
 
     intercepted_binops = frozenset({"**", "*"})
 
@@ -117,7 +117,7 @@ def _repeated(sequence: Any, times: Any) -> int:
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}`, by which a template marks answers for transformers: only its body."""
+    """`{% generation %}…{% endgeneration %}`, which marks answers for transformers: renders its body."""
 
     tags = {"generation"}  # noqa: RUF012 - Jinja's own interface
 
@@ -131,7 +131,7 @@ def _raise_exception(message: str) -> None:
 
 
 def clock(now: datetime | None) -> Callable[[str], str]:
-    """The function by which a template writes the time, the only one that it has: a fixed time, or the real one."""
+    """The template function `strftime_now`, its only access to the time: a fixed time, or the current one."""
 
     def strftime_now(pattern: str) -> str:
         return (now or datetime.now()).strftime(pattern)
@@ -146,5 +146,5 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own filter escapes HTML characters, which a prompt must keep; the arguments are those of transformers
+    # Jinja's own filter escapes HTML characters, which a prompt must keep; transformers has the same arguments
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,4 +1,4 @@
-"""Which names a chat template reads from outside: what `--template-arg` can set."""
+"""The free variables of a chat template: the names that `--template-arg` can set."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -6,16 +6,16 @@ from jinja2 import TemplateError, nodes
 
 from gladstone.chat.jinja_sandbox import environment
 
-# what every template gets; no argument may take their place
+# every template gets these; no argument may replace them
 GIVEN = frozenset({"messages", "tools", "add_generation_prompt", "strftime_now", "raise_exception"})
 _IN_MACROS = frozenset({"caller", "varargs", "kwargs"})
 
 
 def names_read(source: str) -> list[str]:
-    """The names that a template reads before it sets them, without those that every template gets.
+    """Return the names that a template reads before it sets them, without those that every template gets.
 
-    Jinja's own `find_undeclared_variables` also gives names that are set in both branches of an `if`. Empty for a
-    template that does not compile.
+    Empty for a template that does not compile. Jinja's own `find_undeclared_variables` also returns names that are set
+    in both branches of an `if`.
     """
     try:
         tree = environment().parse(source)
@@ -26,7 +26,7 @@ def names_read(source: str) -> list[str]:
 
 
 def _reads_all(body: Iterable[nodes.Node], known: set[str]) -> Iterator[str]:
-    """Names that some statements read; `known` grows by those that they set."""
+    """Yield the names that the statements read; adds the names that they set to `known`."""
     for node in body:
         yield from _reads(node, known)
 
@@ -64,7 +64,7 @@ def _reads(node: nodes.Node, known: set[str]) -> Iterator[str]:
 
 
 def _reads_branches(node: nodes.If, known: set[str]) -> Iterator[str]:
-    """What every branch sets is set behind the `if`."""
+    """Only names that every branch sets are known after the `if`."""
     yield from _reads(node.test, known)
     ends = []
     branches: list[Sequence[nodes.Node]] = [node.body, *([each] for each in node.elif_), node.else_]

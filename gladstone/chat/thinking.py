@@ -1,8 +1,8 @@
-"""How a chat template turns a model's thinking off and on, found by rendering.
+"""Find out, by rendering, how a chat template switches a model's thinking off and on.
 
 Families differ: the templates of Qwen3 and GLM read `enable_thinking`, those of Granite and DeepSeek-V3.1 `thinking`,
 that of Seed-OSS a `thinking_budget`; those of SmolLM3 and Nemotron look for a word in the system prompt. A name in a
-template proves nothing: what counts is whether its value changes the prompt.
+template proves nothing: its value must change the prompt.
 """
 
 import re
@@ -19,12 +19,12 @@ _ABOUT_THOUGHTS = re.compile("think|reason", re.IGNORECASE)
 _BUDGET = re.compile("budget|tokens|limit", re.IGNORECASE)
 _SYSTEM, _QUESTION = Message("system", "qsystemq"), Message("user", "qquestionq")
 _NEGATED = re.compile("disable|no_|skip|without|suppress", re.IGNORECASE)
-_OFF_WORDS = ("none", "off", "disabled", "no_think")  # values of a level, where the template compares with one
+_OFF_WORDS = ("none", "off", "disabled", "no_think")  # values for "off" of a template that reads a level
 
 
 @dataclass(frozen=True)
 class ThinkingSwitch:
-    """Arguments for a template that turn thinking off and on; or a word that turns it off in a system prompt."""
+    """Template arguments that switch thinking off and on, or a word in the system prompt that switches it off."""
 
     off: Mapping[str, Any] = field(default_factory=dict)
     on: Mapping[str, Any] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class ThinkingSwitch:
 
 
 def find_switch(template: ChatTemplate) -> ThinkingSwitch:
-    """The switch that a template has; false if it has none."""
+    """Find the switch of a template; the result is false if there is none."""
     names = [name for name in template.readable if _ABOUT_THOUGHTS.search(name)]
     wanted = {name: bool(_NEGATED.search(name)) for name in names if not _BUDGET.search(name)}
     flags = {name: (off, not off) for name, off in wanted.items() if _changes(template, name, off, not off)}
@@ -54,13 +54,13 @@ def _switch(values: Mapping[str, tuple[Any, Any]]) -> ThinkingSwitch:
 
 
 def _levels(template: ChatTemplate) -> list[tuple[str, str]]:
-    """Levels that the template itself names, none of which a model has to make sense of."""
+    """Pairs of an "off" level that the template itself names and "high"."""
     off = next((word for word in _OFF_WORDS if re.search(f"(['\"]){word}\\1", template.source)), None)
     return [(off, "high")] if off else []
 
 
 def _changes(template: ChatTemplate, name: str, off: Any, on: Any) -> bool:
-    """Whether two values make two prompts, in which neither value is merely written out."""
+    """Whether two values give two prompts that differ in more than the value itself."""
     try:
         texts = [template.prompt_with([_QUESTION], {name: value}) for value in (off, on)]
     except DataError:
@@ -69,7 +69,7 @@ def _changes(template: ChatTemplate, name: str, off: Any, on: Any) -> bool:
 
 
 def _heeds(template: ChatTemplate, word: str) -> bool:
-    """Whether a word in the system prompt changes more of the prompt than itself."""
+    """Whether a word in the system prompt changes the prompt beyond its own occurrence."""
     if word not in template.source:
         return False
     try:

@@ -1,4 +1,4 @@
-"""How library code tells that it is at work, without knowing whether anyone looks."""
+"""Progress reports of library code, independent of how or whether they are shown."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from typing import Protocol, TextIO
 
 
 class Progress(Protocol):
-    """A step is shown while it runs, with how far it is if `update` says so, and with its time when it is done."""
+    """Shows a step while it runs, the fraction and note of the last `update`, and the elapsed time at the end."""
 
     def start(self, name: str) -> None: ...
     def update(self, fraction: float | None, note: str = "") -> None: ...
@@ -19,7 +19,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Progress that nobody sees: for tests and for use as a library."""
+    """Shows nothing: for tests and for use as a library."""
 
     def start(self, name: str) -> None:
         """Ignored."""
@@ -33,7 +33,7 @@ class Silent:
 
 @contextmanager
 def step(progress: Progress, name: str) -> Iterator[Progress]:
-    """Bracket one piece of work."""
+    """Report the block as one step, as failed if it raises."""
     progress.start(name)
     failed = True
     try:
@@ -44,7 +44,7 @@ def step(progress: Progress, name: str) -> Iterator[Progress]:
 
 
 class Lines:
-    """Progress on a stream: a line that renews itself on a terminal, sparse plain lines elsewhere."""
+    """Shows progress on a stream: a line that redraws itself on a terminal, occasional plain lines elsewhere."""
 
     def __init__(self, stream: TextIO | None = None, plain_interval_s: float = 15.0) -> None:
         self._stream = stream or own_stderr()
@@ -68,7 +68,7 @@ class Lines:
         self._state = "  ".join(part for part in (share, note) if part)
 
     def show(self, text: str) -> None:
-        """Write lines that stay, between two steps or above the line of the one that runs."""
+        """Write permanent lines, above the line of a running step."""
         clear = "\r\x1b[2K" if self._live and self._stop is not None and not self._stop.is_set() else ""
         self._write(f"{clear}{text}\n")
 
@@ -104,12 +104,12 @@ class Lines:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """True if lines on the stream can be renewed."""
+    """True if lines on the stream can be redrawn."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 def terminal_size(stream: TextIO) -> os.terminal_size:
-    """Columns and lines of the stream's own terminal, whatever became of the standard streams; 80 × 24 if unknown."""
+    """Size of the stream's own terminal, even if the standard streams are redirected; 80 × 24 if unknown."""
     try:
         found = os.get_terminal_size(stream.fileno())
     except (OSError, io.UnsupportedOperation, AttributeError):
@@ -118,7 +118,7 @@ def terminal_size(stream: TextIO) -> os.terminal_size:
 
 
 def own_stderr() -> TextIO:
-    """A duplicate of stderr, so that `quiet.output_to` silences libraries and not the progress."""
+    """A duplicate of stderr, so that `quiet.output_to` redirects the libraries' output but not the progress."""
     try:
         return os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="replace")
     except (OSError, io.UnsupportedOperation, AttributeError):  # a test or a notebook replaced it

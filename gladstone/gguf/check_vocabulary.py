@@ -1,4 +1,4 @@
-"""Is the vocabulary in a GGUF header one that can be used? llama.cpp ends the process over some that it loads."""
+"""Check the vocabulary in a GGUF header: some vocabularies load and then crash llama.cpp."""
 
 import math
 import struct
@@ -10,16 +10,16 @@ from gladstone.gguf.check_model import ARRAY, BOOL, STRING, U32, DamagedError, K
 PREFIX = "tokenizer.ggml."
 CHARSMAP = f"{PREFIX}precompiled_charsmap"
 MAX_TOKEN_TYPE = 6
-MAX_TOKEN_CHARACTERS = 4096  # llama.cpp walks along a token by recursion; the longest known has 512
+MAX_TOKEN_CHARACTERS = 4096  # llama.cpp recurses along a token's characters; the longest known token has 512
 U8, I8, I32, F32 = 0, 1, 5, 6
 TEXTS = ("model", "pre")
 TRUTHS = ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces")
 TEMPLATE = "tokenizer.chat_template"
-DEFAULT_UNKNOWN = {"t5": 2}  # which token stands for unknown text, where the file does not say
+DEFAULT_UNKNOWN = {"t5": 2}  # the token for unknown text if the file does not name one
 
 
 def check_vocabulary(keys: Keys) -> None:
-    """Raises DamagedError for a vocabulary, or templates, that contradict themselves; a file may have none."""
+    """Raise DamagedError for a vocabulary or chat template that llama.cpp cannot use; a file may have neither."""
     for key, value in keys.values.items():
         if key == TEMPLATE or key.startswith(f"{TEMPLATE}."):
             keys.typed(key, STRING)
@@ -43,13 +43,13 @@ def check_vocabulary(keys: Keys) -> None:
 
 
 def _check_tokens(tokens: Any) -> list[str]:
-    """Returns them as llama.cpp reads them."""
+    """Check the tokens and return them as llama.cpp reads them."""
     if not isinstance(tokens, list) or not tokens or not isinstance(tokens[0], str):
         raise DamagedError("its vocabulary is not a list of texts")
     known: set[str] = set(tokens)
-    if any("\0" in token for token in known):  # llama.cpp reads up to there
+    if any("\0" in token for token in known):  # llama.cpp reads up to the zero byte
         tokens = [token.partition("\0")[0] for token in tokens]
-    if "" in tokens:  # and gives names of their own to those without a text
+    if "" in tokens:  # llama.cpp gives empty tokens these names
         tokens = [token or f"[EMPTY_{number}]" for number, token in enumerate(tokens)]
     if len(longest := max(tokens, key=len)) > MAX_TOKEN_CHARACTERS:
         raise DamagedError(f"the vocabulary holds a token of {len(longest):,} characters")
@@ -67,7 +67,7 @@ def _check_entries(keys: Keys, count: int) -> None:
         keys.typed(PREFIX + name, ARRAY, kinds)
     types = set(keys.values.get(f"{PREFIX}token_type", ()))
     if not all(0 <= kind <= MAX_TOKEN_TYPE for kind in types):
-        raise DamagedError(f"{PREFIX}token_type holds {max(types, key=abs):,}, which is no type of a token")
+        raise DamagedError(f"{PREFIX}token_type holds {max(types, key=abs):,}, which is not a token type")
     if not math.isfinite(sum(keys.values.get(f"{PREFIX}scores", ()))):
         raise DamagedError(f"{PREFIX}scores holds a number that is not finite")
 
@@ -106,10 +106,10 @@ def _check_bytes(tokens: list[str]) -> None:
 
 
 def check_charsmap(keys: Keys) -> None:
-    """Walk the whole automaton that rewrites characters: llama.cpp ends the process where a text leads out of it.
+    """Raise DamagedError if the automaton that rewrites characters leads out of its bounds: llama.cpp would crash.
 
-    A 32-bit length, a compact double array of that many bytes (its units as in llama.cpp's `xcda_array_view`), then the
-    replacements, each ended by a NUL.
+    The format: a 32-bit length, a compact double array of that many bytes (units as in llama.cpp's `xcda_array_view`),
+    then the replacements, each ended by a NUL. The whole automaton is walked.
     """
     values = keys.typed(CHARSMAP, ARRAY, (U8, I8))
     if values is None:
@@ -119,7 +119,7 @@ def check_charsmap(keys: Keys) -> None:
     if not 4 <= length < len(raw) - 4:
         raise DamagedError(f"{CHARSMAP} of {len(raw):,} bytes claims {length:,} of them for its rules")
     units = struct.unpack_from(f"<{length // 4}I", raw, 4)
-    replacements_end = raw.rfind(b"\0", 4 + length) - 4 - length  # a replacement that begins after it has no end
+    replacements_end = raw.rfind(b"\0", 4 + length) - 4 - length  # a replacement that begins after this has no NUL
     by_state: defaultdict[int, list[int]] = defaultdict(list)
     for index, unit in enumerate(units):
         if 0 < unit & 0x800000FF < 256:
@@ -141,10 +141,10 @@ def check_charsmap(keys: Keys) -> None:
 
 
 def _base(unit: int) -> int:
-    """Which state a unit leads to, xor'ed with its own index."""
+    """The state that a unit leads to, XORed with the unit's index."""
     return unit >> 10 << ((unit & 1 << 9) >> 6)
 
 
 def _leads_out(state: int, units: int) -> bool:
-    """Whether some byte of a text is looked up behind the last unit; bytes change the last eight bits only."""
+    """Whether some byte of a text would be looked up past the last unit; a byte changes only the low 8 bits."""
     return any(state ^ character >= units for character in range(1, 256))

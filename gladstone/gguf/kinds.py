@@ -1,4 +1,4 @@
-"""GGUF files that hold no model, or one that writes no text: what they are, and which command takes them."""
+"""GGUF files without a model, or with a model that does not generate text: what they are and what they are for."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ PICTURES = (
 SPEECH = (
     "whisper", "parakeet", "wavtokenizer-dec", "qwen3tts", "pockettts", "kokoro", "parler-tts", "dia", "orpheus-dec",
 )  # fmt: skip
-# of llama.cpp: those that make vectors; those that guess for another model; those that fill in words in any order
+# architectures of llama.cpp: embedding models; drafters for another model; diffusion models
 VECTORS = (
     "bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert",
     "gemma-embedding", "t5encoder", "llama-embed",
@@ -30,37 +30,37 @@ OF_PICTURES = re.compile(r"(?:model\.diffusion_model|double_blocks|first_stage_m
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file is, as a noun; `use` says of its path what it is for."""
+    """The kind of a file, as a noun; `use` returns a sentence that says what a file at a path is for."""
 
     noun: str
     use: Callable[[Path], str]
 
     def told(self, path: Path) -> str:
-        """In a sentence without its end."""
-        return f"{self.noun}, no model that can be asked. {self.use(path)}"
+        """The end of an error message, without its full stop."""
+        return f"{self.noun}, not a model that generates text. {self.use(path)}"
 
 
 def _laid_over(path: Path) -> str:
-    return f"Lay it over its base: `{command_line('runtime', 'chat')} BASE.gguf {command_line('--lora', path)}`"
+    return f"Use it with its base model: `{command_line('runtime', 'chat')} BASE.gguf {command_line('--lora', path)}`"
 
 
 IMATRIX = Kind("an importance matrix", use_of_imatrix)
 LORA = Kind("a LoRA adapter", _laid_over)
 CONTROL_VECTOR = Kind(
     "a control vector",
-    lambda _: "llama.cpp's own llama-cli takes it, with --control-vector; Gladstone has no use for it",
+    lambda _: "llama.cpp's own llama-cli takes it, with --control-vector; Gladstone does not support it",
 )
 PROJECTOR = Kind(
-    "the projector of a model that sees or hears (mmproj)",
-    lambda _: "Give the model's own GGUF: Gladstone asks it in text, without pictures and sound",
+    "the multimodal projector of a vision or audio model (mmproj)",
+    lambda _: "Give the model's own GGUF: Gladstone uses its text part, without images and audio",
 )
-PICTURE = Kind("a model that makes pictures or films", lambda _: f"{NOT_RUN} of models that write text")
-VOICE = Kind("a model for speech", lambda _: f"{NOT_RUN} of models that write text")
-OTHER_ADAPTER = Kind("an adapter", lambda _: "Of adapters Gladstone takes LoRA, with --lora")
+PICTURE = Kind("a model that generates images or video", lambda _: f"{NOT_RUN} of models that generate text")
+VOICE = Kind("a speech model", lambda _: f"{NOT_RUN} of models that generate text")
+OTHER_ADAPTER = Kind("an adapter", lambda _: "Gladstone supports LoRA adapters only, with --lora")
 
 
 def kind_of(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Kind | None:
-    """What a GGUF is by its keys and the names of its tensors; None if it is a model for llama.cpp, or damaged."""
+    """The kind of a GGUF by its keys and tensor names; None if it is a model for llama.cpp, or damaged."""
     kind, architecture = metadata.get("general.type"), metadata.get("general.architecture")
     if kind == "imatrix" or architecture == "imatrix":
         return IMATRIX
@@ -76,20 +76,20 @@ def kind_of(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Kind | 
 
 
 def writes_no_text(metadata: Mapping[str, Any], tensor_count: int) -> str | None:
-    """Why a model cannot be asked, as a sentence's end; None if it can."""
+    """Why a model cannot generate text, as the end of a message; None if it can."""
     architecture = metadata.get("general.architecture")
     if not tensor_count:
-        return "a vocabulary alone, without weights. Give the model's own file"
+        return "a vocabulary without weights. Give the model's own file"
     if architecture in DRAFTS:
-        return "a part that guesses ahead for another model. Give that model's own file"
+        return "a drafter that proposes tokens for another model. Give that model's own file"
     if architecture in DIFFUSION:
         return (
-            f"a diffusion model ({architecture}), which fills in words in any order. llama.cpp's llama-diffusion-cli "
+            f"a diffusion model ({architecture}), which fills in tokens in any order. llama.cpp's llama-diffusion-cli "
             "runs it"
         )
     pooling = metadata.get(f"{architecture}.pooling_type")
     if pooling == RANKING:
-        return "a reranker, which scores texts and writes none. Give a model that writes text"
+        return "a reranker, which scores texts. Give a model that generates text"
     if architecture in VECTORS or pooling not in UNPOOLED:
-        return "an embedding model, which makes vectors of texts and writes none. Give a model that writes text"
+        return "an embedding model, which turns texts into vectors. Give a model that generates text"
     return None

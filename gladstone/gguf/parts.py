@@ -1,7 +1,7 @@
-"""Models in several files: pieces that llama.cpp loads as one, and raw parts that have to be joined first.
+"""Models in several files: parts that llama.cpp loads as one model, and raw parts that must be joined first.
 
-llama-gguf-split writes pieces that are files of their own, NAME-00001-of-00003.gguf. `split`, and uploaders who follow
-its ways, cut a file anywhere: NAME.gguf.part1of2, NAME.gguf-split-a, NAME.gguf.001.
+llama-gguf-split writes parts that are GGUF files themselves, NAME-00001-of-00003.gguf. `split` and tools like it cut a
+file at any byte: NAME.gguf.part1of2, NAME.gguf-split-a, NAME.gguf.001.
 """
 
 import os
@@ -20,18 +20,18 @@ RAW = re.compile(
 
 
 def part_name(stem: str, number: int, count: int) -> str:
-    """The name of a piece, from 1, of a model that was split, as llama.cpp looks for it."""
+    """The file name of part `number` (from 1) of a split model, as llama.cpp expects it."""
     return f"{stem}-{number:05}-of-{count:05}.gguf"
 
 
 def misnamed(path: Path, number: int, count: int) -> str | None:
-    """Why `path`, by its header piece `number` from 0 of `count`, is not the one to give; None if it is."""
+    """Why `path`, by its header part `number` (from 0) of `count`, cannot be loaded; None if it can."""
     named = PIECE.fullmatch(path.name)
     if named is None or (int(named[2]), int(named[3])) != (number + 1, count):
         stem = named[1] if named else path.stem
         return (
-            f"one of {count} parts, but not called …-{number + 1:05}-of-{count:05}.gguf as llama.cpp needs: "
-            f"name it {part_name(stem, number + 1, count)}, and the others alike"
+            f"one of {count} parts, but its name does not end in -{number + 1:05}-of-{count:05}.gguf as llama.cpp "
+            f"requires: rename it to {part_name(stem, number + 1, count)}, and the others likewise"
         )
     if number:
         first = path.with_name(part_name(named[1], 1, count))
@@ -40,7 +40,7 @@ def misnamed(path: Path, number: int, count: int) -> str | None:
     missing = [name for name in _pieces(named[1], count) if not path.with_name(name).exists()]
     if missing:
         told = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        return f"the first of {count} parts; missing in its folder: {told}. Bring them there"
+        return f"the first of {count} parts; missing from its folder: {told}. Put them there"
     return None
 
 
@@ -49,7 +49,7 @@ def _pieces(stem: str, count: int) -> list[str]:
 
 
 def raw_part(path: Path) -> str | None:
-    """What to say of a file that by its name is a raw part of another; None if it is not called like one."""
+    """How to join a file that by its name is a raw part of another; None if it is not named like one."""
     named = RAW.fullmatch(path.name)
     if named is None:
         return None
@@ -60,14 +60,14 @@ def raw_part(path: Path) -> str | None:
     of = f" of {count}" if count else ""
     told = f"part {named['number']}{of} of {whole.name}, which was cut into raw parts"
     if lacking:
-        return f"{told}: {lacking} missing in its folder. Bring all parts there, and join them"
+        return f"{told}: {lacking} missing from its folder. Put all parts there and join them"
     return f"{told}. Join them: {_join([each for _, each in there], whole)}"
 
 
 def _siblings(path: Path, whole: str) -> list[tuple[str, Path]]:
-    """Numbers and paths of the parts of the same file, this one included."""
+    """The numbers and paths of all parts of the same file."""
     found = [(path.name, path)]
-    with suppress(OSError):  # a folder may be entered and not listed
+    with suppress(OSError):  # a folder may permit access but not listing
         found = [(each.name, each) for each in path.parent.iterdir()]
     named = ((RAW.fullmatch(name), each) for name, each in found)
     return [(match["number"], each) for match, each in named if match and match["whole"] == whole]
@@ -78,7 +78,7 @@ def _place(number: str) -> tuple[int, str]:
 
 
 def _lacking(numbers: list[str], count: int | None) -> str:
-    """The numbers of a row that are not there, as far as it can be known."""
+    """Which parts are missing, as far as the names show, as subject and verb; '' if none."""
     if not all(number.isdigit() for number in numbers):
         return "" if len(numbers) > 1 or count is not None else "the others are"
     there = {int(number) for number in numbers}

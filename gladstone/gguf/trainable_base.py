@@ -1,4 +1,4 @@
-"""A GGUF given as the model to train: the embedded one is that, of any other its source is named."""
+"""A GGUF given as the base model to train: only the embedded one works; for any other the error names its source."""
 
 import re
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ WHY = "a GGUF, and training needs the weights before they were quantised"
 
 
 def names_gguf(name: str, path: Path) -> bool:
-    """Whether a base is named by a GGUF's path. A folder is none, whatever it is called."""
+    """Whether the name of a base is the path of a GGUF file. A folder never is, whatever its name."""
     if path.is_dir():
         return False
     try:
         with path.open("rb") as file:
             return file.read(4) == b"GGUF"
-    except (OSError, ValueError):  # no such file, or a name that can be none
+    except (OSError, ValueError):  # no such file, or a name that no file can have
         return name.endswith(".gguf")
 
 
@@ -38,14 +38,14 @@ def is_copy(path: Path, original: Path) -> bool:
 
 
 def refusal(option: str, name: str, path: Path) -> ConfigError:
-    """Why a GGUF cannot be trained, and what to give instead."""
+    """Return the error that says why a GGUF cannot be trained and what to give instead."""
     if not path.is_file():
-        return ConfigError(f"{option}: {name!r}: there is no such file, and a GGUF could not be trained: {WHY}.")
+        return ConfigError(f"{option}: {name!r}: no such file, and it could not be trained either: it is {WHY}.")
     return ConfigError(f"{option}: {name!r} is {WHY}. {_instead(path)}")
 
 
 def refusal_of_folder(option: str, name: str, folder: Path) -> ConfigError | None:
-    """The same of a folder with nothing but GGUF files; None of any other."""
+    """Return the same error for a folder whose only weights are GGUF files; None for any other folder."""
     files = sorted(folder.glob("*.gguf"))
     if not files or any(folder.glob("*.safetensors")):
         return None
@@ -53,12 +53,12 @@ def refusal_of_folder(option: str, name: str, folder: Path) -> ConfigError | Non
 
 
 def refusal_of_repository(option: str, name: str) -> ConfigError | None:
-    """The same of a Hub id that by its name holds GGUF files; None of any other."""
+    """Return the same error for a Hub id whose name ends in GGUF; None for any other."""
     if not name.lower().endswith("gguf"):
         return None
     return ConfigError(
-        f"{option}: {name!r} holds, by its name, GGUF files, and training needs the weights before they were "
-        "quantised. Give the Hub id of the model that they were made of: the repository's page names it."
+        f"{option}: by its name, {name!r} holds GGUF files, and training needs the weights before they were "
+        "quantised. Give the Hub id of the original model: the repository's page names it."
     )
 
 
@@ -72,17 +72,17 @@ def _instead(path: Path) -> str:
         metadata = {}
     source = hub_source(metadata)
     if source is not None:
-        return f"It says that it was made of {source}: give that Hub id, or the folder of that model."
+        return f"Its metadata says that it was made from {source}: give that Hub id, or the folder of that model."
     name = metadata.get("general.name")
     called = f" (it calls itself {name[:60]!r})" if isinstance(name, str) and name else ""
     return (
-        f"Give the Hub id or the folder of the model that it was made of{called}: config.json, tokenizer and "
+        f"Give the Hub id or the folder of the model that it was made from{called}: config.json, tokenizer and "
         "*.safetensors."
     )
 
 
 def _run_of(path: Path) -> str | None:
-    """The base of what was exported here, by the manifest beside it."""
+    """The base model of a file exported by Gladstone, from the manifest beside it."""
     if not is_listed(path):
         return None
     base = read_manifest(path.parent).config.get("base")
@@ -90,7 +90,7 @@ def _run_of(path: Path) -> str | None:
 
 
 def hub_source(metadata: Mapping[str, Any]) -> str | None:
-    """The Hub id of the model that a GGUF's metadata says it was made of; not that of another GGUF."""
+    """The Hub id of the original model in a GGUF's metadata; None if it names none, or only another GGUF."""
     for key in SOURCE_KEYS:
         value = metadata.get(key)
         found = HUB.fullmatch(value.strip()) if isinstance(value, str) else None

@@ -1,4 +1,4 @@
-"""Values of a GGUF header, read off the bytes of a file that nobody has vouched for: in bounded memory and time."""
+"""Values of a GGUF header, read from an untrusted file in bounded memory and time."""
 
 import mmap
 import struct
@@ -11,14 +11,14 @@ STRING, ARRAY, BOOL = 8, 9, 7
 SCALARS = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d",
 }  # fmt: skip
-MAX_ITEMS = 2_000_000  # of an array; the largest vocabulary known here has 262,144 tokens and 514,906 merges
-NUMBER_BYTES, TEXT_BYTES = 40, 40  # what Python needs for a number in a list; for a text besides the text itself
+MAX_ITEMS = 2_000_000  # of an array; the largest known vocabulary has 262,144 tokens and 514,906 merges
+NUMBER_BYTES, TEXT_BYTES = 40, 40  # Python's memory for a number in a list; for a text beyond its characters
 LEAST_BUDGET_BYTES = 150_000_000
-LONG_TEXT_BYTES = 1_000_000  # from here on a text is measured before it is decoded; no known chat template is as long
+LONG_TEXT_BYTES = 1_000_000  # a longer text is measured before it is decoded; no known chat template is as long
 
 
 class Cursor:
-    """Reads values off the file and refuses to pass its end, or to take more memory than an honest header could."""
+    """Reads values one after another; never past the file's end, nor into more memory than a sound header needs."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -27,7 +27,7 @@ class Cursor:
         self.position = 0
 
     def take(self, count: int, what: str) -> bytes:
-        """The next bytes. Raises DamagedError if the file ends before."""
+        """Read the next `count` bytes. Raises DamagedError if the file ends before."""
         end = self.position + count
         if end > self._size:
             raise self._cut(what, self.position)
@@ -36,15 +36,18 @@ class Cursor:
         return chunk
 
     def scalar(self, code: str, what: str) -> Any:
-        """The next number, `code` as `struct` has it."""
+        """Read the next number in the `struct` format `code`. Raises DamagedError as `take` does."""
         return struct.unpack(code, self.take(struct.calcsize(code), what))[0]
 
     def text(self, what: str, limit: int | None = None) -> str:
-        """The next text; bytes that are no UTF-8 become surrogates."""
+        """Read the next text; bytes that are not UTF-8 become surrogates.
+
+        Raises DamagedError if it is longer than `limit` bytes, cut off, or too large for the memory budget.
+        """
         length, most = self.scalar("<Q", what), self._size if limit is None else limit
         if length > most:
             raise DamagedError(f"{what} claims {length:,} bytes, more than {most:,}")
-        self._spend(length, what)  # before: what is larger than that is not even decoded
+        self._spend(length, what)  # before decoding
         raw = self.take(length, what)
         self._check_width(raw, what)
         text = raw.decode("utf-8", "surrogateescape")
@@ -52,7 +55,10 @@ class Cursor:
         return text
 
     def value(self, kind: int, what: str, most: int = MAX_ITEMS) -> tuple[Any, int | None]:
-        """The next value, and the type of an array's items, of which there may be `most`."""
+        """Read the next value of the type `kind`; returns it and the type of an array's items (else None).
+
+        Raises DamagedError for an unknown type, an array of more than `most` items, or what `text` raises it for.
+        """
         if kind == ARRAY:
             return self._array(what, most)
         if kind == STRING:
@@ -66,7 +72,7 @@ class Cursor:
 
     def _array(self, what: str, most: int) -> tuple[list[Any], int]:
         kind, count = self.scalar("<I", what), self.scalar("<Q", what)
-        if kind == ARRAY:  # in the format's description, but llama.cpp reads no such file
+        if kind == ARRAY:  # the format allows it, but llama.cpp reads no such file
             raise DamagedError(f"{what} holds arrays inside an array")
         if kind != STRING and kind not in SCALARS:
             raise DamagedError(f"{what} has the unknown value type {kind}")
@@ -110,7 +116,7 @@ class Cursor:
         return texts
 
     def _check_width(self, raw: bytes, what: str) -> None:
-        """Refuse a text that would not fit once decoded: one emoji makes Python keep four bytes for every character."""
+        """Raise DamagedError if a text is too large once decoded: one emoji makes every character take 4 bytes."""
         if len(raw) <= LONG_TEXT_BYTES or raw.isascii():
             return
         width = 4 if any(lead in raw for lead in range(0xF0, 0xF8)) else 2

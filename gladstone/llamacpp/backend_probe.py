@@ -1,7 +1,7 @@
-"""A back end tried in a process of its own: logits and times of a small model of random weights, made on the spot.
+"""Probe one CPU backend of llama.cpp in its own process: logits and time of a small random model, written on the spot.
 
-Its tensors are of the types that files have, each with kernels of its own. Run by
-`gladstone.llamacpp.backends.probe_backend`; one line of JSON on stdout.
+The model's tensors cover the common tensor types, since each has its own kernels.
+`gladstone.llamacpp.backends.probe_backend` starts this module and reads one line of JSON from its stdout.
 """
 
 import json
@@ -22,7 +22,7 @@ from gladstone.gguf.header import TENSOR_TYPES
 WIDTH, INNER, LAYERS, HEADS, VOCABULARY = 512, 1024, 2, 8, 256
 PROMPT_TOKENS, REPEATS, DECODED_TOKENS = 48, 5, 8
 F32, F16, Q4_0, Q4_1, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K, BF16 = 0, 1, 2, 3, 6, 8, 12, 13, 14, 30
-# where the scales of a block are, in 16-bit numbers from its beginning; all else may be any bits
+# where a block has its scales, in 16-bit numbers from its beginning; all other bits may be random
 SCALES = {Q4_0: (0,), Q4_1: (0, 1), Q5_0: (0,), Q8_0: (0,), Q4_K: (0, 1), Q5_K: (0, 1), Q6_K: (104,)}
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 LAYER_TYPES = ((Q4_K, Q8_0, F16, Q4_0, Q4_K, Q5_K, Q6_K), (BF16, Q5_0, Q4_1, Q8_0, Q4_1, Q4_0, Q8_0))  # of each layer's
@@ -31,7 +31,7 @@ Tensor = tuple[str, tuple[int, ...], int]
 
 
 def write_model(path: Path) -> None:
-    """The same file every time: a decoder of Llama's kind without a vocabulary."""
+    """Write a Llama decoder without a vocabulary: the same file every time."""
     tensors = _tensors()
     random = np.random.default_rng(7)
     blobs = [_weights(random, shape, kind) for _, shape, kind in tensors]
@@ -48,7 +48,10 @@ def write_model(path: Path) -> None:
 
 
 def measure(path: Path) -> dict[str, Any]:
-    """Logits after a prompt and after each of some tokens, and the least time of prompt and tokens together."""
+    """Logits after a prompt and after each decoded token, and the shortest time of prompt and tokens together.
+
+    Raises UnsupportedError if the backend loads no model, fails, or computes NaN or Inf.
+    """
     from gladstone.llamacpp.model import library
 
     lib = library()
@@ -57,7 +60,7 @@ def measure(path: Path) -> dict[str, Any]:
     params.n_ctx, params.n_threads, params.n_threads_batch, params.no_perf = 128, 1, 1, True
     context = lib.llama_init_from_model(model, params) if model else None
     if not context:
-        raise UnsupportedError("the back end loads no model")
+        raise UnsupportedError("the backend loads no model")
     times_s: list[float] = []
     logits: list[float] = []
     for _ in range(REPEATS):
@@ -66,11 +69,11 @@ def measure(path: Path) -> dict[str, Any]:
         for tokens in (list(range(1, 1 + PROMPT_TOKENS)), *([each] for each in range(100, 100 + DECODED_TOKENS))):
             array = (lib.llama_token * len(tokens))(*tokens)
             if lib.llama_decode(context, lib.llama_batch_get_one(array, len(tokens))) != 0:
-                raise UnsupportedError("the back end computes nothing")
+                raise UnsupportedError("the backend cannot evaluate the model")
             logits += lib.llama_get_logits_ith(context, -1)[:VOCABULARY]
         times_s.append(time.perf_counter() - begin_s)
     if not all(map(math.isfinite, logits)):
-        raise UnsupportedError("the back end computes what is no number")
+        raise UnsupportedError("the backend computes NaN or Inf")
     return {"logits": logits, "time_s": min(times_s)}
 
 
@@ -86,7 +89,7 @@ def _tensors() -> list[Tensor]:
 
 
 def _weights(random: np.random.Generator, shape: tuple[int, ...], kind: int) -> bytes:
-    """Random weights of about 1/√width, in the type's own layout; norms are 1."""
+    """Random weights with a standard deviation of about 1/√width in the type's layout; norms are 1."""
     if kind == F32:
         return np.ones(shape, "<f4").tobytes()
     count = math.prod(shape)
@@ -102,7 +105,7 @@ def _weights(random: np.random.Generator, shape: tuple[int, ...], kind: int) -> 
 
 
 def _scale(kind: int) -> float:
-    """So that quants of this type spread about as much as a normal distribution."""
+    """The scale with which random quants of this type have about unit variance."""
     return {Q4_0: 0.2, Q4_1: 0.1, Q5_0: 0.1, Q8_0: 0.013, Q4_K: 0.004, Q5_K: 0.002, Q6_K: 0.0008}[kind]
 
 
@@ -129,7 +132,7 @@ def _padded(size: int) -> int:
 
 
 def main() -> None:
-    """Measure the back end that GLADSTONE_CPU_BACKEND names, or the one that is built in."""
+    """Measure the backend that GLADSTONE_CPU_BACKEND names, or the built-in one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.gguf"
         write_model(path)

@@ -1,4 +1,4 @@
-"""Facts about the machine a stage runs on: processor, memory, disk, cache folder, installed versions."""
+"""Facts about the machine: CPU, memory, disk, cache folder, installed versions."""
 
 import os
 import platform
@@ -22,9 +22,9 @@ def cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class Cores:
-    """Processors: the machine's logical ones; of those this process may run on, all and the physical ones.
+    """CPU counts: the machine's logical CPUs, those this process may run on, and the physical cores among the latter.
 
-    `quota` is the control group's share in processors' worth of time, None for no limit.
+    `quota` is the control group's limit in CPUs, None for no limit.
     """
 
     logical: int
@@ -34,24 +34,24 @@ class Cores:
 
     @property
     def usable(self) -> int:
-        """Threads that can compute at the same time. A group that has used up its quota stands still for a while."""
+        """Threads that can compute at the same time. A group that exceeds its quota is paused, so it counts too."""
         return self.allowed if self.quota is None else max(1, min(self.allowed, int(self.quota)))
 
 
 def read_cores(root: Path = ROOT) -> Cores:
-    """The processors of this process, by affinity, control group and what shares a physical core."""
+    """Read the CPUs of this process from its affinity, its control group and the CPU topology."""
     logical = os.cpu_count() or 1
     allowed = set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(logical))
     return Cores(logical, len(allowed), _physical(root, allowed), cpu_quota(root))
 
 
 def core_count() -> int:
-    """Threads that this process can run at the same time (not what the machine could)."""
+    """Threads that this process (not the machine) can run at the same time."""
     return read_cores().usable
 
 
 def _physical(root: Path, allowed: set[int]) -> int:
-    """Physical cores among the allowed processors; each its own where the system does not tell."""
+    """Physical cores among the allowed CPUs; psutil's count where the system has no topology files."""
     cores = set()
     for number in allowed:
         siblings = root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list"
@@ -69,13 +69,13 @@ def _physical_by_psutil(allowed: int) -> int:
 
 
 def processor_name() -> str:
-    """The processor as the operating system names it."""
+    """The CPU's name as the operating system reports it."""
     found = _in_cpuinfo(ROOT, "model name")
-    return found or platform.processor() or platform.machine()  # not Linux: platform knows a coarser name
+    return found or platform.processor() or platform.machine()  # outside Linux: platform reports a coarser name
 
 
 def processor_flags(root: Path = ROOT) -> frozenset[str]:
-    """Instruction sets that the processor has and the system allows, as Linux names them; empty elsewhere."""
+    """Instruction sets that the CPU has and the system allows, by Linux's names; empty on other systems."""
     return frozenset((_in_cpuinfo(root, "flags") or _in_cpuinfo(root, "Features") or "").split())
 
 
@@ -88,7 +88,7 @@ def _in_cpuinfo(root: Path, key: str) -> str | None:
 
 
 def available_memory_bytes() -> int:
-    """Memory that can be had without swapping, as the operating system estimates it and the control group allows."""
+    """Bytes that can be allocated without swapping, by the system's estimate and the control group's limit."""
     import psutil
 
     available = int(psutil.virtual_memory().available)
@@ -97,17 +97,17 @@ def available_memory_bytes() -> int:
 
 
 def mapped_file_bytes() -> int:
-    """Pages of files that this process has in memory, as a mapped model's; 0 where the system does not tell."""
+    """Resident bytes of mapped files in this process, such as a model's; 0 where the system does not report them."""
     return _in_status(Path("/proc/self/status"), "RssFile") or 0
 
 
 def peak_memory_bytes() -> int:
-    """Highest resident size of this process so far."""
+    """Peak resident size of this process, in bytes."""
     import psutil
 
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
-    # on Linux getrusage tells a child the peak of the parent that started it, if that was the higher one
+    # on Linux getrusage reports the parent's peak to a child if that was higher
     own = _in_status(Path("/proc/self/status"), "VmHWM")
     if own is not None:
         return own
@@ -126,7 +126,7 @@ def _in_status(status: Path, key: str) -> int | None:
 
 
 def check_disk(folder: Path, needed_bytes: int, what: str) -> None:
-    """Raises ArtifactError if the file system of `folder` has less room than `what` needs."""
+    """Raise ArtifactError if the file system of `folder` has less free space than `what` needs."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
@@ -137,16 +137,16 @@ def check_disk(folder: Path, needed_bytes: int, what: str) -> None:
 
 
 def readable_bytes(count: float) -> str:
-    """1,234,567 → '1.2 MB' (powers of ten, as disks are sold and files are listed)."""
+    """Format a size in decimal units: 1,234,567 → '1.2 MB'."""
     for unit in ("B", "kB", "MB"):
-        if abs(count) < (1000 if unit == "B" else 999.95):  # from there on it is shown as 1000.0
+        if abs(count) < (1000 if unit == "B" else 999.95):  # a larger value would round to 1000.0
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
 
 
 def installed_versions(*packages: str) -> dict[str, str]:
-    """Version of each package, of Gladstone and of Python; a package that is not installed is left out."""
+    """Versions of Python, Gladstone and each package; a package that is not installed is left out."""
     versions = {"python": platform.python_version()}
     for package in ("gladstone", *packages):
         try:

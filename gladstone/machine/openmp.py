@@ -1,12 +1,12 @@
-"""How OpenMP's threads wait for each other, under llama.cpp and torch alike: by what else the machine does.
+"""How long OpenMP threads spin while they wait for each other, under llama.cpp and torch, by the machine's other load.
 
-At the end of every operation the threads meet, and who comes first spins until the last one comes; in GNU's library for
-milliseconds. On a quiet machine nothing is faster. Where other work has the last one's processor, its siblings burn the
-time that it needs, at each of the hundreds of operations of a token: an answer may not end at all. Beside other work
-they should spin for a few microseconds and then sleep.
+The threads meet at the end of every operation, and the early ones spin until the last one arrives: for milliseconds in
+GNU's library. On an idle machine nothing is faster. If another program occupies the last thread's CPU, the spinning
+threads burn the CPU time that it needs, at each of the hundreds of operations of a token: an answer may take forever.
+Beside other work the threads should spin for a few microseconds and then sleep.
 
-The library reads how long from the environment once, when it is loaded. But it spins briefly by itself while it has
-more threads than there are processors: a few that sleep are enough, so it can be changed at any time.
+GNU's library reads the spin time from the environment once, when it is loaded. But it spins briefly by itself while it
+has more threads than there are CPUs: a few sleeping threads are enough to switch that on and off at any time.
 """
 
 import ctypes
@@ -19,27 +19,27 @@ from gladstone.machine.other_work import FELT, OtherWork
 from gladstone.machine.time_slices import Slices
 
 USERS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-LIBRARY = "libgomp.so.1"  # torch brings a copy of its own, under the same name: a process loads one of them
+LIBRARY = "libgomp.so.1"  # torch bundles its own copy under the same name: a process loads one of them
 LOOK_S, IDLE_LOOK_S = 0.25, 1.0
-IDLE_SHARE = 0.02  # of a processor
+IDLE_SHARE = 0.02  # of one CPU
 
 _watching: list[threading.Thread] = []
-_taken = [0.0]  # processors that other work took, when it was looked at last
+_taken = [0.0]  # CPUs that other work occupied, by the last measurement
 _lock = threading.Lock()
 
 
 class Sleepers:
-    """OpenMP threads that do nothing, so that there are more of them than processors while `wait_briefly` is on."""
+    """Sleeping OpenMP threads, which make the threads outnumber the CPUs while `wait_briefly` is on."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._run = library.GOMP_parallel
-        # any function that takes a pointer and may be called by many threads
+        # any thread-safe function that takes one pointer
         self._nothing = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p)
         self._enough: threading.Event | None = None
         self._thread: threading.Thread | None = None
 
     def wait_briefly(self, briefly: bool) -> None:
-        """Let the threads of this process sleep soon when they wait for each other, or as OpenMP does by default."""
+        """Make waiting threads of this process sleep soon, or spin as OpenMP does by default."""
         if briefly and self._enough is None:
             self._enough = threading.Event()
             self._thread = threading.Thread(target=self._hold, args=(self._enough,), daemon=True)
@@ -50,15 +50,15 @@ class Sleepers:
             self._enough = self._thread = None
 
     def _hold(self, enough: threading.Event) -> None:
-        """Start the threads, which sleep as long as the one that started them lives."""
+        """Start the threads; they sleep as long as the thread that started them lives."""
         self._run(self._nothing, ctypes.create_string_buffer(1), ctypes.c_uint((os.cpu_count() or 1) + 1), 0)
         enough.wait()
 
 
 def follow_other_work() -> None:
-    """From now on OpenMP's threads wait by what else the machine does. To be called before computing, once or often.
+    """Start to adapt the spinning of OpenMP's threads to the machine's other load. Further calls do nothing.
 
-    What the user has set in the environment stays; of another OpenMP than GNU's nothing is changed.
+    A setting of the user in the environment stays. An OpenMP library other than GNU's is left alone.
     """
     with _lock:
         if not _watching:
@@ -68,17 +68,17 @@ def follow_other_work() -> None:
 
 
 def other_processors() -> float:
-    """Processors that other work took in the last quarter of a second; in the last second if nothing was computed."""
+    """CPUs that other work occupied in the last quarter second, or in the last second if this process was idle."""
     return _taken[0]
 
 
 def may_change() -> bool:
-    """Whether the threads' waiting is ours to change: on Linux, unless the user has said in the environment how."""
+    """Whether the spinning may be changed: on Linux, unless the user has set it in the environment."""
     return sys.platform == "linux" and not any(name in os.environ for name in USERS)
 
 
 def loaded_library() -> ctypes.CDLL | None:
-    """GNU's OpenMP if it is in this process already: loaded by us it might not be the one that computes."""
+    """GNU's OpenMP library if this process has loaded it; a copy loaded here might not be the one that computes."""
     try:
         return ctypes.CDLL(LIBRARY, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
     except OSError:

@@ -1,4 +1,4 @@
-"""The training tokenizer of a model folder, as far as Gladstone needs it. Names transformers."""
+"""The Hugging Face tokenizer of a model folder, as far as Gladstone needs it. Names transformers."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from gladstone.chat.template import ChatTemplate
 from gladstone.errors import ConfigError, DataError
 from gladstone.process.import_without_gc import importing
 
-# everything a tokenizer may be made of; copied as it is, since save_pretrained does not write all of it back
+# all files of a tokenizer; copied unchanged, since save_pretrained does not write all of them back
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -26,7 +26,7 @@ TOKENIZER_FILES = (
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Those of TOKENIZER_FILES that a model's folder has."""
+    """The tokenizer files that a model's folder has."""
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
@@ -34,8 +34,8 @@ def tokenizer_files(folder: Path) -> list[Path]:
 class FolderTokenizer:
     """A tokenizer and the chat template stored with it.
 
-    `special_tokens` maps texts to ids; `named_tokens` has the texts that templates may name (bos_token, eos_token, …);
-    `bos_id` is the token that the tokenizer puts before every text, None where it puts none.
+    `special_tokens` maps texts to ids. `named_tokens` maps the names that templates may use (bos_token, eos_token, …)
+    to texts. `bos_id` is the token that the tokenizer puts before every text, None if it puts none.
     """
 
     hf: Any
@@ -45,12 +45,12 @@ class FolderTokenizer:
     template_source: str | None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, special tokens recognised, nothing added."""
+        """Token ids of a text: special tokens are recognised, none is added."""
         ids: list[int] = self.hf(text, add_special_tokens=False).input_ids
         return ids
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
-        """What `encode` gives of each text, many times as fast."""
+        """Token ids of each text as `encode` returns them, many times faster."""
         ids: list[list[int]] = self.hf(texts, add_special_tokens=False).input_ids if texts else []
         return ids
 
@@ -62,7 +62,7 @@ class FolderTokenizer:
 
     @property
     def composes(self) -> bool:
-        """Whether it composes characters (NFC) before it splits a text, as Qwen's do."""
+        """Whether the tokenizer applies NFC normalization to a text, as Qwen's does."""
         backend = getattr(self.hf, "backend_tokenizer", None)
         if backend is None or backend.normalizer is None:
             return False
@@ -71,7 +71,7 @@ class FolderTokenizer:
 
     @property
     def padding_id(self) -> int:
-        """The token that fills a batch, which is masked: the end of text where the tokenizer names none."""
+        """The padding token (masked in training): end of text if the tokenizer names none."""
         pad: int | None = self.hf.pad_token_id
         return pad if pad is not None else self.eos_id or 0
 
@@ -81,9 +81,9 @@ class FolderTokenizer:
         return text
 
     def decode_all(self, ids: list[list[int]]) -> list[str]:
-        """What `decode` gives of each list, many times as fast."""
+        """The text of each list as `decode` returns it, many times faster."""
         backend = getattr(self.hf, "backend_tokenizer", None)
-        if backend is None:  # a tokenizer in Python
+        if backend is None:  # a slow tokenizer, written in Python
             return [self.decode(each) for each in ids]
         texts: list[str] = backend.decode_batch(ids, skip_special_tokens=False)
         return texts
@@ -91,24 +91,24 @@ class FolderTokenizer:
     def template(
         self, source: str | None = None, *, now: datetime | None = None, name: str | None = None
     ) -> ChatTemplate:
-        """The compiled chat template, or `source` in its place; `now` and `name` as ChatTemplate takes them.
+        """Compile `source`, or the tokenizer's own chat template if it is None; `now` and `name` as for ChatTemplate.
 
-        Raises ConfigError if there is neither.
+        Raises ConfigError if there is neither, DataError if it does not compile.
         """
         source = source if source is not None else self.template_source
         if source is None:
             raise ConfigError(
                 "the base model has no chat template: give one with base.chat_template (a Jinja file). Without a "
-                "template nobody can say where a question ends."
+                "template there is no mark for where a question ends."
             )
         return ChatTemplate(source, self.named_tokens, now=now, name=name)
 
 
 def end_of_answer(tokenizer: FolderTokenizer, template: ChatTemplate | None = None) -> int | None:
-    """The last special or added token of a rendered answer: what a model is trained to end with.
+    """The last special or added token of a rendered answer: the token that a model is trained to end with.
 
-    `template` takes the place of the tokenizer's own. None where there is no template, it refuses a plain question
-    and answer, or it ends an answer with a text.
+    `template` replaces the tokenizer's own. None if there is no template, if it refuses a plain question and answer, or
+    if it ends an answer without such a token.
     """
     turns = (Message("user", "?"), Message("assistant", "!"))
     try:
@@ -120,7 +120,10 @@ def end_of_answer(tokenizer: FolderTokenizer, template: ChatTemplate | None = No
 
 
 def load_tokenizer(folder: Path) -> FolderTokenizer:
-    """Load from a local folder, never from the Hub, never running code from it. Raises DataError if that fails."""
+    """Load a tokenizer from a local folder, without the Hub and without code from the folder.
+
+    Raises DataError if it cannot be loaded.
+    """
     with importing():
         from transformers import AutoTokenizer
 

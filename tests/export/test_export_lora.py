@@ -136,7 +136,7 @@ def test_the_command_writes_adapter_and_base_that_the_runtime_lays_together(tiny
     assert ask("--lora", f"{lora}=0") == plain
     wrong = CliRunner().invoke(runtime, ["ask", str(base), "?", "--lora", str(base)])
     assert wrong.exit_code == 1
-    assert "holds no LoRA adapter" in wrong.output
+    assert "not a LoRA adapter" in wrong.output
 
 
 @pytest.mark.slow

@@ -173,13 +173,13 @@ def test_a_part_that_is_missing_or_not_the_first_is_told(parts: list[Path]) -> N
     with pytest.raises(ArtifactError, match=r"part 2 of \d; give the first, tiny\.v1-f16-00001-of-"):
         read_model(parts[1])
     parts[-1].unlink()
-    with pytest.raises(ArtifactError, match=rf"missing in its folder: {parts[-1].name}"):
+    with pytest.raises(ArtifactError, match=rf"missing from its folder: {parts[-1].name}"):
         read_model(parts[0])
 
 
 def test_a_part_under_another_name_is_told(parts: list[Path]) -> None:
     renamed = parts[0].rename(parts[0].with_name("model.gguf"))
-    with pytest.raises(ArtifactError, match=r"one of \d parts, but not called"):
+    with pytest.raises(ArtifactError, match=r"one of \d parts, but its name"):
         read_model(renamed)
 
 

@@ -201,7 +201,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
     "unknown type of token": (
         lambda f: f.set("tokenizer.ggml.token_type", ARRAY, Array(I32, [1, 1, 7, 1])),
-        "tokenizer.ggml.token_type holds 7, which is no type of a token",
+        "tokenizer.ggml.token_type holds 7, which is not a token type",
     ),
     "merge of one part": (
         lambda f: f.set("tokenizer.ggml.merges", ARRAY, Array(STRING, ["a b", "ab"])),

