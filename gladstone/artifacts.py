@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, and the manifest that says a folder is finished.
+"""Atomic file writes, and the manifest that marks a folder as finished.
 
-A stage writes its files under temporary names, renames each when it is whole, and writes `manifest.json` last. So a
-folder with a manifest is finished, a folder without one is not, and no reader ever meets half a file.
+A stage writes each file under a temporary name, renames it when it is complete, and writes `manifest.json` last. So a
+folder is finished exactly if it has a manifest, and no reader ever sees a partial file.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _KINDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file of a folder: its path relative to the folder, its hash and its size."""
+    """A file in a folder: its path relative to the folder, its hash and its size."""
 
     path: str
     sha256: str
@@ -39,7 +39,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a stage made, from what, with which settings and versions. Written last."""
+    """What a stage produced, from which inputs, with which settings and versions. Written last."""
 
     stage: str
     files: tuple[FileRecord, ...]
@@ -51,7 +51,7 @@ class Manifest:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def record(self, path: str) -> FileRecord:
-        """The record of one file. Raises ArtifactError if the manifest does not list it."""
+        """Return the record of one file. Raises ArtifactError if the manifest does not list it."""
         for record in self.files:
             if record.path == path:
                 return record
@@ -59,7 +59,7 @@ class Manifest:
 
 
 def sha256_file(path: Path) -> str:
-    """Hash of a file's bytes. Raises ArtifactError if it cannot be read."""
+    """Hash a file. Raises ArtifactError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -68,7 +68,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_path(path: Path) -> str:
-    """Hash of a file, or of a folder's file names and bytes. Raises ArtifactError if one cannot be read."""
+    """Hash a file, or the names and contents of a folder's files. Raises ArtifactError if one cannot be read."""
     if not path.is_dir():
         return sha256_file(path)
     digest = hashlib.sha256()
@@ -78,15 +78,15 @@ def sha256_path(path: Path) -> str:
 
 
 def record_file(folder: Path, path: Path) -> FileRecord:
-    """The record of a file inside `folder`."""
+    """Make the record of a file inside `folder`. Raises ArtifactError if it cannot be read."""
     return FileRecord(path.relative_to(folder).as_posix(), sha256_file(path), path.stat().st_size)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success fsync and rename it, on any failure remove it.
+    """Yield a temporary path beside `path`; fsync and rename it on success, remove it on any failure.
 
-    Raises ArtifactError if the file system has no room or refuses.
+    Raises ArtifactError if the file system is full or refuses.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -99,36 +99,36 @@ def whole_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}.") from error
     finally:
-        with suppress(OSError):  # missing, or its folder is none: the first error is the one to tell
+        with suppress(OSError):  # the first error is the one to report
             partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole."""
+    """Write a text file atomically. Raises ArtifactError if it cannot be written."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def copy_file(source: Path, path: Path) -> None:
-    """Copy a file so that it appears whole. Raises ArtifactError."""
+    """Copy a file atomically. Raises ArtifactError if it cannot be written."""
     with whole_file(path) as partial:
         shutil.copyfile(source, partial)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole, readable by people."""
+    """Write an indented JSON file atomically. Raises ArtifactError if it cannot be written."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a JSON Lines file whole, row by row."""
+    """Write a JSON Lines file atomically, row by row. Raises ArtifactError if it cannot be written."""
     with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what a killed process left under temporary names in this folder."""
+    """Remove the temporary files and folders that a killed process left in this folder."""
     for leftover in folder.glob(".*.partial"):
         if leftover.is_dir():
             shutil.rmtree(leftover)
@@ -137,12 +137,12 @@ def remove_partials(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Mark the folder as finished. Call it last."""
+    """Mark the folder as finished; call it last. Raises ArtifactError if it cannot be written."""
     write_json(folder / MANIFEST_NAME, {"schema": MANIFEST_SCHEMA} | dataclasses.asdict(manifest))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a finished folder. Raises ArtifactError if there is none or it cannot be understood."""
+    """Read the manifest of a finished folder. Raises ArtifactError if it is missing or invalid."""
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: no such folder.")
@@ -170,13 +170,13 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Compare every file with its record. Raises ArtifactError naming the first that differs."""
+    """Compare every file with its record. Raises ArtifactError with the first one that differs."""
     for record in manifest.files:
         check_file(folder / record.path, record)
 
 
 def check_file(path: Path, record: FileRecord) -> None:
-    """Raises ArtifactError if the file is missing or is not the one that was recorded."""
+    """Raise ArtifactError if the file is missing or differs from its record."""
     if not path.is_file():
         raise ArtifactError(f"{path}: listed in the manifest but missing.")
     size = path.stat().st_size
@@ -194,7 +194,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def is_listed(path: Path) -> bool:
-    """True if a manifest beside the file lists it: a stage made it here."""
+    """True if a manifest beside the file lists it, so a stage wrote it here."""
     try:
         return path.name in {record.path for record in read_manifest(path.parent).files}
     except ArtifactError:
@@ -202,7 +202,7 @@ def is_listed(path: Path) -> bool:
 
 
 def check_writable(folder: Path) -> None:
-    """Create the folder and write a byte to it. Raises ArtifactError if that cannot be done."""
+    """Create the folder and write a test byte in it. Raises ArtifactError if that fails."""
     check_no_file(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,17 +214,19 @@ def check_writable(folder: Path) -> None:
 
 
 def check_no_file(folder: Path) -> None:
-    """Raises ArtifactError if a file, or a link that leads nowhere, is where a folder is to be."""
+    """Raise ArtifactError if a file or a dangling link is in the place of the folder or a parent."""
     for each in (folder, *folder.parents):
         if each.is_symlink() and not each.exists():
-            raise ArtifactError(f"{folder}: cannot be written to: {each} is a link to {each.readlink()}, not there.")
+            raise ArtifactError(
+                f"{folder}: cannot be written to: {each} is a link to {each.readlink()}, which does not exist."
+            )
         if each.is_file():
             raise ArtifactError(f"{folder}: cannot be written to: {each} is a file, expected a folder.")
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk. Raises OSError."""
-    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
+    """Flush a file, or a folder's directory entries, to the disk. Raises OSError if that fails."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

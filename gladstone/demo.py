@@ -1,6 +1,6 @@
-"""`gladstone demo`: the whole line on the embedded model and the embedded rows.
+"""`gladstone demo`: all stages on the embedded model and the embedded rows.
 
-Each stage runs as its own command, as a user would call it, and is read back from the files it leaves.
+Each stage runs as its own command, as a user would call it; the results are read from the files that it writes.
 """
 
 import json
@@ -28,14 +28,14 @@ FORM = r"Problem: [^\n]+\nSince: [^\n]+\nUrgency: (?P<urgency>emergency|same day
 QUANTS = ("q8_0", "q4_k_m")
 MEASURED, SHOWN, SHOWN_CHARACTERS = 32, 2, 300
 LIMITS = """\
-What a 135M model can do: take on the form, tone and length of your answers in minutes, on a laptop, with nothing
-leaving it; show that every step of the line works before you rent a GPU for a large model.
-What it cannot: know medicine. It fills the form fluently, and often wrongly. For answers that hold, take the same
-commands to a model of 7B parameters or more, and have a clinician judge them."""
+What a 135M model can do: learn the form, tone and length of your answers in minutes, on a laptop, without sending
+anything anywhere; show that every stage works before you rent a GPU for a large model.
+What it cannot do: know medicine. It fills in the form fluently and often wrongly. For reliable answers, run the same
+commands on a model of 7B parameters or more, and have a clinician review the answers."""
 
 
 class Demo:
-    """The stages, their folders, and the time each took."""
+    """The stages of the demo, their folders, and the time that each took."""
 
     def __init__(self, folder: Path) -> None:
         self.run, self.report = folder / "run", folder / "report"
@@ -51,12 +51,12 @@ class Demo:
         self._stage("fine-tune", self.run, ["finetune", "run", RECIPE, "--resume", "--out", str(self.run)])
 
     def export(self) -> None:
-        """Merge, convert, quantise and prove the tuned model, and the base in the same way."""
+        """Merge, convert, quantise and prove the tuned model, and the base model likewise."""
         quants = [argument for quant in QUANTS for argument in ("--quant", quant)]
         self._stage("export and prove", self.gguf, ["export", "gguf", str(self.run), *quants, "--with-base"])
 
     def measure(self) -> None:
-        """Benchmark base against tuned on the rows that were held out."""
+        """Benchmark the base and the tuned model on the held-out rows."""
         files = [self.file("q8_0", base=True), *(self.file(quant) for quant in QUANTS)]
         data = ["--data", str(self.run / "data" / "test.jsonl"), "--format", "messages", "--out", str(self.report)]
         count = str(MEASURED)
@@ -70,14 +70,14 @@ class Demo:
         return [(row["system"], row["user"]) for row in turns]
 
     def answers(self) -> list[tuple[str, str, str]]:
-        """Question, the base's answer and the tuned model's as they are shown, for two held-out rows."""
+        """Question, the base's answer and the tuned model's answer, as shown, for two held-out rows."""
         begin_s = time.monotonic()
         told = [(row[1], self._ask(*row, base=True), self._ask(*row, base=False)) for row in self.held_out()]
         self.times["chat"] = f"{time.monotonic() - begin_s:.0f} s"
         return told
 
     def _ask(self, system: str, question: str, *, base: bool) -> str:
-        """The likeliest answer, the same that the report has."""
+        """The greedy answer, the same as in the report."""
         command = ["runtime", "ask", str(self.file("q8_0", base=base)), question, "--system", system, "--json"]
         done = subprocess.run([sys.executable, "-P", "-m", "gladstone", *command], stdout=subprocess.PIPE, check=False)
         if done.returncode:
@@ -87,7 +87,7 @@ class Demo:
 
     def _stage(self, name: str, folder: Path, command: list[str]) -> None:
         if is_finished(folder):
-            click.secho(f"\n▸ {name}: finished before, kept ({folder})", bold=True)
+            click.secho(f"\n▸ {name}: already finished, kept ({folder})", bold=True)
             self.times[name] = "kept"
             return
         click.secho(f"\n▸ {name}: {command_line('gladstone', *command)}", bold=True)
@@ -99,10 +99,10 @@ class Demo:
 
 
 def told_answer(text: str, *, ended: bool, base: bool) -> str:
-    """An answer as it is shown, with what is wrong with it; one of the tuned model that says nothing is only named."""
+    """An answer as shown, with its fault; an empty or repetitive answer of the tuned model is only mentioned."""
     fault = degenerate(text)
     if fault and not base:
-        return f"(the answer {fault}: it is no result, and is not shown)"
+        return f"(the answer {fault}: it is not a result and is not shown)"
     shown = text if ended and len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS].rstrip()} […]"
     if fault:
         return f"{shown}\n(the answer {fault})".lstrip()
@@ -110,7 +110,7 @@ def told_answer(text: str, *, ended: bool, base: bool) -> str:
 
 
 def degenerate(text: str) -> str:
-    """Why an answer is none, in words that follow 'the answer'; '' if it is one."""
+    """What makes an answer useless, as words that follow 'the answer'; '' for a proper answer."""
     if not text.strip():
         return "is empty"
     return "repeats itself" if repeats_itself(text) else ""
@@ -128,11 +128,11 @@ def _stop(name: str, code: int) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("runs/demo"),
     show_default=True,
-    help="Folder for everything the demo makes.",
+    help="Folder for everything that the demo writes.",
 )
-@click.option("--fresh", is_flag=True, help="Begin anew: remove what an earlier demo left in that folder.")
+@click.option("--fresh", is_flag=True, help="Start afresh: first remove what an earlier demo left in that folder.")
 def main(out: Path, fresh: bool) -> None:
-    """Run the whole line on the embedded model and rows: fine-tune, export, chat, measure."""
+    """Run all stages on the embedded model and rows: fine-tune, export, chat, measure."""
     from finetune.config.schema import load_recipe
     from gladstone.commands.group import require_packages
 
@@ -152,15 +152,15 @@ def main(out: Path, fresh: bool) -> None:
 def _show(demo: Demo, answers: list[tuple[str, str, str]]) -> None:
     facts = read_manifest(demo.run).facts
     proof = json.loads((demo.gguf / "proof.json").read_text(encoding="utf-8"))
-    click.secho(f"\nBefore and after, on {MEASURED} questions that were never trained on", bold=True)
+    click.secho(f"\nBefore and after, on {MEASURED} held-out questions", bold=True)
     report = json.loads((demo.report / "report.json").read_text(encoding="utf-8"))
     for line in measured_lines(report):
         click.echo(line)
     click.echo(
-        f"held-out loss        {facts['held_out_loss_before']:.2f} → {facts['held_out_loss_after']:.2f} nats an answer "
-        "token, in torch on the NF4 base"
+        f"held-out loss        {facts['held_out_loss_before']:.2f} → {facts['held_out_loss_after']:.2f} nats per "
+        "answer token, in torch on the NF4 base"
     )
-    click.echo(f"\nThe first two. Both models were told: {demo.held_out()[0][0]}")
+    click.echo(f"\nThe first two. System prompt of both models: {demo.held_out()[0][0]}")
     for question, before, after in answers:
         click.echo(f"\nQ      {_indented(question)}\nbase   {_indented(before)}\ntuned  {_indented(after)}")
     click.secho("\nProof that the GGUF is the model that was trained", bold=True)
@@ -175,9 +175,10 @@ def _show(demo: Demo, answers: list[tuple[str, str, str]]) -> None:
 
 
 def measured_lines(report: dict[str, Any]) -> list[str]:
-    """The base's figures and the tuned model's, both as Q8_0, with their 95 % intervals.
+    """The results of the base and the tuned model, both as Q8_0, with their 95 % intervals.
 
-    Where the tuned model's answers are none, that comes first, and in half of them it is the result.
+    If some of the tuned model's answers repeat themselves or are empty, that comes first; from half of them on it is
+    the verdict.
     """
     base, tuned = (report["models"][place]["results"] for place in (0, 1))
     lines = []
@@ -194,7 +195,7 @@ def measured_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _degenerate_lines(report: dict[str, Any]) -> list[str]:
-    """How many of the answers repeat themselves or are empty; nothing where none of the tuned model's does."""
+    """How many answers repeat themselves or are empty; no line if none of the tuned model's does."""
     labels = [report["models"][place]["label"] for place in (0, 1)]
     texts = [[item["models"][label]["answer"]["text"] for item in report["items"]
               if item["models"][label].get("answer")] for label in labels]  # fmt: skip
@@ -213,13 +214,13 @@ def _show_end(demo: Demo) -> None:
     click.secho("\nReport  ", bold=True, nl=False)
     click.echo(demo.report / "report.html")
     click.secho("Chat    ", bold=True, nl=False)
-    # the likeliest answer, as above: chat's own penalty on repeated words would be one on the labels
+    # greedy, as above: chat's own repeat penalty would penalise the form's labels
     sampling = ("--temperature", "0", "--repeat-penalty", "1", "--system", demo.held_out()[0][0])
     click.echo(command_line(_program("runtime"), "chat", demo.file("q8_0"), *sampling))
 
 
 def _program(name: str) -> str:
-    """How the user calls a console script: by name where it is on PATH, else by its path."""
+    """How to call a console script: by its name if it is on PATH, else by its path."""
     if shutil.which(name):
         return name
     beside = Path(sys.executable).with_name(name)

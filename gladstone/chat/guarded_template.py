@@ -1,7 +1,7 @@
-"""Chat templates of files that nobody vouches for: compiled and rendered in bounded time and memory.
+"""Untrusted chat templates, compiled and rendered in bounded time and memory.
 
-Within a process Jinja cannot be bounded: `'%99999999d' % 1` is computed while compiling, two loops within each other
-never end. So a child process does it, which is killed when a template takes too much, and started again.
+Jinja cannot be bounded within a process: `'%99999999d' % 1` is computed while compiling, and nested loops may run
+forever. So a child process does the work; it is killed when a template exceeds a limit, and started again.
 """
 
 import importlib
@@ -40,18 +40,18 @@ from gladstone.machine.host import readable_bytes
 from gladstone.report.terminal import visible
 
 _CHILD = Path(__file__).with_name("guarded_template_child.py")
-_PACKAGES = ("gladstone", "jinja2", "markupsafe")  # all that the child imports besides Python's own
-# all that the child gets to know of the environment: where its libraries are, and what time it is
+_PACKAGES = ("gladstone", "jinja2", "markupsafe")  # everything that the child imports beyond the standard library
+# the only environment variables that the child gets: for its shared libraries and its time zone
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 _LONGEST_ERROR_BYTES = 10_000
 _LAST_WORDS_LINES = 4
-_GIVEN_UP_AFTER_S = 1.0  # how long a child that hung up may take to end
+_GIVEN_UP_AFTER_S = 1.0  # how long a child that has closed its socket may take to exit
 
 
 class TemplateProcess:
-    """A child process that renders templates; started at once, so that it loads while the caller loads a model.
+    """A child process that renders templates. It starts at once, so that it loads while the caller loads a model.
 
-    One request at a time: others wait. A child that took too much or died is replaced at the next request.
+    Requests run one at a time; others wait. A child that exceeded a limit or died is replaced at the next request.
     """
 
     def __init__(self, limits: TemplateLimits | None = None) -> None:
@@ -70,32 +70,32 @@ class TemplateProcess:
         return self._child.pid if self._child else None
 
     def ask(self, head: bytes, body: bytes, purpose: str) -> str:
-        """The text for a request of `GuardedTemplate`; `purpose` ends the messages.
+        """Send a request of `GuardedTemplate` and return the text; `purpose` ends the error messages.
 
-        Raises DataError if the template is at fault, ToolError if the child cannot be started.
+        Raises DataError if the template fails or exceeds a limit, ToolError if the child cannot be started.
         """
         self._adopt_after_fork()
         with self._lock:
             if self._closed:
                 raise ValueError("the template's process is closed")
             child = self._child if self._child and self._child.is_alive() else self._start()
-            with ExitStack() as after_failure:  # Ctrl-C included: an answer that is not fetched spoils the next
+            with ExitStack() as after_failure:  # Ctrl-C included: an unread answer would be taken for the next one
                 after_failure.callback(self._end)
                 child.wait_until_ready(self.limits.start_s)
                 status, text = self._exchange(child, head, body, purpose)
-                if status in (TEXT, REFUSED):  # one that took too much goes, with all that it holds or has to say
+                if status in (TEXT, REFUSED):  # end a child that exceeded a limit
                     after_failure.pop_all()
         return self._checked(status, text, purpose)
 
     def close(self) -> None:
-        """End the child. Asking afterwards is a ValueError."""
+        """End the child. A later `ask` raises ValueError."""
         self._adopt_after_fork()
         with self._lock:
             self._closed = True
             self._end()
 
     def _adopt_after_fork(self) -> None:
-        # the child answers to the process that started it alone, and the lock may have been held at the fork
+        # the child belongs to the process that started it, and the lock may have been held during the fork
         if self._owner != os.getpid():
             self._owner = os.getpid()
             self._lock = threading.Lock()
@@ -141,16 +141,16 @@ class TemplateProcess:
                 return text.decode(*UTF8)
             if status == REFUSED:
                 raise DataError(text.decode(*UTF8))
-        raise DataError("the chat template breaks the process that renders it (its answer makes no sense).")
+        raise DataError("the chat template breaks the process that renders it (its reply is malformed).")
 
     def _too_slow(self, purpose: str) -> str:
         return f"the chat template takes longer than {self.limits.time_s:g} s {purpose}."
 
 
 class GuardedTemplate(ChatTemplate):
-    """A chat template that may be hostile, with the interface of `ChatTemplate`; every request is bounded.
+    """An untrusted chat template with the interface of `ChatTemplate`; every request is bounded.
 
-    It ends its process when it is closed, when it is collected, or with the program.
+    Its process ends when the template is closed or garbage-collected, or when the program exits.
     """
 
     def __init__(
@@ -161,9 +161,9 @@ class GuardedTemplate(ChatTemplate):
         *,
         name: str | None = None,
     ) -> None:
-        """`process`, one started before, belongs to the template from here on.
+        """`process` is one started earlier, which the template owns from here on.
 
-        Raises DataError if the template does not compile or takes too much, ToolError if no process can be started.
+        Raises DataError if the template does not compile or exceeds a limit, ToolError if no process can be started.
         """
         fields = {"source": source, "special_tokens": dict(special_tokens or {})}
         self._head = json.dumps(fields, ensure_ascii=False).encode(*UTF8)
@@ -174,7 +174,7 @@ class GuardedTemplate(ChatTemplate):
             after_failure.pop_all()
 
     def close(self) -> None:
-        """End the process; nothing can be rendered any more."""
+        """End the process. A later rendering raises ValueError."""
         self.process.close()
 
     def __enter__(self) -> Self:
@@ -225,7 +225,7 @@ class _Child:
         return self._process.poll() is None
 
     def wait_until_ready(self, limit_s: float) -> None:
-        """Raises ToolError with the child's last words if it ends before, or is not there in time."""
+        """Wait for the child to start. Raises ToolError with its last output if it exits or takes too long."""
         if self._is_ready:
             return
         try:
@@ -250,7 +250,7 @@ class _Child:
         return status, size
 
     def receive(self, size: int, deadline_s: float) -> bytes:
-        """Raises TimeoutError or BlockingIOError at the deadline and EOFError if the child is gone."""
+        """Read `size` bytes. Raises TimeoutError or BlockingIOError at the deadline, EOFError if the child exited."""
         received = bytearray(size)
         missing = memoryview(received)
         while missing:
@@ -262,17 +262,17 @@ class _Child:
         return bytes(received)
 
     def end(self) -> None:
-        """Kill the child, if it lives, and reap it. In a process forked off its parent's, only let go of it."""
+        """Kill and reap the child. In a fork of the process that started it, only close the connection."""
         self._socket.close()
         if self._owner == os.getpid():
             self._process.kill()
             self._process.wait()
         else:
-            self._process.returncode = 0  # not ours to wait for
+            self._process.returncode = 0  # it is not this process's child
         self._close_stderr()
 
     def exit_code(self) -> int:
-        """Of a child that hung up: at that moment it may still be ending."""
+        """Exit code of a child that has closed its socket, which may still be exiting; 0 if it does not exit."""
         try:
             code: int = self._process.wait(_GIVEN_UP_AFTER_S)
         except subprocess.TimeoutExpired:
@@ -281,14 +281,14 @@ class _Child:
 
     def _failed_start(self) -> str:
         code = self.exit_code()
-        said = visible("\n".join(self._last_words())) or "it said nothing"
+        said = visible("\n".join(self._last_words())) or "it printed nothing"
         return f"the process that renders chat templates ({sys.executable}) did not start ({_how(code)}): {said}"
 
     def _last_words(self) -> list[str]:
         pipe = self._process.stderr
         if pipe is None or pipe.closed:
             return []
-        os.set_blocking(pipe.fileno(), False)  # somebody else may hold its other end
+        os.set_blocking(pipe.fileno(), False)  # another process may hold its other end
         return (pipe.read() or b"").decode(errors="replace").strip().split("\n")[-_LAST_WORDS_LINES:]
 
     def _close_stderr(self) -> None:
@@ -296,12 +296,12 @@ class _Child:
             self._process.stderr.close()
 
     def _wait_until(self, deadline_s: float) -> None:
-        # what is there is taken even past the deadline: this process may have been stopped for a while
+        # data that has arrived is read even past the deadline: this process may have been suspended
         self._socket.settimeout(max(deadline_s - time.monotonic(), 0))
 
 
 def _command(limits: TemplateLimits) -> list[str]:
-    # -I and -S: neither the user's folders nor site-packages, whose start-up files would run, nor Python's environment
+    # -I and -S: no user folders, no site-packages (whose .pth files would run), no Python environment variables
     roots = {str(Path(file).parents[1]) for name in _PACKAGES if (file := importlib.import_module(name).__file__)}
     settings = json.dumps({"paths": sorted(roots), "limits": asdict(limits)})
     python = Path(sys.executable or "python").absolute()

@@ -1,7 +1,7 @@
-"""The process that compiles and renders chat templates for `guarded_template`.
+"""The child process that compiles and renders chat templates for `guarded_template`.
 
-It limits itself before it reads any template: no file, no further process, little memory, little time. It is started
-by its path, without site-packages, and finds Jinja where its parent says. It talks through a socket, its stdin.
+It restricts itself before it reads any template: no files, no further processes, little memory, little time. The parent
+starts it by its path, without site-packages, tells it where Jinja is, and talks to it through a socket (its stdin).
 """
 
 import codecs
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 REQUEST, REPLY = struct.Struct(">QQ"), struct.Struct(">cQ")  # sizes of head and body; status and size of the text
-NAMES = b"names"  # a body that asks for the names that the template reads
+NAMES = b"names"  # this body requests the names that the template reads
 READY, TEXT, REFUSED, TOO_LONG, TOO_BIG = b"R", b"T", b"E", b"L", b"M"
-UTF8 = ("utf-8", "surrogatepass")  # half a character travels as it is
+UTF8 = ("utf-8", "surrogatepass")  # lone surrogates pass unchanged
 _SOCKET, _CHUNK_BYTES = 0, 1 << 20
-# what Jinja and Python import at the first use: no file can be opened then
+# modules that Jinja and Python import at first use, when no file can be opened any more
 _LATE_MODULES = ("jinja2.constants", "jinja2.debug", "pprint", "textwrap", "unicodedata")
 _LATE_CODECS = ("ascii", "latin-1", "unicode_escape", "utf-16")
 
 
 @dataclass(frozen=True)
 class TemplateLimits:
-    """What a chat template may take for one request; an honest one takes a millisecond and no megabyte."""
+    """Limits for one request to a chat template; an ordinary one takes a millisecond and less than a megabyte."""
 
     time_s: float = 2.0
-    memory_bytes: int = 512_000_000  # more than the process has before it reads a template
+    memory_bytes: int = 512_000_000  # beyond what the process has before it reads a template
     output_bytes: int = 4_000_000
-    output_bytes_per_input_byte: int = 16  # what is allowed on top for long turns
-    start_s: float = 30.0  # for the process itself, on a machine that is busy
+    output_bytes_per_input_byte: int = 16  # in addition, for long turns
+    start_s: float = 30.0  # for starting the process, on a busy machine
 
     def longest_output_bytes(self, body: bytes) -> int:
-        """The most that may be written for the turns in a request's body."""
+        """The longest output in bytes that is allowed for the turns in a request's body."""
         return self.output_bytes + self.output_bytes_per_input_byte * len(body)
 
 
 class _Renderer:
-    """Answers requests; keeps the compiled template of the last one."""
+    """Answers requests; keeps the compiled template of the last request."""
 
     def __init__(self, limits: TemplateLimits) -> None:
         self._limits = limits
@@ -56,7 +56,7 @@ class _Renderer:
         self._template: Template | None = None
 
     def answer(self, head: bytes, body: bytes) -> tuple[bytes, bytes]:
-        """Status and text; without a body the template is only compiled."""
+        """Return status and text. With an empty body the template is only compiled."""
         from gladstone.errors import DataError
 
         _allow_time(self._limits.time_s)
@@ -92,8 +92,8 @@ class _Renderer:
 
 
 def _allow_time(limit_s: float) -> None:
-    """Let the system end this process if it works for longer: its parent may be gone by then."""
-    import resource  # not on every system, and the parent imports this module on all
+    """Make the system kill this process if it works for longer, in case its parent no longer exists to do so."""
+    import resource  # missing on Windows, where the parent imports this module too
 
     cpu_s = math.ceil(time.process_time() + limit_s) + 1
     hardest_s = resource.getrlimit(resource.RLIMIT_CPU)[1]
@@ -108,7 +108,7 @@ def _limit_memory(memory_bytes: int) -> None:
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     except FileNotFoundError:
-        return  # no Linux: macOS takes no such limit
+        return  # not Linux: macOS has no such limit
     limit_bytes = pages * resource.getpagesize() + memory_bytes
     hardest_bytes = resource.getrlimit(resource.RLIMIT_AS)[1]
     if hardest_bytes != resource.RLIM_INFINITY:
@@ -117,17 +117,17 @@ def _limit_memory(memory_bytes: int) -> None:
 
 
 def limit_process(memory_bytes: int) -> None:
-    """From here on this process opens no file, writes none, starts no other process and takes only so much memory."""
+    """Forbid this process to open or write files and to start processes, and limit its memory, for good."""
     import resource
 
-    time.localtime()  # reads the time zone, while files can be opened
+    time.localtime()  # reads the time zone while files can still be opened
     _limit_memory(memory_bytes)
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(limit, (0, 0))
 
 
 def _receive(size: int) -> bytes | None:
-    """The next bytes from the parent, None if it is gone."""
+    """The next `size` bytes from the parent, None if it has closed the socket."""
     received = bytearray()
     while len(received) < size:
         chunk = os.read(_SOCKET, min(size - len(received), _CHUNK_BYTES))
@@ -155,7 +155,7 @@ def _serve(limits: TemplateLimits) -> None:
 
 
 def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGALRM, signal.SIGXCPU):
         signal.signal(number, signal.SIG_DFL)
@@ -167,7 +167,7 @@ def _main() -> None:
         codecs.lookup(codec)
     limits = TemplateLimits(**settings["limits"])
     limit_process(limits.memory_bytes)
-    with suppress(ConnectionError):  # the parent is gone
+    with suppress(ConnectionError):  # the parent has exited
         _serve(limits)
 
 

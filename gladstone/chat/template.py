@@ -1,6 +1,6 @@
 """Chat templates: one renderer for training, proofs, chat and benchmarks, without transformers.
 
-A template renders in Jinja's sandbox (`sandbox`); `guarded_template` bounds what one may take of time and memory.
+Templates render in Jinja's sandbox (`sandbox`); `guarded_template` also bounds their time and memory.
 """
 
 import hashlib
@@ -19,37 +19,37 @@ from gladstone.chat.template_variables import names_read
 from gladstone.chat.tool_turns import CallStyle, ToolSupport, find_support, tools_of, turns_of
 from gladstone.errors import ConfigError, DataError
 
-# the fields in which templates take a turn's reasoning; gpt-oss calls it thinking
+# fields of a turn in which templates take its reasoning (gpt-oss: thinking)
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
-CLOCK = "strftime_now"  # the function that gives a template the time; the sandbox has no other
-# two times that no pattern writes alike
+CLOCK = "strftime_now"  # the only function in the sandbox that tells the time
+# two times that every strftime pattern formats differently
 _TIMES = (datetime(2001, 2, 3, 4, 5, 6), datetime(2012, 11, 28, 17, 48, 59))
 _ASKED: list[dict[str, Any]] = [{"role": "user", "content": "What time is it?"}]
 _READS_PARTS = re.compile(r"""\.text\b|\[\s*['"]text['"]""")
-_SENTINEL = "quixotry"  # a word that no template has
+_SENTINEL = "quixotry"  # a word that no template contains
 _WITH_TOOLS = (
-    "Choose a base whose chat template knows tools, or give one (--chat-template, base.chat_template in a recipe)"
+    "Choose a base whose chat template supports tools, or give one (--chat-template, base.chat_template in a recipe)"
 )
 
 
 def template_sha256(source: str) -> str:
-    """The hash under which a template travels from the training manifest to the report."""
+    """The hash that identifies a template from the training manifest to the report."""
     return hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of rendered text; `encode_parts` tokenizes it, so that no prompt depends on its answer."""
+    """A stretch of rendered text, scored in training or not; `encode_parts` tokenizes each one by itself."""
 
     text: str
     scored: bool
 
 
 def encode_parts(texts: Sequence[str], encode: Callable[[str], list[int]]) -> list[list[int]]:
-    """Token ids of consecutive texts, each as it is tokenized behind the text before it.
+    """Tokenize consecutive texts, each as it is tokenized after the text before it; returns token ids for each.
 
-    A sentencepiece tokenizer puts a space before whatever it is given: a part must not get one in the middle of a line.
-    Where a part would change the tokens before it, it is tokenized alone: what was said never depends on what follows.
+    A SentencePiece tokenizer puts a space before its input, which a text in the middle of a line must not get. A text
+    that would change the tokens before it is tokenized alone, so a prompt's tokens never depend on its answer.
     """
     parts: list[list[int]] = []
     for index, text in enumerate(texts):
@@ -63,10 +63,10 @@ def encode_parts(texts: Sequence[str], encode: Callable[[str], list[int]]) -> li
 
 
 class ChatTemplate:
-    """A compiled chat template with the special tokens it may name.
+    """A compiled chat template and the special tokens that it may name.
 
-    A template that has its own field for reasoning gets it there; for any other the reasoning is written before the
-    answer, as the family writes it whose markers the template names (`reasoning`).
+    A template with its own field for reasoning gets it there; for any other the reasoning is written before the answer,
+    with the markers of the template's family (`reasoning`).
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ChatTemplate:
         now: datetime | None = None,
         name: str | None = None,
     ) -> None:
-        """`now` is the time that the template may write (None: the real one); `name` tells users whose it is.
+        """`now` is the time for the template (None: the current time); `name` identifies it in error messages.
 
         Raises DataError with the line if the template does not compile.
         """
@@ -91,34 +91,34 @@ class ChatTemplate:
 
     @cached_property
     def reasoning_field(self) -> str | None:
-        """The field of a turn in which the template takes its reasoning; None if it has none."""
-        if REASONING_FIELDS[0] in self.source:  # also of a template that writes it in some turns alone
+        """The field of a turn in which the template takes reasoning; None if it has none."""
+        if REASONING_FIELDS[0] in self.source:  # even if the template writes it only in some turns
             return REASONING_FIELDS[0]
         named = (name for name in REASONING_FIELDS[1:] if re.search(rf"\b{name}\b", self.source))
         return next((name for name in named if self._shows({name: _SENTINEL}, _SENTINEL)), None)
 
     @cached_property
     def takes_parts(self) -> bool:
-        """Whether a turn's content has to be a list of parts, as templates of models that see want it."""
-        if not _READS_PARTS.search(self.source):  # a rendering is not to be had for nothing
+        """Whether a turn's content must be a list of parts, as for templates of multimodal models."""
+        if not _READS_PARTS.search(self.source):  # saves a rendering
             return False
         parts = {"content": [{"type": "text", "text": _SENTINEL}]}
         return not self._shows({"content": _SENTINEL}, _SENTINEL) and self._shows(parts, _SENTINEL)
 
     @cached_property
     def readable(self) -> tuple[str, ...]:
-        """The names of arguments that the template reads, beside those that every template gets."""
+        """The variables that the template reads, without those that every template gets."""
         return tuple(name for name in self._names_read() if name not in self.special_tokens)
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """What the template is given by name at each rendering."""
+        """The arguments of every rendering, by name."""
         return dict(self._arguments)
 
     def set_arguments(self, arguments: Mapping[str, Any]) -> None:
-        """Give the template these JSON values from now on, and no others.
+        """Replace the arguments of every later rendering with these JSON values.
 
-        Raises ConfigError for a name that the template never reads, with those that it reads.
+        Raises ConfigError for a name that the template never reads; the message lists those that it reads.
         """
         unread = [name for name in arguments if name not in self.readable]
         if unread:
@@ -131,40 +131,40 @@ class ChatTemplate:
 
     @cached_property
     def tool_support(self) -> ToolSupport:
-        """What the template shows of tools and calls."""
+        """What the template shows of tools, calls and results."""
         return find_support(self._rendered)
 
     @cached_property
     def writes_time(self) -> bool:
-        """Whether what it renders depends on the time."""
+        """Whether the rendered text depends on the time."""
         return CLOCK in self.source and any(map(self._depends_on_time, (False, True)))
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[str] = (), add_generation_prompt: bool = False
     ) -> str:
-        """The text of the turns; with `add_generation_prompt` it ends where the assistant's answer begins.
+        """Render the turns; with `add_generation_prompt` the text ends where the assistant's answer begins.
 
-        `tools` are definitions as JSON texts. Raises DataError if the template cannot render the turns, or if it leaves
-        tools, calls or their results out.
+        `tools` are definitions as JSON texts. Raises DataError if the template cannot render the turns or leaves out
+        tools, calls or their results.
         """
         turns = self.turns(messages, tools)
         return self._rendered(Rendering(turns, add_generation_prompt, tools_of(tools), self.now, self._arguments))
 
     def prompt_with(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:
-        """The text up to where the answer begins, with these arguments beside those that are set."""
+        """Render the prompt up to where the answer begins, with further arguments. Raises DataError like `render`."""
         given = {**self._arguments, **arguments}
         return self._rendered(Rendering(self.turns(messages), True, now=self.now, arguments=given))
 
     def system_support(self) -> SystemSupport:
-        """Whether the model sees a system prompt, with the arguments that are set."""
+        """Whether the model sees a system prompt, given the current arguments."""
         return find_system_support(lambda messages: self.prompt_with(messages, {}))
 
     def shows_question(self) -> bool:
-        """Whether the model sees what it is asked."""
+        """Whether the model sees the question."""
         return shows_question(lambda messages: self.prompt_with(messages, {}))
 
     def turns(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """The turns as the template takes them. Raises DataError if it leaves tools, calls or their results out."""
+        """Convert messages to turns for the template. Raises DataError if it leaves out tools, calls or results."""
         style = CallStyle()
         if tools or any(message.tool_calls or message.role == "tool" for message in messages):
             self._check_tools(messages, tools)
@@ -172,19 +172,19 @@ class ChatTemplate:
         return turns_of(messages, style, self._turn)
 
     def segments(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> list[Segment]:
-        """The text that ends with the last answer, cut where each scored answer begins and ends."""
+        """The last text of `examples`: it ends with the last answer. Raises DataError like `examples`."""
         return self.examples(messages, tools)[-1]
 
     def examples(
         self, messages: Sequence[Message], tools: Sequence[str] = (), scored: Collection[int] | None = None
     ) -> list[list[Segment]]:
-        """What is trained of a conversation: texts that hold each scored answer as the model has to write it, once.
+        """The training texts of a conversation: together they hold each scored answer once, as the model must write it.
 
-        `scored` are places of assistant's turns (None: all of them). What stands before an answer is what the template
-        makes of the turns before it, as when the model is served. A text holds several answers as long as the template
-        writes the earlier ones as they were answered; where it rewrites one (Qwen3's drops thoughts), the next answer
-        begins a text of its own. An answer has the markers of its end. Where the template renders it without its
-        reasoning (DeepSeek-R1's does), it is what the model has to write: reasoning, content, end of turn.
+        `scored` are indices of the assistant's turns (None: all of them). The text before an answer is the template's
+        rendering of the turns before it, exactly as when the model is served. One text holds several answers as long as
+        the template renders the earlier ones unchanged; if it rewrites one (Qwen3's drops the reasoning), the next
+        answer starts a new text. An answer includes its end-of-turn markers. If the template renders an answer without
+        its reasoning (DeepSeek-R1's does), the text still has it: reasoning, content, end of turn.
 
         Raises DataError if the last turn is not the assistant's or the template does not continue its own prompt.
         """
@@ -207,7 +207,7 @@ class ChatTemplate:
         return made
 
     def thinking_aloud(self, message: Message) -> str:
-        """The answer with its reasoning, if it has any, written before it as the template's family does."""
+        """The answer after its reasoning, if it has any, in the markers of the template's family."""
         return self.markers.written(message.reasoning or "", message.content)
 
     def _names_read(self) -> list[str]:
@@ -217,19 +217,19 @@ class ChatTemplate:
         try:
             self._compiled = compiled(self.source)
         except MemoryError:
-            raise DataError("the chat template does not compile: it takes all the memory.") from None
+            raise DataError("the chat template does not compile: it exhausts the memory.") from None
 
     def _rendered(self, asked: Rendering) -> str:
         try:
             return rendered(self._compiled, self.special_tokens, asked)
         except MemoryError:
-            raise DataError("the chat template cannot render these turns: they take all the memory.") from None
+            raise DataError("the chat template cannot render these turns: they exhaust the memory.") from None
 
     def _earlier(self, example: list[Segment], message: Message, prompt: str) -> list[Segment] | None:
-        """The example as the prompt of a later answer goes on with it, None if that has something else in its place.
+        """The example as the prompt of a later answer contains it; None if the template has rewritten it there.
 
-        `message` is what the example ends with. Some templates write a line break or the end of all text behind the
-        last answer alone: that is cut, as long as some other end of the turn stays.
+        `message` is the last one of the example. Some templates write a line break or the EOS token after the last
+        answer only: that is cut off, as long as another end-of-turn marker remains.
         """
         *before, answer = example
         opening = "".join(segment.text for segment in before)
@@ -241,7 +241,7 @@ class ChatTemplate:
         return None
 
     def _answer(self, messages: Sequence[Message], tools: Sequence[str], prompt: str) -> str:
-        """What the model has to write after the generation prompt, reasoning included."""
+        """The text that the model must generate after the generation prompt, reasoning included."""
         answer = messages[-1]
         until = self.render(messages, tools=tools)
         thought = (answer.reasoning or "").strip()
@@ -255,17 +255,17 @@ class ChatTemplate:
         return text
 
     def _opening(self, messages: Sequence[Message], tools: Sequence[str], prompt: str) -> str:
-        """What the generation prompt adds to the turns before the answer, '' if it does not only add."""
+        """The text that the generation prompt adds after the earlier turns; '' if it does more than add."""
         before = self.render(messages[:-1], tools=tools)
         return prompt[len(before) :] if prompt.startswith(before) else ""
 
     def _behind_prompt(self, _messages: Sequence[Message], _tools: Sequence[str], texts: tuple[str, str]) -> str | None:
-        """The answer of most templates."""
+        """The answer for most templates: the full text continues the prompt."""
         prompt, until = texts
         return until[len(prompt) :] if until.startswith(prompt) else None
 
     def _behind_opening(self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]) -> str | None:
-        """The answer of a template that writes earlier turns in another way when one follows (Hermes: a line break)."""
+        """The answer for a template that renders earlier turns differently when one follows (Hermes: a line break)."""
         prompt, until = texts
         if until.startswith(prompt):
             return None
@@ -274,9 +274,9 @@ class ChatTemplate:
         return text if found and messages[-1].content.strip() in text else None
 
     def _with_thought(self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]) -> str | None:
-        """The answer as the template renders it without its reasoning, the reasoning written before it.
+        """The answer as the template renders it without reasoning, with the reasoning put before it.
 
-        A generation prompt may open the thought (`<think>`).
+        The generation prompt may already contain the opening marker (`<think>`).
         """
         answer, prompt, markers = messages[-1], texts[0], self.markers
         reasoning = answer.reasoning or ""
@@ -290,10 +290,10 @@ class ChatTemplate:
         return None
 
     def _behind_thought(self, plain: str, answer: Message, thought: str) -> str:
-        """A rendered answer that nothing was thought before, as it stands behind a thought.
+        """Turn an answer that was rendered without reasoning into one that follows `thought`.
 
-        The template may mark that nothing was thought, with an empty thought (Nemotron) or with what leads over to the
-        answer (gpt-oss); what only a thought calls for, it does not write.
+        A template may mark missing reasoning with an empty thought (Nemotron) or with the text that leads over to the
+        answer (gpt-oss): both are removed. The markers that only follow a thought are added.
         """
         markers = self.markers
         empty = re.match(rf"{re.escape(markers.opening)}\s*{re.escape(markers.closing)}\s*", plain)
@@ -308,7 +308,7 @@ class ChatTemplate:
     def _behind_empty_thought(
         self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]
     ) -> str | None:
-        """The answer where the generation prompt holds an empty thought, which the rendered answer lacks."""
+        """The answer if the generation prompt contains an empty thought that the rendered answer lacks."""
         prompt, until = texts
         opening, closing = self.markers.opening, self.markers.closing
         if messages[-1].reasoning or not prompt.rstrip().endswith(closing):
@@ -326,7 +326,7 @@ class ChatTemplate:
         return turn | {field: message.reasoning} if field else turn
 
     def _shows(self, fields: Mapping[str, Any], text: str) -> bool:
-        """Whether a text in an answer's fields is in what the template makes of it."""
+        """Whether a text in an answer's fields appears in the rendered text."""
         turns = [*_ASKED, {"role": "assistant", "content": "So.", **fields}]
         try:
             return text in self._rendered(Rendering(turns, False, now=self.now))
@@ -344,21 +344,21 @@ class ChatTemplate:
         return False
 
     def _check_tools(self, messages: Sequence[Message], tools: Sequence[str]) -> None:
-        """Raises DataError if the template leaves out what these turns hold of tools."""
+        """Raise DataError if the template leaves out tools, calls or results of these turns."""
         support = self.tool_support
         called = f"the chat template of {self.name}" if self.name else "the chat template"
         calls = max((len(message.tool_calls) for message in messages), default=0)
         if tools and not support.definitions:
             advice = "" if calls else ", or leave `tools` out of rows that call none"
-            raise DataError(f"{called} does not show the model its tools: they would vanish. {_WITH_TOOLS}{advice}.")
+            raise DataError(f"{called} does not show the model its tools: they would be lost. {_WITH_TOOLS}{advice}.")
         if calls and support.style is None:
             reason = f" ({support.reason.rstrip('.')})" if support.reason else ""
-            raise DataError(f"{called} does not write tool calls: they would vanish{reason}. {_WITH_TOOLS}.")
+            raise DataError(f"{called} does not write tool calls: they would be lost{reason}. {_WITH_TOOLS}.")
         if calls > 1 and not support.several_calls:
             raise DataError(f"{called} does not write {calls} calls in one turn. {_WITH_TOOLS}, or call one at a time.")
         if not support.results and any(message.role == "tool" for message in messages):
             raise DataError(
-                f"{called} does not show what a tool returned: it would vanish or pass for an answer. {_WITH_TOOLS}."
+                f"{called} does not show a tool's result: it would be lost or read as an answer. {_WITH_TOOLS}."
             )
 
     def _check_calls(self, answer: Message, text: str) -> None:
@@ -368,5 +368,5 @@ class ChatTemplate:
         if answer.content.strip() not in text:
             raise DataError(
                 f"the chat template leaves out the text beside the call of {answer.tool_calls[0].name!r} "
-                f"({answer.content.strip()[:40]!r}): the model would never learn to write it. Leave that text out."
+                f"({answer.content.strip()[:40]!r}): the model would never learn to write it. Remove that text."
             )

@@ -1,8 +1,8 @@
-"""Turns as a chat template sees them, tool calls included, and what a template does with tools, found by rendering.
+"""Turns as a chat template takes them, tool calls included, and probes of what a template does with tools.
 
-Templates differ in how they take calls: transformers documents arguments as an object, some need them as JSON text, no
-content beside them, or ids of nine letters and digits. The words in a template prove nothing: what counts is whether a
-call's name and arguments stand in the rendered text.
+Templates expect calls in different forms: transformers documents arguments as an object, but some templates need JSON
+text, no content beside the calls, or ids of nine letters and digits. The words in a template prove nothing: the
+rendered text must contain a call's name and arguments.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from gladstone.chat.jinja_sandbox import Rendering
 from gladstone.chat.messages import Message, ToolCall
 from gladstone.errors import DataError
 
-# distinct words that no template writes by itself
+# distinct words that no template contains
 _TOOL, _CALL, _SECOND, _KEY, _VALUE, _RESULT = "qtoolq", "qcallq", "qothercallq", "qkeyq", "qvalueq", "qresultq"
 _DEFINITION = json.dumps({
     "type": "function",
@@ -31,16 +31,16 @@ _SYSTEM = Message("system", "qsystemq")
 
 @dataclass(frozen=True)
 class CallStyle:
-    """How a template takes a turn with calls; by default as transformers documents it."""
+    """The form in which a template takes a turn with calls; by default the one that transformers documents."""
 
     arguments_as_text: bool = False
-    content_as_none: bool = False  # where the calls stand alone
-    short_ids: bool = False  # nine letters and digits, as Mistral's models have them
+    content_as_none: bool = False  # in a turn with calls and no text
+    short_ids: bool = False  # nine letters and digits, as Mistral's templates require
 
 
 @dataclass(frozen=True)
 class ToolSupport:
-    """What a template shows; `style` is None where it shows no call, `reason` is what it says then."""
+    """What a template shows of tools. `style` is None if it shows no call; `reason` is then its own error message."""
 
     style: CallStyle | None
     reason: str
@@ -50,16 +50,17 @@ class ToolSupport:
 
 
 def tools_of(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """The definitions as a template takes them. Raises DataError if one is no JSON object."""
+    """Parse tool definitions for a template. Raises DataError if one is not a JSON object."""
     return [_json_object(text, "a tool's definition") for text in texts]
 
 
 def turns_of(
     messages: Sequence[Message], style: CallStyle, write: Callable[[Message], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Turns as transformers hands them to a template; `write` gives role, content and reasoning of one.
+    """Convert messages to the turns that transformers passes to a template.
 
-    A tool's turn that does not say which call it answers gets the id of the first call that waits, and the call's name.
+    `write` converts role, content and reasoning of one message. A tool's turn without `tool_call_id` gets the id and
+    the name of the first unanswered call. Raises DataError if a call's arguments are not a JSON object.
     """
     turns: list[dict[str, Any]] = []
     waiting: list[ToolCall] = []
@@ -79,7 +80,7 @@ def turns_of(
 
 
 def _answered(message: Message, waiting: list[ToolCall], style: CallStyle) -> dict[str, str]:
-    """Id and name of a tool's turn; the call that it answers waits no longer."""
+    """Id and name for a tool's turn; removes the call that it answers from `waiting`."""
     own = message.tool_call_id and _as_styled(message.tool_call_id, style)
     call = next((each for each in waiting if own is None or each.id == own), None)
     if call:
@@ -110,7 +111,7 @@ def _json_object(text: str, what: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise DataError(f"{what}: no JSON: {error}.") from None
+        raise DataError(f"{what}: not JSON: {error}.") from None
     if not isinstance(found, dict):
         raise DataError(f"{what}: expected a JSON object, found {text[:40]!r}.")
     return found
@@ -120,7 +121,7 @@ Render = Callable[[Rendering], str]
 
 
 def find_support(render: Render) -> ToolSupport:
-    """What a template shows of tools, by rendering turns that hold words of their own."""
+    """Find out what a template shows of tools by rendering turns with distinctive words."""
     style, reason = _find_style(render)
     used = style or CallStyle()
     both = _text(render, [_QUESTION, _calling(_CALL, _SECOND), _result(), _result(), _ANSWER], used)
@@ -136,7 +137,7 @@ def find_support(render: Render) -> ToolSupport:
 
 
 def _find_style(render: Render) -> tuple[CallStyle | None, str]:
-    """The first style in which a call stands in the text, one that Python's own notation does not get into first."""
+    """The first style in which the rendered text contains a call, preferring text without Python's own notation."""
     reason, found = "", []
     for short_ids, content_as_none, as_text in itertools.product((False, True), repeat=3):
         style = CallStyle(as_text, content_as_none, short_ids)
@@ -153,7 +154,7 @@ def _find_style(render: Render) -> tuple[CallStyle | None, str]:
 
 
 def _shows_results(render: Render, style: CallStyle | None) -> bool:
-    """Whether a tool's turn stands in the text, as something else than an answer of the assistant's."""
+    """Whether the text contains a tool's result, and not as an answer of the assistant."""
     before = [_QUESTION, _calling(_CALL)] if style else [_QUESTION, _ANSWER]
     used = style or CallStyle()
     shown = _text(render, [*before, _result(), _ANSWER], used)
@@ -161,7 +162,7 @@ def _shows_results(render: Render, style: CallStyle | None) -> bool:
 
 
 def _text(render: Render, messages: Sequence[Message], style: CallStyle, *, prompt: bool = False) -> str:
-    """The rendered text, '' where the template refuses it."""
+    """The rendered text; '' if the template refuses the turns."""
     try:
         return render(_rendering(messages, style, prompt=prompt))
     except DataError:

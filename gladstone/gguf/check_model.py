@@ -1,6 +1,6 @@
-"""Is what a GGUF header says of a model possible? What llama.cpp does not refuse but dies of, or silently gets wrong.
+"""Check a model's sizes and shapes in a GGUF header, for values that crash llama.cpp or that it silently gets wrong.
 
-A failed assertion in llama.cpp ends the whole process. The limits are those of its llama-hparams.h and llama-model.cpp.
+A failed assertion in llama.cpp ends the whole process. The limits come from its llama-hparams.h and llama-model.cpp.
 """
 
 import math
@@ -22,7 +22,7 @@ TYPE_NAMES = (
     "u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64",
 )  # fmt: skip
 
-# whole numbers of an architecture: the least and the most that can be; those that vary by layer may be lists
+# integer keys of an architecture: minimum and maximum; those that vary by layer may be lists
 SIZES = {
     "context_length": (1, MAX_COUNT), "embedding_length": (1, MAX_WIDTH), "block_count": (1, MAX_LAYERS),
     "decoder_block_count": (1, MAX_LAYERS), "vocab_size": (1, MAX_UNITS), "embedding_length_out": (1, MAX_WIDTH),
@@ -41,20 +41,20 @@ SIZES_BY_LAYER = {
 }  # fmt: skip
 POSITIVE = ("rope.freq_base", "rope.freq_base_swa")
 TRUTHS = ("attention.causal", "use_parallel_residual", "expert_weights_norm", "rope.scaling.finetuned")
-# what these look up has another width than their layers, or is another model's
+# architectures whose token embedding has another width than the layers, or belongs to another model
 OWN_EMBEDDING = ("wavtokenizer-dec", "eagle3", "dflash")
 
 
 class DamagedError(Exception):
-    """Something in the header contradicts the file or itself; caught by `read_header`, which knows the path."""
+    """The header contradicts the file or itself; `read_header` catches this and adds the path."""
 
 
 class ForeignError(DamagedError):
-    """The file may be whole, but is for something else; the message says what to do, and a new copy is no help."""
+    """The file may be intact but is meant for another program; the message says what to do instead of a new copy."""
 
 
 def quoted(value: object) -> str:
-    """A value of the file as one short line."""
+    """A value of the file, shortened to one line for a message."""
     is_long = isinstance(value, str | list) and len(value) > SHOWN
     text = repr(value[:SHOWN] if is_long else value)  # type: ignore[index]
     return f"{text[: 2 * SHOWN]}…" if is_long or len(text) > 2 * SHOWN else text
@@ -62,14 +62,14 @@ def quoted(value: object) -> str:
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of a header: their values, the types of these, and of arrays the types of the items."""
+    """The keys of a header: their values, the type ids of the values, and for arrays those of the items."""
 
     values: dict[str, Any]
     types: dict[str, int]
     items: dict[str, int]
 
     def typed(self, key: str, kind: int, items: tuple[int, ...] = ()) -> Any:
-        """A value, None if there is none. Raises DamagedError if it, or an array's items, are of another type."""
+        """Return a key's value, None if it is missing. Raises DamagedError if it or its items have another type."""
         if key not in self.values:
             return None
         if self.types[key] != kind or (kind == ARRAY and self.items[key] not in items):
@@ -81,7 +81,7 @@ class Keys:
 
 
 def check_sizes(keys: Keys) -> None:
-    """Raises DamagedError for sizes that no model can have, or that contradict each other."""
+    """Raise DamagedError for sizes that no model can have or that contradict each other."""
     architecture = keys.values.get("general.architecture")
     if not isinstance(architecture, str):
         raise DamagedError("it does not name an architecture")
@@ -103,18 +103,18 @@ def check_sizes(keys: Keys) -> None:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of an architecture, by their names without it."""
+    """The sizes of a model, by their key names without the architecture's prefix."""
 
     keys: Keys
     architecture: str
 
     @property
     def layers(self) -> int:
-        """Number of layers; where the file does not say, the most that there can be."""
+        """Number of layers; the maximum if the file does not say."""
         return int(self.keys.values.get(f"{self.architecture}.block_count", MAX_LAYERS))
 
     def number(self, name: str, least: int, most: int) -> int | None:
-        """A whole number, None if the file does not give it. Raises DamagedError if it is none or out of range."""
+        """Return an integer, None if it is missing. Raises DamagedError if it is not one or out of range."""
         key = f"{self.architecture}.{name}"
         value = self.keys.values.get(key)
         if value is None:
@@ -125,7 +125,7 @@ class Sizes:
         return value
 
     def by_layer(self, name: str, least: int, most: int) -> list[int]:
-        """The number of each layer, [] if the file does not give it. Raises DamagedError as `number` does."""
+        """Return the value for each layer, [] if it is missing. Raises DamagedError like `number`."""
         key = f"{self.architecture}.{name}"
         value = self.keys.values.get(key)
         if not isinstance(value, list):
@@ -171,7 +171,7 @@ def _check_choices(keys: Keys, architecture: str) -> None:
 
 
 def _check_experts(sizes: Sizes) -> None:
-    """The assertions of llama.cpp's `load_hparams`."""
+    """Check what llama.cpp's `load_hparams` asserts."""
     count = sizes.number("expert_count", 0, MAX_COUNT) or 0
     most = max(sizes.by_layer("expert_used_count", 0, MAX_EXPERTS), default=0)
     if count > MAX_EXPERTS or most > count or (count and not most):
@@ -200,9 +200,9 @@ def _check_heads(sizes: Sizes) -> None:
 
 
 def check_shapes(keys: Keys, tensors: "Sequence[Tensor]") -> None:
-    """Raises DamagedError if tensors contradict the number of layers, the width or the vocabulary.
+    """Raise DamagedError if tensors contradict the number of layers, the width or the vocabulary.
 
-    Only the tensors of this file are looked at: a model may be split.
+    Only the tensors of this file are checked: a model may be split.
     """
     architecture = keys.values["general.architecture"]
     sizes = Sizes(keys, architecture)

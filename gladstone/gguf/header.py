@@ -1,7 +1,7 @@
-"""GGUF headers, read with every count, offset and length checked against the file before llama.cpp sees it.
+"""Read GGUF headers; every count, offset and length is checked against the file before llama.cpp loads it.
 
 Layout (ggml/docs/gguf.md): magic, version, tensor count, key count; key–value pairs; tensor descriptions; padding;
-tensor data. Little-endian. llama.cpp itself loads some damaged files without a word and aborts the process on others.
+tensor data. Little-endian. llama.cpp itself loads some damaged files without an error and crashes on others.
 """
 
 import math
@@ -25,11 +25,11 @@ from gladstone.gguf.parts import misnamed, part_name, raw_part
 from gladstone.gguf.values import MAX_ITEMS, Cursor
 from gladstone.gguf.versions import check_version, unknown_type
 
-COMPOSES = "gladstone.tokenizer.composes"  # a bool of our own: characters are composed (NFC) before a text is split
+COMPOSES = "gladstone.tokenizer.composes"  # Gladstone's own key, a bool: the tokenizer normalizes text (NFC)
 MAGIC = b"GGUF"
 SPLIT_COUNT, SPLIT_NUMBER, U16 = "split.count", "split.no", 2
 MAX_TENSORS, MAX_KEYS, MAX_DIMENSIONS = 1 << 16, 1 << 12, 4
-MAX_OTHER_ITEMS = 1 << 16  # of an array that is no part of the vocabulary
+MAX_OTHER_ITEMS = 1 << 16  # of an array outside the vocabulary
 MAX_NAME_BYTES, MAX_KEY_BYTES = 63, 65535
 
 # type id: (name, weights per block, bytes per block), from ggml.h and ggml-common.h
@@ -44,7 +44,7 @@ TENSOR_TYPES = {
     40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
 }  # fmt: skip
 
-# general.file_type, llama.h's llama_ftype; the types a user meets
+# general.file_type (llama.h's llama_ftype): the types in common use
 FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
     12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS",
@@ -54,14 +54,14 @@ FILE_TYPES = {
 }  # fmt: skip
 
 
-MOST_CONTEXT_TOKENS = 1 << 24  # no published model was trained on as many (Llama 4 Scout: 10 million)
-POSITIONS = "position_embd.weight"  # (width, positions), where positions were learned one by one
+MOST_CONTEXT_TOKENS = 1 << 24  # more than any published model has (Llama 4 Scout: 10 million)
+POSITIONS = "position_embd.weight"  # (width, positions): learned position embeddings
 MOST_PADDING = 4096  # between a part's last tensor and its end
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Description of one tensor; `shape` has the fastest dimension first, `offset` counts from the data section."""
+    """Description of one tensor; `shape` has the fastest dimension first, `offset` is relative to the data section."""
 
     name: str
     shape: tuple[int, ...]
@@ -77,18 +77,18 @@ class GgufHeader:
     path: Path
     version: int
     metadata: dict[str, Any]
-    value_types: dict[str, int]  # of each key, as the format numbers them; an array's is that of an array
+    value_types: dict[str, int]  # type id of each key; for an array that of "array"
     tensors: tuple[Tensor, ...]
-    data_offset: int  # bytes from the file's beginning
+    data_offset: int  # bytes from the beginning of the file
     size_bytes: int
 
 
 @dataclass(frozen=True)
 class GgufInfo:
-    """What a person asks of a model file."""
+    """Facts about a model file for people to read."""
 
     path: Path
-    parts: tuple[Path, ...]  # all files of a model that was split, else the one
+    parts: tuple[Path, ...]  # all files of a split model, else the one file
     architecture: str
     name: str | None
     parameters: int
@@ -99,17 +99,17 @@ class GgufInfo:
     tensor_types: dict[str, int]
     template: str | None
     template_sha256: str | None
-    claimed_tokens: int = 0  # what the file says that its context is, `context_tokens` is what can be used of it
+    claimed_tokens: int = 0  # context by the file's own claim; `context_tokens` is the usable part
 
 
 class OtherKindError(ArtifactError):
-    """A sound GGUF, but no model: an importance matrix, an adapter, a projector and the like."""
+    """A valid GGUF that is not a model: an importance matrix, an adapter, a projector and so on."""
 
 
 def read_header(path: Path, *, is_model: bool = True) -> GgufHeader:
-    """Read and check a GGUF header. Raises ArtifactError that says what the file is instead, or what is wrong in it.
+    """Read and check a GGUF header. Raises ArtifactError that says what the file is instead, or what is wrong with it.
 
-    A file that holds no model, as an importance matrix, is not asked for an architecture and a sound vocabulary.
+    Without `is_model` (for instance for an importance matrix) no architecture and no vocabulary are required.
     """
     try:
         _check_regular(path)
@@ -144,15 +144,15 @@ def _check_regular(path: Path) -> None:
 
 
 def renewal(path: Path) -> str:
-    """How to come by a whole file: what was exported here is exported again, others are brought again."""
+    """How to replace a damaged file: export it again if it was exported here, else download or copy it again."""
     return "Export it again." if is_listed(path) else "Download or copy it again."
 
 
 def read_model(path: Path) -> tuple[GgufHeader, ...]:
-    """The headers of a model's file, or of all its parts if it was split; the first one has the metadata.
+    """Read the headers of a model's file, or of all parts of a split model; the first one has the metadata.
 
-    Raises ArtifactError as `read_header` does, or if a part is missing, or `path` is not the first one;
-    UnsupportedError for an architecture that the installed llama.cpp does not know.
+    Raises ArtifactError like `read_header`, if a part is missing, or if `path` is not the first part; UnsupportedError
+    for an architecture that the installed llama.cpp does not support.
     """
     first = read_header(path)
     count, number = first.metadata.get(SPLIT_COUNT, 1), first.metadata.get(SPLIT_NUMBER, 0)
@@ -169,7 +169,7 @@ def read_model(path: Path) -> tuple[GgufHeader, ...]:
 
 
 def read_writer(path: Path) -> tuple[GgufHeader, ...]:
-    """As `read_model`, of a model that writes text. Raises ArtifactError for one that does not, as one for vectors."""
+    """Like `read_model`, but raises ArtifactError for a model that does not generate text, such as embedding models."""
     headers = read_model(path)
     why = writes_no_text(headers[0].metadata, sum(len(header.tensors) for header in headers))
     if why is not None:
@@ -191,13 +191,13 @@ def _parse(path: Path, data: mmap.mmap, *, is_model: bool) -> GgufHeader:
         raise OtherKindError(f"{path}: {kind.told(path)}.")
     if is_first and tensor_count and "general.architecture" not in keys.values:
         _check_nameless(path, cursor, tensor_count)
-    if is_first:  # of a model that was split the others have no metadata
+    if is_first:  # the other parts of a split model have no metadata
         check_sizes(keys)
         check_vocabulary(keys)
     alignment = keys.typed("general.alignment", U32)
     alignment = 32 if alignment is None else alignment
     if alignment < 8 or alignment & (alignment - 1):
-        raise DamagedError(f"alignment {alignment!r} is no power of two of at least 8")
+        raise DamagedError(f"alignment {alignment!r} is not a power of two of at least 8")
     tensors = tuple(_tensor(cursor, number) for number in range(tensor_count))
     data_offset = -(-cursor.position // alignment) * alignment
     _check_tensors(tensors, alignment, len(data) - data_offset, data_offset, gaps=not is_model)
@@ -221,7 +221,7 @@ def _keys(cursor: Cursor, count: int) -> Keys:
         keys.types[key] = kind = cursor.scalar("<I", what)
         most = MAX_ITEMS if key.startswith("tokenizer.") else MAX_OTHER_ITEMS
         keys.values[key], items = cursor.value(kind, what, most)
-        if isinstance(keys.values[key], str) and "\0" in keys.values[key]:  # llama.cpp reads no further
+        if isinstance(keys.values[key], str) and "\0" in keys.values[key]:  # llama.cpp reads up to the zero byte
             raise DamagedError(f"{what} is a text with a zero byte in it: {quoted(keys.values[key])}")
         if items is not None:
             keys.items[key] = items
@@ -229,7 +229,7 @@ def _keys(cursor: Cursor, count: int) -> Keys:
 
 
 def _part_number(keys: Keys) -> int:
-    """Which part of a model this is, from 0."""
+    """The number of this part of a split model, from 0. Raises DamagedError for an impossible one."""
     for key in (SPLIT_COUNT, SPLIT_NUMBER):
         keys.typed(key, U16)
     count, number = keys.values.get(SPLIT_COUNT, 1), keys.values.get(SPLIT_NUMBER, 0)
@@ -262,7 +262,7 @@ def _check_tensors(
     twice = [name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1]
     if twice:
         raise DamagedError(f"tensor {twice[0]!r} is there twice")
-    expected = 0  # llama.cpp takes a model's one right behind the other only
+    expected = 0  # llama.cpp requires a model's tensors without gaps
     for tensor in tensors:
         end = tensor.offset + tensor.size_bytes
         if end > data_bytes:
@@ -279,18 +279,18 @@ def _check_tensors(
 
 
 def _check_joined(data: mmap.mmap, data_offset: int, tensors: tuple[Tensor, ...], keys: Keys) -> None:
-    """Raises DamagedError for pieces of a split that were put together as raw parts are: llama.cpp reads the first."""
+    """Raise DamagedError for parts of a split model joined as raw bytes: llama.cpp would read only the first."""
     count = keys.values.get(SPLIT_COUNT, 1)
     end = data_offset + max((tensor.offset + tensor.size_bytes for tensor in tensors), default=0)
     if count > 1 and MAGIC in data[end : end + MOST_PADDING]:
         raise ForeignError(
-            f"{count} parts of a split joined by `cat`, each with a header of its own. Keep the parts as they were and "
-            "give the first, or join them with llama.cpp's `llama-gguf-split --merge`"
+            f"{count} parts of a split model joined by `cat`, each with its own header. Keep the parts as they were "
+            "and give the first, or join them with llama.cpp's `llama-gguf-split --merge`"
         )
 
 
 def _check_nameless(path: Path, cursor: Cursor, tensor_count: int) -> None:
-    """Raises OtherKindError for a file of stable-diffusion.cpp's, which may have no keys at all."""
+    """Raise OtherKindError for a file of stable-diffusion.cpp, which may have no keys at all."""
     begin = cursor.position
     names = [_tensor(cursor, number).name for number in range(min(tensor_count, 64))]
     cursor.position = begin
@@ -299,14 +299,14 @@ def _check_nameless(path: Path, cursor: Cursor, tensor_count: int) -> None:
 
 
 def read_info(path: Path) -> GgufInfo:
-    """The facts about a model file that `runtime info` shows. Raises ArtifactError as `read_header` does."""
+    """Read the facts about a model file that `runtime info` shows. Raises the errors of `read_model`."""
     return info_of(read_model(path))
 
 
 def usable_context(headers: Sequence[GgufHeader]) -> int:
-    """Tokens of context that a model can be used with: what it claims, as far as it has positions and that can be true.
+    """The usable context in tokens: the file's claim, limited by learned positions and by what is plausible.
 
-    llama.cpp takes a claim of 2³¹ and more for a negative number.
+    llama.cpp reads a claim of 2³¹ or more as a negative number.
     """
     metadata = headers[0].metadata
     claimed = int(metadata.get(f"{metadata['general.architecture']}.context_length", 0))
@@ -317,7 +317,7 @@ def usable_context(headers: Sequence[GgufHeader]) -> int:
 
 
 def info_of(headers: Sequence[GgufHeader]) -> GgufInfo:
-    """The same of headers that were read already."""
+    """The same facts as `read_info`, from headers that the caller has read."""
     path, metadata = headers[0].path, headers[0].metadata
     architecture = metadata["general.architecture"]
     template = metadata.get("tokenizer.chat_template")

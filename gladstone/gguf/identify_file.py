@@ -1,6 +1,6 @@
-"""What a file or a folder is that was given for a GGUF model and is none: told by its first bytes and its name.
+"""Identify a file or folder that was given in place of a GGUF model, by its first bytes and its name.
 
-Each answer is the end of a sentence that begins "expected a GGUF model, this is": what it is, and what to do with it.
+Each result ends a message that begins "expected a GGUF model, this is": what the file is and what to do with it.
 """
 
 import json
@@ -16,12 +16,12 @@ from gladstone.commands.shell import command_line
 from gladstone.gguf.parts import raw_part
 
 HEAD_BYTES = 4096
-EXPORT = "`gladstone export gguf` makes a GGUF of a model's or an adapter's folder"
+EXPORT = "`gladstone export gguf` converts a model's or an adapter's folder to GGUF"
 NOT_RUN = "Gladstone runs GGUF files"
-OLD = "no llama.cpp of today reads it: look for the model as a GGUF, or export its folder"
+OLD = "current versions of llama.cpp do not read it: look for the model as a GGUF, or export its folder"
 SHOWN_FILES = 5
 
-# first bytes: what they begin, and what can be done with it
+# magic bytes: (what the file is, what to do with it)
 MAGICS = {
     b"PK\x03\x04": ("a zip archive", "Unpack it"),
     b"\x1f\x8b": ("a gzip file", "Unpack it"),
@@ -52,7 +52,7 @@ MAGICS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """A file's path, its first bytes and how many it has."""
+    """A file's path, first bytes and size."""
 
     path: Path
     head: bytes
@@ -60,19 +60,19 @@ class Sample:
 
     @property
     def text(self) -> str | None:
-        """The beginning, if it is text."""
+        """The beginning of the file, if it is text."""
         return self.head.decode("utf-8", "ignore") if looks_like_text(self.head) else None
 
 
 def name_file(path: Path, head: bytes, size_bytes: int) -> str:
-    """What a file is whose first bytes are not those of a GGUF, and what to do."""
+    """Say what a file without the GGUF magic is, and what to do with it."""
     sample = Sample(path, head[:HEAD_BYTES], size_bytes)
     found = next((told for told in (recognise(sample) for recognise in RECOGNISERS) if told), None)
     return found or "not one (its first bytes are not 'GGUF')"
 
 
 def looks_like_text(head: bytes) -> bool:
-    """Whether the bytes are printable UTF-8; a character cut at their end is no harm."""
+    """Whether the bytes are printable UTF-8; the last character may be cut off."""
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -90,7 +90,7 @@ def _zip(sample: Sample) -> str | None:
         with zipfile.ZipFile(sample.path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return None  # the table of first bytes names it
+        return None  # MAGICS names it
     if any(name.endswith("data.pkl") for name in names):
         return f"a PyTorch file (.bin, .pt, .ckpt). {EXPORT}"
     inside = next((name for name in names if name.endswith(".gguf")), None)
@@ -107,9 +107,9 @@ def _safetensors(sample: Sample) -> str | None:
         return None
     if b"lora_" in sample.head or sample.path.name.startswith("adapter"):
         folder = command_line("gladstone", "export", "lora", sample.path.parent)
-        return f"a PEFT adapter in safetensors. `{folder}` makes a GGUF of it, `export gguf` a whole model"
+        return f"a PEFT adapter in safetensors. `{folder}` converts it to GGUF, `export gguf` merges it into a model"
     folder = command_line("gladstone", "export", "gguf", sample.path.parent)
-    return f"weights in safetensors. `{folder}` makes a GGUF of their folder"
+    return f"weights in safetensors. `{folder}` converts their folder to GGUF"
 
 
 def _magic(sample: Sample) -> str | None:
@@ -122,7 +122,7 @@ def _magic(sample: Sample) -> str | None:
 
 
 def _onnx(sample: Sample) -> str | None:
-    """A protocol buffer: ir_version first, then as a rule the name of the tool that made it."""
+    """ONNX is a protocol buffer: ir_version first, then usually the name of the producing tool."""
     head = sample.head
     begins = len(head) > 3 and head[0] == 0x08 and head[1] < 32 and head[2] in (0x12, 0x3A)
     if sample.path.suffix.lower() == ".onnx" or (begins and re.search(rb"pytorch|onnx|tf2onnx|skl2onnx", head[:64])):
@@ -133,11 +133,11 @@ def _onnx(sample: Sample) -> str | None:
 def _old_imatrix(sample: Sample) -> str | None:
     if not is_old_imatrix(sample.head):
         return None
-    return f"an importance matrix in llama.cpp's older form. {use_of_imatrix(sample.path)}"
+    return f"an importance matrix in llama.cpp's older format. {use_of_imatrix(sample.path)}"
 
 
 def is_old_imatrix(head: bytes) -> bool:
-    """Whether a file begins as llama-imatrix's binary form does: a count, and the name of a weight."""
+    """Whether a file begins like llama-imatrix's old binary format: a count, then the name of a weight."""
     if len(head) < 16:
         return False
     count, length = struct.unpack_from("<ii", head)
@@ -146,14 +146,14 @@ def is_old_imatrix(head: bytes) -> bool:
 
 
 def use_of_imatrix(path: Path) -> str:
-    """The command that an importance matrix is for."""
+    """A sentence with the command that uses an importance matrix."""
     return f"It is for quantising: `gladstone export gguf RUN --quant iq4_xs {command_line('--imatrix', path)}`"
 
 
 def _zeros(sample: Sample) -> str | None:
     if sample.head.strip(b"\0"):
         return None
-    return "nothing but zeros where it begins: a download that has not got so far. Download it again"
+    return "a file that begins with nothing but zeros, like an incomplete download. Download it again"
 
 
 def _raw(sample: Sample) -> str | None:
@@ -161,16 +161,16 @@ def _raw(sample: Sample) -> str | None:
 
 
 def _web(sample: Sample) -> str | None:
-    """What a download brings in a model's place."""
+    """Files that a failed download leaves in a model's place."""
     text = sample.text
     if text is None:
         return None
     if text.startswith("version https://git-lfs.github.com/spec/"):
         found = re.search(r"^size (\d+)$", text, re.MULTILINE)
-        of = f" of the {int(found[1]):,} bytes that it stands for" if found else ""
-        return f"a git-LFS pointer, a note in place{of}. Run `git lfs pull`, or download the file itself"
+        of = f" for a file of {int(found[1]):,} bytes" if found else ""
+        return f"a git-LFS pointer{of}, not the file itself. Run `git lfs pull`, or download the file"
     if re.match(r"\s*<(?:!doctype html|html|head|\?xml)", text, re.IGNORECASE):
-        return "a web page. The download brought an error or a login in the file's place: download it again"
+        return "a web page. The server sent an error or a login page instead of the file: download it again"
     return None
 
 
@@ -184,14 +184,14 @@ def _json(sample: Sample) -> str | None:
     if not isinstance(data, dict):
         return None
     if isinstance(data.get("layers"), list) and "schemaVersion" in data:
-        return f"a manifest of Ollama's. {_blob_of(sample.path, data)}"
+        return f"an Ollama manifest. {_blob_of(sample.path, data)}"
     if "peft_type" in data or "model_type" in data:
         return f"the configuration of {'an adapter' if 'peft_type' in data else 'a model'}. {EXPORT}"
     return "a JSON file"
 
 
 def _blob_of(path: Path, manifest: dict[str, Any]) -> str:
-    """Where Ollama keeps the model that its manifest names."""
+    """A sentence that says where Ollama keeps the model that its manifest names."""
     models = (
         each.get("digest") for each in manifest["layers"]
         if isinstance(each, dict) and str(each.get("mediaType", "")).endswith("image.model")
@@ -206,7 +206,7 @@ def _blob_of(path: Path, manifest: dict[str, Any]) -> str:
 
 def _modelfile(sample: Sample) -> str | None:
     found = re.search(r"^FROM +(\S.*?)\s*$", sample.text or "", re.MULTILINE | re.IGNORECASE)
-    return f"a Modelfile of Ollama's. Give the model that it names: {found[1]}" if found else None
+    return f"an Ollama Modelfile. Give the model that it names: {found[1]}" if found else None
 
 
 def _text(sample: Sample) -> str | None:
@@ -222,7 +222,7 @@ RECOGNISERS: tuple[Callable[[Sample], str | None], ...] = (
 
 
 def name_folder(folder: Path) -> str:
-    """What a folder is that was given in a model's place, and what to give."""
+    """Say what a folder given in a model's place is, and what to give instead."""
     try:
         names = sorted(each.name for each in folder.iterdir())
     except OSError as error:
@@ -235,7 +235,7 @@ def name_folder(folder: Path) -> str:
         told = ", ".join(command_line(folder / name) for name in first[:SHOWN_FILES])
         return f"a folder. Give a file in it: {told}{more}"
     if "adapter_config.json" in names or "adapter" in names:
-        return f"an adapter's folder. `{command_line('gladstone', 'export', 'gguf', folder)}` makes a GGUF of it"
+        return f"an adapter's folder. `{command_line('gladstone', 'export', 'gguf', folder)}` converts it to GGUF"
     if "config.json" in names:
-        return f"a model's folder. `{command_line('gladstone', 'export', 'gguf', folder)}` makes a GGUF of it"
+        return f"a model's folder. `{command_line('gladstone', 'export', 'gguf', folder)}` converts it to GGUF"
     return "a folder without a model" if names else "an empty folder"

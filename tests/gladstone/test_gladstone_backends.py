@@ -70,20 +70,20 @@ def test_one_that_claims_more_than_the_processor_has_is_not_even_tried() -> None
     path, verdicts = choose_backend(named("sapphirerapids", "zen4", "haswell"), frozenset(VARIANTS["haswell"]), probe)
     assert path.name == "libggml-cpu-haswell.so"
     assert tried == ["libggml-cpu-haswell.so"]
-    assert verdicts["libggml-cpu-zen4.so"] == "needs instructions that are not here"
+    assert verdicts["libggml-cpu-zen4.so"] == "needs instructions that this CPU lacks"
 
 
 def test_where_the_system_tells_no_flags_every_one_is_tried() -> None:
-    probe = answers({"haswell": works(0.02), "zen4": Probe(failure="died of signal 4")})
+    probe = answers({"haswell": works(0.02), "zen4": Probe(failure="crashed with signal 4")})
     path, verdicts = choose_backend(named("zen4", "haswell"), frozenset(), probe)
     assert path.name == "libggml-cpu-haswell.so"
-    assert verdicts["libggml-cpu-zen4.so"] == "died of signal 4"
+    assert verdicts["libggml-cpu-zen4.so"] == "crashed with signal 4"
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        Probe(failure="died of signal 4"),
+        Probe(failure="crashed with signal 4"),
         Probe(failure="gave no answer in 30 s"),
         Probe(failure="does not load: no"),
         works(0.001, 1.0, -2.0, 0.9),
@@ -100,17 +100,17 @@ def test_one_that_crashes_hangs_or_computes_wrong_numbers_is_not_taken(bad: Prob
 
 
 def test_the_smallest_that_works_is_the_measure_even_if_a_smaller_one_crashes() -> None:
-    found = {"x64": Probe(failure="died of signal 11"), "haswell": works(0.02), "zen4": works(0.01)}
+    found = {"x64": Probe(failure="crashed with signal 11"), "haswell": works(0.02), "zen4": works(0.01)}
     assert choose_backend(named("x64", "haswell", "zen4"), ALL_FLAGS, answers(found))[0].name == "libggml-cpu-zen4.so"
 
 
 def test_if_none_works_the_message_says_what_was_found_of_each() -> None:
-    found = {"haswell": Probe(failure="died of signal 4"), "zen4": Probe(failure="gave no answer in 30 s")}
+    found = {"haswell": Probe(failure="crashed with signal 4"), "zen4": Probe(failure="gave no answer in 30 s")}
     with pytest.raises(UnsupportedError) as caught:
         choose_backend(named("zen4", "haswell"), ALL_FLAGS, answers(found))
     assert str(caught.value) == (
-        "no processor back end of llama.cpp works here (libggml-cpu-zen4.so: gave no answer in 30 s; "
-        "libggml-cpu-haswell.so: died of signal 4)."
+        "no CPU backend of llama.cpp works here (libggml-cpu-zen4.so: gave no answer in 30 s; "
+        "libggml-cpu-haswell.so: crashed with signal 4)."
     )
     with pytest.raises(UnsupportedError, match="there is none"):
         choose_backend([], ALL_FLAGS, answers({}))
@@ -182,7 +182,7 @@ def test_the_file_that_the_environment_names_is_loaded_without_a_trial(
     assert load_best_backend(module) == Path("/x/libggml-cpu-haswell.so") == backends.loaded_backend()
     assert loaded == ["libggml-cpu-haswell.so"]
     module, _ = library_of(loads=False)
-    with pytest.raises(UnsupportedError, match=r"/x/libggml-cpu-haswell\.so: llama\.cpp cannot load it as a back end"):
+    with pytest.raises(UnsupportedError, match=r"/x/libggml-cpu-haswell\.so: llama\.cpp cannot load it as a backend"):
         load_best_backend(module)
 
 
@@ -233,7 +233,7 @@ def memory_key(files: tuple[Path, ...]) -> str:
 
 
 BROKEN = {
-    "crash": ("__attribute__((constructor)) static void f(void) { __builtin_trap(); }", "died of signal "),
+    "crash": ("__attribute__((constructor)) static void f(void) { __builtin_trap(); }", "crashed with signal "),
     "hang": ("__attribute__((constructor)) static void f(void) { for (;;) __asm__ volatile(\"\"); }", "gave no answer in 2 s"),
     "lie": ("int ggml_backend_score(void) { return 1 << 30; } void *ggml_backend_init(void) { return 0; }", "does not load: "),
     "empty": ("int nothing;", "does not load: "),

@@ -185,7 +185,7 @@ def test_an_adapter_is_refused_with_the_name_of_its_base(tmp_path: Path, inside:
     adapter = tmp_path / "adapter" if inside else tmp_path
     adapter.mkdir(exist_ok=True)
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/model"}))
-    with pytest.raises(ConfigError, match="is no model but an adapter of owner/model"):
+    with pytest.raises(ConfigError, match="is not a model but an adapter of owner/model"):
         resolve_base(str(tmp_path), Silent())
 
 
@@ -204,12 +204,12 @@ WHOLE = weights_of(
     [
         (WHOLE[:-1], r"damaged: \d+ bytes, its header says \d+\."),
         (WHOLE + b"x", r"damaged: \d+ bytes, its header says \d+\."),
-        (WHOLE[:20], r"damaged: 20 bytes that are no safetensors\."),
-        (b"", r"damaged: 0 bytes that are no safetensors\."),
+        (WHOLE[:20], r"damaged: 20 bytes that are not safetensors\."),
+        (b"", r"damaged: 0 bytes that are not safetensors\."),
         (b"\x80\x04" + bytes(100), r"damaged: 102 bytes.*"),
-        ((10**6).to_bytes(8, "little") + b"[" * 10**6, r"damaged: 1,000,008 bytes that are no safetensors\."),
-        (weights_of({"w": {"dtype": "F32"}}, b""), r"damaged: \d+ bytes that are no safetensors\."),
-        (weights_of({"w": {"data_offsets": ["a", "b"]}}, b""), r"damaged: \d+ bytes that are no safetensors\."),
+        ((10**6).to_bytes(8, "little") + b"[" * 10**6, r"damaged: 1,000,008 bytes that are not safetensors\."),
+        (weights_of({"w": {"dtype": "F32"}}, b""), r"damaged: \d+ bytes that are not safetensors\."),
+        (weights_of({"w": {"data_offsets": ["a", "b"]}}, b""), r"damaged: \d+ bytes that are not safetensors\."),
     ],
 )
 def test_damaged_weights_are_told_before_they_are_loaded(tmp_path: Path, content: bytes, message: str) -> None:
@@ -223,7 +223,7 @@ def test_whole_weights_pass_and_a_missing_shard_is_named(tmp_path: Path) -> None
     check_weights(Base("mine", tmp_path, ""))
     index = {"weight_map": {"w": "one.safetensors", "v": "two.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ArtifactError, match=r": lacks two\.safetensors: its download is not finished\."):
+    with pytest.raises(ArtifactError, match=r": lacks two\.safetensors: its download is incomplete\."):
         check_weights(Base("mine", tmp_path, ""))
 
 
@@ -255,7 +255,7 @@ def test_a_damaged_copy_in_the_cache_is_named_with_the_cure(
     write_manifest(folder, Manifest("base", (record_file(folder, weights),), {}, {}, {}))
     assert embedded_folder(Silent()) == folder
     weights.write_bytes(bytes(99))
-    with pytest.raises(ArtifactError, match=r"model\.safetensors: damaged\. Remove the folder .*; it is made again"):
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: damaged\. Remove the folder .*; it is written again"):
         embedded_folder(Silent())
 
 

@@ -499,10 +499,10 @@ time.sleep(60)
         ("send(b'T', 1 << 60, b'')", "writes more than 4.0 MB to compile"),
         ("send(b'T', 5_000_000, b'')", "writes more than 4.0 MB to compile"),
         ("send(b'T', 10, b'x')", "takes longer than 0.25 s to compile"),
-        ("send(b'?', 0, b'')", "its answer makes no sense"),
-        ("send(b'T', 2, bytes([255, 254]))", "its answer makes no sense"),
+        ("send(b'?', 0, b'')", "its reply is malformed"),
+        ("send(b'T', 2, bytes([255, 254]))", "its reply is malformed"),
         ("os.write(0, b'T'); os._exit(4)", "breaks the process that renders it .exit status 4."),
-        ("[os.write(0, b'R' + bytes(8)) for _ in iter(int, 1)]", "its answer makes no sense"),
+        ("[os.write(0, b'R' + bytes(8)) for _ in iter(int, 1)]", "its reply is malformed"),
     ],
 )
 def test_a_process_that_was_taken_over_cannot_take_its_parent_along(
@@ -522,7 +522,7 @@ def test_a_process_that_was_taken_over_cannot_take_its_parent_along(
     ("script", "message"),
     [
         (None, "cannot be started: .*No such file"),
-        ("#!/bin/sh\nexit 3\n", "did not start .exit status 3.: it said nothing"),
+        ("#!/bin/sh\nexit 3\n", "did not start .exit status 3.: it printed nothing"),
         ("#!/bin/sh\necho no jinja >&2\nkill -9 $$\n", "did not start .ended by signal 9.: no jinja"),
         ("#!/bin/sh\nexec sleep 60\n", "did not start within 0.3 s"),
         ("#!/bin/sh\necho hello >&0\nsleep 60\n", "did not start"),

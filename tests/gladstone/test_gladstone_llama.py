@@ -199,5 +199,5 @@ def test_a_file_without_a_vocabulary_is_refused_and_no_crash(tmp_path: Path) -> 
     file.keys = [("general.architecture", 8, "llama"), ("tokenizer.ggml.model", 8, "none")]
     path = tmp_path / "tiny.gguf"
     path.write_bytes(file.content())
-    with pytest.raises(ArtifactError, match=r"tiny\.gguf: the file carries no vocabulary"):
+    with pytest.raises(ArtifactError, match=r"tiny\.gguf: the file has no vocabulary"):
         Model(path, vocab_only=True)

@@ -155,7 +155,7 @@ REFUSED = [
     (CHATML, ROW[:1] + ROW[3:], TOOLS, "leave `tools` out of rows that call none"),
     (CHATML, ROW, (), "does not write tool calls"),
     (GEMMA, ROW, (), "does not write tool calls.*roles must alternate"),
-    (TEMPLATES["mistral"], (QUESTION, ANSWER, RESULT, ANSWER), (), "would vanish or pass for an answer"),
+    (TEMPLATES["mistral"], (QUESTION, ANSWER, RESULT, ANSWER), (), "would be lost or read as an answer"),
     (ONE_CALL, (QUESTION, replace(CALLING, tool_calls=(CALL, CALL)), RESULT, ANSWER), TOOLS, "2 calls in one turn"),
 ]
 
@@ -204,5 +204,5 @@ def test_tools_reach_a_guarded_template_as_they_reach_one_within_the_process() -
         assert guarded.render(AGAIN, tools=TOOLS) == plain.render(AGAIN, tools=TOOLS)
         assert guarded.examples(AGAIN, TOOLS) == plain.examples(AGAIN, TOOLS)
         assert guarded.tool_support == plain.tool_support
-    with GuardedTemplate(CHATML, SPECIAL) as guarded, pytest.raises(DataError, match="would vanish"):
+    with GuardedTemplate(CHATML, SPECIAL) as guarded, pytest.raises(DataError, match="would be lost"):
         guarded.render(ROW, tools=TOOLS)
