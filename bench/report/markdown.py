@@ -1,37 +1,26 @@
 """The report as Markdown, for a README, an issue or a terminal."""
 
-import re
-
 from bench.report.tables import TextTable, all_tables
 from bench.results import Report
 from gladstone.chat.messages import NO_MEDICAL_ADVICE
+from gladstone.report.tables import escape_markdown, markdown_table
 
 SHOWN_ANSWERS = 6
-_SPECIAL = re.compile(r"([\\`*_\[\]<>#|&~!$])")
 
 
 def render_markdown(report: Report) -> str:
     """Headline, tables, some answers, provenance."""
-    parts = ["# Benchmark", *(escape(sentence) for sentence in report.headline)]
+    parts = ["# Benchmark", *(escape_markdown(sentence) for sentence in report.headline)]
     if report.warnings:
-        parts.append("\n".join(f"- **Mind:** {escape(warning)}" for warning in report.warnings))
+        parts.append("\n".join(f"- **Mind:** {escape_markdown(warning)}" for warning in report.warnings))
     if report.remarks:
-        parts.append("\n".join(f"- **Rows:** {escape(remark)}" for remark in report.remarks))
+        parts.append("\n".join(f"- **Rows:** {escape_markdown(remark)}" for remark in report.remarks))
     for table in all_tables(report):
-        parts += [f"## {escape(table.title)}", _table(table), escape(table.note)]
+        parts += [f"## {escape_markdown(table.title)}", _table(table), escape_markdown(table.note)]
     if report.answered:
         parts += ["## Answers side by side", *(_answers(report, number) for number in range(_shown(report)))]
     parts += ["## Where these figures come from", _provenance(report), NO_MEDICAL_ADVICE]
     return "\n\n".join(parts) + "\n"
-
-
-def escape(text: str) -> str:
-    """Text that Markdown shows as it is: a model's answer can hold links, images and markup.
-
-    >>> escape("![x](http://a) <b>")
-    '\\\\!\\\\[x\\\\](http://a) \\\\<b\\\\>'
-    """
-    return _SPECIAL.sub(r"\\\1", text)
 
 
 def measured_rows(report: Report) -> str:
@@ -41,13 +30,7 @@ def measured_rows(report: Report) -> str:
 
 
 def _table(table: TextTable) -> str:
-    lines = [_line([escape(header) for header in table.headers]), _line(["---"] * len(table.headers))]
-    lines += [_line([escape(title), *(escape(cell.text) for cell in cells)]) for title, cells in table.rows]
-    return "\n".join(lines)
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return markdown_table(table.headers, [[title, *(cell.text for cell in cells)] for title, cells in table.rows])
 
 
 def _shown(report: Report) -> int:
@@ -58,11 +41,11 @@ def _answers(report: Report, number: int) -> str:
     item = report.items[number]
     texts = [("Question", item.question), ("Reference", item.reference_text)]
     texts += [(row.model.label, row.measured.answers[number].shown) for row in report.models]
-    return "\n>\n".join(f"> **{escape(name)}:** {_quote(text)}" for name, text in texts)
+    return "\n>\n".join(f"> **{escape_markdown(name)}:** {_quote(text)}" for name, text in texts)
 
 
 def _quote(text: str) -> str:
-    return "  \n> ".join(escape(line) for line in text.splitlines()) or "(empty)"
+    return "  \n> ".join(escape_markdown(line) for line in text.splitlines()) or "(empty)"
 
 
 def _provenance(report: Report) -> str:
@@ -75,4 +58,4 @@ def _provenance(report: Report) -> str:
         "- " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     ]
     lines += [f"- {row.model.label}: sha256 {row.model.sha256}" for row in report.models]
-    return "\n".join(escape(line) for line in lines)
+    return "\n".join(escape_markdown(line) for line in lines)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from bench.report.tables import TextTable, difference_table, quality_table, speed_table, split_table
 from bench.results import Report
+from gladstone.report.tables import text_columns
+from gladstone.report.terminal import one_line
 
 
 def render_summary(report: Report, folder: Path) -> str:
@@ -25,6 +27,4 @@ def render_summary(report: Report, folder: Path) -> str:
 def _render(table: TextTable) -> str:
     rows = [[table.title, *table.headers[1:]]]
     rows += [[title, *(cell.text for cell in cells)] for title, cells in table.rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
+    return "\n".join(text_columns([[*map(one_line, row)] for row in rows]))

@@ -19,6 +19,7 @@ from export.proof.point import Point
 from export.publish.metadata import About
 from gladstone.chat.messages import NO_MEDICAL_ADVICE
 from gladstone.machine.host import readable_bytes
+from gladstone.report.tables import Markdown, escape_markdown, markdown_table
 
 NAME = "README.md"
 UNKNOWN_LICENSE = "not stated: find out before you share this model"
@@ -76,7 +77,7 @@ def _title(card: Card) -> Iterable[str]:
     for warning in serious_warnings(card.training.facts):
         yield f"> **WARNING:** {_one_line(warning)}."
         yield ""
-    yield from _table(
+    yield markdown_table(
         ("", "name", "licence"),
         [
             ("this model", about.name, about.license or _no_license(card)),
@@ -127,7 +128,7 @@ def _results(card: Card) -> Iterable[str]:
         found = loss.as_json()
         mean, interval = found["nats_per_token"], found["interval"]
         rows.append((name, told((mean, *interval)), f"{math.exp(min(mean, 700.0)):.2f}"))
-    yield from _table(("model", "nats a token", "perplexity"), rows)
+    yield markdown_table(("model", "nats a token", "perplexity"), rows)
     names = list(card.held_out)
     if len(names) == 2:
         less = card.held_out[names[0]].less(card.held_out[names[1]])
@@ -151,7 +152,7 @@ def _files(card: Card) -> Iterable[str]:
     for name, path in card.files.items():
         cost = next((found for (model, quant), found in costs.items() if name.startswith(f"{model}-{quant}")), None)
         rows.append((name, readable_bytes(path.stat().st_size), *_cost(cost)))
-    yield from _table(("file", "size", "KL, nats", "same best token", "perplexity ×"), rows)
+    yield markdown_table(("file", "size", "KL, nats", "same best token", "perplexity ×"), rows)
 
 
 def _cost(measured: Mapping[str, Any] | None) -> tuple[str, str, str]:
@@ -188,7 +189,7 @@ def _training(card: Card) -> Iterable[str]:
         rows.append(("held-out loss while training", losses))
     yield "## Training"
     yield ""
-    yield from _table(("", ""), rows)
+    yield markdown_table(("", ""), rows)
 
 
 def _proof(card: Card) -> Iterable[str]:
@@ -204,14 +205,9 @@ def _proof(card: Card) -> Iterable[str]:
 
 
 def _linked(source: Source, kind: str) -> str:
-    return f"[{source.hub_id}](https://huggingface.co/{kind}{source.hub_id})" if source.hub_id else source.name
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(_one_line(cell).replace('|', chr(92) + '|') for cell in row)} |"
+    if not source.hub_id:
+        return source.name
+    return Markdown(f"[{escape_markdown(source.hub_id)}](https://huggingface.co/{kind}{source.hub_id})")
 
 
 def _one_line(text: str) -> str:

@@ -1,9 +1,6 @@
 """The experiments table as published runs print it: Markdown, CSV, plain text; `page` has the HTML."""
 
-import csv
-import io
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +11,9 @@ from finetune.sweep.search_space import setting_text
 from finetune.sweep.storage import BEST_NAME
 from gladstone.commands.shell import command_line
 from gladstone.machine.host import readable_bytes
-from gladstone.report.csv_cells import cell_text
 from gladstone.report.durations import duration
+from gladstone.report.tables import Markdown, Value, csv_table, markdown_line, markdown_table, text_columns
+from gladstone.report.terminal import one_line
 
 SCORE_TITLES = {
     "rouge1": "ROUGE-1",
@@ -86,51 +84,45 @@ def reasons(table: Table) -> list[str]:
 
 def render_markdown(table: Table) -> str:
     """A table for a README; the best trial in bold."""
-    titles = [column.title for column in columns(table)]
-    lines = [
-        f"# {_markdown(heading(table))}",
-        "",
-        _line(titles),
-        _line("--:" if c.number else "---" for c in columns(table)),
+    shown = columns(table)
+    rows = [
+        [Markdown(f"**{markdown_line(cell)}**") if row is table.best else cell for cell in cells(table, row)]
+        for row in table.rows
     ]
-    for row in table.rows:
-        best = row is table.best
-        shown = [_markdown(cell) for cell in cells(table, row)]
-        lines.append(_line(f"**{cell}**" if best else cell for cell in shown))
-    told = [verdict(table), LOSSES, *table.notes, *reasons(table)]
-    return "\n".join([*lines, "", *(f"{_markdown(each)}  " for each in told if each)]) + "\n"
+    right = [place for place, column in enumerate(shown) if column.number]
+    text = markdown_table([column.title for column in shown], rows, right=right)
+    sentences = [verdict(table), LOSSES, *table.notes, *reasons(table)]
+    lines = [f"# {markdown_line(heading(table))}", "", text, ""]
+    return "\n".join([*lines, *(f"{markdown_line(sentence)}  " for sentence in sentences if sentence)]) + "\n"
 
 
 def render_csv(table: Table) -> str:
     """Bare numbers, units in the names; no cell is a formula to a spreadsheet."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*(column.name for column in columns(table)), "best", "reason", "run_folder"])
-    for row in table.rows:
-        values = [column.value(row) for column in columns(table)]
-        ends = ["yes" if row is table.best else "", row.reason, row.folder.as_posix()]
-        writer.writerow([_csv_cell(value) for value in [*values, *ends]])
-    return out.getvalue()
+    shown = columns(table)
+    lines = [
+        [
+            *(_csv_value(column.value(row)) for column in shown),
+            "yes" if row is table.best else "",
+            row.reason,
+            row.folder.as_posix(),
+        ]
+        for row in table.rows
+    ]
+    return csv_table([*(column.name for column in shown), "best", "reason", "run_folder"], lines)
 
 
 def render_text(table: Table) -> str:
     """Aligned columns for a terminal; the best trial is marked."""
-    lines = [[column.title for column in columns(table)], *(cells(table, row) for row in table.rows)]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    shown = columns(table)
+    lines = [[column.title for column in shown], *([*map(one_line, cells(table, row))] for row in table.rows)]
     marks = [" ", *("*" if row is table.best else " " for row in table.rows)]
-    right = [column.number for column in columns(table)]
-    return "\n".join(
-        f"{mark} "
-        + "  ".join(
-            cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for mark, line in zip(marks, lines, strict=True)
-    )
+    aligned = text_columns(lines, right=[place for place, column in enumerate(shown) if column.number])
+    return "\n".join(f"{mark} {line}" for mark, line in zip(marks, aligned, strict=True))
 
 
 def ending(table: Table, folder: Path) -> str:
     """What the command prints last: the table, what to mind, and what to do next."""
-    lines = [render_text(table), "", verdict(table), *table.notes, *reasons(table)]
+    lines = [render_text(table), "", verdict(table), *table.notes, *map(one_line, reasons(table))]
     lines.append(f"Table: {folder / 'table.md'}, also .csv and .html")
     if table.best is not None:
         lines.append(f"Best recipe: {folder / BEST_NAME}")
@@ -170,16 +162,7 @@ def _loss(value: float) -> str:
     return f"{value:.4f}"
 
 
-def _line(parts: Iterable[str]) -> str:
-    return f"| {' | '.join(parts)} |"
-
-
-def _markdown(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
-
-
-def _csv_cell(value: Any) -> Any:
+def _csv_value(value: Any) -> Value:
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
-    return cell_text(setting_text(value))
+    return setting_text(value)

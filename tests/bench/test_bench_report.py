@@ -5,8 +5,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bench.config import BenchConfig
 from bench.measure.asking import Frame
@@ -15,7 +13,6 @@ from bench.measure.models import model_warnings, read_models
 from bench.report.html import render_page
 from bench.report.json_report import report_json
 from bench.report.markdown import render_markdown
-from bench.report.plots import _ticks
 from bench.report.summary import summarise
 from bench.report.terminal import render_summary
 from bench.results import Answer, Loss, Report
@@ -71,16 +68,6 @@ def test_what_a_model_writes_is_text_in_markdown_and_nothing_else() -> None:
     assert "<script" not in text.replace("\\<script", "")
     assert "![" not in text
     assert "](" not in text.replace("\\](", "")
-
-
-@given(st.text(max_size=80))
-def test_markdown_never_holds_bare_markup_of_a_text(answer: str) -> None:
-    from bench.report.markdown import escape
-
-    escaped = escape(answer)
-    for position, character in enumerate(escaped):
-        if character in "<>[]`|*_&!":
-            assert escaped[position - 1] == "\\"
 
 
 def test_the_headline_says_what_is_better_and_what_cannot_be_told() -> None:
@@ -200,12 +187,3 @@ def test_half_a_character_in_a_row_is_refused_with_its_line(tmp_path: Path) -> N
     path.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "answer": "\\ud800"}\n')
     with pytest.raises(DataError, match=r"rows.jsonl:2: field 'answer' contains half of a surrogate pair"):
         read_items(BenchConfig((), path))
-
-
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
-def test_the_ticks_of_an_axis_enclose_its_values(low: float, width: float) -> None:
-    ticks = _ticks(low, low + width)
-    assert 2 <= len(ticks) <= 12
-    slack = width * 1e-6 + abs(low) * 1e-9  # a width far below the values' own precision cannot be placed exactly
-    assert ticks[0] <= low + slack
-    assert ticks[-1] >= low + width - slack

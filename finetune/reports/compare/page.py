@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from finetune.reports.compare.charts import COLOURS, DASHES, curves_svg, training_lines, validation_lines, write_picture
+from finetune.reports.compare.charts import curves_svg, run_keys, training_curves, validation_curves, write_picture
 from finetune.reports.compare.table import Comparison
 from finetune.reports.compare.text import render_csv, render_markdown
 from gladstone.artifacts import check_writable, write_text
@@ -26,13 +26,13 @@ def render_page(comparison: Comparison) -> str:
     from markupsafe import Markup
 
     drawn = {
-        "Training loss, running mean": training_lines(comparison.runs),
-        "Validation loss": validation_lines(comparison.runs),
+        "Training loss, running mean": training_curves(comparison.runs),
+        "Validation loss": validation_curves(comparison.runs),
     }
     curves: list[tuple[str, Any]] = [
         (title, Markup(svg))  # noqa: S704 - made by finetune.reports.compare.charts of numbers alone
         for title, svg in ((title, curves_svg(title, lines)) for title, lines in drawn.items())
         if svg
     ]
-    values = {"comparison": comparison, "curves": curves, "colours": len(COLOURS), "dashes": DASHES}
-    return render_template("finetune", "compare.html", **values)
+    keys = [Markup(key) for key in run_keys(len(comparison.runs))]  # noqa: S704 - made of the page's own colours
+    return render_template("finetune", "compare.html", comparison=comparison, curves=curves, keys=keys)

@@ -1,71 +1,44 @@
 """A comparison as text: for a terminal of any width, as Markdown and as CSV."""
 
-import csv
-import io
-import re
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
-from finetune.reports.compare.table import Comparison, Row, Value
-from gladstone.report.csv_cells import cell_text
+from finetune.reports.compare.table import Comparison, Row
+from gladstone.report.tables import csv_table, escape_markdown, markdown_table, text_blocks, text_columns, text_width
 from gladstone.report.terminal import one_line
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-WIDEST = 100_000  # of a table in a file
 LONGEST_CELL = 40
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>#|&~!$])")
 
 
 def render_terminal(comparison: Comparison, width: int | None, *, colours: bool) -> str:
     """The table if it fits into `width` columns (None: any), else a block for each run; then what to mind."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    out = io.StringIO()
-    console = Console(file=out, width=width or WIDEST, force_terminal=colours, no_color=not colours, highlight=False)
-    table = _table(comparison)
-    if Measurement.get(console, console.options.update(width=WIDEST), table).maximum <= console.width:
-        console.print(table)
-    else:
-        console.print(_blocks(comparison, console.width), markup=False, soft_wrap=True)
-    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    lines = _columns(comparison, colours=colours)
+    if width is not None and max(map(text_width, lines)) > width:
+        lines = _blocks(comparison, width).splitlines()
     mind = [f"Mind: {one_line(warning)}" for warning in comparison.warnings]
-    wrapped = [textwrap.fill(each, min(width, 120)) if width else each for each in mind]
-    return "\n".join([text, *(["", *wrapped] if wrapped else [])]) + "\n"
+    wrapped = [textwrap.fill(sentence, min(width, 120)) if width else sentence for sentence in mind]
+    return "\n".join([*lines, *(["", *wrapped] if wrapped else [])]) + "\n"
 
 
-def _table(comparison: Comparison) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
+def _columns(comparison: Comparison, *, colours: bool) -> list[str]:
+    import click
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
-    table.add_column("", no_wrap=True)
-    for label in comparison.labels:
-        table.add_column(Text(one_line(label, LONGEST_CELL)), no_wrap=True, header_style="bold")
-    for rows, style in ((comparison.settings, "cyan"), (comparison.findings, "")):
-        for row in rows:
-            cells = [one_line(text, LONGEST_CELL) for text in row.texts]
-            table.add_row(Text(one_line(row.name, LONGEST_CELL), style), *(Text(cell) for cell in cells))
-    return table
+    def styled(text: str, **style: Any) -> str:
+        shown = one_line(text, LONGEST_CELL)
+        return click.style(shown, **style) if colours and shown else shown
+
+    rows = [["", *(styled(label, bold=True) for label in comparison.labels)]]
+    for found, colour in ((comparison.settings, "cyan"), (comparison.findings, None)):
+        rows += [
+            [styled(row.name, fg=colour) if colour else styled(row.name), *map(styled, row.texts)] for row in found
+        ]
+    return text_columns(rows)
 
 
 def _blocks(comparison: Comparison, width: int) -> str:
-    """Run by run, for a terminal that is too narrow for columns."""
-    blocks = []
-    for place, label in enumerate(comparison.labels):
-        lines = [one_line(label)]
-        for row in (*comparison.settings, *comparison.findings):
-            lines += textwrap.wrap(
-                f"{one_line(row.name)}: {one_line(row.texts[place])}",
-                max(width, 12),
-                initial_indent="  ",
-                subsequent_indent="    ",
-            )
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+    rows = [(one_line(row.name), [*map(one_line, row.texts)]) for row in (*comparison.settings, *comparison.findings)]
+    return text_blocks([*map(one_line, comparison.labels)], rows, width)
 
 
 def render_markdown(comparison: Comparison) -> str:
@@ -74,34 +47,25 @@ def render_markdown(comparison: Comparison) -> str:
     for title, rows in (("Settings that differ", comparison.settings), ("What came of them", comparison.findings)):
         parts += [f"## {title}", _markdown_table(comparison.labels, rows) if rows else "None."]
     if comparison.warnings:
-        parts += ["## Mind", "\n".join(f"- {_escaped(warning, code=True)}" for warning in comparison.warnings)]
+        parts += ["## Mind", "\n".join(f"- {_sentence(warning)}" for warning in comparison.warnings)]
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_table(labels: Sequence[str], rows: Sequence[Row]) -> str:
-    lines = [["", *map(_escaped, labels)], ["---"] * (len(labels) + 1)]
-    lines += [[_escaped(row.name), *map(_escaped, row.texts)] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(["", *labels], [[row.name, *row.texts] for row in rows])
 
 
-def _escaped(text: str, *, code: bool = False) -> str:
-    """Text that Markdown shows as it is; `code` keeps what our own sentences put between backticks."""
-    escaped = _MARKDOWN.sub(r"\\\1", one_line(text))
-    return escaped.replace("\\`", "`") if code else escaped
+def _sentence(text: str) -> str:
+    """A sentence of ours as Markdown: what it puts between backticks stays code."""
+    return escape_markdown(one_line(text)).replace("\\`", "`")
 
 
 def render_csv(comparison: Comparison) -> str:
     """A line for each run, a column for each setting that differs and each finding; numbers in full, with units."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     rows = (*comparison.settings, *comparison.findings)
-    writer.writerow(["run", "folder", *(_cell(f"{row.name} ({row.unit})" if row.unit else row.name) for row in rows)])
-    for place, run in enumerate(comparison.runs):
-        writer.writerow([_cell(run.label), _cell(str(run.folder)), *(_cell(row.values[place]) for row in rows)])
-    return out.getvalue()
-
-
-def _cell(value: Value) -> str | float | int | None:
-    if isinstance(value, str):
-        return cell_text(one_line(value))
-    return value
+    headers = ["run", "folder", *(f"{row.name} ({row.unit})" if row.unit else row.name for row in rows)]
+    lines = [
+        [run.label, str(run.folder), *(row.values[number] for row in rows)]
+        for number, run in enumerate(comparison.runs)
+    ]
+    return csv_table(headers, lines)
