@@ -23,7 +23,7 @@ def main() -> None:
     "--format",
     "format_name",
     type=click.Choice(list(FORMAT_NAMES)),
-    default="auto",
+    default=BenchConfig.format_name,
     show_default=True,
     help="Layout of the rows.",
 )

@@ -15,7 +15,7 @@ class BenchConfig:
 
     models: tuple[Path, ...]
     data: Path
-    format_name: str = "qa"
+    format_name: str = "auto"
     out: Path = Path("bench-report")
     rows: int = DEFAULT_ROWS
     answers: int = DEFAULT_ANSWERS

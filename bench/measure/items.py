@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from bench.config import BenchConfig
 from bench.results import Item, LeftOut
-from gladstone.errors import ConfigError, DataError
+from gladstone.errors import DataError
 from gladstone.formats import Notes, find_layout, iter_conversations
-from gladstone.rows import Problems, Reading, check_encoding
+from gladstone.rows import Problems, Reading
 
 UNREADABLE = "cannot be read"
 
@@ -43,7 +43,7 @@ def read_items(config: BenchConfig) -> Items:
     """
     read = _Read()
     path = config.data
-    layout = find_layout(path, config.format_name, dict(config.columns) or None, _reading(config))
+    layout = find_layout(path, config.format_name, dict(config.columns) or None, Reading(config.encoding, config.sheet))
     rows = list(iter_conversations(path, layout, read.problems, read.notes))
     if not config.skip_bad:
         read.problems.check(f"{path}, read as {layout.name!r}, bad rows, which --skip-bad would leave out")
@@ -56,13 +56,6 @@ def read_items(config: BenchConfig) -> Items:
         notes.append(f"passed over: {_rows(len(texts))} of plain text, which ask nothing; --raw scores them too")
     items = tuple(Item(talk.source, talk.prompt, talk.answer, talk.tools) for talk in taken[: config.rows])
     return Items(items, len(taken), tuple(notes), _unreadable(read.problems), layout.name)
-
-
-def _reading(config: BenchConfig) -> Reading:
-    try:
-        return Reading(check_encoding(config.encoding) if config.encoding else None, config.sheet)
-    except ValueError as error:
-        raise ConfigError(f"--encoding: {error}.") from None
 
 
 def _unreadable(problems: Problems) -> tuple[LeftOut, ...]:

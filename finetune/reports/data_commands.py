@@ -11,7 +11,6 @@ from gladstone.commands.row_options import parse_columns, row_options
 if TYPE_CHECKING:
     from finetune.reports.data_preview import Previewer
     from finetune.tokens.refusals import RowCheck
-    from gladstone.rows import Reading
 
 FORMAT = click.option("--format", "format_name", default="auto", show_default=True, help="Row format.")
 FILE = click.Path(path_type=Path)
@@ -45,9 +44,10 @@ def check(  # noqa: PLR0913, PLR0917 - one parameter an option
 ) -> None:
     """Read every row of PATH: its format, how many rows are good, and what is wrong with the others."""
     from finetune.reports.data_check import check_rows, describe
+    from gladstone.rows import Reading
 
     checked = check_rows(
-        path, format_name, parse_columns(columns) or None, _reading(encoding, sheet), _asked(recipe, path)
+        path, format_name, parse_columns(columns) or None, Reading(encoding, sheet), _asked(recipe, path)
     )
     click.echo(describe(checked))
     if skip_bad and (checked.problems.count or checked.problems.unread):
@@ -207,12 +207,3 @@ def _asked(recipe: str | None, path: Path) -> "tuple[str, RowCheck] | None":
         return None
     base = _base_of(recipe, path)
     return base.base.name, base.labeller.check
-
-
-def _reading(encoding: str | None, sheet: str | None) -> "Reading":
-    from gladstone.rows import Reading, check_encoding
-
-    try:
-        return Reading(check_encoding(encoding) if encoding else None, sheet)
-    except ValueError as error:
-        raise click.UsageError(f"--encoding: {error}.") from None

@@ -12,7 +12,11 @@ def row_options(command: Command) -> Command:
     """Add --column, --encoding and --sheet to a command."""
     for option in (
         click.option("--sheet", help="Sheet of an Excel workbook.  [default: the first with a header]"),
-        click.option("--encoding", help="Text encoding of the file.  [default: UTF-8, or detected from its bytes]"),
+        click.option(
+            "--encoding",
+            callback=_checked_encoding,
+            help="Text encoding of the file.  [default: UTF-8, or detected from its bytes]",
+        ),
         click.option(
             "--column",
             "columns",
@@ -23,6 +27,15 @@ def row_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def _checked_encoding(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
+    from gladstone.rows import check_encoding
+
+    try:
+        return check_encoding(name) if name else None
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
 
 
 def parse_columns(texts: Sequence[str]) -> dict[str, str]:

@@ -185,6 +185,15 @@ def test_data_check_takes_columns_of_any_layout(tmp_path: Path) -> None:
     assert finetune("data", "check", path, "--column", "question").exit_code == 2
 
 
+def test_data_check_refuses_an_unknown_encoding_as_a_usage_error(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "a", "answer": "b"}\n', encoding="utf-8")
+    result = finetune("data", "check", path, "--encoding", "klingon")
+    assert result.exit_code == 2
+    assert "'--encoding': unknown encoding 'klingon'" in result.output
+    assert finetune("data", "check", path, "--encoding", "cp1252").exit_code == 0
+
+
 def test_data_check_without_a_known_format_says_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("Frage,Antwort\nWarum?,Darum.\n", encoding="utf-8")
