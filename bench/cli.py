@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from bench.config import DEFAULT_ANSWERS, DEFAULT_ROWS, BenchConfig
+from gladstone.chat.messages import CHAT_CONTEXT_TOKENS
 from gladstone.chat.template_options import template_options
 from gladstone.commands.group import Group
 from gladstone.commands.row_options import parse_columns, row_options
@@ -63,7 +64,7 @@ def main() -> None:
     "context_tokens",
     type=click.IntRange(min=1),
     metavar="TOKENS",
-    help="Context of every model.  [default: what all have room for, at most 4096]",
+    help=f"Context of every model.  [default: what all have room for, at most {CHAT_CONTEXT_TOKENS}]",
 )
 @click.option(
     "--no-think",

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from finetune.config.schema import load_recipe
-from finetune.model.load import is_seq2seq, load_trainable
+from finetune.model.load import load_trainable
 from finetune.model.trainable import prepare_environment
 from finetune.tokens.tokenize import tokenize_all
 from finetune.train.evaluation import measure_loss
@@ -38,7 +38,7 @@ def measure(name: str, family: str, root: Path) -> str:
     base = resolve_base(str(root / family), Silent())
     recipe, tokenizer = faster(load_recipe(name, [])), load_tokenizer(base.folder)
     template = tokenizer.template(recipe.own_template())
-    examples = tokenize_all(rows(), template, tokenizer, recipe.limits, pairs=is_seq2seq(base)).examples
+    examples = tokenize_all(rows(), template, tokenizer, recipe.limits, pairs=base.is_encoder_decoder).examples
     trainable = load_trainable(base, recipe, tokenizer.padding_id, examples)
     before = measure_loss(trainable, examples)
     train(trainable, examples, recipe, root / "work")

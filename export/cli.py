@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from gladstone.chat.messages import CHAT_CONTEXT_TOKENS
 from gladstone.commands.group import Group, require_packages
 
 if TYPE_CHECKING:
@@ -113,7 +114,11 @@ def main() -> None:
     "--fit", metavar="SIZE", help="Write the best type that runs in so much memory, as 4GB; in place of --quant."
 )
 @click.option(
-    "--context", type=click.IntRange(min=1), default=4096, show_default=True, help="Tokens to reckon with for memory."
+    "--context",
+    type=click.IntRange(min=1),
+    default=CHAT_CONTEXT_TOKENS,
+    show_default=True,
+    help="Tokens to reckon with for memory.",
 )
 @click.option("--split", metavar="SIZE", help="Cut files into parts of at most this size, as 2GB.")
 @AUTHOR

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gladstone import run_folder
 from gladstone.commands.group import EXIT_INTERRUPTED, Group, require_packages
 from gladstone.commands.shell import command_line
 
@@ -82,7 +83,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     if format_name is not None and data is None:
         raise click.UsageError("--format describes --data, which is not given.")
     if recipe is None and resume and out is not None:
-        recipe = str(out / "recipe.yaml")  # what this folder was begun with
+        recipe = str(out / run_folder.RECIPE)  # what this folder was begun with
         if not Path(recipe).is_file():
             raise click.UsageError(f"{out} holds no run to go on with. Name the RECIPE to begin one.")
     source = (str(data), format_name or "auto") if data is not None else None

@@ -14,7 +14,6 @@ from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY
 from finetune.estimate.estimate import estimate_inputs
 from finetune.model import trainable as training
 from finetune.model.distributed import Processes, join
-from finetune.monitor.metrics_log import METRICS
 from finetune.monitor.plots import PLOTS
 from finetune.monitor.trackers import Reporter, check_trackers
 from finetune.tokens.clock import note, time_of
@@ -25,6 +24,7 @@ from finetune.train.opening_block import Opening
 from finetune.train.session import Options, Outcome, Session, speed
 from finetune.train.time_left import FirstSteps
 from finetune.train.verdict import Finding, Measured, findings
+from gladstone import run_folder
 from gladstone.artifacts import (
     Manifest,
     is_finished,
@@ -36,12 +36,12 @@ from gladstone.artifacts import (
 from gladstone.commands.progress import Progress, Silent, step
 from gladstone.errors import ArtifactError, DataError, listed
 from gladstone.machine.host import check_disk, installed_versions
+from gladstone.models import file_names
 from gladstone.models.tokenizer import tokenizer_files
 from gladstone.process.lock import held
 from gladstone.process.redirect_output import output_to
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "datasets")
-LOG_NAME = "train.log"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
     if not processes.first:
         return _follow(recipe, out, options, processes)
     _check_unfinished(out)
-    with held(out / LOG_NAME, "training"):
+    with held(out / run_folder.LOG, "training"):
         _check_folder(out, options)
         return _lead(recipe, out, progress, options, processes)
 
@@ -86,10 +86,10 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
 def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, processes: Processes) -> RunResult:
     """The work of the only process, or of the first of several: it alone writes into the run folder."""
     reader = reader_of(recipe, progress, time_of(recipe, out, resume=options.resume, began=options.began))
-    with output_to(out / LOG_NAME):
-        summary = prepare(recipe.data, out / "data", progress, reader.check)
+    with output_to(out / run_folder.LOG):
+        summary = prepare(recipe.data, out / run_folder.DATA, progress, reader.check)
         check_disk(out, 300_000_000, "the adapter, its checkpoints, the tokenizer and the plots")
-        for folder in (out, out / "data", out / "tokenizer"):
+        for folder in (out, out / run_folder.DATA, out / run_folder.TOKENIZER):
             remove_partials(folder)
         inputs = read_inputs(reader, out, progress, summary)
         found = _newest(inputs, progress) if options.resume else None
@@ -131,7 +131,7 @@ def _opening(
 def _follow(recipe: Recipe, out: Path, options: Options, processes: Processes) -> RunResult:
     """The work of another process than the first: the same training on its share of the rows, nothing written."""
     processes.wait()
-    with tempfile.TemporaryDirectory() as scratch, output_to(Path(scratch) / LOG_NAME):
+    with tempfile.TemporaryDirectory() as scratch, output_to(Path(scratch) / run_folder.LOG):
         reader = reader_of(recipe, Silent(), time_of(recipe, out, resume=True))
         inputs = read_inputs(reader, out, Silent(), Summary())
         found = _newest(inputs, Silent()) if options.resume else None
@@ -154,7 +154,7 @@ def _check_folder(out: Path, options: Options) -> None:
             "choose another folder with --out, or remove it."
         )
     if not saved:
-        os.truncate(out / LOG_NAME, 0)
+        os.truncate(out / run_folder.LOG, 0)
 
 
 def _newest(inputs: Inputs, progress: Progress) -> checkpoints.Checkpoint | None:
@@ -224,8 +224,8 @@ def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
     if not history.steps:
         raise DataError("no optimizer step was made.")
     result = _result(inputs, outcome)
-    with whole_file(out / METRICS) as copy:
-        shutil.copyfile(out / checkpoints.FOLDER / METRICS, copy)
+    with whole_file(out / run_folder.METRICS) as copy:
+        shutil.copyfile(out / checkpoints.FOLDER / run_folder.METRICS, copy)
     sets = inputs.sets
     facts = outcome.facts | {
         "rows": result.rows,
@@ -264,9 +264,12 @@ def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
 
 
 def _made_files(out: Path) -> Sequence[Path]:
-    names = ["recipe.yaml", "chat_template.jinja", METRICS, *(name for name in PLOTS if (out / name).exists())]
+    plots = [name for name in PLOTS if (out / name).exists()]
+    names = [run_folder.RECIPE, file_names.CHAT_TEMPLATE, run_folder.METRICS, *plots]
     told = (DROPPED, CHANGED, CONFLICTS, PERSONAL, SUMMARY)
-    sets = [f"{name}.jsonl" for name in SETS if has_set(out / "data", name)]
+    sets = [
+        run_folder.set_path(out / run_folder.DATA, name).name for name in SETS if has_set(out / run_folder.DATA, name)
+    ]
     names += [f"data/{name}" for name in (*sets, *told)]
     made = [out / name for name in names]
-    return [*made, *tokenizer_files(out / "tokenizer"), *sorted((out / "adapter").iterdir())]
+    return [*made, *tokenizer_files(out / run_folder.TOKENIZER), *sorted((out / run_folder.ADAPTER).iterdir())]

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from gladstone import run_folder
 from gladstone.artifacts import is_finished, read_manifest
 from gladstone.chat.messages import NO_MEDICAL_ADVICE
 from gladstone.chat.repetition import repeats_itself
@@ -40,6 +41,7 @@ class Demo:
     def __init__(self, folder: Path) -> None:
         self.run, self.report = folder / "run", folder / "report"
         self.gguf = self.run / "gguf"
+        self.test_rows = run_folder.set_path(self.run / run_folder.DATA, "test")
         self.times: dict[str, str] = {}
 
     def file(self, quant: str, *, base: bool = False) -> Path:
@@ -58,14 +60,14 @@ class Demo:
     def measure(self) -> None:
         """Benchmark the base and the tuned model on the held-out rows."""
         files = [self.file("q8_0", base=True), *(self.file(quant) for quant in QUANTS)]
-        data = ["--data", str(self.run / "data" / "test.jsonl"), "--format", "messages", "--out", str(self.report)]
+        data = ["--data", str(self.test_rows), "--format", "messages", "--out", str(self.report)]
         count = str(MEASURED)
         size = ["--rows", count, "--answers", count, "--max-tokens", "64", "--speed-repeats", "2", "--regex", FORM]
         self._stage("measure", self.report, ["bench", "run", *map(str, files), *data, *size])
 
     def held_out(self) -> list[tuple[str, str]]:
         """System prompt and question of the first held-out rows."""
-        lines = (self.run / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()[:SHOWN]
+        lines = self.test_rows.read_text(encoding="utf-8").splitlines()[:SHOWN]
         turns = [{each["role"]: each["content"] for each in json.loads(line)["messages"]} for line in lines]
         return [(row["system"], row["user"]) for row in turns]
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
 from gladstone.gguf.header import GgufHeader
+from gladstone.gguf.types import Pooling
 from gladstone.llamacpp.context import POOLINGS, Context
 from gladstone.llamacpp.model import Model
 from runtime.errors import ContextFullError
@@ -18,7 +19,6 @@ Vectors = npt.NDArray[np.float32]
 CHOICES = ("mean", "cls", "last")
 BATCH_TOKENS = 512  # more in one batch is no faster: every token is compared with all others, of other texts too
 BATCH_TEXTS = 64
-RANK = 4  # llama.h's number of the pooling that gives a score in place of a vector
 
 
 class Embedder:
@@ -157,8 +157,8 @@ def _pooling(headers: Sequence[GgufHeader]) -> str:
     names = {tensor.name for header in headers for tensor in header.tensors}
     # ModernBERT's masked language models have that layer too, but no classes behind it
     is_classifier = "cls.output.weight" in names or ("cls.weight" in names and architecture != "modern-bert")
-    if number == RANK or is_classifier:
-        what = "a reranker: it gives a score" if number == RANK else "a classifier: it gives classes"
+    if number == Pooling.RANK or is_classifier:
+        what = "a reranker: it gives a score" if number == Pooling.RANK else "a classifier: it gives classes"
         raise UnsupportedError(f"{path}: {what}, and no vector of a text. Use an embedding model.")
     return next((name for name in CHOICES if POOLINGS[name] == number), "mean")
 

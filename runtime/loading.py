@@ -20,13 +20,12 @@ from runtime.machine.threads import PREFILL_TOKENS, Threads, Trial, choose_threa
 from runtime.sampling.sampler import MAX_BEAMS
 from runtime.sampling.speculative import MAX_DRAFT_TOKENS, check_draft
 from runtime.scheduling.batch_runner import BatchRunner
-from runtime.scheduling.encoder_decoder_runner import EncoderDecoderRunner
+from runtime.scheduling.encoder_decoder_runner import SCORED_AT_ONCE, EncoderDecoderRunner
 from runtime.scheduling.jobs import Runner
 from runtime.scheduling.sequences import Limits
 from runtime.text.prompt import check_template, load_template
 from runtime.trust.provenance import Provenance, verify
 
-SCORED_AT_ONCE = 64  # rows of logits: of a vocabulary of 150,000 they are 38 MB
 KEPT_SEQUENCES = 3  # earlier conversations that can be taken up again, beside those at work
 BEAM_CONTEXTS = 4  # room for the answers of several beams, in contexts
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.results import BETTER, HIGHER, LOWER, SAME, TOO_FEW, WORSE, Difference, Result, Spread
+from gladstone.confidence import CONFIDENCE
 
 Table = npt.NDArray[np.float64]
 Statistic = Callable[[Table], Table]
@@ -34,7 +35,7 @@ class Bootstrap:
 
     seed: int = 0
     resamples: int = 2000
-    confidence: float = 0.95
+    confidence: float = CONFIDENCE
     expand: bool = True
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.results import Result
+from gladstone.confidence import Z
 
 Flags = npt.NDArray[np.bool_]
-Z = 1.959964  # 95 %
 
 
 def share(scores: Sequence[float]) -> Result:

@@ -15,11 +15,10 @@ from export.merge.plan import Onto
 from gladstone.artifacts import whole_file, write_json
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import UnsupportedError
+from gladstone.models import file_names
 from gladstone.models.tokenizer import tokenizer_files
 
 UNKNOWN_TOKENIZER = "the converter has never seen this tokenizer"
-SENTENCEPIECE = ("tokenizer.model", "spiece.model")
-MODEL_FILES = ("config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,13 @@ def run_converter(  # noqa: PLR0913, PLR0917 - what is converted, whereto, and h
 def _stage(conversion: Conversion, model: Path) -> None:
     """A folder of links: shape of the base, tokenizer and template as trained. The weights come from the merge."""
     model.mkdir()
-    for name in MODEL_FILES:
+    for name in (file_names.CONFIG, file_names.GENERATION_CONFIG):
         if (conversion.base / name).is_file():
             (model / name).symlink_to((conversion.base / name).resolve())
     for path in tokenizer_files(conversion.tokenizer):
         (model / path.name).symlink_to(path.resolve())
-    for name in SENTENCEPIECE:  # transformers 5 saves a tokenizer without it; what was added is in tokenizer.json
+    # transformers 5 saves a tokenizer without it; what was added is in tokenizer.json
+    for name in file_names.SENTENCEPIECE:
         if (conversion.base / name).is_file() and not (model / name).exists() and _same_kind(conversion):
             (model / name).symlink_to((conversion.base / name).resolve())
     _name_added_tokens(model)
@@ -118,7 +118,7 @@ def _same_kind(conversion: Conversion) -> bool:
 
 def _name_added_tokens(model: Path) -> None:
     """Tell the converter which tokens are special: it reads of them where transformers 5 writes of them no more."""
-    config_path, path = model / "tokenizer_config.json", model / "tokenizer.json"
+    config_path, path = model / file_names.TOKENIZER_CONFIG, model / file_names.TOKENIZER
     if not config_path.is_file() or not path.is_file():
         return
     config = json.loads(config_path.read_text(encoding="utf-8"))

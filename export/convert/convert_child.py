@@ -28,6 +28,7 @@ from export.merge.plan import Plan, read_plan, set_vocabulary
 from export.merge.safetensors_io import DTYPES
 from gladstone.errors import UnsupportedError
 from gladstone.gguf.header import COMPOSES, read_header
+from gladstone.models import file_names
 from gladstone.models.tokenizer import end_of_answer, load_tokenizer
 from gladstone.process.import_without_gc import importing
 
@@ -81,7 +82,7 @@ def _merging(known: Any, folder: Path, hparams: dict[str, Any], plan: Plan, job:
         def set_vocab(self) -> None:
             json_of = read_tokenizer(folder)
             values = self.gguf_writer.kv_data[0]
-            if json_of and is_sentencepiece_bpe(json_of) and not (folder / "tokenizer.model").is_file():
+            if json_of and is_sentencepiece_bpe(json_of) and not (folder / file_names.SENTENCEPIECE_MODEL).is_file():
                 self._set_vocab_llama_hf()  # the model file was not saved: transformers 5 writes none
                 values[SCORES].value = merge_scores(json_of, values[TOKENS].value)
                 self.gguf_writer.add_add_space_prefix(prepends_space(json_of))
@@ -238,8 +239,8 @@ def _checked(tensor: Any, name: str, file_type: str) -> Any:
 
 def _is_byte_level(folder: Path) -> bool:
     """Whether a tokenizer is a BPE of bytes, as GPT-2's, and not a sentencepiece model."""
-    path = folder / "tokenizer.json"
-    if not path.is_file() or (folder / "tokenizer.model").is_file():
+    path = folder / file_names.TOKENIZER
+    if not path.is_file() or (folder / file_names.SENTENCEPIECE_MODEL).is_file():
         return False
     return '"ByteLevel"' in path.read_text(encoding="utf-8")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from export.proof.texts import proof_texts
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, UnsupportedError
+from gladstone.gguf.types import ValueType
 from gladstone.llamacpp.model import Model
 from gladstone.models.tokenizer import load_tokenizer
 
@@ -25,7 +26,6 @@ NAMES = (
     "default",
 )  # fmt: skip
 KEY = b"tokenizer.ggml.pre"
-STRING = 8
 TEXTS = 300
 
 
@@ -67,7 +67,7 @@ def _around(header: Path) -> tuple[bytes, bytes]:
     """A file without tensors, cut around the name of its pre-tokenizer."""
     data = header.read_bytes()
     data = data[:8] + struct.pack("<Q", 0) + data[16:]
-    found = data.find(_text(KEY) + struct.pack("<I", STRING))
+    found = data.find(_text(KEY) + struct.pack("<I", ValueType.STRING))
     if found < 0:
         raise UnsupportedError(f"{header}: its vocabulary is of a kind that has no pre-tokenizer.")
     begin = found + len(_text(KEY)) + 4

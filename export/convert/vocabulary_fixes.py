@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gladstone.models.base_model import CONTROL_TOKEN, USER_DEFINED_TOKEN
+from gladstone.gguf.types import TokenType
+from gladstone.models import file_names
 
 TOKENS, TYPES, SCORES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores"))
-NORMAL, UNUSED = 1, 5  # llama.h: LLAMA_TOKEN_TYPE_*
 ADDED_SCORE = -1000.0
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any] | None:
     """tokenizer.json of a folder."""
-    path = folder / "tokenizer.json"
+    path = folder / file_names.TOKENIZER
     data: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     return data
 
@@ -65,17 +65,17 @@ def mend(
     in_bytes = isinstance(tokens[0], bytes)
     for number in range(len(tokens), rows):
         tokens.append(_text(f"[PAD{number}]", in_bytes))
-        types.append(UNUSED)
+        types.append(TokenType.UNUSED)
         if scores is not None:
             scores.append(ADDED_SCORE)
     for each in (tokenizer or {}).get("added_tokens") or ():
         number, text = int(each["id"]), str(each["content"])
-        if number >= len(tokens) or types[number] not in (NORMAL, UNUSED, USER_DEFINED_TOKEN):
+        if number >= len(tokens) or types[number] not in (TokenType.NORMAL, TokenType.UNUSED, TokenType.USER_DEFINED):
             continue
         if each.get("special") or looks_special(text):
-            tokens[number], types[number] = _text(text, in_bytes), CONTROL_TOKEN
+            tokens[number], types[number] = _text(text, in_bytes), TokenType.CONTROL
         elif number >= _own_tokens(tokenizer or {}):
-            tokens[number], types[number] = _text(as_found(each, tokenizer or {}), in_bytes), USER_DEFINED_TOKEN
+            tokens[number], types[number] = _text(as_found(each, tokenizer or {}), in_bytes), TokenType.USER_DEFINED
 
 
 def _text(text: str, in_bytes: bool) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.merge.adapter import Adapter, read_adapter
-from export.merge.safetensors_io import INDEX, Planned, Stored, plan_shards, writing
+from export.merge.safetensors_io import Planned, Stored, plan_shards, writing
 from export.merge.tensor_names import is_table, same_values
 from export.merge.updates import LowRank, Shift, Update
 from export.merge.vocabulary_tables import (
@@ -27,6 +27,7 @@ from export.merge.weights import read_folder
 from gladstone.artifacts import copy_file, write_json
 from gladstone.commands.progress import Progress
 from gladstone.errors import UnsupportedError, listed
+from gladstone.models import file_names
 
 Onto = Literal["16bit", "nf4"]
 MERGED_ONTO = "merged onto"
@@ -163,7 +164,7 @@ def _frozen(changes: Iterable[Changes]) -> dict[str, Stored]:
 
 def read_model_config(base: Path) -> dict[str, Any]:
     """config.json of a model's folder."""
-    config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads((base / file_names.CONFIG).read_text(encoding="utf-8"))
     return config
 
 
@@ -227,8 +228,8 @@ def write_index(shards: Mapping[str, Sequence[Planned]], out: Path) -> list[Path
         return []
     where = {tensor.name: file for file, tensors in shards.items() for tensor in tensors}
     total = sum(tensor.size_bytes for tensors in shards.values() for tensor in tensors)
-    write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-    return [out / INDEX]
+    write_json(out / file_names.WEIGHTS_INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+    return [out / file_names.WEIGHTS_INDEX]
 
 
 def set_vocabulary(config: dict[str, Any], plan: Plan) -> None:
@@ -245,9 +246,9 @@ def copy_config(plan: Plan, base: Path, out: Path, ends: Sequence[int] = ()) -> 
     """config.json, for what the merge changed of it, and generation_config.json, in which `ends` stop an answer too."""
     config = read_model_config(base)
     set_vocabulary(config, plan)
-    write_json(out / "config.json", config)
-    files = [out / "config.json"]
-    path = base / "generation_config.json"
+    write_json(out / file_names.CONFIG, config)
+    files = [out / file_names.CONFIG]
+    path = base / file_names.GENERATION_CONFIG
     if path.is_file():
         generation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         known = generation.get("eos_token_id")

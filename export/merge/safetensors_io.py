@@ -14,8 +14,8 @@ from typing import IO, Any
 
 from gladstone.artifacts import whole_file
 from gladstone.errors import ArtifactError
+from gladstone.models import file_names
 
-INDEX = "model.safetensors.index.json"
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
@@ -101,7 +101,7 @@ def plan_shards(tensors: Iterable[Planned], limit_bytes: int) -> dict[str, list[
         shards[-1].append(tensor)
         room -= tensor.size_bytes
     if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
+        return {file_names.WEIGHTS: shards[0]}
     return {f"model-{number:05}-of-{len(shards):05}.safetensors": each for number, each in enumerate(shards, 1)}
 
 

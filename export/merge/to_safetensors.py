@@ -22,7 +22,7 @@ from export.merge.safetensors_io import Planned
 from export.merge.vocabulary_growth import find_growth
 from export.original.finding import default_out, find, opened
 from export.original.model import Asked, Original, Training, check_accepted, serious_warnings
-from export.original.settings import CONFIG, weights_of
+from export.original.settings import weights_of
 from gladstone.artifacts import (
     Manifest,
     copy_file,
@@ -37,6 +37,7 @@ from gladstone.chat.template import template_sha256
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, ConfigError
 from gladstone.machine.host import check_disk, installed_versions
+from gladstone.models import file_names
 from gladstone.models.tokenizer import end_of_answer, load_tokenizer, tokenizer_files
 from gladstone.process.lock import held
 
@@ -157,7 +158,7 @@ def _key(original: Original, merging: Merging) -> str:
     files = [
         (path, weight)
         for folder, weight in merging.adapters(original)
-        for path in (weights_of(folder), folder / CONFIG)
+        for path in (weights_of(folder), folder / file_names.ADAPTER_CONFIG)
     ]
     parts = [f"{sha256_file(path)} {weight}" for path, weight in files]
     parts += [original.base.fingerprint, merging.onto, str(merging.shard_bytes)]
@@ -169,7 +170,7 @@ def _check_target(original: Original, out: Path, files: Collection[str]) -> None
     original.check_apart(out)
     if is_finished(out) and read_manifest(out).stage != "merge":
         raise ArtifactError(f"{out}: holds another stage's files. Choose another folder with --out.")
-    others = sorted(path.name for path in out.glob("*.safetensors") if path.name not in files)
+    others = sorted(path.name for path in out.glob(file_names.WEIGHTS_PATTERN) if path.name not in files)
     if others:
         raise ArtifactError(f"{out}: holds other weights ({others[0]}). Choose another folder with --out.")
 

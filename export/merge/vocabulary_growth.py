@@ -10,6 +10,7 @@ from export.merge.plan import Plan
 from export.merge.updates import LowRank, Rows, Whole
 from export.merge.vocabulary_tables import SAVE_AGAIN, find_embedding
 from gladstone.errors import DataError, UnsupportedError
+from gladstone.models import file_names
 from gladstone.models.tokenizer import load_tokenizer
 
 SHOWN = 5
@@ -105,7 +106,7 @@ def _trained_rows(plan: Plan, embedding: str) -> set[int] | None:
 def read_vocabulary(folder: Path) -> dict[int, str]:
     """The tokens of a tokenizer's folder by number; empty where it has no tokenizer that can be read."""
     try:
-        data: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        data: dict[str, Any] = json.loads((folder / file_names.TOKENIZER).read_text(encoding="utf-8"))
         model = data["model"]["vocab"]
         known = {number: str(entry[0]) for number, entry in enumerate(model)} if isinstance(model, list) else {
             int(number): str(text) for text, number in model.items()

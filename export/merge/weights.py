@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 from export.merge.pickled_tensors import read_pickle
-from export.merge.safetensors_io import INDEX, Stored, read_header
+from export.merge.safetensors_io import Stored, read_header
 from export.original.settings import weights_of
 from gladstone.errors import ArtifactError
-
-PICKLED_INDEX = "pytorch_model.bin.index.json"
+from gladstone.models import file_names
 
 
 def read_folder(folder: Path) -> dict[str, Stored]:
@@ -16,7 +15,10 @@ def read_folder(folder: Path) -> dict[str, Stored]:
 
     Raises ArtifactError for an index or a file that cannot be used, and for a folder without weights.
     """
-    for pattern, index in (("*.safetensors", INDEX), ("pytorch_model*.bin", PICKLED_INDEX)):
+    for pattern, index in (
+        (file_names.WEIGHTS_PATTERN, file_names.WEIGHTS_INDEX),
+        (file_names.PICKLED_WEIGHTS_PATTERN, file_names.PICKLED_WEIGHTS_INDEX),
+    ):
         paths = _indexed(folder / index) or sorted(folder.glob(pattern))
         if paths:
             return {name: stored for path in paths for name, stored in read_file(path).items()}

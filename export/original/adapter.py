@@ -7,11 +7,12 @@ from export.original.bases import base_of
 from export.original.model import Asked, Original, Training
 from export.original.names import name_of
 from export.original.rows import Rows
-from export.original.settings import CONFIG, Settings, read_settings, weights_of
+from export.original.settings import Settings, read_settings, weights_of
 from export.original.sources import license_of, source_of
 from export.original.tokenizer import Placed, place_first
 from gladstone.artifacts import record_file, sha256_file
 from gladstone.commands.progress import Progress
+from gladstone.models import file_names
 from gladstone.models.base_model import Base
 
 UNKNOWN = ("data", "training settings", "licence")
@@ -32,7 +33,9 @@ class Adapter:
         """Its original, with the tokenizer in `work`. Raises ConfigError where base or template are to be named."""
         base, notes = base_of(self.settings, self.asked, progress)
         placed = self._place(work, base)
-        files = tuple(record_file(self.home, path) for path in (self.folder / CONFIG, weights_of(self.folder)))
+        files = tuple(
+            record_file(self.home, path) for path in (self.folder / file_names.ADAPTER_CONFIG, weights_of(self.folder))
+        )
         spoken = tuple(sha256_file(path) for path in sorted(work.iterdir()))
         return Original(
             origin="adapter",

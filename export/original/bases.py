@@ -13,10 +13,11 @@ from export.merge.safetensors_io import Stored
 from export.merge.weights import read_folder
 from export.original.json_object import read_object
 from export.original.model import Asked
-from export.original.settings import CONFIG, Settings
+from export.original.settings import Settings
 from export.original.sources import HUB_ID
 from gladstone.commands.progress import Progress
 from gladstone.errors import ConfigError, UnsupportedError
+from gladstone.models import file_names
 from gladstone.models.base_model import Base, Needs, check_weights, resolve_base
 
 NEEDS = Needs("--base", "--base FOLDER", purpose="", tokenizer=False, pickled=True, bare=True)
@@ -40,7 +41,7 @@ def base_of(settings: Settings, asked: Asked, progress: Progress) -> tuple[Base,
         if base.folder == Path(asked.base).expanduser().resolve() and HUB_ID.fullmatch(plain):
             base = replace(base, name=plain)  # a folder is told by the name that the adapter has for it
         return _plain(base, f"--base {asked.base}"), []
-    where = f"{settings.folder / CONFIG}"
+    where = f"{settings.folder / file_names.ADAPTER_CONFIG}"
     if not named:
         raise ConfigError(f"{where} names no base: give the model that it was trained on with --base FOLDER|HUB-ID.")
     notes = []
@@ -88,7 +89,7 @@ def _plain(base: Base, what: str) -> Base:
 
 def check_plain(folder: Path, what: str, advice: str) -> None:
     """Raises UnsupportedError for weights that are quantised already: nothing exact can be merged or made of them."""
-    config = read_object(folder / "config.json")
+    config = read_object(folder / file_names.CONFIG)
     packed = next((stored.name for stored in read_folder(folder).values() if _is_packed(stored)), None)
     found = config.get("quantization_config")
     if packed is None and found is None:

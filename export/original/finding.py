@@ -13,15 +13,15 @@ from export.original.folder import Folder
 from export.original.model import Asked, Original
 from export.original.names import in_hub_cache
 from export.original.run import read_run
-from export.original.settings import CONFIG as ADAPTER_CONFIG
-from export.original.settings import PICKLED, WEIGHTS
+from gladstone import run_folder
 from gladstone.artifacts import MANIFEST_NAME, read_manifest
 from gladstone.commands.progress import Progress
 from gladstone.commands.shell import command_line
 from gladstone.errors import ArtifactError, ConfigError
+from gladstone.models import file_names
 
-OF_ADAPTER = (ADAPTER_CONFIG, WEIGHTS, PICKLED)
-MODELS = ("model*.safetensors", "pytorch_model*.bin")
+OF_ADAPTER = (file_names.ADAPTER_CONFIG, file_names.ADAPTER_WEIGHTS, file_names.PICKLED_ADAPTER_WEIGHTS)
+MODELS = ("model*.safetensors", file_names.PICKLED_WEIGHTS_PATTERN)
 SHOWN = 6  # folders that are listed
 
 
@@ -56,7 +56,7 @@ def _find(path: Path, asked: Asked) -> Found:
         raise ArtifactError(f"{path}: no such folder.{hub}")
     if path.is_file():
         return _find_by_file(path, asked)
-    home = path.parent if path.name == "adapter" and _is_run(path.parent) else path
+    home = path.parent if path.name == run_folder.ADAPTER and _is_run(path.parent) else path
     stage = _stage(home)
     if stage == "merge":
         return Folder(home, asked, read_manifest(home))
@@ -84,7 +84,7 @@ def _find_by_file(path: Path, asked: Asked) -> Found:
     """What a file belongs to, which decides where a folder holds both an adapter and a model."""
     if path.name in OF_ADAPTER:
         return read_adapter_folder(path.parent, path.parent, asked)
-    if path.name == "config.json" or any(path.match(pattern) for pattern in MODELS):
+    if path.name == file_names.CONFIG or any(path.match(pattern) for pattern in MODELS):
         return Folder(path.parent, asked)
     if path.name == MANIFEST_NAME:
         return find(path.parent, asked)
@@ -97,12 +97,12 @@ def _find_by_file(path: Path, asked: Asked) -> Found:
 
 
 def _find_foreign(home: Path, asked: Asked) -> Found:
-    adapter, model = (home / ADAPTER_CONFIG).is_file(), _is_model(home)
+    adapter, model = (home / file_names.ADAPTER_CONFIG).is_file(), _is_model(home)
     if adapter and model:
         weights = next(path for pattern in MODELS for path in sorted(home.glob(pattern)))
         raise ArtifactError(
             f"{home}: holds both an adapter and a model. Give the file of the one that is meant: "
-            f"{home / ADAPTER_CONFIG} or {weights}."
+            f"{home / file_names.ADAPTER_CONFIG} or {weights}."
         )
     if adapter:
         return read_adapter_folder(home, home, asked)
@@ -114,8 +114,8 @@ def _find_foreign(home: Path, asked: Asked) -> Found:
 def _find_below(home: Path, asked: Asked) -> Found:
     """The one adapter or model in a subfolder. Raises ArtifactError if there is none, or more than one."""
     below = sorted(each for each in home.iterdir() if each.is_dir())
-    found = [each for each in below if (each / ADAPTER_CONFIG).is_file() or _is_model(each)]
-    if len(found) == 1 and (found[0] / ADAPTER_CONFIG).is_file():
+    found = [each for each in below if (each / file_names.ADAPTER_CONFIG).is_file() or _is_model(each)]
+    if len(found) == 1 and (found[0] / file_names.ADAPTER_CONFIG).is_file():
         return read_adapter_folder(home, found[0], asked, (f"the adapter lies in {found[0]}.",))
     if len(found) == 1:
         return Folder(found[0], asked, notes=(f"the model lies in {found[0]}.",))
@@ -127,20 +127,23 @@ def _find_below(home: Path, asked: Asked) -> Found:
     )
 
 
-_EXPECTED = f"{MANIFEST_NAME} of `finetune run`, {ADAPTER_CONFIG} with {WEIGHTS}, or config.json with *.safetensors"
+_EXPECTED = (
+    f"{MANIFEST_NAME} of `finetune run`, {file_names.ADAPTER_CONFIG} with {file_names.ADAPTER_WEIGHTS}, or "
+    f"{file_names.CONFIG} with {file_names.WEIGHTS_PATTERN}"
+)
 
 
 def _what_it_holds(home: Path) -> str:
     names = sorted(each.name for each in home.iterdir())
     if not names:
         return "empty"
-    if (home / WEIGHTS).is_file() or (home / PICKLED).is_file():
-        return f"holds an adapter's weights without their {ADAPTER_CONFIG}"
+    if (home / file_names.ADAPTER_WEIGHTS).is_file() or (home / file_names.PICKLED_ADAPTER_WEIGHTS).is_file():
+        return f"holds an adapter's weights without their {file_names.ADAPTER_CONFIG}"
     return f"holds {', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}"
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and any(any(folder.glob(pattern)) for pattern in MODELS)
+    return (folder / file_names.CONFIG).is_file() and any(any(folder.glob(pattern)) for pattern in MODELS)
 
 
 def _stage(folder: Path) -> str | None:
@@ -148,7 +151,7 @@ def _stage(folder: Path) -> str | None:
     try:
         found = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None if _is_model(folder) or (folder / ADAPTER_CONFIG).is_file() else _unreadable(folder)
+        return None if _is_model(folder) or (folder / file_names.ADAPTER_CONFIG).is_file() else _unreadable(folder)
     ours = isinstance(found, dict) and {"schema", "stage"} <= found.keys()
     return str(found["stage"]) if ours else None
 
@@ -164,7 +167,7 @@ def _is_run(folder: Path) -> bool:
 
 def _was_begun(folder: Path) -> bool:
     """Whether `finetune run` left its marks."""
-    marks = sum((folder / name).exists() for name in ("train.log", "recipe.yaml", "data"))
+    marks = sum((folder / name).exists() for name in (run_folder.LOG, run_folder.RECIPE, run_folder.DATA))
     return marks > 1 or any(folder.glob("checkpoints/step-*/state.json"))
 
 

@@ -11,6 +11,7 @@ from export.original.sources import Source
 from export.original.tokenizer import Placed
 from gladstone.artifacts import FileRecord, check_file
 from gladstone.errors import ArtifactError, listed
+from gladstone.models import file_names
 from gladstone.models.base_model import Base, fingerprint
 
 Origin = Literal["run", "adapter", "folder"]
@@ -99,7 +100,7 @@ class Original:
     @property
     def template_source(self) -> str:
         """The chat template that goes into the files."""
-        return (self.tokenizer / "chat_template.jinja").read_text(encoding="utf-8")
+        return (self.tokenizer / file_names.CHAT_TEMPLATE).read_text(encoding="utf-8")
 
     @property
     def adapters(self) -> tuple[tuple[Path, float], ...]:

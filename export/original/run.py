@@ -10,12 +10,13 @@ from typing import Any
 from export.original.bases import NEEDS, told_whose
 from export.original.model import Asked, Original, Training, serious_warnings
 from export.original.rows import Rows
-from export.original.settings import WEIGHTS
 from export.original.sources import Source, source_of
 from export.original.tokenizer import Placed, place_tokenizer
+from gladstone import run_folder
 from gladstone.artifacts import MANIFEST_NAME, Manifest, check_files, read_manifest, sha256_file
 from gladstone.commands.progress import Progress
 from gladstone.errors import ArtifactError, ConfigError
+from gladstone.models import file_names
 from gladstone.models.base_model import Base, resolve_base
 
 SAMPLES_LICENSE = "apache-2.0"
@@ -47,23 +48,23 @@ class Run:
         """Its original, the tokenizer as trained in `work`. Raises ArtifactError for another base than it had."""
         manifest = self.manifest
         base = self._base(progress)
-        template = (self.home / "chat_template.jinja").read_text(encoding="utf-8")
-        place_tokenizer(self.home / "tokenizer", work, template)
+        template = (self.home / file_names.CHAT_TEMPLATE).read_text(encoding="utf-8")
+        place_tokenizer(self.home / run_folder.TOKENIZER, work, template)
         tokenizer = [record.sha256 for record in manifest.files if record.path.startswith("tokenizer/")]
         return Original(
             origin="run",
             home=self.home,
             name=str(manifest.config["name"]),
             base=base,
-            adapter=self.home / "adapter",
+            adapter=self.home / run_folder.ADAPTER,
             tokenizer=work,
             found_in=Placed("the run", "the run"),
             training=training_of(manifest, source_of(base, manifest.config["base"].get("license"))),
             rows=self._rows(),
             files=manifest.files,
-            key=(manifest.record(f"adapter/{WEIGHTS}").sha256, *tokenizer),
+            key=(manifest.record(f"adapter/{file_names.ADAPTER_WEIGHTS}").sha256, *tokenizer),
             parents={"run": sha256_file(self.home / MANIFEST_NAME), "base": base.fingerprint},
-            calibration=self.home / "data" / "train.jsonl",
+            calibration=run_folder.set_path(self.home / run_folder.DATA, "train"),
         )
 
     def _base(self, progress: Progress) -> Base:
@@ -88,7 +89,7 @@ class Run:
             return Rows("held out", tuple((self.home / path, "prepared") for path in held_out))
         if self.asked.rows:
             return Rows("given", ((self.asked.rows, "auto"),))
-        return Rows("trained on", ((self.home / "data" / "train.jsonl", "prepared"),))
+        return Rows("trained on", ((run_folder.set_path(self.home / run_folder.DATA, "train"), "prepared"),))
 
 
 def read_run(folder: Path, asked: Asked) -> Run:

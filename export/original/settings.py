@@ -9,9 +9,8 @@ from typing import Any
 
 from export.original.json_object import read_object
 from gladstone.errors import ArtifactError, UnsupportedError
+from gladstone.models.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED_ADAPTER_WEIGHTS
 
-CONFIG = "adapter_config.json"
-WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 GENERATES = (None, "", "CAUSAL_LM", "SEQ_2_SEQ_LM")  # tasks whose model writes text
 SHOWN_TARGETS = 300  # characters: of long lists the beginning is told
 
@@ -61,9 +60,9 @@ def read_settings(folder: Path) -> Settings:
 
     Raises ArtifactError for a file that is missing or broken, UnsupportedError for another kind of adapter or task.
     """
-    path = folder / CONFIG
+    path = folder / ADAPTER_CONFIG
     if not path.exists():
-        raise ArtifactError(f"{folder}: not an adapter: it has no {CONFIG}.")
+        raise ArtifactError(f"{folder}: not an adapter: it has no {ADAPTER_CONFIG}.")
     values = read_object(path)
     kind = values.get("peft_type")
     if kind is None:
@@ -88,7 +87,11 @@ def read_settings(folder: Path) -> Settings:
 
 def weights_of(folder: Path) -> Path:
     """The file that holds an adapter's tensors. Raises ArtifactError if there is none."""
-    found = next((folder / name for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
+    found = next(
+        (folder / name for name in (ADAPTER_WEIGHTS, PICKLED_ADAPTER_WEIGHTS) if (folder / name).is_file()), None
+    )
     if found is None:
-        raise ArtifactError(f"{folder}: has {CONFIG}, but neither {WEIGHTS} nor {PICKLED}.")
+        raise ArtifactError(
+            f"{folder}: has {ADAPTER_CONFIG}, but neither {ADAPTER_WEIGHTS} nor {PICKLED_ADAPTER_WEIGHTS}."
+        )
     return found

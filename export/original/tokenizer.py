@@ -8,16 +8,14 @@ from export.original.json_object import read_object
 from gladstone.artifacts import copy_file, write_json, write_text
 from gladstone.chat.named_templates import CONTROL_TEXT, read_template, template_names
 from gladstone.errors import ArtifactError, ConfigError
+from gladstone.models.file_names import CHAT_TEMPLATE, CONFIG, OLD_CHAT_TEMPLATE, TOKENIZER_CONFIG, VOCABULARIES
 from gladstone.models.tokenizer import load_tokenizer, tokenizer_files
-
-TEMPLATE, CONFIG, OLD_TEMPLATE = "chat_template.jinja", "tokenizer_config.json", "chat_template.json"
-WHOLE = ("tokenizer.json", "tokenizer.model", "spiece.model")
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a vocabulary, and not settings or a template alone."""
     pair = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
-    return pair or any((folder / name).is_file() for name in WHOLE)
+    return pair or any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def own_template(folder: Path) -> str | None:
@@ -25,13 +23,13 @@ def own_template(folder: Path) -> str | None:
 
     transformers reads chat_template.jinja first. Raises ArtifactError for a file that cannot be read.
     """
-    path = folder / TEMPLATE
+    path = folder / CHAT_TEMPLATE
     if path.is_file():
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{path}: cannot be read: {error}.") from None
-    for name in (OLD_TEMPLATE, CONFIG):
+    for name in (OLD_CHAT_TEMPLATE, TOKENIZER_CONFIG):
         found = read_object(folder / name).get("chat_template") if (folder / name).is_file() else None
         if isinstance(found, list):  # several by name
             named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
@@ -101,11 +99,11 @@ def place_tokenizer(source: Path, target: Path, template: str) -> None:
 
     config.json comes along where it lies beside them: it may be all that says which kind of tokenizer this is.
     """
-    copied = [path for path in tokenizer_files(source) if path.name != TEMPLATE]
-    config = source / "config.json"
+    copied = [path for path in tokenizer_files(source) if path.name != CHAT_TEMPLATE]
+    config = source / CONFIG
     for path in [*copied, *([config] if config.is_file() else [])]:
         copy_file(path, target / path.name)
-    write_text(target / TEMPLATE, template)
-    settings = target / CONFIG
+    write_text(target / CHAT_TEMPLATE, template)
+    settings = target / TOKENIZER_CONFIG
     if settings.is_file() and "chat_template" in (values := read_object(settings)):
         write_json(settings, {name: value for name, value in values.items() if name != "chat_template"})

@@ -8,7 +8,7 @@ from typing import Any
 from export.merge.plan import read_plan
 from export.merge.tensor_names import pefts_name
 from export.merge.weights import read_adapter_tensors
-from export.original.settings import CONFIG, WEIGHTS
+from gladstone.models import file_names
 from gladstone.process.import_without_gc import importing
 
 
@@ -24,7 +24,7 @@ def adapted(model: Any, base: Path, adapter: Path) -> Any:
     plan = read_plan(base, [(adapter, 1.0)], "16bit")
     if plan.sizes:
         model.resize_token_embeddings(plan.sizes.after, mean_resizing=False)
-    config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((adapter / file_names.ADAPTER_CONFIG).read_text(encoding="utf-8"))
     tensors = read_adapter_tensors(adapter)
     named = {pefts_name(key): stored for key, stored in tensors.items()}
     parted = bool(config.get("ensure_weight_tying")) and plan.untied  # by a version of PEFT that did not keep them one
@@ -33,7 +33,7 @@ def adapted(model: Any, base: Path, adapter: Path) -> Any:
     from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory() as work:
-        save_file({name: stored.read() for name, stored in named.items()}, Path(work) / WEIGHTS)
+        save_file({name: stored.read() for name, stored in named.items()}, Path(work) / file_names.ADAPTER_WEIGHTS)
         config["ensure_weight_tying"] = bool(config.get("ensure_weight_tying")) and not parted
-        (Path(work) / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        (Path(work) / file_names.ADAPTER_CONFIG).write_text(json.dumps(config), encoding="utf-8")
         return PeftModel.from_pretrained(model, work)

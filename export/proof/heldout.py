@@ -14,6 +14,7 @@ from export.proof.rows import ordered_rows, prompt_text
 from export.proof.spread import log_softmax
 from export.proof.trained import Trained
 from gladstone.commands.progress import Progress
+from gladstone.confidence import Z
 from gladstone.llamacpp.lora import Lora
 from gladstone.llamacpp.model import Model
 
@@ -85,7 +86,7 @@ def mean_of_rows(sums: Iterable[float], counts: Iterable[int]) -> tuple[float, f
     ours, tokens = np.array(list(sums)), np.array(list(counts))
     mean, rows = float(ours.sum() / tokens.sum()), len(ours)
     spread = float(np.sqrt(((ours - mean * tokens) ** 2).sum() * rows / max(rows - 1, 1)))
-    error = 1.96 * spread / float(tokens.sum()) if rows > 1 else math.inf
+    error = Z * spread / float(tokens.sum()) if rows > 1 else math.inf
     return mean, mean - error, mean + error
 
 

@@ -13,6 +13,7 @@ from export.original.model import Original
 from export.original.rows import Rows
 from gladstone.chat.messages import Conversation, Message
 from gladstone.chat.template import ChatTemplate
+from gladstone.models import file_names
 from gladstone.models.tokenizer import FolderTokenizer, load_tokenizer
 
 HELD_OUT = Rows()
@@ -53,7 +54,7 @@ class Trained:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The base's config.json; of a model with several parts, that of its text."""
-        config: dict[str, Any] = json.loads((self.base / "config.json").read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((self.base / file_names.CONFIG).read_text(encoding="utf-8"))
         return config | (config.get("text_config") or {})
 
     @property

@@ -22,9 +22,10 @@ from gladstone.chat.messages import Conversation
 from gladstone.chat.template import ChatTemplate
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
-from gladstone.gguf.header import GgufHeader, Tensor, read_header
+from gladstone.gguf.header import GgufHeader, read_header
 from gladstone.gguf.identify_file import HEAD_BYTES, is_old_imatrix
 from gladstone.gguf.kinds import kind_of
+from gladstone.gguf.types import MAGIC, Tensor
 
 CHUNK_TOKENS = 512
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -91,7 +92,7 @@ def is_imatrix(path: Path) -> bool:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
-    return head.startswith(b"GGUF") or is_old_imatrix(head)
+    return head.startswith(MAGIC) or is_old_imatrix(head)
 
 
 def read_imatrix(path: Path) -> Imatrix:

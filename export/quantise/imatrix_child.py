@@ -14,11 +14,12 @@ import numpy.typing as npt
 from export.children import report_share, serve
 from export.quantise.imatrix import COUNTS, SUMS
 from gladstone.errors import UnsupportedError
+from gladstone.gguf.types import TENSOR_TYPE_NUMBERS
 from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.model import Model, library
 
 FEWEST_ROWS = 16
-F32, TENSOR_PADDING, OPERATIONS = 0, 32, 200
+TENSOR_PADDING, OPERATIONS = 32, 200
 
 
 class GgmlTensor(ctypes.Structure):
@@ -116,7 +117,11 @@ class Collector:
         if tensor.op != self._ggml.product:
             return False
         inputs = tensor.src[1].contents
-        return bool(inputs.ne[1] >= FEWEST_ROWS and inputs.type == F32 and _name(tensor.src[0]).startswith("blk."))
+        return bool(
+            inputs.ne[1] >= FEWEST_ROWS
+            and inputs.type == TENSOR_TYPE_NUMBERS["F32"]
+            and _name(tensor.src[0]).startswith("blk.")
+        )
 
     def _take(self, tensor: GgmlTensor) -> None:
         name, weight, inputs = _name(tensor.src[0]), tensor.src[0].contents, tensor.src[1].contents

@@ -12,10 +12,9 @@ from export.quantise.types import QUANTS, TENSOR_TYPE_IDS, Override, Quantisatio
 from gladstone.artifacts import whole_file
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.gguf.header import TENSOR_TYPES, GgufHeader, read_header
+from gladstone.gguf.header import GgufHeader, read_header
+from gladstone.gguf.types import ALIGNMENT, TENSOR_TYPES
 from gladstone.machine.host import core_count
-
-ALIGNMENT = 32  # bytes, llama.cpp's own
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gladstone.errors import ConfigError
-from gladstone.gguf.header import FILE_TYPES, TENSOR_TYPES
+from gladstone.gguf.types import FILE_TYPES, TENSOR_TYPES
 
 NOT_WRITTEN = ("nvfp4",)  # llama.cpp reads it; its quantiser makes none
 PLAIN = ("f32", "f16", "bf16")  # written by the conversion itself

@@ -165,6 +165,11 @@ class TrainingSection(Config):
             raise ValueError(f"epochs={self.epochs:g} and max_steps={self.max_steps} both say how long to train")
         return self
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step: the effective batch size."""
+        return self.batch_size * self.accumulation
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the whole run."""
         return self.max_steps or math.ceil((self.epochs or 1.0) * steps_per_epoch)

@@ -32,6 +32,7 @@ from gladstone.commands.progress import Progress, step
 from gladstone.errors import DataError, GladstoneError
 from gladstone.formats import Layout, Notes, iter_conversations, prepared
 from gladstone.rows import Problems, Row, read_rows
+from gladstone.run_folder import set_path
 
 __all__ = ["CHANGED", "DROPPED", "PERSONAL", "SUMMARY", "Summary", "describe", "has_set", "prepare", "read_set"]
 
@@ -86,13 +87,13 @@ def read_set(folder: Path, name: str) -> Iterator[Conversation]:
     """Yield the rows of a prepared set, each with its original source; none if the set does not exist."""
     if name in HELD and not has_set(folder, name):
         return
-    for row, place in read_rows(folder / f"{name}.jsonl"):
+    for row, place in read_rows(set_path(folder, name)):
         yield Layout("prepared").read(row, place)
 
 
 def has_set(folder: Path, name: str) -> bool:
     """True if the set was prepared; an empty validation or test set has no file."""
-    return (folder / f"{name}.jsonl").is_file()
+    return set_path(folder, name).is_file()
 
 
 class _Work:
@@ -417,7 +418,7 @@ class _Work:
 
     def _write(self, name: str, numbers: Sequence[int]) -> int:
         """Write a set, from the numbers of its rows or from its own file; return its number of rows."""
-        path, spool = self._folder / f"{name}.jsonl", self._own.get(name, self.rows)
+        path, spool = set_path(self._folder, name), self._own.get(name, self.rows)
         if name in self._own:
             numbers = [row for row in range(len(spool)) if name == "test" or row not in self._leaked]
         if numbers:

@@ -14,15 +14,16 @@ from finetune.data.division import SETS
 from finetune.data.prepare import has_set, prepare, read_set
 from finetune.estimate.timing import BUDGET_S, Measured, Rates, Sample, Times, compiles, computed_rates, measure, times
 from finetune.model import trainable as training
-from finetune.model.load import import_first, is_seq2seq
+from finetune.model.load import import_first
 from finetune.sizing.devices import EFFICIENCY, Device, find_device
 from finetune.sizing.fit_to_memory import FITS, Case, Way, fit, judge, single_ways
 from finetune.sizing.memory import Memory, Setting, disk_bytes
-from finetune.sizing.model_shape import Shape, shape_of_facts, shape_of_folder
+from finetune.sizing.model_shape import Shape, shape_of_base, shape_of_facts
 from finetune.sizing.step_plan import Plan, Row, assumed_rows, epochs_text, rows_of
 from finetune.tokens.row_reader import Reader
 from finetune.tokens.tokenize import Example, tokenize_all
 from finetune.train.inputs import Inputs
+from gladstone import run_folder
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.machine.host import available_memory_bytes, core_count, processor_name, readable_bytes
@@ -82,7 +83,7 @@ def estimate(recipe: Recipe, progress: Progress, device_name: str | None = None,
 
 def estimate_inputs(inputs: Inputs, progress: Progress) -> Estimate:
     """The estimate of a run whose rows are read, of memory and disk: its first steps tell the time themselves."""
-    shape, file_bytes = shape_of_folder(inputs.base.folder)
+    shape, file_bytes = shape_of_base(inputs.base)
     rows = {name: rows_of(inputs.sets[name].examples, inputs.recipe.lora) for name in SETS}
     examples, pad_id = inputs.sets["train"].examples, inputs.tokenizer.padding_id
     subject = _Subject(inputs.recipe, inputs.base, shape, file_bytes, rows, examples, pad_id, ())
@@ -93,7 +94,7 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
     base = find_base(recipe.base.model, progress)
     notes = []
     if base is not None:
-        shape, file_bytes = shape_of_folder(base.folder)
+        shape, file_bytes = shape_of_base(base)
         reader = Reader(recipe, lambda: base, progress, before=import_first)
     else:
         if recipe.hub is None:
@@ -108,7 +109,7 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
         notes.append(f"{recipe.base.model} is not here: its shape is of the recipe's facts, its rows are counted with "
                      "the tokens of the embedded model")  # fmt: skip
     try:
-        prepare(recipe.data, folder / "data", progress, reader.check if base is not None else None)
+        prepare(recipe.data, folder / run_folder.DATA, progress, reader.check if base is not None else None)
     except DataError:
         if not recipe.hub or not recipe.hub.rows or not recipe.data.sources[0].path.startswith("hub:"):
             raise
@@ -116,14 +117,14 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
         notes.append(f"the rows are not here: counted as {recipe.hub.rows:,} of the longest length")
         return _Subject(recipe, base, shape, file_bytes, rows, (), 0, tuple(notes))
     with step(progress, "Counting tokens"):
-        sets, pad_id = _tokenized(reader, folder / "data")
+        sets, pad_id = _tokenized(reader, folder / run_folder.DATA)
     rows = {name: rows_of(sets[name], recipe.lora) for name in SETS}
     return _Subject(recipe, base, shape, file_bytes, rows, sets["train"], pad_id, tuple(notes))
 
 
 def _tokenized(reader: Reader, data: Path) -> tuple[dict[str, tuple[Example, ...]], int]:
     made_by = (reader.template, reader.tokenizer, reader.recipe.limits)
-    pairs = is_seq2seq(reader.base)
+    pairs = reader.base.is_encoder_decoder
     sets: dict[str, tuple[Example, ...]] = dict.fromkeys(SETS, ())
     for name in SETS:
         if has_set(data, name):
@@ -253,15 +254,14 @@ def lines(found: Estimate) -> list[str]:
     rows = found.rows["train"]
     lengths = [row.tokens for row in rows]
     how = "measured" if found.measured else "computed, not measured"
-    effective = recipe.training.batch_size * recipe.training.accumulation
     recomputed = ", activations recomputed" if found.recomputes else ""
     told = [
         f"{recipe.name} on {found.machine}",
         f"  rows      {len(rows):,} to train on, {sum(lengths) / len(lengths):.0f} tokens on average, "
         f"{max(lengths):,} the longest; {len(found.rows['validation']):,} to validate, "
         f"{len(found.rows['test']):,} to test",
-        f"  steps     {plan.steps:,} of {effective} rows ({epochs_text(plan.epochs)}), {plan.slots_per_step:,.0f} "
-        f"slots each; largest micro-batch {plan.largest.total:,} slots{recomputed}",
+        f"  steps     {plan.steps:,} of {recipe.training.rows_per_step} rows ({epochs_text(plan.epochs)}), "
+        f"{plan.slots_per_step:,.0f} slots each; largest micro-batch {plan.largest.total:,} slots{recomputed}",
         f"  memory    {readable_bytes(memory.peak)} at the peak; {readable_bytes(found.limit_bytes)} are there"
         f"{'' if found.fits else ': IT DOES NOT FIT'}",
         f"            {_parts(memory)}",

@@ -3,6 +3,7 @@
 The base is loaded with a few of its layers only, the way that a run loads it; the rest takes as long by the layer.
 """
 
+import copy
 import json
 import statistics
 import tempfile
@@ -20,6 +21,7 @@ from finetune.sizing.memory import Setting, Slots, adapter_parameters
 from finetune.sizing.model_shape import Shape
 from finetune.sizing.step_plan import Plan, rows_of, slots
 from finetune.tokens.tokenize import Example, token_count
+from gladstone.models import file_names
 from gladstone.models.base_model import Base
 
 BUDGET_S = 10.0
@@ -93,8 +95,7 @@ def compiles(shape: Shape, recipe: Recipe, plan: Plan, setting: Setting) -> bool
     """Whether a run on the CPU will compile its layers."""
     if setting.padded or setting.on_gpu or setting.recomputes:
         return False
-    per_step = sum(batch.total for batch in plan.training) / plan.planned_steps
-    return decide(recipe.training.compile, 4 * shape.parameters * per_step * plan.steps)
+    return decide(recipe.training.compile, shape.parameters, plan.tokens_trained)
 
 
 def computed_rates(shape: Shape, recipe: Recipe, plan: Plan, device: Device, setting: Setting) -> Rates:
@@ -149,15 +150,15 @@ def measure(sample: Sample, recipe: Recipe) -> Measured:
 def _with_layers(base: Base, folder: Path, layers: int) -> Base:
     """The base as a folder whose config has fewer layers; the files of the weights are the same ones."""
     for path in base.folder.iterdir():
-        if path.is_file() and path.name != "config.json":
+        if path.is_file() and path.name != file_names.CONFIG:
             (folder / path.name).symlink_to(path.resolve())
-    config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+    config = copy.deepcopy(base.config)
     for part in (config, config.get("text_config") or {}):
         part.update({name: layers for name in LAYER_FIELDS if part.get(name)})
         if part.get("layer_types"):
             part["layer_types"] = part["layer_types"][:layers]
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return Base(base.name, folder, base.fingerprint)
+    (folder / file_names.CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    return Base(base.name, folder, base.fingerprint, config)
 
 
 def _keep_layers(model: Any, found: int, kept: int) -> None:

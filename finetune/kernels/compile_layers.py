@@ -12,12 +12,14 @@ WORTH_FLOP = 6e13
 COMPILERS = ("g++", "c++", "clang++", "cl")
 
 
-def decide(wish: Literal["auto", "on", "off"], flop: float) -> bool:
-    """Whether to compile for a run of so many floating-point operations.
+def decide(wish: Literal["auto", "on", "off"], parameters: int, tokens: float) -> bool:
+    """Whether to compile for a run that trains on `tokens` tokens.
 
+    A run takes 4 floating-point operations for each parameter and token: 2 in the forward pass, 2 in the backward pass.
     It depends on nothing that varies between two calls of a run on one machine, since compiled and uncompiled layers
     differ in their last bits. Raises UnsupportedError if it is asked for and there is no C++ compiler.
     """
+    flop = 4 * parameters * tokens
     if wish == "off" or (wish == "auto" and flop < WORTH_FLOP):
         return False
     reason = _broken()

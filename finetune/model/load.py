@@ -1,7 +1,5 @@
 """Which way a base model is loaded for training: a decoder or an encoder and decoder."""
 
-import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,20 +11,15 @@ from finetune.model import encoder_decoder as seq2seq
 from finetune.model.distributed import ALONE, Processes, shard
 from finetune.model.loss import Flat, choose
 from finetune.model.trainable import Trainable, out_of_memory, release_memory
+from finetune.tokens.step_schedule import StepSchedule
 from finetune.tokens.tokenize import Example, token_count
 from gladstone.errors import UnsupportedError
 from gladstone.models.base_model import Base
 
 
-def is_seq2seq(base: Base) -> bool:
-    """True for a model with an encoder that reads the prompt."""
-    config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
-    return bool(config.get("is_encoder_decoder"))
-
-
 def import_first(base: Base) -> None:
     """Import what patches other libraries, before anything imports those."""
-    if not is_seq2seq(base):
+    if not base.is_encoder_decoder:
         decoder.import_unsloth()
 
 
@@ -45,7 +38,7 @@ def load_trainable(
 
 
 def _load(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], processes: Processes) -> Trainable:
-    kind = seq2seq if is_seq2seq(base) else decoder
+    kind = seq2seq if base.is_encoder_decoder else decoder
     longest = max(len(example.input_ids) for example in examples)
     model, checkpointing = kind.load_model(base, recipe, longest)
     beginning = None
@@ -56,7 +49,7 @@ def _load(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], 
     compiled = False
     if isinstance(forward, Flat):
         as_is = checkpointing or processes.sharded
-        compiled = not as_is and decide(recipe.training.compile, _flop(model, recipe, examples))
+        compiled = not as_is and decide(recipe.training.compile, *_size(model, recipe, examples))
         fuse(model)
         if compiled:
             compile_layers(forward.body)
@@ -65,11 +58,7 @@ def _load(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], 
     return Trainable(model, forward, checkpointing, compiled, processes, beginning)
 
 
-def _flop(model: Any, recipe: Recipe, examples: Sequence[Example]) -> float:
-    """Floating-point operations of a run: 2 a weight and token forwards, and 2 backwards."""
-    weights = sum(each.numel() for each in model.parameters())
-    tokens = sum(token_count(example) for example in examples)
-    per_step = recipe.training.batch_size * recipe.training.accumulation
-    steps_per_epoch = math.ceil(len(examples) / per_step)
-    epochs = recipe.training.total_steps(steps_per_epoch) / steps_per_epoch
-    return float(4 * weights * tokens * epochs)
+def _size(model: Any, recipe: Recipe, examples: Sequence[Example]) -> tuple[int, float]:
+    """The parameters of the model and the tokens of the whole run."""
+    schedule = StepSchedule(recipe.training, [token_count(example) for example in examples], padded=False)
+    return sum(parameter.numel() for parameter in model.parameters()), schedule.tokens_trained

@@ -21,6 +21,7 @@ from finetune.sizing.memory import Setting, fullest, needs_recomputing
 from finetune.sizing.model_shape import shape_of_config
 from gladstone.errors import UnsupportedError
 from gladstone.machine.host import available_memory_bytes, cache_dir
+from gladstone.models import file_names
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
 
@@ -106,11 +107,11 @@ def save_adapter(trainable: Trainable, base_name: str, folder: Path) -> None:
     try:
         trainable.model.save_pretrained(folder, safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)
-        path = folder / "adapter_config.json"
+        path = folder / file_names.ADAPTER_CONFIG
         config = json.loads(path.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = base_name
         if trainable.beginning is not None:
-            config |= _save_difference(trainable.beginning, config, folder / "adapter_model.safetensors")
+            config |= _save_difference(trainable.beginning, config, folder / file_names.ADAPTER_WEIGHTS)
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except SafetensorError as error:  # how a full disk shows itself there
         raise OSError(str(error)) from error

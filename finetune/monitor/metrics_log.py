@@ -13,7 +13,6 @@ from typing import Any
 
 from gladstone.errors import ArtifactError
 
-METRICS = "metrics.jsonl"  # the name of the file
 GO_ON = "What the checkpoints hold is whole: make room and go on with --resume."
 
 
@@ -103,7 +102,12 @@ class Journal:
             self._file = path.open("wb", buffering=0)
         except OSError as error:
             raise ArtifactError(f"{path}: cannot be written: {error.strerror}.") from None
-        self._append(told)
+        if told:
+            try:
+                self._append(told)
+            except ArtifactError:
+                self.close()
+                raise
 
     @property
     def told(self) -> bytes:

@@ -128,7 +128,7 @@ def _batches(case: Case) -> list[dict[str, object]]:
             tokens = max(longest, tokens // 2)
             sizes.append({"training.batch_tokens": tokens})
         return sizes
-    effective = training.batch_size * training.accumulation
+    effective = training.rows_per_step
     smaller = [size for size in range(training.batch_size - 1, 0, -1) if effective % size == 0]
     return [{}] + [{"training.batch_size": size, "training.accumulation": effective // size} for size in smaller]
 

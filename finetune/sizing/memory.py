@@ -21,7 +21,6 @@ HEAP = 1.33  # of what blocks keep on the CPU, measured: glibc's heap is kept be
 HEAP_FOUR_BIT = 1.6  # more of them where weights come and go
 RECOMPUTED_GAPS = 0.27  # of what blocks would keep: gaps that recomputing leaves there, measured
 HEAD_ROWS = 512  # positions whose logits exist at the same time, where rows are not padded
-EVALUATED_TOKENS = 4096  # of an evaluation's batch
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any
 
 from finetune.config.schema import HubFacts
 from gladstone.errors import UnsupportedError
+from gladstone.models import file_names
+from gladstone.models.base_model import Base
 
 UNTIED_VOCABULARY = 32_768  # facts do not tell whether head and embedding are one: small vocabularies and large models
 UNTIED_PARAMETERS = 5e9  # have two matrices (Llama 2, Mistral, Llama 3 8B), the others one (Qwen3, Gemma 3, Llama 3.2)
@@ -74,10 +76,10 @@ class Shape:
         return self.kind == "t5"
 
 
-def shape_of_folder(folder: Path) -> tuple[Shape, int]:
-    """The shape of a model's folder, and the bytes of its largest file of weights; of those only headers are read."""
-    shape = shape_of_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    files = sorted(folder.glob("*.safetensors"))
+def shape_of_base(base: Base) -> tuple[Shape, int]:
+    """The shape of a base, and the bytes of its largest file of weights; of those only headers are read."""
+    shape = shape_of_config(base.config)
+    files = sorted(base.folder.glob(file_names.WEIGHTS_PATTERN))
     return replace(shape, total=sum(map(_weights_of, files))), max(path.stat().st_size for path in files)
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from finetune.config.schema import LoraSection, Recipe
-from finetune.sizing.memory import EVALUATED_TOKENS, Slots
-from finetune.tokens.batching import Order, micro_batches
+from finetune.sizing.memory import Slots
+from finetune.tokens.step_schedule import StepSchedule, evaluation_batches
 from finetune.tokens.tokenize import Example, PairExample, common_opening, needed_tokens
 
 PLANNED_STEPS = 20_000  # of longer runs the rest is taken to be like these
@@ -42,6 +42,7 @@ class Plan:
     validation: tuple[Slots, ...]
     test: tuple[Slots, ...]
     evaluations: int
+    tokens_trained: float
     rows_trained: int  # a row counts each time that it is seen
     epochs: float  # of the training rows
 
@@ -76,26 +77,21 @@ def _row_of(example: Example, opening: int) -> Row:
 
 def make_plan(recipe: Recipe, sets: dict[str, list[Row]], *, padded: bool) -> Plan:
     """The plan for the rows of train, validation and test."""
-    training, rows = recipe.training, sets["train"]
-    lengths = [row.tokens for row in rows]
-    wish = training.group_by_length
-    order = Order(
-        lengths, training.batch_size * training.accumulation, training.seed, grouped=padded if wish == "auto" else wish
-    )
-    steps = training.total_steps(order.steps_per_epoch)
-    budget = training.batch_tokens or training.batch_size * max(lengths)
-    planned = min(steps, PLANNED_STEPS)
-    cut = (micro_batches(order.rows(step), lengths, budget, padded=padded) for step in range(planned))
+    rows = sets["train"]
+    schedule = StepSchedule(recipe.training, [row.tokens for row in rows], padded=padded)
+    planned = min(schedule.steps, PLANNED_STEPS)
+    cut = (schedule.micro_batches(schedule.rows(step)) for step in range(planned))
     return Plan(
-        steps=steps,
-        steps_per_epoch=order.steps_per_epoch,
+        steps=schedule.steps,
+        steps_per_epoch=schedule.steps_per_epoch,
         training=tuple(slots([rows[row] for row in batch], padded=padded) for step in cut for batch in step),
         planned_steps=planned,
         validation=_evaluation(sets["validation"], padded=padded),
         test=_evaluation(sets["test"], padded=padded),
-        evaluations=min(training.evaluations, steps),
-        rows_trained=(seen := order.rows_seen(steps)),
-        epochs=seen / len(rows),
+        evaluations=schedule.validations,
+        tokens_trained=schedule.tokens_trained,
+        rows_trained=schedule.rows_trained,
+        epochs=schedule.epochs,
     )
 
 
@@ -120,7 +116,7 @@ def slots(rows: Sequence[Row], *, padded: bool) -> Slots:
 
 
 def _evaluation(rows: Sequence[Row], *, padded: bool) -> tuple[Slots, ...]:
-    cut = micro_batches(range(len(rows)), [row.tokens for row in rows], EVALUATED_TOKENS, padded=padded)
+    cut = evaluation_batches([row.tokens for row in rows], padded=padded)
     return tuple(slots([rows[row] for row in batch], padded=padded) for batch in cut)
 
 

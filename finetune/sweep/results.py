@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from finetune.monitor.metrics_log import METRICS, History, StepStats, read_history
+from finetune.monitor.metrics_log import History, StepStats, read_history
 from finetune.sweep.search_space import Plan, Settings
 from finetune.sweep.storage import trial_folder
 from finetune.sweep.study import PEAK, REASON, SAME_AS, Study
 from finetune.train.checkpoint import FOLDER as CHECKPOINTS
 from finetune.train.verdict import serious
+from gladstone import run_folder
 from gladstone.artifacts import is_finished, read_manifest
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "under way"}
@@ -95,7 +96,7 @@ def read_table(folder: Path, plan: Plan, study: Study) -> Table:
 
 def read_figures(out: Path) -> Figures:
     """The figures of a run folder, finished or not. Raises ArtifactError if its manifest or a metric is damaged."""
-    paths = (out / METRICS, out / CHECKPOINTS / METRICS)
+    paths = (out / run_folder.METRICS, out / CHECKPOINTS / run_folder.METRICS)
     history = next((read_history(path) for path in paths if path.is_file()), History())
     steps = history.steps
     facts = read_manifest(out).facts if is_finished(out) else {}

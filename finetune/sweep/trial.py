@@ -7,11 +7,11 @@ from pathlib import Path
 
 from finetune.config.schema import Recipe
 from finetune.monitor.callbacks import Watcher
-from finetune.monitor.metrics_log import METRICS
 from finetune.sweep.storage import SWEEP_NAME, stored_plan, trial_folder, trial_lock
 from finetune.sweep.study import Study
 from finetune.train.checkpoint import FOLDER as CHECKPOINTS
 from finetune.train.checkpoint import saved
+from gladstone import run_folder
 from gladstone.artifacts import is_finished, read_manifest, write_text
 from gladstone.commands.progress import Progress
 from gladstone.errors import DataError, GladstoneError
@@ -77,7 +77,7 @@ def _lowest_loss(recipe: Recipe, out: Path, reporter: _Reporter, progress: Progr
 
 def _keep_metrics(out: Path) -> None:
     """Of a trial that nobody will go on with only its figures stay, not its checkpoints."""
-    metrics = out / CHECKPOINTS / METRICS
+    metrics = out / CHECKPOINTS / run_folder.METRICS
     if metrics.is_file():
-        metrics.replace(out / METRICS)
+        metrics.replace(out / run_folder.METRICS)
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)

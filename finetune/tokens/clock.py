@@ -4,11 +4,12 @@ from datetime import datetime
 from pathlib import Path
 
 from finetune.config.schema import Recipe
+from gladstone import run_folder
 from gladstone.chat.template import CLOCK, ChatTemplate
 from gladstone.config import read_yaml
 from gladstone.errors import ConfigError
 
-RECIPE_NAME, FIELD = "recipe.yaml", "base.template_date"
+FIELD = "base.template_date"
 
 
 def time_of(recipe: Recipe, out: Path, *, resume: bool, began: datetime | None = None) -> datetime:
@@ -27,7 +28,7 @@ def now() -> datetime:
 
 def _stored(out: Path) -> datetime | None:
     try:
-        base = read_yaml(out / RECIPE_NAME).get("base")
+        base = read_yaml(out / run_folder.RECIPE).get("base")
         return datetime.fromisoformat(base["template_date"]) if isinstance(base, dict) else None
     except (ConfigError, KeyError, TypeError, ValueError):  # of a call that got nowhere, or of an older version
         return None

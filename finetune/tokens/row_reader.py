@@ -5,7 +5,6 @@ from datetime import datetime
 from functools import cached_property
 
 from finetune.config.schema import Recipe
-from finetune.model.load import is_seq2seq
 from finetune.tokens import clock
 from finetune.tokens.refusals import RowCheck
 from finetune.tokens.tokenize import Labeller
@@ -52,7 +51,7 @@ class Reader:
     @cached_property
     def labeller(self) -> Labeller:
         """Makes examples of rows within the recipe's limits."""
-        return Labeller(self.template, self.tokenizer, self.recipe.limits, pairs=is_seq2seq(self.base))
+        return Labeller(self.template, self.tokenizer, self.recipe.limits, pairs=self.base.is_encoder_decoder)
 
     def check(self) -> RowCheck:
         """Load everything, and return the check that the base makes of a row."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.monitor.metrics_log import METRICS
+from gladstone import run_folder
 from gladstone.artifacts import (
     MANIFEST_NAME,
     Manifest,
@@ -30,9 +30,9 @@ from gladstone.errors import ArtifactError, listed
 from gladstone.machine.host import readable_bytes
 
 TRAINED, OPTIMIZER, RANDOM, STATE = "trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
-FILES = (TRAINED, OPTIMIZER, RANDOM, STATE, METRICS)
+FILES = (TRAINED, OPTIMIZER, RANDOM, STATE, run_folder.METRICS)
 STAGE = "checkpoint"
-FOLDER = "checkpoints"
+FOLDER = run_folder.CHECKPOINTS
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -67,7 +67,7 @@ def save(folder: Path, checkpoint: Checkpoint, run: Mapping[str, Any]) -> Path:
         save_file(tensors, partial / OPTIMIZER)
         save_file(checkpoint.random, partial / RANDOM)
         (partial / STATE).write_text(json.dumps({"loop": checkpoint.state, "optimizer": plain}), encoding="utf-8")
-        (partial / METRICS).write_bytes(checkpoint.journal)
+        (partial / run_folder.METRICS).write_bytes(checkpoint.journal)
         files = [partial / name for name in FILES]
         for file in files:
             sync(file)
@@ -166,7 +166,7 @@ def _load(path: Path) -> tuple[Checkpoint, Manifest]:
         state = _checked_state(noted["loop"])
         optimizer = _unflatten(load_file(path / OPTIMIZER), noted["optimizer"])
         trained, random = load_file(path / TRAINED), load_file(path / RANDOM)
-        journal = (path / METRICS).read_bytes()
+        journal = (path / run_folder.METRICS).read_bytes()
         return Checkpoint(step_of(path), trained, optimizer, random, state, journal), manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise ArtifactError(f"{path}: not a checkpoint ({type(error).__name__}: {error}).") from None

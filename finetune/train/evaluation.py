@@ -8,13 +8,11 @@ from finetune.config.schema import TrainingSection
 from finetune.model.trainable import Trainable, out_of_memory, release_memory
 from finetune.monitor.callbacks import Watcher
 from finetune.monitor.metrics_log import History, Journal
-from finetune.tokens.batching import micro_batches
+from finetune.tokens.step_schedule import evaluation_batches
 from finetune.tokens.tokenize import Example, token_count
 from finetune.train.sample_answers import Prompt, answer, prompts_of, scores
 from finetune.train.stop_conditions import Interrupted
 from gladstone.errors import UnsupportedError
-
-TOKENS_AT_ONCE = 4096  # of an evaluation's batches on the CPU, where larger ones gain nothing
 
 
 def measure_loss(
@@ -33,7 +31,7 @@ def measure_loss(
     lengths = [token_count(example) for example in examples]
     forward = trainable.forward
     processes = trainable.processes
-    whole = micro_batches(range(len(examples)), lengths, TOKENS_AT_ONCE, padded=forward.padded)
+    whole = evaluation_batches(lengths, padded=forward.padded)
     waiting = processes.share(whole)
     idle = -(-len(whole) // processes.count) - len(waiting)  # where weights are spread, all compute equally often
     nats, targets, seen = 0.0, 0, 0
@@ -74,7 +72,7 @@ def measure_loss(
 
 @dataclass
 class Judge:
-    """Measures the validation loss when it is due, and has fixed prompts answered where the recipe asks for it.
+    """Measures the validation loss, and has fixed prompts answered where the recipe asks for it.
 
     `seconds` is what the last time took; `decode` gives the text of tokens.
     """
@@ -85,13 +83,6 @@ class Judge:
     decode: Callable[[list[int]], str] = str
     seconds: float = 0.0
     interrupted: Callable[[], bool] = field(default=lambda: False)
-
-    def due(self, step: int, total: int) -> bool:
-        """True at `evaluations` steps spread evenly, the last step among them; never without validation rows."""
-        if not self.held_out:
-            return False
-        times = self.training.evaluations
-        return step * times // total > (step - 1) * times // total
 
     def judge(self, step: int, journal: Journal) -> Callable[[Watcher], None]:
         """Note loss, answers and scores, all or nothing, and return how to tell a watcher of them.

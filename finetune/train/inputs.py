@@ -14,18 +14,20 @@ from pydantic import ValidationError
 from finetune.config.schema import Recipe
 from finetune.data.division import SETS
 from finetune.data.prepare import Summary, has_set, read_set
-from finetune.model.load import import_first, is_seq2seq
+from finetune.model.load import import_first
 from finetune.tokens import clock, token_cache
 from finetune.tokens.row_reader import Reader
 from finetune.tokens.tokenize import Tokenized, tokenize_all
+from gladstone import run_folder
 from gladstone.artifacts import copy_file, sha256_path, write_text
 from gladstone.chat.named_templates import CONTROL_TEXT
 from gladstone.chat.template import CLOCK, ChatTemplate
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import DataError, UnsupportedError
 from gladstone.machine.host import installed_versions
+from gladstone.models import file_names
 from gladstone.models.base_model import Base, check_weights, resolve_base
-from gladstone.models.tokenizer import TOKENIZER_FILES, FolderTokenizer, tokenizer_files
+from gladstone.models.tokenizer import FolderTokenizer, tokenizer_files
 
 # of a recipe, what may differ between the calls of one run: none of it changes how it is trained
 FREE_FIELDS = ("description", "hub", "training.checkpoint_minutes", "training.checkpoint_steps",
@@ -56,15 +58,17 @@ class Inputs:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What a call that goes on must share with the one that began."""
-        folder = self.out / "data"
-        rows = {f"rows:{name}": sha256_path(folder / f"{name}.jsonl") for name in SETS if has_set(folder, name)}
+        folder = self.out / run_folder.DATA
+        rows = {
+            f"rows:{name}": sha256_path(run_folder.set_path(folder, name)) for name in SETS if has_set(folder, name)
+        }
         inputs = self.parents | rows | {"chat template": self.template.sha256}
         return {"recipe": self.recipe.model_dump(mode="json"), "inputs": inputs}
 
     def sources(self, examples: Sequence[int]) -> list[str]:
         """The training examples' places in the files that they come from."""
         wanted = {self.sets["train"].rows[example] for example in examples}
-        rows = enumerate(read_set(self.out / "data", "train"))
+        rows = enumerate(read_set(self.out / run_folder.DATA, "train"))
         return [conversation.source for row, conversation in rows if row in wanted]
 
 
@@ -77,7 +81,7 @@ def reader_of(recipe: Recipe, progress: Progress, now: datetime) -> Reader:
     def find() -> Base:
         base = resolve_base(recipe.base.model, progress)
         check_weights(base)
-        if recipe.base.load_in_4bit and is_seq2seq(base):
+        if recipe.base.load_in_4bit and base.is_encoder_decoder:
             raise UnsupportedError(
                 f"{base.name}: encoder and decoder are trained in float32; set base.load_in_4bit=false."
             )
@@ -97,13 +101,13 @@ def read_inputs(reader: Reader, out: Path, progress: Progress, summary: Summary)
         recipe = clock.with_time(recipe, template)
         if recipe.base.chat_template is not None:  # a base's own may spell them out, as TinyLlama's does
             _check_vocabulary(template, tokenizer)
-        sets = _tokenize(out / "data", template, tokenizer, (recipe, base))
+        sets = _tokenize(out / run_folder.DATA, template, tokenizer, (recipe, base))
         hits = limits_hit(sets, recipe.base.max_tokens)
         progress.update(None, ", ".join(f"{count:,} {what}" for count, what in hits))
     for name, tokenized in sets.items():
-        if has_set(out / "data", name) and not any(example.target_tokens for example in tokenized.examples):
+        if has_set(out / run_folder.DATA, name) and not any(example.target_tokens for example in tokenized.examples):
             raise DataError(f"no token of the {name} rows is scored: nothing can be learnt or measured from them.")
-    rows, per_step = len(sets["train"].examples), recipe.training.batch_size * recipe.training.accumulation
+    rows, per_step = len(sets["train"].examples), recipe.training.rows_per_step
     if per_step > rows:
         raise DataError(
             f"a step takes {per_step:,} rows (training.batch_size × training.accumulation), and there are only "
@@ -162,7 +166,7 @@ def _tokenize(
     data: Path, template: ChatTemplate, tokenizer: FolderTokenizer, chosen: tuple[Recipe, Base]
 ) -> dict[str, Tokenized]:
     recipe, base = chosen
-    pairs = is_seq2seq(base)
+    pairs = base.is_encoder_decoder
 
     def tokenize(name: str) -> Tokenized:
         return tokenize_all(read_set(data, name), template, tokenizer, recipe.limits, pairs=pairs)
@@ -176,7 +180,9 @@ def _tokenize(
         "versions": installed_versions("gladstone", "transformers", "tokenizers"),
     }
     sets = {
-        name: token_cache.cached(parts | {"rows": sha256_path(data / f"{name}.jsonl")}, partial(tokenize, name))[0]
+        name: token_cache.cached(
+            parts | {"rows": sha256_path(run_folder.set_path(data, name))}, partial(tokenize, name)
+        )[0]
         for name in SETS
         if has_set(data, name)
     }
@@ -197,11 +203,11 @@ def limits_hit(sets: Mapping[str, Tokenized], max_tokens: int) -> list[tuple[int
 def write_inputs(inputs: Inputs) -> None:
     """Put recipe, template and tokenizer into the run folder."""
     out, folder = inputs.out, inputs.base.folder
-    write_text(out / "recipe.yaml", yaml.safe_dump(inputs.recipe.model_dump(mode="json"), sort_keys=False))
-    write_text(out / "chat_template.jinja", inputs.template.source)
-    for name in TOKENIZER_FILES:
+    write_text(out / run_folder.RECIPE, yaml.safe_dump(inputs.recipe.model_dump(mode="json"), sort_keys=False))
+    write_text(out / file_names.CHAT_TEMPLATE, inputs.template.source)
+    for name in file_names.TOKENIZER_FILES:
         if (folder / name).is_file():
-            copy_file(folder / name, out / "tokenizer" / name)
+            copy_file(folder / name, out / run_folder.TOKENIZER / name)
         else:  # of a run with another base, stopped in this folder
-            (out / "tokenizer" / name).unlink(missing_ok=True)
-    write_text(out / "tokenizer" / "chat_template.jinja", inputs.template.source)
+            (out / run_folder.TOKENIZER / name).unlink(missing_ok=True)
+    write_text(out / run_folder.TOKENIZER / file_names.CHAT_TEMPLATE, inputs.template.source)

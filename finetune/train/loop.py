@@ -17,14 +17,15 @@ from finetune.config.schema import Recipe
 from finetune.model.loss import Batch
 from finetune.model.trainable import Trainable, out_of_memory, release_memory
 from finetune.monitor.callbacks import Watcher
-from finetune.monitor.metrics_log import METRICS, History, Journal, StepStats
-from finetune.tokens.batching import Order, micro_batches
+from finetune.monitor.metrics_log import History, Journal, StepStats
+from finetune.tokens.step_schedule import StepSchedule
 from finetune.tokens.tokenize import Example, token_count
 from finetune.train import checkpoint as checkpoints
 from finetune.train.checkpoint import Checkpoint
 from finetune.train.evaluation import Judge
 from finetune.train.optimizer import learning_rates, make_optimizer
 from finetune.train.stop_conditions import RESERVE, Interrupted, Interruption, Limits
+from gladstone import run_folder
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
 from gladstone.machine.openmp import follow_other_work
 
@@ -75,11 +76,9 @@ class Loop:
         self._model, self._forward = job.trainable.model, job.trainable.forward
         self._processes = job.trainable.processes
         self._lengths = [token_count(example) for example in job.examples]
-        rows_per_step = training.batch_size * training.accumulation
-        self._order = Order(self._lengths, rows_per_step, training.seed, grouped=self._grouped)
-        self.total = training.total_steps(self._order.steps_per_epoch)
-        self.rows_trained = self._order.rows_seen(self.total)  # in all; a row counts each time
-        self._budget = training.batch_tokens or training.batch_size * max(self._lengths)
+        self.schedule = StepSchedule(training, self._lengths, padded=self._forward.padded)
+        self.total = self.schedule.steps
+        self._budget = self.schedule.micro_batch_tokens
         self._optimizer = make_optimizer(self._model, training)
         self._peaks = [group["lr"] for group in self._optimizer.param_groups]
         self._rate = learning_rates(training, self.total)
@@ -92,15 +91,10 @@ class Loop:
         self.seconds = dict.fromkeys(("data", "step", "evaluation", "saving"), 0.0)
         self.notes: dict[str, Any] = {}
         if found is None:
-            self._journal = Journal(job.folder / METRICS)
+            self._journal = Journal(job.folder / run_folder.METRICS)
             torch.manual_seed(training.seed)
         else:
             self._restore(found)
-
-    @property
-    def _grouped(self) -> bool:
-        wish = self._training.group_by_length
-        return self._forward.padded if wish == "auto" else wish
 
     @property
     def history(self) -> History:
@@ -116,7 +110,7 @@ class Loop:
             _set_random_state(saved.random)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"{self._job.folder}: step {saved.step}'s checkpoint does not fit: {error}.") from None
-        self._journal = Journal(self._job.folder / METRICS, saved.journal)
+        self._journal = Journal(self._job.folder / run_folder.METRICS, saved.journal)
         self._step, self._budget = saved.step, state["budget_tokens"]
         self.notes, self.seconds = state["notes"], self.seconds | state["seconds"]
         self._saved_step = saved.step
@@ -197,12 +191,12 @@ class Loop:
         """Time of the longest thing that may come before the loop looks at the clock again, and of saving after it."""
         last = [stats.step_s for stats in self.history.steps[-20:]]
         step_s = max(last, default=0.0)
-        judging_s = self._judge.seconds if self._judge.due(self._step + 1, self.total) else 0.0
+        judging_s = self._judge.seconds if self._validates_after(self._step + 1) else 0.0
         return step_s + judging_s + RESERVE * self.saving_s
 
     def _make_step(self) -> StepStats:
         number = self._step
-        rows = self._order.rows(number)
+        rows = self.schedule.rows(number)
         self._set_learning_rate(number)
         begin_s = time.monotonic()
         while True:
@@ -228,7 +222,7 @@ class Loop:
         self._optimizer.zero_grad(set_to_none=True)
         with self._timed("data"):
             own = self._processes.share(sorted(rows, key=lambda row: -self._lengths[row]))
-            cut = micro_batches(own, self._lengths, self._budget, padded=self._forward.padded)
+            cut = self.schedule.micro_batches(own, self._budget)
             batches = [self._forward.batch([self._job.examples[row] for row in batch]) for batch in cut]
         targets = sum(self._job.examples[row].target_tokens for row in rows)
         if targets == 0:
@@ -311,7 +305,7 @@ class Loop:
         )
         guessing = math.log(self._model.get_input_embeddings().weight.shape[0])
         if late > max(guessing, early + 1):
-            rows = self._order.rows(self._step)
+            rows = self.schedule.rows(self._step)
             raise DataError(
                 f"the loss has exploded: {early:.2f} nats in the first {EARLY_STEPS} steps, {late:.2f} in those up to "
                 f"step {self._step + 1}, where guessing gives {guessing:.2f}. Lower training.learning_rate. "
@@ -325,7 +319,7 @@ class Loop:
     def _shrink(self, rows: Sequence[int], error: BaseException) -> None:
         """Half the tokens in a micro-batch; raises UnsupportedError if a single row is already too much."""
         self._optimizer.zero_grad(set_to_none=True)
-        cut = micro_batches(rows, self._lengths, self._budget, padded=self._forward.padded)
+        cut = self.schedule.micro_batches(rows, self._budget)
         if len(cut) == len(rows):
             longest = max(self._lengths[row] for row in rows)
             raise UnsupportedError(
@@ -343,9 +337,12 @@ class Loop:
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * share
 
+    def _validates_after(self, step: int) -> bool:
+        return bool(self._judge.held_out) and self.schedule.validates_after(step)
+
     def _judge_if_due(self) -> None:
         judged = bool(self.history.validation) and self.history.validation[-1][0] == self._step
-        if self._step == 0 or judged or not self._judge.due(self._step, self.total):
+        if self._step == 0 or judged or not self._validates_after(self._step):
             return
         with self._timed("evaluation"):
             tell = self._judge.judge(self._step, self._journal)

@@ -47,9 +47,9 @@ class Opening:
         made_of = len(set(train.rows) or train.examples)
         parts = f" as {len(train.examples):,} examples" if made_of != len(train.examples) else ""
         yield "to train", made_of, f"rows{parts}; scored are {train.scored}"
-        per_step = training.batch_size * training.accumulation
-        unit, epochs = "examples" if parts else "rows", epochs_text(loop.rows_trained / len(train.examples))
-        yield "steps", loop.total, f"of {per_step} {unit}: {loop.rows_trained:,} {unit}, {epochs}"
+        unit, epochs = "examples" if parts else "rows", epochs_text(loop.schedule.epochs)
+        trained = f"{loop.schedule.rows_trained:,} {unit}"
+        yield "steps", loop.total, f"of {training.rows_per_step} {unit}: {trained}, {epochs}"
         made = len(loop.history.steps)
         if made:
             left = max(0, loop.total - made)
@@ -57,7 +57,7 @@ class Opening:
             yield "resumed", made, f"{are} made, {left:,} {'is' if left == 1 else 'are'} left"
         held_out = {name: len(sets[name].examples) for name in ("validation", "test") if name in sets}
         if held_out.get("validation"):
-            times = min(training.evaluations, loop.total)
+            times = loop.schedule.validations
             before = "" if held_out.get("test") else "before and "
             often = "once" if times == 1 else f"{times:,} times"
             yield "validation", held_out["validation"], f"rows, measured {before}{often} while training"
@@ -113,11 +113,12 @@ class Opening:
     def _warnings(self, loop: "Loop") -> Iterator[str]:
         sets, training, summary = self.inputs.sets, self.inputs.recipe.training, self.inputs.summary
         rows = len(sets["train"].examples)
-        if loop.rows_trained < rows:
+        if loop.schedule.rows_trained < rows:
             name = "epochs" if training.max_steps is None else "max_steps"
             yield (
-                f"only {loop.rows_trained:,} of {rows:,} rows are trained: training.{name}={getattr(training, name)} "
-                "ends the run before. All of them once: --set training.epochs=1."
+                f"only {loop.schedule.rows_trained:,} of {rows:,} rows are trained: "
+                f"training.{name}={getattr(training, name)} ends the run before. All of them once: "
+                "--set training.epochs=1."
             )
         lost = (
             summary.left_out - summary.dropped[NOT_DRAWN] + sum(each.too_long + each.unscored for each in sets.values())

@@ -23,6 +23,7 @@ from finetune.train.evaluation import Judge, measure_loss
 from finetune.train.inputs import Inputs
 from finetune.train.loop import Ended, Job, Loop
 from finetune.train.stop_conditions import RESERVE, Interrupted, Interruption, Limits
+from gladstone import run_folder
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, DataError
 from gladstone.machine.host import peak_memory_bytes
@@ -202,8 +203,8 @@ def _save_adapter(trainable: training.Trainable, base: Base, out: Path) -> None:
     shutil.rmtree(partial_folder, ignore_errors=True)
     try:
         training.save_adapter(trainable, base.name, partial_folder)
-        shutil.rmtree(out / "adapter", ignore_errors=True)  # of a call that was stopped before its manifest
-        partial_folder.replace(out / "adapter")
+        shutil.rmtree(out / run_folder.ADAPTER, ignore_errors=True)  # of a call that was stopped before its manifest
+        partial_folder.replace(out / run_folder.ADAPTER)
     except OSError as error:
         raise ArtifactError(f"{out}: the adapter cannot be saved: {error.strerror or error}.") from error
     finally:

@@ -23,7 +23,6 @@ class FirstSteps(Watcher):
         lengths = {name: [token_count(each) for each in rows.examples] for name, rows in inputs.sets.items()}
         self._tokens = {name: sum(found) for name, found in lengths.items()}
         self._rows = len(lengths["train"])
-        self._evaluations = inputs.recipe.training.evaluations
         self._computed, self._show = computed, show
         self._loop: Loop | None = None
         self._seen: list[StepStats] = []
@@ -51,21 +50,20 @@ class FirstSteps(Watcher):
         """The line for people, aligned with the opening block."""
         counted = self._seen[1:]
         token_s = sum(stats.step_s for stats in counted) / sum(stats.tokens for stats in counted)
-        step_s = token_s * self._tokens["train"] / self._rows * loop.rows_trained / total
+        step_s = token_s * self._tokens["train"] / self._rows * loop.schedule.rows_trained / total
         left = total - counted[-1].step
-        left_s = left * step_s + self._evaluations_s(loop, counted[-1].step, total)
+        left_s = left * step_s + self._evaluations_s(loop, counted[-1].step)
         before = f"; {self._computed.times.step_s:.1f} s were computed" if self._computed else ""
         return (
             f"time      about {rough_duration(left_s)} for the {left:,} steps that are left and their evaluations, "
             f"measured: {step_s:.1f} s a step over steps {counted[0].step} to {counted[-1].step}{before}"
         )
 
-    def _evaluations_s(self, loop: "Loop", step: int, total: int) -> float:
+    def _evaluations_s(self, loop: "Loop", step: int) -> float:
         """Validations and the last test, by what the measurement before the training took for its tokens."""
         measured = self._tokens.get("test") or self._tokens.get("validation")
         if not measured:
             return 0.0
-        times = min(self._evaluations, total)
-        left = times - step * times // total
+        left = loop.schedule.validations - loop.schedule.validations_until(step)
         tokens = left * self._tokens.get("validation", 0) + self._tokens.get("test", 0)
         return float(loop.notes.get("measuring_s", 0.0)) * tokens / measured

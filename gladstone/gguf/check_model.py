@@ -7,20 +7,15 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from gladstone.gguf.header import Tensor
+from gladstone.gguf.types import Pooling, Tensor, ValueType
 
 MAX_LAYERS, MAX_EXPERTS = 512, 1024
 SHOWN = 50  # characters or items of a value in a message
 MAX_WIDTH, MAX_UNITS, MAX_HEADS, MAX_COUNT = 1 << 20, 1 << 24, 1 << 14, (1 << 32) - 1
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
-POOLINGS = (0, 1, 2, 3, 4, MAX_COUNT)  # the last is "unspecified"
-U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9  # types of values, as the format numbers them
-TYPE_NAMES = (
-    "u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64",
-)  # fmt: skip
+POOLINGS = (Pooling.NONE, Pooling.MEAN, Pooling.CLS, Pooling.LAST, Pooling.RANK, MAX_COUNT)  # the last: unspecified
 
 # integer keys of an architecture: minimum and maximum; those that vary by layer may be lists
 SIZES = {
@@ -60,6 +55,11 @@ def quoted(value: object) -> str:
     return f"{text[: 2 * SHOWN]}…" if is_long or len(text) > 2 * SHOWN else text
 
 
+def _name(kind: int) -> str:
+    """A type of values in a message."""
+    return ValueType(kind).name.lower()
+
+
 @dataclass(frozen=True)
 class Keys:
     """The keys of a header: their values, the type ids of the values, and for arrays those of the items."""
@@ -72,10 +72,10 @@ class Keys:
         """Return a key's value, None if it is missing. Raises DamagedError if it or its items have another type."""
         if key not in self.values:
             return None
-        if self.types[key] != kind or (kind == ARRAY and self.items[key] not in items):
-            found = TYPE_NAMES[self.types[key]]
-            found = f"{TYPE_NAMES[self.items[key]]} {found}" if key in self.items else found
-            wanted = " or ".join(TYPE_NAMES[item] for item in items) + " array" if items else TYPE_NAMES[kind]
+        if self.types[key] != kind or (kind == ValueType.ARRAY and self.items[key] not in items):
+            found = _name(self.types[key])
+            found = f"{_name(self.items[key])} {found}" if key in self.items else found
+            wanted = " or ".join(_name(item) for item in items) + " array" if items else _name(kind)
             raise DamagedError(f"{key} is {quoted(self.values[key])}, of the type {found}, expected {wanted}")
         return self.values[key]
 
@@ -86,14 +86,14 @@ def check_sizes(keys: Keys) -> None:
     if not isinstance(architecture, str):
         raise DamagedError("it does not name an architecture")
     for name in ("general.name", "general.type"):
-        keys.typed(name, STRING)
+        keys.typed(name, ValueType.STRING)
     sizes = Sizes(keys, architecture)
     for name, (least, most) in SIZES.items():
         sizes.number(name, least, most)
     for name, (least, most) in SIZES_BY_LAYER.items():
         sizes.by_layer(name, least, most)
     for name in TRUTHS:
-        keys.typed(f"{architecture}.{name}", BOOL)
+        keys.typed(f"{architecture}.{name}", ValueType.BOOL)
     sizes.number("nextn_predict_layers", 0, sizes.layers)
     _check_fractions(keys, architecture)
     _check_choices(keys, architecture)
@@ -121,7 +121,7 @@ class Sizes:
             return None
         if not isinstance(value, int) or not least <= value <= most:
             raise DamagedError(f"{key} is {quoted(value)}, expected a number from {least:,} to {most:,}")
-        self.keys.typed(key, U32)
+        self.keys.typed(key, ValueType.U32)
         return value
 
     def by_layer(self, name: str, least: int, most: int) -> list[int]:
@@ -131,7 +131,7 @@ class Sizes:
         if not isinstance(value, list):
             number = self.number(name, least, most)
             return [] if number is None else [number] * min(self.layers, MAX_LAYERS)
-        self.keys.typed(key, ARRAY, (4, 5))
+        self.keys.typed(key, ValueType.ARRAY, (ValueType.U32, ValueType.I32))
         if len(value) != self.layers and f"{self.architecture}.block_count" in self.keys.values:
             raise DamagedError(f"{key} has {len(value):,} entries for {self.layers:,} layers")
         wrong = next((number for number in value if not least <= number <= most), None)
@@ -150,7 +150,7 @@ def _check_fractions(keys: Keys, architecture: str) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise DamagedError(f"{key} is {value}, expected a finite number")
     for name in POSITIVE:
-        value = keys.typed(f"{architecture}.{name}", F32)
+        value = keys.typed(f"{architecture}.{name}", ValueType.F32)
         if value is not None and value <= 0:
             raise DamagedError(f"{architecture}.{name} is {value}, expected a positive number")
 
@@ -165,7 +165,7 @@ def _check_choices(keys: Keys, architecture: str) -> None:
     if not isinstance(factor, float) or factor < 0:
         raise DamagedError(f"{architecture}.rope.scaling.factor is {quoted(factor)}, expected a positive number")
     for name in ("pooling_type", "classifier.pooling_type"):
-        pooling = keys.typed(f"{architecture}.{name}", U32)
+        pooling = keys.typed(f"{architecture}.{name}", ValueType.U32)
         if pooling is not None and pooling not in POOLINGS:
             raise DamagedError(f"{architecture}.{name} is {pooling:,}, expected a number from 0 to 4")
 
@@ -199,7 +199,7 @@ def _check_heads(sizes: Sizes) -> None:
         raise DamagedError(f"of attention heads of {length:,} numbers {rotated:,} cannot be rotated")
 
 
-def check_shapes(keys: Keys, tensors: "Sequence[Tensor]") -> None:
+def check_shapes(keys: Keys, tensors: Sequence[Tensor]) -> None:
     """Raise DamagedError if tensors contradict the number of layers, the width or the vocabulary.
 
     Only the tensors of this file are checked: a model may be split.
@@ -215,7 +215,7 @@ def check_shapes(keys: Keys, tensors: "Sequence[Tensor]") -> None:
             _check_embedding(tensor, keys, sizes)
 
 
-def _check_embedding(tensor: "Tensor", keys: Keys, sizes: Sizes) -> None:
+def _check_embedding(tensor: Tensor, keys: Keys, sizes: Sizes) -> None:
     width, tokens = sizes.number("embedding_length", 1, MAX_WIDTH), keys.values.get("tokenizer.ggml.tokens")
     expected = (
         width if width is not None else tensor.shape[0],

@@ -5,13 +5,12 @@ import struct
 from collections import Counter, defaultdict
 from typing import Any
 
-from gladstone.gguf.check_model import ARRAY, BOOL, STRING, U32, DamagedError, Keys, quoted
+from gladstone.gguf.check_model import DamagedError, Keys, quoted
+from gladstone.gguf.types import TokenType, ValueType
 
 PREFIX = "tokenizer.ggml."
 CHARSMAP = f"{PREFIX}precompiled_charsmap"
-MAX_TOKEN_TYPE = 6
 MAX_TOKEN_CHARACTERS = 4096  # llama.cpp recurses along a token's characters; the longest known token has 512
-U8, I8, I32, F32 = 0, 1, 5, 6
 TEXTS = ("model", "pre")
 TRUTHS = ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces")
 TEMPLATE = "tokenizer.chat_template"
@@ -22,15 +21,15 @@ def check_vocabulary(keys: Keys) -> None:
     """Raise DamagedError for a vocabulary or chat template that llama.cpp cannot use; a file may have neither."""
     for key, value in keys.values.items():
         if key == TEMPLATE or key.startswith(f"{TEMPLATE}."):
-            keys.typed(key, STRING)
+            keys.typed(key, ValueType.STRING)
         elif key.startswith(PREFIX) and key.endswith("_token_id") and not isinstance(value, int):
             raise DamagedError(f"{key} is {quoted(value)}, outside the vocabulary")
     if f"{PREFIX}tokens" not in keys.values:
         return
     for name in TEXTS:
-        keys.typed(PREFIX + name, STRING)
+        keys.typed(PREFIX + name, ValueType.STRING)
     for name in TRUTHS:
-        keys.typed(PREFIX + name, BOOL)
+        keys.typed(PREFIX + name, ValueType.BOOL)
     tokens = _check_tokens(keys.values[f"{PREFIX}tokens"])
     _check_entries(keys, len(tokens))
     _check_ids(keys, len(tokens))
@@ -60,13 +59,13 @@ def _check_tokens(tokens: Any) -> list[str]:
 
 
 def _check_entries(keys: Keys, count: int) -> None:
-    for name, kinds in (("token_type", (I32,)), ("scores", (F32, I32))):
+    for name, kinds in (("token_type", (ValueType.I32,)), ("scores", (ValueType.F32, ValueType.I32))):
         entries = keys.values.get(PREFIX + name)
         if entries is not None and (not isinstance(entries, list) or len(entries) != count):
             raise DamagedError(f"{PREFIX}{name} does not have one entry for each of {count:,} tokens")
-        keys.typed(PREFIX + name, ARRAY, kinds)
+        keys.typed(PREFIX + name, ValueType.ARRAY, kinds)
     types = set(keys.values.get(f"{PREFIX}token_type", ()))
-    if not all(0 <= kind <= MAX_TOKEN_TYPE for kind in types):
+    if not all(0 <= kind <= max(TokenType) for kind in types):
         raise DamagedError(f"{PREFIX}token_type holds {max(types, key=abs):,}, which is not a token type")
     if not math.isfinite(sum(keys.values.get(f"{PREFIX}scores", ()))):
         raise DamagedError(f"{PREFIX}scores holds a number that is not finite")
@@ -79,7 +78,7 @@ def _check_ids(keys: Keys, count: int) -> None:
         if (ours and key.endswith("_token_id")) or key == decoder_start:
             if not isinstance(value, int) or not 0 <= value < count:
                 raise DamagedError(f"{key} is {quoted(value)}, outside the vocabulary of {count:,}")
-            keys.typed(key, U32)
+            keys.typed(key, ValueType.U32)
         elif ours and key.endswith(("_token_ids", "suppress_tokens")) and not _all_within(value, count):
             raise DamagedError(f"{key} names tokens outside the vocabulary of {count:,}")
     default = DEFAULT_UNKNOWN.get(keys.values.get(f"{PREFIX}model", ""), 0)
@@ -92,7 +91,7 @@ def _all_within(ids: Any, count: int) -> bool:
 
 
 def _check_merges(keys: Keys) -> None:
-    merges = keys.typed(f"{PREFIX}merges", ARRAY, (STRING,)) or ()
+    merges = keys.typed(f"{PREFIX}merges", ValueType.ARRAY, (ValueType.STRING,)) or ()
     wrong = next((number for number, merge in enumerate(merges) if " " not in merge[1:-1]), None)
     if wrong is not None:
         raise DamagedError(f"merge {wrong + 1:,} of {len(merges):,} is {quoted(merges[wrong])}, expected two parts")
@@ -111,7 +110,7 @@ def check_charsmap(keys: Keys) -> None:
     The format: a 32-bit length, a compact double array of that many bytes (units as in llama.cpp's `xcda_array_view`),
     then the replacements, each ended by a NUL. The whole automaton is walked.
     """
-    values = keys.typed(CHARSMAP, ARRAY, (U8, I8))
+    values = keys.typed(CHARSMAP, ValueType.ARRAY, (ValueType.U8, ValueType.I8))
     if values is None:
         return
     raw = bytes(value & 0xFF for value in values)

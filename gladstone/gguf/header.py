@@ -17,57 +17,23 @@ from gladstone.artifacts import is_listed
 from gladstone.chat.template import template_sha256
 from gladstone.errors import ArtifactError
 from gladstone.gguf.architectures import check_architecture
-from gladstone.gguf.check_model import U32, DamagedError, ForeignError, Keys, check_shapes, check_sizes, quoted
+from gladstone.gguf.check_model import DamagedError, ForeignError, Keys, check_shapes, check_sizes, quoted
 from gladstone.gguf.check_vocabulary import check_vocabulary
 from gladstone.gguf.identify_file import HEAD_BYTES, name_file, name_folder
 from gladstone.gguf.kinds import kind_of, writes_no_text
 from gladstone.gguf.parts import misnamed, part_name, raw_part
+from gladstone.gguf.types import ALIGNMENT, FILE_TYPES, MAGIC, TENSOR_TYPES, Tensor, ValueType
 from gladstone.gguf.values import MAX_ITEMS, Cursor
 from gladstone.gguf.versions import check_version, unknown_type
 
 COMPOSES = "gladstone.tokenizer.composes"  # Gladstone's own key, a bool: the tokenizer normalizes text (NFC)
-MAGIC = b"GGUF"
-SPLIT_COUNT, SPLIT_NUMBER, U16 = "split.count", "split.no", 2
+SPLIT_COUNT, SPLIT_NUMBER = "split.count", "split.no"
 MAX_TENSORS, MAX_KEYS, MAX_DIMENSIONS = 1 << 16, 1 << 12, 4
 MAX_OTHER_ITEMS = 1 << 16  # of an array outside the vocabulary
 MAX_NAME_BYTES, MAX_KEY_BYTES = 63, 65535
-
-# type id: (name, weights per block, bytes per block), from ggml.h and ggml-common.h
-TENSOR_TYPES = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
-}  # fmt: skip
-
-# general.file_type (llama.h's llama_ftype): the types in common use
-FILE_TYPES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
-    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS",
-    20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M",
-    28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0",
-    38: "MXFP4_MOE", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
-}  # fmt: skip
-
-
 MOST_CONTEXT_TOKENS = 1 << 24  # more than any published model has (Llama 4 Scout: 10 million)
 POSITIONS = "position_embd.weight"  # (width, positions): learned position embeddings
 MOST_PADDING = 4096  # between a part's last tensor and its end
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Description of one tensor; `shape` has the fastest dimension first, `offset` is relative to the data section."""
-
-    name: str
-    shape: tuple[int, ...]
-    type_name: str
-    offset: int
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -194,8 +160,8 @@ def _parse(path: Path, data: mmap.mmap, *, is_model: bool) -> GgufHeader:
     if is_first:  # the other parts of a split model have no metadata
         check_sizes(keys)
         check_vocabulary(keys)
-    alignment = keys.typed("general.alignment", U32)
-    alignment = 32 if alignment is None else alignment
+    alignment = keys.typed("general.alignment", ValueType.U32)
+    alignment = ALIGNMENT if alignment is None else alignment
     if alignment < 8 or alignment & (alignment - 1):
         raise DamagedError(f"alignment {alignment!r} is not a power of two of at least 8")
     tensors = tuple(_tensor(cursor, number) for number in range(tensor_count))
@@ -231,7 +197,7 @@ def _keys(cursor: Cursor, count: int) -> Keys:
 def _part_number(keys: Keys) -> int:
     """The number of this part of a split model, from 0. Raises DamagedError for an impossible one."""
     for key in (SPLIT_COUNT, SPLIT_NUMBER):
-        keys.typed(key, U16)
+        keys.typed(key, ValueType.U16)
     count, number = keys.values.get(SPLIT_COUNT, 1), keys.values.get(SPLIT_NUMBER, 0)
     if number and number >= count:
         raise DamagedError(f"it claims to be part {number + 1:,} of {count:,}")

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gladstone import run_folder
 from gladstone.commands.shell import command_line
 from gladstone.gguf.parts import raw_part
+from gladstone.models import file_names
+from gladstone.signatures import FileKind, recognise
 
 HEAD_BYTES = 4096
 EXPORT = "`gladstone export gguf` converts a model's or an adapter's folder to GGUF"
@@ -21,33 +24,17 @@ NOT_RUN = "Gladstone runs GGUF files"
 OLD = "current versions of llama.cpp do not read it: look for the model as a GGUF, or export its folder"
 SHOWN_FILES = 5
 
-# magic bytes: (what the file is, what to do with it)
-MAGICS = {
-    b"PK\x03\x04": ("a zip archive", "Unpack it"),
-    b"\x1f\x8b": ("a gzip file", "Unpack it"),
-    b"BZh": ("a bzip2 file", "Unpack it"),
-    b"\xfd7zXZ\x00": ("an xz file", "Unpack it"),
-    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "Unpack it"),
-    b"Rar!": ("a RAR archive", "Unpack it"),
-    b"\x28\xb5\x2f\xfd": ("a zstd file", "Unpack it"),
-    b"\x80\x02": ("a Python pickle", f"as torch.save wrote weights. {EXPORT}"),
-    b"\x80\x03": ("a Python pickle", f"as torch.save wrote weights. {EXPORT}"),
-    b"\x80\x04": ("a Python pickle", f"as torch.save wrote weights. {EXPORT}"),
-    b"lmgg": ("a GGML file, as whisper.cpp reads for speech and llama.cpp did before GGUF", OLD),
-    b"fmgg": ("a GGMF file, llama.cpp's format of 2023", OLD),
-    b"tjgg": ("a GGJT file, llama.cpp's format of 2023", OLD),
-    b"algg": ("a GGLA file, llama.cpp's LoRA format before GGUF",
-              "export the adapter's own folder: `gladstone export lora`"),
-    b"\x89HDF": ("an HDF5 file, as Keras writes weights", NOT_RUN),
-    b"MZqFpD": ("a llamafile, a program with a model inside", "Run it by itself, or unpack the .gguf in it"),
-    b"\x7fELF": ("a program", NOT_RUN),
-    b"MZ": ("a program", NOT_RUN),
-    b"%PDF": ("a PDF", NOT_RUN),
-    b"\x89PNG": ("a picture", NOT_RUN),
-    b"\xff\xd8\xff": ("a picture", NOT_RUN),
-    b"SQLite format 3": ("a database", NOT_RUN),
-    b"PAR1": ("a Parquet file, rows of data", NOT_RUN),
-}  # fmt: skip
+# what can be done with a file; other kinds are NOT_RUN
+ADVICE = {
+    **dict.fromkeys(
+        (FileKind.ZIP, FileKind.GZIP, FileKind.BZIP2, FileKind.XZ, FileKind.SEVEN_ZIP, FileKind.RAR, FileKind.ZSTD),
+        "Unpack it",
+    ),
+    FileKind.PICKLE: f"as torch.save wrote weights. {EXPORT}",
+    **dict.fromkeys((FileKind.GGML, FileKind.GGMF, FileKind.GGJT), OLD),
+    FileKind.GGLA: "export the adapter's own folder: `gladstone export lora`",
+    FileKind.LLAMAFILE: "Run it by itself, or unpack the .gguf in it",
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +54,7 @@ class Sample:
 def name_file(path: Path, head: bytes, size_bytes: int) -> str:
     """Say what a file without the GGUF magic is, and what to do with it."""
     sample = Sample(path, head[:HEAD_BYTES], size_bytes)
-    found = next((told for told in (recognise(sample) for recognise in RECOGNISERS) if told), None)
+    found = next((told for told in (describe(sample) for describe in RECOGNISERS) if told), None)
     return found or "not one (its first bytes are not 'GGUF')"
 
 
@@ -84,7 +71,7 @@ def looks_like_text(head: bytes) -> bool:
 
 def _zip(sample: Sample) -> str | None:
     """torch.save writes a zip with `…/data.pkl`; others may hold a GGUF."""
-    if not sample.head.startswith(b"PK\x03\x04"):
+    if recognise(sample.head) is not FileKind.ZIP:
         return None
     try:
         with zipfile.ZipFile(sample.path) as archive:
@@ -113,9 +100,10 @@ def _safetensors(sample: Sample) -> str | None:
 
 
 def _magic(sample: Sample) -> str | None:
-    for magic, (what, advice) in MAGICS.items():
-        if sample.head.startswith(magic):
-            return f"{what}{': ' if advice[0].islower() else '. '}{advice}"
+    kind = recognise(sample.head)
+    if kind is not None:
+        advice = ADVICE.get(kind, NOT_RUN)
+        return f"{kind}{': ' if advice[0].islower() else '. '}{advice}"
     if sample.head[4:8] == b"TFL3":
         return f"a TensorFlow Lite model. {NOT_RUN}"
     return None
@@ -234,8 +222,8 @@ def name_folder(folder: Path) -> str:
         more = f" and {len(first) - SHOWN_FILES} more" if len(first) > SHOWN_FILES else ""
         told = ", ".join(command_line(folder / name) for name in first[:SHOWN_FILES])
         return f"a folder. Give a file in it: {told}{more}"
-    if "adapter_config.json" in names or "adapter" in names:
+    if file_names.ADAPTER_CONFIG in names or run_folder.ADAPTER in names:
         return f"an adapter's folder. `{command_line('gladstone', 'export', 'gguf', folder)}` converts it to GGUF"
-    if "config.json" in names:
+    if file_names.CONFIG in names:
         return f"a model's folder. `{command_line('gladstone', 'export', 'gguf', folder)}` converts it to GGUF"
     return "a folder without a model" if names else "an empty folder"

@@ -8,6 +8,7 @@ from typing import Any
 
 from gladstone.commands.shell import command_line
 from gladstone.gguf.identify_file import NOT_RUN, use_of_imatrix
+from gladstone.gguf.types import Pooling
 
 # architectures of ComfyUI's and stable-diffusion.cpp's files (city96/ComfyUI-GGUF, leejet/stable-diffusion.cpp)
 PICTURES = (
@@ -24,7 +25,7 @@ VECTORS = (
 )  # fmt: skip
 DRAFTS = ("eagle3", "dflash", "gemma4-assistant")
 DIFFUSION = ("dream", "llada", "llada-moe", "rnd1")
-RANKING, UNPOOLED = 4, (None, 0, (1 << 32) - 1)
+UNPOOLED = (None, Pooling.NONE, (1 << 32) - 1)
 OF_PICTURES = re.compile(r"(?:model\.diffusion_model|double_blocks|first_stage_model)\.")
 
 
@@ -88,7 +89,7 @@ def writes_no_text(metadata: Mapping[str, Any], tensor_count: int) -> str | None
             "runs it"
         )
     pooling = metadata.get(f"{architecture}.pooling_type")
-    if pooling == RANKING:
+    if pooling == Pooling.RANK:
         return "a reranker, which scores texts. Give a model that generates text"
     if architecture in VECTORS or pooling not in UNPOOLED:
         return "an embedding model, which turns texts into vectors. Give a model that generates text"

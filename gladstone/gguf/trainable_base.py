@@ -8,6 +8,8 @@ from typing import Any
 from gladstone.artifacts import is_listed, read_manifest, sha256_file
 from gladstone.errors import ArtifactError, ConfigError
 from gladstone.gguf.header import read_header
+from gladstone.gguf.types import MAGIC
+from gladstone.models import file_names
 
 HUB = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+?)(?:\.git)?/?")
 SOURCE_KEYS = (
@@ -23,7 +25,7 @@ def names_gguf(name: str, path: Path) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
+            return file.read(len(MAGIC)) == MAGIC
     except (OSError, ValueError):  # no such file, or a name that no file can have
         return name.endswith(".gguf")
 
@@ -47,7 +49,7 @@ def refusal(option: str, name: str, path: Path) -> ConfigError:
 def refusal_of_folder(option: str, name: str, folder: Path) -> ConfigError | None:
     """Return the same error for a folder whose only weights are GGUF files; None for any other folder."""
     files = sorted(folder.glob("*.gguf"))
-    if not files or any(folder.glob("*.safetensors")):
+    if not files or any(folder.glob(file_names.WEIGHTS_PATTERN)):
         return None
     return ConfigError(f"{option}: {name!r} holds {files[0].name}, {WHY}. {_instead(files[0])}")
 

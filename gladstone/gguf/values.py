@@ -6,10 +6,12 @@ import sys
 from typing import Any
 
 from gladstone.gguf.check_model import DamagedError
+from gladstone.gguf.types import ValueType
 
-STRING, ARRAY, BOOL = 8, 9, 7
-SCALARS = {
-    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d",
+SCALARS: dict[int, str] = {  # codes of `struct`
+    ValueType.U8: "<B", ValueType.I8: "<b", ValueType.U16: "<H", ValueType.I16: "<h", ValueType.U32: "<I",
+    ValueType.I32: "<i", ValueType.F32: "<f", ValueType.BOOL: "<B", ValueType.U64: "<Q", ValueType.I64: "<q",
+    ValueType.F64: "<d",
 }  # fmt: skip
 MAX_ITEMS = 2_000_000  # of an array; the largest known vocabulary has 262,144 tokens and 514,906 merges
 NUMBER_BYTES, TEXT_BYTES = 40, 40  # Python's memory for a number in a list; for a text beyond its characters
@@ -59,33 +61,33 @@ class Cursor:
 
         Raises DamagedError for an unknown type, an array of more than `most` items, or what `text` raises it for.
         """
-        if kind == ARRAY:
+        if kind == ValueType.ARRAY:
             return self._array(what, most)
-        if kind == STRING:
+        if kind == ValueType.STRING:
             return self.text(what), None
         if kind not in SCALARS:
             raise DamagedError(f"{what} has the unknown value type {kind}")
         number = self.scalar(SCALARS[kind], what)
-        if kind == BOOL and number > 1:
+        if kind == ValueType.BOOL and number > 1:
             raise DamagedError(f"{what} should be true or false and is {number}")
-        return (bool(number) if kind == BOOL else number), None
+        return (bool(number) if kind == ValueType.BOOL else number), None
 
     def _array(self, what: str, most: int) -> tuple[list[Any], int]:
         kind, count = self.scalar("<I", what), self.scalar("<Q", what)
-        if kind == ARRAY:  # the format allows it, but llama.cpp reads no such file
+        if kind == ValueType.ARRAY:  # the format allows it, but llama.cpp reads no such file
             raise DamagedError(f"{what} holds arrays inside an array")
-        if kind != STRING and kind not in SCALARS:
+        if kind != ValueType.STRING and kind not in SCALARS:
             raise DamagedError(f"{what} has the unknown value type {kind}")
         least = struct.calcsize(SCALARS[kind]) if kind in SCALARS else 8
         if count * least > self._size - self.position:
             raise DamagedError(f"{what} claims {count:,} values, more than the rest of the file can hold")
         if count > most:
             raise DamagedError(f"{what} claims {count:,} values, expected no more than {most:,}")
-        if kind == STRING:
+        if kind == ValueType.STRING:
             return self._texts(count, what), kind
         self._spend(NUMBER_BYTES * count, what)
         raw = self.take(least * count, what)
-        if kind != BOOL:
+        if kind != ValueType.BOOL:
             return list(struct.unpack(f"<{count}{SCALARS[kind][1]}", raw)), kind
         if raw.strip(b"\x00\x01"):
             raise DamagedError(f"{what} should hold true or false only")

@@ -17,16 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from gladstone.errors import UnsupportedError
-from gladstone.gguf.header import TENSOR_TYPES
+from gladstone.gguf.types import ALIGNMENT, MAGIC, TENSOR_TYPE_NUMBERS, TENSOR_TYPES, ValueType
 
 WIDTH, INNER, LAYERS, HEADS, VOCABULARY = 512, 1024, 2, 8, 256
 PROMPT_TOKENS, REPEATS, DECODED_TOKENS = 48, 5, 8
-F32, F16, Q4_0, Q4_1, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K, BF16 = 0, 1, 2, 3, 6, 8, 12, 13, 14, 30
+F32, F16, Q4_0, Q4_1, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K, BF16 = (
+    TENSOR_TYPE_NUMBERS[name] for name in ("F32", "F16", "Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "BF16")
+)
 # where a block has its scales, in 16-bit numbers from its beginning; all other bits may be random
 SCALES = {Q4_0: (0,), Q4_1: (0, 1), Q5_0: (0,), Q8_0: (0,), Q4_K: (0, 1), Q5_K: (0, 1), Q6_K: (104,)}
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 LAYER_TYPES = ((Q4_K, Q8_0, F16, Q4_0, Q4_K, Q5_K, Q6_K), (BF16, Q5_0, Q4_1, Q8_0, Q4_1, Q4_0, Q8_0))  # of each layer's
-STRING, U32, FLOAT = 8, 4, 6
 Tensor = tuple[str, tuple[int, ...], int]
 
 
@@ -36,7 +37,7 @@ def write_model(path: Path) -> None:
     random = np.random.default_rng(7)
     blobs = [_weights(random, shape, kind) for _, shape, kind in tensors]
     keys = _keys()
-    parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(keys)), *keys]
+    parts = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(keys)), *keys]
     offset = 0
     for (name, shape, kind), blob in zip(tensors, blobs, strict=True):
         parts += [_text(name), struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)]
@@ -117,9 +118,9 @@ def _keys() -> list[bytes]:
     }  # fmt: skip
     texts = {"general.architecture": "llama", "tokenizer.ggml.model": "no_vocab"}
     return [
-        *(_text(key) + struct.pack("<I", STRING) + _text(value) for key, value in texts.items()),
-        *(_text(f"llama.{key}") + struct.pack("<II", U32, value) for key, value in numbers.items()),
-        _text("llama.attention.layer_norm_rms_epsilon") + struct.pack("<If", FLOAT, 1e-5),
+        *(_text(key) + struct.pack("<I", ValueType.STRING) + _text(value) for key, value in texts.items()),
+        *(_text(f"llama.{key}") + struct.pack("<II", ValueType.U32, value) for key, value in numbers.items()),
+        _text("llama.attention.layer_norm_rms_epsilon") + struct.pack("<If", ValueType.F32, 1e-5),
     ]
 
 
@@ -128,7 +129,7 @@ def _text(text: str) -> bytes:
 
 
 def _padded(size: int) -> int:
-    return -(-size // 32) * 32
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def main() -> None:

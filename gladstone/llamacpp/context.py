@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gladstone.errors import UnsupportedError
+from gladstone.gguf.types import Pooling
 from gladstone.llamacpp.model import Model, clear_log, library, log_tail
 from gladstone.machine.host import core_count
 from gladstone.machine.openmp import follow_other_work
@@ -36,7 +37,9 @@ BATCH_TOKENS = 512
 # with more cells in use, llama.cpp's flash attention splits them among the threads for a single token and adds up the
 # partial results: the thread count then changes the last bits
 UNDIVIDED_CELLS = 256
-POOLINGS = {"model": -1, "none": 0, "mean": 1, "cls": 2, "last": 3}  # llama.h's
+POOLINGS = {
+    "model": Pooling.UNSPECIFIED, "none": Pooling.NONE, "mean": Pooling.MEAN, "cls": Pooling.CLS, "last": Pooling.LAST,
+}  # fmt: skip
 
 
 class Context:

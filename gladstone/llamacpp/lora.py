@@ -11,8 +11,10 @@ from pathlib import Path
 
 from gladstone.commands.shell import command_line
 from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
-from gladstone.gguf.header import GgufHeader, Tensor, read_header
+from gladstone.gguf.header import GgufHeader, read_header
 from gladstone.gguf.kinds import kind_of
+from gladstone.gguf.types import Tensor
+from gladstone.models import file_names
 
 FLOAT32 = 6  # value type of a key
 DOWN, UP = ".lora_a", ".lora_b"
@@ -67,7 +69,7 @@ def check_lora(path: Path, model: Sequence[GgufHeader]) -> None:
 
 def _read(path: Path) -> GgufHeader:
     """Read the header. For a PEFT adapter's folder the ArtifactError says how to convert it."""
-    if path.is_dir() and (path / "adapter_config.json").is_file():
+    if path.is_dir() and (path / file_names.ADAPTER_CONFIG).is_file():
         command = command_line("gladstone", "export", "lora", path)
         raise ArtifactError(f"{path}: a PEFT adapter's folder, expected the adapter as GGUF. `{command}` converts it.")
     return read_header(path, is_model=False)

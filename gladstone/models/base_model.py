@@ -10,22 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gladstone.artifacts import Manifest, is_finished, read_manifest, record_file, sha256_file, write_manifest
+from gladstone import run_folder
+from gladstone.artifacts import (
+    MANIFEST_NAME,
+    Manifest,
+    is_finished,
+    read_manifest,
+    record_file,
+    sha256_file,
+    write_manifest,
+)
 from gladstone.commands.group import require_packages
 from gladstone.commands.progress import Progress, step
 from gladstone.commands.shell import command_line
 from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
 from gladstone.gguf.header import read_header
 from gladstone.gguf.trainable_base import is_copy, names_gguf, refusal, refusal_of_folder, refusal_of_repository
+from gladstone.gguf.types import TokenType
 from gladstone.machine.host import cache_dir, check_disk, installed_versions
+from gladstone.models import file_names
 from gladstone.process.import_without_gc import importing
 
 EMBEDDED = "embedded:smollm2-135m-instruct"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4  # llama.h: LLAMA_TOKEN_TYPE_*
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
-PICKLED_FILES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model")
+HUB_FILES = ["*.json", file_names.WEIGHTS_PATTERN, "*.model", "*.txt", "*.jinja", "README.md"]
+PICKLED_FILES = [file_names.PICKLED_WEIGHTS_PATTERN, file_names.PICKLED_WEIGHTS_INDEX]
 
 
 @dataclass(frozen=True)
@@ -46,11 +55,20 @@ TRAINING = Needs()
 
 @dataclass(frozen=True)
 class Base:
-    """A base model in a local folder; `fingerprint` changes with its weights or its tokenizer."""
+    """A base model in a local folder; `fingerprint` changes with its weights or its tokenizer.
+
+    `config` holds its config.json, read once.
+    """
 
     name: str
     folder: Path
     fingerprint: str
+    config: dict[str, Any]
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """True for a model whose encoder reads the prompt, such as T5."""
+        return bool(self.config.get("is_encoder_decoder"))
 
 
 def resolve_base(name: str, progress: Progress, needs: Needs = TRAINING) -> Base:
@@ -59,8 +77,7 @@ def resolve_base(name: str, progress: Progress, needs: Needs = TRAINING) -> Base
     Raises ConfigError if there is no such model or it lacks something, UnsupportedError if the Hub cannot be reached.
     """
     folder = _here(name, progress, needs) or _download(name, progress, needs)
-    _check_folder(name, folder, needs)
-    return Base(name, folder, fingerprint(folder))
+    return _base(name, folder, needs)
 
 
 def find_base(name: str, progress: Progress, needs: Needs = TRAINING) -> Base | None:
@@ -68,8 +85,12 @@ def find_base(name: str, progress: Progress, needs: Needs = TRAINING) -> Base | 
     folder = _here(name, progress, needs) or _cached(name, needs)
     if folder is None:
         return None
-    _check_folder(name, folder, needs)
-    return Base(name, folder, fingerprint(folder))
+    return _base(name, folder, needs)
+
+
+def _base(name: str, folder: Path, needs: Needs) -> Base:
+    config = _checked_config(name, folder, needs)
+    return Base(name, folder, fingerprint(folder), config)
 
 
 def _here(name: str, progress: Progress, needs: Needs) -> Path | None:
@@ -92,19 +113,19 @@ def _here(name: str, progress: Progress, needs: Needs) -> Path | None:
 
 def weights_files(folder: Path) -> list[Path]:
     """A folder's weight files: safetensors, or torch's pickled ones if there are none."""
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    return sorted(folder.glob(file_names.WEIGHTS_PATTERN)) or sorted(folder.glob(file_names.PICKLED_WEIGHTS_PATTERN))
 
 
 def check_weights(base: Base) -> None:
     """Raise ArtifactError if a weights file is missing or cut short; reads only the headers."""
     folder = base.folder
-    index = _json(folder / "model.safetensors.index.json") or {}
+    index = _json(folder / file_names.WEIGHTS_INDEX) or {}
     listed = index.get("weight_map")
     shards = set(listed.values()) if isinstance(listed, dict) else set()
     missing = sorted(shard for shard in shards if not (folder / str(shard)).is_file())
     if missing:
         raise ArtifactError(f"{folder}: lacks {', '.join(missing)}: its download is incomplete.")
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob(file_names.WEIGHTS_PATTERN)):
         expected = _length_in_header(path)
         if expected != path.stat().st_size:
             raise ArtifactError(
@@ -139,7 +160,7 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     weights = weights_files(folder)
     for path in sorted(folder.iterdir()):
-        beside = path.suffix in (".json", ".model", ".jinja") and path.name != "manifest.json"
+        beside = path.suffix in (".json", ".model", ".jinja") and path.name != MANIFEST_NAME
         if not beside and path not in weights:
             continue
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
@@ -242,7 +263,8 @@ def write_bpe_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    special = [token for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL_TOKEN, USER_DEFINED_TOKEN)]
+    added = TokenType.CONTROL, TokenType.USER_DEFINED
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind in added]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -301,13 +323,13 @@ def _download(name: str, progress: Progress, needs: Needs) -> Path:
         ) from None
 
 
-def _check_folder(name: str, folder: Path, needs: Needs) -> None:
-    """Raise ConfigError if the folder lacks a configuration, usable weights or a tokenizer."""
-    adapters = [each for each in (folder, folder / "adapter") if (each / "adapter_config.json").is_file()]
-    config = _json(folder / "config.json")
+def _checked_config(name: str, folder: Path, needs: Needs) -> dict[str, Any]:
+    """Return the folder's config.json. Raises ConfigError if it, usable weights or a tokenizer is missing."""
+    adapters = [each for each in (folder, folder / run_folder.ADAPTER) if (each / file_names.ADAPTER_CONFIG).is_file()]
+    config = _json(folder / file_names.CONFIG)
     merge = command_line("gladstone", "export", "merge", Path(name))
     if config is None and adapters:
-        of = (_json(adapters[0] / "adapter_config.json") or {}).get("base_model_name_or_path", "an unnamed model")
+        of = (_json(adapters[0] / file_names.ADAPTER_CONFIG) or {}).get("base_model_name_or_path", "an unnamed model")
         raise ConfigError(
             f"{needs.option}: {name!r} is not a model but an adapter of {of}. Give {of}{needs.purpose}, or merge the "
             f"adapter first (`{merge}`) and give the resulting folder."
@@ -326,8 +348,9 @@ def _check_folder(name: str, folder: Path, needs: Needs) -> None:
             f"{needs.option}: {name!r} holds no .safetensors weights, only pickled ones ({weights[0].name}), which are "
             f"not loaded for training. Convert it to safetensors once: `{merge} --out FOLDER`."
         )
-    if needs.tokenizer and not any((folder / file).exists() for file in VOCABULARIES):
+    if needs.tokenizer and not any((folder / file).exists() for file in file_names.VOCABULARIES):
         raise ConfigError(f"{needs.option}: {name!r} holds no tokenizer.")
+    return config
 
 
 def _length_in_header(path: Path) -> int | None:

@@ -9,20 +9,8 @@ from typing import Any
 from gladstone.chat.messages import Message
 from gladstone.chat.template import ChatTemplate
 from gladstone.errors import ConfigError, DataError
+from gladstone.models.file_names import TOKENIZER_FILES
 from gladstone.process.import_without_gc import importing
-
-# all files of a tokenizer; copied unchanged, since save_pretrained does not write all of them back
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "spiece.model",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

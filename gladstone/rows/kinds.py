@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gladstone.errors import DataError
 from gladstone.rows.separators import find_separator
+from gladstone.signatures import FileKind, recognise
 
 JSON, LINES, VALUES, TABLE, TABS, XML, PARQUET, SHEET = (
     "json", "lines", "values", "table", "tabs", "xml", "parquet", "sheet")  # fmt: skip
@@ -25,23 +26,16 @@ WORDS = {
 }
 UNPACK, EXPORT = "Unpack it first.", "Save it as .xlsx or as CSV."
 COPY_TEXT = "Copy its text into a supported format, with one row for each question and answer."
-FOREIGN = {
-    b"\xd0\xcf\x11\xe0": ("an old Excel or Word file (.xls, .doc), or a workbook with a password", EXPORT),
-    b"%PDF": ("a PDF", COPY_TEXT),
-    b"{\\rtf": ("a Rich Text document", COPY_TEXT),
-    b"BZh": ("compressed with bzip2", UNPACK),
-    b"\xfd7zXZ": ("compressed with xz", UNPACK),
-    b"7z\xbc\xaf": ("a 7-Zip archive", UNPACK),
-    b"Rar!": ("a RAR archive", UNPACK),
-    b"SQLite format 3": ("an SQLite database", "Export the table as CSV."),
-    b"ARROW1": ("an Arrow file", "Write it as Parquet or JSON Lines (in datasets: to_parquet, to_json)."),
-    b"\xff\xff\xff\xff": ("an Arrow stream", "Write it as Parquet or JSON Lines (in datasets: to_parquet, to_json)."),
-    b"\x80\x04\x95": ("a Python pickle, which can run code when it is read", "Write the rows as JSON Lines."),
-    b"GGUF": ("a model in GGUF", "Give the file with the rows."),
-    b"\x89PNG": ("a picture", "Give the file with the rows."),
-    b"\x1f\x8b": ("compressed twice", UNPACK),
-    b"\x28\xb5\x2f\xfd": ("compressed twice", UNPACK),
-}
+GIVE_ROWS, WRITE_LINES = "Give the file with the rows.", "Write the rows as JSON Lines."
+WRITE_ARROW = "Write it as Parquet or JSON Lines (in datasets: to_parquet, to_json)."
+# kinds of files that hold no rows, or not in a form that is read, and what a user can do
+ADVICE = {
+    FileKind.OFFICE: EXPORT, FileKind.PDF: COPY_TEXT, FileKind.RTF: COPY_TEXT, FileKind.BZIP2: UNPACK,
+    FileKind.XZ: UNPACK, FileKind.SEVEN_ZIP: UNPACK, FileKind.RAR: UNPACK, FileKind.SQLITE: "Export the table as CSV.",
+    FileKind.ARROW: WRITE_ARROW, FileKind.ARROW_STREAM: WRITE_ARROW,
+    FileKind.PICKLE: f"It can run code when it is read. {WRITE_LINES}",
+    FileKind.GGUF: GIVE_ROWS, FileKind.PICTURE: GIVE_ROWS, FileKind.GZIP: UNPACK, FileKind.ZSTD: UNPACK,
+}  # fmt: skip
 _SPACE = "\ufeff \t\r\n"
 _PAGE = re.compile(r"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 _XML = re.compile(r"<(\?xml|Document|!DOCTYPE)\b")
@@ -50,13 +44,14 @@ _OBJECT_OF_ROWS = re.compile(r'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
 
 def binary_kind(path: Path, start: bytes) -> str:
     """Return PARQUET, SHEET, or '' for what may be text. Raises DataError for a kind of file that holds no rows."""
-    if start.startswith(b"PAR1"):
+    kind = recognise(start)
+    if kind is FileKind.PARQUET:
         return PARQUET
-    if start.startswith(b"PK\x03\x04"):
+    if kind is FileKind.ZIP:
         return _archive_kind(path)
-    for magic, (what, advice) in FOREIGN.items():
-        if start.startswith(magic):
-            raise DataError(f"{path}: is {what}, which is not supported. {advice}")
+    if kind in ADVICE:
+        what = "compressed twice" if kind in (FileKind.GZIP, FileKind.ZSTD) else kind  # once is unpacked already
+        raise DataError(f"{path}: is {what}, which is not supported. {ADVICE[kind]}")
     return ""
 
 

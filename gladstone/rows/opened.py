@@ -10,9 +10,10 @@ from typing import Any, BinaryIO, cast
 from gladstone.commands.group import require_packages
 from gladstone.errors import DataError
 from gladstone.rows.limits import FileDamage
+from gladstone.signatures import FileKind, recognise
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
-MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+PACKINGS = {FileKind.GZIP: "gzip", FileKind.ZSTD: "zstd"}
 # text compresses to between a third and a tenth; a file that unpacks to 200 times its size is a bomb
 MAX_RATIO, MIN_SUSPECT_BYTES = 200, 64 << 20
 CHUNK_BYTES = 1 << 16
@@ -33,7 +34,8 @@ def first_bytes(path: Path, count: int = 16) -> bytes:
 
 def packing(start: bytes) -> str:
     """Return `gzip`, `zstd`, or '' for a file that is not compressed."""
-    return next((name for magic, name in MAGIC.items() if start.startswith(magic)), "")
+    kind = recognise(start)
+    return PACKINGS.get(kind, "") if kind else ""
 
 
 def unpacked(path: Path, packed: str) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gladstone.chat.messages import CHAT_SAMPLING
+from gladstone.chat.messages import CHAT_CONTEXT_TOKENS, CHAT_SAMPLING
 from gladstone.chat.template_options import chosen_template, parse_arguments
 from runtime.commands.console import Waiting
 from runtime.sampling.sampler import MAX_SEED, Sampling
@@ -130,7 +130,10 @@ def engine_options(command: Command) -> Command:
         ),
         click.option("--threads", type=int, help="Threads to compute with.  [default: all processors]"),
         click.option(
-            "--context", type=int, metavar="TOKENS", help="Context size.  [default: the model's, at most 4096]"
+            "--context",
+            type=int,
+            metavar="TOKENS",
+            help=f"Context size.  [default: the model's, at most {CHAT_CONTEXT_TOKENS}]",
         ),
     ):
         command = option(command)

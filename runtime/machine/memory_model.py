@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gladstone.errors import ArtifactError
-from gladstone.gguf.header import TENSOR_TYPES, GgufHeader, usable_context
+from gladstone.gguf.header import GgufHeader, usable_context
+from gladstone.gguf.types import TENSOR_TYPES
 
 SMALL_BYTES = 1 << 20  # token ids, positions, norms and the like
 CELLS = 256  # llama.cpp rounds a context up to a multiple of it

@@ -14,7 +14,7 @@ from runtime.scheduling.jobs import GenerateJob, ScoreJob
 from runtime.scheduling.sequences import Task
 
 Logits = npt.NDArray[np.float32]
-SCORED_AT_ONCE = 64  # rows of logits
+SCORED_AT_ONCE = 64  # rows of logits: of a vocabulary of 150,000 they are 38 MB
 
 
 class EncoderDecoderRunner:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from gladstone.errors import ArtifactError, GladstoneError
 from gladstone.gguf.check_model import quoted
-from gladstone.gguf.header import TENSOR_TYPES, read_model
+from gladstone.gguf.header import read_model
+from gladstone.gguf.types import TENSOR_TYPE_NUMBERS, Pooling
 from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.model import LOG_NOISE, Model, library
 from gladstone.report import terminal
@@ -29,7 +30,6 @@ CONTEXT_TOKENS, PROMPT_TOKENS, ANSWER_TOKENS = 64, 24, 4
 PIECES = 8192  # tokens of the vocabulary that are written out
 MAX_OUTPUT_BYTES = 1 << 20
 SHOWN_CHARACTERS = 300
-RANKING = 4  # llama.cpp's number for a pooling that gives a score in place of a vector
 # every leading and every trailing byte of UTF-8, characters of all planes, and what markup and tokenizers stumble over
 ODD_TEXT = (
     "The heart moves blood. "
@@ -77,14 +77,13 @@ def _try_weights(path: Path) -> None:
     """Look for weights that are no numbers, of which a few words would meet only some."""
     import numpy as np
 
-    kinds = {name: kind for kind, (name, _, _) in TENSOR_TYPES.items()}
     is_sound = library()._lib.ggml_validate_row_data
     is_sound.argtypes, is_sound.restype = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_bool
     for header in read_model(path):
         data = np.memmap(header.path, np.uint8, "r")
         for tensor in header.tensors:
             begin = data.ctypes.data + header.data_offset + tensor.offset
-            if not is_sound(kinds[tensor.type_name], begin, tensor.size_bytes):
+            if not is_sound(TENSOR_TYPE_NUMBERS[tensor.type_name], begin, tensor.size_bytes):
                 raise ArtifactError(f"the weights of {quoted(tensor.name)} hold what is no number")
 
 
@@ -124,7 +123,7 @@ def _try_embedding(model: Model, tokens: list[int]) -> None:
         else:
             context.decode(tokens, 0, all_logits=True)
         pooling = library().llama_pooling_type(context.handle)
-        if pooling != RANKING:
+        if pooling != Pooling.RANK:
             vector = context.embedding(sequence=0 if pooling else None)
             _check_finite(vector)
 

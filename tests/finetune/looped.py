@@ -21,13 +21,14 @@ def loop_over(
     *,
     limits: Limits | None = None,
     watchers: Sequence[Watcher] = (),
+    held_out: Sequence[Example] | None = None,
     **found: Any,
 ) -> Loop:
-    """A loop that trains and validates on the same rows."""
+    """A loop that trains on the rows, and validates on `held_out` or else on the same rows."""
     job = Job(
         trainable, examples, recipe, folder, {"recipe": {}}, lambda rows: [f"rows.jsonl:{row + 1}" for row in rows]
     )
-    judge = Judge(trainable, examples, recipe.training)
+    judge = Judge(trainable, examples if held_out is None else held_out, recipe.training)
     return Loop(job, judge, limits or Limits(), watchers, **found)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.schema import Recipe
-from finetune.model.load import is_seq2seq, load_trainable
+from finetune.model.load import load_trainable
 from finetune.model.trainable import Trainable
 from finetune.monitor.callbacks import Watcher
 from finetune.monitor.metrics_log import History, StepStats
@@ -96,7 +96,7 @@ def load_case(case: Case, base: Path, work: Path) -> Subject:
     tokenizer = load_tokenizer(found.folder)
     template = tokenizer.template(QUESTION_ANSWER if FAMILIES[case.family].template is None else None)
     conversations = read_conversations(rows, "qa")
-    examples = tokenize_all(conversations, template, tokenizer, recipe.limits, pairs=is_seq2seq(found)).examples
+    examples = tokenize_all(conversations, template, tokenizer, recipe.limits, pairs=found.is_encoder_decoder).examples
     trainable = load_trainable(found, recipe, tokenizer.padding_id, examples)
     parameters = trainable.model.named_parameters()
     start = {name: each.detach().clone() for name, each in parameters if each.requires_grad}

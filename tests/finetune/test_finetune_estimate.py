@@ -16,16 +16,16 @@ from finetune.estimate import estimate as estimates
 from finetune.estimate import timing
 from finetune.estimate.estimate import estimate
 from finetune.estimate.timing import Line, Rates
-from finetune.model.load import is_seq2seq, load_trainable
+from finetune.model.load import load_trainable
 from finetune.sizing.devices import DEVICES, find_device
 from finetune.sizing.fit_to_memory import Case, fit, judge, single_ways
 from finetune.sizing.memory import Setting, Slots, adapter_parameters, block_bytes, estimate_memory, training_bytes
-from finetune.sizing.model_shape import Shape, shape_of_config, shape_of_facts, shape_of_folder
+from finetune.sizing.model_shape import Shape, shape_of_base, shape_of_config, shape_of_facts
 from finetune.sizing.step_plan import Plan, Row, make_plan, rows_of, slots
 from finetune.tokens.tokenize import PairExample, TokenizedExample
 from gladstone.commands.progress import Silent
 from gladstone.errors import ConfigError, UnsupportedError
-from gladstone.models.base_model import embedded_folder, resolve_base
+from gladstone.models.base_model import EMBEDDED, resolve_base
 from gladstone.models.tokenizer import load_tokenizer
 from tests.families import write_family
 from tests.tiny_models import write_model, write_rows_file
@@ -58,7 +58,7 @@ def peak(*overrides: str, **setting: Any) -> int:
 
 
 def test_the_shape_of_a_folder_has_the_weights_that_its_files_have() -> None:
-    shape, largest = shape_of_folder(embedded_folder(Silent()))
+    shape, largest = shape_of_base(resolve_base(EMBEDDED, Silent()))
     assert shape.parameters == 134_515_008
     assert shape.embedding + shape.linear_weights == pytest.approx(shape.parameters, rel=0.001)
     assert largest == pytest.approx(2 * shape.parameters, rel=0.01)
@@ -119,12 +119,12 @@ def test_what_blocks_keep_is_what_autograd_keeps(family: str, targets: str, dtyp
         names = {"distilgpt2": "[c_attn]", "flan-t5": "[q, v]", "phi4": "[qkv_proj]"}.get(family, "[q_proj, v_proj]")
     chosen = recipe(f"lora.targets={names}")
     ids = tuple(range(8, 208))
-    example = PairExample(ids, ids[:90]) if is_seq2seq(base) else TokenizedExample(ids, (-100,) * 199 + ids[-1:])
+    example = PairExample(ids, ids[:90]) if base.is_encoder_decoder else TokenizedExample(ids, (-100,) * 199 + ids[-1:])
     pad_id = load_tokenizer(base.folder).padding_id
     other = replace(example, input_ids=ids[::-1])  # so that the two share no beginning
     trainable = load_trainable(base, chosen, pad_id, [example, other])
-    assert trainable.dtype == ("float32" if is_seq2seq(base) else dtype)
-    shape, _ = shape_of_folder(base.folder)
+    assert trainable.dtype == ("float32" if base.is_encoder_decoder else dtype)
+    shape, _ = shape_of_base(base)
     batch = slots(rows_of([example, other], chosen.lora), padded=trainable.forward.padded)
     kept = saved_bytes(trainable, [example, other], shape)
     setting = Setting(4 if trainable.dtype == "float32" else 2, padded=trainable.forward.padded)
@@ -155,7 +155,7 @@ def saved_bytes(trainable: Any, examples: list[Any], shape: Shape) -> int:
 
 def test_adapters_have_the_weights_that_peft_makes(tmp_path: Path) -> None:
     base = resolve_base(str(write_model(tmp_path / "base")), Silent())
-    shape, _ = shape_of_folder(base.folder)
+    shape, _ = shape_of_base(base)
     for more in ((), ("lora.dora=true",), ("lora.targets=[q_proj, down_proj]", "lora.rank=4")):
         chosen = recipe(*more)
         model = load_trainable(base, chosen, 2, [TokenizedExample((5, 6, 7), (5, 6, 7))] * 2).model
@@ -200,7 +200,7 @@ def test_what_rows_share_is_planned_once_unless_dropout_parts_them() -> None:
 
 
 def test_time_is_that_of_every_micro_batch_and_of_the_evaluations() -> None:
-    plan = Plan(4, 2, (Slots(100), Slots(50), Slots(100), Slots(50)), 2, (Slots(40),), (Slots(30),), 3, 8, 2.0)
+    plan = Plan(4, 2, (Slots(100), Slots(50), Slots(100), Slots(50)), 2, (Slots(40),), (Slots(30),), 3, 300.0, 8, 2.0)
     taken = timing.times(plan, Rates(Line(1.0, 0.1), Line(0.5, 0.01), 2.0))
     assert taken.training_s == pytest.approx(2 * (4 + 30 + 2 * 2))
     assert taken.epoch_s == pytest.approx(4 + 30 + 2 * 2)

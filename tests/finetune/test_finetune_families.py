@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finetune.config.schema import DEFAULT_RECIPE, EMBEDDED_RECIPES, Recipe, load_recipe, recipe_names, recipe_text
-from finetune.model.load import is_seq2seq, load_trainable
+from finetune.model.load import load_trainable
 from finetune.model.trainable import save_adapter
 from finetune.sizing.memory import training_bytes
 from finetune.tokens.tokenize import IGNORED, Example, TokenizedExample, tokenize_all, tokenize_conversation
@@ -81,7 +81,7 @@ def test_settings_fit_the_base_as_its_table_says_and_the_table_fits_the_architec
     assert facts is not None
     config = json.loads((made.base.folder / "config.json").read_text())
     assert config["architectures"] == [facts.architecture]
-    kind = transformers.AutoModelForSeq2SeqLM if is_seq2seq(made.base) else transformers.AutoModelForCausalLM
+    kind = transformers.AutoModelForSeq2SeqLM if made.base.is_encoder_decoder else transformers.AutoModelForCausalLM
     model = kind.from_pretrained(made.base.folder, local_files_only=True)
     linear = {
         path.rpartition(".")[2] for path, each in model.named_modules() if type(each).__name__ in ("Linear", "Conv1D")
@@ -103,7 +103,7 @@ def test_twenty_steps_of_a_recipe_reduce_the_loss_and_leave_an_adapter(
 ) -> None:
     recipe, made = of_recipe(name, tiny)
     recipe = faster(recipe)
-    pairs = is_seq2seq(made.base)
+    pairs = made.base.is_encoder_decoder
     examples = tokenize_all(rows(), made.template, made.tokenizer, recipe.limits, pairs=pairs).examples
     trainable = load_trainable(made.base, recipe, made.tokenizer.padding_id, examples)
     assert trainable.forward.padded is (name in PADDED)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from finetune.config.schema import Recipe
+from finetune.model.loss import Batch, Padded
 from finetune.monitor.callbacks import Watcher
 from finetune.monitor.metrics_log import Journal, StepStats
 from finetune.tokens.tokenize import IGNORED, TokenizedExample
 from finetune.train import checkpoint as checkpoints
-from finetune.train.evaluation import Judge
 from finetune.train.loop import Ended, Loop
 from finetune.train.stop_conditions import Interruption, Limits
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
@@ -46,54 +46,60 @@ def ended(loop: Loop) -> Ended:
         loop.close()
 
 
-def test_a_loss_without_progress_ends_the_training_after_as_many_validations(
-    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = iter([3.0, 2.0, 2.5, 2.1, 1.0])
-    monkeypatch.setattr("finetune.train.evaluation.measure_loss", lambda *a, **k: next(told))
-    recipe = changed(subject, max_steps=10, evaluations=10, patience=2)
-    found = ended(loop_over(subject.trainable, subject.examples, recipe, tmp_path))
+# answers that the training rows never give: training makes them ever less likely
+CONTRARY = [TokenizedExample((5, 6, 7, 90 + row), (IGNORED, IGNORED, IGNORED, 90 + row)) for row in range(4)]
+
+
+def test_a_loss_without_progress_ends_the_training_after_as_many_validations(subject: Subject, tmp_path: Path) -> None:
+    recipe = changed(subject, max_steps=10, evaluations=10, patience=2, learning_rate=0.02)
+    found = ended(loop_over(subject.trainable, subject.examples, recipe, tmp_path, held_out=CONTRARY))
     assert found.reason == ""
-    assert found.history.validation == [(1, 3.0), (2, 2.0), (3, 2.5), (4, 2.1)]
-    assert len(found.history.steps) == 4
-    assert found.history.best == (2, 2.0)
+    assert found.history.best is not None
+    best_step, best_loss = found.history.best
+    assert len(found.history.steps) == best_step + 2 < 10
+    assert [step for step, loss in found.history.validation if loss > best_loss][-2:] == [best_step + 1, best_step + 2]
 
 
-def test_going_back_to_the_best_step_puts_its_tensors_in_place(
-    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Snapshots(Watcher):
+    """Keeps the adapter of every validated step."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject, self.adapters = subject, dict[int, dict[str, Any]]()
+
+    def on_judged(self, step: int, loss: float) -> None:
+        self.adapters[step] = trained(self.subject)
+
+
+def test_going_back_to_the_best_step_puts_its_tensors_in_place(subject: Subject, tmp_path: Path) -> None:
     import torch
 
-    told = iter([3.0, 2.0, 2.5, 2.6])
-    at_best: list[dict[str, Any]] = []
-
-    def measured(*arguments: Any, **named: Any) -> float:
-        loss = next(told)
-        if loss == 2.0:
-            at_best.append(trained(subject))
-        return loss
-
-    monkeypatch.setattr("finetune.train.evaluation.measure_loss", measured)
-    recipe = changed(subject, max_steps=8, evaluations=4, checkpoint_steps=1)
-    loop = loop_over(subject.trainable, subject.examples, recipe, tmp_path)
-    ended(loop)
-    assert not all(torch.equal(value, trained(subject)[name]) for name, value in at_best[0].items())
-    loop.go_back(tmp_path, 4)
-    assert all(torch.equal(value, trained(subject)[name]) for name, value in at_best[0].items())
+    recipe = changed(subject, max_steps=8, evaluations=4, checkpoint_steps=1, learning_rate=0.02)
+    kept = Snapshots(subject)
+    loop = loop_over(subject.trainable, subject.examples, recipe, tmp_path, watchers=[kept], held_out=CONTRARY)
+    history = ended(loop).history
+    assert history.best is not None
+    best = history.best[0]
+    assert best < len(history.steps) == 8
+    assert not all(torch.equal(value, trained(subject)[name]) for name, value in kept.adapters[best].items())
+    loop.go_back(tmp_path, best)
+    assert all(torch.equal(value, trained(subject)[name]) for name, value in kept.adapters[best].items())
 
 
-def test_an_exploding_loss_is_told_with_the_rows_of_the_last_step(
-    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Loop._attempt
+class Worsening(Padded):
+    """Computes the loss as always for twelve steps of two micro-batches, and ten times as much from then on."""
 
-    def exploding(self: Loop, rows: Any, number: int, begin_s: float) -> StepStats:
-        stats = real(self, rows, number, begin_s)
-        return dataclasses.replace(stats, loss_nats_per_token=stats.loss_nats_per_token if number < 12 else 99.0)
+    computed = 0
 
-    monkeypatch.setattr(Loop, "_attempt", exploding)
-    loop = loop_over(subject.trainable, subject.examples, changed(subject, max_steps=40), tmp_path)
-    with pytest.raises(DataError) as caught:
+    def loss(self, batch: Batch, divisor: int) -> Any:
+        self.computed += self._model.training
+        return super().loss(batch, divisor) * (1 if self.computed <= 24 else 10)
+
+
+def test_an_exploding_loss_is_told_with_the_rows_of_the_last_step(subject: Subject, tmp_path: Path) -> None:
+    forward = Worsening(subject.trainable.model, 0, seq2seq=False)
+    worsening = dataclasses.replace(subject.trainable, forward=forward)
+    loop = loop_over(worsening, subject.examples, changed(subject, max_steps=40), tmp_path)
+    with subject.trainable.forward.plain(), pytest.raises(DataError) as caught:
         ended(loop)
     assert re.fullmatch(
         r"the loss has exploded: \d\.\d\d nats in the first 10 steps, \d+\.\d\d in those up to step \d+, where guessing "
@@ -102,17 +108,28 @@ def test_an_exploding_loss_is_told_with_the_rows_of_the_last_step(
     )
 
 
-@pytest.mark.parametrize("frozen", ["no parameter wants a gradient", "gradients are zero"])
-def test_a_training_that_learns_nothing_is_an_error_at_its_first_step(
-    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: str
-) -> None:
-    loop = loop_over(subject.trainable, subject.examples, subject.recipe, tmp_path)
-    if frozen == "gradients are zero":
-        monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda parameters, norm: 0.0)
-    else:
-        monkeypatch.setattr(
-            subject.trainable.forward, "loss", lambda batch, divisor: __import__("torch").tensor(2.0), raising=False
-        )
+class Detached(Padded):
+    """Computes the loss as always, but cut off from the adapter."""
+
+    def loss(self, batch: Batch, divisor: int) -> Any:
+        return super().loss(batch, divisor).detach()
+
+
+def test_a_loss_that_the_adapter_does_not_reach_is_an_error_at_the_first_step(subject: Subject, tmp_path: Path) -> None:
+    cut_off = dataclasses.replace(subject.trainable, forward=Detached(subject.trainable.model, 0, seq2seq=False))
+    loop = loop_over(cut_off, subject.examples, subject.recipe, tmp_path)
+    with subject.trainable.forward.plain(), pytest.raises(DataError, match=r"step 1 has no gradient"):
+        ended(loop)
+    assert loop.history.steps == []
+
+
+def test_a_gradient_of_zero_is_an_error_at_the_first_step(tmp_path: Path) -> None:
+    queries = load_case(
+        Case(lora={"targets": ["q_proj", "k_proj"]}), write_family("llama3", tmp_path / "base"), tmp_path
+    )
+    # of a single position attention computes the same whatever its query and key are
+    examples = [TokenizedExample((5, token), (IGNORED, token)) for token in (6, 7, 8, 9)]
+    loop = loop_over(queries.trainable, examples, queries.recipe, tmp_path)
     with pytest.raises(DataError, match=r"step 1 has no gradient: nothing would be learnt\."):
         ended(loop)
     assert loop.history.steps == []
@@ -173,9 +190,8 @@ def test_a_checkpoint_that_does_not_fit_is_told(subject: Subject, tmp_path: Path
 
 
 def test_a_journal_on_a_full_disk_says_so(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     journal = Journal(tmp_path / "metrics.jsonl")
-    journal._file.close()
-    journal._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115 - closed below
     with pytest.raises(
         ArtifactError, match=r"metrics\.jsonl: cannot be written: No space left on device\. What the check"
     ):
@@ -183,6 +199,8 @@ def test_a_journal_on_a_full_disk_says_so(tmp_path: Path) -> None:
     assert journal.history.validation == []
     assert journal.told == b""
     journal.close()
+    with pytest.raises(ArtifactError, match="No space left on device"):  # and the file is closed again
+        Journal(tmp_path / "metrics.jsonl", b'{"kind": "validation", "step": 1, "loss_nats_per_token": 2.0}\n')
 
 
 def test_a_journal_goes_on_behind_what_was_told_before(tmp_path: Path) -> None:
@@ -248,12 +266,6 @@ def test_an_optimizer_whose_package_is_not_there_is_refused(subject: Subject) ->
         UnsupportedError, match=r"training\.optimizer: schedule_free_adamw does not work here: .*install"
     ):
         make_optimizer(subject.trainable.model, changed(subject, optimizer="schedule_free_adamw").training)
-
-
-def test_validations_are_spread_evenly_and_the_last_step_has_one(subject: Subject) -> None:
-    judge = Judge(subject.trainable, subject.examples, changed(subject, evaluations=4).training)
-    assert [step for step in range(1, 10) if judge.due(step, 9)] == [3, 5, 7, 9]
-    assert [step for step in range(1, 3) if judge.due(step, 2)] == [1, 2]
 
 
 def test_the_table_of_broken_trainings_has_every_optimizer_of_a_recipe() -> None:

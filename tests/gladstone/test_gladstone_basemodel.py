@@ -215,16 +215,16 @@ WHOLE = weights_of(
 def test_damaged_weights_are_told_before_they_are_loaded(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ArtifactError, match=rf"/model\.safetensors: {message}"):
-        check_weights(Base("mine", tmp_path, ""))
+        check_weights(Base("mine", tmp_path, "", {}))
 
 
 def test_whole_weights_pass_and_a_missing_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "one.safetensors").write_bytes(WHOLE)
-    check_weights(Base("mine", tmp_path, ""))
+    check_weights(Base("mine", tmp_path, "", {}))
     index = {"weight_map": {"w": "one.safetensors", "v": "two.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ArtifactError, match=r": lacks two\.safetensors: its download is incomplete\."):
-        check_weights(Base("mine", tmp_path, ""))
+        check_weights(Base("mine", tmp_path, "", {}))
 
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import itertools
 import os
 import pickle
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from gladstone.chat.template import template_sha256
 from gladstone.errors import ArtifactError
 from gladstone.gguf.check_model import DamagedError, Keys
 from gladstone.gguf.check_vocabulary import check_charsmap
-from gladstone.gguf.header import FILE_TYPES, TENSOR_TYPES, read_header, read_info
+from gladstone.gguf.header import read_header, read_info
+from gladstone.gguf.types import FILE_TYPES, TENSOR_TYPES, Pooling, TokenType, ValueType
 from gladstone.llamacpp.model import library
 from tests.faults.tiny_ggufs import MODELS, tiny_t5
 from tests.gladstone.gguf_files import (
@@ -285,6 +287,19 @@ def test_block_sizes_are_those_of_llama_cpp() -> None:
     for number, (name, block, block_bytes) in TENSOR_TYPES.items():
         assert ggml.ggml_type_name(number).decode().upper() == name
         assert (ggml.ggml_blck_size(number), ggml.ggml_type_size(number)) == (block, block_bytes)
+
+
+def test_types_of_values_and_tokens_and_poolings_are_those_of_the_gguf_package() -> None:
+    from gguf import constants
+
+    short = {"UINT": "U", "INT": "I", "FLOAT": "F"}
+    values = {re.sub("^(UINT|INT|FLOAT)", lambda found: short[found[0]], kind.name): kind.value
+              for kind in constants.GGUFValueType}  # fmt: skip
+    assert values == {kind.name: kind.value for kind in ValueType}
+    tokens = {kind.name: kind.value for kind in constants.TokenType}
+    assert tokens == {kind.name: kind.value for kind in TokenType if kind}  # llama.cpp's 0 stands for none
+    poolings = {kind.name: kind.value for kind in constants.PoolingType}
+    assert poolings == {kind.name: kind.value for kind in Pooling if kind >= 0}
 
 
 def test_file_types_are_those_of_the_gguf_package() -> None:

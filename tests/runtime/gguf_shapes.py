@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gladstone.gguf.header import TENSOR_TYPES
+from gladstone.gguf.types import TENSOR_TYPES
 from runtime.machine.memory_model import Use
 from tests.gladstone.gguf_files import F32, STRING, U32, Gguf, TensorEntry
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence, Set
 from functools import cached_property
 
 from finetune.data.duplicates.content import RowContent
+from finetune.data.duplicates.duplicates import KNOWN_ROWS
 
-KNOWN_ROWS = 3
 PLAIN_ROWS, PLAIN_SHARE = 5, 0.02
 OUTNUMBERED = 10  # a word this many times as frequent may be what a rare word misprints
 TWO_WRONG = 6  # letters; in a word of this length two may be wrong

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from finetune.data.division import SETS
-from finetune.monitor.metrics_log import METRICS, History, read_history
+from finetune.monitor.metrics_log import History, read_history
 from finetune.train import checkpoint as checkpoints
+from gladstone import run_folder
 from gladstone.artifacts import MANIFEST_NAME, Manifest, is_finished, read_manifest, sha256_path
 from gladstone.errors import ArtifactError, ConfigError, GladstoneError, listed
 
@@ -53,10 +54,10 @@ def read_run(folder: Path, label: str) -> Run:
     """A finished run by its manifest, another by its recipe, checkpoints and metrics. Raises ArtifactError."""
     if is_finished(folder):
         return _finished(folder, label)
-    metrics = folder / checkpoints.FOLDER / METRICS
+    metrics = folder / checkpoints.FOLDER / run_folder.METRICS
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: no such folder.")
-    if not (folder / "recipe.yaml").is_file() or not metrics.is_file():
+    if not (folder / run_folder.RECIPE).is_file() or not metrics.is_file():
         raise ArtifactError(
             f"{folder}: no run: it has neither {MANIFEST_NAME}, as a finished one has, nor recipe.yaml and "
             f"{metrics.relative_to(folder)}, as one under way has."
@@ -83,7 +84,13 @@ def _finished(folder: Path, label: str) -> Run:
     if manifest.stage != "finetune":
         raise ArtifactError(f"{folder}: made by {manifest.stage!r}, not by finetune: no run.")
     return Run(
-        label, folder, True, flat(manifest.config), read_history(folder / METRICS), manifest.facts, _identity(manifest)
+        label,
+        folder,
+        True,
+        flat(manifest.config),
+        read_history(folder / run_folder.METRICS),
+        manifest.facts,
+        _identity(manifest),
     )
 
 
@@ -100,13 +107,13 @@ def _identity(manifest: Manifest) -> dict[str, str]:
 def _under_way(folder: Path, label: str, history: History) -> Run:
     if not history.steps:
         raise ArtifactError(f"{folder}: has made no step yet.")
-    recipe = _read_recipe(folder / "recipe.yaml")
-    sets = {name: folder / "data" / f"{name}.jsonl" for name in SETS}
+    recipe = _read_recipe(folder / run_folder.RECIPE)
+    sets = {name: run_folder.set_path(folder / run_folder.DATA, name) for name in SETS}
     facts: dict[str, Any] = {"rows": {name: _count(path) if path.is_file() else 0 for name, path in sets.items()}}
     identity = {f"rows:{name}": sha256_path(path) if path.is_file() else NO_ROWS for name, path in sets.items()}
     hashes = {
         f"tokenizer/{path.name}": sha256_path(path)
-        for path in (folder / "tokenizer").glob("*")
+        for path in (folder / run_folder.TOKENIZER).glob("*")
         if _is_of_tokenizer(path.name, f"tokenizer/{path.name}")
     }
     identity["tokenizer"] = json.dumps(hashes, sort_keys=True) if hashes else ""
