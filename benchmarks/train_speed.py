@@ -185,13 +185,15 @@ class Turns:
                 os._exit(0)
         self._begin_s = time.perf_counter()
 
-    def end(self, tokens: int, slots: int, loss: float) -> None:
+    def end(self, tokens: int, computed_tokens: int, loss: float) -> None:
         """After a step."""
         from gladstone.machine.host import peak_memory_bytes
 
         seconds = time.perf_counter() - self._begin_s
         self._made += 1
-        tell(tokens=tokens, seconds=seconds, padding=1 - tokens / slots, loss=loss, memory=peak_memory_bytes())
+        tell(
+            tokens=tokens, seconds=seconds, padding=1 - tokens / computed_tokens, loss=loss, memory=peak_memory_bytes()
+        )
 
 
 def train(options: argparse.Namespace) -> None:
@@ -238,8 +240,8 @@ def train_gladstone(base: Any, examples: Any, options: argparse.Namespace) -> No
     """The loop as `finetune run` calls it."""
     from finetune.config.schema import Recipe
     from finetune.model.load import load_trainable
-    from finetune.monitor.callbacks import Watcher
-    from finetune.train.evaluation import Judge
+    from finetune.monitor.callbacks import Callback
+    from finetune.train.evaluation import Validator
     from finetune.train.loop import Job, Loop
     from finetune.train.stop_conditions import Limits
 
@@ -261,17 +263,17 @@ def train_gladstone(base: Any, examples: Any, options: argparse.Namespace) -> No
     trainable = load_trainable(base, recipe, 2, examples)
     turns = Turns(options.curves or options.turn)
 
-    class Told(Watcher):
-        def on_begin(self, history: Any, total: int) -> None:
+    class Told(Callback):
+        def on_train_begin(self, history: Any, total: int) -> None:
             turns.begin()
 
-        def on_step(self, stats: Any, total: int) -> None:
+        def on_step_end(self, stats: Any, total: int) -> None:
             turns.end(stats.tokens, round(stats.tokens / (1 - stats.padding_share)), stats.loss_nats_per_token)
             turns.begin()
 
     folder = Path(tempfile.mkdtemp())
     job = Job(trainable, examples, recipe, folder, {}, lambda rows: [str(row) for row in rows])
-    loop = Loop(job, Judge(trainable, examples[:8], recipe.training), Limits(), (Told(),))
+    loop = Loop(job, Validator(trainable, examples[:8], recipe.training), Limits(), (Told(),))
     if options.curves:
         loop._order.rows = lambda step: tuple(range(step * options.batch, (step + 1) * options.batch))  # type: ignore[method-assign]
     loop.run()

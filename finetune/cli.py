@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from finetune.config.schema import Recipe
     from finetune.run import RunResult
-    from finetune.train.verdict import Finding
+    from finetune.train.verdict import RunWarning
 
 EXIT_SIGNALS = {"Ctrl-C": EXIT_INTERRUPTED, "SIGTERM": 143}
 
@@ -90,7 +90,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     read = read_recipe(recipe, [*overrides, *(["data.skip_bad=true"] if skip_bad else [])], source)
     loaded = read.recipe
     require_packages("finetune", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
-    from finetune.model.distributed import is_first
+    from finetune.model.distributed import is_main_process
     from finetune.run import run as run_recipe
     from finetune.train.checkpoint import FOLDER, saved
     from finetune.train.session import Options
@@ -99,15 +99,15 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
         loaded = _fitted(loaded)
     folder = out or Path("runs") / loaded.name
     display = make_display()
-    watchers = (display,) if isinstance(display, LiveView) else ()
+    callbacks = (display,) if isinstance(display, LiveView) else ()
     try:
-        result = run_recipe(loaded, folder, display, Options(resume, limits, watchers, display.show, read.notes))
+        result = run_recipe(loaded, folder, display, Options(resume, limits, callbacks, display.show, read.notes))
     except KeyboardInterrupt:
         if not saved(folder / FOLDER):
             raise
         click.echo(f"\nStopped at once. Go on from the newest checkpoint: {_resume(folder)}", err=True)
         click.get_current_context().exit(EXIT_INTERRUPTED)
-    if is_first():
+    if is_main_process():
         _tell(result)
 
 
@@ -155,12 +155,12 @@ def _fitted(recipe: "Recipe") -> "Recipe":
     from finetune.estimate.estimate import estimate as estimate_recipe
     from gladstone.commands.progress import Lines
 
-    way = estimate_recipe(recipe, Lines(), fitted=True).way
-    if way is None or not way.changes:
+    option = estimate_recipe(recipe, Lines(), fitted=True).applied
+    if option is None or not option.changes:
         return recipe
-    lost = f" ({way.lost_rows:,} training rows are lost)" if way.lost_rows else ""
-    click.echo(f"To fit: {' '.join(way.set_lines)}{lost}")
-    return way.recipe
+    lost = f" ({option.lost_rows:,} training rows are lost)" if option.lost_rows else ""
+    click.echo(f"To fit: {' '.join(option.set_lines)}{lost}")
+    return option.recipe
 
 
 def _tell(result: "RunResult") -> None:
@@ -206,7 +206,7 @@ def _validated(result: "RunResult") -> str:
     return f"Lowest validation loss {loss:.3f} nats per answer token, after step {step:,}.\n"
 
 
-def _warn(serious: "Sequence[Finding]") -> None:
+def _warn(serious: "Sequence[RunWarning]") -> None:
     """The block that stays at the end of the terminal."""
     for warning in serious:
         click.secho(f"WARNING: {warning.text}.", fg="red", bold=True)

@@ -13,17 +13,17 @@ from finetune.data.prepare import has_set, prepare
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary
 from finetune.estimate.estimate import estimate_inputs
 from finetune.model import trainable as training
-from finetune.model.distributed import Processes, join
+from finetune.model.distributed import DistributedContext, init_distributed
 from finetune.monitor.plots import PLOTS
 from finetune.monitor.trackers import Reporter, check_trackers
 from finetune.tokens.clock import note, time_of
 from finetune.train import checkpoint as checkpoints
 from finetune.train.inputs import Inputs, differences, read_inputs, reader_of, write_inputs
 from finetune.train.loop import Loop
-from finetune.train.opening_block import Opening
+from finetune.train.opening_block import OpeningBlock
 from finetune.train.session import Options, Outcome, Session, speed
-from finetune.train.time_left import FirstSteps
-from finetune.train.verdict import Finding, Measured, findings
+from finetune.train.time_left import TimeLeft
+from finetune.train.verdict import Measured, RunWarning, find_warnings
 from gladstone import run_folder
 from gladstone.artifacts import (
     Manifest,
@@ -59,7 +59,7 @@ class RunResult:
     train_s: float
     shares: dict[str, float]
     stopped: str = ""
-    warnings: tuple[Finding, ...] = ()
+    warnings: tuple[RunWarning, ...] = ()
     loss_before: float | None = None
     loss_after: float | None = None
     best_validation: tuple[int, float] | None = None
@@ -74,16 +74,16 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
     options = options or Options()
     training.prepare_environment()  # before anything imports torch
     check_trackers(recipe.training.report_to)
-    processes = join()
-    if not processes.first:
-        return _follow(recipe, out, options, processes)
+    context = init_distributed()
+    if not context.is_main:
+        return _follow(recipe, out, options, context)
     _check_unfinished(out)
     with held(out / run_folder.LOG, "training"):
         _check_folder(out, options)
-        return _lead(recipe, out, progress, options, processes)
+        return _lead(recipe, out, progress, options, context)
 
 
-def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, processes: Processes) -> RunResult:
+def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, context: DistributedContext) -> RunResult:
     """The work of the only process, or of the first of several: it alone writes into the run folder."""
     reader = reader_of(recipe, progress, time_of(recipe, out, resume=options.resume, began=options.began))
     with output_to(out / run_folder.LOG):
@@ -94,12 +94,12 @@ def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, proce
         inputs = read_inputs(reader, out, progress, summary)
         found = _newest(inputs, progress) if options.resume else None
         write_inputs(inputs)
-        processes.wait()  # the others read what is there now
+        context.barrier()  # the others read what is there now
         config = inputs.recipe.model_dump(mode="json")
         with Reporter(recipe.training.report_to, recipe.name, out, config, resume=found is not None) as reporter:
             on_loaded, first_steps = _opening(inputs, options, progress)
-            watched = replace(options, watchers=(*options.watchers, first_steps, reporter), on_loaded=on_loaded)
-            outcome = Session(inputs, progress, watched, out / checkpoints.FOLDER, processes).run(found)
+            call_options = replace(options, callbacks=(*options.callbacks, first_steps, reporter), on_loaded=on_loaded)
+            outcome = Session(inputs, progress, call_options, out / checkpoints.FOLDER, context).run(found)
             if outcome.loss_after is not None:
                 reporter.on_measured(outcome.ended.notes["held_out_loss_before"], outcome.loss_after)
     return _finish(inputs, outcome) if not outcome.ended.reason else _result(inputs, outcome)
@@ -107,19 +107,19 @@ def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, proce
 
 def _opening(
     inputs: Inputs, options: Options, progress: Progress
-) -> tuple[Callable[[training.Trainable, Loop], None], FirstSteps]:
+) -> tuple[Callable[[training.Trainable, Loop], None], TimeLeft]:
     """What shows the block with which a run begins, and later its measured time, on the terminal and in the log."""
     told = note(inputs.template, inputs.recipe)
     notes = (*options.notes, *([told] if told else []))
     with step(progress, "Estimating memory and time"):
         found = estimate_inputs(inputs, Silent())
-    opening = Opening(inputs, found, options.limits, notes)
+    opening = OpeningBlock(inputs, found, options.limits, notes)
 
     def tell(text: str) -> None:
         print(text, flush=True)  # into the log
         options.show(text)
 
-    first_steps = FirstSteps(inputs, found, tell)
+    first_steps = TimeLeft(inputs, found, tell)
 
     def show(trainable: training.Trainable, loop: Loop) -> None:
         tell(opening.text(trainable, loop))
@@ -128,14 +128,14 @@ def _opening(
     return show, first_steps
 
 
-def _follow(recipe: Recipe, out: Path, options: Options, processes: Processes) -> RunResult:
+def _follow(recipe: Recipe, out: Path, options: Options, context: DistributedContext) -> RunResult:
     """The work of another process than the first: the same training on its share of the rows, nothing written."""
-    processes.wait()
+    context.barrier()
     with tempfile.TemporaryDirectory() as scratch, output_to(Path(scratch) / run_folder.LOG):
         reader = reader_of(recipe, Silent(), time_of(recipe, out, resume=True))
         inputs = read_inputs(reader, out, Silent(), Summary())
         found = _newest(inputs, Silent()) if options.resume else None
-        outcome = Session(inputs, Silent(), options, Path(scratch), processes).run(found)
+        outcome = Session(inputs, Silent(), options, Path(scratch), context).run(found)
     return _result(inputs, outcome)
 
 
@@ -194,7 +194,7 @@ def _result(inputs: Inputs, outcome: Outcome) -> RunResult:
         train_s=spent,
         shares={name: seconds / spent for name, seconds in ended.seconds.items()},
         stopped=ended.reason,
-        warnings=findings(ended.history, _measured(inputs, outcome)),
+        warnings=find_warnings(ended.history, _measured(inputs, outcome)),
         loss_before=ended.notes.get("held_out_loss_before"),
         loss_after=outcome.loss_after,
         best_validation=ended.history.best,

@@ -30,7 +30,7 @@ SCHEDULE_SETTINGS = {
 }  # fmt: skip
 
 
-def impossible(recipe: "Recipe") -> list[str]:
+def find_conflicts(recipe: "Recipe") -> list[str]:
     """Every combination of settings that cannot be, as `field: what, and what to do`."""
     return [*_optimizer(recipe.training), *_schedule(recipe.training), *_adapter(recipe.lora, recipe), *_judged(recipe)]
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeGuard, get_args
 from pydantic import Field, NaiveDatetime, PositiveFloat, PositiveInt, model_validator
 
 from finetune.config import layers
-from finetune.config.checks import impossible
+from finetune.config.checks import find_conflicts
 from finetune.config.data import DataSection
 from finetune.tokens.tokenize import Limits, LongRows
 from gladstone.chat.named_templates import read_template
@@ -277,7 +277,7 @@ def read_recipe(recipe: str | None, overrides: Sequence[str], data: tuple[str, s
     if _base_name(changed) != _base_name(values):
         changed.pop("hub", None)  # the facts are about the file's own base
     made = build_config(Recipe, changed, where)
-    problems = impossible(made)
+    problems = find_conflicts(made)
     if problems:
         raise ConfigError(listed(where, problems))
     return Loaded(made, (*notes, *found))

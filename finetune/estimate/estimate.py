@@ -16,7 +16,7 @@ from finetune.estimate.timing import BUDGET_S, Measured, Rates, Sample, Times, c
 from finetune.model import trainable as training
 from finetune.model.load import import_first
 from finetune.sizing.devices import EFFICIENCY, Device, find_device
-from finetune.sizing.fit_to_memory import FITS, Case, Way, fit, judge, single_ways
+from finetune.sizing.fit_to_memory import FITS, MemoryOption, Scenario, assess, fit, single_options
 from finetune.sizing.memory import Memory, Setting, disk_bytes
 from finetune.sizing.model_shape import Shape, shape_of_base, shape_of_facts
 from finetune.sizing.step_plan import Plan, Row, assumed_rows, epochs_text, rows_of
@@ -37,7 +37,7 @@ FIRST_STEP_BYTES = 380_000_000  # kernels, thread buffers, and heap that loading
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes; `notes` say what was assumed, `ways` what would make it fit and `way` what was applied."""
+    """What a run takes; `notes` say what was assumed, `options` what takes less memory, `applied` what was changed."""
 
     recipe: Recipe
     machine: str
@@ -51,8 +51,8 @@ class Estimate:
     fits: bool
     recomputes: bool
     notes: tuple[str, ...]
-    ways: tuple[Way, ...] = ()
-    way: Way | None = None
+    options: tuple[MemoryOption, ...] = ()
+    applied: MemoryOption | None = None
 
 
 @dataclass(frozen=True)
@@ -146,56 +146,60 @@ def _estimate(
     else:
         setting = Setting(dtype_bytes=4 if subject.shape.seq2seq else 2, on_gpu=True, padded=True)
     limit = int(device.memory_bytes) if device else _limit_here(setting)
-    case = Case(subject.shape, subject.recipe, setting, subject.rows, limit, subject.file_bytes)
-    way = fit(case) if fitted else None
-    if way and way.changes:
-        case = replace(case, recipe=way.recipe, rows=way.rows)
+    scenario = Scenario(subject.shape, subject.recipe, setting, subject.rows, limit, subject.file_bytes)
+    option = fit(scenario) if fitted else None
+    if option and option.changes:
+        scenario = replace(scenario, recipe=option.recipe, rows=option.rows)
         if found is not None:
             with step(progress, "Measuring this machine as changed"):
-                found = _measure(subject, way.recipe)
-    return _described(subject, case, device, (found.rates if found else None, way))
+                found = _measure(subject, option.recipe)
+    return _described(subject, scenario, device, (found.rates if found else None, option))
 
 
 def _described(
-    subject: _Subject, case: Case, device: Device | None, chosen: tuple[Rates | None, Way | None]
+    subject: _Subject, scenario: Scenario, device: Device | None, chosen: tuple[Rates | None, MemoryOption | None]
 ) -> Estimate:
-    rates, way = chosen
-    plan, memory, recomputes = judge(case)
+    rates, option = chosen
+    plan, memory, recomputes = assess(scenario)
     notes = list(subject.notes)
     here = f"this machine ({processor_name()}, {core_count()} cores)"
     if rates is None:
-        used = device or _device_here("float32" if case.shape.seq2seq else "bfloat16")
-        rates = computed_rates(case.shape, case.recipe, plan, used, replace(case.setting, recomputes=recomputes))
+        used = device or _device_here("float32" if scenario.shape.seq2seq else "bfloat16")
+        rates = computed_rates(
+            scenario.shape, scenario.recipe, plan, used, replace(scenario.setting, recomputes=recomputes)
+        )
         notes.append(f"the time is computed, not measured: {EFFICIENCY:.0%} of {used.flop_per_s / 1e12:.1f} TFLOP/s")
-    compiled = device is None and compiles(case.shape, case.recipe, plan, replace(case.setting, recomputes=recomputes))
+    compiled = device is None and compiles(
+        scenario.shape, scenario.recipe, plan, replace(scenario.setting, recomputes=recomputes)
+    )
     if compiled:
         notes.append("the layers will be compiled: their time is taken from what that saves elsewhere")
-    fits = memory.peak <= case.room_bytes
+    fits = memory.peak <= scenario.room_bytes
     return Estimate(
-        recipe=case.recipe,
+        recipe=scenario.recipe,
         machine=device.name if device else here,
         measured=chosen[0] is not None,
-        limit_bytes=int(case.limit_bytes),
+        limit_bytes=int(scenario.limit_bytes),
         memory=memory,
-        disk=disk_bytes(case.shape, case.recipe),
+        disk=disk_bytes(scenario.shape, scenario.recipe),
         plan=plan,
-        rows=case.rows,
+        rows=scenario.rows,
         times=times(plan, rates, compiled=compiled),
         fits=fits,
         recomputes=recomputes,
         notes=tuple(notes),
-        ways=() if fits else tuple(_ways(case)),
-        way=way,
+        options=() if fits else tuple(_options(scenario)),
+        applied=option,
     )
 
 
-def _ways(case: Case) -> list[Way]:
+def _options(scenario: Scenario) -> list[MemoryOption]:
     """Single measures, and last what makes it fit, if anything does."""
-    ways = single_ways(case)
+    options = single_options(scenario)
     try:
-        return [*ways, fit(case)]
+        return [*options, fit(scenario)]
     except UnsupportedError:
-        return ways
+        return options
 
 
 def _measure(subject: _Subject, recipe: Recipe) -> Measured:
@@ -211,7 +215,7 @@ def _setting_here(shape: Shape) -> Setting:
     if torch.cuda.is_available():
         half = 2 if torch.cuda.is_bf16_supported() else 4
         return Setting(dtype_bytes=4 if shape.seq2seq else half, on_gpu=True, padded=True)
-    return Setting(padded=shape.refuses_flat, process_bytes=_process_bytes() + FIRST_STEP_BYTES)
+    return Setting(padded=shape.refuses_packing, process_bytes=_process_bytes() + FIRST_STEP_BYTES)
 
 
 def _process_bytes() -> int:
@@ -261,7 +265,7 @@ def lines(found: Estimate) -> list[str]:
         f"{max(lengths):,} the longest; {len(found.rows['validation']):,} to validate, "
         f"{len(found.rows['test']):,} to test",
         f"  steps     {plan.steps:,} of {recipe.training.rows_per_step} rows ({epochs_text(plan.epochs)}), "
-        f"{plan.slots_per_step:,.0f} slots each; largest micro-batch {plan.largest.total:,} slots{recomputed}",
+        f"{plan.tokens_per_step:,.0f} tokens each; largest micro-batch {plan.largest.total:,} tokens{recomputed}",
         f"  memory    {readable_bytes(memory.peak)} at the peak; {readable_bytes(found.limit_bytes)} are there"
         f"{'' if found.fits else ': IT DOES NOT FIT'}",
         f"            {_parts(memory)}",
@@ -270,21 +274,21 @@ def lines(found: Estimate) -> list[str]:
         f"{taken.step_s:.2f} s a step, evaluations {rough_duration(taken.evaluation_s)}",
     ]  # fmt: skip
     told += [f"  note      {note}" for note in found.notes]
-    if found.way and found.way.changes:
-        lost = f"; {found.way.lost_rows:,} rows are lost" if found.way.lost_rows else ""
-        told.append(f"  changed   {' '.join(found.way.set_lines)}{lost}")
-    return told + _told_ways(found)
+    if found.applied and found.applied.changes:
+        lost = f"; {found.applied.lost_rows:,} rows are lost" if found.applied.lost_rows else ""
+        told.append(f"  changed   {' '.join(found.applied.set_lines)}{lost}")
+    return told + _option_lines(found)
 
 
-def _told_ways(found: Estimate) -> list[str]:
+def _option_lines(found: Estimate) -> list[str]:
     if found.fits:
         return []
     told = ["  what takes less, the cheapest first:"]
-    for way in found.ways:
-        lost = f", {way.lost_rows:,} rows lost" if way.lost_rows else ""
-        fits = "  ← fits" if way.memory.peak <= found.limit_bytes * FITS else ""
-        told.append(f"            {readable_bytes(way.memory.peak):>8}  {' '.join(way.set_lines)}{lost}{fits}")
-    if not any(way.memory.peak <= found.limit_bytes * FITS for way in found.ways):
+    for option in found.options:
+        lost = f", {option.lost_rows:,} rows lost" if option.lost_rows else ""
+        fits = "  ← fits" if option.memory.peak <= found.limit_bytes * FITS else ""
+        told.append(f"            {readable_bytes(option.memory.peak):>8}  {' '.join(option.set_lines)}{lost}{fits}")
+    if not any(option.memory.peak <= found.limit_bytes * FITS for option in found.options):
         told.append("            nothing makes it fit: choose a smaller base.model or another machine")
     return told
 
@@ -310,9 +314,10 @@ def as_json(found: Estimate) -> dict[str, Any]:
         "step_s": found.times.step_s,
         "evaluation_s": found.times.evaluation_s,
         "notes": list(found.notes),
-        "changes": found.way.changes if found.way else {},
+        "changes": found.applied.changes if found.applied else {},
         "ways": [
-            {"changes": way.changes, "peak_bytes": way.memory.peak, "lost_rows": way.lost_rows} for way in found.ways
+            {"changes": option.changes, "peak_bytes": option.memory.peak, "lost_rows": option.lost_rows}
+            for option in found.options
         ],
     }
 

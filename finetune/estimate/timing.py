@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.schema import LoraSection, Recipe
-from finetune.kernels.compile_layers import decide
+from finetune.kernels.compile_layers import should_compile
 from finetune.model.load import load_trainable
 from finetune.sizing.devices import EFFICIENCY, Device
-from finetune.sizing.memory import Setting, Slots, adapter_parameters
+from finetune.sizing.memory import MicroBatchShape, Setting, adapter_parameters
 from finetune.sizing.model_shape import Shape
-from finetune.sizing.step_plan import Plan, rows_of, slots
+from finetune.sizing.step_plan import Plan, micro_batch_shape, rows_of
 from finetune.tokens.tokenize import Example, token_count
 from gladstone.models import file_names
 from gladstone.models.base_model import Base
@@ -39,11 +39,11 @@ class Line:
     """Seconds of a batch: so many for each, so many for each slot."""
 
     fixed_s: float
-    slot_s: float
+    token_s: float
 
-    def of(self, batches: Sequence[Slots]) -> float:
+    def of(self, batches: Sequence[MicroBatchShape]) -> float:
         """All of them."""
-        return sum(self.fixed_s + self.slot_s * batch.total for batch in batches)
+        return sum(self.fixed_s + self.token_s * batch.total for batch in batches)
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ def compiles(shape: Shape, recipe: Recipe, plan: Plan, setting: Setting) -> bool
     """Whether a run on the CPU will compile its layers."""
     if setting.padded or setting.on_gpu or setting.recomputes:
         return False
-    return decide(recipe.training.compile, shape.parameters, plan.tokens_trained)
+    return should_compile(recipe.training.compile, shape.parameters, plan.tokens_trained)
 
 
 def computed_rates(shape: Shape, recipe: Recipe, plan: Plan, device: Device, setting: Setting) -> Rates:
     """From operations and the device's published peak: forward, gradient of the inputs, blocks computed again."""
     rate = device.flop_per_s * EFFICIENCY
-    scored = sum(batch.scored for batch in plan.training) / max(1, sum(batch.total for batch in plan.training))
+    scored = sum(batch.scored_tokens for batch in plan.training) / max(1, sum(batch.total for batch in plan.training))
     head = 2 * shape.vocabulary * shape.width * (1 if setting.padded else scored)
     forward = 2 * shape.linear_weights
     adapter = 2 * adapter_parameters(shape, recipe.lora)
@@ -214,13 +214,13 @@ def _line(
     budget_s: float, *, padded: bool,
 ) -> Line:  # fmt: skip
     small, large = pair
-    few, many = (slots(rows_of(rows, lora), padded=padded).total for rows in (small, large))
+    few, many = (micro_batch_shape(rows_of(rows, lora), padded=padded).total for rows in (small, large))
     large_s = _median_s(lambda: work(large), budget_s * 0.7)
     if few >= many:
         return Line(0.0, large_s / many)
     small_s = _median_s(lambda: work(small), budget_s * 0.3)
-    slot_s = max(0.0, large_s - small_s) / (many - few)
-    return Line(max(0.0, small_s - few * slot_s), slot_s)
+    token_s = max(0.0, large_s - small_s) / (many - few)
+    return Line(max(0.0, small_s - few * token_s), token_s)
 
 
 def _median_s(work: Callable[[], None], budget_s: float) -> float:
@@ -251,7 +251,7 @@ def _extrapolated(one: Rates, many: Rates, steps: float) -> Rates:
         return max(0.0, first + steps * (last - first))
 
     def line(first: Line, last: Line) -> Line:
-        return Line(grown(first.fixed_s, last.fixed_s), grown(first.slot_s, last.slot_s))
+        return Line(grown(first.fixed_s, last.fixed_s), grown(first.token_s, last.token_s))
 
     return Rates(
         line(one.training, many.training),

@@ -12,7 +12,7 @@ WORTH_FLOP = 6e13
 COMPILERS = ("g++", "c++", "clang++", "cl")
 
 
-def decide(wish: Literal["auto", "on", "off"], parameters: int, tokens: float) -> bool:
+def should_compile(wish: Literal["auto", "on", "off"], parameters: int, tokens: float) -> bool:
     """Whether to compile for a run that trains on `tokens` tokens.
 
     A run takes 4 floating-point operations for each parameter and token: 2 in the forward pass, 2 in the backward pass.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def fuse(model: Any) -> int:
+def fuse_lora_layers(model: Any) -> int:
     """Replace the forward of plain LoRA layers: no dropout, no DoRA, no bias, one type. Returns how many they are."""
     from peft.tuners.lora import Linear
 

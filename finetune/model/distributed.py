@@ -16,25 +16,25 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Processes:
+class DistributedContext:
     """This process's place among `count`; `sharded`: each holds only a part of the base's weights (FSDP)."""
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     sharded: bool = False
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """True for the process that writes files and talks to the user."""
         return self.rank == 0
 
-    def share(self, rows: Sequence[T]) -> list[T]:
+    def own_part(self, rows: Sequence[T]) -> list[T]:
         """This process's part, as long as the others' but for one."""
-        return list(rows[self.rank :: self.count])
+        return list(rows[self.rank :: self.world_size])
 
-    def sum(self, *values: float) -> list[float]:
+    def all_reduce_sum(self, *values: float) -> list[float]:
         """Each value summed over the processes."""
-        if self.count == 1:
+        if self.world_size == 1:
             return list(values)
         import torch
 
@@ -42,9 +42,9 @@ class Processes:
         torch.distributed.all_reduce(tensor)
         return [float(value) for value in tensor]
 
-    def most(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """The greatest of the processes' values."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         import torch
 
@@ -52,9 +52,9 @@ class Processes:
         torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
         return float(tensor)
 
-    def sum_gradients(self, parameters: Sequence[Any]) -> None:
+    def all_reduce_gradients(self, parameters: Sequence[Any]) -> None:
         """Sum the parameters' gradients over the processes, in one message."""
-        if self.count == 1:
+        if self.world_size == 1:
             return
         import torch
 
@@ -68,9 +68,9 @@ class Processes:
         ):
             each.grad.copy_(summed)
 
-    def agree(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the first process says."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         import torch
 
@@ -78,30 +78,30 @@ class Processes:
         torch.distributed.broadcast_object_list(said, src=0)
         return said[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes are here."""
-        if self.count > 1:
+        if self.world_size > 1:
             import torch
 
             torch.distributed.barrier()
 
 
-ALONE = Processes()
+SINGLE_PROCESS = DistributedContext()
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """True in the process that talks to the user, before or after they have met."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def join() -> Processes:
+def init_distributed() -> DistributedContext:
     """Meet the processes that a launcher started; alone where there is none.
 
     Raises UnsupportedError if the processes of a GPU machine are more than its GPUs.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        return ALONE
+        return SINGLE_PROCESS
     import torch
 
     local, here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -114,10 +114,10 @@ def join() -> Processes:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return Processes(torch.distributed.get_rank(), count, sharded)
+    return DistributedContext(torch.distributed.get_rank(), count, sharded)
 
 
-def shard(model: Any) -> None:
+def shard_frozen_weights(model: Any) -> None:
     """Spread the layers' frozen weights over the processes; embeddings, head and adapter stay whole in each.
 
     Raises UnsupportedError for weights in 4 bit.

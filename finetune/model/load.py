@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.config.schema import Recipe
-from finetune.kernels.compile_layers import compile_layers, decide
-from finetune.kernels.fused_lora import fuse
+from finetune.kernels.compile_layers import compile_layers, should_compile
+from finetune.kernels.fused_lora import fuse_lora_layers
 from finetune.model import decoder
 from finetune.model import encoder_decoder as seq2seq
-from finetune.model.distributed import ALONE, Processes, shard
-from finetune.model.loss import Flat, choose
+from finetune.model.distributed import SINGLE_PROCESS, DistributedContext, shard_frozen_weights
+from finetune.model.loss import PackedForward, choose_forward
 from finetune.model.trainable import Trainable, out_of_memory, release_memory
 from finetune.tokens.step_schedule import StepSchedule
 from finetune.tokens.tokenize import Example, token_count
@@ -24,11 +24,11 @@ def import_first(base: Base) -> None:
 
 
 def load_trainable(
-    base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], processes: Processes = ALONE
+    base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], context: DistributedContext = SINGLE_PROCESS
 ) -> Trainable:
     """The base with a fresh adapter, for these rows. Raises UnsupportedError for what cannot be trained so."""
     try:
-        return _load(base, recipe, pad_id, examples, processes)
+        return _load(base, recipe, pad_id, examples, context)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -37,25 +37,29 @@ def load_trainable(
         ) from error
 
 
-def _load(base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], processes: Processes) -> Trainable:
+def _load(
+    base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], context: DistributedContext
+) -> Trainable:
     kind = seq2seq if base.is_encoder_decoder else decoder
     longest = max(len(example.input_ids) for example in examples)
     model, checkpointing = kind.load_model(base, recipe, longest)
-    beginning = None
+    initial_adapter = None
     if recipe.lora.changes_base:
-        beginning = {name: each.detach().cpu().clone() for name, each in model.named_parameters() if each.requires_grad}
+        initial_adapter = {
+            name: each.detach().cpu().clone() for name, each in model.named_parameters() if each.requires_grad
+        }
     release_memory()  # what reading and quantising the weights left behind
-    forward = choose(model, pad_id, examples)
+    forward = choose_forward(model, pad_id, examples)
     compiled = False
-    if isinstance(forward, Flat):
-        as_is = checkpointing or processes.sharded
-        compiled = not as_is and decide(recipe.training.compile, *_size(model, recipe, examples))
-        fuse(model)
+    if isinstance(forward, PackedForward):
+        as_is = checkpointing or context.sharded
+        compiled = not as_is and should_compile(recipe.training.compile, *_size(model, recipe, examples))
+        fuse_lora_layers(model)
         if compiled:
             compile_layers(forward.body)
-    if processes.sharded:
-        shard(model)
-    return Trainable(model, forward, checkpointing, compiled, processes, beginning)
+    if context.sharded:
+        shard_frozen_weights(model)
+    return Trainable(model, forward, checkpointing, compiled, context, initial_adapter)
 
 
 def _size(model: Any, recipe: Recipe, examples: Sequence[Example]) -> tuple[int, float]:

@@ -19,15 +19,15 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}  # relative dif
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch as tensors, with its counts: scored tokens, the rows' tokens, and slots that are computed.
+    """A micro-batch as tensors, with its counts: scored tokens, the rows' tokens, and tokens that are computed.
 
-    Padding makes the slots more than the tokens, what rows share makes them fewer.
+    Padding makes the computed tokens more than the rows' tokens, a shared prefix makes them fewer.
     """
 
     tensors: dict[str, Any]
     target_tokens: int
     tokens: int
-    slots: int
+    computed_tokens: int
 
 
 class Forward(Protocol):
@@ -41,11 +41,11 @@ class Forward(Protocol):
     def loss(self, batch: Batch, divisor: int) -> Any:
         """Sum of the scored tokens' nats divided by `divisor`, with its gradient."""
 
-    def plain(self) -> AbstractContextManager[Any]:
+    def generation_mode(self) -> AbstractContextManager[Any]:
         """While it is entered the model can be called as usual, to generate text with it."""
 
 
-class Flat:
+class PackedForward:
     """Rows laid end to end: nothing is computed for padding, and the order of rows is free of their lengths.
 
     What all rows of a micro-batch begin with, as a system prompt, is computed once: with causal attention the same
@@ -112,11 +112,11 @@ class Flat:
             cu_seq_lens_q=tensors["borders"],
             use_cache=False,
         ).last_hidden_state
-        return nats(hidden[0, tensors["scored"]], tensors["targets"], self._logits, divisor)
+        return chunked_cross_entropy(hidden[0, tensors["scored"]], tensors["targets"], self._logits, divisor)
 
     @contextmanager
-    def plain(self) -> Iterator[None]:
-        """As `Forward.plain`."""
+    def generation_mode(self) -> Iterator[None]:
+        """As `Forward.generation_mode`."""
         self._base.set_attn_implementation(self._usual)
         try:
             yield
@@ -132,7 +132,7 @@ class Flat:
         return logits if cap is None else (logits / cap).tanh() * cap
 
 
-class Padded:
+class PaddedForward:
     """Rows beside one another, padded to the longest; the model computes its loss by itself."""
 
     padded = True
@@ -155,12 +155,12 @@ class Padded:
             "labels": padded([example.labels for example in examples], IGNORED),
             "attention_mask": padded([[1] * length for length in lengths], 0),
         }
-        tokens, slots = sum(lengths), len(examples) * max(lengths)
+        tokens, computed_tokens = sum(lengths), len(examples) * max(lengths)
         if self._seq2seq:
             tokens += sum(len(example.labels) for example in examples)
-            slots += len(examples) * max(len(example.labels) for example in examples)
+            computed_tokens += len(examples) * max(len(example.labels) for example in examples)
         targets = sum(example.target_tokens for example in examples)
-        return Batch({name: value.to(device) for name, value in tensors.items()}, targets, tokens, slots)
+        return Batch({name: value.to(device) for name, value in tensors.items()}, targets, tokens, computed_tokens)
 
     def loss(self, batch: Batch, divisor: int) -> Any:
         """As `Forward.loss`."""
@@ -173,22 +173,22 @@ class Padded:
         summed = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
         return summed / divisor
 
-    def plain(self) -> AbstractContextManager[Any]:
-        """As `Forward.plain`."""
+    def generation_mode(self) -> AbstractContextManager[Any]:
+        """As `Forward.generation_mode`."""
         return nullcontext()
 
 
-def choose(model: Any, pad_id: int, examples: Sequence[Example]) -> Forward:
+def choose_forward(model: Any, pad_id: int, examples: Sequence[Example]) -> Forward:
     """Rows without padding where that gives the loss of padded ones on two rows, padded ones otherwise."""
     seq2seq = isinstance(examples[0], PairExample)
-    padded = Padded(model, pad_id, seq2seq=seq2seq)
+    padded = PaddedForward(model, pad_id, seq2seq=seq2seq)
     if seq2seq or model.device.type != "cpu":
         return padded
     was = model.get_base_model().config._attn_implementation
     probe = _probe(examples)
     wanted = _probed(model, padded, probe)
     try:
-        flat = Flat(model)
+        flat = PackedForward(model)
         found = _probed(model, flat, probe)
         _probed(model, flat, probe, training=True)  # what only training has, as dropout of attention, may be refused
         if abs(found - wanted) <= TOLERANCE[str(model.dtype).removeprefix("torch.")] * abs(wanted):
@@ -219,7 +219,7 @@ def _probed(model: Any, forward: Forward, probe: Sequence[Example], *, training:
     return loss
 
 
-def nats(hidden: Any, targets: Any, logits_of: Callable[[Any], Any], divisor: int) -> Any:
+def chunked_cross_entropy(hidden: Any, targets: Any, logits_of: Callable[[Any], Any], divisor: int) -> Any:
     """Cross entropy of `hidden` (N, width) against `targets` (N), summed and divided, a piece of the logits at a time.
 
     The gradient of each piece is taken while its logits exist, so that they are computed once and never all at a time;
@@ -227,7 +227,7 @@ def nats(hidden: Any, targets: Any, logits_of: Callable[[Any], Any], divisor: in
     """
     import torch
 
-    class Nats(torch.autograd.Function):  # type: ignore[misc]
+    class ChunkedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
         def forward(ctx: Any, hidden: Any) -> Any:
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -240,7 +240,7 @@ def nats(hidden: Any, targets: Any, logits_of: Callable[[Any], Any], divisor: in
                     with torch.enable_grad():
                         part = hidden[piece].detach().requires_grad_()
                         logits = logits_of(part)
-                    loss, of_logits = _nats_and_gradient(logits.detach(), targets[piece])
+                    loss, of_logits = _cross_entropy_and_gradient(logits.detach(), targets[piece])
                     (of_part,) = torch.autograd.grad(logits, part, of_logits)
                     ctx.gradient[piece] = of_part / divisor
                 total += loss
@@ -250,10 +250,10 @@ def nats(hidden: Any, targets: Any, logits_of: Callable[[Any], Any], divisor: in
         def backward(ctx: Any, of_loss: Any) -> Any:
             return ctx.gradient * of_loss
 
-    return Nats.apply(hidden)
+    return ChunkedCrossEntropy.apply(hidden)
 
 
-def _nats_and_gradient(logits: Any, targets: Any) -> tuple[Any, Any]:
+def _cross_entropy_and_gradient(logits: Any, targets: Any) -> tuple[Any, Any]:
     """The summed cross entropy of logits (N, V), and its gradient for them: probabilities less one at the target.
 
     In three passes over the logits where autograd takes seven. The greatest probability tells the sum that all were

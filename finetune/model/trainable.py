@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.schema import Recipe
-from finetune.model.distributed import ALONE, Processes
+from finetune.model.distributed import SINGLE_PROCESS, DistributedContext
 from finetune.model.loss import Forward
-from finetune.sizing.memory import Setting, fullest, needs_recomputing
+from finetune.sizing.memory import Setting, fullest_micro_batch, needs_recomputing
 from finetune.sizing.model_shape import shape_of_config
 from gladstone.errors import UnsupportedError
 from gladstone.machine.host import available_memory_bytes, cache_dir
@@ -38,8 +38,8 @@ class Trainable:
     forward: Forward
     checkpointing: bool
     compiled: bool = False
-    processes: Processes = ALONE
-    beginning: dict[str, Any] | None = None  # the untrained adapter, where it was taken out of the base
+    context: DistributedContext = SINGLE_PROCESS
+    initial_adapter: dict[str, Any] | None = None  # the untrained adapter, where it was taken out of the base
 
     @property
     def device_kind(self) -> str:
@@ -110,20 +110,20 @@ def save_adapter(trainable: Trainable, base_name: str, folder: Path) -> None:
         path = folder / file_names.ADAPTER_CONFIG
         config = json.loads(path.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = base_name
-        if trainable.beginning is not None:
-            config |= _save_difference(trainable.beginning, config, folder / file_names.ADAPTER_WEIGHTS)
+        if trainable.initial_adapter is not None:
+            config |= _save_difference(trainable.initial_adapter, config, folder / file_names.ADAPTER_WEIGHTS)
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except SafetensorError as error:  # how a full disk shows itself there
         raise OSError(str(error)) from error
 
 
-def _save_difference(beginning: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, Any]:
+def _save_difference(initial_adapter: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, Any]:
     """B A - B₀ A₀ as one product of twice the rank; returns the settings that keep its scale."""
     import torch
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(path)
-    for name, before in beginning.items():
+    for name, before in initial_adapter.items():
         saved = name.replace(".default.", ".")
         first = ".lora_A." in name
         parts = [tensors[saved], before.to(tensors[saved]) * (1 if first else -1)]
@@ -152,8 +152,8 @@ def needs_checkpointing(model: Any, recipe: Recipe, longest_tokens: int) -> bool
     on_gpu = model.device.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if on_gpu else available_memory_bytes()
     shape = shape_of_config(model.config.to_dict())
-    setting = Setting(4 if model.dtype == torch.float32 else 2, on_gpu, padded=on_gpu or shape.refuses_flat)
-    return needs_recomputing(shape, recipe, setting, fullest(shape, recipe, longest_tokens), free)
+    setting = Setting(4 if model.dtype == torch.float32 else 2, on_gpu, padded=on_gpu or shape.refuses_packing)
+    return needs_recomputing(shape, recipe, setting, fullest_micro_batch(shape, recipe, longest_tokens), free)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleDimensions, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from finetune.monitor.callbacks import Watcher
+from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, StepStats
 from finetune.monitor.smoothing import thinned
 from gladstone.commands.progress import Lines, is_terminal, own_stderr, terminal_size
@@ -33,7 +33,7 @@ def make_display() -> Lines:
     return LiveView(stream) if is_terminal(stream) else Lines(stream)
 
 
-class LiveView(Lines, Watcher):
+class LiveView(Lines, Callback):
     """Progress and, while it is told of steps, the course of the training; pass it to a run as both."""
 
     def __init__(self, stream: Any, memory: Callable[[], str] | None = None) -> None:
@@ -78,7 +78,7 @@ class LiveView(Lines, Watcher):
         self._view = None
         self._write(f"{visible(self._summary(failed))}\n")
 
-    def on_begin(self, history: History, total: int) -> None:
+    def on_train_begin(self, history: History, total: int) -> None:
         """What an earlier call of the run has told."""
         with self._guard:
             self._total, self._best = total, history.best
@@ -86,7 +86,7 @@ class LiveView(Lines, Watcher):
             self._steps = [stats.step for stats in history.steps]
             self._losses = [stats.loss_nats_per_token for stats in history.steps]
 
-    def on_step(self, stats: StepStats, total: int) -> None:
+    def on_step_end(self, stats: StepStats, total: int) -> None:
         """A step was made."""
         with self._guard:
             if self._last is None:
@@ -97,7 +97,7 @@ class LiveView(Lines, Watcher):
             self._losses.append(stats.loss_nats_per_token)
             self._recent = [*self._recent[1 - RECENT_STEPS :], stats]
 
-    def on_judged(self, step: int, loss: float) -> None:
+    def on_validation_end(self, step: int, loss: float) -> None:
         """The validation loss was measured."""
         with self._guard:
             self._judged = (step, loss)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from finetune.monitor.callbacks import Watcher
+from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import StepStats
 from finetune.train import checkpoint as checkpoints
 from gladstone.artifacts import write_text
@@ -49,7 +49,7 @@ def check_trackers(names: Sequence[Tracker]) -> None:
         )
 
 
-class Reporter(Watcher):
+class Reporter(Callback):
     """Watches a training and reports it; open it while the run is under way.
 
     The trackers begin with the first figure. With `resume` the run goes on under the name that it had.
@@ -73,7 +73,7 @@ class Reporter(Watcher):
         self._failed = kind is not None
         self._opened.close()
 
-    def on_step(self, stats: StepStats, total: int) -> None:
+    def on_step_end(self, stats: StepStats, total: int) -> None:
         """Report a step."""
         self._step = stats.step
         values = {
@@ -87,7 +87,7 @@ class Reporter(Watcher):
             values["train/tokens_per_s"] = stats.tokens / stats.step_s
         self._log(values, stats.step)
 
-    def on_judged(self, step: int, loss: float) -> None:
+    def on_validation_end(self, step: int, loss: float) -> None:
         """Report a validation."""
         self._log({"validation/loss": loss, "validation/perplexity": _perplexity(loss)}, step)
 

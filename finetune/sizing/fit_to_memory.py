@@ -21,7 +21,7 @@ FITS = 0.95  # of the memory that there is
 
 
 @dataclass(frozen=True)
-class Case:
+class Scenario:
     """A training on a machine: what it computes, where, and how much memory there is."""
 
     shape: Shape
@@ -38,7 +38,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Way:
+class MemoryOption:
     """A recipe that was changed to take less memory: the fields, its peak, and the training rows that it loses."""
 
     recipe: Recipe
@@ -53,75 +53,77 @@ class Way:
         return [f"--set {name}={str(value).lower()}" for name, value in self.changes.items()]
 
 
-def judge(case: Case) -> tuple[Plan, Memory, bool]:
-    """The plan of a case, its memory, and whether activations are recomputed."""
-    plan = make_plan(case.recipe, case.rows, padded=case.setting.padded)
-    return plan, *memory_of(case, plan)
+def assess(scenario: Scenario) -> tuple[Plan, Memory, bool]:
+    """The plan of a scenario, its memory, and whether activations are recomputed."""
+    plan = make_plan(scenario.recipe, scenario.rows, padded=scenario.setting.padded)
+    return plan, *memory_of(scenario, plan)
 
 
-def memory_of(case: Case, plan: Plan) -> tuple[Memory, bool]:
+def memory_of(scenario: Scenario, plan: Plan) -> tuple[Memory, bool]:
     """Memory at the peak of a plan, and whether activations are recomputed."""
-    base, setting = case.recipe.base, case.setting
-    weights = weight_bytes(case.shape, four_bit=base.load_in_4bit, dtype_bytes=setting.dtype_bytes)
-    free = int(case.limit_bytes - setting.process_bytes - weights)
-    recomputes = needs_recomputing(case.shape, case.recipe, setting, plan.largest, free)
+    base, setting = scenario.recipe.base, scenario.setting
+    weights = weight_bytes(scenario.shape, four_bit=base.load_in_4bit, dtype_bytes=setting.dtype_bytes)
+    free = int(scenario.limit_bytes - setting.process_bytes - weights)
+    recomputes = needs_recomputing(scenario.shape, scenario.recipe, setting, plan.largest, free)
     setting = replace(setting, recomputes=recomputes)
-    return estimate_memory(case.shape, case.recipe, setting, plan.largest, plan.evaluated, case.file_bytes), recomputes
+    return estimate_memory(
+        scenario.shape, scenario.recipe, setting, plan.largest, plan.evaluated, scenario.file_bytes
+    ), recomputes
 
 
-def single_ways(case: Case) -> list[Way]:
+def single_options(scenario: Scenario) -> list[MemoryOption]:
     """Each single measure that takes memory, as far as it goes, in the order of what it costs."""
-    lowest: dict[str, Way] = {}
-    for changes, lost in _candidates(case):
+    lowest: dict[str, MemoryOption] = {}
+    for changes, lost in _candidates(scenario):
         kind = _kind(changes)
         if kind is None:
             continue
-        way = _way(case, changes, lost)
-        if kind not in lowest or way.memory.peak < lowest[kind].memory.peak:
-            lowest[kind] = way
-    peak = judge(case)[1].peak
-    return [way for way in lowest.values() if way.memory.peak < peak]
+        option = _apply(scenario, changes, lost)
+        if kind not in lowest or option.memory.peak < lowest[kind].memory.peak:
+            lowest[kind] = option
+    peak = assess(scenario)[1].peak
+    return [option for option in lowest.values() if option.memory.peak < peak]
 
 
-def fit(case: Case) -> Way:
+def fit(scenario: Scenario) -> MemoryOption:
     """The cheapest recipe that fits; the recipe itself, unchanged, if it does.
 
     Raises UnsupportedError that names the smallest peak if none does.
     """
-    smallest: Way | None = None
-    for changes, lost in _candidates(case):
-        way = _way(case, changes, lost)
-        if way.memory.peak <= case.room_bytes:
-            return way
-        if smallest is None or way.memory.peak < smallest.memory.peak:
-            smallest = way
+    smallest: MemoryOption | None = None
+    for changes, lost in _candidates(scenario):
+        option = _apply(scenario, changes, lost)
+        if option.memory.peak <= scenario.room_bytes:
+            return option
+        if smallest is None or option.memory.peak < smallest.memory.peak:
+            smallest = option
     if smallest is None:
         raise AssertionError("the unchanged recipe is a candidate")
     raise UnsupportedError(
-        f"nothing makes {case.recipe.name} fit: the smallest peak that it can reach is "
+        f"nothing makes {scenario.recipe.name} fit: the smallest peak that it can reach is "
         f"{readable_bytes(smallest.memory.peak)} ({' '.join(smallest.set_lines) or 'as it is'}), and "
-        f"{readable_bytes(case.limit_bytes)} are there. Choose a smaller base.model or another machine."
+        f"{readable_bytes(scenario.limit_bytes)} are there. Choose a smaller base.model or another machine."
     )
 
 
-def _candidates(case: Case) -> Iterator[tuple[dict[str, object], int]]:
+def _candidates(scenario: Scenario) -> Iterator[tuple[dict[str, object], int]]:
     """Changes and the training rows that they lose, the cheapest first."""
-    recipe = case.recipe
+    recipe = scenario.recipe
     four_bit: list[dict[str, object]] = [{}]
-    if not recipe.base.load_in_4bit and not case.shape.seq2seq:
+    if not recipe.base.load_in_4bit and not scenario.shape.seq2seq:
         four_bit.append({"base.load_in_4bit": True})
     recomputing: list[dict[str, object]] = [{}]
     if recipe.training.gradient_checkpointing != "on":
         recomputing.append({"training.gradient_checkpointing": "on"})
-    for shorter, bits, again, batch in product(_shorter(case), four_bit, recomputing, _batches(case)):
+    for shorter, bits, again, batch in product(_shorter(scenario), four_bit, recomputing, _batches(scenario)):
         yield shorter[0] | bits | again | batch, shorter[1]
 
 
-def _batches(case: Case) -> list[dict[str, object]]:
+def _batches(scenario: Scenario) -> list[dict[str, object]]:
     """Smaller micro-batches of the same effective batch."""
-    training = case.recipe.training
+    training = scenario.recipe.training
     if training.batch_tokens is not None:
-        longest = max(row.tokens for row in case.rows["train"])
+        longest = max(row.tokens for row in scenario.rows["train"])
         sizes: list[dict[str, object]] = [{}]
         tokens = training.batch_tokens
         while tokens > longest:
@@ -133,9 +135,9 @@ def _batches(case: Case) -> list[dict[str, object]]:
     return [{}] + [{"training.batch_size": size, "training.accumulation": effective // size} for size in smaller]
 
 
-def _shorter(case: Case) -> list[tuple[dict[str, object], int]]:
+def _shorter(scenario: Scenario) -> list[tuple[dict[str, object], int]]:
     """Shorter longest rows, and how many training rows are longer."""
-    lengths = sorted(row.read for row in case.rows["train"])
+    lengths = sorted(row.input_tokens for row in scenario.rows["train"])
     found: dict[int, int] = {}
     for share in SHARES_KEPT[1:]:
         most = max(16, lengths[min(len(lengths) - 1, int(share * len(lengths)))])
@@ -151,21 +153,26 @@ def _kind(changes: dict[str, object]) -> str | None:
     return fields.pop() if len(fields) == 1 else None
 
 
-def _way(case: Case, changes: dict[str, object], lost: int) -> Way:
-    recipe, rows = case.recipe, case.rows
+def _apply(scenario: Scenario, changes: dict[str, object], lost: int) -> MemoryOption:
+    recipe, rows = scenario.recipe, scenario.rows
     if changes:
         lines = [f"{name}={str(value).lower()}" for name, value in changes.items()]
         recipe = build_config(Recipe, apply_overrides(recipe.model_dump(mode="json"), lines), f"recipe {recipe.name}")
     most = changes.get("base.max_tokens")
     if isinstance(most, int):
         rows = {name: _within(each, most, drops=recipe.base.long_rows == "drop") for name, each in rows.items()}
-    _, memory, _ = judge(replace(case, recipe=recipe, rows=rows))
-    return Way(recipe, changes, memory, rows, lost if recipe.base.long_rows == "drop" else 0)
+    _, memory, _ = assess(replace(scenario, recipe=recipe, rows=rows))
+    return MemoryOption(recipe, changes, memory, rows, lost if recipe.base.long_rows == "drop" else 0)
 
 
 def _within(rows: list[Row], most: int, *, drops: bool) -> list[Row]:
     if drops:
-        return [row for row in rows if row.read <= most]
+        return [row for row in rows if row.input_tokens <= most]
     return [
-        Row(min(row.read, most), row.written, min(row.scored, most) if not row.written else row.scored) for row in rows
+        Row(
+            min(row.input_tokens, most),
+            row.output_tokens,
+            min(row.scored_tokens, most) if not row.output_tokens else row.scored_tokens,
+        )
+        for row in rows
     ]

@@ -24,18 +24,21 @@ HEAD_ROWS = 512  # positions whose logits exist at the same time, where rows are
 
 
 @dataclass(frozen=True)
-class Slots:
-    """A micro-batch as it is computed: slots read (of a decoder: all), slots written (of an encoder and decoder)."""
+class MicroBatchShape:
+    """The tokens that are computed for a micro-batch, padding included.
 
-    read: int
-    written: int = 0
+    A decoder has input tokens only; an encoder reads the input tokens, its decoder writes the output tokens.
+    """
+
+    input_tokens: int
+    output_tokens: int = 0
     rows: int = 1
-    scored: int = 0
+    scored_tokens: int = 0
 
     @property
     def total(self) -> int:
-        """Read and written."""
-        return self.read + self.written
+        """Input and output tokens."""
+        return self.input_tokens + self.output_tokens
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,12 @@ class Memory:
 
 
 def estimate_memory(  # noqa: PLR0913, PLR0917 - what is trained, how, where, on how much
-    shape: Shape, recipe: Recipe, setting: Setting, largest: Slots, evaluated: Slots, file_bytes: int = 0
+    shape: Shape,
+    recipe: Recipe,
+    setting: Setting,
+    largest: MicroBatchShape,
+    evaluated: MicroBatchShape,
+    file_bytes: int = 0,
 ) -> Memory:
     """Memory of training on micro-batches up to `largest`; `file_bytes` of the largest file of weights."""
     trained = adapter_parameters(shape, recipe.lora)
@@ -105,12 +113,14 @@ def weight_bytes(shape: Shape, *, four_bit: bool, dtype_bytes: int) -> int:
     return int(linear + (shape.parameters - shape.linear_weights) * dtype_bytes)
 
 
-def training_activations(shape: Shape, recipe: Recipe, setting: Setting, batch: Slots) -> int:
+def training_activations(shape: Shape, recipe: Recipe, setting: Setting, batch: MicroBatchShape) -> int:
     """What is kept for the backward pass, and what exists besides at its largest moment."""
     block = block_bytes(shape, recipe.lora, setting, batch)
     scores = _scores(shape, batch) * 4
     if setting.recomputes:
-        inputs = shape.layers * shape.width * (batch.total if shape.seq2seq else batch.read) * setting.dtype_bytes
+        inputs = (
+            shape.layers * shape.width * (batch.total if shape.seq2seq else batch.input_tokens) * setting.dtype_bytes
+        )
         gaps = 0.0 if setting.on_gpu else RECOMPUTED_GAPS * block
         kept, moment = inputs + scores + gaps, block / shape.layers
     else:
@@ -123,7 +133,7 @@ def training_activations(shape: Shape, recipe: Recipe, setting: Setting, batch: 
     return int((kept + last_norm) * share + max(head_bytes(shape, setting, batch), backward + dequantised))
 
 
-def evaluation_activations(shape: Shape, recipe: Recipe, setting: Setting, batch: Slots) -> int:
+def evaluation_activations(shape: Shape, recipe: Recipe, setting: Setting, batch: MicroBatchShape) -> int:
     """Nothing is kept: one block's own tensors, or the logits."""
     block = batch.total * (4 * shape.inner + 3 * shape.width) * setting.dtype_bytes
     dequantised = _largest_linear(shape) * setting.dtype_bytes if recipe.base.load_in_4bit else 0
@@ -131,28 +141,30 @@ def evaluation_activations(shape: Shape, recipe: Recipe, setting: Setting, batch
     return int(batch.total * shape.width * 4 + max(block + dequantised, head) + _scores(shape, batch) * 4)
 
 
-def head_bytes(shape: Shape, setting: Setting, batch: Slots) -> int:
+def head_bytes(shape: Shape, setting: Setting, batch: MicroBatchShape) -> int:
     """Logits in float32 and their gradient, which are their probabilities at first; in 16 bit also the product itself.
 
     On a GPU Unsloth's fused loss takes them piece by piece: one copy is an upper bound.
     """
     if setting.on_gpu:
-        return (batch.written or batch.read) * shape.vocabulary * 4
-    rows = (batch.written or batch.read) if setting.padded else min(batch.scored, HEAD_ROWS)
+        return (batch.output_tokens or batch.input_tokens) * shape.vocabulary * 4
+    rows = (batch.output_tokens or batch.input_tokens) if setting.padded else min(batch.scored_tokens, HEAD_ROWS)
     kept = 12 if setting.padded else 10  # the last ones are given back only when the next are there
     return rows * shape.vocabulary * (kept if setting.dtype_bytes == 4 else kept + 4)
 
 
-def block_bytes(shape: Shape, lora: LoraSection, setting: Setting, batch: Slots) -> float:
+def block_bytes(shape: Shape, lora: LoraSection, setting: Setting, batch: MicroBatchShape) -> float:
     """What all blocks keep for the backward pass of a micro-batch."""
     if not shape.seq2seq:
-        return batch.read * shape.layers * _token_bytes(shape, lora, setting, shape.linears)
+        return batch.input_tokens * shape.layers * _token_bytes(shape, lora, setting, shape.linears)
     # a decoder's block attends twice; keys and values of the second time are of what was read
     encoder = _token_bytes(shape, lora, setting, shape.linears)
     attention = [each for each in shape.linears if each.reads in ("attention", "attended")]
     once = (3 * shape.query + shape.width) * 4 + _adapter_bytes(attention[:1] + attention[3:], lora, setting)
     crossed = 2 * shape.query * 4 + _adapter_bytes(attention[1:3], lora, setting, shared=True)
-    return shape.layers * (batch.read * (encoder + crossed) + batch.written * (encoder + once - shape.query * 4))
+    return shape.layers * (
+        batch.input_tokens * (encoder + crossed) + batch.output_tokens * (encoder + once - shape.query * 4)
+    )
 
 
 def _token_bytes(shape: Shape, lora: LoraSection, setting: Setting, linears: tuple[Linear, ...]) -> float:
@@ -179,11 +191,11 @@ def _adapter_bytes(linears: Any, lora: LoraSection, setting: Setting, *, shared:
     return kept + dropped + lengths + len(wanted) * lora.rank * size
 
 
-def _scores(shape: Shape, batch: Slots) -> float:
+def _scores(shape: Shape, batch: MicroBatchShape) -> float:
     """T5 adds a bias to the scores of each head, kept once for all blocks: of what is read, written and crossed."""
     if not shape.seq2seq:
         return 0
-    read, written = batch.read / batch.rows, batch.written / batch.rows
+    read, written = batch.input_tokens / batch.rows, batch.output_tokens / batch.rows
     return 2 * shape.heads * (read**2 + written**2 + read * written)
 
 
@@ -191,16 +203,16 @@ def _largest_linear(shape: Shape) -> int:
     return max(each.inputs * each.outputs for each in shape.linears)
 
 
-def fullest(shape: Shape, recipe: Recipe, longest_tokens: int) -> Slots:
+def fullest_micro_batch(shape: Shape, recipe: Recipe, longest_tokens: int) -> MicroBatchShape:
     """The largest micro-batch that rows of up to `longest_tokens` can make."""
     training = recipe.training
     read = max(longest_tokens, training.batch_tokens or training.batch_size * longest_tokens)
     rows = max(1, read // longest_tokens)
     written = rows * (recipe.base.max_target_tokens or recipe.base.max_tokens) if shape.seq2seq else 0
-    return Slots(read, written, rows, read)
+    return MicroBatchShape(read, written, rows, read)
 
 
-def needs_recomputing(shape: Shape, recipe: Recipe, setting: Setting, batch: Slots, free_bytes: int) -> bool:
+def needs_recomputing(shape: Shape, recipe: Recipe, setting: Setting, batch: MicroBatchShape, free_bytes: int) -> bool:
     """True where keeping the activations of the largest micro-batch would take more than the free memory allows.
 
     `free_bytes` is what is free beside the weights; a tenth of it is left to others.
@@ -220,8 +232,8 @@ def training_bytes(recipe: Recipe, facts: HubFacts) -> int:
     setting = Setting(dtype_bytes=4 if shape.seq2seq else 2, on_gpu=True, padded=True, recomputes=True)
     written = recipe.base.max_target_tokens or recipe.base.max_tokens if shape.seq2seq else 0
     rows = recipe.training.batch_size
-    largest = Slots(rows * recipe.base.max_tokens, rows * written, rows)
-    return estimate_memory(shape, recipe, setting, largest, Slots(0)).peak
+    largest = MicroBatchShape(rows * recipe.base.max_tokens, rows * written, rows)
+    return estimate_memory(shape, recipe, setting, largest, MicroBatchShape(0)).peak
 
 
 def recipe_table() -> str:

@@ -52,7 +52,7 @@ class Shape:
     linears: tuple[Linear, ...]
     norms: int = 2  # of the width, in a block
     twice: bool = False  # queries and keys exist before and after a norm, or in one tensor with the values
-    refuses_flat: bool = False  # attention that rows laid end to end do not have: the rows are padded
+    refuses_packing: bool = False  # attention that rows laid end to end do not have: the rows are padded
     total: int | None = None  # parameters, where they are known better than from the shapes
 
     @property
@@ -159,7 +159,7 @@ def _llama(config: Mapping[str, Any]) -> Shape:
         bool(config.get("tie_word_embeddings", str(kind).startswith("gemma"))), tuple(linears),
         norms=4 if kind in ("gemma2", "gemma3", "gemma3_text") else 2,
         twice=kind in ("phi3", "qwen3", "gemma3", "gemma3_text"),
-        refuses_flat=bool(config.get("attention_dropout") or config.get("attn_logit_softcapping")),
+        refuses_packing=bool(config.get("attention_dropout") or config.get("attn_logit_softcapping")),
     )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def _gpt2(config: Mapping[str, Any]) -> Shape:
     )
     return Shape(
         "gpt2", layers, width, inner, config["n_head"], width, width, config["vocab_size"], True, linears,
-        refuses_flat=bool(config.get("attn_pdrop", 0.1)),
+        refuses_packing=bool(config.get("attn_pdrop", 0.1)),
     )  # fmt: skip
 
 
@@ -188,5 +188,5 @@ def _t5(config: Mapping[str, Any]) -> Shape:
     linears.append(Linear("wo", inner, width, 2 * layers, "product"))
     return Shape(
         "t5", layers, width, inner, config["num_heads"], query, query, config["vocab_size"],
-        bool(config.get("tie_word_embeddings", True)), tuple(linears), refuses_flat=True,
+        bool(config.get("tie_word_embeddings", True)), tuple(linears), refuses_packing=True,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from finetune.config.schema import LoraSection, Recipe
-from finetune.sizing.memory import Slots
+from finetune.sizing.memory import MicroBatchShape
 from finetune.tokens.step_schedule import StepSchedule, evaluation_batches
 from finetune.tokens.tokenize import Example, PairExample, common_opening, needed_tokens
 
@@ -14,21 +14,21 @@ PLANNED_STEPS = 20_000  # of longer runs the rest is taken to be like these
 
 @dataclass(frozen=True)
 class Row:
-    """Tokens of a row: read, written (of a pair), scored.
+    """The tokens of a row; only a pair, for an encoder and decoder, has output tokens.
 
-    `opening`: those it begins with as every other row does; `behind`: those that no prediction needs.
+    `shared_prefix` counts the tokens with which all rows begin, `unneeded` those at the end that no prediction needs.
     """
 
-    read: int
-    written: int
-    scored: int
-    opening: int = 0
-    behind: int = 0
+    input_tokens: int
+    output_tokens: int
+    scored_tokens: int
+    shared_prefix: int = 0
+    unneeded: int = 0
 
     @property
     def tokens(self) -> int:
         """As the loop counts them."""
-        return self.read + self.written
+        return self.input_tokens + self.output_tokens
 
 
 @dataclass(frozen=True)
@@ -37,27 +37,27 @@ class Plan:
 
     steps: int
     steps_per_epoch: int
-    training: tuple[Slots, ...]
+    training: tuple[MicroBatchShape, ...]
     planned_steps: int
-    validation: tuple[Slots, ...]
-    test: tuple[Slots, ...]
+    validation: tuple[MicroBatchShape, ...]
+    test: tuple[MicroBatchShape, ...]
     evaluations: int
     tokens_trained: float
     rows_trained: int  # a row counts each time that it is seen
     epochs: float  # of the training rows
 
     @property
-    def largest(self) -> Slots:
+    def largest(self) -> MicroBatchShape:
         """The micro-batch that takes most memory."""
         return max(self.training, key=lambda batch: batch.total)
 
     @property
-    def evaluated(self) -> Slots:
+    def evaluated(self) -> MicroBatchShape:
         """The largest batch of an evaluation."""
-        return max(self.validation + self.test, key=lambda batch: batch.total, default=Slots(0))
+        return max(self.validation + self.test, key=lambda batch: batch.total, default=MicroBatchShape(0))
 
     @property
-    def slots_per_step(self) -> float:
+    def tokens_per_step(self) -> float:
         """Mean."""
         return sum(batch.total for batch in self.training) / self.planned_steps
 
@@ -84,7 +84,9 @@ def make_plan(recipe: Recipe, sets: dict[str, list[Row]], *, padded: bool) -> Pl
     return Plan(
         steps=schedule.steps,
         steps_per_epoch=schedule.steps_per_epoch,
-        training=tuple(slots([rows[row] for row in batch], padded=padded) for step in cut for batch in step),
+        training=tuple(
+            micro_batch_shape([rows[row] for row in batch], padded=padded) for step in cut for batch in step
+        ),
         planned_steps=planned,
         validation=_evaluation(sets["validation"], padded=padded),
         test=_evaluation(sets["test"], padded=padded),
@@ -106,18 +108,20 @@ def epochs_text(epochs: float) -> str:
     return "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
 
 
-def slots(rows: Sequence[Row], *, padded: bool) -> Slots:
+def micro_batch_shape(rows: Sequence[Row], *, padded: bool) -> MicroBatchShape:
     """What is computed for a micro-batch."""
-    read, written, scored = ([getattr(row, name) for row in rows] for name in ("read", "written", "scored"))
+    read, written, scored = (
+        [getattr(row, name) for row in rows] for name in ("input_tokens", "output_tokens", "scored_tokens")
+    )
     if padded:
-        return Slots(len(rows) * max(read), len(rows) * max(written), len(rows), sum(scored))
-    saved = min(row.opening for row in rows) * (len(rows) - 1) + sum(row.behind for row in rows)
-    return Slots(sum(read) - saved, sum(written), len(rows), sum(scored))
+        return MicroBatchShape(len(rows) * max(read), len(rows) * max(written), len(rows), sum(scored))
+    saved = min(row.shared_prefix for row in rows) * (len(rows) - 1) + sum(row.unneeded for row in rows)
+    return MicroBatchShape(sum(read) - saved, sum(written), len(rows), sum(scored))
 
 
-def _evaluation(rows: Sequence[Row], *, padded: bool) -> tuple[Slots, ...]:
+def _evaluation(rows: Sequence[Row], *, padded: bool) -> tuple[MicroBatchShape, ...]:
     cut = evaluation_batches([row.tokens for row in rows], padded=padded)
-    return tuple(slots([rows[row] for row in batch], padded=padded) for batch in cut)
+    return tuple(micro_batch_shape([rows[row] for row in batch], padded=padded) for batch in cut)
 
 
 def assumed_rows(recipe: Recipe, count: int) -> dict[str, list[Row]]:

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from finetune.config.schema import Recipe
-from finetune.monitor.callbacks import Watcher
+from finetune.monitor.callbacks import Callback
 from finetune.sweep.storage import SWEEP_NAME, stored_plan, trial_folder, trial_lock
 from finetune.sweep.study import Study
 from finetune.train.checkpoint import FOLDER as CHECKPOINTS
@@ -24,13 +24,13 @@ class _PrunedError(Exception):
     """The study gives the trial up."""
 
 
-class _Reporter(Watcher):
+class _Reporter(Callback):
     """Reports each validation loss to the study."""
 
     def __init__(self, study: Study, number: int) -> None:
         self._study, self._number = study, number
 
-    def on_judged(self, step: int, loss: float) -> None:
+    def on_validation_end(self, step: int, loss: float) -> None:
         """Raises _PrunedError if the trial is worse than the others."""
         if self._study.judge(self._number, step, loss):
             raise _PrunedError
@@ -67,7 +67,7 @@ def _lowest_loss(recipe: Recipe, out: Path, reporter: _Reporter, progress: Progr
         from finetune.train.session import Options
 
         begun = bool(saved(out / CHECKPOINTS))
-        if run(recipe, out, progress, Options(resume=begun, watchers=(reporter,), began=began)).stopped:
+        if run(recipe, out, progress, Options(resume=begun, callbacks=(reporter,), began=began)).stopped:
             raise KeyboardInterrupt
     validation = read_manifest(out).facts["validation_loss"]
     if not validation:

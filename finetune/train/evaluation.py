@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from finetune.config.schema import TrainingSection
 from finetune.model.trainable import Trainable, out_of_memory, release_memory
-from finetune.monitor.callbacks import Watcher
+from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, Journal
 from finetune.tokens.step_schedule import evaluation_batches
 from finetune.tokens.tokenize import Example, token_count
@@ -30,10 +30,10 @@ def measure_loss(
 
     lengths = [token_count(example) for example in examples]
     forward = trainable.forward
-    processes = trainable.processes
+    context = trainable.context
     whole = evaluation_batches(lengths, padded=forward.padded)
-    waiting = processes.share(whole)
-    idle = -(-len(whole) // processes.count) - len(waiting)  # where weights are spread, all compute equally often
+    waiting = context.own_part(whole)
+    idle = -(-len(whole) // context.world_size) - len(waiting)  # where weights are spread, all compute equally often
     nats, targets, seen = 0.0, 0, 0
     trainable.model.eval()
     try:
@@ -62,16 +62,16 @@ def measure_loss(
                 seen += len(rows)
                 if on_part:
                     on_part(seen / len(examples))
-            if idle and processes.sharded:
+            if idle and context.sharded:
                 forward.loss(forward.batch([examples[row] for row in whole[0]]), 1)
     finally:
         trainable.model.train()
-    nats, scored = processes.sum(nats, targets)
+    nats, scored = context.all_reduce_sum(nats, targets)
     return nats / scored
 
 
 @dataclass
-class Judge:
+class Validator:
     """Measures the validation loss, and has fixed prompts answered where the recipe asks for it.
 
     `seconds` is what the last time took; `decode` gives the text of tokens.
@@ -84,8 +84,8 @@ class Judge:
     seconds: float = 0.0
     interrupted: Callable[[], bool] = field(default=lambda: False)
 
-    def judge(self, step: int, journal: Journal) -> Callable[[Watcher], None]:
-        """Note loss, answers and scores, all or nothing, and return how to tell a watcher of them.
+    def evaluate(self, step: int, journal: Journal) -> Callable[[Callback], None]:
+        """Note loss, answers and scores, all or nothing, and return how to tell a callback of them.
 
         Raises Interrupted if the run is to stop meanwhile.
         """
@@ -100,14 +100,14 @@ class Judge:
         if found:
             journal.note("scores", step, **found)
 
-        def tell(watcher: Watcher) -> None:
+        def report(callback: Callback) -> None:
             for prompt, text in answers:
-                watcher.on_sample(step, prompt.text, text)
+                callback.on_sample(step, prompt.text, text)
             if found:
-                watcher.on_scores(step, found)
-            watcher.on_judged(step, loss)
+                callback.on_scores(step, found)
+            callback.on_validation_end(step, loss)
 
-        return tell
+        return report
 
     def _answers(self) -> list[tuple[Prompt, str]]:
         answers = []

@@ -16,13 +16,13 @@ from typing import Any
 from finetune.config.schema import Recipe
 from finetune.model.loss import Batch
 from finetune.model.trainable import Trainable, out_of_memory, release_memory
-from finetune.monitor.callbacks import Watcher
+from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, Journal, StepStats
 from finetune.tokens.step_schedule import StepSchedule
 from finetune.tokens.tokenize import Example, token_count
 from finetune.train import checkpoint as checkpoints
 from finetune.train.checkpoint import Checkpoint
-from finetune.train.evaluation import Judge
+from finetune.train.evaluation import Validator
 from finetune.train.optimizer import learning_rates, make_optimizer
 from finetune.train.stop_conditions import RESERVE, Interrupted, Interruption, Limits
 from gladstone import run_folder
@@ -63,18 +63,18 @@ class Loop:
     def __init__(
         self,
         job: Job,
-        judge: Judge,
+        validator: Validator,
         limits: Limits,
-        watchers: Sequence[Watcher] = (),
+        callbacks: Sequence[Callback] = (),
         found: Checkpoint | None = None,
     ) -> None:
         """Begin anew, or go on behind the checkpoint `found`."""
         import torch
 
-        self._job, self._judge, self._limits, self._watchers = job, judge, limits, watchers
+        self._job, self._validator, self._limits, self._callbacks = job, validator, limits, callbacks
         self._training = training = job.recipe.training
         self._model, self._forward = job.trainable.model, job.trainable.forward
-        self._processes = job.trainable.processes
+        self._context = job.trainable.context
         self._lengths = [token_count(example) for example in job.examples]
         self.schedule = StepSchedule(training, self._lengths, padded=self._forward.padded)
         self.total = self.schedule.steps
@@ -102,7 +102,7 @@ class Loop:
         return self._journal.history
 
     def _restore(self, saved: Checkpoint) -> None:
-        self._put(saved.trained)
+        self._load_trained(saved.trained)
         state = saved.state
         try:
             self._optimizer.load_state_dict(saved.optimizer)
@@ -124,15 +124,15 @@ class Loop:
             with Interruption() as own:
                 return self.run(own)
         follow_other_work()
-        for watcher in self._watchers:
-            watcher.on_begin(self.history, self.total)
+        for callback in self._callbacks:
+            callback.on_train_begin(self.history, self.total)
         try:
             reason = self._run(interruption)
         finally:
             self._model.train()
         return Ended(reason, self.history, self.seconds, self.notes)
 
-    def _put(self, trained: Mapping[str, Any]) -> None:
+    def _load_trained(self, trained: Mapping[str, Any]) -> None:
         import torch
 
         shapes = ({name: each.shape for name, each in side.items()} for side in (trained, self._parameters))
@@ -145,7 +145,7 @@ class Loop:
     def go_back(self, folder: Path, step: int) -> None:
         """Put the trained tensors of an earlier step's checkpoint in place. Raises ArtifactError if it is damaged."""
         try:
-            self._put(checkpoints.load_trained(folder, step))
+            self._load_trained(checkpoints.load_trained(folder, step))
         except ArtifactError as error:
             raise ArtifactError(
                 f"the checkpoint of step {step}, the best one, is damaged: {error} To keep the last step's adapter, "
@@ -158,15 +158,15 @@ class Loop:
 
     def _run(self, interruption: Interruption) -> str:
         made, trained = 0, 0  # by this call
-        self._judge.interrupted = lambda: (
-            self._processes.count == 1
+        self._validator.interrupted = lambda: (
+            self._context.world_size == 1
             and (interruption.caught is not None or self._limits.out_of_time(RESERVE * self.saving_s))
         )
         while True:
             with suppress(Interrupted):  # the validation is made when the run goes on
-                self._judge_if_due()
+                self._validate_if_due()
             reason = interruption.name or self._finished() or self._limits.reached(made, trained, self._next_s())
-            reason = self._processes.agree(reason)
+            reason = self._context.broadcast(reason)
             if reason or self._save_is_due():
                 self.save()
             if reason:
@@ -174,25 +174,25 @@ class Loop:
             stats = self._make_step()
             made, trained = made + 1, trained + stats.tokens
 
-    def _tell(self, what: Callable[[Watcher], None]) -> None:
+    def _notify(self, what: Callable[[Callback], None]) -> None:
         try:
-            for watcher in self._watchers:
-                what(watcher)
+            for callback in self._callbacks:
+                what(callback)
         except Exception:
             self.save()
             raise
 
     def _finished(self) -> str:
         patience = self._training.patience
-        patient = patience is None or self._judge.without_progress(self.history) < patience
+        patient = patience is None or self._validator.without_progress(self.history) < patience
         return "" if self._step < self.total and patient else "done"
 
     def _next_s(self) -> float:
         """Time of the longest thing that may come before the loop looks at the clock again, and of saving after it."""
         last = [stats.step_s for stats in self.history.steps[-20:]]
         step_s = max(last, default=0.0)
-        judging_s = self._judge.seconds if self._validates_after(self._step + 1) else 0.0
-        return step_s + judging_s + RESERVE * self.saving_s
+        validation_s = self._validator.seconds if self._validates_after(self._step + 1) else 0.0
+        return step_s + validation_s + RESERVE * self.saving_s
 
     def _make_step(self) -> StepStats:
         number = self._step
@@ -205,14 +205,14 @@ class Loop:
                 stats = self._attempt(rows, number, begin_s)
                 break
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or self._processes.sharded:  # the others wait for this one's part
+                if not out_of_memory(error) or self._context.sharded:  # the others wait for this one's part
                     raise
                 self._shrink(rows, error)
             _set_random_state(before)
         self._journal.step(stats)
-        self._check_course()
+        self._check_divergence()
         self._step += 1
-        self._tell(lambda watcher: watcher.on_step(stats, self.total))
+        self._notify(lambda callback: callback.on_step_end(stats, self.total))
         return stats
 
     def _attempt(self, rows: Sequence[int], number: int, begin_s: float) -> StepStats:
@@ -221,7 +221,7 @@ class Loop:
 
         self._optimizer.zero_grad(set_to_none=True)
         with self._timed("data"):
-            own = self._processes.share(sorted(rows, key=lambda row: -self._lengths[row]))
+            own = self._context.own_part(sorted(rows, key=lambda row: -self._lengths[row]))
             cut = self.schedule.micro_batches(own, self._budget)
             batches = [self._forward.batch([self._job.examples[row] for row in batch]) for batch in cut]
         targets = sum(self._job.examples[row].target_tokens for row in rows)
@@ -234,8 +234,8 @@ class Loop:
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._training.max_grad_norm))
             self._check(number, loss, norm, rows)
             self._update(number)
-        tokens = sum(batch.tokens for batch in batches), sum(batch.slots for batch in batches)
-        all_tokens, slots = self._processes.sum(*tokens)
+        tokens = sum(batch.tokens for batch in batches), sum(batch.computed_tokens for batch in batches)
+        all_tokens, computed_tokens = self._context.all_reduce_sum(*tokens)
         rate = max(group["lr"] for group in self._optimizer.param_groups)
         return StepStats(
             step=number + 1,
@@ -244,7 +244,7 @@ class Loop:
             grad_norm=norm,
             target_tokens=targets,
             tokens=int(all_tokens),
-            padding_share=max(0.0, 1 - all_tokens / slots),  # what rows share makes slots fewer
+            padding_share=max(0.0, 1 - all_tokens / computed_tokens),  # a shared prefix makes them fewer
             step_s=time.monotonic() - begin_s,
         )
 
@@ -269,15 +269,15 @@ class Loop:
                 raise DataError(NO_GRADIENT)
             self._scaler.scale(loss).backward()
             total = total + loss.detach()
-        self._keep_step(batches, targets)
-        self._processes.sum_gradients(list(self._parameters.values()))
-        return self._processes.sum(float(total))[0]
+        self._match_micro_batches(batches, targets)
+        self._context.all_reduce_gradients(list(self._parameters.values()))
+        return self._context.all_reduce_sum(float(total))[0]
 
-    def _keep_step(self, batches: Sequence[Batch], targets: int) -> None:
+    def _match_micro_batches(self, batches: Sequence[Batch], targets: int) -> None:
         """Where weights are spread over processes, all must compute as often as the one with most micro-batches."""
-        if not self._processes.sharded:
+        if not self._context.sharded:
             return
-        for _ in range(int(self._processes.most(len(batches))) - len(batches)):
+        for _ in range(int(self._context.all_reduce_max(len(batches))) - len(batches)):
             (self._forward.loss(batches[-1], targets) * 0).backward()
 
     def _check(self, number: int, loss: float, norm: float, rows: Sequence[int]) -> None:
@@ -294,7 +294,7 @@ class Loop:
                 f"{self._named(rows)}."
             )
 
-    def _check_course(self) -> None:
+    def _check_divergence(self) -> None:
         """A loss that has risen far above its beginning and above guessing among all tokens does not come back."""
         steps = self.history.steps
         if len(steps) < 2 * EARLY_STEPS:
@@ -338,18 +338,18 @@ class Loop:
             group["lr"] = peak * share
 
     def _validates_after(self, step: int) -> bool:
-        return bool(self._judge.held_out) and self.schedule.validates_after(step)
+        return bool(self._validator.held_out) and self.schedule.validates_after(step)
 
-    def _judge_if_due(self) -> None:
-        judged = bool(self.history.validation) and self.history.validation[-1][0] == self._step
-        if self._step == 0 or judged or not self._validates_after(self._step):
+    def _validate_if_due(self) -> None:
+        validated = bool(self.history.validation) and self.history.validation[-1][0] == self._step
+        if self._step == 0 or validated or not self._validates_after(self._step):
             return
         with self._timed("evaluation"):
-            tell = self._judge.judge(self._step, self._journal)
+            report = self._validator.evaluate(self._step, self._journal)
         best = self.history.best
         if best is not None and best[0] == self._step:
             self.save()
-        self._tell(tell)
+        self._notify(report)
 
     def _save_is_due(self) -> bool:
         every = self._training.checkpoint_steps
@@ -364,7 +364,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint of the last step and remove those that are not kept."""
 
-        if self._saved_step == self._step or not self._processes.first:
+        if self._saved_step == self._step or not self._context.is_main:
             return
         begin_s = time.monotonic()
         with self._timed("saving"):

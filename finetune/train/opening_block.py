@@ -24,7 +24,7 @@ NOT_DRAWN = "not drawn"  # the reason of rows that a setting asked to leave out
 
 
 @dataclass(frozen=True)
-class Opening:
+class OpeningBlock:
     """What the block is made of, besides the loaded model and its loop; `notes` are sentences about the recipe."""
 
     inputs: Inputs

@@ -47,7 +47,7 @@ def answer(trainable: Trainable, prompt: Prompt, most_tokens: int, decode: Calla
     model = trainable.model
     model.eval()
     try:
-        with torch.no_grad(), trainable.forward.plain(), trainable.uncompiled(), trainable.autocast():
+        with torch.no_grad(), trainable.forward.generation_mode(), trainable.uncompiled(), trainable.autocast():
             ids = torch.tensor([prompt.ids], device=model.device)
             found = model.generate(
                 input_ids=ids,

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune.model import trainable as training
-from finetune.model.distributed import ALONE, Processes
+from finetune.model.distributed import SINGLE_PROCESS, DistributedContext
 from finetune.model.load import load_trainable
-from finetune.monitor.callbacks import Watcher
+from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import StepStats
 from finetune.monitor.plots import plot_run
 from finetune.tokens.tokenize import Example, token_count
 from finetune.train import checkpoint as checkpoints
-from finetune.train.evaluation import Judge, measure_loss
+from finetune.train.evaluation import Validator, measure_loss
 from finetune.train.inputs import Inputs
 from finetune.train.loop import Ended, Job, Loop
 from finetune.train.stop_conditions import RESERVE, Interrupted, Interruption, Limits
@@ -38,7 +38,7 @@ class Options:
 
     resume: bool = False
     limits: Limits = field(default_factory=Limits)
-    watchers: tuple[Watcher, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
     show: Callable[[str], None] = lambda text: None  # gets the block with which the run begins
     notes: tuple[str, ...] = ()  # of how the recipe came together, for that block
     on_loaded: Callable[[training.Trainable, Loop], None] = lambda trainable, loop: None  # nothing is measured yet
@@ -58,21 +58,26 @@ class Session:
     """One call's work on the model: from a checkpoint or the start to the saved adapter, or to where it was stopped."""
 
     def __init__(
-        self, inputs: Inputs, progress: Progress, options: Options, folder: Path, processes: Processes = ALONE
+        self,
+        inputs: Inputs,
+        progress: Progress,
+        options: Options,
+        folder: Path,
+        context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         """`folder` is where checkpoints go; of several processes only the first writes any that last."""
         self._inputs, self._progress, self._options = inputs, progress, options
-        self._folder, self._processes = folder, processes
-        self._watchers = (_Shown(progress), *options.watchers) if processes.first else ()
+        self._folder, self._context = folder, context
+        self._callbacks = (_ProgressLine(progress), *options.callbacks) if context.is_main else ()
 
     def run(self, found: checkpoints.Checkpoint | None) -> Outcome:
         inputs, recipe, progress = self._inputs, self._inputs.recipe, self._progress
         with step(progress, "Loading the base model" + (" in 4 bit" if recipe.base.load_in_4bit else "")):
             rows, pad_id = inputs.sets["train"].examples, inputs.tokenizer.padding_id
-            trainable = load_trainable(inputs.base, recipe, pad_id, rows, self._processes)
+            trainable = load_trainable(inputs.base, recipe, pad_id, rows, self._context)
         loop = self._loop(trainable, found)
         try:
-            if self._processes.first:
+            if self._context.is_main:
                 self._options.on_loaded(trainable, loop)
             with Interruption() as interruption:
                 stops = partial(self._stops, interruption)
@@ -90,7 +95,7 @@ class Session:
 
     def _stops(self, interruption: Interruption) -> str:
         """Why a measurement must be given up; '' if it need not, as where other processes wait for this one's part."""
-        if self._processes.count > 1:
+        if self._context.world_size > 1:
             return ""
         limits = self._options.limits
         return interruption.name or (limits.time_name if limits.out_of_time(0) else "")
@@ -116,8 +121,10 @@ class Session:
             inputs.identity,
             inputs.sources,
         )
-        judge = Judge(trainable, inputs.sets["validation"].examples, inputs.recipe.training, inputs.tokenizer.decode)
-        return Loop(job, judge, self._options.limits, self._watchers, found)
+        validator = Validator(
+            trainable, inputs.sets["validation"].examples, inputs.recipe.training, inputs.tokenizer.decode
+        )
+        return Loop(job, validator, self._options.limits, self._callbacks, found)
 
     def _close(self, trainable: training.Trainable, loop: Loop, ended: Ended, stops: Callable[[], str]) -> Outcome:
         """Put the best step's adapter in place, measure it, save it, unless the run stops before that."""
@@ -127,7 +134,7 @@ class Session:
             RESERVE * (loop.notes.get("measuring_s", 0) + loop.saving_s) + PLOTTING_S
         ):
             ended = replace(ended, reason=f"{self._options.limits.time_name}, too soon to measure and save the end,")
-        ended = replace(ended, reason=self._processes.agree(ended.reason))
+        ended = replace(ended, reason=self._context.broadcast(ended.reason))
         if ended.reason:
             return Outcome(ended, None, self._facts(trainable))
         if best is not None and best[0] != last and inputs.recipe.training.final == "best":
@@ -137,7 +144,7 @@ class Session:
             after = self._measure(trainable, "after training", stops)
         except Interrupted:
             return Outcome(replace(ended, reason=stops()), None, self._facts(trainable))
-        if self._processes.first:
+        if self._context.is_main:
             with step(self._progress, "Saving the adapter"):
                 _save_adapter(trainable, inputs.base, inputs.out)
                 lengths = [token_count(example) for example in inputs.sets["train"].examples]
@@ -171,19 +178,19 @@ class Session:
             "rows_padded": trainable.forward.padded,
             "compiled": trainable.compiled,
             "vocabulary": int(trainable.model.get_input_embeddings().weight.shape[0]),
-            "processes": self._processes.count,
+            "processes": self._context.world_size,
             "peak_memory_bytes": peak_memory_bytes(),
         }
 
 
-class _Shown(Watcher):
+class _ProgressLine(Callback):
     """The line that tells where a training is."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._begin_s, self._begun = time.monotonic(), 0
 
-    def on_step(self, stats: StepStats, total: int) -> None:
+    def on_step_end(self, stats: StepStats, total: int) -> None:
         """Renew the line."""
         self._begun += 1
         left_s = (time.monotonic() - self._begin_s) / self._begun * (total - stats.step)

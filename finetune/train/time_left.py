@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from finetune.estimate.estimate import Estimate
-from finetune.monitor.callbacks import Watcher
+from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, StepStats
 from finetune.tokens.tokenize import token_count
 from finetune.train.inputs import Inputs
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FIRST_STEPS = 6  # of a call; the first of them is not counted, since it loads kernels and may compile layers
 
 
-class FirstSteps(Watcher):
+class TimeLeft(Callback):
     """Tells the measured time once after the first steps of a call, unless earlier calls of the run made as many."""
 
     def __init__(self, inputs: Inputs, computed: Estimate | None, show: Callable[[str], None]) -> None:
@@ -32,11 +32,11 @@ class FirstSteps(Watcher):
         """What knows how much is to be trained, and what the measurement before the training took."""
         self._loop = loop
 
-    def on_begin(self, history: History, total: int) -> None:
+    def on_train_begin(self, history: History, total: int) -> None:
         """Nothing is due where the opening block was made of measured steps."""
         self._due = len(history.steps) < FIRST_STEPS
 
-    def on_step(self, stats: StepStats, total: int) -> None:
+    def on_step_end(self, stats: StepStats, total: int) -> None:
         """Count a step; tell the time when there are enough of them and some are left."""
         if not self._due or self._loop is None:
             return

@@ -22,7 +22,7 @@ ADVICE = {"nothing learnt": FASTER, "memory": ""}  # of the others: SLOWER
 
 
 @dataclass(frozen=True)
-class Finding:
+class RunWarning:
     """Something a user must know of a run; a `serious` one says that the adapter should not be used as it is."""
 
     kind: str
@@ -57,11 +57,11 @@ class Measured:
 
 
 def serious(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The serious findings of a manifest's facts."""
+    """The serious warnings of a manifest's facts."""
     return [each for each in facts.get("warnings") or [] if isinstance(each, dict) and each.get("serious")]
 
 
-def findings(history: History, measured: Measured) -> tuple[Finding, ...]:
+def find_warnings(history: History, measured: Measured) -> tuple[RunWarning, ...]:
     """All that is to say, the serious first."""
     found = [*_held_out(measured), *_gradients(history.steps), *_still(history.steps), *_memory(history)]
     if measured.before is None and measured.after is None:
@@ -69,7 +69,7 @@ def findings(history: History, measured: Measured) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda each: not each.serious))
 
 
-def _held_out(measured: Measured) -> Iterator[Finding]:
+def _held_out(measured: Measured) -> Iterator[RunWarning]:
     before, after = measured.before, measured.after
     if before is None or after is None:
         return
@@ -80,21 +80,21 @@ def _held_out(measured: Measured) -> Iterator[Finding]:
     if after > before + within:
         guesses = after > GUESSING_SHARE * measured.guessing > before
         than = f" and no better than guessing among {measured.vocabulary:,} tokens ({measured.guessing:.2f})" * guesses
-        yield Finding("worse than before", f"the model is worse than before training{than}: {told}", figures=figures)
+        yield RunWarning("worse than before", f"the model is worse than before training{than}: {told}", figures=figures)
     elif after >= before - within:
-        yield Finding("nothing learnt", f"the model is what it was before training: {told}", figures=figures)
+        yield RunWarning("nothing learnt", f"the model is what it was before training: {told}", figures=figures)
 
 
-def _gradients(steps: Sequence[StepStats]) -> Iterator[Finding]:
+def _gradients(steps: Sequence[StepStats]) -> Iterator[RunWarning]:
     silent = [stats.step for stats in steps if stats.grad_norm == 0]
     if _longest(silent) >= SILENT_STEPS or len(silent) > SILENT_SHARE * len(steps):
         which = f"{len(silent)} of {len(steps)} steps (the first: step {silent[0]})"
-        yield Finding(
+        yield RunWarning(
             "no gradient", f"the gradient was 0 in {which}: nothing is learnt there", figures={"steps": silent[:100]}
         )
     skipped = [stats.step for stats in steps if not math.isfinite(stats.grad_norm)]
     if skipped:
-        yield Finding(
+        yield RunWarning(
             "steps skipped",
             f"{len(skipped)} of {len(steps)} steps were skipped, their gradient was not finite",
             serious=len(skipped) > max(2, SKIPPED_SHARE * len(steps)),
@@ -111,19 +111,19 @@ def _longest(numbers: Sequence[int]) -> int:
     return longest
 
 
-def _still(steps: Sequence[StepStats]) -> Iterator[Finding]:
+def _still(steps: Sequence[StepStats]) -> Iterator[RunWarning]:
     """The same loss in the last steps, no lower than in the first: not a model that has learnt all there is."""
     last = [stats.loss_nats_per_token for stats in steps[-STILL_STEPS:]]
     if len(steps) <= STILL_STEPS or max(last) - min(last) > STILL_NATS or last[-1] < steps[0].loss_nats_per_token:
         return
-    yield Finding(
+    yield RunWarning(
         "loss stands still",
         f"the training loss stands still at {last[-1]:.3f}, where it was {steps[0].loss_nats_per_token:.3f} in step 1",
         figures={"first": steps[0].loss_nats_per_token, "last": last},
     )
 
 
-def _risen(steps: Sequence[StepStats]) -> Iterator[Finding]:
+def _risen(steps: Sequence[StepStats]) -> Iterator[RunWarning]:
     losses = [stats.loss_nats_per_token for stats in steps]
     if len(losses) < 2 * PART:
         return
@@ -131,17 +131,17 @@ def _risen(steps: Sequence[StepStats]) -> Iterator[Finding]:
     noise = math.sqrt((statistics.variance(early) + statistics.variance(late)) / PART)
     first, last = statistics.mean(early), statistics.mean(late)
     if last - first > max(RISEN_NATS, 2 * noise):
-        yield Finding(
+        yield RunWarning(
             "training loss rose",
             f"the training loss rose from {first:.3f} in the first {PART} steps to {last:.3f} in the last",
             figures={"first": first, "last": last, "noise": noise},
         )
 
 
-def _memory(history: History) -> Iterator[Finding]:
+def _memory(history: History) -> Iterator[RunWarning]:
     for event in history.events:
         if event["kind"] == OUT_OF_MEMORY:
-            yield Finding(
+            yield RunWarning(
                 "memory",
                 f"memory did not suffice in step {event['step']}: from there on a micro-batch has at most "
                 f"{event['batch_tokens']:,} tokens",

@@ -48,7 +48,7 @@ class Training(Victim):
         from finetune import run
         from finetune.monitor import metrics_log as journal
         from finetune.train import checkpoint, loop, session
-        from finetune.train.evaluation import Judge
+        from finetune.train.evaluation import Validator
 
         phase = self.phase
         phase.name = "preparing"
@@ -56,7 +56,7 @@ class Training(Victim):
         phase.wrap(session, "measure_loss", "measuring")
         phase.wrap(loop.Loop, "run", "training")
         phase.wrap(journal.Journal, "_write", "noting")
-        phase.wrap(Judge, "judge", "evaluating")
+        phase.wrap(Validator, "evaluate", "evaluating")
         phase.wrap(checkpoint, "save", "saving")
         phase.wrap(checkpoint, "prune", "pruning")
         phase.wrap(session, "_save_adapter", "saving the adapter")

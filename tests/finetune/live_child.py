@@ -28,11 +28,11 @@ def main() -> None:
                 os.write(2, b"and C code this\n")
                 display.update(stats.step / TOTAL, f"step {stats.step}/{TOTAL}")
                 if isinstance(display, LiveView):
-                    display.on_step(stats, TOTAL)
+                    display.on_step_end(stats, TOTAL)
                     if stats.step == 5:
                         display.show("a line that stays")
                     if stats.step in (2, 6):
-                        display.on_judged(stats.step, 1.9 if stats.step == 2 else 2.25)
+                        display.on_validation_end(stats.step, 1.9 if stats.step == 2 else 2.25)
             if isinstance(display, LiveView):
                 display.on_sample(8, "What is asthma?", HOSTILE)
             sys.stdin.readline()

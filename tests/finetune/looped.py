@@ -6,9 +6,9 @@ from typing import Any
 
 from finetune.config.schema import Recipe
 from finetune.model.trainable import Trainable
-from finetune.monitor.callbacks import Watcher
+from finetune.monitor.callbacks import Callback
 from finetune.tokens.tokenize import Example
-from finetune.train.evaluation import Judge
+from finetune.train.evaluation import Validator
 from finetune.train.loop import Ended, Job, Loop
 from finetune.train.stop_conditions import Limits
 
@@ -20,7 +20,7 @@ def loop_over(
     folder: Path,
     *,
     limits: Limits | None = None,
-    watchers: Sequence[Watcher] = (),
+    callbacks: Sequence[Callback] = (),
     held_out: Sequence[Example] | None = None,
     **found: Any,
 ) -> Loop:
@@ -28,8 +28,8 @@ def loop_over(
     job = Job(
         trainable, examples, recipe, folder, {"recipe": {}}, lambda rows: [f"rows.jsonl:{row + 1}" for row in rows]
     )
-    judge = Judge(trainable, examples if held_out is None else held_out, recipe.training)
-    return Loop(job, judge, limits or Limits(), watchers, **found)
+    validator = Validator(trainable, examples if held_out is None else held_out, recipe.training)
+    return Loop(job, validator, limits or Limits(), callbacks, **found)
 
 
 def train(trainable: Trainable, examples: Sequence[Example], recipe: Recipe, folder: Path, **options: Any) -> Ended:

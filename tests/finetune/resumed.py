@@ -10,7 +10,7 @@ from typing import Any
 from finetune.config.schema import Recipe
 from finetune.model.load import load_trainable
 from finetune.model.trainable import Trainable
-from finetune.monitor.callbacks import Watcher
+from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, StepStats
 from finetune.tokens.tokenize import Example, tokenize_all
 from finetune.train import checkpoint as checkpoints
@@ -112,13 +112,13 @@ def whole(subject: Subject, work: Path) -> History:
     return loop.history
 
 
-class Interrupting(Watcher):
+class Interrupting(Callback):
     """Stops the run after a step, as Ctrl-C does."""
 
     def __init__(self, step: int, interruption: Interruption) -> None:
         self._step, self._interruption = step, interruption
 
-    def on_step(self, stats: StepStats, total: int) -> None:
+    def on_step_end(self, stats: StepStats, total: int) -> None:
         if stats.step == self._step:
             self._interruption.caught = signal.SIGINT
 
@@ -129,14 +129,14 @@ def broken(subject: Subject, work: Path, where: str) -> History:
     shutil.rmtree(folder, ignore_errors=True)
     subject.set_back()
     interruption, limits = Interruption(), Limits(max_steps=step)
-    watchers = [Interrupting(step, interruption)] if where == "in a validation" else []
+    callbacks = [Interrupting(step, interruption)] if where == "in a validation" else []
     loop = loop_over(
         subject.trainable, subject.examples, subject.recipe, folder,
-        limits=Limits() if watchers else limits, watchers=watchers,
+        limits=Limits() if callbacks else limits, callbacks=callbacks,
     )  # fmt: skip
     reason = loop.run(interruption).reason
     loop.close()
-    assert reason == ("Ctrl-C" if watchers else f"--max-steps {step}")
+    assert reason == ("Ctrl-C" if callbacks else f"--max-steps {step}")
     return _taken_up(subject, folder, step)
 
 

@@ -18,10 +18,17 @@ from finetune.estimate.estimate import estimate
 from finetune.estimate.timing import Line, Rates
 from finetune.model.load import load_trainable
 from finetune.sizing.devices import DEVICES, find_device
-from finetune.sizing.fit_to_memory import Case, fit, judge, single_ways
-from finetune.sizing.memory import Setting, Slots, adapter_parameters, block_bytes, estimate_memory, training_bytes
+from finetune.sizing.fit_to_memory import Scenario, assess, fit, single_options
+from finetune.sizing.memory import (
+    MicroBatchShape,
+    Setting,
+    adapter_parameters,
+    block_bytes,
+    estimate_memory,
+    training_bytes,
+)
 from finetune.sizing.model_shape import Shape, shape_of_base, shape_of_config, shape_of_facts
-from finetune.sizing.step_plan import Plan, Row, make_plan, rows_of, slots
+from finetune.sizing.step_plan import Plan, Row, make_plan, micro_batch_shape, rows_of
 from finetune.tokens.tokenize import PairExample, TokenizedExample
 from gladstone.commands.progress import Silent
 from gladstone.errors import ConfigError, UnsupportedError
@@ -47,8 +54,8 @@ def recipe(*overrides: str) -> Recipe:
     return load_recipe("smollm2-135m-medical", [*plain, *overrides])
 
 
-def case(*overrides: str, limit: float = 1e12, **setting: Any) -> Case:
-    return Case(shape_of_config(SMOLLM2), recipe(*overrides), Setting(**setting), ROWS, limit)
+def case(*overrides: str, limit: float = 1e12, **setting: Any) -> Scenario:
+    return Scenario(shape_of_config(SMOLLM2), recipe(*overrides), Setting(**setting), ROWS, limit)
 
 
 def peak(*overrides: str, **setting: Any) -> int:
@@ -125,7 +132,7 @@ def test_what_blocks_keep_is_what_autograd_keeps(family: str, targets: str, dtyp
     trainable = load_trainable(base, chosen, pad_id, [example, other])
     assert trainable.dtype == ("float32" if base.is_encoder_decoder else dtype)
     shape, _ = shape_of_base(base)
-    batch = slots(rows_of([example, other], chosen.lora), padded=trainable.forward.padded)
+    batch = micro_batch_shape(rows_of([example, other], chosen.lora), padded=trainable.forward.padded)
     kept = saved_bytes(trainable, [example, other], shape)
     setting = Setting(4 if trainable.dtype == "float32" else 2, padded=trainable.forward.padded)
     assert block_bytes(shape, chosen.lora, setting, batch) == pytest.approx(kept, rel=0.08)
@@ -195,12 +202,23 @@ def test_what_rows_share_is_planned_once_unless_dropout_parts_them() -> None:
     rows = [TokenizedExample((1, 2, 3, end, 9), (-100, -100, -100, end, 9)) for end in (4, 5, 6)]
     assert rows_of(rows, recipe().lora) == [Row(5, 0, 2, 3, 1)] * 3
     assert rows_of(rows, recipe("lora.dropout=0.1").lora) == [Row(5, 0, 2, 0, 1)] * 3
-    assert slots(rows_of(rows, recipe().lora), padded=False) == Slots(6, 0, 3, 6)
-    assert slots(rows_of(rows, recipe().lora), padded=True) == Slots(15, 0, 3, 6)
+    assert micro_batch_shape(rows_of(rows, recipe().lora), padded=False) == MicroBatchShape(6, 0, 3, 6)
+    assert micro_batch_shape(rows_of(rows, recipe().lora), padded=True) == MicroBatchShape(15, 0, 3, 6)
 
 
 def test_time_is_that_of_every_micro_batch_and_of_the_evaluations() -> None:
-    plan = Plan(4, 2, (Slots(100), Slots(50), Slots(100), Slots(50)), 2, (Slots(40),), (Slots(30),), 3, 300.0, 8, 2.0)
+    plan = Plan(
+        4,
+        2,
+        (MicroBatchShape(100), MicroBatchShape(50), MicroBatchShape(100), MicroBatchShape(50)),
+        2,
+        (MicroBatchShape(40),),
+        (MicroBatchShape(30),),
+        3,
+        300.0,
+        8,
+        2.0,
+    )
     taken = timing.times(plan, Rates(Line(1.0, 0.1), Line(0.5, 0.01), 2.0))
     assert taken.training_s == pytest.approx(2 * (4 + 30 + 2 * 2))
     assert taken.epoch_s == pytest.approx(4 + 30 + 2 * 2)
@@ -210,12 +228,12 @@ def test_time_is_that_of_every_micro_batch_and_of_the_evaluations() -> None:
 @pytest.mark.parametrize("limit", [2.5e9, 1.5e9, 0.9e9, 0.65e9])
 def test_what_fits_keeps_the_effective_batch_and_lies_below_the_limit(limit: float) -> None:
     given = case(limit=limit)
-    way = fit(given)
-    assert way.changes
-    training = way.recipe.training
+    option = fit(given)
+    assert option.changes
+    training = option.recipe.training
     assert training.batch_size * training.accumulation == 8
-    assert way.memory.peak <= limit
-    assert [line.partition("=")[0] for line in way.set_lines] == [f"--set {name}" for name in way.changes]
+    assert option.memory.peak <= limit
+    assert [line.partition("=")[0] for line in option.set_lines] == [f"--set {name}" for name in option.changes]
 
 
 def test_what_costs_least_is_changed_first() -> None:
@@ -227,14 +245,14 @@ def test_what_costs_least_is_changed_first() -> None:
 
 
 def test_the_set_lines_make_the_recipe_that_fits() -> None:
-    way = fit(case(limit=0.65e9))
-    assert recipe(*(line.removeprefix("--set ") for line in way.set_lines)) == way.recipe
+    option = fit(case(limit=0.65e9))
+    assert recipe(*(line.removeprefix("--set ") for line in option.set_lines)) == option.recipe
 
 
 def test_a_budget_of_tokens_is_halved_and_never_below_the_longest_row() -> None:
-    way = fit(case("training.batch_tokens=3000", limit=1.5e9))
-    assert way.recipe.training.batch_size == 8
-    assert 239 <= (way.recipe.training.batch_tokens or 0) < 3000
+    option = fit(case("training.batch_tokens=3000", limit=1.5e9))
+    assert option.recipe.training.batch_size == 8
+    assert 239 <= (option.recipe.training.batch_tokens or 0) < 3000
 
 
 def test_what_fits_as_it_is_is_not_changed() -> None:
@@ -242,11 +260,11 @@ def test_what_fits_as_it_is_is_not_changed() -> None:
 
 
 def test_rows_that_are_lost_are_counted() -> None:
-    ways = single_ways(case())
-    shorter = next(way for way in ways if "base.max_tokens" in way.changes)
+    options = single_options(case())
+    shorter = next(option for option in options if "base.max_tokens" in option.changes)
     most = shorter.recipe.base.max_tokens
-    assert shorter.lost_rows == sum(row.read > most for row in ROWS["train"]) > 0
-    assert [next(iter(way.changes)) for way in ways] == [
+    assert shorter.lost_rows == sum(row.input_tokens > most for row in ROWS["train"]) > 0
+    assert [next(iter(option.changes)) for option in options] == [
         "training.batch_size", "training.gradient_checkpointing", "base.max_tokens",
     ]  # fmt: skip  # of so small a model 4-bit weights save less than their coming and going takes
 
@@ -260,8 +278,8 @@ def test_recipe_tables_use_the_same_model() -> None:
     chosen = load_recipe("llama-3.2-1b", [])
     assert chosen.hub is not None
     setting = Setting(dtype_bytes=2, on_gpu=True, padded=True, recomputes=True)
-    batch = Slots(chosen.training.batch_size * chosen.base.max_tokens, 0, chosen.training.batch_size)
-    found = estimate_memory(shape_of_facts(chosen.hub), chosen, setting, batch, Slots(0))
+    batch = MicroBatchShape(chosen.training.batch_size * chosen.base.max_tokens, 0, chosen.training.batch_size)
+    found = estimate_memory(shape_of_facts(chosen.hub), chosen, setting, batch, MicroBatchShape(0))
     assert training_bytes(chosen, chosen.hub) == found.peak
 
 
@@ -353,7 +371,7 @@ def test_rows_that_are_cut_are_not_lost() -> None:
     smallest = ("training.batch_size=1", "training.accumulation=8", "base.load_in_4bit=true",
                 "training.gradient_checkpointing=on")  # fmt: skip
     given = replace(case(*smallest, "base.long_rows=cut"), rows=rows)
-    way = fit(replace(given, limit_bytes=0.9 * judge(given)[1].peak))
-    assert list(way.changes) == ["base.max_tokens"]
-    assert way.lost_rows == 0
-    assert len(way.rows["train"]) == len(rows["train"])
+    option = fit(replace(given, limit_bytes=0.9 * assess(given)[1].peak))
+    assert list(option.changes) == ["base.max_tokens"]
+    assert option.lost_rows == 0
+    assert len(option.rows["train"]) == len(rows["train"])

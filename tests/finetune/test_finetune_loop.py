@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from finetune.config.schema import Recipe
-from finetune.model.loss import Batch, Padded
-from finetune.monitor.callbacks import Watcher
+from finetune.model.loss import Batch, PaddedForward
+from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import Journal, StepStats
 from finetune.tokens.tokenize import IGNORED, TokenizedExample
 from finetune.train import checkpoint as checkpoints
@@ -60,13 +60,13 @@ def test_a_loss_without_progress_ends_the_training_after_as_many_validations(sub
     assert [step for step, loss in found.history.validation if loss > best_loss][-2:] == [best_step + 1, best_step + 2]
 
 
-class Snapshots(Watcher):
+class Snapshots(Callback):
     """Keeps the adapter of every validated step."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject, self.adapters = subject, dict[int, dict[str, Any]]()
 
-    def on_judged(self, step: int, loss: float) -> None:
+    def on_validation_end(self, step: int, loss: float) -> None:
         self.adapters[step] = trained(self.subject)
 
 
@@ -75,7 +75,7 @@ def test_going_back_to_the_best_step_puts_its_tensors_in_place(subject: Subject,
 
     recipe = changed(subject, max_steps=8, evaluations=4, checkpoint_steps=1, learning_rate=0.02)
     kept = Snapshots(subject)
-    loop = loop_over(subject.trainable, subject.examples, recipe, tmp_path, watchers=[kept], held_out=CONTRARY)
+    loop = loop_over(subject.trainable, subject.examples, recipe, tmp_path, callbacks=[kept], held_out=CONTRARY)
     history = ended(loop).history
     assert history.best is not None
     best = history.best[0]
@@ -85,7 +85,7 @@ def test_going_back_to_the_best_step_puts_its_tensors_in_place(subject: Subject,
     assert all(torch.equal(value, trained(subject)[name]) for name, value in kept.adapters[best].items())
 
 
-class Worsening(Padded):
+class Worsening(PaddedForward):
     """Computes the loss as always for twelve steps of two micro-batches, and ten times as much from then on."""
 
     computed = 0
@@ -99,7 +99,7 @@ def test_an_exploding_loss_is_told_with_the_rows_of_the_last_step(subject: Subje
     forward = Worsening(subject.trainable.model, 0, seq2seq=False)
     worsening = dataclasses.replace(subject.trainable, forward=forward)
     loop = loop_over(worsening, subject.examples, changed(subject, max_steps=40), tmp_path)
-    with subject.trainable.forward.plain(), pytest.raises(DataError) as caught:
+    with subject.trainable.forward.generation_mode(), pytest.raises(DataError) as caught:
         ended(loop)
     assert re.fullmatch(
         r"the loss has exploded: \d\.\d\d nats in the first 10 steps, \d+\.\d\d in those up to step \d+, where guessing "
@@ -108,7 +108,7 @@ def test_an_exploding_loss_is_told_with_the_rows_of_the_last_step(subject: Subje
     )
 
 
-class Detached(Padded):
+class Detached(PaddedForward):
     """Computes the loss as always, but cut off from the adapter."""
 
     def loss(self, batch: Batch, divisor: int) -> Any:
@@ -118,7 +118,7 @@ class Detached(Padded):
 def test_a_loss_that_the_adapter_does_not_reach_is_an_error_at_the_first_step(subject: Subject, tmp_path: Path) -> None:
     cut_off = dataclasses.replace(subject.trainable, forward=Detached(subject.trainable.model, 0, seq2seq=False))
     loop = loop_over(cut_off, subject.examples, subject.recipe, tmp_path)
-    with subject.trainable.forward.plain(), pytest.raises(DataError, match=r"step 1 has no gradient"):
+    with subject.trainable.forward.generation_mode(), pytest.raises(DataError, match=r"step 1 has no gradient"):
         ended(loop)
     assert loop.history.steps == []
 
@@ -142,14 +142,14 @@ def test_a_row_without_a_scored_token_among_others_is_no_error(subject: Subject,
     assert len(found.history.steps) == 2
 
 
-class Raising(Watcher):
-    def on_step(self, stats: StepStats, total: int) -> None:
+class Raising(Callback):
+    def on_step_end(self, stats: StepStats, total: int) -> None:
         if stats.step == 2:
             raise RuntimeError("enough")
 
 
 def test_what_a_watcher_raises_ends_the_training_after_a_checkpoint(subject: Subject, tmp_path: Path) -> None:
-    loop = loop_over(subject.trainable, subject.examples, subject.recipe, tmp_path, watchers=[Raising()])
+    loop = loop_over(subject.trainable, subject.examples, subject.recipe, tmp_path, callbacks=[Raising()])
     with pytest.raises(RuntimeError, match="enough"):
         ended(loop)
     found = checkpoints.newest_whole(tmp_path, pytest.fail)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from finetune.model.distributed import ALONE, Processes
+from finetune.model.distributed import SINGLE_PROCESS, DistributedContext
 from gladstone.artifacts import check_files, read_manifest
 from tests.tiny_models import tiny_recipe, write_rows_file
 
@@ -24,18 +24,18 @@ ACCELERATE = (
 
 def test_shares_are_all_rows_once_and_of_equal_size() -> None:
     rows = list(range(11))
-    shares = [Processes(rank, 4).share(rows) for rank in range(4)]
+    shares = [DistributedContext(rank, 4).own_part(rows) for rank in range(4)]
     assert sorted(row for share in shares for row in share) == rows
     assert {len(share) for share in shares} == {2, 3}
 
 
 def test_a_process_alone_talks_to_nobody() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
-    ALONE.sum_gradients([weight])
-    ALONE.wait()
+    SINGLE_PROCESS.all_reduce_gradients([weight])
+    SINGLE_PROCESS.barrier()
     assert weight.grad is None
-    assert ALONE.sum(1.5, 2) == [1.5, 2]
-    assert ALONE.agree("why") == "why"
+    assert SINGLE_PROCESS.all_reduce_sum(1.5, 2) == [1.5, 2]
+    assert SINGLE_PROCESS.broadcast("why") == "why"
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from finetune.config.schema import TrainingSection
 from finetune.model.loss import Batch, Forward
-from finetune.sizing.memory import Slots
+from finetune.sizing.memory import MicroBatchShape
 from finetune.sizing.step_plan import make_plan, rows_of
 from finetune.tokens.step_schedule import StepSchedule
 from finetune.tokens.tokenize import Example
@@ -53,12 +53,12 @@ class Recording:
     def loss(self, batch: Batch, divisor: int) -> Any:
         return self.forward.loss(batch, divisor)
 
-    def plain(self) -> Any:
-        return self.forward.plain()
+    def generation_mode(self) -> Any:
+        return self.forward.generation_mode()
 
     def batches(self, *, training: bool) -> Iterator[tuple[int, int]]:
-        """What was computed: slots and scored tokens of each micro-batch."""
-        return ((batch.slots, batch.target_tokens) for wanted, batch in self.made if wanted is training)
+        """What was computed: computed_tokens and scored tokens of each micro-batch."""
+        return ((batch.computed_tokens, batch.target_tokens) for wanted, batch in self.made if wanted is training)
 
 
 @pytest.mark.parametrize("name", ["LoRA dropout 0.1", "T5 (padded, grouped by length), dropout 0.1"])
@@ -79,5 +79,5 @@ def test_the_plan_of_an_estimate_is_what_a_run_computes(name: str, tmp_path: Pat
     assert plan.rows_trained == sum(batch.rows for batch in plan.training)
 
 
-def planned(batches: Sequence[Slots]) -> list[tuple[int, int]]:
-    return [(batch.total, batch.scored) for batch in batches]
+def planned(batches: Sequence[MicroBatchShape]) -> list[tuple[int, int]]:
+    return [(batch.total, batch.scored_tokens) for batch in batches]

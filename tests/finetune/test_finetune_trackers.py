@@ -21,10 +21,10 @@ HISTORY = made_up_history(6, validations=2)
 def report(names: list[Tracker], out: Path, first: int = 1, last: int = 6, *, resume: bool = False) -> None:
     with Reporter(names, "tiny", out, CONFIG, resume=resume) as reporter:
         for stats in HISTORY.steps[first - 1 : last]:
-            reporter.on_step(stats, 6)
+            reporter.on_step_end(stats, 6)
             for step, loss in HISTORY.validation:
                 if step == stats.step:
-                    reporter.on_judged(step, loss)
+                    reporter.on_validation_end(step, loss)
         if last == 6:
             reporter.on_scores(6, {"rougeL": 0.25})
             reporter.on_measured(4.0, 2.0)

@@ -9,7 +9,7 @@ import pytest
 from finetune.config.schema import Recipe
 from finetune.model import trainable as parts
 from finetune.model.load import load_trainable
-from finetune.model.loss import Flat, Padded
+from finetune.model.loss import PackedForward, PaddedForward
 from finetune.model.trainable import Trainable, save_adapter
 from finetune.monitor.metrics_log import StepStats
 from finetune.tokens.tokenize import IGNORED, Example, Limits, TokenizedExample, common_opening, tokenize_all
@@ -62,22 +62,22 @@ def load(base: Base, examples: tuple[Example, ...]) -> Load:
 
 def test_a_padded_batch_is_padded_on_the_right_and_padding_is_not_scored(load: Load, recipe: MakeRecipe) -> None:
     rows = [TokenizedExample((5, 6, 7), (IGNORED, 6, 7)), TokenizedExample((8,), (8,))]
-    batch = Padded(load(recipe()).model, PAD, seq2seq=False).batch(rows)
+    batch = PaddedForward(load(recipe()).model, PAD, seq2seq=False).batch(rows)
     assert batch.tensors["input_ids"].tolist() == [[5, 6, 7], [8, PAD, PAD]]
     assert batch.tensors["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
     assert batch.tensors["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert (batch.target_tokens, batch.tokens, batch.slots) == (2, 4, 6)
+    assert (batch.target_tokens, batch.tokens, batch.computed_tokens) == (2, 4, 6)
 
 
 def test_a_flat_batch_has_no_padding_and_scores_no_row_by_the_one_before(load: Load, recipe: MakeRecipe) -> None:
     rows = [TokenizedExample((5, 6, 7), (IGNORED, 6, 7)), TokenizedExample((8, 9), (8, 9))]
-    batch = Flat(load(recipe()).model).batch(rows)
+    batch = PackedForward(load(recipe()).model).batch(rows)
     assert batch.tensors["input_ids"].tolist() == [[5, 6, 8]]  # nothing is predicted from the last of each row
     assert batch.tensors["position_ids"].tolist() == [[0, 1, 0]]
     assert batch.tensors["borders"].tolist() == [0, 2, 3]
     assert batch.tensors["scored"].tolist() == [0, 1, 2]
     assert batch.tensors["targets"].tolist() == [6, 7, 9]
-    assert (batch.target_tokens, batch.tokens, batch.slots) == (3, 5, 3)
+    assert (batch.target_tokens, batch.tokens, batch.computed_tokens) == (3, 5, 3)
 
 
 def test_what_rows_begin_with_is_laid_before_them_once(load: Load, recipe: MakeRecipe) -> None:
@@ -85,19 +85,19 @@ def test_what_rows_begin_with_is_laid_before_them_once(load: Load, recipe: MakeR
         TokenizedExample((5, 6, 7, 8, 1), (IGNORED, IGNORED, IGNORED, 8, 1)),
         TokenizedExample((5, 6, 9, 1, 4, 4), (IGNORED, IGNORED, IGNORED, 1, IGNORED, IGNORED)),
     ]
-    batch = Flat(load(recipe()).model).batch(rows)
+    batch = PackedForward(load(recipe()).model).batch(rows)
     assert batch.tensors["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
     assert batch.tensors["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
     assert batch.tensors["borders"].tolist() == [2, 4, 5]
     assert batch.tensors["scored"].tolist() == [2, 3, 4]
     assert batch.tensors["targets"].tolist() == [8, 1, 1]
-    assert (batch.target_tokens, batch.tokens, batch.slots) == (3, 11, 5)
-    assert Flat(load(recipe(lora={"dropout": 0.1})).model).batch(rows).slots == 7
+    assert (batch.target_tokens, batch.tokens, batch.computed_tokens) == (3, 11, 5)
+    assert PackedForward(load(recipe(lora={"dropout": 0.1})).model).batch(rows).computed_tokens == 7
 
 
 def test_the_last_token_that_rows_share_predicts_the_next_of_each(load: Load, recipe: MakeRecipe) -> None:
     rows = [TokenizedExample((5, 6, each, 1), (IGNORED, IGNORED, each, 1)) for each in (7, 8)]
-    batch = Flat(load(recipe()).model).batch(rows)
+    batch = PackedForward(load(recipe()).model).batch(rows)
     assert batch.tensors["input_ids"].tolist() == [[5, 6, 7, 8]]
     assert batch.tensors["scored"].tolist() == [1, 2, 1, 3]
     assert batch.tensors["targets"].tolist() == [7, 1, 8, 1]
@@ -133,12 +133,12 @@ def test_gradients_of_rows_that_share_their_beginning_are_those_of_padded_ones(
     for parameter in trainable.model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
-    assert isinstance(trainable.forward, Flat)
+    assert isinstance(trainable.forward, PackedForward)
     assert common_opening(examples) > 5
     found = []
     for padded in (False, True):
-        forward = Padded(trainable.model, PAD, seq2seq=False) if padded else trainable.forward
-        with trainable.forward.plain() if padded else nullcontext():
+        forward = PaddedForward(trainable.model, PAD, seq2seq=False) if padded else trainable.forward
+        with trainable.forward.generation_mode() if padded else nullcontext():
             batch = forward.batch(examples)
             loss = forward.loss(batch, batch.target_tokens)
             trainable.model.zero_grad()
@@ -161,7 +161,7 @@ def test_the_measured_loss_is_the_cross_entropy_of_the_answers_row_by_row(
     nats, tokens = 0.0, 0
     trainable.model.eval()
     for example in examples:
-        with torch.no_grad(), trainable.forward.plain():
+        with torch.no_grad(), trainable.forward.generation_mode():
             logits = trainable.model(torch.tensor([example.input_ids])).logits[0].double()
         log_p = logits.log_softmax(-1)
         for position, label in enumerate(example.labels[1:]):
@@ -199,7 +199,7 @@ def test_a_step_counts_its_tokens_and_its_padding(
     chosen = recipe(training={"batch_size": 8, "max_steps": 1})
     trainable = load(chosen)
     if padded:
-        trainable = dataclasses.replace(trainable, forward=Padded(trainable.model, PAD, seq2seq=False))
+        trainable = dataclasses.replace(trainable, forward=PaddedForward(trainable.model, PAD, seq2seq=False))
         trainable.model.get_base_model().set_attn_implementation("sdpa")
     (stats,) = run(trainable, examples, chosen, tmp_path)
     lengths = [len(example.input_ids) for example in examples]

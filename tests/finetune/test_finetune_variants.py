@@ -96,7 +96,7 @@ def test_a_variant_trains_otherwise_and_what_is_saved_answers_as_what_was_traine
     save_adapter(trainable, base.name, tmp_path / "adapter")
     untouched = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
     loaded = PeftModel.from_pretrained(untouched, tmp_path / "adapter").eval()
-    with torch.no_grad(), trainable.forward.plain():
+    with torch.no_grad(), trainable.forward.generation_mode():
         ids = torch.tensor([examples[0].input_ids])
         trainable.model.eval()
         assert torch.allclose(loaded(ids).logits, trainable.model(ids).logits, atol=2e-3)

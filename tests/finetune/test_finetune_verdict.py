@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from finetune.monitor.metrics_log import History, StepStats
-from finetune.train.verdict import Measured, findings
+from finetune.train.verdict import Measured, find_warnings
 from tests.finetune.histories import made_up_history
 
 VOCABULARY = 49_152
@@ -14,7 +14,7 @@ GOOD = Measured(3.9, 3.1, 200, VOCABULARY)
 
 
 def kinds(history: History, measured: Measured = GOOD) -> list[str]:
-    return [each.kind for each in findings(history, measured) if each.serious]
+    return [each.kind for each in find_warnings(history, measured) if each.serious]
 
 
 def of_losses(losses: list[float], norms: list[float] | None = None) -> History:
@@ -30,7 +30,7 @@ def of_losses(losses: list[float], norms: list[float] | None = None) -> History:
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("steps", [1, 2, 12, 300])
 def test_a_run_whose_losses_fall_is_left_in_peace(steps: int, seed: int) -> None:
-    assert findings(made_up_history(steps, seed=seed), GOOD) == ()
+    assert find_warnings(made_up_history(steps, seed=seed), GOOD) == ()
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_the_held_out_loss_is_held_against_what_it_was(
 
 
 def test_a_model_that_only_guesses_and_few_rows_are_named() -> None:
-    (found,) = findings(made_up_history(30), Measured(3.9, 10.8, 8, VOCABULARY))
+    (found,) = find_warnings(made_up_history(30), Measured(3.9, 10.8, 8, VOCABULARY))
     assert "no better than guessing among 49,152 tokens (10.80)" in found.text
     assert "on 8 rows only" in found.text
     assert found.figures["guessing"] == pytest.approx(math.log(VOCABULARY))
@@ -76,7 +76,7 @@ def test_a_loss_that_has_come_down_and_stays_there_is_no_fault() -> None:
 
 def test_skipped_steps_are_a_note_and_many_of_them_a_warning() -> None:
     norms = [math.inf, math.inf, *[1.0] * 30]
-    (note,) = findings(of_losses([4 - step / 20 for step in range(32)], norms), GOOD)
+    (note,) = find_warnings(of_losses([4 - step / 20 for step in range(32)], norms), GOOD)
     assert (note.kind, note.serious, note.figures["steps"]) == ("steps skipped", False, [1, 2])
     assert kinds(of_losses([4 - step / 20 for step in range(32)], [math.nan] * 8 + [1.0] * 24)) == ["steps skipped"]
 
@@ -91,6 +91,6 @@ def test_without_held_out_rows_the_training_loss_is_watched() -> None:
 def test_memory_that_did_not_suffice_is_a_note_behind_what_is_serious() -> None:
     history = made_up_history(30)
     history.events.append({"kind": "out of memory", "step": 3, "batch_tokens": 512})
-    found = findings(history, Measured(2.0, 3.0, 100, VOCABULARY))
+    found = find_warnings(history, Measured(2.0, 3.0, 100, VOCABULARY))
     assert [(each.kind, each.serious) for each in found] == [("worse than before", True), ("memory", False)]
     assert "512 tokens" in found[1].text

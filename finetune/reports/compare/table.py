@@ -125,8 +125,10 @@ def _train_s(run: Run) -> float:
 
 
 def _padding(run: Run) -> float | None:
-    slots = sum(stats.tokens / (1 - stats.padding_share) for stats in run.history.steps if stats.padding_share < 1)
-    return 1 - run.history.tokens / slots if slots else None
+    computed_tokens = sum(
+        stats.tokens / (1 - stats.padding_share) for stats in run.history.steps if stats.padding_share < 1
+    )
+    return 1 - run.history.tokens / computed_tokens if computed_tokens else None
 
 
 def _warned(run: Run) -> str | None:
