@@ -16,7 +16,7 @@ from finetune.train.evaluation import measure_loss
 from gladstone.commands.progress import Silent
 from gladstone.models.base_model import resolve_base
 from gladstone.models.tokenizer import load_tokenizer
-from gladstone.process.redirect_output import output_to
+from gladstone.process.redirect_output import redirect_output
 from tests.families import recipe_families, write_family
 from tests.finetune.looped import train
 from tests.finetune.test_finetune_families import faster, rows
@@ -26,7 +26,7 @@ def main() -> None:
     prepare_environment()
     with tempfile.TemporaryDirectory() as folder:
         for name, family in recipe_families().items():
-            with output_to(Path(folder) / "log"):
+            with redirect_output(Path(folder) / "log"):
                 line = measure(name, family, Path(folder))
             print(line, flush=True)
 

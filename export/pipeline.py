@@ -48,7 +48,7 @@ from gladstone.gguf.header import read_header, read_info
 from gladstone.llamacpp.lora import Lora
 from gladstone.machine.host import check_disk, installed_versions
 from gladstone.process.lock import held
-from gladstone.process.redirect_output import output_to
+from gladstone.process.redirect_output import redirect_output
 
 VERSIONED = ("llama-cpp-python", "torch", "transformers", "peft")
 PROOF_NAME, PAGE_NAME, LOG_NAME = "proof.json", "proof.txt", "export.log"
@@ -74,7 +74,7 @@ def export_gguf(path: Path, asked: Asked, wanted: Wanted, out: Path | None, prog
     found = find(path, asked)
     out = out or default_out(found, "lora" if wanted.lora else "gguf")
     check_accepted(found.home, found.warnings, accepted=wanted.accepted)
-    with held(out / LOG_NAME, "exporting"), output_to(out / LOG_NAME), opened(found, progress) as original:
+    with held(out / LOG_NAME, "exporting"), redirect_output(out / LOG_NAME), opened(found, progress) as original:
         remove_partials(out)
         original.check_apart(out)
         check_makes(original, wanted)
@@ -103,7 +103,7 @@ def export_sizes(  # noqa: PLR0913, PLR0917 - one parameter an option
     wanted = wanted.checked()
     with (
         tempfile.TemporaryDirectory() as work,
-        output_to(Path(work) / LOG_NAME),
+        redirect_output(Path(work) / LOG_NAME),
         opened(find(path, asked), progress) as original,
     ):
         header = Path(work) / "outline.gguf"
@@ -122,7 +122,7 @@ def verify_against(  # noqa: PLR0913, PLR0917 - one parameter an option
     found = find(folder, asked)
     with (
         tempfile.TemporaryDirectory() as work,
-        output_to(Path(work) / LOG_NAME),
+        redirect_output(Path(work) / LOG_NAME),
         opened(found, progress) as original,
     ):
         check_shapes(read_plan(original.base.folder, original.adapters, onto))

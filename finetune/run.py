@@ -39,7 +39,7 @@ from gladstone.machine.host import check_disk, installed_versions
 from gladstone.models import file_names
 from gladstone.models.tokenizer import tokenizer_files
 from gladstone.process.lock import held
-from gladstone.process.redirect_output import output_to
+from gladstone.process.redirect_output import redirect_output
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "datasets")
 
@@ -86,7 +86,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
 def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, context: DistributedContext) -> RunResult:
     """The work of the only process, or of the first of several: it alone writes into the run folder."""
     reader = reader_of(recipe, progress, time_of(recipe, out, resume=options.resume, began=options.began))
-    with output_to(out / run_folder.LOG):
+    with redirect_output(out / run_folder.LOG):
         summary = prepare(recipe.data, out / run_folder.DATA, progress, reader.check)
         check_disk(out, 300_000_000, "the adapter, its checkpoints, the tokenizer and the plots")
         for folder in (out, out / run_folder.DATA, out / run_folder.TOKENIZER):
@@ -131,7 +131,7 @@ def _opening(
 def _follow(recipe: Recipe, out: Path, options: Options, context: DistributedContext) -> RunResult:
     """The work of another process than the first: the same training on its share of the rows, nothing written."""
     context.barrier()
-    with tempfile.TemporaryDirectory() as scratch, output_to(Path(scratch) / run_folder.LOG):
+    with tempfile.TemporaryDirectory() as scratch, redirect_output(Path(scratch) / run_folder.LOG):
         reader = reader_of(recipe, Silent(), time_of(recipe, out, resume=True))
         inputs = read_inputs(reader, out, Silent(), Summary())
         found = _newest(inputs, Silent()) if options.resume else None

@@ -134,7 +134,7 @@ def _can_batch(model: Model) -> bool:
     on. An encoder, and a state that is rolled up as it goes, have one text at a time anyhow.
     """
     weights = (tensor for header in model.headers for tensor in header.tensors if len(tensor.shape) > 1)
-    return model.can_cut and not model.has_encoder and all(tensor.type_name == "F32" for tensor in weights)
+    return model.can_truncate and not model.has_encoder and all(tensor.type_name == "F32" for tensor in weights)
 
 
 def _batches(lengths: Sequence[int], most_texts: int) -> Iterator[slice]:

@@ -133,7 +133,7 @@ class Engine:
             text.encode()
         except UnicodeEncodeError:
             raise DataError("the text holds half a character: it is not Unicode.") from None
-        return self.model.framed(self.model.tokenize(text, parse_special=special))
+        return self.model.add_bos_eos(self.model.tokenize(text, parse_special=special))
 
     def submit(self, request: Request, on_event: OnEvent | None = None) -> Answer:
         """Begin an answer. `on_event`, if given, is called by the engine's thread and must be quick; else iterate.

@@ -14,7 +14,7 @@ from gladstone.llamacpp.backends import backend_mark
 from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.lora import Lora
 from gladstone.llamacpp.model import Model
-from gladstone.machine.pace import First, Held, pace_for
+from gladstone.machine.thread_tuner import InitialThreads, KeepInitial, make_thread_tuner
 from runtime.machine.fit import Fit, Wishes, plan_fit, read_machine
 from runtime.machine.threads import PREFILL_TOKENS, Threads, Trial, choose_threads, forget_threads
 from runtime.sampling.sampler import MAX_BEAMS
@@ -166,7 +166,7 @@ def _limits(model: Model, fit: Fit, options: EngineOptions) -> Limits:
         batch_tokens=min(max(fit.batch_tokens, options.slots), cells),
         outputs=SCORED_AT_ONCE,
         queue=options.queue + options.slots,  # those that start next wait there too
-        can_truncate=model.can_cut,
+        can_truncate=model.can_truncate,
     )
 
 
@@ -232,14 +232,14 @@ def choose_engine_threads(context: Context, options: EngineOptions) -> Threads:
     prompt_tokens = min(PREFILL_TOKENS, context.batch_tokens)
     trial = Trial(context.use_threads, lambda: evaluate(1), lambda: evaluate(prompt_tokens))
     threads = choose_threads(info_of(context.model.headers), backend_mark(), trial)
-    held: Held = "always" if options.steady else "quiet" if threads.steady else "never"
-    context.adapt(pace_for(First(threads.decode, threads.prefill, held)))
+    held: KeepInitial = "always" if options.steady else "quiet" if threads.steady else "never"
+    context.adapt(make_thread_tuner(InitialThreads(threads.decode, threads.prefill, held)))
     return threads
 
 
 def doubt_engine_threads(context: Context) -> None:
     """Forget the remembered number if a better one was found since, on a quiet machine."""
-    if context.pace is not None and context.pace.found is not None:
+    if context.thread_tuner is not None and context.thread_tuner.better_count is not None:
         forget_threads(info_of(context.model.headers), backend_mark())
 
 

@@ -121,7 +121,7 @@ class Asker:
     def prompt(self, item: Item) -> list[int]:
         """What the model reads before its answer. Raises DataError for turns that the template cannot render."""
         if self.template is None:
-            return self.model.framed(self._tokens(raw_parts(item)[0]))
+            return self.model.add_bos_eos(self._tokens(raw_parts(item)[0]))
         return prompt_tokens(self.model, self.template, self._turns(item.prompt), item.tools)
 
     def scored(self, item: Item) -> tuple[list[int], list[int]]:
@@ -134,7 +134,7 @@ class Asker:
         if self.model.has_encoder:
             return self.prompt(item), [*self._tokens(item.reference_text), self.model.eos]
         before, behind = encode_parts(raw_parts(item), self._tokens)
-        return self.model.framed(before), behind
+        return self.model.add_bos_eos(before), behind
 
     def needs(self, item: Item, prompt: Sequence[int], answer: Sequence[int]) -> int:
         """Tokens of context that a row takes; a text is scored in pieces, an encoder's prompt has its own place."""
@@ -154,7 +154,7 @@ class Asker:
         if self.model.has_encoder:
             raise DataError("a model with an encoder continues no text: rows of plain text cannot be scored.")
         tokens = self._tokens(item.reference_text)
-        begin = self.model.framed([])
+        begin = self.model.add_bos_eos([])
         return (begin, tokens) if begin else (tokens[:1], tokens[1:])
 
     def _tokens(self, text: str) -> list[int]:

@@ -65,7 +65,7 @@ def measure_speed(job: SpeedJob) -> SpeedRun:
         prompt = _text_tokens(asker, job.items, min(job.prefill_tokens, room))
         _time_plain(engine, prompt[:WARM_UP_PROMPT_TOKENS], WARM_UP_STEPS)
         others = OtherWork()
-        others.look()
+        others.measure()
         first_token_s = _time_first_token(engine, asker, typical_item(job.items))
         prefill_s, decode_s = _time_plain(engine, prompt, job.decode_tokens)
         return SpeedRun(

@@ -28,7 +28,7 @@ from bench.results import (
     Spread,
     scored_words,
 )
-from gladstone.machine.other_work import FELT
+from gladstone.machine.other_work import NOTICEABLE
 
 NO_ANSWER = "the thought used up the tokens of every answer"
 PERPLEXITY = MetricInfo("perplexity", "perplexity", higher_is_better=False)
@@ -204,7 +204,7 @@ def _disturbances(rows: Sequence[ModelReport]) -> list[str]:
         (run.other_processors, run.processors, f"{row.model.label} in round {number}")
         for row in rows
         for number, run in enumerate(row.measured.speed, 1)
-        if run.other_processors >= FELT
+        if run.other_processors >= NOTICEABLE
     ]
     if not disturbed:
         return []

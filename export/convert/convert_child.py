@@ -30,7 +30,7 @@ from gladstone.errors import UnsupportedError
 from gladstone.gguf.header import COMPOSES, read_header
 from gladstone.models import file_names
 from gladstone.models.tokenizer import end_of_answer, load_tokenizer
-from gladstone.process.import_without_gc import importing
+from gladstone.process.import_without_gc import import_without_gc
 
 Tensors = dict[str, Callable[[], Any]]
 FLOAT16_MOST = 65504.0
@@ -44,7 +44,7 @@ def convert(job: dict[str, Any]) -> None:
     """Write `job["out"]` from the base `job["base"]` and its adapters; `job["model"]` holds tokenizer and config."""
     folder = Path(job["model"])
     known, hparams = read_model(folder)
-    with importing():
+    with import_without_gc():
         import gguf
         import torch
         from transformers import AutoTokenizer  # noqa: F401 - the converter imports it in the middle of its work
@@ -137,7 +137,7 @@ def _merging(known: Any, folder: Path, hparams: dict[str, Any], plan: Plan, job:
 
 def read_model(folder: Path) -> tuple[Any, dict[str, Any]]:
     """The converter's class for a model, and its config. Raises UnsupportedError if it has no class."""
-    with importing():
+    with import_without_gc():
         from conversion import ModelBase
 
         hparams = ModelBase.load_hparams(folder, False)  # imports the family's configuration

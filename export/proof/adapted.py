@@ -9,7 +9,7 @@ from export.merge.plan import read_plan
 from export.merge.tensor_names import pefts_name
 from export.merge.weights import read_adapter_tensors
 from gladstone.models import file_names
-from gladstone.process.import_without_gc import importing
+from gladstone.process.import_without_gc import import_without_gc
 
 
 def adapted(model: Any, base: Path, adapter: Path) -> Any:
@@ -18,7 +18,7 @@ def adapted(model: Any, base: Path, adapter: Path) -> Any:
     PEFT loads an adapter of a grown vocabulary only onto a base that was resized before, and only tensors that have
     the names of its own version: others are renamed in a copy.
     """
-    with importing():
+    with import_without_gc():
         from peft import PeftModel
 
     plan = read_plan(base, [(adapter, 1.0)], "16bit")

@@ -115,7 +115,7 @@ def check_beginning(model: Model, trained: Trained) -> Point:
     for row in prompts:
         wanted = trained.prompt(row, 0)
         rendered = trained.template.render(row.prompt, tools=row.tools, add_generation_prompt=True)
-        found = model.framed(model.tokenize(rendered, parse_special=True))
+        found = model.add_bos_eos(model.tokenize(rendered, parse_special=True))
         wrong += found != wanted
         doubled += found[:2] == [model.bos, model.bos] and model.bos >= 0
     detail = f"{len(prompts)} rendered prompts get the ids of training, none with two BOS"

@@ -15,7 +15,7 @@ from export.proof.adapted import adapted
 from export.proof.trained import Trained
 from gladstone.machine.host import available_memory_bytes
 from gladstone.models.base_model import weights_files
-from gladstone.process.import_without_gc import importing
+from gladstone.process.import_without_gc import import_without_gc
 
 TEXTS_AT_ONCE = 8
 
@@ -24,7 +24,7 @@ class Reference:
     """Base and adapter as PEFT runs them, in float32 where memory allows, else in the base's 16-bit type."""
 
     def __init__(self, trained: Trained) -> None:
-        with importing():
+        with import_without_gc():
             import torch
             from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 

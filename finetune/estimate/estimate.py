@@ -28,7 +28,7 @@ from gladstone.commands.progress import Progress, step
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.machine.host import available_memory_bytes, core_count, processor_name, readable_bytes
 from gladstone.models.base_model import EMBEDDED, Base, find_base, resolve_base
-from gladstone.process.redirect_output import output_to
+from gladstone.process.redirect_output import redirect_output
 from gladstone.report.durations import rough_duration
 
 LIBRARIES_BYTES = 650_000_000  # of a process that trains, before the model, where it cannot be looked up
@@ -77,7 +77,7 @@ def estimate(recipe: Recipe, progress: Progress, device_name: str | None = None,
     """
     device = find_device(device_name) if device_name else None
     training.prepare_environment()
-    with tempfile.TemporaryDirectory(prefix="gladstone-estimate-") as folder, output_to(Path(folder) / "log"):
+    with tempfile.TemporaryDirectory(prefix="gladstone-estimate-") as folder, redirect_output(Path(folder) / "log"):
         return _estimate(_subject(recipe, Path(folder), progress), device, progress, fitted=fitted)
 
 

@@ -6,7 +6,7 @@ from finetune.config.schema import Recipe
 from finetune.model.trainable import check_targets, needs_checkpointing
 from gladstone.errors import UnsupportedError
 from gladstone.models.base_model import Base
-from gladstone.process.import_without_gc import importing
+from gladstone.process.import_without_gc import import_without_gc
 
 
 def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bool]:
@@ -71,7 +71,7 @@ def _hold_adapter_in_float32(model: Any) -> None:
 
 def import_unsloth() -> Any:
     """Unsloth's model class; imported before torch's other users, since it patches them."""
-    with importing():
+    with import_without_gc():
         from unsloth import FastLanguageModel
 
     return FastLanguageModel

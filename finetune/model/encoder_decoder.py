@@ -9,12 +9,12 @@ from finetune.config.schema import Recipe
 from finetune.model.trainable import check_targets, needs_checkpointing
 from gladstone.errors import UnsupportedError
 from gladstone.models.base_model import Base
-from gladstone.process.import_without_gc import importing
+from gladstone.process.import_without_gc import import_without_gc
 
 
 def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bool]:
     """As `finetune.model.decoder.load_model`. Raises UnsupportedError for 4 bit or layers that it has not."""
-    with importing():
+    with import_without_gc():
         import torch
         from peft import LoraConfig, TaskType, get_peft_model
         from transformers import AutoModelForSeq2SeqLM, set_seed

@@ -27,7 +27,7 @@ from finetune.train.optimizer import learning_rates, make_optimizer
 from finetune.train.stop_conditions import RESERVE, Interrupted, Interruption, Limits
 from gladstone import run_folder
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
-from gladstone.machine.openmp import follow_other_work
+from gladstone.machine.openmp import adapt_to_other_work
 
 OUT_OF_MEMORY = "out of memory"  # kind of an event
 EARLY_STEPS = 10  # mean loss of the first ones, and of the last ones, where an exploding loss is looked for
@@ -123,7 +123,7 @@ class Loop:
         if interruption is None:
             with Interruption() as own:
                 return self.run(own)
-        follow_other_work()
+        adapt_to_other_work()
         for callback in self._callbacks:
             callback.on_train_begin(self.history, self.total)
         try:

@@ -118,7 +118,7 @@ def terminal_size(stream: TextIO) -> os.terminal_size:
 
 
 def own_stderr() -> TextIO:
-    """A duplicate of stderr, so that `quiet.output_to` redirects the libraries' output but not the progress."""
+    """A duplicate of stderr, so that `redirect_output` redirects the libraries' output but not the progress."""
     try:
         return os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="replace")
     except (OSError, io.UnsupportedOperation, AttributeError):  # a test or a notebook replaced it

@@ -21,7 +21,7 @@ from typing import Any
 from gladstone.artifacts import sha256_file
 from gladstone.errors import UnsupportedError
 from gladstone.machine.host import cache_dir, processor_flags, processor_name
-from gladstone.machine.measurement_cache import add_finding, read_findings
+from gladstone.machine.measurement_cache import read_measurements, store_measurement
 
 KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # ggml-backend.h: ggml_backend_dev_type
 FORCED = "GLADSTONE_CPU_BACKEND"  # environment variable with the path of the backend to use
@@ -216,11 +216,11 @@ def _remembered(files: Sequence[Path]) -> Path:
     store = cache_dir() / "backends.json"
     marks = [processor_name(), *sorted(flags), *map(fingerprint, files)]
     key = hashlib.sha256("\n".join(marks).encode()).hexdigest()
-    named = read_findings(store).get(key)
+    named = read_measurements(store).get(key)
     chosen = next((path for path in files if isinstance(named, dict) and path.name == named.get("backend")), None)
     if chosen is None:
         chosen, verdicts = choose_backend(files, flags, probe_backend)
-        add_finding(store, key, {"backend": chosen.name, "tried": verdicts})
+        store_measurement(store, key, {"backend": chosen.name, "tried": verdicts})
     return chosen
 
 

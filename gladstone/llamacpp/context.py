@@ -17,9 +17,9 @@ from gladstone.errors import UnsupportedError
 from gladstone.gguf.types import Pooling
 from gladstone.llamacpp.model import Model, clear_log, library, log_tail
 from gladstone.machine.host import core_count
-from gladstone.machine.openmp import follow_other_work
-from gladstone.machine.pace import Pace, pace_for
-from gladstone.machine.thread_placement import spread
+from gladstone.machine.openmp import adapt_to_other_work
+from gladstone.machine.thread_placement import place_threads
+from gladstone.machine.thread_tuner import ThreadTuner, make_thread_tuner
 
 Ints = Sequence[int] | npt.NDArray[np.integer[Any]]
 AnyArray = npt.NDArray[Any]
@@ -72,7 +72,7 @@ class Context:
         """
         self.model = model
         self._lib = library()
-        follow_other_work()
+        adapt_to_other_work()
         params = self._lib.llama_context_default_params()
         params.n_ctx = context_tokens
         # an encoder takes its input in one batch, since every token attends to every other
@@ -101,7 +101,7 @@ class Context:
         if not self.handle:
             raise UnsupportedError(f"no memory for a context of {context_tokens} tokens. llama.cpp says:\n{log_tail()}")
         self._scales: tuple[float, ...] = ()
-        self.lay_over([scale for _, scale in model.loras])
+        self.set_adapters([scale for _, scale in model.loras])
         self.context_tokens: int = self._lib.llama_n_ctx(self.handle)
         self.batch_tokens: int = self._lib.llama_n_batch(self.handle)
         self.sequences = sequences
@@ -109,7 +109,9 @@ class Context:
         self._batch = _Batch(self._lib, self.batch_tokens, sequences)
         self._encoded = False
         self._threads = (params.n_threads, params.n_threads_batch)
-        self._pace: Pace | None = pace_for() if threads is None and not model.gpu_layers else None
+        self._thread_tuner: ThreadTuner | None = (
+            make_thread_tuner() if threads is None and not model.gpu_layers else None
+        )
         self._divides = flash_attention is not False and cache_type in ("f16", "f32")
         self._cells = 0  # upper bound of the cells in use
         # the library's function, but it returns an integer: creating a pointer object for each token is slow
@@ -117,7 +119,7 @@ class Context:
         self._rows_at: int | None = None
         self._rows = np.zeros((0, model.vocab_size), np.float32)  # view (N, V) of llama.cpp's outputs
 
-    def lay_over(self, scales: Sequence[float]) -> None:
+    def set_adapters(self, scales: Sequence[float]) -> None:
         """Set the scale of each of the model's adapters; a scale of 0 leaves the adapter out.
 
         Cached tokens keep the values computed with the earlier scales. Raises UnsupportedError if llama.cpp refuses.
@@ -200,23 +202,23 @@ class Context:
 
     def _compute(self, call: Any, tokens: int) -> int:
         """Evaluate the batch with the fastest thread count; returns llama.cpp's code."""
-        pace = self._pace
-        if pace is None:
+        tuner = self._thread_tuner
+        if tuner is None:
             return int(call(self.handle, self._batch.struct))
         divides = tokens == 1 and self._divides and self._cells > UNDIVIDED_CELLS
-        threads = pace.threads(tokens, divides=divides)
+        threads = tuner.threads(tokens, divides=divides)
         one, more = self._threads
         if threads != (one if tokens == 1 else more):
             self._set_threads(*((threads, more) if tokens == 1 else (one, threads)))
         begin_s = time.perf_counter()
-        if pace.are_spread(threads):
-            with spread(threads):
+        if tuner.is_placement(threads):
+            with place_threads(threads):
                 code = int(call(self.handle, self._batch.struct))
         else:
             code = int(call(self.handle, self._batch.struct))
         end_s = time.perf_counter()
         if code == 0:
-            pace.took(tokens, end_s - begin_s, end_s)
+            tuner.record(tokens, end_s - begin_s, end_s)
         return code
 
     def _check_all(self, tokens: AnyArray, positions: AnyArray) -> None:
@@ -242,21 +244,22 @@ class Context:
 
     def use_threads(self, threads: int, prefill_threads: int) -> None:
         """Fix the thread counts: `threads` for single tokens, `prefill_threads` for batches."""
-        self._pace = None
+        self._thread_tuner = None
         self._set_threads(threads, prefill_threads)
 
-    def adapt(self, pace: Pace) -> None:
+    def adapt(self, tuner: ThreadTuner) -> None:
         """Adapt the thread count to the measured speed; does nothing if a GPU computes.
 
-        Results stay the same to the last bit, except for single tokens after more than 256 others: see `First.held`.
+        Results stay the same to the last bit, except for single tokens after more than 256 others: see
+        `InitialThreads.keep_initial`.
         """
         if not self.model.gpu_layers:
-            self._pace = pace
+            self._thread_tuner = tuner
 
     @property
-    def pace(self) -> Pace | None:
+    def thread_tuner(self) -> ThreadTuner | None:
         """The object that chooses the thread count; None if the count is fixed."""
-        return self._pace
+        return self._thread_tuner
 
     def _set_threads(self, threads: int, prefill_threads: int) -> None:
         self._threads = threads, prefill_threads

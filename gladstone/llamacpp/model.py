@@ -22,14 +22,14 @@ from gladstone.errors import ArtifactError
 from gladstone.gguf.header import COMPOSES, GgufHeader, read_model, usable_context
 from gladstone.llamacpp.backends import load_best_backend
 from gladstone.llamacpp.lora import Lora, check_lora
-from gladstone.machine.huge_pages import NewMemory
+from gladstone.machine.huge_pages import NewAllocations
 from gladstone.report.terminal import one_line
 
 USER_DEFINED = 1 << 4  # llama.h's LLAMA_TOKEN_ATTR_USER_DEFINED
-NO_BYTE = b"[UNK_BYTE_0x"  # llama.cpp's text for a character that maps to no byte
+UNKNOWN_BYTE = b"[UNK_BYTE_0x"  # llama.cpp's text for a character that maps to no byte
 
 LOG_NOISE = re.compile(r"^(?:\w+: )+")  # function names at the beginning of llama.cpp's log lines
-LONGEST_REASON = 300  # characters
+MAX_REASON_CHARACTERS = 300
 
 _log_tail: deque[str] = deque(maxlen=20)
 _callbacks: list[object] = []  # keeps the ctypes callbacks alive
@@ -64,12 +64,12 @@ def log_tail() -> str:
     return "\n".join(line for line in _log_tail if line)
 
 
-def last_reason() -> str:
+def failure_reason() -> str:
     """The log line that says why a call failed, without function names and the final full stop."""
     lines = [line for each in _log_tail for line in each.splitlines() if line.strip()]
     told = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
     line = (told or lines or ["it logged no reason"])[0 if told else -1]
-    return one_line(LOG_NOISE.sub("", line), LONGEST_REASON).rstrip(".")
+    return one_line(LOG_NOISE.sub("", line), MAX_REASON_CHARACTERS).rstrip(".")
 
 
 class Model:
@@ -97,7 +97,7 @@ class Model:
         headers = headers or read_model(path)
         for lora in loras:
             check_lora(lora.path, headers)
-        self.headers = tuple(map(_without_lists, headers))
+        self.headers = tuple(map(_without_vocabulary, headers))
         self.path = path
         self.gpu_layers = gpu_layers
         self._lib = library()
@@ -112,7 +112,7 @@ class Model:
         clear_log()
         self.handle = self._load_weights(path, params)
         if not self.handle:
-            raise ArtifactError(f"{path}: llama.cpp cannot load it: {last_reason()}.")
+            raise ArtifactError(f"{path}: llama.cpp cannot load it: {failure_reason()}.")
         self.vocabulary = self._lib.llama_model_get_vocab(self.handle)
         if self._lib.llama_vocab_type(self.vocabulary) == self._lib.LLAMA_VOCAB_TYPE_NONE:  # any tokenizing would abort
             self.close()
@@ -120,8 +120,8 @@ class Model:
         self.vocab_size: int = self._lib.llama_vocab_n_tokens(self.vocabulary)
         self.context_tokens = usable_context(headers)
         self.eot: int = self._lib.llama_vocab_eot(self.vocabulary)
-        self.bos: int = self._declared("bos", self._lib.llama_vocab_bos(self.vocabulary), instead=-1)
-        self.eos: int = self._declared("eos", self._lib.llama_vocab_eos(self.vocabulary), instead=self.eot)
+        self.bos: int = self._special_token("bos", self._lib.llama_vocab_bos(self.vocabulary), instead=-1)
+        self.eos: int = self._special_token("eos", self._lib.llama_vocab_eos(self.vocabulary), instead=self.eot)
         self.end_tokens: set[int] = set()  # tokens that end a turn by the chat template, beyond the vocabulary's own
         self.pad: int = self._lib.llama_vocab_pad(self.vocabulary)
         self.adds_bos: bool = self._lib.llama_vocab_get_add_bos(self.vocabulary)
@@ -130,22 +130,22 @@ class Model:
         self.decoder_start: int = self._lib.llama_model_decoder_start_token(self.handle)
         self.embedding_size: int = self._lib.llama_model_n_embd_out(self.handle)
         # a recurrent state cannot be rolled back to an earlier token
-        self.can_cut: bool = not (
+        self.can_truncate: bool = not (
             self._lib.llama_model_is_recurrent(self.handle) or self._lib.llama_model_is_hybrid(self.handle)
         )
         self.composes: bool = self._metadata(COMPOSES) == "true"
-        self.loras = [(self._load(lora.path), lora.scale) for lora in loras]
+        self.loras = [(self._load_adapter(lora.path), lora.scale) for lora in loras]
 
     def _load_weights(self, path: Path, params: Any) -> Any:
         """llama.cpp's model, None if it cannot load it. Ctrl-C stops the loading. Raises MemoryError without a thread.
 
         Runs in its own thread: in the main thread Ctrl-C would be raised, and lost, in llama.cpp's callback.
         """
-        memory, stopped = NewMemory(), threading.Event()
+        memory, stopped = NewAllocations(), threading.Event()
 
         def goes_on(_progress: float, _data: object) -> bool:
             # the first call comes after the allocation and before the first read
-            memory.ask_for_huge_pages()
+            memory.request_huge_pages()
             return not stopped.is_set()
 
         params.progress_callback = self._lib.llama_progress_callback(goes_on)
@@ -162,7 +162,7 @@ class Model:
                     self._lib.llama_model_free(handle)
                 raise
 
-    def _declared(self, name: str, token: int, *, instead: int) -> int:
+    def _special_token(self, name: str, token: int, *, instead: int) -> int:
         """A special token, or `instead` if the file names none: llama.cpp guesses token 11 of a BPE vocabulary then.
 
         In most vocabularies that is a comma.
@@ -177,12 +177,12 @@ class Model:
         size = self._lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if size >= 0 else ""
 
-    def _load(self, path: Path) -> Any:
+    def _load_adapter(self, path: Path) -> Any:
         """Load an adapter; llama.cpp frees it with the model."""
         handle = self._lib.llama_adapter_lora_init(self.handle, os.fsencode(path))
         if not handle:
             self.close()
-            raise ArtifactError(f"{path}: llama.cpp cannot load it for {self.path.name}: {last_reason()}.")
+            raise ArtifactError(f"{path}: llama.cpp cannot load it for {self.path.name}: {failure_reason()}.")
         return handle
 
     def close(self) -> None:
@@ -215,7 +215,7 @@ class Model:
             room = -count
         raise ArtifactError(f"{self.path}: the vocabulary cannot tokenize a text of {len(data)} bytes.")
 
-    def framed(self, tokens: list[int]) -> list[int]:
+    def add_bos_eos(self, tokens: list[int]) -> list[int]:
         """Add BOS to a prompt if the vocabulary asks for it and the template did not write it; EOS for an encoder."""
         if self.adds_bos and self.bos >= 0 and tokens[:1] != [self.bos]:
             tokens = [self.bos, *tokens]
@@ -233,13 +233,15 @@ class Model:
             buffer = ctypes.create_string_buffer(room)
             size = self._lib.llama_token_to_piece(self.vocabulary, token, buffer, room, 0, special)
             if size >= 0:
-                return self._spelt(token, buffer.raw[:size])
+                return self._decode_piece(token, buffer.raw[:size])
             room = -size
         raise ArtifactError(f"{self.path}: token {token} has no text.")
 
-    def _spelt(self, token: int, piece: bytes) -> bytes:
+    def _decode_piece(self, token: int, piece: bytes) -> bytes:
         """The piece, or the token's own text if it has characters that map to no byte (Command R's emojis)."""
-        if NO_BYTE in piece and NO_BYTE not in (text := self.token_text(token).encode("utf-8", "surrogateescape")):
+        if UNKNOWN_BYTE in piece and UNKNOWN_BYTE not in (
+            text := self.token_text(token).encode("utf-8", "surrogateescape")
+        ):
             return text
         return piece
 
@@ -264,7 +266,7 @@ class Model:
         return bool(self._lib.llama_vocab_is_control(self.vocabulary, token))
 
 
-def _without_lists(header: GgufHeader) -> GgufHeader:
+def _without_vocabulary(header: GgufHeader) -> GgufHeader:
     """The header without its vocabulary, which takes tens of megabytes and which llama.cpp holds too."""
     short = {key: value for key, value in header.metadata.items() if not isinstance(value, list) or len(value) < 1024}
     return replace(header, metadata=short)

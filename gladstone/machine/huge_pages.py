@@ -23,29 +23,29 @@ def has_huge_pages(root: Path = ROOT) -> bool:
     return "[always]" in text or "[madvise]" in text
 
 
-class NewMemory:
+class NewAllocations:
     """The large private allocations of this process since the object was created."""
 
     def __init__(self) -> None:
         self._before = _large_memory()
         self._asked = False
 
-    def ask_for_huge_pages(self) -> None:
+    def request_huge_pages(self) -> None:
         """Request huge pages for them, once. Memory for which the system refuses stays as it is."""
         if not self._asked:
             self._asked = True
-            for begin, end in without(_large_memory(), self._before):
+            for begin, end in subtract_ranges(_large_memory(), self._before):
                 _madvise()(begin, end - begin, MADV_HUGEPAGE)
 
 
-def without(ranges: list[Range], others: list[Range]) -> list[Range]:
+def subtract_ranges(ranges: list[Range], others: list[Range]) -> list[Range]:
     """The parts of `ranges` that overlap none of `others`."""
     for other in others:
-        ranges = [rest for each in ranges for rest in _around(each, other)]
+        ranges = [rest for each in ranges for rest in _outside(each, other)]
     return ranges
 
 
-def _around(whole: Range, part: Range) -> list[Range]:
+def _outside(whole: Range, part: Range) -> list[Range]:
     """The rests of a range before and after a part of it."""
     rests = (whole[0], min(whole[1], part[0])), (max(whole[0], part[1]), whole[1])
     return [rest for rest in rests if rest[0] < rest[1]]

@@ -15,8 +15,8 @@ import sys
 import threading
 import time
 
-from gladstone.machine.other_work import FELT, OtherWork
-from gladstone.machine.time_slices import Slices
+from gladstone.machine.other_work import NOTICEABLE, OtherWork
+from gladstone.machine.time_slices import TimeSlices
 
 USERS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 LIBRARY = "libgomp.so.1"  # torch bundles its own copy under the same name: a process loads one of them
@@ -24,12 +24,12 @@ LOOK_S, IDLE_LOOK_S = 0.25, 1.0
 IDLE_SHARE = 0.02  # of one CPU
 
 _watching: list[threading.Thread] = []
-_taken = [0.0]  # CPUs that other work occupied, by the last measurement
+_occupied = [0.0]  # CPUs that other work occupied, by the last measurement
 _lock = threading.Lock()
 
 
-class Sleepers:
-    """Sleeping OpenMP threads, which make the threads outnumber the CPUs while `wait_briefly` is on."""
+class SleepingThreads:
+    """Sleeping OpenMP threads, which make the threads outnumber the CPUs while `spin_briefly` is on."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._run = library.GOMP_parallel
@@ -38,7 +38,7 @@ class Sleepers:
         self._enough: threading.Event | None = None
         self._thread: threading.Thread | None = None
 
-    def wait_briefly(self, briefly: bool) -> None:
+    def spin_briefly(self, briefly: bool) -> None:
         """Make waiting threads of this process sleep soon, or spin as OpenMP does by default."""
         if briefly and self._enough is None:
             self._enough = threading.Event()
@@ -55,7 +55,7 @@ class Sleepers:
         enough.wait()
 
 
-def follow_other_work() -> None:
+def adapt_to_other_work() -> None:
     """Start to adapt the spinning of OpenMP's threads to the machine's other load. Further calls do nothing.
 
     A setting of the user in the environment stays. An OpenMP library other than GNU's is left alone.
@@ -67,12 +67,12 @@ def follow_other_work() -> None:
             thread.start()
 
 
-def other_processors() -> float:
+def occupied_cpus() -> float:
     """CPUs that other work occupied in the last quarter second, or in the last second if this process was idle."""
-    return _taken[0]
+    return _occupied[0]
 
 
-def may_change() -> bool:
+def may_change_spinning() -> bool:
     """Whether the spinning may be changed: on Linux, unless the user has set it in the environment."""
     return sys.platform == "linux" and not any(name in os.environ for name in USERS)
 
@@ -86,22 +86,22 @@ def loaded_library() -> ctypes.CDLL | None:
 
 
 def _watch() -> None:
-    sleepers: Sleepers | None = None
-    slices = Slices()
-    changes = may_change()
+    sleepers: SleepingThreads | None = None
+    slices = TimeSlices()
+    changes = may_change_spinning()
     others, used_s = OtherWork(), time.process_time()
-    others.look()
+    others.measure()
     busy, look_s = False, LOOK_S
     while True:
         if changes and sleepers is None and (library := loaded_library()) is not None:
-            sleepers = Sleepers(library)
+            sleepers = SleepingThreads(library)
         if sleepers is not None:
-            sleepers.wait_briefly(busy)
+            sleepers.spin_briefly(busy)
         if changes:
-            slices.keep_short(busy)
+            slices.set_short(busy)
         time.sleep(look_s)
-        _taken[0] = others.look()
-        busy = _taken[0] >= FELT
+        _occupied[0] = others.measure()
+        busy = _occupied[0] >= NOTICEABLE
         now_s = time.process_time()
         look_s = LOOK_S if now_s - used_s > IDLE_SHARE * look_s else IDLE_LOOK_S
         used_s = now_s

@@ -7,7 +7,7 @@ from collections.abc import Callable
 IDLE = ("idle", "iowait", "guest", "guest_nice")  # guest time is included in user time
 SHORTEST_S = 0.2  # between two measurements: the system counts in ticks of 10 ms
 COST_SHARE = 0.002  # of the time that measuring may take: with many CPUs one measurement takes milliseconds
-FELT = 0.25  # CPUs that other work must take to matter: less is a desktop's background
+NOTICEABLE = 0.25  # CPUs that other work must take to matter: less is a desktop's background
 
 
 class OtherWork:
@@ -23,7 +23,7 @@ class OtherWork:
         self._processors = 0.0
         self._begun = False
 
-    def look(self) -> float:
+    def measure(self) -> float:
         """CPUs that other work occupied recently; 0 at the first call. Measures again only after a while."""
         now_s = self._clock()
         if now_s < self._next_s:

@@ -31,14 +31,14 @@ class _Attributes(ctypes.Structure):
     ]
 
 
-class Slices:
+class TimeSlices:
     """Sets the time slice of all threads of this process; does nothing where the system has no such setting."""
 
     def __init__(self) -> None:
         self._numbers = NUMBERS.get(platform.machine()) if sys.platform == "linux" else None
         self._short: set[int] = set()  # thread ids with a short slice; ids of ended threads do no harm
 
-    def keep_short(self, short: bool) -> None:
+    def set_short(self, short: bool) -> None:
         """Give all current threads short slices, or the default again. A new thread inherits its creator's slice."""
         if self._numbers is None or not (short or self._short):
             return

@@ -29,7 +29,7 @@ from gladstone.gguf.trainable_base import is_copy, names_gguf, refusal, refusal_
 from gladstone.gguf.types import TokenType
 from gladstone.machine.host import cache_dir, check_disk, installed_versions
 from gladstone.models import file_names
-from gladstone.process.import_without_gc import importing
+from gladstone.process.import_without_gc import import_without_gc
 
 EMBEDDED = "embedded:smollm2-135m-instruct"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -226,7 +226,7 @@ def _unpack(source: Path, folder: Path) -> None:
 
 
 def _save_weights(source: Path, folder: Path) -> None:
-    with importing():
+    with import_without_gc():
         import torch
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging

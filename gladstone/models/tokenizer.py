@@ -10,7 +10,7 @@ from gladstone.chat.messages import Message
 from gladstone.chat.template import ChatTemplate
 from gladstone.errors import ConfigError, DataError
 from gladstone.models.file_names import TOKENIZER_FILES
-from gladstone.process.import_without_gc import importing
+from gladstone.process.import_without_gc import import_without_gc
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -112,7 +112,7 @@ def load_tokenizer(folder: Path) -> FolderTokenizer:
 
     Raises DataError if it cannot be loaded.
     """
-    with importing():
+    with import_without_gc():
         from transformers import AutoTokenizer
 
     try:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def importing() -> Iterator[None]:
+def import_without_gc() -> Iterator[None]:
     """Switch the garbage collector off for imports within the block, and freeze the imported objects afterwards.
 
     torch or transformers create hundreds of thousands of objects that live until the process ends. Collections during

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @contextmanager
-def output_to(log: Path) -> Iterator[None]:
+def redirect_output(log: Path) -> Iterator[None]:
     """Append everything written to stdout and stderr, by Python or by C, to `log` while the block runs.
 
     A stream opened earlier on a duplicate of the terminal (as `progress.Lines` does) still reaches the user.

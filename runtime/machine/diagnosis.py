@@ -6,7 +6,7 @@ Pure: every function takes facts and gives text, so that any machine can be test
 from dataclasses import dataclass, field
 
 from gladstone.machine.host import Cores, readable_bytes
-from gladstone.machine.other_work import FELT
+from gladstone.machine.other_work import NOTICEABLE
 
 # name in llama.cpp's system info: the processor's flag as Linux calls it
 INSTRUCTIONS = {
@@ -223,7 +223,7 @@ def _swap(facts: Facts) -> list[str]:
 
 
 def _busy(facts: Facts) -> list[str]:
-    if facts.others >= FELT:
+    if facts.others >= NOTICEABLE:
         taken = f"{facts.others:.1f} of {facts.cores.usable} processors"
         return [f"other work took {taken} while the speed was measured: the speeds are too low."]
     if facts.load < BUSY_LOAD * facts.cores.usable:

@@ -62,7 +62,7 @@ def measure(path: Path) -> dict[str, Any]:
         trial = Trial(context.use_threads, decode_next, lambda: prefill(PREFILL_TOKENS))
         threads = choose_threads(facts, backend_mark(), trial)
         others = OtherWork()
-        others.look()
+        others.measure()
         prefill_s = _best_s(lambda: prefill(PROMPT_TOKENS), 3)
         positions = count(start)
         decode_s = _best_s(decode_next, DECODED_TOKENS)

@@ -2,7 +2,7 @@
 
 Decoding waits for memory: on most processors fewer threads than logical processors are as fast or faster, and nothing
 that the system tells says how many. Prefill computes, and wants more of them. What other work disturbed is not
-remembered for long, and what is found out later (`gladstone.machine.pace`) corrects what was remembered.
+remembered for long, and what is found out later (`gladstone.machine.thread_tuner`) corrects what was remembered.
 """
 
 import time
@@ -13,8 +13,8 @@ from statistics import median
 
 from gladstone.gguf.header import GgufInfo
 from gladstone.machine.host import Cores, cache_dir, processor_name, read_cores
-from gladstone.machine.measurement_cache import add_finding, read_findings
-from gladstone.machine.other_work import FELT, OtherWork
+from gladstone.machine.measurement_cache import read_measurements, store_measurement
+from gladstone.machine.other_work import NOTICEABLE, OtherWork
 
 ENOUGH_S, LIMIT_S = 0.5, 2.0
 MAX_CANDIDATES, ROUNDS = 5, 8
@@ -86,16 +86,16 @@ def choose_threads(
     if known is not None and max(known.decode, known.prefill) <= cores.allowed:
         return _set(trial, known)
     others = others or OtherWork()
-    others.look()
+    others.measure()
     threads, steady = measure_threads(trial, candidates(cores))
-    threads = replace(threads, steady=steady and others.mean() < FELT)
+    threads = replace(threads, steady=steady and others.mean() < NOTICEABLE)
     remember(store, key, threads, steady=threads.steady)
     return _set(trial, threads)
 
 
 def forget_threads(model: GgufInfo, backend: str) -> None:
     """What is remembered for a model was found wrong: the next start measures anew."""
-    add_finding(_store(), threads_key(model, backend, read_cores()), None)
+    store_measurement(_store(), threads_key(model, backend, read_cores()), None)
 
 
 def candidates(cores: Cores) -> tuple[int, ...]:
@@ -162,7 +162,7 @@ def recall(store: Path, key: str, clock: Callable[[], float] = time.time) -> Thr
 
     Nor is believed what does not tell the times that were seen: nobody knows whether other work disturbed them.
     """
-    found = read_findings(store).get(key)
+    found = read_measurements(store).get(key)
     if not isinstance(found, dict) or not isinstance(found.get("seen"), dict):
         return None
     until = found.get("until")
@@ -178,7 +178,7 @@ def remember(store: Path, key: str, threads: Threads, *, steady: bool = True) ->
     """Write it down; a cache that cannot be written costs the next start a measurement, nothing else."""
     until = {} if steady else {"until": time.time() + UNSTEADY_S}
     finding = {"decode": threads.decode, "prefill": threads.prefill, "seen": threads.seen}
-    add_finding(store, key, finding | until)
+    store_measurement(store, key, finding | until)
 
 
 def _store() -> Path:

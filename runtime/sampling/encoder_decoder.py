@@ -58,7 +58,7 @@ class Seq2Seq:
         return self.context.context_tokens - self.length + 1
 
     def begin(self, prompt: Sequence[int]) -> Logits | None:
-        """Let the encoder read a prompt, as `Model.framed` ends it; logits (V,) of the answer's first token.
+        """Let the encoder read a prompt, as `Model.add_bos_eos` ends it; logits (V,) of the answer's first token.
 
         The same view as `step` gives. None if the context was aborted. Raises DataError for an empty prompt,
         ContextFullError for one that is too long.

@@ -106,7 +106,7 @@ class BatchRunner:
 
     def _evaluate_one(self, slot: Slot) -> bool:
         """Evaluate the last token of a slot; False if that was aborted."""
-        self.context.lay_over(slot.task.adapters)
+        self.context.set_adapters(slot.task.adapters)
         self._in_flight = (slot.task,)
         try:
             return self.context.evaluate((slot.task.tokens[-1],), (slot.evaluated,), (slot.sequence,), ONE)
@@ -116,7 +116,7 @@ class BatchRunner:
 
     def _evaluate(self, step: Step) -> bool:
         """Evaluate a batch; False if that was aborted."""
-        self.context.lay_over(step.adapters)
+        self.context.set_adapters(step.adapters)
         self._in_flight = [part.slot.task for part in step.parts]
         try:
             completed = self.context.evaluate(step.tokens, step.positions, step.sequences, step.wanted)

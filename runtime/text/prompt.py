@@ -83,7 +83,7 @@ def prompt_tokens(
     marked = [marks.apply(message) for message in messages]
     rendered = template.render(messages, tools=tools, add_generation_prompt=True)
     if not marks.texts:
-        return model.framed(model.tokenize(rendered, parse_special=True))
+        return model.add_bos_eos(model.tokenize(rendered, parse_special=True))
     parts = _MARKED.split(template.render(marked, tools=tools, add_generation_prompt=True))
     for place in range(1, len(parts), 2):
         parts[place] = marks.texts[int(parts[place])]
@@ -95,7 +95,7 @@ def prompt_tokens(
             tokens += (
                 model.tokenize(part, parse_special=True) if place % 2 == 0 else _plain_tokens(model, part, markers)
             )
-    return model.framed(tokens)
+    return model.add_bos_eos(tokens)
 
 
 def scored_tokens(
@@ -111,7 +111,7 @@ def scored_tokens(
         return prompt_tokens(model, template, messages[:-1], tools), _written(model, template, messages[-1])
     texts = [part.text for part in template.segments(messages, tools)]
     *before, answer = encode_parts(texts, lambda text: model.tokenize(text, parse_special=True))
-    prompt = model.framed([token for part in before for token in part])
+    prompt = model.add_bos_eos([token for part in before for token in part])
     ends = [place for place, token in enumerate(answer) if model.is_control(token)]
     return prompt, answer[: ends[-1] + 1] if ends else answer
 

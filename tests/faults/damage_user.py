@@ -70,7 +70,7 @@ def _answer(model: Model) -> tuple[str, str]:
     source = library().llama_model_chat_template(model.handle, None)
     template = ChatTemplate(source.decode("utf-8", "surrogateescape")) if source else None
     text = template.render([Message("user", PROMPT)]) if template else PROMPT
-    tokens = model.framed(model.tokenize(text, parse_special=True))[:64]
+    tokens = model.add_bos_eos(model.tokenize(text, parse_special=True))[:64]
     if not tokens:  # which the engine says, too
         return "loaded", "a vocabulary that has none of these words"
     with Context(model, 128, threads=1) as context:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from finetune.model.trainable import prepare_environment
-from gladstone.process.import_without_gc import importing
+from gladstone.process.import_without_gc import import_without_gc
 
 STOP_S = 120
 # in this order: unsloth patches what comes after it
@@ -33,7 +33,7 @@ def warm_up() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["MPLBACKEND"] = "agg"
     prepare_environment()
-    with importing():
+    with import_without_gc():
         for name in IMPORTED:
             importlib.import_module(name)
     importlib.import_module("torch").set_num_threads(1)

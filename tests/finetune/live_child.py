@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune.monitor.live_view import LiveView, make_display
 from gladstone.commands.progress import step
-from gladstone.process.redirect_output import output_to
+from gladstone.process.redirect_output import redirect_output
 from tests.finetune.histories import made_up_history
 
 HOSTILE = "\x1b]0;taken over\x07[bold red]plain[/]\r\x9b2Jend\nof the answer 🩺 " + "and so on " * 40
@@ -18,7 +18,7 @@ def main() -> None:
     """Steps, a validation and a sample; then waits for a line on stdin, or for Ctrl-C."""
     log = Path(sys.argv[1])
     display = make_display()
-    with output_to(log):
+    with redirect_output(log):
         with step(display, "Loading"):
             display.update(0.5, "a note " * 20)
             time.sleep(0.3)

@@ -17,7 +17,7 @@ from gladstone.cli import main as gladstone_main
 from gladstone.commands.group import Group, require_packages
 from gladstone.commands.progress import Lines, Silent, step
 from gladstone.errors import ArtifactError, GladstoneError, UnsupportedError
-from gladstone.process.redirect_output import output_to
+from gladstone.process.redirect_output import redirect_output
 
 
 class Terminal(io.StringIO):
@@ -170,7 +170,7 @@ def test_output_of_python_of_c_and_of_children_goes_to_the_log(
 ) -> None:
     log = tmp_path / "logs" / "train.log"
     print("before")
-    with output_to(log):
+    with redirect_output(log):
         print("python out")
         print("python err", file=sys.stderr)
         os.write(1, b"c out\n")
@@ -182,7 +182,7 @@ def test_output_of_python_of_c_and_of_children_goes_to_the_log(
 
 
 def fail_quietly(log: Path, text: str) -> None:
-    with output_to(log):
+    with redirect_output(log):
         print(text)
         raise ZeroDivisionError
 
@@ -200,9 +200,9 @@ def test_output_comes_back_after_an_error_and_the_log_grows(tmp_path: Path, capf
 def test_progress_reaches_the_user_while_libraries_are_quiet(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from gladstone.commands.progress import Lines, step; from gladstone.process.redirect_output import output_to\n"
+        "from gladstone.commands.progress import Lines, step; from gladstone.process.redirect_output import redirect_output\n"
         "progress = Lines()\n"
-        "with output_to(Path(sys.argv[1])), step(progress, 'Training'):\n"
+        "with redirect_output(Path(sys.argv[1])), step(progress, 'Training'):\n"
         "    os.write(2, b'noise\\n')\n"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "log"], capture_output=True, text=True, check=True)

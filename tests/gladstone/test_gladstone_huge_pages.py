@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.model import Model
-from gladstone.machine.huge_pages import Range, has_huge_pages, without
+from gladstone.machine.huge_pages import Range, has_huge_pages, subtract_ranges
 
 RANGES = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)).filter(lambda pair: pair[0] < pair[1]))
 
 
 @given(ranges=RANGES, others=RANGES)
 def test_what_is_left_of_ranges_without_others(ranges: list[Range], others: list[Range]) -> None:
-    left = without(ranges, others)
+    left = subtract_ranges(ranges, others)
     assert all(begin < end for begin, end in left)
     assert points(left) == points(ranges) - points(others)
 
@@ -91,14 +91,14 @@ def test_ctrl_c_ends_the_loading_and_is_not_lost(embedded_gguf: Path) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
-from gladstone import llama
+from gladstone.llamacpp import model as llama
 
-class Interrupting(llama.NewMemory):
-    def ask_for_huge_pages(self):
+class Interrupting(llama.NewAllocations):
+    def request_huge_pages(self):
         os.kill(os.getpid(), signal.SIGINT)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
-llama.NewMemory = Interrupting
+llama.NewAllocations = Interrupting
 llama.Model(Path(sys.argv[1]))
 """
     done = subprocess.run([sys.executable, "-c", code, embedded_gguf], capture_output=True, text=True, check=False)

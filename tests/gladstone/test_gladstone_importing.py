@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from gladstone.process.import_without_gc import importing
+from gladstone.process.import_without_gc import import_without_gc
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def import_anew(name: str) -> None:
 
 
 def test_what_was_imported_is_left_out_of_every_search() -> None:
-    with importing():
+    with import_without_gc():
         assert not gc.isenabled()
         import_anew("json.tool")
     assert gc.isenabled()
@@ -25,20 +25,20 @@ def test_what_was_imported_is_left_out_of_every_search() -> None:
 
 
 def test_garbage_is_not_kept_where_all_was_imported_before() -> None:
-    with importing():
+    with import_without_gc():
         import json  # noqa: F401
     assert gc.get_freeze_count() == 0
 
 
 def test_an_import_that_fails_leaves_the_search_as_it_was() -> None:
-    with pytest.raises(ModuleNotFoundError), importing():
+    with pytest.raises(ModuleNotFoundError), import_without_gc():
         import_anew("not_a_package_of_anyone")
     assert gc.isenabled()
 
 
 def test_one_within_another_leaves_the_search_off_until_the_outer_ends() -> None:
-    with importing():
-        with importing():
+    with import_without_gc():
+        with import_without_gc():
             import_anew("json.tool")
         assert not gc.isenabled()
     assert gc.isenabled()

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from gladstone.machine.openmp import USERS
-from gladstone.machine.other_work import FELT, SHORTEST_S, OtherWork
+from gladstone.machine.other_work import NOTICEABLE, SHORTEST_S, OtherWork
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is Linux's")
 LOADS = {
@@ -19,9 +19,9 @@ LOADS = {
 # processor time of ten empty operations of two threads, each followed by a pause in which they should sleep
 SPENT = """
 import ctypes, os, time
-from gladstone.machine.openmp import Sleepers, loaded_library
+from gladstone.machine.openmp import SleepingThreads, loaded_library
 library = loaded_library()
-sleepers, nothing = Sleepers(library), ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p)
+sleepers, nothing = SleepingThreads(library), ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p)
 def spent():
     begin_s = time.process_time()
     for _ in range(10):
@@ -29,15 +29,15 @@ def spent():
         time.sleep(0.01)
     return time.process_time() - begin_s, len(os.listdir("/proc/self/task"))
 for briefly in (False, True, True, False):
-    sleepers.wait_briefly(briefly)
+    sleepers.spin_briefly(briefly)
     time.sleep(0.05)
     print(*spent())
 """
 WATCHED = """
 import threading
-from gladstone.machine.openmp import may_change, follow_other_work
-follow_other_work(); follow_other_work()
-print(sum(each.name == "gladstone waiting" for each in threading.enumerate()), may_change())
+from gladstone.machine.openmp import adapt_to_other_work, may_change_spinning
+adapt_to_other_work(); adapt_to_other_work()
+print(sum(each.name == "gladstone waiting" for each in threading.enumerate()), may_change_spinning())
 """
 
 
@@ -68,14 +68,14 @@ def test_other_work_is_watched_once_and_changes_nothing_where_the_user_says_how_
 def test_other_work_is_what_processors_did_beyond_our_own() -> None:
     now_s, busy_s = [100.0], [1000.0]
     others = OtherWork(lambda: busy_s[0], lambda: now_s[0])
-    assert others.look() == others.mean() == 0
+    assert others.measure() == others.mean() == 0
     now_s[0], busy_s[0] = 101.0, 1001.5
-    assert (others.look(), others.mean()) == (1.5, 1.5)
+    assert (others.measure(), others.mean()) == (1.5, 1.5)
     now_s[0] += SHORTEST_S / 2
     busy_s[0] += 100
-    assert others.look() == 1.5  # too soon to look again
+    assert others.measure() == 1.5  # too soon to look again
     now_s[0], busy_s[0] = 103.0, 1001.4  # ticks: the sum may seem to go back
-    assert others.look() == 0
+    assert others.measure() == 0
     assert others.mean() == pytest.approx(1.4 / 3)
 
 
@@ -86,14 +86,14 @@ def test_a_busy_program_is_seen_and_our_own_work_is_not() -> None:
             pass
 
     others = OtherWork()
-    others.look()
+    others.measure()
     work(SHORTEST_S)
-    alone = others.look()
+    alone = others.measure()
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         try:
             work(2 * SHORTEST_S)
-            beside = others.look()
+            beside = others.measure()
         finally:
             busy.kill()
-    assert beside > FELT
+    assert beside > NOTICEABLE
     assert alone < (os.cpu_count() or 1)

@@ -182,11 +182,11 @@ def test_half_a_character_is_refused(engine: Engine) -> None:
 def test_bos_is_added_once_and_only_if_the_vocabulary_adds_it(
     smollm: Path, rewrite: Callable[..., Path], engine: Engine
 ) -> None:
-    assert engine.model.framed([5, 6]) == [5, 6]
+    assert engine.model.add_bos_eos([5, 6]) == [5, 6]
     with Model(rewrite("tokenizer.ggml.add_bos_token", True), vocab_only=True) as adding:
         assert adding.adds_bos
-        assert adding.framed([5, 6]) == [adding.bos, 5, 6]
-        assert adding.framed([adding.bos, 5]) == [adding.bos, 5]
+        assert adding.add_bos_eos([5, 6]) == [adding.bos, 5, 6]
+        assert adding.add_bos_eos([adding.bos, 5]) == [adding.bos, 5]
         written = ChatTemplate("{{ bos_token }}{{ messages[0].content }}", {"bos_token": "<|im_start|>"})
         assert prompt_tokens(adding, written, [Message("user", "a")]).count(adding.bos) == 1
         silent = ChatTemplate("{{ messages[0].content }}")

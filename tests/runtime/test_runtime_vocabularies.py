@@ -137,4 +137,4 @@ def test_a_marker_that_a_template_uses_is_text_where_a_user_types_it(vocabularie
         assert text.endswith("<|channel>thought say <|channel>thought, please<channel|>")
         honest = prompt_tokens(model, template, [Message("user", "say hello")])
         rendered = template.render([Message("user", "say hello")], add_generation_prompt=True)
-        assert honest == model.framed(model.tokenize(rendered, parse_special=True))
+        assert honest == model.add_bos_eos(model.tokenize(rendered, parse_special=True))

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gladstone.machine.host import Cores
-from gladstone.machine.pace import MOST_SHARE, QUIET_SHARE, TRIAL_S, UNKNOWN_LOSS, First, Held, Pace, thread_counts
+from gladstone.machine.thread_tuner import (
+    MOST_SHARE,
+    QUIET_SHARE,
+    TRIAL_S,
+    UNKNOWN_LOSS,
+    InitialThreads,
+    KeepInitial,
+    ThreadTuner,
+    thread_counts,
+)
 
 QUIET = {1: 0.0208, 2: 0.0133}  # seconds a token, as measured on two cores
 BESIDE = {1: 0.0208, 2: 0.0303}
@@ -23,25 +32,28 @@ class Machine:
     cost: Callable[[int], float]
     others: float = 0.0
     noise: Callable[[], float] = lambda: 1.0
-    held: Held = "quiet"
-    spreads: bool = False
+    keep_initial: KeepInitial = "quiet"
+    places_threads: bool = False
     now_s: float = 0.0
     used: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.pace = Pace(
-            self.counts, First(self.first, self.first, self.held), lambda: self.others, spreads=self.spreads
+        self.thread_tuner = ThreadTuner(
+            self.counts,
+            InitialThreads(self.first, self.first, self.keep_initial),
+            lambda: self.others,
+            places_threads=self.places_threads,
         )
 
     def run(self, seconds: float, tokens: int = 1, *, divides: bool = False) -> float:
         """Evaluate for so long; seconds a batch."""
         begin_s, batches = self.now_s, 0
         while self.now_s - begin_s < seconds:
-            threads = self.pace.threads(tokens, divides=divides)
+            threads = self.thread_tuner.threads(tokens, divides=divides)
             spent_s = self.cost(threads) * self.noise()
             self.now_s += spent_s
             self.used.append(threads)
-            self.pace.took(tokens, spent_s, self.now_s)
+            self.thread_tuner.record(tokens, spent_s, self.now_s)
             batches += 1
         return (self.now_s - begin_s) / batches
 
@@ -83,15 +95,15 @@ def test_a_system_that_does_not_tell_of_other_work_finds_out_by_the_time_it_take
 
 def test_a_number_that_was_chosen_in_a_busy_moment_is_found_out_at_once() -> None:
     machine = Machine((1, 2), 1, QUIET.__getitem__)
-    assert machine.pace.found is None
+    assert machine.thread_tuner.better_count is None
     machine.run(0.4)
-    assert machine.used[-1] == machine.pace.found == 2
+    assert machine.used[-1] == machine.thread_tuner.better_count == 2
 
 
 def test_what_is_found_beside_other_work_says_nothing_of_the_quiet_machine() -> None:
     machine = Machine((1, 2), 2, BESIDE.__getitem__, others=1.0)
     machine.run(2)
-    assert (machine.used[-1], machine.pace.found) == (1, None)
+    assert (machine.used[-1], machine.thread_tuner.better_count) == (1, None)
 
 
 def test_an_evaluation_that_stands_still_is_left_after_one_step() -> None:
@@ -131,7 +143,7 @@ def test_the_best_number_is_found_and_trials_stay_cheap(
     late = machine.used[-50:]
     # a neighbour that is less than 7 % faster is not worth a change
     assert sorted(map(cost, late))[len(late) // 2] <= fastest_s * (1 + spread) * 1.35
-    choice = machine.pace._choices[0]
+    choice = machine.thread_tuner._choosers[0]
     trial_s = 2 * max(TRIAL_S, *map(cost, counts))
     assert choice.lost_s <= MOST_SHARE * choice.total_s + trial_s
     assert whole_s <= cost(begin) * (1 + spread) * (1 + MOST_SHARE) + trial_s / 50
@@ -176,7 +188,7 @@ def test_little_other_work_is_no_reason_to_guess() -> None:
 
 
 def test_prompts_are_read_by_spread_threads_beside_other_work_alone() -> None:
-    machine = Machine((1, 2), 2, lambda threads: {1: 1.3, 2: 0.7, 4: 0.8}[threads], spreads=True)
+    machine = Machine((1, 2), 2, lambda threads: {1: 1.3, 2: 0.7, 4: 0.8}[threads], places_threads=True)
     machine.run(60, tokens=384)
     assert 4 not in machine.used
     machine.others, machine.cost = 1.0, lambda threads: {1: 1.3, 2: 1.3, 4: 1.1}[threads]
@@ -191,7 +203,7 @@ def test_prompts_are_read_by_spread_threads_beside_other_work_alone() -> None:
 
 
 def test_where_spread_threads_are_slower_fewer_are_used() -> None:
-    machine = Machine((1, 2), 2, lambda threads: {1: 0.3, 2: 0.4, 4: 0.5}[threads], others=1.0, spreads=True)
+    machine = Machine((1, 2), 2, lambda threads: {1: 0.3, 2: 0.4, 4: 0.5}[threads], others=1.0, places_threads=True)
     machine.run(200, tokens=384)
     assert machine.used[-1] == 1
     machine.run(10)
@@ -211,7 +223,7 @@ def test_where_the_number_changes_the_result_only_other_work_is_a_reason() -> No
 
 
 def test_the_number_can_be_held_whatever_else_runs() -> None:
-    machine = Machine((1, 2), 2, BESIDE.__getitem__, others=1.0, held="always")
+    machine = Machine((1, 2), 2, BESIDE.__getitem__, others=1.0, keep_initial="always")
     machine.run(20, divides=True)
     assert set(machine.used) == {2}
     machine.run(2)

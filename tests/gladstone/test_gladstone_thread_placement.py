@@ -16,44 +16,44 @@ from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.model import Model
 from gladstone.machine.host import Cores
 from gladstone.machine.openmp import USERS as WAITING
-from gladstone.machine.pace import First, Pace
-from gladstone.machine.thread_placement import MOST_PROCESSORS, USERS, may_spread, places, spread_threads
+from gladstone.machine.thread_placement import MAX_CPUS, USERS, can_place_threads, cpu_per_thread, placed_thread_count
+from gladstone.machine.thread_tuner import InitialThreads, ThreadTuner
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="affinity and turns are asked of Linux")
 TWO = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) != 2, reason="needs exactly two processors"
 )
-# where each thread of a team runs: while spread, and afterwards
+# where the threads of a team may run: while placed, and afterwards
 RUNS = """
 import ctypes, json, os
 from gladstone.llamacpp.model import library; library()
 from gladstone.machine.openmp import loaded_library
-from gladstone.machine.thread_placement import spread, spread_threads
+from gladstone.machine.thread_placement import place_threads
 def runs():
     found = []
     team = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: found.append(sorted(os.sched_getaffinity(0))))
     loaded_library().GOMP_parallel(team, None, ctypes.c_uint(4), 0)
     return sorted(found)
-with spread(4):
+with place_threads(4):
     inside = runs()
-with spread(3):  # not a number that two processors are spread for
+with place_threads(3):  # not a placement for two CPUs
     other = sorted(os.sched_getaffinity(0))
 print(json.dumps([inside, runs(), other]))
 """
 TURNS = """
 import ctypes, json, platform, threading
-from gladstone.machine.time_slices import NUMBERS, Slices, _Attributes
+from gladstone.machine.time_slices import NUMBERS, TimeSlices, _Attributes
 def turn():
     found = _Attributes()
     ctypes.CDLL(None).syscall(NUMBERS[platform.machine()][0], 0, ctypes.byref(found), ctypes.sizeof(found), 0)
     return found.runtime, found.nice, found.policy
-slices, before = Slices(), turn()
-slices.keep_short(True)
+slices, before = TimeSlices(), turn()
+slices.set_short(True)
 short = turn()
 inherited = []
 thread = threading.Thread(target=lambda: inherited.append(turn())); thread.start(); thread.join()
-slices.keep_short(True)
-slices.keep_short(False)
+slices.set_short(True)
+slices.set_short(False)
 print(json.dumps([before, short, inherited[0], turn()]))
 """
 
@@ -63,13 +63,13 @@ def _said(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], env=free, capture_output=True, text=True, check=True).stdout
 
 
-@given(st.integers(2, MOST_PROCESSORS), st.floats(0, 2 * MOST_PROCESSORS))
+@given(st.integers(2, MAX_CPUS), st.floats(0, 2 * MAX_CPUS))
 def test_a_processor_that_others_use_has_one_thread_and_a_free_one_three(processors: int, others: float) -> None:
-    threads = spread_threads(processors, others)
+    threads = placed_thread_count(processors, others)
     if threads is None:
         assert round(others) < processors / 2
         return
-    where = places(list(range(processors)), threads)
+    where = cpu_per_thread(list(range(processors)), threads)
     assert len(where) == threads > processors
     counts = [where.count(number) for number in range(processors)]
     assert set(counts) == {1, 3}
@@ -79,12 +79,12 @@ def test_a_processor_that_others_use_has_one_thread_and_a_free_one_three(process
 def test_threads_are_spread_on_a_few_processors_that_are_all_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*USERS, *WAITING):
         monkeypatch.delenv(name, raising=False)
-    assert may_spread(Cores(2, 2, 2)) is (sys.platform == "linux")
-    assert not may_spread(Cores(1, 1, 1))
-    assert not may_spread(Cores(16, 16, 8))
-    assert not may_spread(Cores(4, 4, 4, quota=2.0))
+    assert can_place_threads(Cores(2, 2, 2)) is (sys.platform == "linux")
+    assert not can_place_threads(Cores(1, 1, 1))
+    assert not can_place_threads(Cores(16, 16, 8))
+    assert not can_place_threads(Cores(4, 4, 4, quota=2.0))
     monkeypatch.setenv("OMP_PROC_BIND", "close")
-    assert not may_spread(Cores(2, 2, 2))
+    assert not can_place_threads(Cores(2, 2, 2))
 
 
 @LINUX
@@ -110,11 +110,11 @@ def test_spread_threads_compute_the_same_bits(embedded_gguf: Path) -> None:
     tokens = [(37 * number) % 250 for number in range(64)]
 
     def read(others: float) -> tuple[int, npt.NDArray[np.float32]]:
-        pace = Pace((1, 2), First(2, 2), lambda: others, spreads=True)
+        tuner = ThreadTuner((1, 2), InitialThreads(2, 2), lambda: others, places_threads=True)
         with Model(embedded_gguf) as model, Context(model, 64) as context:
-            context.adapt(pace)
+            context.adapt(tuner)
             context.decode(tokens, 0, all_logits=True)
-            return pace.threads(64), context.all_logits(64).copy()
+            return tuner.threads(64), context.all_logits(64).copy()
 
     (two, quiet), (four, beside) = read(0.0), read(1.0)
     assert (two, four) == (2, 4)
