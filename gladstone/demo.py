@@ -85,7 +85,7 @@ class Demo:
         if done.returncode:
             _stop("runtime ask", done.returncode)
         answer = json.loads(done.stdout)
-        return told_answer(str(answer["text"]).strip(), ended=answer["stop_reason"] == "end", base=base)
+        return describe_answer(str(answer["text"]).strip(), ended=answer["stop_reason"] == "end", base=base)
 
     def _stage(self, name: str, folder: Path, command: list[str]) -> None:
         if is_finished(folder):
@@ -100,9 +100,9 @@ class Demo:
         self.times[name] = f"{time.monotonic() - begin_s:.0f} s"
 
 
-def told_answer(text: str, *, ended: bool, base: bool) -> str:
+def describe_answer(text: str, *, ended: bool, base: bool) -> str:
     """An answer as shown, with its fault; an empty or repetitive answer of the tuned model is only mentioned."""
-    fault = degenerate(text)
+    fault = find_fault(text)
     if fault and not base:
         return f"(the answer {fault}: it is not a result and is not shown)"
     shown = text if ended and len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS].rstrip()} […]"
@@ -111,7 +111,7 @@ def told_answer(text: str, *, ended: bool, base: bool) -> str:
     return shown if re.fullmatch(FORM, text) else f"{shown}\n(not in the form)"
 
 
-def degenerate(text: str) -> str:
+def find_fault(text: str) -> str:
     """What makes an answer useless, as words that follow 'the answer'; '' for a proper answer."""
     if not text.strip():
         return "is empty"
@@ -201,7 +201,7 @@ def _degenerate_lines(report: dict[str, Any]) -> list[str]:
     labels = [report["models"][place]["label"] for place in (0, 1)]
     texts = [[item["models"][label]["answer"]["text"] for item in report["items"]
               if item["models"][label].get("answer")] for label in labels]  # fmt: skip
-    base, tuned = (sum(bool(degenerate(text)) for text in found) for found in texts)
+    base, tuned = (sum(bool(find_fault(text)) for text in found) for found in texts)
     if not tuned:
         return []
     counts = f"{base} of {len(texts[0])} → {tuned} of {len(texts[1])}"

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from gladstone.chat.guarded_template import GuardedTemplate
 from gladstone.chat.messages import Message
-from gladstone.chat.reasoning_markers import UNMARKED, markers_of
+from gladstone.chat.reasoning_markers import UNMARKED, find_markers
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.llamacpp.context import Context
 from runtime.answer import Answer
@@ -68,7 +68,7 @@ class Engine:
         self.answer_stop = ""  # a text before which every answer ends, where the template has no token for that
         markers = UNMARKED
         if loaded.template is not None:
-            markers = markers_of(loaded.template.source)
+            markers = find_markers(loaded.template.source)
             token, self.answer_stop = find_turn_end(self.model, loaded.template, markers)
             self.model.end_tokens |= set() if token is None else {token}
         self._vocabulary = Vocabulary(self.model, markers, self.answer_stop)

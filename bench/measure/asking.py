@@ -11,7 +11,7 @@ from gladstone.chat.messages import Message
 from gladstone.chat.named_templates import NamedTemplate, read_template
 from gladstone.chat.template import encode_parts
 from gladstone.chat.template_options import parse_arguments
-from gladstone.chat.thinking import ThinkingSwitch, find_switch
+from gladstone.chat.thinking import ThinkingSwitch, find_thinking_switch
 from gladstone.errors import ConfigError, DataError
 from gladstone.llamacpp.model import Model
 from runtime.loading import EngineOptions
@@ -96,7 +96,7 @@ def asker_of(model: Model, template: GuardedTemplate | None, frame: Frame) -> "A
     """
     if template is None:
         return Asker(model, None)
-    switch = find_switch(template) if frame.no_think else ThinkingSwitch()
+    switch = find_thinking_switch(template) if frame.no_think else ThinkingSwitch()
     given = frame.template_arguments
     against = [name for name, off in switch.off.items() if given.get(name, off) != off]
     if against:

@@ -18,7 +18,7 @@ from bench.measure.asking import Frame
 from bench.measure.measure import QualityJob, SpeedJob, measure_quality, measure_speed
 from bench.measure.rows import Room, RowsJob, RowTokens, count_rows
 from bench.results import Answer, Item, Loss
-from gladstone.chat.messages import message_of
+from gladstone.chat.messages import message_from_fields
 from gladstone.chat.named_templates import NamedTemplate
 from gladstone.errors import GladstoneError
 from gladstone.machine.host import peak_memory_bytes
@@ -78,7 +78,7 @@ def _frame(fields: dict[str, Any]) -> Frame:
 
 
 def _item(fields: dict[str, Any]) -> Item:
-    prompt, reference = tuple(map(message_of, fields["prompt"])), message_of(fields["reference"])
+    prompt, reference = tuple(map(message_from_fields, fields["prompt"])), message_from_fields(fields["reference"])
     return Item(fields["source"], prompt, reference, tuple(fields["tools"]))
 
 

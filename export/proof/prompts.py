@@ -6,10 +6,10 @@ from collections.abc import Callable
 from export.proof.point import Point
 from export.proof.texts import HAND_PICKED
 from export.proof.trained import Trained
-from gladstone.chat.jinja_sandbox import clock
+from gladstone.chat.jinja_sandbox import make_strftime_now
 from gladstone.chat.messages import Conversation, Message
 from gladstone.chat.template import ChatTemplate
-from gladstone.chat.tool_turns import tools_of
+from gladstone.chat.tool_turns import parse_tools
 from gladstone.errors import DataError
 from gladstone.gguf.header import GgufHeader
 from gladstone.llamacpp.model import Model
@@ -73,11 +73,11 @@ def _by_transformers(trained: Trained, row: Conversation, *, prompt: bool) -> st
     template = trained.template
     text: str = trained.tokenizer.hf.apply_chat_template(
         template.turns(row.messages, row.tools),
-        tools=tools_of(row.tools) or None,
+        tools=parse_tools(row.tools) or None,
         tokenize=False,
         add_generation_prompt=prompt,
         chat_template=template.source,
-        strftime_now=clock(template.now),
+        strftime_now=make_strftime_now(template.now),
     )
     return text
 

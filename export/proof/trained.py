@@ -95,7 +95,7 @@ def trained_of(original: Original, onto: Onto = "16bit") -> Trained:
 
 def date_note(original: Original, template: ChatTemplate) -> list[str]:
     """What a user should know where the chat template writes the date."""
-    if not template.writes_time:
+    if not template.depends_on_time:
         return []
     date = original.training.template_date
     if date is None:

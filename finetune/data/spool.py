@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from gladstone.chat.messages import Conversation, message_fields, message_of
+from gladstone.chat.messages import Conversation, fields_of_message, message_from_fields
 from gladstone.errors import ArtifactError
 from gladstone.rows import Row
 
@@ -43,7 +43,7 @@ class Spool:
 
     def add(self, conversation: Conversation, origin: int, read: Row | None = None) -> None:
         """Append a row; `read` is the row before it was changed. Raises ArtifactError if the disk is full."""
-        turns = [message_fields(message) for message in conversation.messages]
+        turns = [fields_of_message(message) for message in conversation.messages]
         try:
             self._offsets.append(self._file.tell())
             self._file.write(json.dumps((conversation.source, turns, conversation.tools, read)).encode() + b"\n")
@@ -77,4 +77,4 @@ class Spool:
 
 def _conversation(line: bytes) -> Conversation:
     source, turns, tools, _ = json.loads(line)
-    return Conversation(tuple(map(message_of, turns)), source, tuple(tools))
+    return Conversation(tuple(map(message_from_fields, turns)), source, tuple(tools))

@@ -18,7 +18,7 @@ from rich.text import Text
 from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, StepStats
 from finetune.monitor.smoothing import thinned
-from gladstone.commands.progress import Lines, is_terminal, own_stderr, terminal_size
+from gladstone.commands.progress import Lines, duplicate_stderr, is_terminal, terminal_size
 from gladstone.machine.host import peak_memory_bytes, readable_bytes
 from gladstone.report.terminal import one_line, visible
 
@@ -29,7 +29,7 @@ RECENT_STEPS, SAMPLE_LINES, WIDEST = 20, 3, 100
 
 def make_display() -> Lines:
     """A LiveView where stderr is a terminal that can show it, plain lines elsewhere."""
-    stream = own_stderr()
+    stream = duplicate_stderr()
     return LiveView(stream) if is_terminal(stream) else Lines(stream)
 
 

@@ -43,7 +43,7 @@ def with_time(recipe: Recipe, template: ChatTemplate) -> Recipe:
 
 def note(template: ChatTemplate, recipe: Recipe) -> str | None:
     """What a user should know of the time in the prompts, None if there is nothing."""
-    if template.writes_time:
+    if template.depends_on_time:
         return f"the chat template writes the date: every row is trained with {template.now} ({FIELD})"
     if recipe.base.template_date is not None and CLOCK not in template.source:
         return f"{FIELD} changes nothing: the chat template writes no date"

@@ -369,7 +369,7 @@ def render_pair(conversation: Conversation, template: ChatTemplate, tokenizer: T
             f"the tokenizer has no {opening!r}, so that reasoning cannot be separated from the answer; "
             "set data.reasoning=drop.",
         )
-    return question, template.thinking_aloud(answer)
+    return question, template.with_reasoning(answer)
 
 
 def tokenize_all(

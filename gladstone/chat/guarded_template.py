@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gladstone.chat.guarded_template_child import (
-    NAMES,
+    FIND_VARIABLES,
     READY,
     REFUSED,
     REPLY,
@@ -183,15 +183,15 @@ class GuardedTemplate(ChatTemplate):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _names_read(self) -> list[str]:
-        found = json.loads(self.process.ask(self._head, NAMES, "to read"))
+    def _find_variables(self) -> list[str]:
+        found = json.loads(self.process.ask(self._head, FIND_VARIABLES, "to read"))
         return [name for name in found if isinstance(name, str)]
 
     def _compile(self) -> None:
         self.process.ask(self._head, b"", "to compile")
 
-    def _rendered(self, asked: Rendering) -> str:
-        request = json.dumps(asked.as_json(), ensure_ascii=False).encode(*UTF8)
+    def _render(self, rendering: Rendering) -> str:
+        request = json.dumps(rendering.to_json(), ensure_ascii=False).encode(*UTF8)
         return self.process.ask(self._head, request, "for these turns")
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 REQUEST, REPLY = struct.Struct(">QQ"), struct.Struct(">cQ")  # sizes of head and body; status and size of the text
-NAMES = b"names"  # this body requests the names that the template reads
+FIND_VARIABLES = b"names"  # this body requests the names that the template reads
 READY, TEXT, REFUSED, TOO_LONG, TOO_BIG = b"R", b"T", b"E", b"L", b"M"
 UTF8 = ("utf-8", "surrogatepass")  # lone surrogates pass unchanged
 _SOCKET, _CHUNK_BYTES = 0, 1 << 20
@@ -70,20 +70,20 @@ class _Renderer:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _text(self, head: bytes, body: bytes) -> tuple[bytes, bytes]:
-        from gladstone.chat.jinja_sandbox import Rendering, compiled, rendered
-        from gladstone.chat.template_variables import names_read
+        from gladstone.chat.jinja_sandbox import Rendering, compile_template, render_template
+        from gladstone.chat.template_variables import find_variables
 
         if self._template is None or head != self._head:
             self._template = None
             fields = json.loads(head.decode(*UTF8))
-            self._template = compiled(fields["source"])
+            self._template = compile_template(fields["source"])
             self._head, self._special_tokens = head, fields["special_tokens"]
         if not body:
             return TEXT, b""
-        if body == NAMES:
-            return TEXT, json.dumps(names_read(json.loads(head.decode(*UTF8))["source"])).encode(*UTF8)
-        asked = Rendering.of_json(json.loads(body.decode(*UTF8)))
-        text = rendered(self._template, self._special_tokens, asked)
+        if body == FIND_VARIABLES:
+            return TEXT, json.dumps(find_variables(json.loads(head.decode(*UTF8))["source"])).encode(*UTF8)
+        rendering = Rendering.from_json(json.loads(body.decode(*UTF8)))
+        text = render_template(self._template, self._special_tokens, rendering)
         longest = self._limits.longest_output_bytes(body)
         if len(text) > longest:
             return TOO_LONG, b""

@@ -42,20 +42,20 @@ class Rendering:
     now: datetime | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Convert to plain values, from which `of_json` rebuilds the rendering."""
         return vars(self) | {"now": self.now and self.now.isoformat()}
 
     @classmethod
-    def of_json(cls, fields: Mapping[str, Any]) -> "Rendering":
+    def from_json(cls, fields: Mapping[str, Any]) -> "Rendering":
         """Rebuild a rendering from the result of `as_json`."""
         return cls(**{**fields, "now": fields["now"] and datetime.fromisoformat(fields["now"])})
 
 
-def compiled(source: str) -> Template:
+def compile_template(source: str) -> Template:
     """Compile a template in the sandbox. Raises DataError with the line if that fails, MemoryError if it is huge."""
     try:
-        return environment().from_string(source)
+        return make_environment().from_string(source)
     except TemplateSyntaxError as error:
         reason = _reason(error, error.message)
         raise DataError(f"the chat template does not compile: {reason} (line {error.lineno}).") from None
@@ -63,7 +63,7 @@ def compiled(source: str) -> Template:
         raise DataError(f"the chat template does not compile: {_reason(error)}.") from None
 
 
-def environment() -> ImmutableSandboxedEnvironment:
+def make_environment() -> ImmutableSandboxedEnvironment:
     """The Jinja environment for chat templates: sandboxed, with the filters and tags that transformers has."""
     sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationTag])
     sandbox.filters["tojson"] = _to_json
@@ -71,16 +71,16 @@ def environment() -> ImmutableSandboxedEnvironment:
     return sandbox
 
 
-def rendered(template: Template, special_tokens: Mapping[str, str], asked: Rendering) -> str:
+def render_template(template: Template, special_tokens: Mapping[str, str], rendering: Rendering) -> str:
     """Render a compiled template. Raises DataError if it fails, MemoryError if the result is huge."""
     try:
         return template.render(
             # transformers passes documents and tools to every template, and some test `is not none`
-            {"documents": None, **special_tokens, **asked.arguments},
-            messages=asked.turns,
-            tools=asked.tools or None,
-            add_generation_prompt=asked.add_generation_prompt,
-            strftime_now=clock(asked.now),
+            {"documents": None, **special_tokens, **rendering.arguments},
+            messages=rendering.turns,
+            tools=rendering.tools or None,
+            add_generation_prompt=rendering.add_generation_prompt,
+            strftime_now=make_strftime_now(rendering.now),
         )
     except SecurityError as error:
         raise DataError(f"the chat template does something forbidden: {_reason(error)}.") from None
@@ -130,7 +130,7 @@ def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-def clock(now: datetime | None) -> Callable[[str], str]:
+def make_strftime_now(now: datetime | None) -> Callable[[str], str]:
     """The template function `strftime_now`, its only access to the time: a fixed time, or the current one."""
 
     def strftime_now(pattern: str) -> str:

@@ -66,12 +66,12 @@ class Conversation:
         return len(self.messages) == 1
 
 
-def message_fields(message: Message) -> dict[str, Any]:
+def fields_of_message(message: Message) -> dict[str, Any]:
     """Convert a message to plain JSON values, without unset fields."""
     return {name: value for name, value in asdict(message).items() if value not in (None, ()) or name == "content"}
 
 
-def message_of(fields: Mapping[str, Any]) -> Message:
-    """Rebuild a message from the result of `message_fields`."""
+def message_from_fields(fields: Mapping[str, Any]) -> Message:
+    """Rebuild a message from the result of `fields_of_message`."""
     calls = tuple(ToolCall(**call) for call in fields.get("tool_calls", ()))
     return Message(**{**fields, "tool_calls": calls})

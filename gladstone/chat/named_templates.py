@@ -60,13 +60,13 @@ def _read_file(path: Path) -> str:
     except DataError as error:
         raise ConfigError(str(error)) from None
     if path.suffix == ".json":
-        text = _of_json(text, path)
+        text = _template_in_json(text, path)
     if not text.strip():
         raise ConfigError(f"{path} is empty, expected a chat template.")
     return text
 
 
-def _of_json(text: str, path: Path) -> str:
+def _template_in_json(text: str, path: Path) -> str:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:

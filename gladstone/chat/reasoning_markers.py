@@ -29,13 +29,13 @@ class Markers:
         every = (self.opening, self.closing, self.bridge, self.direct, self.again, self.ending)
         return tuple(text for text in every if text)
 
-    def written(self, reasoning: str, answer: str) -> str:
+    def mark_up(self, reasoning: str, answer: str) -> str:
         """A thought and the answer behind it, as the family writes them; the answer alone where nothing was thought."""
         if not reasoning:
             return answer
-        return f"{self.opening}\n{self.closed(reasoning)}{self.bridge}{answer}{self.ending}"
+        return f"{self.opening}\n{self.close_reasoning(reasoning)}{self.bridge}{answer}{self.ending}"
 
-    def closed(self, reasoning: str) -> str:
+    def close_reasoning(self, reasoning: str) -> str:
         """A thought behind its opening, to its end."""
         return f"{reasoning}\n{self.closing}\n\n"
 
@@ -104,7 +104,7 @@ FAMILIES = (
 )
 
 
-def markers_of(template: str) -> Markers:
+def find_markers(template: str) -> Markers:
     """The family whose markers a chat template names; that of `<think>` if it names none."""
     for family in FAMILIES:
         if any(sign in template for sign in family.signs or (family.opening, family.closing)):

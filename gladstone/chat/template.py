@@ -11,12 +11,12 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from gladstone.chat.jinja_sandbox import Rendering, compiled, rendered
+from gladstone.chat.jinja_sandbox import Rendering, compile_template, render_template
 from gladstone.chat.messages import Message
-from gladstone.chat.reasoning_markers import markers_of
-from gladstone.chat.template_probes import SystemSupport, find_system_support, shows_question
-from gladstone.chat.template_variables import names_read
-from gladstone.chat.tool_turns import CallStyle, ToolSupport, find_support, tools_of, turns_of
+from gladstone.chat.reasoning_markers import find_markers
+from gladstone.chat.template_probes import SystemSupport, probe_question, probe_system_prompt
+from gladstone.chat.template_variables import find_variables
+from gladstone.chat.tool_turns import CallStyle, ToolSupport, parse_tools, probe_tools, to_template_turns
 from gladstone.errors import ConfigError, DataError
 
 # fields of a turn in which templates take its reasoning (gpt-oss: thinking)
@@ -24,7 +24,7 @@ REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
 CLOCK = "strftime_now"  # the only function in the sandbox that tells the time
 # two times that every strftime pattern formats differently
 _TIMES = (datetime(2001, 2, 3, 4, 5, 6), datetime(2012, 11, 28, 17, 48, 59))
-_ASKED: list[dict[str, Any]] = [{"role": "user", "content": "What time is it?"}]
+_QUESTION: list[dict[str, Any]] = [{"role": "user", "content": "What time is it?"}]
 _READS_PARTS = re.compile(r"""\.text\b|\[\s*['"]text['"]""")
 _SENTINEL = "quixotry"  # a word that no template contains
 _WITH_TOOLS = (
@@ -86,7 +86,7 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens or {})
         self.now, self.name = now, name
         self._arguments: dict[str, Any] = {}
-        self.markers = markers_of(source)
+        self.markers = find_markers(source)
         self._compile()
 
     @cached_property
@@ -95,20 +95,20 @@ class ChatTemplate:
         if REASONING_FIELDS[0] in self.source:  # even if the template writes it only in some turns
             return REASONING_FIELDS[0]
         named = (name for name in REASONING_FIELDS[1:] if re.search(rf"\b{name}\b", self.source))
-        return next((name for name in named if self._shows({name: _SENTINEL}, _SENTINEL)), None)
+        return next((name for name in named if self._renders({name: _SENTINEL}, _SENTINEL)), None)
 
     @cached_property
-    def takes_parts(self) -> bool:
+    def takes_content_parts(self) -> bool:
         """Whether a turn's content must be a list of parts, as for templates of multimodal models."""
         if not _READS_PARTS.search(self.source):  # saves a rendering
             return False
         parts = {"content": [{"type": "text", "text": _SENTINEL}]}
-        return not self._shows({"content": _SENTINEL}, _SENTINEL) and self._shows(parts, _SENTINEL)
+        return not self._renders({"content": _SENTINEL}, _SENTINEL) and self._renders(parts, _SENTINEL)
 
     @cached_property
-    def readable(self) -> tuple[str, ...]:
+    def variables(self) -> tuple[str, ...]:
         """The variables that the template reads, without those that every template gets."""
-        return tuple(name for name in self._names_read() if name not in self.special_tokens)
+        return tuple(name for name in self._find_variables() if name not in self.special_tokens)
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -120,9 +120,9 @@ class ChatTemplate:
 
         Raises ConfigError for a name that the template never reads; the message lists those that it reads.
         """
-        unread = [name for name in arguments if name not in self.readable]
+        unread = [name for name in arguments if name not in self.variables]
         if unread:
-            reads = ", ".join(name for name in self.readable if not name.endswith("_token")) or "none"
+            reads = ", ".join(name for name in self.variables if not name.endswith("_token")) or "none"
             raise ConfigError(
                 f"the chat template never reads {', '.join(map(repr, unread))}, so it would change nothing. "
                 f"Arguments that it reads: {reads}."
@@ -132,12 +132,12 @@ class ChatTemplate:
     @cached_property
     def tool_support(self) -> ToolSupport:
         """What the template shows of tools, calls and results."""
-        return find_support(self._rendered)
+        return probe_tools(self._render)
 
     @cached_property
-    def writes_time(self) -> bool:
+    def depends_on_time(self) -> bool:
         """Whether the rendered text depends on the time."""
-        return CLOCK in self.source and any(map(self._depends_on_time, (False, True)))
+        return CLOCK in self.source and any(map(self._differs_by_time, (False, True)))
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[str] = (), add_generation_prompt: bool = False
@@ -148,20 +148,20 @@ class ChatTemplate:
         tools, calls or their results.
         """
         turns = self.turns(messages, tools)
-        return self._rendered(Rendering(turns, add_generation_prompt, tools_of(tools), self.now, self._arguments))
+        return self._render(Rendering(turns, add_generation_prompt, parse_tools(tools), self.now, self._arguments))
 
-    def prompt_with(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:
+    def render_prompt(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:
         """Render the prompt up to where the answer begins, with further arguments. Raises DataError like `render`."""
         given = {**self._arguments, **arguments}
-        return self._rendered(Rendering(self.turns(messages), True, now=self.now, arguments=given))
+        return self._render(Rendering(self.turns(messages), True, now=self.now, arguments=given))
 
     def system_support(self) -> SystemSupport:
         """Whether the model sees a system prompt, given the current arguments."""
-        return find_system_support(lambda messages: self.prompt_with(messages, {}))
+        return probe_system_prompt(lambda messages: self.render_prompt(messages, {}))
 
     def shows_question(self) -> bool:
         """Whether the model sees the question."""
-        return shows_question(lambda messages: self.prompt_with(messages, {}))
+        return probe_question(lambda messages: self.render_prompt(messages, {}))
 
     def turns(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Convert messages to turns for the template. Raises DataError if it leaves out tools, calls or results."""
@@ -169,7 +169,7 @@ class ChatTemplate:
         if tools or any(message.tool_calls or message.role == "tool" for message in messages):
             self._check_tools(messages, tools)
             style = self.tool_support.style or style
-        return turns_of(messages, style, self._turn)
+        return to_template_turns(messages, style, self._turn)
 
     def segments(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> list[Segment]:
         """The last text of `examples`: it ends with the last answer. Raises DataError like `examples`."""
@@ -197,7 +197,7 @@ class ChatTemplate:
                 continue
             prompt = self.render(messages[:place], tools=tools, add_generation_prompt=True)
             answer = Segment(self._answer(messages[: place + 1], tools, prompt), scored=True)
-            earlier = self._earlier(made[-1], last, prompt) if made else None
+            earlier = self._continued(made[-1], last, prompt) if made else None
             last = message
             if earlier is None:
                 made.append([Segment(prompt, scored=False), answer])
@@ -206,26 +206,26 @@ class ChatTemplate:
             made[-1] = [*earlier, Segment(prompt[taken:], scored=False), answer]
         return made
 
-    def thinking_aloud(self, message: Message) -> str:
+    def with_reasoning(self, message: Message) -> str:
         """The answer after its reasoning, if it has any, in the markers of the template's family."""
-        return self.markers.written(message.reasoning or "", message.content)
+        return self.markers.mark_up(message.reasoning or "", message.content)
 
-    def _names_read(self) -> list[str]:
-        return names_read(self.source)
+    def _find_variables(self) -> list[str]:
+        return find_variables(self.source)
 
     def _compile(self) -> None:
         try:
-            self._compiled = compiled(self.source)
+            self._compiled = compile_template(self.source)
         except MemoryError:
             raise DataError("the chat template does not compile: it exhausts the memory.") from None
 
-    def _rendered(self, asked: Rendering) -> str:
+    def _render(self, rendering: Rendering) -> str:
         try:
-            return rendered(self._compiled, self.special_tokens, asked)
+            return render_template(self._compiled, self.special_tokens, rendering)
         except MemoryError:
             raise DataError("the chat template cannot render these turns: they exhaust the memory.") from None
 
-    def _earlier(self, example: list[Segment], message: Message, prompt: str) -> list[Segment] | None:
+    def _continued(self, example: list[Segment], message: Message, prompt: str) -> list[Segment] | None:
         """The example as the prompt of a later answer contains it; None if the template has rewritten it there.
 
         `message` is the last one of the example. Some templates write a line break or the EOS token after the last
@@ -245,8 +245,8 @@ class ChatTemplate:
         answer = messages[-1]
         until = self.render(messages, tools=tools)
         thought = (answer.reasoning or "").strip()
-        readings = (self._behind_prompt, self._behind_opening, self._with_thought, self._behind_empty_thought)
-        found = (reading(messages, tools, (prompt, until)) for reading in readings)
+        strategies = (self._after_prompt, self._after_opening, self._after_added_reasoning, self._after_empty_reasoning)
+        found = (answer_after(messages, tools, (prompt, until)) for answer_after in strategies)
         text = next((each for each in found if each is not None and thought in each), None)
         if text is None:
             raise DataError("the chat template's full text does not continue its own generation prompt.")
@@ -254,26 +254,28 @@ class ChatTemplate:
             self._check_calls(answer, text)
         return text
 
-    def _opening(self, messages: Sequence[Message], tools: Sequence[str], prompt: str) -> str:
+    def _generation_opening(self, messages: Sequence[Message], tools: Sequence[str], prompt: str) -> str:
         """The text that the generation prompt adds after the earlier turns; '' if it does more than add."""
         before = self.render(messages[:-1], tools=tools)
         return prompt[len(before) :] if prompt.startswith(before) else ""
 
-    def _behind_prompt(self, _messages: Sequence[Message], _tools: Sequence[str], texts: tuple[str, str]) -> str | None:
+    def _after_prompt(self, _messages: Sequence[Message], _tools: Sequence[str], texts: tuple[str, str]) -> str | None:
         """The answer for most templates: the full text continues the prompt."""
         prompt, until = texts
         return until[len(prompt) :] if until.startswith(prompt) else None
 
-    def _behind_opening(self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]) -> str | None:
+    def _after_opening(self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]) -> str | None:
         """The answer for a template that renders earlier turns differently when one follows (Hermes: a line break)."""
         prompt, until = texts
         if until.startswith(prompt):
             return None
-        opening = self._opening(messages, tools, prompt)
+        opening = self._generation_opening(messages, tools, prompt)
         _, found, text = until.rpartition(opening) if opening.strip() else ("", "", "")
         return text if found and messages[-1].content.strip() in text else None
 
-    def _with_thought(self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]) -> str | None:
+    def _after_added_reasoning(
+        self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]
+    ) -> str | None:
         """The answer as the template renders it without reasoning, with the reasoning put before it.
 
         The generation prompt may already contain the opening marker (`<think>`).
@@ -283,13 +285,13 @@ class ChatTemplate:
         plain = self.render([*messages[:-1], replace(answer, reasoning=None)], tools=tools)
         before, opened, rest = prompt.rpartition(markers.opening)
         if opened and not rest.strip() and plain.startswith(before):
-            return self._behind_thought(plain[len(before) :], answer, markers.closed(reasoning))
+            return self._insert_reasoning(plain[len(before) :], answer, markers.close_reasoning(reasoning))
         if reasoning and plain.startswith(prompt):
-            thought = f"{markers.opening}\n{markers.closed(reasoning)}"
-            return self._behind_thought(plain[len(prompt) :], answer, thought)
+            thought = f"{markers.opening}\n{markers.close_reasoning(reasoning)}"
+            return self._insert_reasoning(plain[len(prompt) :], answer, thought)
         return None
 
-    def _behind_thought(self, plain: str, answer: Message, thought: str) -> str:
+    def _insert_reasoning(self, plain: str, answer: Message, thought: str) -> str:
         """Turn an answer that was rendered without reasoning into one that follows `thought`.
 
         A template may mark missing reasoning with an empty thought (Nemotron) or with the text that leads over to the
@@ -305,7 +307,7 @@ class ChatTemplate:
             text = f"{head}{found}{markers.ending}{end}"
         return thought + markers.bridge + text
 
-    def _behind_empty_thought(
+    def _after_empty_reasoning(
         self, messages: Sequence[Message], tools: Sequence[str], texts: tuple[str, str]
     ) -> str | None:
         """The answer if the generation prompt contains an empty thought that the rendered answer lacks."""
@@ -313,30 +315,30 @@ class ChatTemplate:
         opening, closing = self.markers.opening, self.markers.closing
         if messages[-1].reasoning or not prompt.rstrip().endswith(closing):
             return None
-        marker = self._opening(messages, tools, prompt).rpartition(opening)[0]
+        marker = self._generation_opening(messages, tools, prompt).rpartition(opening)[0]
         _, found, text = until.rpartition(marker) if marker.strip() else ("", "", "")
         return text.removeprefix(closing) if found and messages[-1].content.strip() in text else None
 
     def _turn(self, message: Message) -> dict[str, Any]:
         field = self.reasoning_field if message.reasoning else None
-        content = message.content if field else self.thinking_aloud(message)
+        content = message.content if field else self.with_reasoning(message)
         turn: dict[str, Any] = {"role": message.role, "content": content}
-        if self.takes_parts:
+        if self.takes_content_parts:
             turn["content"] = [{"type": "text", "text": content}]
         return turn | {field: message.reasoning} if field else turn
 
-    def _shows(self, fields: Mapping[str, Any], text: str) -> bool:
+    def _renders(self, fields: Mapping[str, Any], text: str) -> bool:
         """Whether a text in an answer's fields appears in the rendered text."""
-        turns = [*_ASKED, {"role": "assistant", "content": "So.", **fields}]
+        turns = [*_QUESTION, {"role": "assistant", "content": "So.", **fields}]
         try:
-            return text in self._rendered(Rendering(turns, False, now=self.now))
+            return text in self._render(Rendering(turns, False, now=self.now))
         except DataError:
             return False
 
-    def _depends_on_time(self, prompt: bool) -> bool:
-        for turns in (_ASKED, [{"role": "system", "content": "Be brief."}, *_ASKED]):
+    def _differs_by_time(self, prompt: bool) -> bool:
+        for turns in (_QUESTION, [{"role": "system", "content": "Be brief."}, *_QUESTION]):
             try:
-                one, other = (self._rendered(Rendering(turns, prompt, now=now)) for now in _TIMES)
+                one, other = (self._render(Rendering(turns, prompt, now=now)) for now in _TIMES)
             except DataError:
                 continue
             if one != other:

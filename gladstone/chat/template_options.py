@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gladstone.chat.named_templates import NamedTemplate
 
 Command = Callable[..., Any]
-PYTHONS = {"True": "true", "False": "false", "None": "null"}
+PYTHON_LITERALS = {"True": "true", "False": "false", "None": "null"}
 
 
 def template_options(command: Command) -> Command:
@@ -35,7 +35,7 @@ def template_options(command: Command) -> Command:
     return command
 
 
-def chosen_template(options: dict[str, Any]) -> "NamedTemplate | None":
+def load_chosen_template(options: dict[str, Any]) -> "NamedTemplate | None":
     """The template that --chat-template names, None without the option. Raises ConfigError if there is no such one."""
     from gladstone.chat.named_templates import read_template
 
@@ -61,8 +61,8 @@ def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--template-arg {text!r}: expected KEY=VALUE, for example enable_thinking=false.")
         if name in arguments:
             raise ConfigError(f"--template-arg: {name} is given twice.")
-        if value.strip() in PYTHONS:
-            raise ConfigError(f"--template-arg {text!r}: write {name}={PYTHONS[value.strip()]}.")
+        if value.strip() in PYTHON_LITERALS:
+            raise ConfigError(f"--template-arg {text!r}: write {name}={PYTHON_LITERALS[value.strip()]}.")
         arguments[name] = _value(value)
     return arguments
 

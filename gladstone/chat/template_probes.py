@@ -8,7 +8,7 @@ from gladstone.errors import DataError
 
 # words that no template contains
 _SYSTEM, _QUESTION = Message("system", "qsystemq"), Message("user", "qquestionq")
-CANNOT = "the chat template cannot render these turns: "  # precedes a template's own message
+CANNOT_RENDER = "the chat template cannot render these turns: "  # precedes a template's own message
 Render = Callable[[Sequence[Message]], str]
 
 
@@ -20,7 +20,7 @@ class SystemSupport:
     reason: str = ""
 
 
-def find_system_support(render: Render) -> SystemSupport:
+def probe_system_prompt(render: Render) -> SystemSupport:
     """Render a question with and without a system prompt. `render` must raise DataError for turns it refuses."""
     try:
         return SystemSupport(_SYSTEM.content in render([_SYSTEM, _QUESTION]).casefold())
@@ -29,10 +29,10 @@ def find_system_support(render: Render) -> SystemSupport:
             render([_QUESTION])
         except DataError:  # the system prompt is not the cause; the first request reports it
             return SystemSupport(True)
-        return SystemSupport(False, str(error).removeprefix(CANNOT).rstrip("."))
+        return SystemSupport(False, str(error).removeprefix(CANNOT_RENDER).rstrip("."))
 
 
-def shows_question(render: Render) -> bool:
+def probe_question(render: Render) -> bool:
     """Whether the prompt contains the question; True if the template refuses it, which the first request reports."""
     try:
         return _QUESTION.content in render([_QUESTION]).casefold()

@@ -34,18 +34,20 @@ class ThinkingSwitch:
         return bool(self.off or self.word)
 
 
-def find_switch(template: ChatTemplate) -> ThinkingSwitch:
+def find_thinking_switch(template: ChatTemplate) -> ThinkingSwitch:
     """Find the switch of a template; the result is false if there is none."""
-    names = [name for name in template.readable if _ABOUT_THOUGHTS.search(name)]
+    names = [name for name in template.variables if _ABOUT_THOUGHTS.search(name)]
     wanted = {name: bool(_NEGATED.search(name)) for name in names if not _BUDGET.search(name)}
-    flags = {name: (off, not off) for name, off in wanted.items() if _changes(template, name, off, not off)}
+    flags = {name: (off, not off) for name, off in wanted.items() if _changes_prompt(template, name, off, not off)}
     if flags:
         return _switch(flags)
-    budgets = {name: (0, 1024) for name in names if _BUDGET.search(name) and _changes(template, name, 0, 1024)}
-    levels = {name: values for name in names for values in _levels(template) if _changes(template, name, *values)}
+    budgets = {name: (0, 1024) for name in names if _BUDGET.search(name) and _changes_prompt(template, name, 0, 1024)}
+    levels = {
+        name: values for name in names for values in _levels(template) if _changes_prompt(template, name, *values)
+    }
     if budgets or levels:
         return _switch(budgets or levels)
-    return ThinkingSwitch(word=NO_THINK if _heeds(template, NO_THINK) else "")
+    return ThinkingSwitch(word=NO_THINK if _obeys_word(template, NO_THINK) else "")
 
 
 def _switch(values: Mapping[str, tuple[Any, Any]]) -> ThinkingSwitch:
@@ -59,16 +61,16 @@ def _levels(template: ChatTemplate) -> list[tuple[str, str]]:
     return [(off, "high")] if off else []
 
 
-def _changes(template: ChatTemplate, name: str, off: Any, on: Any) -> bool:
+def _changes_prompt(template: ChatTemplate, name: str, off: Any, on: Any) -> bool:
     """Whether two values give two prompts that differ in more than the value itself."""
     try:
-        texts = [template.prompt_with([_QUESTION], {name: value}) for value in (off, on)]
+        texts = [template.render_prompt([_QUESTION], {name: value}) for value in (off, on)]
     except DataError:
         return False
     return texts[0] != texts[1] and texts[0].replace(str(off), str(on)) != texts[1]
 
 
-def _heeds(template: ChatTemplate, word: str) -> bool:
+def _obeys_word(template: ChatTemplate, word: str) -> bool:
     """Whether a word in the system prompt changes the prompt beyond its own occurrence."""
     if word not in template.source:
         return False

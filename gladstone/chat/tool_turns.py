@@ -49,12 +49,12 @@ class ToolSupport:
     results: bool
 
 
-def tools_of(texts: Sequence[str]) -> list[dict[str, Any]]:
+def parse_tools(texts: Sequence[str]) -> list[dict[str, Any]]:
     """Parse tool definitions for a template. Raises DataError if one is not a JSON object."""
     return [_json_object(text, "a tool's definition") for text in texts]
 
 
-def turns_of(
+def to_template_turns(
     messages: Sequence[Message], style: CallStyle, write: Callable[[Message], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Convert messages to the turns that transformers passes to a template.
@@ -68,20 +68,20 @@ def turns_of(
         turn = write(message)
         if message.tool_calls:
             waiting = [
-                replace(call, id=_id(call, style, f"{place}:{at}")) for at, call in enumerate(message.tool_calls)
+                replace(call, id=_call_id(call, style, f"{place}:{at}")) for at, call in enumerate(message.tool_calls)
             ]
             turn["tool_calls"] = [_call_fields(call, style) for call in waiting]
             if style.content_as_none and not turn["content"]:
                 turn["content"] = None
         elif message.role == "tool":
-            turn |= _answered(message, waiting, style)
+            turn |= _answer_fields(message, waiting, style)
         turns.append(turn)
     return turns
 
 
-def _answered(message: Message, waiting: list[ToolCall], style: CallStyle) -> dict[str, str]:
+def _answer_fields(message: Message, waiting: list[ToolCall], style: CallStyle) -> dict[str, str]:
     """Id and name for a tool's turn; removes the call that it answers from `waiting`."""
-    own = message.tool_call_id and _as_styled(message.tool_call_id, style)
+    own = message.tool_call_id and _styled_id(message.tool_call_id, style)
     call = next((each for each in waiting if own is None or each.id == own), None)
     if call:
         waiting.remove(call)
@@ -95,13 +95,13 @@ def _call_fields(call: ToolCall, style: CallStyle) -> dict[str, Any]:
     return {"type": "function", "function": function} | ({"id": call.id} if call.id else {})
 
 
-def _id(call: ToolCall, style: CallStyle, place: str) -> str | None:
+def _call_id(call: ToolCall, style: CallStyle, place: str) -> str | None:
     if call.id:
-        return _as_styled(call.id, style)
-    return _as_styled(place, style) if style.short_ids else None
+        return _styled_id(call.id, style)
+    return _styled_id(place, style) if style.short_ids else None
 
 
-def _as_styled(call_id: str, style: CallStyle) -> str:
+def _styled_id(call_id: str, style: CallStyle) -> str:
     if not style.short_ids or _SHORT_ID.fullmatch(call_id):
         return call_id
     return hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).hexdigest()[:9]
@@ -120,16 +120,18 @@ def _json_object(text: str, what: str) -> dict[str, Any]:
 Render = Callable[[Rendering], str]
 
 
-def find_support(render: Render) -> ToolSupport:
+def probe_tools(render: Render) -> ToolSupport:
     """Find out what a template shows of tools by rendering turns with distinctive words."""
     style, reason = _find_style(render)
     used = style or CallStyle()
-    both = _text(render, [_QUESTION, _calling(_CALL, _SECOND), _result(), _result(), _ANSWER], used)
+    both = _render_probe(
+        render, [_QUESTION, _probe_call(_CALL, _SECOND), _probe_result(), _probe_result(), _ANSWER], used
+    )
     return ToolSupport(
         style=style,
         reason=reason,
         definitions=any(
-            _TOOL in _text(render, turns, used, prompt=True) for turns in ([_QUESTION], [_SYSTEM, _QUESTION])
+            _TOOL in _render_probe(render, turns, used, prompt=True) for turns in ([_QUESTION], [_SYSTEM, _QUESTION])
         ),
         several_calls=_CALL in both and _SECOND in both,
         results=_shows_results(render, style),
@@ -142,7 +144,7 @@ def _find_style(render: Render) -> tuple[CallStyle | None, str]:
     for short_ids, content_as_none, as_text in itertools.product((False, True), repeat=3):
         style = CallStyle(as_text, content_as_none, short_ids)
         try:
-            text = render(_rendering([_QUESTION, _calling(_CALL), _result(), _ANSWER], style))
+            text = render(_rendering([_QUESTION, _probe_call(_CALL), _probe_result(), _ANSWER], style))
         except DataError as error:
             reason = reason or str(error)
             continue
@@ -155,13 +157,13 @@ def _find_style(render: Render) -> tuple[CallStyle | None, str]:
 
 def _shows_results(render: Render, style: CallStyle | None) -> bool:
     """Whether the text contains a tool's result, and not as an answer of the assistant."""
-    before = [_QUESTION, _calling(_CALL)] if style else [_QUESTION, _ANSWER]
+    before = [_QUESTION, _probe_call(_CALL)] if style else [_QUESTION, _ANSWER]
     used = style or CallStyle()
-    shown = _text(render, [*before, _result(), _ANSWER], used)
-    return _RESULT in shown and shown != _text(render, [*before, Message("assistant", _RESULT), _ANSWER], used)
+    shown = _render_probe(render, [*before, _probe_result(), _ANSWER], used)
+    return _RESULT in shown and shown != _render_probe(render, [*before, Message("assistant", _RESULT), _ANSWER], used)
 
 
-def _text(render: Render, messages: Sequence[Message], style: CallStyle, *, prompt: bool = False) -> str:
+def _render_probe(render: Render, messages: Sequence[Message], style: CallStyle, *, prompt: bool = False) -> str:
     """The rendered text; '' if the template refuses the turns."""
     try:
         return render(_rendering(messages, style, prompt=prompt))
@@ -170,14 +172,14 @@ def _text(render: Render, messages: Sequence[Message], style: CallStyle, *, prom
 
 
 def _rendering(messages: Sequence[Message], style: CallStyle, *, prompt: bool = False) -> Rendering:
-    turns = turns_of(messages, style, lambda message: {"role": message.role, "content": message.content})
-    return Rendering(turns, prompt, tools_of([_DEFINITION]))
+    turns = to_template_turns(messages, style, lambda message: {"role": message.role, "content": message.content})
+    return Rendering(turns, prompt, parse_tools([_DEFINITION]))
 
 
-def _calling(*names: str) -> Message:
+def _probe_call(*names: str) -> Message:
     calls = (ToolCall(name, json.dumps({_KEY: _VALUE}), f"call_{place}") for place, name in enumerate(names))
     return Message("assistant", "", tool_calls=tuple(calls))
 
 
-def _result() -> Message:
+def _probe_result() -> Message:
     return Message("tool", _RESULT)

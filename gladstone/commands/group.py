@@ -13,7 +13,7 @@ from gladstone.report.terminal import visible
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 # refusals of the file system (permissions, space, names): never a bug, wherever they occur
-REFUSALS = {
+FILE_SYSTEM_ERRORS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.ELOOP,
     errno.ENAMETOOLONG, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
 }  # fmt: skip
@@ -57,7 +57,7 @@ class Group(click.Group):
             click.echo(f"Error: {visible(str(error))}", err=True)
             ctx.exit(EXIT_ERROR)
         except OSError as error:
-            if error.errno not in REFUSALS:
+            if error.errno not in FILE_SYSTEM_ERRORS:
                 raise
             where = f"{error.filename}: " if error.filename is not None else ""
             click.echo(visible(f"Error: {where}{error.strerror}."), err=True)

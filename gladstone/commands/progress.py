@@ -47,7 +47,7 @@ class Lines:
     """Shows progress on a stream: a line that redraws itself on a terminal, occasional plain lines elsewhere."""
 
     def __init__(self, stream: TextIO | None = None, plain_interval_s: float = 15.0) -> None:
-        self._stream = stream or own_stderr()
+        self._stream = stream or duplicate_stderr()
         self._live = is_terminal(self._stream)
         self._interval_s = 0.2 if self._live else plain_interval_s
         self._lock = threading.Lock()
@@ -117,7 +117,7 @@ def terminal_size(stream: TextIO) -> os.terminal_size:
     return os.terminal_size((found.columns or 80, found.lines or 24))
 
 
-def own_stderr() -> TextIO:
+def duplicate_stderr() -> TextIO:
     """A duplicate of stderr, so that `redirect_output` redirects the libraries' output but not the progress."""
     try:
         return os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="replace")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from gladstone.chat.messages import Message
 from gladstone.chat.named_templates import CONTROL_TEXT
 from gladstone.chat.template import template_sha256
-from gladstone.chat.thinking import find_switch
+from gladstone.chat.thinking import find_thinking_switch
 from gladstone.errors import ConfigError, DataError
 from gladstone.gguf.header import info_of
 from runtime.commands.prompt_options import PromptSettings
@@ -23,7 +23,7 @@ class Asking:
         """Raises DataError for a system prompt that the template refuses, ConfigError for settings that contradict."""
         self._template, self._settings = engine.template, settings
         self._arguments = dict(engine.template.arguments)
-        self._switch = find_switch(engine.template)
+        self._switch = find_thinking_switch(engine.template)
         self._word = ""
         self.system: str | None = None
         self.reasoning_tokens = settings.reasoning_tokens
@@ -96,7 +96,7 @@ def template_remarks(engine: Engine) -> list[str]:
         remarks.append(f"The chat template marks no end of an answer: it ends before {engine.answer_stop.strip()!r}.")
     elif behind is not None and not behind.strip() and not engine.model.has_encoder:
         remarks.append("The chat template writes nothing behind an answer: it may go on until --max-tokens or --stop.")
-    if engine.template.writes_time:
+    if engine.template.depends_on_time:
         date = engine.provenance.template_date
         trained = f"; in training it wrote {date[:10]}" if date else ""
         remarks.append(f"The chat template writes today's date into every prompt{trained}.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gladstone.chat.messages import CHAT_CONTEXT_TOKENS, CHAT_SAMPLING
-from gladstone.chat.template_options import chosen_template, parse_arguments
+from gladstone.chat.template_options import load_chosen_template, parse_arguments
 from runtime.commands.console import Waiting
 from runtime.sampling.sampler import MAX_SEED, Sampling
 
@@ -171,7 +171,7 @@ def load_engine(model: Path, options: dict[str, Any]) -> "Engine":
                 loras=tuple(map(parse_lora, options["loras"])),
                 draft=options["draft"],
                 lookup=options["lookup"],
-                chat_template=chosen_template(options),
+                chat_template=load_chosen_template(options),
                 template_arguments=parse_arguments(options["template_args"]),
                 raw=options.get("raw", False),
             ),

@@ -120,7 +120,7 @@ def _written(model: Model, template: ChatTemplate, answer: Message) -> list[int]
     """What a decoder writes as the answer to what its encoder read."""
     if answer.role != "assistant":
         raise DataError("the last turn must be the assistant's: nothing would be scored.")
-    return [*model.tokenize(template.thinking_aloud(answer)), model.eos]
+    return [*model.tokenize(template.with_reasoning(answer)), model.eos]
 
 
 @functools.lru_cache(maxsize=4)

@@ -113,7 +113,7 @@ def test_a_run_of_an_older_version_goes_on_without_a_date_and_without_newer_opti
     ],
 )
 def test_whether_a_template_writes_the_time_is_seen_by_what_it_renders(source: str, writes: bool) -> None:
-    assert ChatTemplate(source).writes_time is writes
+    assert ChatTemplate(source).depends_on_time is writes
 
 
 def test_a_fixed_time_is_written_in_this_process_and_in_a_guarded_one(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_fixed_time_is_written_in_this_process_and_in_a_guarded_one(tmp_path: 
     assert "30 Nov 2026 23:59" in fixed
     assert f"{datetime.now():%Y}" in ChatTemplate(DAY).render(ASKED)
     with GuardedTemplate(MINUTE) as guarded:
-        assert guarded.writes_time
+        assert guarded.depends_on_time
         guarded.now = EVENING
         assert guarded.render(ASKED) == fixed
         guarded.now = None

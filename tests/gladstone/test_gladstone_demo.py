@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gladstone.chat.repetition import repeats_itself
-from gladstone.demo import degenerate, measured_lines, told_answer
+from gladstone.demo import describe_answer, find_fault, measured_lines
 
 SAMPLES = Path(__file__).parents[2] / "finetune" / "samples"
 GOOD = "Problem: Cough with fever\nSince: Monday\nUrgency: same day\nAdvice: Drink, rest and call the practice."
@@ -26,10 +26,10 @@ LOOPS = [
 
 @pytest.mark.parametrize("text", LOOPS)
 def test_a_loop_is_never_shown_as_the_tuned_models_answer(text: str) -> None:
-    shown = told_answer(text, ended=False, base=False)
+    shown = describe_answer(text, ended=False, base=False)
     assert text[:12] not in shown
     assert "repeats itself" in shown
-    assert "repeats itself" in told_answer(text, ended=False, base=True).splitlines()[-1]
+    assert "repeats itself" in describe_answer(text, ended=False, base=True).splitlines()[-1]
 
 
 @given(st.text(st.characters(categories=("L", "N", "P")), min_size=1, max_size=60), st.integers(3, 9), st.text())
@@ -46,10 +46,10 @@ def test_no_answer_of_the_embedded_rows_counts_as_a_loop() -> None:
 
 
 def test_an_empty_answer_is_told_and_a_good_one_is_shown() -> None:
-    assert told_answer(GOOD, ended=True, base=False) == GOOD
-    assert "is empty" in told_answer("", ended=True, base=False)
-    assert told_answer("It is a cold.", ended=True, base=False) == "It is a cold.\n(not in the form)"
-    assert degenerate(GOOD) == ""
+    assert describe_answer(GOOD, ended=True, base=False) == GOOD
+    assert "is empty" in describe_answer("", ended=True, base=False)
+    assert describe_answer("It is a cold.", ended=True, base=False) == "It is a cold.\n(not in the form)"
+    assert find_fault(GOOD) == ""
 
 
 def report(answers: list[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from gladstone.chat.guarded_template import GuardedTemplate
 from gladstone.chat.messages import Message
 from gladstone.chat.named_templates import MAX_TEMPLATE_BYTES, read_template, template_names
 from gladstone.chat.template import ChatTemplate
-from gladstone.chat.template_variables import names_read
+from gladstone.chat.template_variables import find_variables
 from gladstone.errors import ConfigError, DataError
 from tests.gladstone.chat_templates import GEMMA, LLAMA_3
 
@@ -92,7 +92,7 @@ def test_a_template_that_is_not_there_is_refused_with_what_there_is(
     ],
 )
 def test_the_names_that_a_template_reads_from_outside_are_known(source: str, names: list[str]) -> None:
-    assert names_read(source) == names
+    assert find_variables(source) == names
 
 
 def test_an_argument_reaches_the_template_and_one_that_it_never_reads_is_refused() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gladstone.chat.messages import Message
-from gladstone.chat.reasoning_markers import FAMILIES, Markers, markers_of
+from gladstone.chat.reasoning_markers import FAMILIES, Markers, find_markers
 from gladstone.chat.template import ChatTemplate
 from runtime.text.reasoning_splitter import ReasoningSplitter
 
@@ -40,7 +40,7 @@ def served(template: ChatTemplate, reasoning: str | None) -> tuple[str, str]:
     messages = [Message("user", "Is it iron?"), Message("assistant", "It is.", reasoning)]
     prompt = template.render(messages[:-1], add_generation_prompt=True)
     answer = template.segments(messages)[-1]
-    markers = markers_of(template.source)
+    markers = find_markers(template.source)
     return split(answer.text, markers, opened=prompt.rstrip().endswith(markers.opening))
 
 
@@ -93,5 +93,5 @@ def test_a_word_in_a_template_is_no_field() -> None:
 
 def test_a_template_that_reads_parts_gets_its_texts_as_parts() -> None:
     template = ChatTemplate(PARTS.replace("SIGN", "").replace("OPENED", ""), SPECIAL)
-    assert template.takes_parts
+    assert template.takes_content_parts
     assert served(template, "Hair falls out.") == ("Hair falls out.", "It is.")

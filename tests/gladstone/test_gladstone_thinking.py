@@ -4,7 +4,7 @@ import pytest
 
 from gladstone.chat.messages import Message
 from gladstone.chat.template import ChatTemplate
-from gladstone.chat.thinking import NO_THINK, ThinkingSwitch, find_switch
+from gladstone.chat.thinking import NO_THINK, ThinkingSwitch, find_thinking_switch
 from tests.gladstone.chat_templates import CHATML, DEEPSEEK_R1, GEMMA, LLAMA_3, MISTRAL
 
 TURNS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
@@ -42,19 +42,19 @@ EARLIER = (
 )
 def test_a_switch_is_found_by_what_it_changes(source: str, off: dict[str, Any], on: dict[str, Any]) -> None:
     template = ChatTemplate(source)
-    assert find_switch(template) == ThinkingSwitch(off, on)
+    assert find_thinking_switch(template) == ThinkingSwitch(off, on)
     question = [Message("user", "Why?")]
-    assert template.prompt_with(question, off) != template.prompt_with(question, on)
+    assert template.render_prompt(question, off) != template.render_prompt(question, on)
 
 
 def test_a_word_in_the_system_prompt_is_a_switch_where_the_template_heeds_it() -> None:
-    assert find_switch(ChatTemplate(WORD)) == ThinkingSwitch(word=NO_THINK)
-    assert not find_switch(ChatTemplate(TURNS + "{# never reads /no_think #}"))
+    assert find_thinking_switch(ChatTemplate(WORD)) == ThinkingSwitch(word=NO_THINK)
+    assert not find_thinking_switch(ChatTemplate(TURNS + "{# never reads /no_think #}"))
 
 
 @pytest.mark.parametrize("source", [CHATML, GEMMA, MISTRAL, LLAMA_3, DEEPSEEK_R1, WRITTEN, EARLIER])
 def test_a_template_without_a_switch_has_none(source: str) -> None:
-    assert not find_switch(ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}))
+    assert not find_thinking_switch(ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gladstone.chat.reasoning_markers import FAMILIES, THINK, Markers, markers_of
+from gladstone.chat.reasoning_markers import FAMILIES, THINK, Markers, find_markers
 from gladstone.llamacpp.model import Model
 from runtime.request import Completion, Event, Request
 from runtime.sampling.sampler import Sampling
@@ -192,13 +192,13 @@ def test_an_answer_is_shown_while_it_comes_and_only_its_possible_end_is_held_bac
     ],
 )  # fmt: skip
 def test_the_family_is_found_by_what_its_templates_hold(template: str, opening: str, bridge: str) -> None:
-    found = markers_of(template)
+    found = find_markers(template)
     assert (found.opening, found.bridge) == (opening, bridge)
 
 
 def test_every_family_can_be_found() -> None:
-    assert all(markers_of(sign) == family for family in FAMILIES for sign in family.signs or (family.opening,))
-    assert markers_of("no marker at all") == THINK
+    assert all(find_markers(sign) == family for family in FAMILIES for sign in family.signs or (family.opening,))
+    assert find_markers("no marker at all") == THINK
 
 
 @pytest.fixture(scope="module")
