@@ -8,7 +8,7 @@ Shows that rows, labels, adapter and trainer fit together for each family; says 
 import tempfile
 from pathlib import Path
 
-from finetune.config.schema import load_recipe
+from finetune.config.load import load_recipe
 from finetune.model.load import load_trainable
 from finetune.model.trainable import prepare_environment
 from finetune.tokens.tokenize import tokenize_all

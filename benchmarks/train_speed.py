@@ -222,7 +222,8 @@ def read_examples(path: Path, base: Any) -> Any:
     """The rows as tokens, shuffled once."""
     import random
 
-    from finetune.tokens.tokenize import Limits, tokenize_all
+    from finetune.config.row_limits import RowLimits
+    from finetune.tokens.tokenize import tokenize_all
     from gladstone.chat.messages import Conversation, Message
     from gladstone.models.tokenizer import load_tokenizer
 
@@ -233,7 +234,7 @@ def read_examples(path: Path, base: Any) -> Any:
         for number, row in enumerate(rows)
     ]
     tokenizer = load_tokenizer(base.folder)
-    return tokenize_all(conversations, tokenizer.template(None), tokenizer, Limits(384)).examples
+    return tokenize_all(conversations, tokenizer.template(None), tokenizer, RowLimits(384)).examples
 
 
 def train_gladstone(base: Any, examples: Any, options: argparse.Namespace) -> None:
@@ -243,7 +244,7 @@ def train_gladstone(base: Any, examples: Any, options: argparse.Namespace) -> No
     from finetune.monitor.callbacks import Callback
     from finetune.train.evaluation import Validator
     from finetune.train.loop import Job, Loop
-    from finetune.train.stop_conditions import Limits
+    from finetune.train.stop_conditions import CallLimits
 
     training = {
         "batch_size": options.batch, "learning_rate": LEARNING_RATE, "schedule": "constant", "warmup_share": 0.0,
@@ -273,9 +274,9 @@ def train_gladstone(base: Any, examples: Any, options: argparse.Namespace) -> No
 
     folder = Path(tempfile.mkdtemp())
     job = Job(trainable, examples, recipe, folder, {}, lambda rows: [str(row) for row in rows])
-    loop = Loop(job, Validator(trainable, examples[:8], recipe.training), Limits(), (Told(),))
+    loop = Loop(job, Validator(trainable, examples[:8], recipe.training), CallLimits(), (Told(),))
     if options.curves:
-        loop._order.rows = lambda step: tuple(range(step * options.batch, (step + 1) * options.batch))  # type: ignore[method-assign]
+        loop.schedule.rows = lambda step: tuple(range(step * options.batch, (step + 1) * options.batch))  # type: ignore[method-assign]
     loop.run()
 
 

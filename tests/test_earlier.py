@@ -17,7 +17,7 @@ import export.cli
 import finetune.cli
 import gladstone.cli
 import runtime.cli
-from finetune.config.schema import load_recipe
+from finetune.config.load import load_recipe
 from finetune.sweep.search_space import read_plan
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.formats import read_conversations

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config.schema import load_recipe
+from finetune.config.load import load_recipe
+from finetune.data.sources import source_file
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL_RUN = "--set training.max_steps=2 --set training.batch_size=2 --set data.max_rows=60 --set training.evaluations=1"
@@ -37,7 +38,7 @@ def made_small(command: str) -> str:
 def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     rows = [
         json.loads(line)
-        for line in load_recipe(None, []).data.sources[0].file().read_text(encoding="utf-8").splitlines()
+        for line in source_file(load_recipe(None, []).data.sources[0]).read_text(encoding="utf-8").splitlines()
     ]
     alpaca = [{"instruction": row["question"], "input": "", "output": row["answer"]} for row in rows[:60]]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in alpaca))

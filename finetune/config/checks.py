@@ -3,10 +3,8 @@
 import difflib
 import importlib.util
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from finetune.config.schema import LoraSection, Recipe, TrainingSection
+from finetune.config.schema import LoraSection, Recipe, TrainingSection
 
 # of transformers' OptimizerNames, those that train an adapter alone and whose state a checkpoint can hold
 OPTIMIZERS = (
@@ -30,12 +28,12 @@ SCHEDULE_SETTINGS = {
 }  # fmt: skip
 
 
-def find_conflicts(recipe: "Recipe") -> list[str]:
+def find_conflicts(recipe: Recipe) -> list[str]:
     """Every combination of settings that cannot be, as `field: what, and what to do`."""
     return [*_optimizer(recipe.training), *_schedule(recipe.training), *_adapter(recipe.lora, recipe), *_judged(recipe)]
 
 
-def _optimizer(training: "TrainingSection") -> Iterator[str]:
+def _optimizer(training: TrainingSection) -> Iterator[str]:
     if training.optimizer not in OPTIMIZERS:
         near = difflib.get_close_matches(training.optimizer, OPTIMIZERS, n=3) or OPTIMIZERS
         yield f"training.optimizer: no optimizer {training.optimizer!r} (near ones: {', '.join(near)})."
@@ -44,7 +42,7 @@ def _optimizer(training: "TrainingSection") -> Iterator[str]:
         yield f"training.optimizer: {training.optimizer} comes with the package {package}, which is not installed here."
 
 
-def _schedule(training: "TrainingSection") -> Iterator[str]:
+def _schedule(training: TrainingSection) -> Iterator[str]:
     name, settings = training.schedule, training.schedule_settings
     if name == "constant" and training.warmup_share > 0:
         yield (
@@ -65,7 +63,7 @@ def _schedule(training: "TrainingSection") -> Iterator[str]:
         yield "training.schedule_settings: lr_end must be smaller than training.learning_rate."
 
 
-def _adapter(lora: "LoraSection", recipe: "Recipe") -> Iterator[str]:
+def _adapter(lora: LoraSection, recipe: Recipe) -> Iterator[str]:
     if lora.init.startswith("pissa") and recipe.base.load_in_4bit:
         yield (
             f"lora.init: {lora.init!r} takes the main directions out of the base's weights, which 4 bit cannot hold. "
@@ -77,7 +75,7 @@ def _adapter(lora: "LoraSection", recipe: "Recipe") -> Iterator[str]:
         yield "lora.targets: a layer's name is given twice."
 
 
-def _judged(recipe: "Recipe") -> Iterator[str]:
+def _judged(recipe: Recipe) -> Iterator[str]:
     training = recipe.training
     if not recipe.data.has("validation"):
         if training.patience is not None:

@@ -1,7 +1,5 @@
 """What a recipe says about its data. A field's help text is its `description`; it is written here and nowhere else."""
 
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,14 +15,11 @@ from pydantic import (
     model_validator,
 )
 
-from finetune.data.hub import HUB_PREFIX, fetch
-from finetune.tokens.tokenize import Train
+from finetune.config.row_limits import Train
 from gladstone.config import TAG, Config
-from gladstone.errors import ConfigError, DataError
-from gladstone.formats import COLUMNS, FORMAT_NAMES, Layout, find_layout
-from gladstone.rows import ENDINGS, Reading, check_encoding
+from gladstone.formats import COLUMNS, FORMAT_NAMES
+from gladstone.rows import ENDINGS, check_encoding
 
-SAMPLE_PREFIX = "sample:"
 HELD = ("validation", "test")  # the sets that are not trained on
 Encoding = Annotated[str, AfterValidator(check_encoding)]
 
@@ -66,25 +61,6 @@ class Source(Config):
         if self.share is not None and self.weight != 1:
             raise ValueError(f"{self.path}: give weight or share, not both")
         return self
-
-    def file(self) -> Path:
-        """The file on disk; a data set of the Hub is fetched. Raises ConfigError for an unknown sample, DataError."""
-        if self.path.startswith(HUB_PREFIX):
-            return fetch(self.path.removeprefix(HUB_PREFIX), self.config, self.split, self.first_rows)
-        if not self.path.startswith(SAMPLE_PREFIX):
-            return Path(self.path).expanduser()
-        name = self.path.removeprefix(SAMPLE_PREFIX)
-        path = Path(str(resources.files("finetune"))) / "samples" / f"{name}.jsonl"
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in path.parent.glob("*.jsonl")))
-            raise ConfigError(f"no sample called {name!r}; there are: {known}.")
-        return path
-
-    def layout(self) -> Layout:
-        """How its rows are read. Raises ConfigError or DataError if it cannot be told, or there is no file."""
-        if not self.file().exists():
-            raise DataError(f"{self.file()}: no such data file.")
-        return find_layout(self.file(), self.format, self.columns, Reading(self.encoding, self.sheet))
 
 
 def _kind_of_set(value: Any) -> str:

@@ -3,28 +3,16 @@
 A field's help text is its `description`; it is written here and nowhere else.
 """
 
-import difflib
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, TypeGuard, get_args
+from typing import Any, Literal
 
 from pydantic import Field, NaiveDatetime, PositiveFloat, PositiveInt, model_validator
 
-from finetune.config import layers
-from finetune.config.checks import find_conflicts
 from finetune.config.data import DataSection
-from finetune.tokens.tokenize import Limits, LongRows
+from finetune.config.row_limits import LongRows, RowLimits
 from gladstone.chat.named_templates import read_template
-from gladstone.config import Config, build_config, read_yaml
-from gladstone.errors import ConfigError, listed
-
-DEFAULT_RECIPE = "smollm2-135m"  # for a user's rows
-DEMO_RECIPE = "demo-triage"
-EMBEDDED_RECIPES = (DEMO_RECIPE, "smollm2-135m-medical")  # for the rows that come with Gladstone
+from gladstone.config import Config
+from gladstone.errors import ConfigError
 
 
 class BaseSection(Config):
@@ -187,10 +175,10 @@ class Recipe(Config):
     training: TrainingSection = TrainingSection()
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> RowLimits:
         """Which turns are scored, and what becomes of long rows and of reasoning."""
         base = self.base
-        return Limits(
+        return RowLimits(
             base.max_tokens, base.long_rows, self.data.reasoning_tokens, base.max_target_tokens, self.data.train
         )
 
@@ -207,97 +195,3 @@ class Recipe(Config):
             return read_template(self.base.chat_template).source
         except ConfigError as error:
             raise ConfigError(f"base.chat_template: {error}") from None
-
-
-def field_help(section: type[Config] = Recipe, prefix: str = "") -> list[tuple[str, str]]:
-    """Every field's name, as --set takes it, with its help and default; a list's sections are named with []."""
-    rows: list[tuple[str, str]] = []
-    for name, field in section.model_fields.items():
-        listed = next((each for each in get_args(field.annotation) if _is_section(each)), None)
-        inner = field.annotation if _is_section(field.annotation) else None
-        if inner is HubFacts or listed is HubFacts:
-            continue
-        if inner is not None:
-            rows += field_help(inner, f"{prefix}{name}.")
-            continue
-        default = "" if field.is_required() or isinstance(field.default, tuple) else f"  [{json.dumps(field.default)}]"
-        choices = " | ".join(choice for choice in get_args(field.annotation) if isinstance(choice, str))
-        rows.append((f"{prefix}{name}", f"{field.description}{f' ({choices})' if choices else ''}{default}"))
-        if listed is not None and name == "sources":
-            rows += field_help(listed, f"{prefix}{name}[].")
-    return rows
-
-
-def _is_section(annotation: Any) -> TypeGuard[type[Config]]:
-    return isinstance(annotation, type) and issubclass(annotation, Config)
-
-
-def recipe_names() -> list[str]:
-    """The recipes that come with Gladstone."""
-    return sorted(path.stem for path in _recipe_folder().glob("*.yaml"))
-
-
-def recipe_text(name: str) -> str:
-    """A recipe's file as it is. Raises ConfigError for an unknown name."""
-    return _find(name).read_text(encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A recipe, and what a user should know of how its layers came together, in sentences."""
-
-    recipe: Recipe
-    notes: tuple[str, ...]
-
-
-def load_recipe(recipe: str | None, overrides: Sequence[str], data: tuple[str, str] | None = None) -> Recipe:
-    """The recipe of `read_recipe` alone."""
-    return read_recipe(recipe, overrides, data).recipe
-
-
-def read_recipe(recipe: str | None, overrides: Sequence[str], data: tuple[str, str] | None = None) -> Loaded:
-    """A recipe by name or file, with `--data PATH --format NAME` and `--set a.b=c` applied.
-
-    None is the demo's recipe, or with rows of the user's own the default recipe. Raises ConfigError that lists every
-    problem.
-    """
-    name, notes = recipe or DEMO_RECIPE, list[str]()
-    values: dict[str, Any] = read_yaml(_find(name))
-    sources = layers.own_rows(values, overrides, data)
-    if sources is not None:
-        if name in EMBEDDED_RECIPES:
-            name, values = DEFAULT_RECIPE, read_yaml(_find(DEFAULT_RECIPE))
-            notes += [f"recipe {recipe} is for the rows that come along; yours get {name}."] if recipe else []
-        if name in recipe_names():
-            values, found = layers.for_other_rows(values, overrides, sources)
-            notes += found
-        values = layers.with_sources(values, sources)
-    where = f"recipe {_find(name).name}"
-    changed, found = layers.with_overrides(values, overrides, where)
-    if _base_name(changed) != _base_name(values):
-        changed.pop("hub", None)  # the facts are about the file's own base
-    made = build_config(Recipe, changed, where)
-    problems = find_conflicts(made)
-    if problems:
-        raise ConfigError(listed(where, problems))
-    return Loaded(made, (*notes, *found))
-
-
-def _base_name(values: dict[str, Any]) -> Any:
-    base = values.get("base")
-    return base.get("model") if isinstance(base, dict) else None
-
-
-def _find(recipe: str) -> Path:
-    if recipe in recipe_names():
-        return _recipe_folder() / f"{recipe}.yaml"
-    path = Path(recipe).expanduser()
-    if path.is_file():
-        return path
-    near = difflib.get_close_matches(recipe, recipe_names(), n=1)
-    suggestion = f" Did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"no recipe {recipe!r}: neither a file nor one of {', '.join(recipe_names())}.{suggestion}")
-
-
-def _recipe_folder() -> Path:
-    return Path(str(resources.files("finetune"))) / "recipes"

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from finetune.config.data import DataSection, Source
 from finetune.data.duplicates.duplicates import key_hash
+from finetune.data.sources import source_file, source_layout
 from gladstone.artifacts import sha256_path
 from gladstone.chat.messages import Conversation
 from gladstone.errors import ConfigError, DataError, GladstoneError
@@ -35,16 +36,16 @@ def own_layouts(section: DataSection) -> dict[str, Layout]:
 
 def _layout(name: str, source: Source) -> Layout:
     try:
-        if not source.file().exists():
+        if not source_file(source).exists():
             raise DataError(f"{source.path}: no such data file. Expected {CHOICES}.")
-        return source.layout()
+        return source_layout(source)
     except GladstoneError as error:
         raise ConfigError(f"data.{name}: {error}") from None
 
 
 def _same(one: Source, other: Source) -> bool:
     """True if two sources are one file, or copies of each other."""
-    first, second = one.file(), other.file()
+    first, second = source_file(one), source_file(other)
     if first.samefile(second):
         return True
     alike = first.is_file() and second.is_file() and first.stat().st_size == second.stat().st_size

@@ -22,6 +22,7 @@ from finetune.data.duplicates.groups import Groups
 from finetune.data.leaks.leaks import LeakIndex, least_score
 from finetune.data.own_files import exact_copies, own_layouts
 from finetune.data.records import Records, SourceNotes, fields, recording
+from finetune.data.sources import source_file, source_layout
 from finetune.data.spool import Spool
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary, describe
 from finetune.tokens.refusals import RefusedError, RowCheck
@@ -51,7 +52,7 @@ def prepare(
     rows (unless `skip_bad`) and for rows that cannot be divided; the records of rows left out or changed so far are
     written even then.
     """
-    layouts = [source.layout() for source in section.sources]
+    layouts = [source_layout(source) for source in section.sources]
     own = own_layouts(section)
     check_writable(folder)
     remove_partials(folder)
@@ -151,7 +152,7 @@ class _Work:
         """Read and clean the rows of a file into a spool, with their origin; return the notes on its fields."""
         before, bad_before = self.summary.read, self._records.count
         notes = SourceNotes(self._records)
-        for row in islice(iter_conversations(source.file(), layout, self._records, notes), source.first_rows):
+        for row in islice(iter_conversations(source_file(source), layout, self._records, notes), source.first_rows):
             self._clean(row, into)
             self.summary.read += 1
             if self.summary.read % TOLD_EVERY == 0:
@@ -348,8 +349,8 @@ class _Work:
         Raises DataError after the last row if any are bad.
         """
         problems, notes = Problems(), Notes()
-        path = source.file()
-        yield from islice(iter_conversations(path, source.layout(), problems, notes), source.first_rows)
+        path = source_file(source)
+        yield from islice(iter_conversations(path, source_layout(source), problems, notes), source.first_rows)
         problems.check(str(path))
         self.summary.notes += [f"{source.path}: {note}" for note in (*problems.noted(), *notes.lines())]
 

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from finetune.config.schema import Recipe
 from finetune.data.division import SETS
@@ -16,20 +15,20 @@ from finetune.estimate.timing import BUDGET_S, Measured, Rates, Sample, Times, c
 from finetune.model import trainable as training
 from finetune.model.load import import_first
 from finetune.sizing.devices import EFFICIENCY, Device, find_device
-from finetune.sizing.fit_to_memory import FITS, MemoryOption, Scenario, assess, fit, single_options
-from finetune.sizing.memory import Memory, Setting, disk_bytes
+from finetune.sizing.disk import disk_bytes
+from finetune.sizing.fit_to_memory import MemoryOption, Scenario, assess, fit, single_options
+from finetune.sizing.memory import ComputeSetting, Memory
 from finetune.sizing.model_shape import Shape, shape_of_base, shape_of_facts
-from finetune.sizing.step_plan import Plan, Row, assumed_rows, epochs_text, rows_of
+from finetune.sizing.step_plan import Plan, Row, assumed_rows, rows_of
 from finetune.tokens.row_reader import Reader
 from finetune.tokens.tokenize import Example, tokenize_all
 from finetune.train.inputs import Inputs
 from gladstone import run_folder
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ConfigError, DataError, UnsupportedError
-from gladstone.machine.host import available_memory_bytes, core_count, processor_name, readable_bytes
+from gladstone.machine.host import available_memory_bytes, core_count, processor_name
 from gladstone.models.base_model import EMBEDDED, Base, find_base, resolve_base
 from gladstone.process.redirect_output import redirect_output
-from gladstone.report.durations import rough_duration
 
 LIBRARIES_BYTES = 650_000_000  # of a process that trains, before the model, where it cannot be looked up
 FIRST_STEP_BYTES = 380_000_000  # kernels, thread buffers, and heap that loading leaves and glibc holds in reserve
@@ -144,7 +143,7 @@ def _estimate(
     elif device is None:
         setting = _setting_here(subject.shape)
     else:
-        setting = Setting(dtype_bytes=4 if subject.shape.seq2seq else 2, on_gpu=True, padded=True)
+        setting = ComputeSetting(dtype_bytes=4 if subject.shape.seq2seq else 2, on_gpu=True, padded=True)
     limit = int(device.memory_bytes) if device else _limit_here(setting)
     scenario = Scenario(subject.shape, subject.recipe, setting, subject.rows, limit, subject.file_bytes)
     option = fit(scenario) if fitted else None
@@ -209,13 +208,13 @@ def _measure(subject: _Subject, recipe: Recipe) -> Measured:
     return measure(sample, recipe)
 
 
-def _setting_here(shape: Shape) -> Setting:
+def _setting_here(shape: Shape) -> ComputeSetting:
     import torch
 
     if torch.cuda.is_available():
         half = 2 if torch.cuda.is_bf16_supported() else 4
-        return Setting(dtype_bytes=4 if shape.seq2seq else half, on_gpu=True, padded=True)
-    return Setting(padded=shape.refuses_packing, process_bytes=_process_bytes() + FIRST_STEP_BYTES)
+        return ComputeSetting(dtype_bytes=4 if shape.seq2seq else half, on_gpu=True, padded=True)
+    return ComputeSetting(padded=shape.refuses_packing, process_bytes=_process_bytes() + FIRST_STEP_BYTES)
 
 
 def _process_bytes() -> int:
@@ -224,7 +223,7 @@ def _process_bytes() -> int:
     return max(LIBRARIES_BYTES, int(psutil.Process().memory_info().rss))
 
 
-def _limit_here(setting: Setting) -> int:
+def _limit_here(setting: ComputeSetting) -> int:
     """What a run may take: of a GPU its free memory, else what is free and what this process already has."""
     if not setting.on_gpu:
         return available_memory_bytes() + setting.process_bytes
@@ -250,79 +249,3 @@ def _device_here(dtype: str) -> Device:
         left @ right
         taken.append(time.perf_counter() - begin_s)
     return Device("this machine", 0, 2 * size**3 / min(taken), 10e9)
-
-
-def lines(found: Estimate) -> list[str]:
-    """The estimate for a terminal."""
-    plan, memory, taken, recipe = found.plan, found.memory, found.times, found.recipe
-    rows = found.rows["train"]
-    lengths = [row.tokens for row in rows]
-    how = "measured" if found.measured else "computed, not measured"
-    recomputed = ", activations recomputed" if found.recomputes else ""
-    told = [
-        f"{recipe.name} on {found.machine}",
-        f"  rows      {len(rows):,} to train on, {sum(lengths) / len(lengths):.0f} tokens on average, "
-        f"{max(lengths):,} the longest; {len(found.rows['validation']):,} to validate, "
-        f"{len(found.rows['test']):,} to test",
-        f"  steps     {plan.steps:,} of {recipe.training.rows_per_step} rows ({epochs_text(plan.epochs)}), "
-        f"{plan.tokens_per_step:,.0f} tokens each; largest micro-batch {plan.largest.total:,} tokens{recomputed}",
-        f"  memory    {readable_bytes(memory.peak)} at the peak; {readable_bytes(found.limit_bytes)} are there"
-        f"{'' if found.fits else ': IT DOES NOT FIT'}",
-        f"            {_parts(memory)}",
-        f"  disk      {', '.join(f'{name} {readable_bytes(size)}' for name, size in found.disk.items())}",
-        f"  time      {rough_duration(taken.total_s)} in all ({how}): {rough_duration(taken.epoch_s)} an epoch, "
-        f"{taken.step_s:.2f} s a step, evaluations {rough_duration(taken.evaluation_s)}",
-    ]  # fmt: skip
-    told += [f"  note      {note}" for note in found.notes]
-    if found.applied and found.applied.changes:
-        lost = f"; {found.applied.lost_rows:,} rows are lost" if found.applied.lost_rows else ""
-        told.append(f"  changed   {' '.join(found.applied.set_lines)}{lost}")
-    return told + _option_lines(found)
-
-
-def _option_lines(found: Estimate) -> list[str]:
-    if found.fits:
-        return []
-    told = ["  what takes less, the cheapest first:"]
-    for option in found.options:
-        lost = f", {option.lost_rows:,} rows lost" if option.lost_rows else ""
-        fits = "  ← fits" if option.memory.peak <= found.limit_bytes * FITS else ""
-        told.append(f"            {readable_bytes(option.memory.peak):>8}  {' '.join(option.set_lines)}{lost}{fits}")
-    if not any(option.memory.peak <= found.limit_bytes * FITS for option in found.options):
-        told.append("            nothing makes it fit: choose a smaller base.model or another machine")
-    return told
-
-
-def as_json(found: Estimate) -> dict[str, Any]:
-    """The estimate's numbers; bytes and seconds."""
-    return {
-        "recipe": found.recipe.name,
-        "machine": found.machine,
-        "time_is": "measured" if found.measured else "computed",
-        "fits": found.fits,
-        "limit_bytes": found.limit_bytes,
-        "memory_bytes": found.memory.told(),
-        "disk_bytes": found.disk,
-        "steps": found.plan.steps,
-        "steps_per_epoch": found.plan.steps_per_epoch,
-        "epochs": found.plan.epochs,
-        "rows": {name: len(rows) for name, rows in found.rows.items()},
-        "largest_micro_batch_slots": found.plan.largest.total,
-        "activations_recomputed": found.recomputes,
-        "total_s": found.times.total_s,
-        "epoch_s": found.times.epoch_s,
-        "step_s": found.times.step_s,
-        "evaluation_s": found.times.evaluation_s,
-        "notes": list(found.notes),
-        "changes": found.applied.changes if found.applied else {},
-        "ways": [
-            {"changes": option.changes, "peak_bytes": option.memory.peak, "lost_rows": option.lost_rows}
-            for option in found.options
-        ],
-    }
-
-
-def _parts(memory: Memory) -> str:
-    told = memory.told()
-    return ", ".join(f"{name} {readable_bytes(told[name])}" for name in
-                     ("process", "weights", "adapter", "optimizer", "activations"))  # fmt: skip

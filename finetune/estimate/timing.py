@@ -17,7 +17,7 @@ from finetune.config.schema import LoraSection, Recipe
 from finetune.kernels.compile_layers import should_compile
 from finetune.model.load import load_trainable
 from finetune.sizing.devices import EFFICIENCY, Device
-from finetune.sizing.memory import MicroBatchShape, Setting, adapter_parameters
+from finetune.sizing.memory import ComputeSetting, MicroBatchShape, adapter_parameters
 from finetune.sizing.model_shape import Shape
 from finetune.sizing.step_plan import Plan, micro_batch_shape, rows_of
 from finetune.tokens.tokenize import Example, token_count
@@ -91,14 +91,14 @@ def times(plan: Plan, rates: Rates, *, compiled: bool = False) -> Times:
     return Times(step_s * plan.steps + once_s, evaluation_s, step_s * plan.steps_per_epoch, step_s)
 
 
-def compiles(shape: Shape, recipe: Recipe, plan: Plan, setting: Setting) -> bool:
+def compiles(shape: Shape, recipe: Recipe, plan: Plan, setting: ComputeSetting) -> bool:
     """Whether a run on the CPU will compile its layers."""
     if setting.padded or setting.on_gpu or setting.recomputes:
         return False
     return should_compile(recipe.training.compile, shape.parameters, plan.tokens_trained)
 
 
-def computed_rates(shape: Shape, recipe: Recipe, plan: Plan, device: Device, setting: Setting) -> Rates:
+def computed_rates(shape: Shape, recipe: Recipe, plan: Plan, device: Device, setting: ComputeSetting) -> Rates:
     """From operations and the device's published peak: forward, gradient of the inputs, blocks computed again."""
     rate = device.flop_per_s * EFFICIENCY
     scored = sum(batch.scored_tokens for batch in plan.training) / max(1, sum(batch.total for batch in plan.training))

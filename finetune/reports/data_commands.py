@@ -116,7 +116,7 @@ def preview(path: Path | None, format_name: str, recipe: str | None, *, rows: in
     """
     import sys
 
-    from finetune.config.schema import load_recipe
+    from finetune.config.load import load_recipe
     from finetune.reports.data_preview import Previewer, describe, summary
     from gladstone.commands.group import require_packages
     from gladstone.commands.progress import Lines
@@ -152,7 +152,7 @@ def report(  # noqa: PLR0913 - one parameter an option
     overrides: tuple[str, ...],
 ) -> None:
     """Prepare the rows of PATH (or of the recipe) and describe them: report.html and report.json beside the sets."""
-    from finetune.config.schema import load_recipe
+    from finetune.config.load import load_recipe
     from finetune.data.prepare import describe
     from finetune.reports.data_report import make_report
     from gladstone.commands.group import require_packages
@@ -192,7 +192,7 @@ def leaks(  # noqa: PLR0913 - one parameter an option
 
 def _base_of(recipe: str, path: Path) -> "Previewer":
     """What reads rows as the base of a recipe does; `path` stands in for the recipe's own rows."""
-    from finetune.config.schema import load_recipe
+    from finetune.config.load import load_recipe
     from finetune.reports.data_preview import Previewer
     from gladstone.commands.group import require_packages
     from gladstone.commands.progress import Lines

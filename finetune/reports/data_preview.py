@@ -8,6 +8,7 @@ from itertools import islice
 
 from finetune.config.schema import Recipe
 from finetune.data.cleaning.changes import NO_CHANGES, Changes, cleaned, described
+from finetune.data.sources import source_file, source_layout
 from finetune.tokens import clock
 from finetune.tokens.refusals import RefusedError
 from finetune.tokens.row_reader import Reader
@@ -39,7 +40,7 @@ class Previewer:
     def __init__(self, recipe: Recipe, progress: Progress) -> None:
         self.recipe = recipe
         for source in recipe.data.files:  # a file that a run would not find is said here too
-            source.layout()
+            source_layout(source)
         reader = Reader(recipe, partial(resolve_base, recipe.base.model, progress), progress)
         self.labeller, self.base = reader.labeller, reader.base
         self.tokenizer, self.template = reader.tokenizer, reader.template
@@ -62,7 +63,7 @@ class Previewer:
 
     def _rows(self) -> Iterator[Conversation]:
         for source in self.recipe.data.sources:
-            found = iter_conversations(source.file(), source.layout(), self.problems, self.notes)
+            found = iter_conversations(source_file(source), source_layout(source), self.problems, self.notes)
             yield from islice(found, source.first_rows)
 
     def _preview(self, row: Conversation) -> Preview:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from finetune.config.schema import Recipe
-from finetune.sizing.memory import Memory, Setting, estimate_memory, needs_recomputing, weight_bytes
+from finetune.sizing.memory import ComputeSetting, Memory, estimate_memory, needs_recomputing, weight_bytes
 from finetune.sizing.model_shape import Shape
 from finetune.sizing.step_plan import Plan, Row, make_plan
 from gladstone.config import apply_overrides, build_config
@@ -26,7 +26,7 @@ class Scenario:
 
     shape: Shape
     recipe: Recipe
-    setting: Setting
+    setting: ComputeSetting
     rows: dict[str, list[Row]]
     limit_bytes: float
     file_bytes: int = 0

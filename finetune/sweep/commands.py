@@ -11,7 +11,7 @@ class SweepCommand(click.Command):
     """A command whose help ends with the fields of a SWEEP.yaml, in the words that its sections have for them."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from finetune.config.schema import field_help
+        from finetune.config.field_help import field_help
         from finetune.sweep.config import SweepSection
 
         with formatter.section("Fields of SWEEP.yaml"):

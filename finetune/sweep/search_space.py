@@ -9,8 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from finetune.config.field_help import field_help
 from finetune.config.layers import with_overrides
-from finetune.config.schema import Recipe, field_help, load_recipe, read_recipe
+from finetune.config.load import load_recipe, read_recipe
+from finetune.config.schema import Recipe
 from finetune.sweep.config import Choices, Range, SweepSection, combinations
 from gladstone.config import build_config, read_yaml
 from gladstone.errors import ConfigError, listed

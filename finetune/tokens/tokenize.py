@@ -6,8 +6,9 @@ Labels come from the chat template itself (`ChatTemplate.segments`), never from 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
+from finetune.config.row_limits import RowLimits, Train
 from finetune.tokens.refusals import RefusedError, check_plain_text
 from gladstone.chat.messages import Conversation, Message
 from gladstone.chat.template import ChatTemplate, Segment, encode_parts
@@ -15,8 +16,6 @@ from gladstone.errors import DataError
 from gladstone.rows import Problems
 
 IGNORED = -100
-LongRows = Literal["drop", "cut prompt", "cut"]
-Train = Literal["all", "last", "flagged"]
 NOTHING_SCORED = "no turn is scored"
 
 
@@ -105,20 +104,6 @@ def _unscored(labels: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What to train of a row: which turns are scored, how many tokens, and how longer rows are treated.
-
-    `reasoning_tokens` of None is unlimited.
-    """
-
-    max_tokens: int
-    long_rows: LongRows = "drop"
-    reasoning_tokens: int | None = None
-    target_tokens: int | None = None  # limit of a pair's labels; None: the same as of its input
-    train: Train = "all"
-
-
-@dataclass(frozen=True)
 class Tokenized:
     """The examples of a set, and how many rows the limits left out, cut, or shortened in their reasoning.
 
@@ -176,7 +161,7 @@ class Labeller:
     """Makes examples of conversations for a template, a tokenizer and limits; `pairs` for encoder-decoder models."""
 
     def __init__(
-        self, template: ChatTemplate, tokenizer: TextTokenizer, limits: Limits, *, pairs: bool = False
+        self, template: ChatTemplate, tokenizer: TextTokenizer, limits: RowLimits, *, pairs: bool = False
     ) -> None:
         self._template, self._tokenizer, self._limits, self._pairs = template, tokenizer, limits, pairs
 
@@ -376,7 +361,7 @@ def tokenize_all(
     conversations: Iterable[Conversation],
     template: ChatTemplate,
     tokenizer: TextTokenizer,
-    limits: Limits,
+    limits: RowLimits,
     *,
     pairs: bool = False,
 ) -> Tokenized:

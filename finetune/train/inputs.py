@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from finetune.config.schema import Recipe
 from finetune.data.division import SETS
 from finetune.data.prepare import Summary, has_set, read_set
+from finetune.data.sources import source_file
 from finetune.model.load import import_first
 from finetune.tokens import clock, token_cache
 from finetune.tokens.row_reader import Reader
@@ -51,7 +52,8 @@ class Inputs:
         """Hashes of the base and of the rows' files, as they were when the rows were read."""
         data = self.recipe.data
         files = {
-            f"data:{source.path}": sha256_path(source.file()) for source in (*data.sources, *data.own_files.values())
+            f"data:{source.path}": sha256_path(source_file(source))
+            for source in (*data.sources, *data.own_files.values())
         }
         return {"base": self.base.fingerprint} | files
 

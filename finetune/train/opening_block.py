@@ -8,7 +8,7 @@ from finetune.data.summary import Line, describe, in_columns
 from finetune.estimate.estimate import Estimate
 from finetune.sizing.step_plan import epochs_text
 from finetune.train.inputs import Inputs, limits_hit
-from finetune.train.stop_conditions import Limits
+from finetune.train.stop_conditions import CallLimits
 from finetune.train.time_left import FIRST_STEPS
 from gladstone.machine.host import readable_bytes
 from gladstone.report.durations import rough_duration
@@ -29,7 +29,7 @@ class OpeningBlock:
 
     inputs: Inputs
     estimate: Estimate | None
-    limits: Limits
+    limits: CallLimits
     notes: tuple[str, ...] = ()
 
     def text(self, trainable: "Trainable", loop: "Loop") -> str:

@@ -21,8 +21,8 @@ from finetune.tokens.tokenize import Example, token_count
 from finetune.train import checkpoint as checkpoints
 from finetune.train.evaluation import Validator, measure_loss
 from finetune.train.inputs import Inputs
-from finetune.train.loop import Ended, Job, Loop
-from finetune.train.stop_conditions import RESERVE, Interrupted, Interruption, Limits
+from finetune.train.loop import Job, Loop, LoopResult
+from finetune.train.stop_conditions import RESERVE, CallLimits, Interrupted, Interruption
 from gladstone import run_folder
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, DataError
@@ -37,7 +37,7 @@ class Options:
     """How one call of a run goes: from the newest checkpoint or from the start, until when, and who looks on."""
 
     resume: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: CallLimits = field(default_factory=CallLimits)
     callbacks: tuple[Callback, ...] = ()
     show: Callable[[str], None] = lambda text: None  # gets the block with which the run begins
     notes: tuple[str, ...] = ()  # of how the recipe came together, for that block
@@ -49,7 +49,7 @@ class Options:
 class Outcome:
     """How a call ended; `loss_after` is None where the run is not finished or has no test rows."""
 
-    ended: Ended
+    ended: LoopResult
     loss_after: float | None
     facts: dict[str, Any]
 
@@ -126,7 +126,7 @@ class Session:
         )
         return Loop(job, validator, self._options.limits, self._callbacks, found)
 
-    def _close(self, trainable: training.Trainable, loop: Loop, ended: Ended, stops: Callable[[], str]) -> Outcome:
+    def _close(self, trainable: training.Trainable, loop: Loop, ended: LoopResult, stops: Callable[[], str]) -> Outcome:
         """Put the best step's adapter in place, measure it, save it, unless the run stops before that."""
         inputs, best = self._inputs, loop.history.best
         last, after = len(loop.history.steps), None

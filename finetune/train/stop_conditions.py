@@ -16,7 +16,7 @@ class Interrupted(Exception):  # noqa: N818 - no error
 
 
 @dataclass(frozen=True)
-class Limits:
+class CallLimits:
     """Of one call: hours since `begin_s` (of `time.monotonic`), optimizer steps, trained tokens; None: no limit."""
 
     max_hours: float | None = None

@@ -8,9 +8,10 @@ from finetune.config.schema import Recipe
 from finetune.model.trainable import Trainable
 from finetune.monitor.callbacks import Callback
 from finetune.tokens.tokenize import Example
+from finetune.train.checkpoint import Checkpoint
 from finetune.train.evaluation import Validator
-from finetune.train.loop import Ended, Job, Loop
-from finetune.train.stop_conditions import Limits
+from finetune.train.loop import Job, Loop, LoopResult
+from finetune.train.stop_conditions import CallLimits
 
 
 def loop_over(
@@ -19,20 +20,22 @@ def loop_over(
     recipe: Recipe,
     folder: Path,
     *,
-    limits: Limits | None = None,
+    limits: CallLimits | None = None,
     callbacks: Sequence[Callback] = (),
     held_out: Sequence[Example] | None = None,
-    **found: Any,
+    checkpoint: Checkpoint | None = None,
 ) -> Loop:
     """A loop that trains on the rows, and validates on `held_out` or else on the same rows."""
     job = Job(
         trainable, examples, recipe, folder, {"recipe": {}}, lambda rows: [f"rows.jsonl:{row + 1}" for row in rows]
     )
     validator = Validator(trainable, examples if held_out is None else held_out, recipe.training)
-    return Loop(job, validator, limits or Limits(), callbacks, **found)
+    return Loop(job, validator, limits or CallLimits(), callbacks, checkpoint)
 
 
-def train(trainable: Trainable, examples: Sequence[Example], recipe: Recipe, folder: Path, **options: Any) -> Ended:
+def train(
+    trainable: Trainable, examples: Sequence[Example], recipe: Recipe, folder: Path, **options: Any
+) -> LoopResult:
     """Run the loop to its end."""
     loop = loop_over(trainable, examples, recipe, folder, **options)
     try:

@@ -14,7 +14,7 @@ from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, StepStats
 from finetune.tokens.tokenize import Example, tokenize_all
 from finetune.train import checkpoint as checkpoints
-from finetune.train.stop_conditions import Interruption, Limits
+from finetune.train.stop_conditions import CallLimits, Interruption
 from gladstone.commands.progress import Silent
 from gladstone.formats import read_conversations
 from gladstone.models.base_model import resolve_base
@@ -128,11 +128,11 @@ def broken(subject: Subject, work: Path, where: str) -> History:
     folder, step = work / "broken", BREAKS[where]
     shutil.rmtree(folder, ignore_errors=True)
     subject.set_back()
-    interruption, limits = Interruption(), Limits(max_steps=step)
+    interruption, limits = Interruption(), CallLimits(max_steps=step)
     callbacks = [Interrupting(step, interruption)] if where == "in a validation" else []
     loop = loop_over(
         subject.trainable, subject.examples, subject.recipe, folder,
-        limits=Limits() if callbacks else limits, callbacks=callbacks,
+        limits=CallLimits() if callbacks else limits, callbacks=callbacks,
     )  # fmt: skip
     reason = loop.run(interruption).reason
     loop.close()
@@ -148,7 +148,7 @@ def _taken_up(subject: Subject, folder: Path, step: int) -> History:
     found = checkpoints.newest_whole(folder, lambda told: None)
     assert found is not None
     assert found[0].step == step
-    loop = loop_over(subject.trainable, subject.examples, subject.recipe, folder, found=found[0])
+    loop = loop_over(subject.trainable, subject.examples, subject.recipe, folder, checkpoint=found[0])
     loop.run()
     loop.close()
     return loop.history

@@ -9,7 +9,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from finetune.cli import main
-from finetune.config.schema import load_recipe, recipe_names
+from finetune.config.load import load_recipe, recipe_names
 from tests.tiny_models import medical_rows, tiny_recipe, write_rows_file
 
 

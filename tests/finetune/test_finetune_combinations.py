@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from finetune.config.checks import OPTIMIZERS, SCHEDULE_SETTINGS
-from finetune.config.schema import TrainingSection, load_recipe
+from finetune.config.load import load_recipe
+from finetune.config.schema import TrainingSection
 from gladstone.errors import ConfigError
 from tests.tiny_models import tiny_recipe
 

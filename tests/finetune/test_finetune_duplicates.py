@@ -10,6 +10,7 @@ from finetune.data.duplicates.alike import says_the_same
 from finetune.data.duplicates.duplicates import Duplicates, batches
 from finetune.data.duplicates.grams import Sketcher, gram_hashes, jaccard
 from finetune.data.duplicates.groups import Groups, equal_runs
+from finetune.data.sources import source_file
 from gladstone.chat.messages import Conversation, Message
 from gladstone.formats import read_conversations
 from tests.finetune.planted import EDITS, edited, plant
@@ -27,7 +28,7 @@ def found(rows: list[Conversation], similarity: float | None = 0.8) -> Duplicate
 
 @pytest.fixture(scope="module")
 def flashcards() -> list[Conversation]:
-    return read_conversations(Source(path="sample:flashcards").file(), "qa")
+    return read_conversations(source_file(Source(path="sample:flashcards")), "qa")
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,17 @@ import transformers
 from click.testing import CliRunner
 
 from finetune.cli import main
-from finetune.config.schema import Recipe, load_recipe, recipe_names
+from finetune.config.load import load_recipe, recipe_names
+from finetune.config.schema import Recipe
 from finetune.estimate import estimate as estimates
 from finetune.estimate import timing
 from finetune.estimate.estimate import estimate
+from finetune.estimate.recipe_table import training_bytes
 from finetune.estimate.timing import Line, Rates
 from finetune.model.load import load_trainable
 from finetune.sizing.devices import DEVICES, find_device
 from finetune.sizing.fit_to_memory import Scenario, assess, fit, single_options
-from finetune.sizing.memory import (
-    MicroBatchShape,
-    Setting,
-    adapter_parameters,
-    block_bytes,
-    estimate_memory,
-    training_bytes,
-)
+from finetune.sizing.memory import ComputeSetting, MicroBatchShape, adapter_parameters, block_bytes, estimate_memory
 from finetune.sizing.model_shape import Shape, shape_of_base, shape_of_config, shape_of_facts
 from finetune.sizing.step_plan import Plan, Row, make_plan, micro_batch_shape, rows_of
 from finetune.tokens.tokenize import PairExample, TokenizedExample
@@ -55,7 +50,7 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def case(*overrides: str, limit: float = 1e12, **setting: Any) -> Scenario:
-    return Scenario(shape_of_config(SMOLLM2), recipe(*overrides), Setting(**setting), ROWS, limit)
+    return Scenario(shape_of_config(SMOLLM2), recipe(*overrides), ComputeSetting(**setting), ROWS, limit)
 
 
 def peak(*overrides: str, **setting: Any) -> int:
@@ -134,7 +129,7 @@ def test_what_blocks_keep_is_what_autograd_keeps(family: str, targets: str, dtyp
     shape, _ = shape_of_base(base)
     batch = micro_batch_shape(rows_of([example, other], chosen.lora), padded=trainable.forward.padded)
     kept = saved_bytes(trainable, [example, other], shape)
-    setting = Setting(4 if trainable.dtype == "float32" else 2, padded=trainable.forward.padded)
+    setting = ComputeSetting(4 if trainable.dtype == "float32" else 2, padded=trainable.forward.padded)
     assert block_bytes(shape, chosen.lora, setting, batch) == pytest.approx(kept, rel=0.08)
 
 
@@ -277,7 +272,7 @@ def test_nothing_that_fits_is_an_error_with_the_smallest_peak() -> None:
 def test_recipe_tables_use_the_same_model() -> None:
     chosen = load_recipe("llama-3.2-1b", [])
     assert chosen.hub is not None
-    setting = Setting(dtype_bytes=2, on_gpu=True, padded=True, recomputes=True)
+    setting = ComputeSetting(dtype_bytes=2, on_gpu=True, padded=True, recomputes=True)
     batch = MicroBatchShape(chosen.training.batch_size * chosen.base.max_tokens, 0, chosen.training.batch_size)
     found = estimate_memory(shape_of_facts(chosen.hub), chosen, setting, batch, MicroBatchShape(0))
     assert training_bytes(chosen, chosen.hub) == found.peak

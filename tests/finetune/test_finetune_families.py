@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from finetune.config.schema import DEFAULT_RECIPE, EMBEDDED_RECIPES, Recipe, load_recipe, recipe_names, recipe_text
+from finetune.config.load import DEFAULT_RECIPE, EMBEDDED_RECIPES, load_recipe, recipe_names, recipe_text
+from finetune.config.schema import Recipe
+from finetune.estimate.recipe_table import training_bytes
 from finetune.model.load import load_trainable
 from finetune.model.trainable import save_adapter
-from finetune.sizing.memory import training_bytes
 from finetune.tokens.tokenize import IGNORED, Example, TokenizedExample, tokenize_all, tokenize_conversation
 from finetune.train.evaluation import measure_loss
 from gladstone.artifacts import check_files, read_manifest

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from finetune.cli import main
 from finetune.config.data import Source
 from finetune.data import hub
+from finetune.data.sources import source_file
 from gladstone.errors import DataError
 from gladstone.formats import read_conversations
 from tests.tiny_models import medical_rows, write_rows_file
@@ -33,9 +34,9 @@ def test_a_data_set_is_streamed_once_and_read_from_the_cache(laid_out: Path, cac
     path = hub.cached("owner/name", None, "test", None)
     hub.write(hub.stream(str(laid_out), None, "test"), path)
     source = Source(path="hub:owner/name", split="test", format="qa")
-    assert source.file() == path
+    assert source_file(source) == path
     assert path.is_relative_to(cache)
-    rows = read_conversations(source.file(), source.format)
+    rows = read_conversations(source_file(source), source.format)
     assert [row.answer.content for row in rows] == [row["answer"] for row in medical_rows()[30:]]
 
 

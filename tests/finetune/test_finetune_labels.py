@@ -6,14 +6,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from finetune.config.row_limits import RowLimits, Train
 from finetune.tokens.tokenize import (
     IGNORED,
     NOTHING_SCORED,
     Example,
     Labeller,
-    Limits,
     TokenizedExample,
-    Train,
     scored_texts,
     tokenize_all,
     tokenize_conversation,
@@ -129,14 +128,14 @@ def test_rows_that_are_too_long_are_left_out_whole_and_counted(
 ) -> None:
     rows = [row(("user", "Why?"), ("assistant", "word " * count + "end.")) for count in (1, 5, 50, 500)]
     lengths = [len(one_example(each, template, tokenizer).input_ids) for each in rows]
-    tokenized = tokenize_all(rows, template, tokenizer, Limits(lengths[1]))
+    tokenized = tokenize_all(rows, template, tokenizer, RowLimits(lengths[1]))
     assert [len(example.input_ids) for example in tokenized.examples] == lengths[:2]
     assert tokenized.too_long == 2
 
 
 def test_a_set_with_no_row_short_enough_is_refused(template: ChatTemplate, tokenizer: FolderTokenizer) -> None:
     with pytest.raises(DataError, match=r"all 1 rows have more than 16 tokens \(base\.max_tokens\)"):
-        tokenize_all([row(("user", "Why?"), ("assistant", "word " * 50))], template, tokenizer, Limits(16))
+        tokenize_all([row(("user", "Why?"), ("assistant", "word " * 50))], template, tokenizer, RowLimits(16))
 
 
 @pytest.mark.parametrize("place", ["user", "assistant", "reasoning"])
@@ -155,7 +154,7 @@ def test_all_rows_that_cannot_be_rendered_are_named_in_one_message(
 ) -> None:
     rows = [row(("user", END), ("assistant", "x"), source=f"rows.jsonl:{line}") for line in range(1, 14)]
     with pytest.raises(DataError) as caught:
-        tokenize_all(rows, template, tokenizer, Limits(100))
+        tokenize_all(rows, template, tokenizer, RowLimits(100))
     message = str(caught.value)
     assert "(13 problems)" in message
     assert "rows.jsonl:10:" in message
@@ -199,7 +198,7 @@ def test_a_long_question_loses_its_beginning_and_the_answer_stays_whole(
     template: ChatTemplate, tokenizer: FolderTokenizer
 ) -> None:
     long = row(("user", CONTEXTS), ("assistant", "It does."))
-    (example,), what = Labeller(template, tokenizer, Limits(60, "cut prompt")).examples(long)
+    (example,), what = Labeller(template, tokenizer, RowLimits(60, "cut prompt")).examples(long)
     text = tokenizer.decode(list(example.input_ids))
     assert what == "cut"
     assert 55 <= len(example.input_ids) <= 60
@@ -210,13 +209,13 @@ def test_a_long_question_loses_its_beginning_and_the_answer_stays_whole(
 
 def test_a_row_whose_answer_alone_is_too_long_is_left_out(template: ChatTemplate, tokenizer: FolderTokenizer) -> None:
     long = row(("user", "Why?"), ("assistant", "word " * 100))
-    assert Labeller(template, tokenizer, Limits(60, "cut prompt")).examples(long) == ([], "too long")
+    assert Labeller(template, tokenizer, RowLimits(60, "cut prompt")).examples(long) == ([], "too long")
 
 
 def test_a_cut_answer_has_no_end_and_a_row_with_nothing_scored_is_left_out(
     template: ChatTemplate, tokenizer: FolderTokenizer
 ) -> None:
-    labeller = Labeller(template, tokenizer, Limits(60, "cut"))
+    labeller = Labeller(template, tokenizer, RowLimits(60, "cut"))
     (example,), what = labeller.examples(row(("user", "Why?"), ("assistant", "word " * 100)))
     assert (what, len(example.input_ids), len(example.labels)) == ("cut", 60, 60)
     assert tokenizer.decode(scored(example)).rstrip().endswith("word")
@@ -230,7 +229,7 @@ def test_what_the_limits_hit_is_counted(template: ChatTemplate, tokenizer: Folde
         row(("user", "Why?"), ("assistant", "word " * 200)),
         row(("user", "Why?"), ("assistant", "So.")),
     ]
-    tokenized = tokenize_all(rows, template, tokenizer, Limits(60, "cut prompt", reasoning_tokens=10))
+    tokenized = tokenize_all(rows, template, tokenizer, RowLimits(60, "cut prompt", reasoning_tokens=10))
     assert (len(tokenized.examples), tokenized.too_long, tokenized.cut, tokenized.reasoning_cut) == (3, 1, 1, 1)
 
 
@@ -241,7 +240,7 @@ def test_what_the_limits_hit_is_counted(template: ChatTemplate, tokenizer: Folde
 def test_reasoning_is_cut_after_a_sentence_or_left_out(
     template: ChatTemplate, tokenizer: FolderTokenizer, limit: int | None, left: str | None
 ) -> None:
-    labeller = Labeller(template, tokenizer, Limits(100, reasoning_tokens=limit))
+    labeller = Labeller(template, tokenizer, RowLimits(100, reasoning_tokens=limit))
     shorter = labeller.shorten_reasoning(
         row(("user", "Why?"), ("assistant", "So."), reasoning="One. Two is longer. Three")
     )
@@ -306,7 +305,7 @@ def test_every_answer_is_scored_as_it_has_to_be_written_whatever_the_template_do
 def test_the_turns_that_are_scored_are_those_that_option_and_row_say(
     template: ChatTemplate, tokenizer: FolderTokenizer, train: Train, flags: tuple[bool | None, ...], answers: list[int]
 ) -> None:
-    labeller = Labeller(template, tokenizer, Limits(500, train=train))
+    labeller = Labeller(template, tokenizer, RowLimits(500, train=train))
     made, what = labeller.examples(asked_thrice(*flags))
     texts = [text for each in made for text, is_scored in scored_texts(each, tokenizer) if is_scored]
     assert [text.removesuffix(f".{END}")[-1] for text in texts] == [str(number) for number in answers]
@@ -318,14 +317,14 @@ def test_rows_without_a_scored_turn_are_counted_and_all_of_them_are_an_error(
     template: ChatTemplate, tokenizer: FolderTokenizer
 ) -> None:
     rows = [asked_thrice(True, None, None), asked_thrice(None, None, None), asked_thrice(False, False, False)]
-    found = tokenize_all(rows, template, tokenizer, Limits(500, train="flagged"))
+    found = tokenize_all(rows, template, tokenizer, RowLimits(500, train="flagged"))
     assert (len(found.examples), found.unscored, found.rows) == (1, 2, (0,))
     with pytest.raises(DataError, match=r"none of 2 rows.*data\.train=flagged"):
-        tokenize_all(rows[1:], template, tokenizer, Limits(500, train="flagged"))
+        tokenize_all(rows[1:], template, tokenizer, RowLimits(500, train="flagged"))
 
 
 def test_what_is_scored_is_told_in_turns_and_tokens(template: ChatTemplate, tokenizer: FolderTokenizer) -> None:
-    found = tokenize_all([asked_thrice(None, None, None)] * 2, template, tokenizer, Limits(500))
+    found = tokenize_all([asked_thrice(None, None, None)] * 2, template, tokenizer, RowLimits(500))
     scored_tokens = 2 * len(scored(found.examples[0]))
     assert (found.scored_turns, found.scored_tokens) == (6, scored_tokens)
     assert found.tokens == 2 * len(found.examples[0].input_ids)
@@ -358,7 +357,7 @@ def test_a_row_with_calls_is_scored_at_the_call_and_at_the_answer(tokenizer: Fol
 
 
 def test_a_long_question_before_a_call_is_cut_and_the_call_and_its_result_stay(tokenizer: FolderTokenizer) -> None:
-    limits = Limits(150, "cut prompt")
+    limits = RowLimits(150, "cut prompt")
     made, what = Labeller(tokenizer.template(HERMES), tokenizer, limits).examples(HERMES_ROW)
     assert what == "cut"
     assert all(len(example.input_ids) <= 150 for example in made)
@@ -378,7 +377,7 @@ def test_special_tokens_in_calls_and_definitions_are_found(tokenizer: FolderToke
 
 
 def test_pairs_take_no_calls(tokenizer: FolderTokenizer) -> None:
-    labeller = Labeller(tokenizer.template(HERMES), tokenizer, Limits(500), pairs=True)
+    labeller = Labeller(tokenizer.template(HERMES), tokenizer, RowLimits(500), pairs=True)
     with pytest.raises(DataError, match=r"rows\.jsonl:7: .*tool calls"):
         labeller.examples(replace(HERMES_ROW, messages=HERMES_ROW.messages[:2]))
 

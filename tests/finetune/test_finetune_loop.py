@@ -13,8 +13,8 @@ from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import Journal, StepStats
 from finetune.tokens.tokenize import IGNORED, TokenizedExample
 from finetune.train import checkpoint as checkpoints
-from finetune.train.loop import Ended, Loop
-from finetune.train.stop_conditions import Interruption, Limits
+from finetune.train.loop import Loop, LoopResult
+from finetune.train.stop_conditions import CallLimits, Interruption
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
 from tests.families import write_family
 from tests.finetune.looped import loop_over
@@ -39,7 +39,7 @@ def changed(subject: Subject, **training: Any) -> Recipe:
     return subject.recipe.model_copy(update={"training": section})
 
 
-def ended(loop: Loop) -> Ended:
+def ended(loop: Loop) -> LoopResult:
     try:
         return loop.run()
     finally:
@@ -102,7 +102,7 @@ def test_an_exploding_loss_is_told_with_the_rows_of_the_last_step(subject: Subje
     with subject.trainable.forward.generation_mode(), pytest.raises(DataError) as caught:
         ended(loop)
     assert re.fullmatch(
-        r"the loss has exploded: \d\.\d\d nats in the first 10 steps, \d+\.\d\d in those up to step \d+, where guessing "
+        r"the loss diverged: \d\.\d\d nats in the first 10 steps, \d+\.\d\d in those up to step \d+, where guessing "
         r"gives 6\.\d\d\. Lower training\.learning_rate\. The last step's rows: rows\.jsonl:\d+(, rows\.jsonl:\d+)*\.",
         str(caught.value),
     )
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(subject: Subject, tmp_path: 
     ):
         other = dataclasses.replace(found[0], trained=trained_tensors)
         with pytest.raises(ArtifactError, match="the checkpoint is of an adapter with other layers"):
-            loop_over(subject.trainable, subject.examples, recipe, tmp_path, found=other)
+            loop_over(subject.trainable, subject.examples, recipe, tmp_path, checkpoint=other)
 
 
 @pytest.mark.parametrize("part", ["optimizer", "random"])
@@ -186,7 +186,7 @@ def test_a_checkpoint_that_does_not_fit_is_told(subject: Subject, tmp_path: Path
     }
     other = dataclasses.replace(found[0], **{part: spoilt[part]})
     with pytest.raises(ArtifactError, match="step 1's checkpoint does not fit: "):
-        loop_over(subject.trainable, subject.examples, recipe, tmp_path, found=other)
+        loop_over(subject.trainable, subject.examples, recipe, tmp_path, checkpoint=other)
 
 
 def test_a_journal_on_a_full_disk_says_so(tmp_path: Path) -> None:
@@ -221,26 +221,26 @@ def test_a_journal_goes_on_behind_what_was_told_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limits", "made", "expected"),
     [
-        (Limits(), (9, 9, 9.0), ""),
-        (Limits(max_steps=3), (2, 0, 0.0), ""),
-        (Limits(max_steps=3), (3, 0, 0.0), "--max-steps 3"),
-        (Limits(max_tokens=100), (0, 99, 0.0), ""),
-        (Limits(max_tokens=100), (0, 100, 0.0), "--max-tokens 100"),
-        (Limits(max_hours=1.0), (0, 0, 3000.0), ""),
-        (Limits(max_hours=1.0), (0, 0, 3601.0), "--max-hours 1"),
-        (Limits(max_hours=0.5, max_steps=1), (1, 0, 9999.0), "--max-steps 1"),
+        (CallLimits(), (9, 9, 9.0), ""),
+        (CallLimits(max_steps=3), (2, 0, 0.0), ""),
+        (CallLimits(max_steps=3), (3, 0, 0.0), "--max-steps 3"),
+        (CallLimits(max_tokens=100), (0, 99, 0.0), ""),
+        (CallLimits(max_tokens=100), (0, 100, 0.0), "--max-tokens 100"),
+        (CallLimits(max_hours=1.0), (0, 0, 3000.0), ""),
+        (CallLimits(max_hours=1.0), (0, 0, 3601.0), "--max-hours 1"),
+        (CallLimits(max_hours=0.5, max_steps=1), (1, 0, 9999.0), "--max-steps 1"),
     ],
 )
 def test_a_limit_stops_before_the_step_that_would_pass_it(
-    limits: Limits, made: tuple[int, int, float], expected: str
+    limits: CallLimits, made: tuple[int, int, float], expected: str
 ) -> None:
     begun_now = dataclasses.replace(limits, begin_s=time.monotonic())  # they were made when the tests were collected
     assert begun_now.reached(*made) == expected
 
 
 def test_without_a_limit_of_time_there_is_always_enough(subject: Subject, tmp_path: Path) -> None:
-    assert not Limits().out_of_time(1e12)
-    assert Limits().time_name == ""
+    assert not CallLimits().out_of_time(1e12)
+    assert CallLimits().time_name == ""
     assert Interruption().name == ""
 
 
@@ -269,7 +269,8 @@ def test_an_optimizer_whose_package_is_not_there_is_refused(subject: Subject) ->
 
 
 def test_the_table_of_broken_trainings_has_every_optimizer_of_a_recipe() -> None:
-    from finetune.config.schema import TrainingSection, load_recipe, recipe_names
+    from finetune.config.load import load_recipe, recipe_names
+    from finetune.config.schema import TrainingSection
 
     used = {load_recipe(name, []).training.optimizer for name in recipe_names()}
     tried = {case.training.get("optimizer", TrainingSection().optimizer) for case in CASES.values()}

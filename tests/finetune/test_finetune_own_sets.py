@@ -13,9 +13,10 @@ from click.testing import CliRunner, Result
 from export.cli import main as export_main
 from finetune.cli import main
 from finetune.config.data import DataSection
-from finetune.config.schema import load_recipe
+from finetune.config.load import load_recipe
 from finetune.data.prepare import prepare, read_set
-from finetune.estimate.estimate import as_json, estimate
+from finetune.estimate.estimate import estimate
+from finetune.estimate.text import as_json
 from finetune.reports.compare.runs import read_runs
 from finetune.reports.compare.table import compare
 from finetune.sweep.search_space import read_plan

@@ -3,18 +3,18 @@ from pathlib import Path
 import pytest
 
 from finetune.config.data import Source
-from finetune.config.schema import (
+from finetune.config.field_help import field_help
+from finetune.config.load import (
     DEFAULT_RECIPE,
     DEMO_RECIPE,
     EMBEDDED_RECIPES,
-    Recipe,
-    TrainingSection,
-    field_help,
     load_recipe,
     read_recipe,
     recipe_names,
     recipe_text,
 )
+from finetune.config.schema import Recipe, TrainingSection
+from finetune.data.sources import source_file
 from gladstone.errors import ConfigError
 from gladstone.formats import read_conversations
 
@@ -41,7 +41,7 @@ def test_every_recipe_that_comes_along_is_whole(name: str) -> None:
     assert recipe.description
     for source in recipe.data.sources:
         if source.path.startswith("sample:"):
-            assert read_conversations(source.file(), source.format)
+            assert read_conversations(source_file(source), source.format)
 
 
 def test_three_mistakes_are_told_in_one_message(tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_rows_that_are_named_twice_are_refused() -> None:
 
 
 def test_an_unknown_sample_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="no sample called 'flashcard'; there are: flashcards, reasoning"):
-        Source(path="sample:flashcard", format="qa").file()
+    with pytest.raises(ConfigError, match=r"'flashcard'.*flashcards, reasoning"):
+        source_file(Source(path="sample:flashcard", format="qa"))
 
 
 def test_an_unknown_recipe_names_those_there_are() -> None:

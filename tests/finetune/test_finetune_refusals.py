@@ -8,6 +8,7 @@ import pytest
 
 from finetune.config.schema import Recipe
 from finetune.data.prepare import prepare, read_set
+from finetune.data.sources import source_file
 from finetune.data.summary import describe
 from finetune.reports.data_check import check_rows
 from finetune.reports.data_check import describe as describe_check
@@ -57,7 +58,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_check_preview_prepare_and_run_count_the_same_rows(recipe: Recipe, tmp_path: Path) -> None:
     previewer = Previewer(recipe, Silent())
     list(previewer.previews(1))
-    checked = check_rows(recipe.data.sources[0].file(), "qa", base=("tiny", previewer.labeller.check))
+    checked = check_rows(source_file(recipe.data.sources[0]), "qa", base=("tiny", previewer.labeller.check))
     found = inputs_of(skipping(recipe), tmp_path / "run")
     dropped = {reason: count for reason, count in found.summary.dropped.items() if reason in checked.refused}
     assert dict(checked.refused) == dict(previewer.refused) == dropped

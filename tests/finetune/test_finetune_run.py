@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from export.cli import main as export_main
 from finetune.cli import main
-from finetune.config.schema import load_recipe
+from finetune.config.load import load_recipe
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.chat.template import template_sha256
 from gladstone.formats import read_conversations

@@ -7,6 +7,7 @@ import pytest
 
 from finetune.config.data import Source
 from finetune.data.duplicates.duplicates import Duplicates, question_key
+from finetune.data.sources import source_file
 from gladstone.chat.messages import Conversation
 from gladstone.demo import FORM
 from gladstone.formats import read_conversations
@@ -17,7 +18,7 @@ PRIVATE = re.compile(r"\S+@\S+\.\w|https?:|www\.|\+?\d[\d ()-]{8,}\d", re.IGNORE
 
 
 def sample(name: str) -> Path:
-    return Source(path=f"sample:{name}").file()
+    return source_file(Source(path=f"sample:{name}"))
 
 
 @pytest.fixture(scope="module")

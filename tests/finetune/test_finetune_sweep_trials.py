@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from finetune.cli import main
-from finetune.config.schema import load_recipe
+from finetune.config.load import load_recipe
 from finetune.sweep.results import Table
 from finetune.sweep.run import Place, run_sweep
 from gladstone.artifacts import check_files, read_manifest

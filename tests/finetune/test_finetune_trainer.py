@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from finetune.config.row_limits import RowLimits
 from finetune.config.schema import Recipe
 from finetune.model import trainable as parts
 from finetune.model.load import load_trainable
 from finetune.model.loss import PackedForward, PaddedForward
 from finetune.model.trainable import Trainable, save_adapter
 from finetune.monitor.metrics_log import StepStats
-from finetune.tokens.tokenize import IGNORED, Example, Limits, TokenizedExample, common_opening, tokenize_all
+from finetune.tokens.tokenize import IGNORED, Example, TokenizedExample, common_opening, tokenize_all
 from finetune.train.evaluation import measure_loss
 from gladstone.chat.template import ChatTemplate
 from gladstone.commands.progress import Silent
@@ -48,7 +49,7 @@ def examples(
         for number in range(8)
     ]
     path = write_rows_file(tmp_path_factory.mktemp("rows") / "rows.jsonl", rows)
-    return tokenize_all(read_conversations(path, "qa"), template, tokenizer, Limits(512)).examples
+    return tokenize_all(read_conversations(path, "qa"), template, tokenizer, RowLimits(512)).examples
 
 
 def run(trainable: Trainable, examples: tuple[Example, ...], recipe: Recipe, work: Path) -> list[StepStats]:

@@ -7,10 +7,11 @@ import pytest
 import torch
 import yaml
 
+from finetune.config.row_limits import RowLimits
 from finetune.config.schema import Recipe, TrainingSection
 from finetune.model.load import load_trainable
 from finetune.model.trainable import save_adapter
-from finetune.tokens.tokenize import Example, Limits, tokenize_all
+from finetune.tokens.tokenize import Example, tokenize_all
 from finetune.train.evaluation import measure_loss
 from finetune.train.optimizer import learning_rates
 from gladstone.chat.template import ChatTemplate
@@ -57,7 +58,7 @@ def examples(
     tmp_path_factory: pytest.TempPathFactory, template: ChatTemplate, tokenizer: FolderTokenizer
 ) -> tuple[Example, ...]:
     path = write_rows_file(tmp_path_factory.mktemp("rows") / "rows.jsonl")
-    return tokenize_all(read_conversations(path, "qa"), template, tokenizer, Limits(256)).examples[:12]
+    return tokenize_all(read_conversations(path, "qa"), template, tokenizer, RowLimits(256)).examples[:12]
 
 
 def recipe_of(base: Path, sections: dict[str, Any]) -> Recipe:

@@ -1,0 +1,89 @@
+"""From a recipe's name or file, a user's rows and `--set` to a checked recipe."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from finetune.config import layers
+from finetune.config.checks import find_conflicts
+from finetune.config.schema import Recipe
+from gladstone.config import build_config, read_yaml
+from gladstone.errors import ConfigError, listed
+
+DEFAULT_RECIPE = "smollm2-135m"  # for a user's rows
+DEMO_RECIPE = "demo-triage"
+EMBEDDED_RECIPES = (DEMO_RECIPE, "smollm2-135m-medical")  # for the rows that come with Gladstone
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with Gladstone."""
+    return sorted(path.stem for path in _recipe_folder().glob("*.yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """A recipe's file as it is. Raises ConfigError for an unknown name."""
+    return _find(name).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe, and what a user should know of how its layers came together, in sentences."""
+
+    recipe: Recipe
+    notes: tuple[str, ...]
+
+
+def load_recipe(recipe: str | None, overrides: Sequence[str], data: tuple[str, str] | None = None) -> Recipe:
+    """The recipe of `read_recipe` alone."""
+    return read_recipe(recipe, overrides, data).recipe
+
+
+def read_recipe(recipe: str | None, overrides: Sequence[str], data: tuple[str, str] | None = None) -> LoadedRecipe:
+    """A recipe by name or file, with `--data PATH --format NAME` and `--set a.b=c` applied.
+
+    None is the demo's recipe, or with rows of the user's own the default recipe. Raises ConfigError that lists every
+    problem.
+    """
+    name, notes = recipe or DEMO_RECIPE, list[str]()
+    values: dict[str, Any] = read_yaml(_find(name))
+    sources = layers.own_rows(values, overrides, data)
+    if sources is not None:
+        if name in EMBEDDED_RECIPES:
+            name, values = DEFAULT_RECIPE, read_yaml(_find(DEFAULT_RECIPE))
+            notes += [f"recipe {recipe} is for the rows that come along; yours get {name}."] if recipe else []
+        if name in recipe_names():
+            values, found = layers.for_other_rows(values, overrides, sources)
+            notes += found
+        values = layers.with_sources(values, sources)
+    where = f"recipe {_find(name).name}"
+    changed, found = layers.with_overrides(values, overrides, where)
+    if _base_name(changed) != _base_name(values):
+        changed.pop("hub", None)  # the facts are about the file's own base
+    made = build_config(Recipe, changed, where)
+    problems = find_conflicts(made)
+    if problems:
+        raise ConfigError(listed(where, problems))
+    return LoadedRecipe(made, (*notes, *found))
+
+
+def _base_name(values: dict[str, Any]) -> Any:
+    base = values.get("base")
+    return base.get("model") if isinstance(base, dict) else None
+
+
+def _find(recipe: str) -> Path:
+    if recipe in recipe_names():
+        return _recipe_folder() / f"{recipe}.yaml"
+    path = Path(recipe).expanduser()
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(recipe, recipe_names(), n=1)
+    suggestion = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"no recipe {recipe!r}: neither a file nor one of {', '.join(recipe_names())}.{suggestion}")
+
+
+def _recipe_folder() -> Path:
+    return Path(str(resources.files("finetune"))) / "recipes"
