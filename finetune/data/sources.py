@@ -7,7 +7,7 @@ from finetune.config.data import Source
 from finetune.data.hub import HUB_PREFIX, fetch
 from gladstone.errors import ConfigError, DataError
 from gladstone.formats import Layout, find_layout
-from gladstone.rows import Reading
+from gladstone.rows import ReadOptions
 
 SAMPLE_PREFIX = "sample:"
 
@@ -34,4 +34,4 @@ def source_layout(source: Source) -> Layout:
     path = source_file(source)
     if not path.exists():
         raise DataError(f"{path}: no such data file.")
-    return find_layout(path, source.format, source.columns, Reading(source.encoding, source.sheet))
+    return find_layout(path, source.format, source.columns, ReadOptions(source.encoding, source.sheet))

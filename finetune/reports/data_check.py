@@ -8,7 +8,7 @@ from pathlib import Path
 from finetune.tokens.refusals import RefusedError, RowCheck
 from gladstone.chat.messages import Conversation
 from gladstone.formats import Layout, Notes, find_layout, iter_conversations
-from gladstone.rows import AS_FOUND, Problems, Reading
+from gladstone.rows import DEFAULT_OPTIONS, Problems, ReadOptions
 
 ASK = "--recipe NAME asks the base of a recipe"
 
@@ -64,14 +64,14 @@ def check_rows(
     path: Path,
     format_name: str,
     columns: Mapping[str, str] | None = None,
-    reading: Reading = AS_FOUND,
+    options: ReadOptions = DEFAULT_OPTIONS,
     base: tuple[str, RowCheck] | None = None,
 ) -> Check:
     """Read every row of a file; `base` has a name and is asked about each: a row that it refuses is a bad one.
 
     Raises DataError if the file as a whole cannot be read or its format recognised.
     """
-    check = Check(find_layout(path, format_name, columns, reading), Problems())
+    check = Check(find_layout(path, format_name, columns, options), Problems())
     if base is not None:
         check.base, ask = base
     for conversation in iter_conversations(path, check.layout, check.problems, check.notes):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 
 from gladstone.chat.messages import Conversation
 from gladstone.errors import DataError
-from gladstone.formats.rendered import kind_of_text, told
+from gladstone.formats.rendered import advice_for, detect_template
 from gladstone.report.terminal import one_line
 
 REASON_CHARS = 140
@@ -38,9 +38,9 @@ def _check_special(text: str, where: tuple[str, str], special_tokens: Collection
     source, what = where
     for special in special_tokens:
         if special in text:
-            kind = kind_of_text(text)
+            kind = detect_template(text)
             advice = "Remove the marker from the row."
             if kind:
-                advice = f"The text is already rendered in the chat template {kind}. {told(kind)}"
+                advice = f"The text is already rendered in the chat template {kind}. {advice_for(kind)}"
             detail = f"{what} contains {special!r}, a special token of the model. {advice}"
             raise RefusedError(source, detail, f"a text contains {special}, a special token")

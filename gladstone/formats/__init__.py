@@ -28,13 +28,13 @@ from gladstone.formats import (
     text,
 )
 from gladstone.formats.fields import Fields
-from gladstone.formats.known import check_known
 from gladstone.formats.notes import LeftOutError, Notes
-from gladstone.formats.recognition import KNOWN_BY, SAMPLED_ROWS
+from gladstone.formats.recognition import IDENTIFYING_FIELDS, SAMPLED_ROWS
 from gladstone.formats.recognition import recognise as recognised
-from gladstone.rows import AS_FOUND, Problems, Reading, Row, read_rows, readable_fields
+from gladstone.formats.unsupported import check_supported
+from gladstone.rows import DEFAULT_OPTIONS, Problems, ReadOptions, Row, read_rows, readable_fields
 
-__all__ = ["KNOWN_BY", "SAMPLED_ROWS", "LeftOutError", "Notes"]
+__all__ = ["IDENTIFYING_FIELDS", "SAMPLED_ROWS", "LeftOutError", "Notes"]
 
 Reader = Callable[[Fields], Conversation]
 
@@ -72,7 +72,7 @@ class Layout:
     name: str
     why: str = ""
     columns: Mapping[str, str] | None = None
-    reading: Reading = AS_FOUND
+    options: ReadOptions = DEFAULT_OPTIONS
 
     def read(self, row: Row, source: str, notes: Notes | None = None) -> Conversation:
         """Read a row as a conversation.
@@ -85,11 +85,11 @@ class Layout:
         if self.columns is not None:
             self._check_columns(row, source)
         elif self.name != "prepared":
-            check_known(fields, self.name)
+            check_supported(fields, self.name)
         conversation = FORMATS[self.name](fields)
         if notes is not None:
             notes.add(fields.unused(), fields.as_text)
-            if self.name not in ("rendered", "prepared") and (kind := rendered.kind_of(conversation)):
+            if self.name not in ("rendered", "prepared") and (kind := rendered.template_of(conversation)):
                 notes.rendered[kind] += 1
         return conversation
 
@@ -103,11 +103,11 @@ def find_layout(
     path: Path,
     format_name: str,
     columns: Mapping[str, str] | None = None,
-    reading: Reading = AS_FOUND,
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> Layout:
     """Return the layout of that name or, for `auto`, the one that the first rows fit.
 
-    `reading`: what the user specified.
+    `options`: what the user specified.
 
     Raises ConfigError for an unknown name or columns, DataError if no layout or several layouts fit.
     """
@@ -115,9 +115,9 @@ def find_layout(
         raise ConfigError(f"unknown data format {format_name!r}; known: {', '.join(FORMAT_NAMES)}.")
     if columns is not None:
         _check_columns(columns, format_name)
-        return Layout("qa", "columns are given", columns, reading)
-    name, why = recognised(path, reading) if format_name == AUTO else (format_name, "")
-    return Layout(name, why, reading=reading)
+        return Layout("qa", "columns are given", columns, options)
+    name, why = recognised(path, options) if format_name == AUTO else (format_name, "")
+    return Layout(name, why, options=options)
 
 
 def recognise(path: Path) -> Layout:
@@ -133,7 +133,7 @@ def iter_conversations(
     `notes` counts unused fields, and rows that ask not to be trained on.
     """
     notes = Notes() if notes is None else notes
-    for row, source in read_rows(path, problems, layout.reading):
+    for row, source in read_rows(path, problems, layout.options):
         try:
             yield layout.read(row, source, notes)
         except DataError as error:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from gladstone.chat.messages import Conversation, Message
 from gladstone.formats.fields import Fields, assistant_message, checked_text
-from gladstone.formats.turns import finish
+from gladstone.formats.turns import build_conversation
 from gladstone.rows.limits import kind_of
 
 FIELDS = ("instruction", "output")
@@ -13,7 +13,7 @@ FIELDS = ("instruction", "output")
 def read(row: Fields) -> Conversation:
     """The instruction and its input, separated by a blank line, form the user's turn; `history` precedes it."""
     answer = assistant_message(row.required_text("output", numbers=True), None, row)
-    return finish(row, (*_history(row), Message("user", question(row, "input")), answer))
+    return build_conversation(row, (*_history(row), Message("user", question(row, "input")), answer))
 
 
 def question(row: Fields, given: str) -> str:

@@ -3,7 +3,7 @@
 from gladstone.chat.messages import Conversation, Message
 from gladstone.formats.alpaca import question
 from gladstone.formats.fields import Fields, assistant_message
-from gladstone.formats.turns import finish
+from gladstone.formats.turns import build_conversation
 
 FIELDS = ("instruction", "response")
 
@@ -12,4 +12,4 @@ def read(row: Fields) -> Conversation:
     """The instruction and its context, separated by a blank line, form the user's turn."""
     given = "context" if row.has("context") else "input"
     answer = assistant_message(row.required_text("response", numbers=True), None, row)
-    return finish(row, (Message("user", question(row, given)), answer))
+    return build_conversation(row, (Message("user", question(row, given)), answer))

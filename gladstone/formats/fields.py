@@ -7,7 +7,7 @@ from typing import Any
 
 from gladstone.chat.messages import Message
 from gladstone.errors import DataError
-from gladstone.formats.trimming import trimmed, trimmed_behind
+from gladstone.formats.trimming import trim_after_marker, trimmed
 from gladstone.rows.limits import Row, kind_of, readable_fields
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -195,4 +195,4 @@ def assistant_message(text: str, reasoning: str | None, row: Fields, *, may_be_e
         raise row.error(f"there is no answer after {THINK_CLOSE}.")
     if reasoning and inside.strip():
         raise row.error(f"reasoning is given twice, in its field and as {THINK_OPEN} in the answer.")
-    return Message("assistant", trimmed_behind(answer), inside.strip() or reasoning)
+    return Message("assistant", trim_after_marker(answer), inside.strip() or reasoning)

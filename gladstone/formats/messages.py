@@ -8,7 +8,7 @@ from typing import Any
 from gladstone.chat.messages import Conversation, Message
 from gladstone.formats.fields import Fields
 from gladstone.formats.tools import write_call, write_tools
-from gladstone.formats.turns import read_talk
+from gladstone.formats.turns import read_chat
 from gladstone.rows import Row
 
 FIELDS = ("messages",)
@@ -16,7 +16,7 @@ FIELDS = ("messages",)
 
 def read(row: Fields) -> Conversation:
     """Read the turns in order: an optional system message, then user and assistant alternating, the assistant last."""
-    return read_talk(row, "messages")
+    return read_chat(row, "messages")
 
 
 def write(conversation: Conversation) -> Row:

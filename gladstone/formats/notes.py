@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from gladstone.formats.rendered import told
+from gladstone.formats.rendered import advice_for
 
 MAX_NAMES, MAX_SHOWN, MAX_NAME_CHARS = 200, 12, 40
 
@@ -49,7 +49,7 @@ class Notes:
             more = len(self.unused) - len(shown)
             lines.append("not used: " + ", ".join(shown) + self._more(more))
         for kind, count in self.rendered.items():
-            lines.append(f"{_rows(count)} with a text already rendered in a chat template ({kind}). {told(kind)}")
+            lines.append(f"{_rows(count)} with a text already rendered in a chat template ({kind}). {advice_for(kind)}")
         lines += [f"left out: {_rows(count)}, {reason}" for reason, count in self.left_out.items()]
         return lines
 

@@ -12,7 +12,7 @@ ANSWERS = ("answer", "response", "output", "completion", "output_text")
 SYSTEM = ("system", "system_prompt")
 
 
-def names_of(names: Collection[str]) -> tuple[str, str] | None:
+def find_pair(names: Collection[str]) -> tuple[str, str] | None:
     """Return the question field and the answer field; None unless there is exactly one of each."""
     asking = [name for name in QUESTIONS if name in names]
     answering = [name for name in ANSWERS if name in names]
@@ -21,7 +21,7 @@ def names_of(names: Collection[str]) -> tuple[str, str] | None:
 
 def read(row: Fields) -> Conversation:
     """The two texts become the user's and the assistant's turn, after a `system` or `system_prompt`."""
-    names = names_of(row.names)
+    names = find_pair(row.names)
     if names is None:
         raise DataError(
             f"{row.source}: expected one field of {', '.join(QUESTIONS)} and one of {', '.join(ANSWERS)}; "

@@ -4,14 +4,14 @@ from gladstone.chat.messages import Conversation, Message
 from gladstone.formats import alpaca, messages, prompt, qa, sharegpt
 from gladstone.formats.fields import Fields, assistant_message
 from gladstone.formats.notes import LeftOutError
-from gladstone.formats.turns import finish, read_turns, turns_of
+from gladstone.formats.turns import build_conversation, read_turns, turns_of
 from gladstone.rows.limits import readable_fields
 
 CHOSEN = ("chosen", "preferred_output")
 REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
 LABELS = ("label", "kto_tag")
 ASKING = ("prompt", "question", "query")
-_ANSWERED = {
+_LAYOUTS = {
     prompt.FIELDS: prompt.read,
     messages.FIELDS: messages.read,
     sharegpt.FIELDS: sharegpt.read,
@@ -27,26 +27,32 @@ def read_chosen(row: Fields) -> Conversation:
     """
     name = next((each for each in CHOSEN if each in row), None)
     if name is None:
-        return _answered(row, "a rejected answer")
+        return _read_own_layout(row, "a rejected answer")
     if isinstance(row.peek(name), dict):
-        return finish(row, (*_asked(row), *turns_of(row, name, [row.get(name)])))
+        return build_conversation(row, (*_prompt_turns(row), *turns_of(row, name, [row.get(name)])))
     if not prompt.is_list(row, name):
-        return finish(row, (*_asked(row), assistant_message(row.required_text(name, numbers=True), None, row)))
+        return build_conversation(
+            row, (*_prompt_turns(row), assistant_message(row.required_text(name, numbers=True), None, row))
+        )
     chosen = read_turns(row, name)
     if chosen and chosen[0].role == "assistant":
-        return _with_input(row, chosen) if isinstance(row.peek("input"), dict) else finish(row, (*_asked(row), *chosen))
+        return (
+            _with_input(row, chosen)
+            if isinstance(row.peek("input"), dict)
+            else build_conversation(row, (*_prompt_turns(row), *chosen))
+        )
     if row.peek("prompt") in [message.content for message in chosen]:
         row.get("prompt")  # the list repeats the prompt
-    return finish(row, chosen)
+    return build_conversation(row, chosen)
 
 
 def _with_input(row: Fields, chosen: tuple[Message, ...]) -> Conversation:
     """Read one of OpenAI's preference rows: `input` holds messages and tools."""
     asked = row.within(row.get("input"), "input", "input", "messages")
-    return finish(asked, (*read_turns(asked, "messages"), *chosen))
+    return build_conversation(asked, (*read_turns(asked, "messages"), *chosen))
 
 
-def _asked(row: Fields) -> tuple[Message, ...]:
+def _prompt_turns(row: Fields) -> tuple[Message, ...]:
     for name in ("messages", "conversations"):
         if name in row:
             return read_turns(row, name)
@@ -61,23 +67,23 @@ def _asked(row: Fields) -> tuple[Message, ...]:
 def read_good(row: Fields) -> Conversation:
     """Read a row whose `label` is true, in any layout. Raises LeftOutError for false, DataError for other values."""
     name = next((each for each in LABELS if each in row), LABELS[0])
-    good = truth(row.get(name))
+    good = parse_flag(row.get(name))
     if good is None:
         raise row.error(f"field {name!r} is neither true nor false.")
     if not good:
         raise LeftOutError(f"{name} false: a bad answer")
-    return _answered(row, name)
+    return _read_own_layout(row, name)
 
 
-def _answered(row: Fields, beside: str) -> Conversation:
-    for fields, read in _ANSWERED.items():
+def _read_own_layout(row: Fields, beside: str) -> Conversation:
+    for fields, read in _LAYOUTS.items():
         if all(field in row for field in fields):
             return read(row)
-    known = ", ".join(" and ".join(fields) for fields in _ANSWERED)
+    known = ", ".join(" and ".join(fields) for fields in _LAYOUTS)
     raise row.error(f"expected {known} beside {beside}; the row has {readable_fields(row.names)}.")
 
 
-def truth(value: object) -> bool | None:
+def parse_flag(value: object) -> bool | None:
     """Return a boolean, also from its spellings in tables; None for anything else."""
     if isinstance(value, str):
         return {"true": True, "false": False, "1": True, "0": False}.get(value.strip().casefold())

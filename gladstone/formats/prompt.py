@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from gladstone.chat.messages import Conversation, Message
 from gladstone.formats.fields import Fields, assistant_message
-from gladstone.formats.turns import finish, read_turns
+from gladstone.formats.turns import build_conversation, read_turns
 
 FIELDS = ("prompt", "completion")
 
@@ -14,16 +14,16 @@ def read(row: Fields) -> Conversation:
 
     As in TRL, only the completion is scored; assistant turns in the prompt are not.
     """
-    return prompted(row, "prompt", "completion")
+    return read_prompt_completion(row, "prompt", "completion")
 
 
-def prompted(row: Fields, prompt: str, completion: str) -> Conversation:
+def read_prompt_completion(row: Fields, prompt: str, completion: str) -> Conversation:
     """Return the conversation of a question field and an answer field."""
     asked, answered = _turns(row, prompt, "user"), _turns(row, completion, "assistant")
     if any(message.role == "assistant" for message in asked):
         asked = tuple(_flagged(message, train=False) for message in asked)
         answered = tuple(_flagged(message, train=True) for message in answered)
-    return finish(row, (*asked, *answered))
+    return build_conversation(row, (*asked, *answered))
 
 
 def _turns(row: Fields, name: str, role: str) -> tuple[Message, ...]:

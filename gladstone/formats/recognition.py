@@ -23,9 +23,9 @@ from gladstone.formats import (
     sharegpt,
     text,
 )
-from gladstone.rows import AS_FOUND, Problems, Reading, Row, read_rows, readable_fields
+from gladstone.rows import DEFAULT_OPTIONS, Problems, ReadOptions, Row, read_rows, readable_fields
 
-KNOWN_BY: dict[str, tuple[str, ...]] = {
+IDENTIFYING_FIELDS: dict[str, tuple[str, ...]] = {
     "qa": qa.FIELDS,
     "alpaca": alpaca.FIELDS,
     "messages": messages.FIELDS,
@@ -43,31 +43,31 @@ PREFERENCE, KTO, RATED, TOKENS = "preference", "kto", "rated", "tokens"
 ANSWERS_TO_TEXT = ("label", "labels", "target", "summary", *pair.ANSWERS)
 
 
-def recognise(path: Path, reading: Reading = AS_FOUND) -> tuple[str, str]:
+def recognise(path: Path, options: ReadOptions = DEFAULT_OPTIONS) -> tuple[str, str]:
     """Return the one layout whose fields most of the first rows have, and why.
 
     Raises DataError if none or several fit.
     """
-    rows = islice(read_rows(path, Problems(), reading), SAMPLED_ROWS)
+    rows = islice(read_rows(path, Problems(), options), SAMPLED_ROWS)
     sample = [(set(row), _marks(row), _rendered(row)) for row, _ in rows]
     if not sample:
         raise DataError(f"{path}: no row can be read, so its format cannot be recognised.")
     names = [fields for fields, _, _ in sample]
     _check_marks(path, [marks for _, marks, _ in sample])
-    refused = rendered.refusal([kind for _, _, kind in sample], path)
+    refused = rendered.rendered_error([kind for _, _, kind in sample], path)
     if refused is not None:
         raise refused
-    counts = {name: sum(row.issuperset(fields) for row in names) for name, fields in KNOWN_BY.items()}
+    counts = {name: sum(row.issuperset(fields) for row in names) for name, fields in IDENTIFYING_FIELDS.items()}
     fitting = [name for name, count in counts.items() if count * 2 >= len(sample)]
     # rows with more fields are not plain text: Alpaca's rows repeat the whole row, rendered, in `text`
     fitting = [name for name in fitting if name != "text"] or fitting
     if fitting == ["text"]:
         _check_plain_text(path, names)
     if len(fitting) == 1:
-        return fitting[0], _why(counts[fitting[0]], len(sample), KNOWN_BY[fitting[0]])
+        return fitting[0], _why(counts[fitting[0]], len(sample), IDENTIFYING_FIELDS[fitting[0]])
     if fitting:
         raise DataError(f"{path}: fits the formats {' and '.join(fitting)}. Choose one with --format.")
-    pairs = Counter(found for row in names if (found := pair.names_of(row)))
+    pairs = Counter(found for row in names if (found := pair.find_pair(row)))
     best, count = pairs.most_common(1)[0] if pairs else (("", ""), 0)
     if count * 2 >= len(sample):
         return "pair", _why(count, len(sample), best)
@@ -91,7 +91,7 @@ def _marks(row: Row) -> frozenset[str]:
     for name in preference.LABELS:
         if isinstance(row.get(name), bool):
             marks.add(KTO)
-        elif _has(row, prompt.FIELDS) and preference.truth(row.get(name)) is not None:
+        elif _has(row, prompt.FIELDS) and preference.parse_flag(row.get(name)) is not None:
             marks.add(RATED)
     if isinstance(row.get("input_ids"), list):
         marks.add(TOKENS)
@@ -101,7 +101,7 @@ def _marks(row: Row) -> frozenset[str]:
 def _rendered(row: Row) -> str | None:
     """Return the chat template that the row's text, question or answer is rendered in; None if there is none."""
     texts = (row.get(name) for name in ("text", *pair.QUESTIONS, *pair.ANSWERS))
-    kinds = (rendered.kind_of_text(text) for text in texts if isinstance(text, str))
+    kinds = (rendered.detect_template(text) for text in texts if isinstance(text, str))
     return next((kind for kind in kinds if kind), None)
 
 

@@ -11,8 +11,8 @@ from gladstone.chat.messages import Conversation, Message
 from gladstone.errors import DataError
 from gladstone.formats import pair
 from gladstone.formats.fields import Fields, assistant_message
-from gladstone.formats.trimming import trimmed_behind
-from gladstone.formats.turns import ROLES, finish
+from gladstone.formats.trimming import trim_after_marker
+from gladstone.formats.turns import ROLES, build_conversation
 
 FIELDS = ("text",)
 FORMAT = "rendered"
@@ -75,7 +75,7 @@ SPOKEN = "Human: and Assistant:"  # which plain text may contain too
 OPENING_CHARS = 600  # allowed before the first heading
 
 
-def kind_of_text(text: str) -> str | None:
+def detect_template(text: str) -> str | None:
     """Return the name of the template whose markers open a text; None for any other text."""
     begin = _BEGIN.match(text)
     place = begin.end() if begin else 0
@@ -96,12 +96,12 @@ def kind_of_text(text: str) -> str | None:
     return SPOKEN if _SPOKEN.match(text, place) else None
 
 
-def kind_of(conversation: Conversation) -> str | None:
+def template_of(conversation: Conversation) -> str | None:
     """Return the template that one of the row's texts is rendered in, None if there is none."""
-    return next((kind for message in conversation.messages if (kind := kind_of_text(message.content))), None)
+    return next((kind for message in conversation.messages if (kind := detect_template(message.content))), None)
 
 
-def told(kind: str) -> str:
+def advice_for(kind: str) -> str:
     """Advise what to do with texts rendered in a template."""
     if kind not in _READERS:
         return "Supply the turns as messages."
@@ -112,7 +112,7 @@ def text_of(row: Fields) -> str:
     """Return the rendered text of a row: its `text`, or its question followed by its answer."""
     if "text" in row:
         return _required(row, "text")
-    names = pair.names_of(row.names)
+    names = pair.find_pair(row.names)
     if names is None:
         raise row.error("expected a field 'text', or a question field and an answer field, with the rendered text.")
     return "".join(_required(row, name) for name in names)
@@ -126,7 +126,7 @@ def _required(row: Fields, name: str) -> str:
 def read(row: Fields) -> Conversation:
     """Parse the turns of a rendered text by its markers. Raises DataError for an ambiguous text."""
     text = text_of(row)
-    kind = kind_of_text(text)
+    kind = detect_template(text)
     if kind not in _READERS:
         raise row.error(
             f"the text does not begin with the markers of a supported chat template ({', '.join(_READERS)})."
@@ -135,11 +135,11 @@ def read(row: Fields) -> Conversation:
         turns = _READERS[kind](text)
     except ValueError as error:
         raise row.error(f"rendered in {kind}, but {error}; supply its turns as messages.") from None
-    return finish(row, tuple(_message(role, content, row) for role, content in turns))
+    return build_conversation(row, tuple(_message(role, content, row) for role, content in turns))
 
 
 def _message(role: str, content: str, row: Fields) -> Message:
-    content = trimmed_behind(content)
+    content = trim_after_marker(content)
     if not content.strip():
         raise row.error(f"the {role}'s turn is empty.")
     return assistant_message(content, None, row) if role == "assistant" else Message(role, content)
@@ -273,14 +273,14 @@ _READERS: dict[str, Callable[[str], Turns]] = {
 }
 
 
-def refusal(kinds: list[str | None], path: object) -> DataError | None:
+def rendered_error(kinds: list[str | None], path: object) -> DataError | None:
     """Return the error for a file most of whose rows are rendered; None if few are, or if the markers are ambiguous."""
     for kind in dict.fromkeys(kinds):
         count = kinds.count(kind)
         if kind not in (None, SPOKEN) and count * 2 >= len(kinds):
             return DataError(
                 f"{path}: the texts are already rendered in a chat template ({kind}, {count:,} of the first "
-                f"{len(kinds):,} rows), so that the markers would be trained as text. {told(kind)} "
+                f"{len(kinds):,} rows), so that the markers would be trained as text. {advice_for(kind)} "
                 "Any other explicit --format reads them unchanged."
             )
     return None

@@ -2,7 +2,7 @@
 
 from gladstone.chat.messages import Conversation
 from gladstone.formats.fields import Fields
-from gladstone.formats.turns import read_talk
+from gladstone.formats.turns import read_chat
 
 FIELDS = ("conversations",)
 
@@ -12,4 +12,4 @@ def read(row: Fields) -> Conversation:
 
     A function_call turn is the assistant's, its text the calls; an observation is a tool result.
     """
-    return read_talk(row, "conversations")
+    return read_chat(row, "conversations")

@@ -12,7 +12,7 @@ def trimmed(text: str) -> str:
     In a table whose columns are separated by tabs, tabs at the end of a line are empty cells and stay.
     """
     bare = text.rstrip()
-    if "\t" in text[len(bare) :] and is_tabbed(text):
+    if "\t" in text[len(bare) :] and has_tab_columns(text):
         rest = text[len(bare) :].splitlines()[0]
         bare += rest[: rest.rfind("\t") + 1]
     if not bare[:1].isspace():
@@ -20,12 +20,12 @@ def trimmed(text: str) -> str:
     return _BLANK_LINES_BEFORE.sub("", bare)
 
 
-def trimmed_behind(text: str) -> str:
+def trim_after_marker(text: str) -> str:
     """Trim the text after a marker such as `</think>`, including white space on the marker's own line."""
     space = text[: len(text) - len(text.lstrip())]
     return trimmed(text if "\n" in space else text.lstrip())
 
 
-def is_tabbed(text: str) -> bool:
+def has_tab_columns(text: str) -> bool:
     """True if tabs separate columns."""
     return _TABLE.search(text) is not None

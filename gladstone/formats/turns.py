@@ -27,15 +27,15 @@ PARTS_OF_A_TURN = ("train_detail", "training_detail")
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
-def read_talk(row: Fields, name: str) -> Conversation:
+def read_chat(row: Fields, name: str) -> Conversation:
     """Read the conversation from a list of turns, with the row's `system` and `tools`.
 
     Raises DataError for a turn that cannot be read, and for an invalid order of turns.
     """
-    return finish(row, read_turns(row, name))
+    return build_conversation(row, read_turns(row, name))
 
 
-def finish(row: Fields, messages: tuple[Message, ...]) -> Conversation:
+def build_conversation(row: Fields, messages: tuple[Message, ...]) -> Conversation:
     """Return the conversation of a row's turns, with its `system` and `tools`.
 
     Raises DataError for an invalid order.

@@ -9,19 +9,38 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gladstone.errors import DataError
-from gladstone.rows import arrays, kinds, medquad_xml, parquet, sheets, tables, texts
+from gladstone.rows import csv_tables, excel, json_arrays, json_lines, kinds, medquad_xml, parquet
+from gladstone.rows.compression import COMPRESSED, as_file, decompress, detect_compression, first_bytes, split_head
 from gladstone.rows.encodings import as_utf8, check_encoding
-from gladstone.rows.limits import AS_FOUND, MAX_FIELDS, Found, Note, Problems, Reading, Row, kind_of, readable_fields
-from gladstone.rows.opened import COMPRESSED, as_file, first_bytes, packing, take, unpacked
+from gladstone.rows.limits import (
+    DEFAULT_OPTIONS,
+    MAX_FIELDS,
+    Note,
+    Problems,
+    ReadOptions,
+    Row,
+    RowItem,
+    kind_of,
+    readable_fields,
+)
 
-__all__ = ["AS_FOUND", "ENDINGS", "Problems", "Reading", "Row", "check_encoding", "read_rows", "readable_fields"]
+__all__ = [
+    "DEFAULT_OPTIONS",
+    "ENDINGS",
+    "Problems",
+    "ReadOptions",
+    "Row",
+    "check_encoding",
+    "read_rows",
+    "readable_fields",
+]
 
 ENDINGS = ".json, .jsonl, .csv, .tsv, .xml (each also with .gz or .zst), .xlsx, .parquet, or a folder of .xml files"
 HEAD_BYTES = 1 << 20  # read ahead to find out what kind of file it is
 READERS = {
-    kinds.JSON: arrays.read_array,
-    kinds.LINES: texts.read_lines,
-    kinds.VALUES: arrays.read_values,
+    kinds.JSON: json_arrays.read_array,
+    kinds.LINES: json_lines.read_lines,
+    kinds.VALUES: json_arrays.read_values,
     kinds.XML: medquad_xml.read_pairs,
 }
 USUAL_SEPARATORS = {kinds.TABLE: ",", kinds.TABS: "\t"}
@@ -30,7 +49,7 @@ USUAL_SEPARATORS = {kinds.TABLE: ",", kinds.TABS: "\t"}
 def read_rows(
     path: Path,
     problems: Problems | None = None,
-    reading: Reading = AS_FOUND,
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> Iterator[tuple[Row, str]]:
     """Yield each row of a file, or of a folder's XML files, with its source, `file:line`.
 
@@ -39,7 +58,7 @@ def read_rows(
     unsupported kind, or if it has no rows.
     """
     empty = True
-    for found in _found(path, problems, reading):
+    for found in _read_files(path, problems, options):
         if isinstance(found, Note):
             if problems is not None:
                 problems.note(found.text, found.rows)
@@ -56,12 +75,12 @@ def read_rows(
         raise DataError(f"{path}: holds no rows.")
 
 
-def _found(path: Path, problems: Problems | None, reading: Reading) -> Iterator[Found]:
+def _read_files(path: Path, problems: Problems | None, options: ReadOptions) -> Iterator[RowItem]:
     """Yield what the files hold; damage that ends a file comes last, so that the rows before it are kept."""
     for file in _files(path):
         begun = path.is_dir()
         try:
-            for found in _read_file(file, reading):
+            for found in _read_file(file, options):
                 begun = begun or not isinstance(found, Note)
                 yield found
         except DataError as error:
@@ -79,32 +98,32 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _read_file(path: Path, reading: Reading) -> Iterator[Found]:
+def _read_file(path: Path, options: ReadOptions) -> Iterator[RowItem]:
     name = path.with_suffix("") if path.suffix in COMPRESSED else path
     named = kinds.KINDS.get(name.suffix.lower())
     if named is None:
         raise DataError(f"{path}: the name ends in {path.suffix or 'nothing'!r}, expected {ENDINGS}.")
     start = first_bytes(path)
-    packed = packing(start)
-    if packed != COMPRESSED.get(path.suffix, "") and start:
-        found = f"compressed with {packed}" if packed else "not compressed"
+    compression = detect_compression(start)
+    if compression != COMPRESSED.get(path.suffix, "") and start:
+        found = f"compressed with {compression}" if compression else "not compressed"
         yield Note(f"{path}: {found}, although its name suggests otherwise")
-    head, rest = take(unpacked(path, packed), HEAD_BYTES)
+    head, rest = split_head(decompress(path, compression), HEAD_BYTES)
     kind = kinds.binary_kind(path, head)
-    if kind and packed:
-        raise DataError(f"{path}: is {kinds.WORDS[kind]}, compressed with {packed}. Unpack it first.")
+    if kind and compression:
+        raise DataError(f"{path}: is {kinds.KIND_NAMES[kind]}, compressed with {compression}. Unpack it first.")
     if not kind and named in (kinds.PARQUET, kinds.SHEET) and not _is_text(head):
         kind = named  # the reader of that kind reports what is wrong
     if kind:
         yield from _misnamed(path, named, kind)
-        yield from parquet.read_table(path) if kind == kinds.PARQUET else sheets.read_sheet(path, reading.sheet)
+        yield from parquet.read_table(path) if kind == kinds.PARQUET else excel.read_sheet(path, options.sheet)
         return
 
     def again() -> Iterator[bytes]:
-        return unpacked(path, packed)
+        return decompress(path, compression)
 
     whole = len(head) < HEAD_BYTES
-    chunks = as_utf8(path, head, rest, lambda: as_file(again()), reading.encoding)
+    chunks = as_utf8(path, head, rest, lambda: as_file(again()), options.encoding)
     yield from _read_text(path, chunks, named, whole=whole)
 
 
@@ -113,11 +132,11 @@ def _is_text(head: bytes) -> bool:
 
 
 def _misnamed(path: Path, named: str, kind: str) -> Iterator[Note]:
-    if kinds.WORDS[kind] != kinds.WORDS[named]:
-        yield Note(f"{path}: contains {kinds.WORDS[kind]}, although its name suggests {kinds.WORDS[named]}")
+    if kinds.KIND_NAMES[kind] != kinds.KIND_NAMES[named]:
+        yield Note(f"{path}: contains {kinds.KIND_NAMES[kind]}, although its name suggests {kinds.KIND_NAMES[named]}")
 
 
-def _read_text(path: Path, chunks: Iterator[bytes | Note], named: str, *, whole: bool) -> Iterator[Found]:
+def _read_text(path: Path, chunks: Iterator[bytes | Note], named: str, *, whole: bool) -> Iterator[RowItem]:
     """Yield the rows of a text that arrives as UTF-8 bytes; notes that arrive with them are passed on."""
     notes: list[Note] = []
 
@@ -128,7 +147,7 @@ def _read_text(path: Path, chunks: Iterator[bytes | Note], named: str, *, whole:
             else:
                 yield chunk
 
-    head_bytes, rest = take(only_bytes(), HEAD_BYTES)
+    head_bytes, rest = split_head(only_bytes(), HEAD_BYTES)
     head = head_bytes.decode("utf-8-sig", "replace")
     pieces = _joined(head_bytes, rest)
     if "\r" in head and "\n" not in head:
@@ -139,11 +158,11 @@ def _read_text(path: Path, chunks: Iterator[bytes | Note], named: str, *, whole:
     notes += _misnamed(path, named, kind)
     file = as_file(pieces)
     if kind in USUAL_SEPARATORS:
-        found = tables.read_table(file, path, head, USUAL_SEPARATORS[kind], whole=whole)
+        found = csv_tables.read_table(file, path, head, USUAL_SEPARATORS[kind], whole=whole)
     elif kind in READERS:
         found = READERS[kind](file, path)
     else:
-        raise DataError(f"{path}: not {kinds.WORDS[named]}, nor any other supported format; expected {ENDINGS}.")
+        raise DataError(f"{path}: not {kinds.KIND_NAMES[named]}, nor any other supported format; expected {ENDINGS}.")
     for each in found:
         yield from notes
         notes.clear()

@@ -14,7 +14,7 @@ KINDS = {
     ".json": JSON, ".jsonl": LINES, ".ndjson": LINES, ".csv": TABLE, ".tsv": TABS, ".tab": TABS,
     ".xml": XML, ".parquet": PARQUET, ".xlsx": SHEET, ".xlsm": SHEET,
 }  # fmt: skip
-WORDS = {
+KIND_NAMES = {
     JSON: "one JSON array or object",
     LINES: "JSON Lines",
     VALUES: "JSON objects over several lines each",

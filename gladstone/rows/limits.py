@@ -22,18 +22,18 @@ class FileDamage(DataError):  # noqa: N818 - read as the noun it is
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """Facts that the user supplies because the bytes do not show them: text encoding, and sheet of a workbook."""
 
     encoding: str | None = None
     sheet: str | None = None
 
 
-AS_FOUND = Reading()  # the user supplies nothing
+DEFAULT_OPTIONS = ReadOptions()  # the user supplies nothing
 
 
 # a value with its source (`read_rows` rejects values that are not objects), the reason why there is none, or a note
-Found = tuple[Any, str] | DataError | Note
+RowItem = tuple[Any, str] | DataError | Note
 
 MAX_ROW_BYTES = 16 << 20  # the longest real row seen, a whole MedQuAD document, has 60 kB
 MAX_FIELDS = 1000

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from gladstone.errors import DataError
-from gladstone.rows.limits import MAX_ROW_BYTES, Found
+from gladstone.rows.limits import MAX_ROW_BYTES, RowItem
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 
-def read_pairs(file: BinaryIO, path: Path) -> Iterator[Found]:
+def read_pairs(file: BinaryIO, path: Path) -> Iterator[RowItem]:
     """Yield Question, Answer, qtype, Focus, Source and url of each pair; the source counts pairs from 1."""
     from xml.etree.ElementTree import ParseError  # imported here so that `--help` stays fast
 

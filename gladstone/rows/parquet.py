@@ -5,12 +5,12 @@ from pathlib import Path
 
 from gladstone.commands.group import require_packages
 from gladstone.errors import DataError
-from gladstone.rows.limits import MAX_FIELDS, Found
+from gladstone.rows.limits import MAX_FIELDS, RowItem
 
 BATCH_ROWS = 500
 
 
-def read_table(path: Path) -> Iterator[Found]:
+def read_table(path: Path) -> Iterator[RowItem]:
     """Yield one row per record; the source counts records from 1."""
     require_packages("Reading .parquet", "finetune", ["pyarrow"])
     import pyarrow

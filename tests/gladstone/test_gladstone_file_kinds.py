@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gladstone.errors import DataError
-from gladstone.rows import AS_FOUND, Problems, Reading, read_rows
+from gladstone.rows import DEFAULT_OPTIONS, Problems, ReadOptions, read_rows
 
 ROWS = [{"question": f"Question {number}?", "answer": f"Answer {number}."} for number in range(6)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -31,7 +31,9 @@ def table(separator: str, rows: Sequence[dict[str, Any]] = ROWS, **options: Any)
     return text.getvalue().encode()
 
 
-def read(path: Path, content: bytes | None = None, reading: Reading = AS_FOUND) -> tuple[list[Any], Problems]:
+def read(
+    path: Path, content: bytes | None = None, reading: ReadOptions = DEFAULT_OPTIONS
+) -> tuple[list[Any], Problems]:
     if content is not None:
         path.write_bytes(content)
     problems = Problems()
@@ -220,12 +222,12 @@ def test_a_damaged_byte_is_a_bad_row_and_no_other_encoding(tmp_path: Path, name:
 def test_an_encoding_that_is_named_is_used_and_contradicted_with_the_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     content = "question,answer\nWarum?,Für müde Füße\n".encode("cp1252")
-    rows, _ = read(path, content, Reading(encoding="cp1252"))
+    rows, _ = read(path, content, ReadOptions(encoding="cp1252"))
     assert rows == [{"question": "Warum?", "answer": "Für müde Füße"}]
     with pytest.raises(DataError, match=r"rows.csv:2: not utf-8|:2: not UTF-8"):
-        list(read_rows(path, None, Reading(encoding="utf-8")))
+        list(read_rows(path, None, ReadOptions(encoding="utf-8")))
     with pytest.raises(DataError, match=r":2: byte 0xfc is not ascii"):
-        list(read_rows(path, None, Reading(encoding="ascii")))
+        list(read_rows(path, None, ReadOptions(encoding="ascii")))
 
 
 def test_rows_before_the_end_of_a_cut_file_are_kept_and_the_rest_is_unknown(tmp_path: Path) -> None:
@@ -260,9 +262,9 @@ def test_a_workbook_is_read_with_its_types_sheets_and_row_numbers(tmp_path: Path
     ]
     assert "read sheet 'Data'; not read: 'Hidden', 'Notes'" in problems.noted()[0]
     assert "header is row 3" in problems.noted()[1]
-    assert read(path, reading=Reading(sheet="Hidden"))[0] == ROWS
+    assert read(path, reading=ReadOptions(sheet="Hidden"))[0] == ROWS
     with pytest.raises(DataError, match="no sheet 'Other'; there are 'Hidden', 'Data', 'Notes'"):
-        read(path, reading=Reading(sheet="Other"))
+        read(path, reading=ReadOptions(sheet="Other"))
 
 
 def test_cells_of_a_workbook_that_have_no_value_are_named(tmp_path: Path) -> None:

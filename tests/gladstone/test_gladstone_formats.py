@@ -11,7 +11,7 @@ from gladstone.chat.messages import Conversation, Message
 from gladstone.errors import ConfigError, DataError
 from gladstone.formats import (
     FORMATS,
-    KNOWN_BY,
+    IDENTIFYING_FIELDS,
     Layout,
     find_layout,
     messages,
@@ -339,11 +339,11 @@ def test_a_conversation_knows_its_prompt_and_its_answer() -> None:
     assert conversation.answer == Message("assistant", "A2", "R2")
 
 
-@pytest.mark.parametrize("name", KNOWN_BY)
+@pytest.mark.parametrize("name", IDENTIFYING_FIELDS)
 def test_auto_recognises_each_format_and_says_why(name: str, tmp_path: Path) -> None:
     path = write_row(tmp_path / "rows.jsonl", *[GOOD[name][0]] * 3)
     layout = recognise(path)
-    assert (layout.name, layout.why) == (name, f"the first 3 rows have {', '.join(KNOWN_BY[name])}")
+    assert (layout.name, layout.why) == (name, f"the first 3 rows have {', '.join(IDENTIFYING_FIELDS[name])}")
     assert read_conversations(path, "auto") == read_conversations(path, name)
 
 

@@ -12,7 +12,7 @@ from gladstone.chat.messages import Conversation, Message
 from gladstone.chat.template import ChatTemplate
 from gladstone.errors import DataError
 from gladstone.formats import Layout, Notes, find_layout, iter_conversations
-from gladstone.formats.rendered import SPOKEN, kind_of_text
+from gladstone.formats.rendered import SPOKEN, detect_template
 from gladstone.rows import Problems
 from tests.gladstone.chat_templates import CHATML, GEMMA, MISTRAL, ZEPHYR
 
@@ -97,7 +97,7 @@ def test_what_a_template_rendered_is_read_back_as_it_was(
 ) -> None:
     turns = turns_of(kind, talk)
     text = RENDERED[kind](turns)
-    assert kind_of_text(text) == kind
+    assert detect_template(text) == kind
     found = roles_and_texts(read(text))
     if kind == "ChatML" and turns[0][0] != "system":  # the template's own system text is in the text, and is read
         assert found.pop(0) == ("system", "You are a helpful assistant.")
@@ -161,11 +161,11 @@ def test_what_can_be_read_in_two_ways_is_refused_with_its_line(text: str, told: 
     ],
 )
 def test_a_text_about_markers_is_a_text_as_any_other(text: str) -> None:
-    assert kind_of_text(text) is None
+    assert detect_template(text) is None
 
 
 def test_turns_named_in_words_are_recognised_and_less_sure() -> None:
-    assert kind_of_text("Human: Why?\n\nAssistant: So.") == SPOKEN
+    assert detect_template("Human: Why?\n\nAssistant: So.") == SPOKEN
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gladstone.artifacts import sha256_path
 from gladstone.errors import DataError
 from gladstone.formats import read_conversations
-from gladstone.rows import Problems, arrays, read_rows
+from gladstone.rows import Problems, json_arrays, read_rows
 
 ROWS = [
     {"question": 'What is "sepsis"?', "answer": "Organ failure,\nfrom infection."},
@@ -135,7 +135,7 @@ def test_an_array_reads_the_same_however_its_bytes_arrive(
         return  # half of a surrogate pair is no UTF-8; test_gladstone_broken has it
     whole = list(read_rows(path))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arrays, "CHUNK_BYTES", chunk)
+        patch.setattr(json_arrays, "CHUNK_BYTES", chunk)
         assert list(read_rows(path)) == whole
     assert [row for row, _ in whole] == rows
 

@@ -12,7 +12,7 @@ import xxhash
 from finetune.data.cleaning.clean import words_key
 from finetune.data.cleaning.findings import LISTED_SOURCES
 from gladstone.chat.messages import Conversation
-from gladstone.formats.trimming import trimmed, trimmed_behind
+from gladstone.formats.trimming import trim_after_marker, trimmed
 
 MIN_CHARS = 30
 MIN_ROWS = 20
@@ -67,7 +67,7 @@ class Boilerplate:
         opening, closing = self._around(answer.content) if not conversation.is_text else ([], [])
         begin = opening[-1][1] if opening else 0
         end = closing[-1][0] if closing else len(answer.content)
-        content = (trimmed_behind if begin else trimmed)(answer.content[begin:end])
+        content = (trim_after_marker if begin else trimmed)(answer.content[begin:end])
         if not content or not (opening or closing):
             return conversation
         for verb, spans in (("opens", opening), ("ends", closing)):

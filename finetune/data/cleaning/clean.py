@@ -14,7 +14,7 @@ from finetune.config.data import CleaningSection
 from finetune.data.cleaning.characters import normal_characters
 from finetune.data.cleaning.preformatted import BLOCKS, INDENTED_TOO, MARKDOWN, outside
 from gladstone.chat.messages import Conversation
-from gladstone.formats.trimming import is_tabbed, trimmed
+from gladstone.formats.trimming import has_tab_columns, trimmed
 
 _PRE = re.compile(r"<pre(?:\s[^<>]*)?>(.*?)(?:</pre\s*>|\Z)", re.IGNORECASE | re.DOTALL)
 _BREAKS = re.compile(r"<(?:br|/?p|/?div|/?li|/?tr|/?h[1-6]|/?ul|/?ol)(?:\s[^<>]*)?/?>", re.IGNORECASE)
@@ -47,7 +47,7 @@ def normal_lines(text: str) -> str:
     if text.isprintable():  # a single line
         return trimmed(text)
     text = _LINE_ENDS.sub("\n", text)
-    tabs = is_tabbed(text)
+    tabs = has_tab_columns(text)
 
     def without_space(part: str) -> str:
         return _SPACE_AT_END.sub(lambda space: _kept_at_end(space, tabs=tabs), _SEPARATORS.sub("\n", part))

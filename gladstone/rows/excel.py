@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile, ZipFile
 
 from gladstone.errors import DataError
-from gladstone.rows.limits import MAX_FIELDS, MAX_ROW_BYTES, Found, Note, readable_fields
-from gladstone.rows.opened import MAX_RATIO, MIN_SUSPECT_BYTES
-from gladstone.rows.tables import checked_header
-from gladstone.rows.texts import MAX_BLANK_LINES
+from gladstone.rows.compression import MAX_RATIO, MIN_SUSPECT_BYTES
+from gladstone.rows.csv_tables import checked_header
+from gladstone.rows.json_lines import MAX_BLANK_LINES
+from gladstone.rows.limits import MAX_FIELDS, MAX_ROW_BYTES, Note, RowItem, readable_fields
 
 if TYPE_CHECKING:
     from openpyxl.workbook import Workbook
@@ -26,7 +26,7 @@ _HIDDEN = re.compile(rb'<row [^>]*hidden="(?:1|true)"')
 _FORMULA = re.compile(rb"<f[ >/]")
 
 
-def read_sheet(path: Path, wanted: str | None = None) -> Iterator[Found]:
+def read_sheet(path: Path, wanted: str | None = None) -> Iterator[RowItem]:
     """Yield the rows of the sheet `wanted`, or of the first visible sheet whose header has at least two names."""
     from openpyxl import load_workbook
 
@@ -70,7 +70,7 @@ class _Sheet:
         self._sheet, self._header_row, self._names = self._choose(wanted)
         self._parts = self._look_through()
 
-    def rows(self) -> Iterator[Found]:
+    def rows(self) -> Iterator[RowItem]:
         yield from self._notes()
         header = checked_header(self._names, f"{self._path}:{self._header_row}")
         formulas = self._formulas() if self._parts["formulas"] else None

@@ -17,7 +17,7 @@ PACKINGS = {FileKind.GZIP: "gzip", FileKind.ZSTD: "zstd"}
 # text compresses to between a third and a tenth; a file that unpacks to 200 times its size is a bomb
 MAX_RATIO, MIN_SUSPECT_BYTES = 200, 64 << 20
 CHUNK_BYTES = 1 << 16
-PIECE_BYTES = 1 << 13  # unpacked at once; at most this much is lost before the damage in a file
+PIECE_BYTES = 1 << 13  # decompressed at once; at most this much is lost before the damage in a file
 DAMAGE = (EOFError, zlib.error, OSError)
 
 
@@ -32,29 +32,29 @@ def first_bytes(path: Path, count: int = 16) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from None
 
 
-def packing(start: bytes) -> str:
+def detect_compression(start: bytes) -> str:
     """Return `gzip`, `zstd`, or '' for a file that is not compressed."""
     kind = recognise(start)
     return PACKINGS.get(kind, "") if kind else ""
 
 
-def unpacked(path: Path, packed: str) -> Iterator[bytes]:
-    """Yield the file's bytes in chunks, unpacked. Raises DataError at damage or a bomb, after the bytes before it."""
+def decompress(path: Path, compression: str) -> Iterator[bytes]:
+    """Yield the file's bytes in chunks, decompressed. Raises DataError at damage or a bomb, after the bytes before it."""
     limit = max(MIN_SUSPECT_BYTES, MAX_RATIO * path.stat().st_size)
     made = 0
     try:
-        for chunk in _chunks(path, packed):
+        for chunk in _chunks(path, compression):
             made += len(chunk)
-            if packed and made > limit:
+            if compression and made > limit:
                 raise FileDamage(f"{path}: unpacks to more than {MAX_RATIO} times its size; reading stopped.")
             yield chunk
     except DAMAGE as error:
-        reason = f"is a damaged or truncated {packed} file" if packed else "cannot be read"
+        reason = f"is a damaged or truncated {compression} file" if compression else "cannot be read"
         raise FileDamage(f"{path}: {reason}: {error}.") from None
 
 
-def _chunks(path: Path, packed: str) -> Iterator[bytes]:
-    if packed == "zstd":
+def _chunks(path: Path, compression: str) -> Iterator[bytes]:
+    if compression == "zstd":
         require_packages("Reading zstd", "finetune", ["pyarrow"])
         import pyarrow
 
@@ -63,7 +63,7 @@ def _chunks(path: Path, packed: str) -> Iterator[bytes]:
                 yield data
         return
     with path.open("rb") as file:
-        if packed == "gzip":
+        if compression == "gzip":
             yield from _gunzip(file)
             return
         while data := file.read(CHUNK_BYTES):
@@ -73,7 +73,7 @@ def _chunks(path: Path, packed: str) -> Iterator[bytes]:
 def _gunzip(file: BinaryIO) -> Iterator[bytes]:
     """Yield what the members of a gzip file hold.
 
-    Python's own reader discards unpacked data if the file is truncated.
+    Python's own reader discards decompressed data if the file is truncated.
     """
     decoder = None
     while data := file.read(CHUNK_BYTES):
@@ -92,7 +92,7 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes]:
         raise EOFError("it ends before its end mark")
 
 
-def take(chunks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
+def split_head(chunks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
     """Return at least the first `size` bytes, and the rest; damage before them is raised when the rest is read."""
     head: list[bytes] = []
     found = 0

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 from gladstone.errors import DataError
 from gladstone.rows.encodings import ADVICE
-from gladstone.rows.limits import MAX_ROW_BYTES, Found, readable_fields
+from gladstone.rows.limits import MAX_ROW_BYTES, RowItem, readable_fields
 
 MAX_BLANK_LINES = 100_000  # a file of line ends only would take minutes
 
@@ -45,7 +45,7 @@ def stray_byte(byte: int) -> str:
     return f"not UTF-8 (byte 0x{byte:02x}). {ADVICE}"
 
 
-def read_lines(file: BinaryIO, path: Path) -> Iterator[Found]:
+def read_lines(file: BinaryIO, path: Path) -> Iterator[RowItem]:
     """Yield the value of each JSON line; blank lines are skipped."""
     empty = True
     for number, line in decoded_lines(file, path):

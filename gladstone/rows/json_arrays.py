@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gladstone.errors import DataError
-from gladstone.rows.limits import MAX_ROW_BYTES, FileDamage, Found, Note, readable_fields
-from gladstone.rows.texts import DECODER, reason, stray_byte
+from gladstone.rows.json_lines import DECODER, reason, stray_byte
+from gladstone.rows.limits import MAX_ROW_BYTES, FileDamage, Note, RowItem, readable_fields
 
 CHUNK_BYTES = 1 << 16
 KEPT_CHARS = 1 << 12  # kept while searching: the beginning of a row is shorter than this
@@ -19,7 +19,7 @@ _FIELD = re.compile(r'\{\s*"((?:[^"\\]|\\.){1,200})"\s*:')
 _NEXT_OBJECT = re.compile(r'\}\s*,?\s*(?:"[^"]{1,200}"\s*:\s*)?\{')
 
 
-def read_array(file: BinaryIO, path: Path) -> Iterator[Found]:
+def read_array(file: BinaryIO, path: Path) -> Iterator[RowItem]:
     """Yield the rows of a JSON array, or of an object that maps ids to rows (PubMedQA's own layout)."""
     window = _Window(_decoded_chunks(file), path)
     opening = window.next_char()
@@ -33,7 +33,7 @@ def read_array(file: BinaryIO, path: Path) -> Iterator[Found]:
     yield from _Rows(window, path, "]" if opening == "[" else "}").read()
 
 
-def read_values(file: BinaryIO, path: Path) -> Iterator[Found]:
+def read_values(file: BinaryIO, path: Path) -> Iterator[RowItem]:
     """Yield JSON objects that follow one another, each over any number of lines."""
     yield from _Rows(_Window(_decoded_chunks(file), path), path, "").read()
 
@@ -51,7 +51,7 @@ class _Rows:
         self._common: set[str] | None = None
         self._alike = True  # all rows so far begin with the same field
 
-    def read(self) -> Iterator[Found]:
+    def read(self) -> Iterator[RowItem]:
         window, closing = self._window, self._closing
         char = window.next_char()
         while char and char != closing:
@@ -70,7 +70,7 @@ class _Rows:
             char = window.next_char()
         self._check_end(char)
 
-    def _pass_comma(self, source: str) -> Iterator[Found]:
+    def _pass_comma(self, source: str) -> Iterator[RowItem]:
         window, closing = self._window, self._closing
         char = window.next_char()
         if not closing or not char or char == closing:

@@ -6,7 +6,7 @@ from gladstone.formats.preference import LABELS
 MEDIA = ("images", "image", "audios", "audio", "videos", "video")
 
 
-def check_known(row: Fields, layout: str) -> None:
+def check_supported(row: Fields, layout: str) -> None:
     """Raise DataError for a row with images, audio or video, and for a row that is marked not to be trained on."""
     for name in MEDIA:
         if row.has(name) and isinstance(row.peek(name), str | bytes | list | dict):

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gladstone.errors import DataError
-from gladstone.rows.limits import MAX_FIELDS, MAX_ROW_BYTES, Found, Note, readable_fields
+from gladstone.rows.json_lines import MAX_BLANK_LINES, stray_byte
+from gladstone.rows.limits import MAX_FIELDS, MAX_ROW_BYTES, Note, RowItem, readable_fields
 from gladstone.rows.separators import SEPARATORS, find_separator
-from gladstone.rows.texts import MAX_BLANK_LINES, stray_byte
 
 MAX_RECORD_LINES = 100_000
 _STRAY = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are not UTF-8
 MAX_LOOKED_AT = 200  # lines after a damaged record, searched for the beginning of the next
 
 
-def read_table(file: BinaryIO, path: Path, head: str, usual: str, *, whole: bool) -> Iterator[Found]:
+def read_table(file: BinaryIO, path: Path, head: str, usual: str, *, whole: bool) -> Iterator[RowItem]:
     """Yield the rows of a table that begins with `head`; `usual` is the separator that the file's name suggests."""
     separator = find_separator(head, usual, whole=whole)
     if separator.char != usual or separator.lines:
@@ -40,7 +40,7 @@ class _Table:
         self._records = self._reader(self._lines)
         self._width, self._several_lines = 0, False
 
-    def rows(self, skipped_lines: int) -> Iterator[Found]:
+    def rows(self, skipped_lines: int) -> Iterator[RowItem]:
         header = self._header(skipped_lines)
         while True:
             self._lines.begin()
