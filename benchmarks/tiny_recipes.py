@@ -11,7 +11,7 @@ from pathlib import Path
 from finetune.config.load import load_recipe
 from finetune.model.load import load_trainable
 from finetune.model.trainable import prepare_environment
-from finetune.tokens.tokenize import tokenize_all
+from finetune.tokens.labeller import tokenize_all
 from finetune.train.evaluation import measure_loss
 from gladstone.commands.progress import Silent
 from gladstone.models.base_model import resolve_base

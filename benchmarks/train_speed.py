@@ -223,7 +223,7 @@ def read_examples(path: Path, base: Any) -> Any:
     import random
 
     from finetune.config.row_limits import RowLimits
-    from finetune.tokens.tokenize import tokenize_all
+    from finetune.tokens.labeller import tokenize_all
     from gladstone.chat.messages import Conversation, Message
     from gladstone.models.tokenizer import load_tokenizer
 

@@ -43,7 +43,9 @@ def read_items(config: BenchConfig) -> Items:
     """
     read = _Read()
     path = config.data
-    layout = find_layout(path, config.format_name, dict(config.columns) or None, ReadOptions(config.encoding, config.sheet))
+    layout = find_layout(
+        path, config.format_name, dict(config.columns) or None, ReadOptions(config.encoding, config.sheet)
+    )
     rows = list(iter_conversations(path, layout, read.problems, read.notes))
     if not config.skip_bad:
         read.problems.check(f"{path}, read as {layout.name!r}, bad rows, which --skip-bad would leave out")

@@ -25,8 +25,9 @@ from finetune.data.records import Records, SourceNotes, fields, recording
 from finetune.data.sources import source_file, source_layout
 from finetune.data.spool import Spool
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary, describe
+from finetune.tokens.labeller import NOTHING_SCORED
 from finetune.tokens.refusals import RefusedError, RowCheck
-from finetune.tokens.tokenize import NOTHING_SCORED, scored_turns
+from finetune.tokens.tokenize import scored_turns
 from gladstone.artifacts import check_writable, remove_partials, write_json, write_rows
 from gladstone.chat.messages import Conversation
 from gladstone.commands.progress import Progress, step

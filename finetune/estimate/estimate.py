@@ -20,8 +20,9 @@ from finetune.sizing.fit_to_memory import MemoryOption, Scenario, assess, fit, s
 from finetune.sizing.memory import ComputeSetting, Memory
 from finetune.sizing.model_shape import Shape, shape_of_base, shape_of_facts
 from finetune.sizing.step_plan import Plan, Row, assumed_rows, rows_of
-from finetune.tokens.row_reader import Reader
-from finetune.tokens.tokenize import Example, tokenize_all
+from finetune.tokens.examples import Example
+from finetune.tokens.labeller import tokenize_all
+from finetune.tokens.row_reader import RowReader
 from finetune.train.inputs import Inputs
 from gladstone import run_folder
 from gladstone.commands.progress import Progress, step
@@ -94,7 +95,7 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
     notes = []
     if base is not None:
         shape, file_bytes = shape_of_base(base)
-        reader = Reader(recipe, lambda: base, progress, before=import_first)
+        reader = RowReader(recipe, lambda: base, progress, before=import_first)
     else:
         if recipe.hub is None:
             raise ConfigError(
@@ -104,7 +105,7 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
         shape, file_bytes = shape_of_facts(recipe.hub), 0
         embedded = resolve_base(EMBEDDED, progress)
         unnamed = recipe.base.model_copy(update={"chat_template": None})
-        reader = Reader(recipe.model_copy(update={"base": unnamed}), lambda: embedded, progress, before=import_first)
+        reader = RowReader(recipe.model_copy(update={"base": unnamed}), lambda: embedded, progress, before=import_first)
         notes.append(f"{recipe.base.model} is not here: its shape is of the recipe's facts, its rows are counted with "
                      "the tokens of the embedded model")  # fmt: skip
     try:
@@ -121,7 +122,7 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
     return _Subject(recipe, base, shape, file_bytes, rows, sets["train"], pad_id, tuple(notes))
 
 
-def _tokenized(reader: Reader, data: Path) -> tuple[dict[str, tuple[Example, ...]], int]:
+def _tokenized(reader: RowReader, data: Path) -> tuple[dict[str, tuple[Example, ...]], int]:
     made_by = (reader.template, reader.tokenizer, reader.recipe.limits)
     pairs = reader.base.is_encoder_decoder
     sets: dict[str, tuple[Example, ...]] = dict.fromkeys(SETS, ())

@@ -11,8 +11,8 @@ from finetune.model import encoder_decoder as seq2seq
 from finetune.model.distributed import SINGLE_PROCESS, DistributedContext, shard_frozen_weights
 from finetune.model.loss import PackedForward, choose_forward
 from finetune.model.trainable import Trainable, out_of_memory, release_memory
+from finetune.tokens.examples import Example, token_count
 from finetune.tokens.step_schedule import StepSchedule
-from finetune.tokens.tokenize import Example, token_count
 from gladstone.errors import UnsupportedError
 from gladstone.models.base_model import Base
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from finetune.kernels import packed_attention as attention
 from finetune.kernels.fused_lora import head_product
 from finetune.sizing.memory import HEAD_ROWS
-from finetune.tokens.tokenize import IGNORED, Example, PairExample, common_opening, needed_tokens
+from finetune.tokens.examples import IGNORED, Example, PairExample, common_prefix_length, needed_tokens
 
 PROBE_TOKENS, PROBE_SHARED = 24, 6  # of each of the two rows on which the two ways are compared
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}  # relative difference of their losses
@@ -77,7 +77,7 @@ class PackedForward:
         """Tokens and positions (1, T), the borders of the rows (B + 1), and where and what is scored (N)."""
         import torch
 
-        shared = common_opening(examples) if self._shares else 0
+        shared = common_prefix_length(examples) if self._shares else 0
         tokens = list(examples[0].input_ids[:shared])
         positions = list(range(shared))
         scored: list[int] = []

@@ -44,10 +44,10 @@ def check(  # noqa: PLR0913, PLR0917 - one parameter an option
 ) -> None:
     """Read every row of PATH: its format, how many rows are good, and what is wrong with the others."""
     from finetune.reports.data_check import check_rows, describe
-    from gladstone.rows import Reading
+    from gladstone.rows import ReadOptions
 
     checked = check_rows(
-        path, format_name, parse_columns(columns) or None, Reading(encoding, sheet), _asked(recipe, path)
+        path, format_name, parse_columns(columns) or None, ReadOptions(encoding, sheet), _asked(recipe, path)
     )
     click.echo(describe(checked))
     if skip_bad and (checked.problems.count or checked.problems.unread):

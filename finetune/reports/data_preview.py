@@ -10,9 +10,11 @@ from finetune.config.schema import Recipe
 from finetune.data.cleaning.changes import NO_CHANGES, Changes, cleaned, described
 from finetune.data.sources import source_file, source_layout
 from finetune.tokens import clock
+from finetune.tokens.examples import Example, TokenizedSet, scored_spans
+from finetune.tokens.labeller import NOTHING_SCORED
 from finetune.tokens.refusals import RefusedError
-from finetune.tokens.row_reader import Reader
-from finetune.tokens.tokenize import NOTHING_SCORED, Example, TextTokenizer, Tokenized, scored_stretches, scored_texts
+from finetune.tokens.row_reader import RowReader
+from finetune.tokens.tokenize import TextTokenizer, scored_texts
 from gladstone.chat.messages import Conversation
 from gladstone.commands.progress import Progress
 from gladstone.formats import Notes, iter_conversations
@@ -41,7 +43,7 @@ class Previewer:
         self.recipe = recipe
         for source in recipe.data.files:  # a file that a run would not find is said here too
             source_layout(source)
-        reader = Reader(recipe, partial(resolve_base, recipe.base.model, progress), progress)
+        reader = RowReader(recipe, partial(resolve_base, recipe.base.model, progress), progress)
         self.labeller, self.base = reader.labeller, reader.base
         self.tokenizer, self.template = reader.tokenizer, reader.template
         self.counts: Counter[str] = Counter()
@@ -72,7 +74,7 @@ class Previewer:
         if why:
             return Preview(row.source, f"left out: {why}", (), 0, changes)
         try:
-            whole = self.labeller.whole(row)
+            whole = self.labeller.untruncated(row)
             examples, fate = self.labeller.examples(self.labeller.shorten_reasoning(row))
         except RefusedError as error:
             return Preview(row.source, f"left out: {error.detail}", (), 0, changes, error.reason)
@@ -90,7 +92,7 @@ def describe(preview: Preview, number: int, tokenizer: TextTokenizer, *, colour:
 
     scored = sum(example.target_tokens for example in preview.examples)
     tokens = sum(len(example.input_ids) for example in preview.examples)
-    turns = sum(map(scored_stretches, preview.examples))
+    turns = sum(map(scored_spans, preview.examples))
     head = f"── {number}  {preview.source}  {tokens:,} tokens, {scored:,} scored in {turns} turn{'s' * (turns != 1)}"
     if len(preview.examples) > 1:
         head += f", {len(preview.examples)} examples"
@@ -125,7 +127,7 @@ def summary(previewer: Previewer) -> str:
     refused = "".join(f"\nleft out: {count:,} {reason}" for reason, count in previewer.refused.items())
     refused += " (a run needs --skip-bad for it)" if refused else ""
     bad = f", {previewer.problems.count:,} more cannot be read" if previewer.problems.count else ""
-    scored = Tokenized(tuple(previewer.scored)).scored
+    scored = TokenizedSet(tuple(previewer.scored)).scored
     told = clock.note(previewer.template, previewer.recipe)
     return (f"{told}\n" if told else "") + (
         f"scored: {scored}\n"

@@ -21,7 +21,8 @@ from finetune.data.division import SETS
 from finetune.data.leaks.leaks import LeakIndex, least_score
 from finetune.data.prepare import DROPPED, Summary, has_set, prepare, read_set
 from finetune.reports.data_preview import Previewer
-from finetune.tokens.tokenize import Example, scored_texts
+from finetune.tokens.examples import Example
+from finetune.tokens.tokenize import scored_texts
 from gladstone.artifacts import write_json, write_text
 from gladstone.chat.messages import NO_MEDICAL_ADVICE, Conversation
 from gladstone.commands.progress import Progress, step
@@ -155,7 +156,7 @@ class _Measures:
 
     def _examples(self, row: Conversation) -> Sequence[Example] | str:
         try:
-            return self._previewer.labeller.whole(row)
+            return self._previewer.labeller.untruncated(row)
         except DataError as error:
             return str(error)
 

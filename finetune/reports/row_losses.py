@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from finetune.reports.data_preview import Previewer
-from finetune.tokens.tokenize import IGNORED
+from finetune.tokens.examples import IGNORED
 from gladstone.chat.messages import Conversation
 from gladstone.errors import DataError
 
@@ -22,7 +22,7 @@ def row_losses(
     scored: list[dict[str, Any]] = []
     for number, row in enumerate(rows, 1):
         try:
-            examples = previewer.labeller.whole(row)
+            examples = previewer.labeller.untruncated(row)
         except DataError:
             continue
         if not examples:

@@ -6,8 +6,8 @@ from itertools import islice
 
 from finetune.config.schema import LoraSection, Recipe
 from finetune.sizing.memory import MicroBatchShape
+from finetune.tokens.examples import Example, PairExample, common_prefix_length, needed_tokens
 from finetune.tokens.step_schedule import StepSchedule, evaluation_batches
-from finetune.tokens.tokenize import Example, PairExample, common_opening, needed_tokens
 
 PLANNED_STEPS = 20_000  # of longer runs the rest is taken to be like these
 
@@ -64,7 +64,7 @@ class Plan:
 
 def rows_of(examples: Sequence[Example], lora: LoraSection) -> list[Row]:
     """The counts of examples. With dropout each row is computed for itself, whatever it begins with."""
-    opening = common_opening(examples) if examples and not lora.dropout else 0
+    opening = common_prefix_length(examples) if examples and not lora.dropout else 0
     return [_row_of(example, opening) for example in examples]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 MEGABATCH_STEPS = 50  # rows of this many steps are sorted together, which limits padding and keeps the order mixed
 
 
-class Order:
+class BatchSampler:
     """The rows of every optimizer step; an epoch uses each row once, and its last step may have fewer rows."""
 
     def __init__(self, lengths: Sequence[int], rows_per_step: int, seed: int, *, grouped: bool) -> None:

@@ -6,15 +6,15 @@ from functools import cached_property
 
 from finetune.config.schema import Recipe
 from finetune.tokens import clock
+from finetune.tokens.labeller import Labeller
 from finetune.tokens.refusals import RowCheck
-from finetune.tokens.tokenize import Labeller
 from gladstone.chat.template import ChatTemplate
 from gladstone.commands.progress import Progress, step
 from gladstone.models.base_model import Base
 from gladstone.models.tokenizer import FolderTokenizer, load_tokenizer
 
 
-class Reader:
+class RowReader:
     """Loads everything once and lazily: a base is fetched only if there are rows to read.
 
     `now` is the time that a template may print; `before` is called before the tokenizer's library is imported.
@@ -55,6 +55,6 @@ class Reader:
 
     def check(self) -> RowCheck:
         """Load everything, and return the check that the base makes of a row."""
-        found = self.base  # may be fetched, which reports its own progress
-        with step(self._progress, f"Loading the tokenizer of {found.name}"):
+        base = self.base  # may be fetched, which reports its own progress
+        with step(self._progress, f"Loading the tokenizer of {base.name}"):
             return self.labeller.check

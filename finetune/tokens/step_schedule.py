@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from finetune.config.schema import TrainingSection
-from finetune.tokens.batching import Order, micro_batches
+from finetune.tokens.batching import BatchSampler, micro_batches
 
 EVALUATION_BATCH_TOKENS = 4096  # on a CPU larger batches gain nothing
 
@@ -18,7 +18,7 @@ class StepSchedule:
     def __init__(self, training: TrainingSection, lengths: Sequence[int], *, padded: bool) -> None:
         """`lengths` are the tokens of each training row; `padded`: rows are padded to the longest of their batch."""
         grouped = padded if training.group_by_length == "auto" else training.group_by_length
-        self._order = Order(lengths, training.rows_per_step, training.seed, grouped=grouped)
+        self._order = BatchSampler(lengths, training.rows_per_step, training.seed, grouped=grouped)
         self._lengths, self._padded, self._evaluations = lengths, padded, training.evaluations
         self.steps_per_epoch = self._order.steps_per_epoch
         self.steps = training.total_steps(self.steps_per_epoch)

@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from finetune.tokens.tokenize import Example, PairExample, Tokenized, TokenizedExample
+from finetune.tokens.examples import Example, PairExample, TokenizedExample, TokenizedSet
 from gladstone.artifacts import whole_file
 from gladstone.errors import ArtifactError
 from gladstone.machine.host import cache_dir
@@ -23,20 +23,20 @@ KEPT_FILES = 24
 COUNTS = ("too_long", "cut", "reasoning_cut", "unscored")
 
 
-def cached(parts: Mapping[str, Any], make: Callable[[], Tokenized]) -> tuple[Tokenized, bool]:
+def cached(parts: Mapping[str, Any], make: Callable[[], TokenizedSet]) -> tuple[TokenizedSet, bool]:
     """Return the set that `parts` identify, computed by `make` unless cached, and whether it was cached."""
     path = _path(parts)
-    found = _read(path)
-    if found is not None:
+    stored = _read(path)
+    if stored is not None:
         path.touch()
-        return found, True
-    made = make()
+        return stored, True
+    tokenized = make()
     try:
-        _write(made, path)
+        _write(tokenized, path)
         _remove_oldest(path.parent)
     except ArtifactError:  # a full or read-only cache must not fail the run
         pass
-    return made, False
+    return tokenized, False
 
 
 def _path(parts: Mapping[str, Any]) -> Path:
@@ -44,21 +44,21 @@ def _path(parts: Mapping[str, Any]) -> Path:
     return cache_dir() / "tokenized" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
-def _write(made: Tokenized, path: Path) -> None:
+def _write(tokenized: TokenizedSet, path: Path) -> None:
     arrays = {
-        "counts": np.array([getattr(made, name) for name in COUNTS], dtype=np.int64),
-        "pairs": np.array(isinstance(made.examples[0], PairExample)),
-        "rows": np.array(made.rows, dtype=np.int64),
+        "counts": np.array([getattr(tokenized, name) for name in COUNTS], dtype=np.int64),
+        "pairs": np.array(isinstance(tokenized.examples[0], PairExample)),
+        "rows": np.array(tokenized.rows, dtype=np.int64),
     }
     for name in ("input_ids", "labels"):
-        values = [getattr(example, name) for example in made.examples]
+        values = [getattr(example, name) for example in tokenized.examples]
         arrays[name] = np.array([token for value in values for token in value], dtype=np.int32)
         arrays[f"{name}_ends"] = np.cumsum([len(value) for value in values], dtype=np.int64)
     with whole_file(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def _read(path: Path) -> Tokenized | None:
+def _read(path: Path) -> TokenizedSet | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             kind = PairExample if arrays["pairs"] else TokenizedExample
@@ -70,7 +70,7 @@ def _read(path: Path) -> Tokenized | None:
     examples: tuple[Example, ...] = tuple(
         kind(tuple(ids.tolist()), tuple(labels.tolist())) for ids, labels in zip(*columns, strict=True)
     )
-    return Tokenized(examples, rows, **counts)
+    return TokenizedSet(examples, rows, **counts)
 
 
 def _remove_oldest(folder: Path) -> None:

@@ -8,8 +8,8 @@ from finetune.config.schema import TrainingSection
 from finetune.model.trainable import Trainable, out_of_memory, release_memory
 from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, Journal
+from finetune.tokens.examples import Example, token_count
 from finetune.tokens.step_schedule import evaluation_batches
-from finetune.tokens.tokenize import Example, token_count
 from finetune.train.sample_answers import Prompt, answer, prompts_of, scores
 from finetune.train.stop_conditions import Interrupted
 from gladstone.errors import UnsupportedError

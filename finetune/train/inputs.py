@@ -17,8 +17,9 @@ from finetune.data.prepare import Summary, has_set, read_set
 from finetune.data.sources import source_file
 from finetune.model.load import import_first
 from finetune.tokens import clock, token_cache
-from finetune.tokens.row_reader import Reader
-from finetune.tokens.tokenize import Tokenized, tokenize_all
+from finetune.tokens.examples import TokenizedSet
+from finetune.tokens.labeller import tokenize_all
+from finetune.tokens.row_reader import RowReader
 from gladstone import run_folder
 from gladstone.artifacts import copy_file, sha256_path, write_text
 from gladstone.chat.named_templates import CONTROL_TEXT
@@ -44,7 +45,7 @@ class Inputs:
     base: Base
     tokenizer: FolderTokenizer
     template: ChatTemplate
-    sets: dict[str, Tokenized]
+    sets: dict[str, TokenizedSet]
     summary: Summary
 
     @cached_property
@@ -74,7 +75,7 @@ class Inputs:
         return [conversation.source for row, conversation in rows if row in wanted]
 
 
-def reader_of(recipe: Recipe, progress: Progress, now: datetime) -> Reader:
+def reader_of(recipe: Recipe, progress: Progress, now: datetime) -> RowReader:
     """What reads a run's rows; `now` is the time that a chat template may write.
 
     Its base raises UnsupportedError for what cannot be trained, and what `resolve_base` and `check_weights` raise.
@@ -89,10 +90,10 @@ def reader_of(recipe: Recipe, progress: Progress, now: datetime) -> Reader:
             )
         return base
 
-    return Reader(recipe, find, progress, now, import_first)
+    return RowReader(recipe, find, progress, now, import_first)
 
 
-def read_inputs(reader: Reader, out: Path, progress: Progress, summary: Summary) -> Inputs:
+def read_inputs(reader: RowReader, out: Path, progress: Progress, summary: Summary) -> Inputs:
     """Load and tokenise. A recipe for a template that writes the time keeps the time.
 
     Raises DataError if the rows do not fill a step, and whatever its parts raise.
@@ -166,11 +167,11 @@ def _completed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
 def _tokenize(
     data: Path, template: ChatTemplate, tokenizer: FolderTokenizer, chosen: tuple[Recipe, Base]
-) -> dict[str, Tokenized]:
+) -> dict[str, TokenizedSet]:
     recipe, base = chosen
     pairs = base.is_encoder_decoder
 
-    def tokenize(name: str) -> Tokenized:
+    def tokenize(name: str) -> TokenizedSet:
         return tokenize_all(read_set(data, name), template, tokenizer, recipe.limits, pairs=pairs)
 
     parts = {
@@ -188,10 +189,10 @@ def _tokenize(
         for name in SETS
         if has_set(data, name)
     }
-    return {name: sets.get(name, Tokenized(())) for name in SETS}
+    return {name: sets.get(name, TokenizedSet(())) for name in SETS}
 
 
-def limits_hit(sets: Mapping[str, Tokenized], max_tokens: int) -> list[tuple[int, str]]:
+def limits_hit(sets: Mapping[str, TokenizedSet], max_tokens: int) -> list[tuple[int, str]]:
     """What the limits did to the rows: how many, and what, in words; nothing where they hit none."""
     counts = {
         f"rows of more than {max_tokens:,} tokens left out": sum(each.too_long for each in sets.values()),

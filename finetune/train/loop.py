@@ -18,8 +18,8 @@ from finetune.model.loss import Batch
 from finetune.model.trainable import Trainable, out_of_memory, release_memory
 from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, Journal, StepStats
+from finetune.tokens.examples import Example, token_count
 from finetune.tokens.step_schedule import StepSchedule
-from finetune.tokens.tokenize import Example, token_count
 from finetune.train import checkpoint as checkpoints
 from finetune.train.checkpoint import Checkpoint
 from finetune.train.divergence import NO_GRADIENT, check_divergence, check_step

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from finetune.model.trainable import Trainable
-from finetune.tokens.tokenize import IGNORED, Example, PairExample
+from finetune.tokens.examples import IGNORED, Example, PairExample
 
 
 @dataclass(frozen=True)

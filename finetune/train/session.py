@@ -17,7 +17,7 @@ from finetune.model.load import load_trainable
 from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import StepStats
 from finetune.monitor.plots import plot_run
-from finetune.tokens.tokenize import Example, token_count
+from finetune.tokens.examples import Example, token_count
 from finetune.train import checkpoint as checkpoints
 from finetune.train.evaluation import Validator, measure_loss
 from finetune.train.inputs import Inputs

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from finetune.estimate.estimate import Estimate
 from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, StepStats
-from finetune.tokens.tokenize import token_count
+from finetune.tokens.examples import token_count
 from finetune.train.inputs import Inputs
 from gladstone.report.durations import rough_duration
 

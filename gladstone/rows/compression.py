@@ -39,7 +39,7 @@ def detect_compression(start: bytes) -> str:
 
 
 def decompress(path: Path, compression: str) -> Iterator[bytes]:
-    """Yield the file's bytes in chunks, decompressed. Raises DataError at damage or a bomb, after the bytes before it."""
+    """Yield the file's bytes in chunks, decompressed. Raises DataError at damage or a bomb, after the bytes before."""
     limit = max(MIN_SUSPECT_BYTES, MAX_RATIO * path.stat().st_size)
     made = 0
     try:

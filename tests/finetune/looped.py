@@ -7,7 +7,7 @@ from typing import Any
 from finetune.config.schema import Recipe
 from finetune.model.trainable import Trainable
 from finetune.monitor.callbacks import Callback
-from finetune.tokens.tokenize import Example
+from finetune.tokens.examples import Example
 from finetune.train.checkpoint import Checkpoint
 from finetune.train.evaluation import Validator
 from finetune.train.loop import Job, Loop, LoopResult

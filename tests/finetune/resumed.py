@@ -12,7 +12,8 @@ from finetune.model.load import load_trainable
 from finetune.model.trainable import Trainable
 from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, StepStats
-from finetune.tokens.tokenize import Example, tokenize_all
+from finetune.tokens.examples import Example
+from finetune.tokens.labeller import tokenize_all
 from finetune.train import checkpoint as checkpoints
 from finetune.train.stop_conditions import CallLimits, Interruption
 from gladstone.commands.progress import Silent

@@ -24,7 +24,7 @@ from finetune.sizing.fit_to_memory import Scenario, assess, fit, single_options
 from finetune.sizing.memory import ComputeSetting, MicroBatchShape, adapter_parameters, block_bytes, estimate_memory
 from finetune.sizing.model_shape import Shape, shape_of_base, shape_of_config, shape_of_facts
 from finetune.sizing.step_plan import Plan, Row, make_plan, micro_batch_shape, rows_of
-from finetune.tokens.tokenize import PairExample, TokenizedExample
+from finetune.tokens.examples import PairExample, TokenizedExample
 from gladstone.commands.progress import Silent
 from gladstone.errors import ConfigError, UnsupportedError
 from gladstone.models.base_model import EMBEDDED, resolve_base

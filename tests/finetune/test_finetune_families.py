@@ -14,7 +14,9 @@ from finetune.config.schema import Recipe
 from finetune.estimate.recipe_table import training_bytes
 from finetune.model.load import load_trainable
 from finetune.model.trainable import save_adapter
-from finetune.tokens.tokenize import IGNORED, Example, TokenizedExample, tokenize_all, tokenize_conversation
+from finetune.tokens.examples import IGNORED, Example, TokenizedExample
+from finetune.tokens.labeller import tokenize_all
+from finetune.tokens.tokenize import tokenize_conversation
 from finetune.train.evaluation import measure_loss
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.chat.messages import Conversation, Message

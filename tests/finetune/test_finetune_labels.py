@@ -7,17 +7,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from finetune.config.row_limits import RowLimits, Train
-from finetune.tokens.tokenize import (
-    IGNORED,
-    NOTHING_SCORED,
-    Example,
-    Labeller,
-    TokenizedExample,
-    scored_texts,
-    tokenize_all,
-    tokenize_conversation,
-    tokenize_text,
-)
+from finetune.tokens.examples import IGNORED, Example, TokenizedExample
+from finetune.tokens.labeller import NOTHING_SCORED, Labeller, tokenize_all
+from finetune.tokens.tokenize import scored_texts, tokenize_conversation, tokenize_text
 from finetune.train.sample_answers import prompts_of
 from gladstone.chat.messages import Conversation, Message, ToolCall
 from gladstone.chat.template import ChatTemplate
@@ -310,7 +302,7 @@ def test_the_turns_that_are_scored_are_those_that_option_and_row_say(
     texts = [text for each in made for text, is_scored in scored_texts(each, tokenizer) if is_scored]
     assert [text.removesuffix(f".{END}")[-1] for text in texts] == [str(number) for number in answers]
     assert what == ("" if answers else NOTHING_SCORED)
-    assert labeller.whole(asked_thrice(*flags)) == made
+    assert labeller.untruncated(asked_thrice(*flags)) == made
 
 
 def test_rows_without_a_scored_turn_are_counted_and_all_of_them_are_an_error(

@@ -11,7 +11,7 @@ from finetune.config.schema import Recipe
 from finetune.model.loss import Batch, PaddedForward
 from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import Journal, StepStats
-from finetune.tokens.tokenize import IGNORED, TokenizedExample
+from finetune.tokens.examples import IGNORED, TokenizedExample
 from finetune.train import checkpoint as checkpoints
 from finetune.train.loop import Loop, LoopResult
 from finetune.train.stop_conditions import CallLimits, Interruption

@@ -9,8 +9,8 @@ from finetune.config.schema import TrainingSection
 from finetune.model.loss import Batch, Forward
 from finetune.sizing.memory import MicroBatchShape
 from finetune.sizing.step_plan import make_plan, rows_of
+from finetune.tokens.examples import Example
 from finetune.tokens.step_schedule import StepSchedule
-from finetune.tokens.tokenize import Example
 from tests.families import write_family
 from tests.finetune.looped import loop_over
 from tests.finetune.resumed import CASES, load_case

@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 
 from finetune.tokens import token_cache
-from finetune.tokens.tokenize import IGNORED, PairExample, Tokenized, TokenizedExample
+from finetune.tokens.examples import IGNORED, PairExample, TokenizedExample, TokenizedSet
 
 PARTS = {"rows": "a", "template": "b", "limits": {"max_tokens": 8}}
-MADE = Tokenized(
+MADE = TokenizedSet(
     (TokenizedExample((5, 6, 7), (IGNORED, 6, 7)), TokenizedExample((1, 2), (IGNORED, 2))), (0, 4), 3, 2, 1
 )
 
@@ -18,12 +18,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tokenized"
 
 
-def fail() -> Tokenized:
+def fail() -> TokenizedSet:
     raise AssertionError("made again")
 
 
-@pytest.mark.parametrize("made", [MADE, Tokenized((PairExample((5, 6), (7, 8, 9)),), (1,))])
-def test_what_was_made_comes_back_equal(made: Tokenized) -> None:
+@pytest.mark.parametrize("made", [MADE, TokenizedSet((PairExample((5, 6), (7, 8, 9)),), (1,))])
+def test_what_was_made_comes_back_equal(made: TokenizedSet) -> None:
     assert token_cache.cached(PARTS, lambda: made) == (made, False)
     assert token_cache.cached(PARTS, fail) == (made, True)
 

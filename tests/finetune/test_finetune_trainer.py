@@ -13,7 +13,8 @@ from finetune.model.load import load_trainable
 from finetune.model.loss import PackedForward, PaddedForward
 from finetune.model.trainable import Trainable, save_adapter
 from finetune.monitor.metrics_log import StepStats
-from finetune.tokens.tokenize import IGNORED, Example, TokenizedExample, common_opening, tokenize_all
+from finetune.tokens.examples import IGNORED, Example, TokenizedExample, common_prefix_length
+from finetune.tokens.labeller import tokenize_all
 from finetune.train.evaluation import measure_loss
 from gladstone.chat.template import ChatTemplate
 from gladstone.commands.progress import Silent
@@ -121,7 +122,7 @@ def test_the_common_opening_is_unscored_and_leaves_each_row_a_token_that_it_need
     rows: list[tuple[tuple[int, ...], int]], shared: int
 ) -> None:
     examples = [TokenizedExample(ids, (IGNORED,) * begin + ids[begin:]) for ids, begin in rows]
-    assert common_opening(examples) == shared
+    assert common_prefix_length(examples) == shared
 
 
 def test_gradients_of_rows_that_share_their_beginning_are_those_of_padded_ones(
@@ -135,7 +136,7 @@ def test_gradients_of_rows_that_share_their_beginning_are_those_of_padded_ones(
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
     assert isinstance(trainable.forward, PackedForward)
-    assert common_opening(examples) > 5
+    assert common_prefix_length(examples) > 5
     found = []
     for padded in (False, True):
         forward = PaddedForward(trainable.model, PAD, seq2seq=False) if padded else trainable.forward
