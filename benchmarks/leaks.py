@@ -28,11 +28,11 @@ def main() -> None:
     duplicates = Duplicates(rows, 0.8)
     duplicates.find()
     groups = duplicates.split_groups()
-    heads = sorted({groups.head(row) for row in range(len(rows))})
-    random.Random(1).shuffle(heads)
-    chosen = set(heads[: len(heads) // 2])
-    test = [row for number, row in enumerate(rows) if groups.head(number) in chosen]
-    train = [row for number, row in enumerate(rows) if groups.head(number) not in chosen]
+    roots = sorted({groups.root(row) for row in range(len(rows))})
+    random.Random(1).shuffle(roots)
+    chosen = set(roots[: len(roots) // 2])
+    test = [row for number, row in enumerate(rows) if groups.root(number) in chosen]
+    train = [row for number, row in enumerate(rows) if groups.root(number) not in chosen]
     planted = {name: plant_leaks(test, name, arguments.planted) for name in (*LEAKS, *DECOYS)}
     everything = [*train, *(row for made in planted.values() for row in made)]
     begin_s = time.monotonic()

@@ -32,7 +32,7 @@ def divide(rows: Sequence[int], groups: Groups, section: DataSection, question: 
     """
     members: dict[int, list[int]] = {}
     for row in rows:
-        members.setdefault(groups.head(row), []).append(row)
+        members.setdefault(groups.root(row), []).append(row)
     if section.division == "hash":
         return _by_hash(members, section, question)
     shuffled = list(members.values())
@@ -90,14 +90,16 @@ def _take(groups: list[list[int]], wanted: int) -> tuple[list[list[int]], list[l
 def _by_hash(members: dict[int, list[int]], section: DataSection, question: Callable[[int], int]) -> Division:
     """Divide by hash. A group's set depends on its first question alone, so rows added later move no other group."""
     sets: dict[str, list[int]] = {name: [] for name in SETS}
-    for head, group in members.items():
-        drawn = xxhash.xxh3_64_intdigest(f"{section.seed} {question(head)}".encode()) / 2**64
+    for root, group in members.items():
+        drawn = xxhash.xxh3_64_intdigest(f"{section.seed} {question(root)}".encode()) / 2**64
         test, validation = section.drawn("test"), section.drawn("validation")
         sets["test" if drawn < test else "validation" if drawn < test + validation else "train"] += group
     return Division(*(sorted(sets[name]) for name in SETS))
 
 
-def mix(rows: Sequence[int], origin: Callable[[int], int], sources: Sequence[Source], seed: int) -> list[int]:
+def repeat_by_weight(
+    rows: Sequence[int], origin: Callable[[int], int], sources: Sequence[Source], seed: int
+) -> list[int]:
     """Repeat training rows by the weight or share of their source, in order.
 
     A weight of 2.5 includes every row twice, and half of the rows, drawn with the seed, a third time.

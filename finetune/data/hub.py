@@ -18,18 +18,18 @@ ASK_S = 10
 
 def fetch(name: str, config: str | None, split: str, first_rows: int | None) -> Path:
     """Return the file of a dataset, streamed from the Hub unless it is cached. Raises DataError if that fails."""
-    path = cached(name, config, split, first_rows)
+    path = cache_path(name, config, split, first_rows)
     if path.is_file():
         return path
     require_packages("a dataset of the Hub", "finetune", ["datasets"])
     check_disk(path.parent, SMALLEST_FREE_BYTES, f"the dataset {name}")
-    write(_rows(name, config, split, first_rows), path)
+    write_json_lines(_rows(name, config, split, first_rows), path)
     return path
 
 
 def _rows(name: str, config: str | None, split: str, first_rows: int | None) -> Iterator[dict[str, Any]]:
     try:
-        yield from islice(stream(name, config, split), first_rows)
+        yield from islice(stream_rows(name, config, split), first_rows)
     except Exception as error:  # datasets passes on errors of its file systems and HTTP clients
         raise DataError(
             f"{HUB_PREFIX}{name}: cannot be fetched from the Hub ({type(error).__name__}: {_first_line(error)}). "
@@ -37,13 +37,13 @@ def _rows(name: str, config: str | None, split: str, first_rows: int | None) -> 
         ) from error
 
 
-def cached(name: str, config: str | None, split: str, first_rows: int | None) -> Path:
+def cache_path(name: str, config: str | None, split: str, first_rows: int | None) -> Path:
     """Return the path of a dataset in the cache."""
     parts = [name.replace("/", "--"), config or "default", split, *([f"first{first_rows}"] if first_rows else [])]
     return cache_dir() / "datasets" / ("_".join(part.replace("/", "-") for part in parts) + ".jsonl")
 
 
-def stream(name: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
+def stream_rows(name: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
     """Yield the rows of a dataset, or of a local folder laid out like one, without running any code of its own."""
     from datasets import load_dataset
 
@@ -60,7 +60,7 @@ def _ask_hub(name: str) -> None:
     HfApi().dataset_info(name, timeout=ASK_S)
 
 
-def write(rows: Iterable[dict[str, Any]], path: Path) -> None:
+def write_json_lines(rows: Iterable[dict[str, Any]], path: Path) -> None:
     """Write rows as JSON Lines; values that JSON cannot represent (dates, bytes) are converted to text."""
     with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for row in rows:

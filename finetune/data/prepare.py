@@ -14,14 +14,14 @@ from finetune.config.data import HELD, DataSection, Source
 from finetune.data.cleaning.boilerplate import Boilerplate
 from finetune.data.cleaning.clean import clean, map_texts
 from finetune.data.cleaning.flaws import OPTIONS, Flaw, flaws
-from finetune.data.cleaning.privacy import mask_personal
-from finetune.data.division import SETS, Division, divide, explain_empty, mix
+from finetune.data.cleaning.privacy import mask_personal_data
+from finetune.data.division import SETS, Division, divide, explain_empty, repeat_by_weight
 from finetune.data.duplicates.conflicts import excerpt, write_conflicts
 from finetune.data.duplicates.duplicates import Duplicates
 from finetune.data.duplicates.groups import Groups
 from finetune.data.leaks.leaks import LeakIndex, least_score
-from finetune.data.own_files import exact_copies, own_layouts
-from finetune.data.records import Records, SourceNotes, fields, recording
+from finetune.data.records import Records, SourceNotes, recording, stored_fields
+from finetune.data.set_files import count_copies, set_file_layouts
 from finetune.data.sources import source_file, source_layout
 from finetune.data.spool import Spool
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary, describe
@@ -38,7 +38,7 @@ from gladstone.run_folder import set_path
 
 __all__ = ["CHANGED", "DROPPED", "PERSONAL", "SUMMARY", "Summary", "describe", "has_set", "prepare", "read_set"]
 
-TOLD_EVERY = 1000  # rows
+PROGRESS_EVERY = 1000  # rows
 HELD_OUT_FILES = "held-out files"
 MAX_REASONS = 40  # distinct reasons counted for a base's refusals: a template may raise any text
 
@@ -54,7 +54,7 @@ def prepare(
     written even then.
     """
     layouts = [source_layout(source) for source in section.sources]
-    own = own_layouts(section)
+    own = set_file_layouts(section)
     check_writable(folder)
     remove_partials(folder)
     summary = Summary()
@@ -136,7 +136,7 @@ class _Work:
             raise DataError(f"data.{name}: {error}") from None
         self._check_own(name, left_out)
         self._notes += [f"{source.path}: {note}" for note in notes]
-        copies = exact_copies(spool)
+        copies = count_copies(spool)
         if copies:
             rows = "1 row is an exact copy" if copies == 1 else f"{copies:,} rows are exact copies"
             self._notes.append(f"{source.path}: {rows} of another; the {name} set keeps them")
@@ -156,7 +156,7 @@ class _Work:
         for row in islice(iter_conversations(source_file(source), layout, self._records, notes), source.first_rows):
             self._clean(row, into)
             self.summary.read += 1
-            if self.summary.read % TOLD_EVERY == 0:
+            if self.summary.read % PROGRESS_EVERY == 0:
                 progress.update(None, f"{self.summary.read:,} rows")
         self.summary.read += self._records.count - bad_before + notes.left_out.total()
         told = {"path": source.path, "format": layout.name, "rows": self.summary.read - before}
@@ -169,7 +169,7 @@ class _Work:
             self._records.drop(row, NOTHING_SCORED)
             return
         cleaned = clean(row, self._section.cleaning)
-        read = fields(row) if cleaned.changed else None
+        read = stored_fields(row) if cleaned.changed else None
         if self._is_flawed(cleaned.row, read):
             self._tell_changed(cleaned.row, cleaned.changed, read)
             return
@@ -179,7 +179,7 @@ class _Work:
             self._records.drop(cleaned.row, "personal data", read=read)
             return
         masked = kept is not cleaned.row
-        read = fields(kept) if masked else read  # personal data must not reach the records
+        read = stored_fields(kept) if masked else read  # personal data must not reach the records
         self._tell_changed(kept, (*cleaned.changed, *(["privacy"] if masked else [])), read)
         for name in cleaned.noted:
             self.summary.note(name, row.source)
@@ -222,7 +222,7 @@ class _Work:
         kinds: Counter[str] = Counter()
 
         def mask(text: str) -> str:
-            masked, found = mask_personal(text)
+            masked, found = mask_personal_data(text)
             kinds.update(found)
             return masked
 
@@ -248,7 +248,7 @@ class _Work:
             for row in chain(self.rows, *self._own.values()):
                 if self._boilerplate.strip(row) is not row:
                     self.summary.note("boilerplate", row.source)
-        self.summary.boilerplate = self._boilerplate.told()
+        self.summary.boilerplate = self._boilerplate.sentences()
 
     def _stripped(self, boilerplate: Boilerplate, spool: Spool, name: str) -> Spool:
         stripped = self._spool(name)
@@ -256,8 +256,8 @@ class _Work:
             short, read = boilerplate.strip(row), spool.read(number)
             if short is not row:
                 self.summary.changed["boilerplate"] += 1
-                self._records.change(short, ["boilerplate"], fields(row))
-                read = read or fields(row)
+                self._records.change(short, ["boilerplate"], stored_fields(row))
+                read = read or stored_fields(row)
                 if self._is_flawed(short, read):
                     continue
             stripped.add(short, spool.origin(number), read)
@@ -396,22 +396,22 @@ class _Work:
         Raises DataError if one is empty.
         """
         groups = self.duplicates.split_groups() if self._section.duplicates.together else Groups(len(self.rows))
-        sizes = Counter(groups.head(row) for row in kept)
+        sizes = Counter(groups.root(row) for row in kept)
         shared = [size for size in sizes.values() if size > 1]
         self.summary.groups, self.summary.largest_group = len(shared), max(shared, default=0)
         division = divide(kept, groups, self._section, lambda row: int(self.duplicates.questions[row]))
         sets = division.sets()
         empty = [name for name in SETS if not sets[name] and (name == "train" or self._section.drawn(name))]
         if empty:
-            head, size = sizes.most_common(1)[0]
-            members = [row for row in kept if groups.head(row) == head][:2] if size > 1 else []
+            root, size = sizes.most_common(1)[0]
+            members = [row for row in kept if groups.root(row) == root][:2] if size > 1 else []
             shown = [f"{self.rows[row].source}: {excerpt(self.rows[row])}" for row in members]
             raise DataError(explain_empty(empty, len(kept), (len(sizes), size, shown), self._section))
         return division
 
     def write(self, division: Division) -> None:
         """Write the sets as JSON Lines in the lossless `prepared` format, each row with its source."""
-        train = mix(division.train, self.rows.origin, self._section.sources, self._section.seed)
+        train = repeat_by_weight(division.train, self.rows.origin, self._section.sources, self._section.seed)
         self.summary.repeated = len(train) - len(set(train))
         for row in sorted(set(division.train) - set(train)):
             self._drop(row, "not drawn", "by its source's weight or share")

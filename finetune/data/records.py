@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from finetune.data.cleaning.clean import map_texts
-from finetune.data.cleaning.privacy import mask_personal
+from finetune.data.cleaning.privacy import mask_personal_data
 from finetune.data.summary import CHANGED, DROPPED, PERSONAL, Summary
 from gladstone.artifacts import whole_file
 from gladstone.chat.messages import Conversation
@@ -20,7 +20,7 @@ from gladstone.formats import Notes, prepared
 from gladstone.rows import Problems, Row
 
 
-def fields(row: Conversation) -> Row:
+def stored_fields(row: Conversation) -> Row:
     """Return a row's texts as a prepared set stores them."""
     return {name: value for name, value in prepared.write(row).items() if name != "source"}
 
@@ -62,8 +62,8 @@ class Records(Problems):
         self._write(PERSONAL, {"source": source, "found": dict(kinds)})
 
     def _texts(self, row: Conversation, read: Row | None) -> Row:
-        masked = map_texts(row, lambda text: mask_personal(text)[0]) if self._hide else row
-        after = fields(masked)
+        masked = map_texts(row, lambda text: mask_personal_data(text)[0]) if self._hide else row
+        after = stored_fields(masked)
         if masked is not row or read == after:
             return {"after": after}
         return {"before": after} if read is None else {"before": read, "after": after}

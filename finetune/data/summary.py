@@ -59,7 +59,7 @@ class Summary:
         if len(noted["first"]) < LISTED_SOURCES:
             noted["first"].append(source)
 
-    def why(self, reason: str) -> str:
+    def explain(self, reason: str) -> str:
         """Return, in brackets, the option that leaves rows out for a reason, and the most extreme length."""
         size = self.beyond.get(reason)
         extreme = "longest" if reason == "too long" else "shortest"
@@ -69,7 +69,7 @@ class Summary:
 
     def reasons(self) -> str:
         """Return why rows are left out, with counts, in one line."""
-        told = [f"{reason} {count:,}{self.why(reason)}" for reason, count in self.dropped.items() if count]
+        told = [f"{reason} {count:,}{self.explain(reason)}" for reason, count in self.dropped.items() if count]
         return ", ".join(told) or "none"
 
 
@@ -82,14 +82,14 @@ def describe(summary: Summary, folder: Path) -> str:
     if summary.repeated:
         lines.append(("repeated", summary.repeated, "training rows, according to their sources' weight or share"))
     lines += [("note", None, note) for note in summary.notes]
-    return in_columns(lines)
+    return format_columns(lines)
 
 
 def _used(source: Mapping[str, Any]) -> str:
     return f", the {source['set']} set" if "set" in source else ""
 
 
-def in_columns(lines: Sequence[Line]) -> str:
+def format_columns(lines: Sequence[Line]) -> str:
     """Format lines of name, count and text as columns."""
     return "\n".join(f"{name:10} {'' if count is None else f'{count:,}':>9}  {told}" for name, count, told in lines)
 
@@ -100,7 +100,7 @@ def cleaning_lines(summary: Summary, folder: Path) -> Iterator[Line]:
         if count:
             yield "changed", count, f"{name}: {_CHANGED[name]}  → {folder / CHANGED}"
     for name, noted in summary.noted.items():
-        yield "kept as is", noted["rows"], describe_finding(name, f" ({_places(noted)})")
+        yield "kept as is", noted["rows"], describe_finding(name, f" ({_example_sources(noted)})")
     for sentence in summary.boilerplate[:SHOWN_BOILERPLATE]:
         yield "", None, _sentence(sentence)
     if len(summary.boilerplate) > SHOWN_BOILERPLATE:
@@ -112,7 +112,7 @@ def cleaning_lines(summary: Summary, folder: Path) -> Iterator[Line]:
         yield "personal", summary.personal.total(), f"{_counts(summary.personal)}{masked}  → {folder / PERSONAL}"
     for reason, count in summary.dropped.items():
         if count:
-            yield "left out", count, f"{reason}{summary.why(reason)}  → {folder / DROPPED}"
+            yield "left out", count, f"{reason}{summary.explain(reason)}  → {folder / DROPPED}"
     if summary.kept_duplicates:
         yield "kept", summary.kept_duplicates, "duplicates, each in the set of the row that it repeats"
 
@@ -132,10 +132,10 @@ def conflict_lines(summary: Summary, folder: Path) -> Iterator[Line]:
 def _sentence(sentence: Mapping[str, Any]) -> str:
     text = sentence["text"] if len(sentence["text"]) <= SHOWN_CHARS else f"{sentence['text'][: SHOWN_CHARS - 1]}…"
     ends = [f"{verb} {sentence[verb]:,}" for verb in ("opens", "ends") if sentence[verb]]
-    return f"{text!r} {' and '.join(ends)} ({_places({'rows': sentence['answers'], **sentence})})"
+    return f"{text!r} {' and '.join(ends)} ({_example_sources({'rows': sentence['answers'], **sentence})})"
 
 
-def _places(noted: Mapping[str, Any]) -> str:
+def _example_sources(noted: Mapping[str, Any]) -> str:
     """Format the first sources, naming each file once: rows.jsonl:1, 2, 3, …"""
     first: list[str] = noted["first"]
     told, file = [], None

@@ -186,7 +186,7 @@ def leaks(  # noqa: PLR0913 - one parameter an option
     from finetune.data.leaks.leaks import compare
 
     compared = compare((train, format_name), (against, against_format), similarity, out)
-    click.echo(compared.described())
+    click.echo(compared.summary())
     compared.check()
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import islice
 
 from finetune.config.schema import Recipe
-from finetune.data.cleaning.changes import NO_CHANGES, Changes, cleaned, described
+from finetune.data.cleaning.changes import NO_CHANGES, Changes, clean_for_preview, describe_changes
 from finetune.data.sources import source_file, source_layout
 from finetune.tokens import clock
 from finetune.tokens.examples import Example, TokenizedSet, scored_spans
@@ -69,7 +69,7 @@ class Previewer:
             yield from islice(found, source.first_rows)
 
     def _preview(self, row: Conversation) -> Preview:
-        row, changes, why = cleaned(row, self.recipe.data.cleaning)
+        row, changes, why = clean_for_preview(row, self.recipe.data.cleaning)
         self.steps.update((*changes.steps, *changes.noted))
         if why:
             return Preview(row.source, f"left out: {why}", (), 0, changes)
@@ -98,7 +98,7 @@ def describe(preview: Preview, number: int, tokenizer: TextTokenizer, *, colour:
         head += f", {len(preview.examples)} examples"
     if preview.fate:
         head += f"  ✂ {preview.fate}"
-    lines = [click.style(head, bold=True) if colour else head, *described(preview.changes, colour=colour)]
+    lines = [click.style(head, bold=True) if colour else head, *describe_changes(preview.changes, colour=colour)]
     for example in preview.examples:
         parts = [
             (click.style(_visible(text), fg="green") if colour else f"⟦{_visible(text)}⟧")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune.data.summary import Line, describe, in_columns
+from finetune.data.summary import Line, describe, format_columns
 from finetune.estimate.estimate import Estimate
 from finetune.sizing.step_plan import epochs_text
 from finetune.train.inputs import Inputs, limits_hit
@@ -35,7 +35,7 @@ class OpeningBlock:
     def text(self, trainable: "Trainable", loop: "Loop") -> str:
         """The whole block, in aligned lines, without an end of line."""
         lines = [*self._training(loop), *self._machine(trainable, loop), *self._remarks(loop)]
-        own = in_columns(lines)
+        own = format_columns(lines)
         rows = f"{describe(self.inputs.summary, self.inputs.out / 'data')}\n" if self.inputs.summary.read else ""
         return f"Run of {self.inputs.recipe.name}\n{rows}{own}"
 

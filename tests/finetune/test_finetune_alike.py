@@ -6,8 +6,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from finetune.data.duplicates.alike import says_the_same
-from finetune.data.duplicates.content import content_key
+from finetune.data.duplicates.compare_rows import say_the_same
+from finetune.data.duplicates.content_keys import content_key
 from finetune.data.duplicates.duplicates import Duplicates
 from gladstone.chat.messages import Conversation, Message, ToolCall
 
@@ -75,14 +75,14 @@ def found(rows: list[Conversation]) -> Duplicates:
 def test_what_carries_meaning_makes_another_row(one: str, other: str, same: bool, answer: str) -> None:
     if "ileum" in one and answer == LONG:
         pytest.skip("beside a long answer that is equal, one letter is a misprint where the data do not know the words")
-    assert says_the_same(row(one, answer), row(other, answer)) is same
-    assert says_the_same(row(other, answer), row(one, answer)) is same
+    assert say_the_same(row(one, answer), row(other, answer)) is same
+    assert say_the_same(row(other, answer), row(one, answer)) is same
 
 
 def test_known_words_are_no_misprints_of_each_other() -> None:
     rows = row("Where is the ileum?", LONG), row("Where is the ilium?", LONG)
-    assert says_the_same(*rows)
-    assert not says_the_same(*rows, {"ileum", "ilium"})
+    assert say_the_same(*rows)
+    assert not say_the_same(*rows, {"ileum", "ilium"})
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_known_words_are_no_misprints_of_each_other() -> None:
     ],
 )
 def test_answers_that_differ_are_different(answer: str, other: str, same: bool) -> None:
-    assert says_the_same(row("What does it do?", answer), row("What does it do?", other)) is same
+    assert say_the_same(row("What does it do?", answer), row("What does it do?", other)) is same
 
 
 def test_form_counts_where_it_is_the_task() -> None:
     bare = "lets eat grandma and then go"
-    assert not says_the_same(row(bare, "Let's eat, grandma, and then go."), row(bare, "Lets eat grandma and then go!"))
-    assert not says_the_same(row("Write it.", "def f(a):\n    return a"), row("Write it.", "def f(a):\nreturn a"))
+    assert not say_the_same(row(bare, "Let's eat, grandma, and then go."), row(bare, "Lets eat grandma and then go!"))
+    assert not say_the_same(row("Write it.", "def f(a):\n    return a"), row("Write it.", "def f(a):\nreturn a"))
 
 
 def test_other_roles_tools_and_flags_make_another_row() -> None:
@@ -120,7 +120,7 @@ def test_other_roles_tools_and_flags_make_another_row() -> None:
         replace(plain, messages=(plain.messages[0], replace(answer, reasoning="Noon."))),
         replace(plain, messages=(plain.messages[0], replace(answer, tool_calls=(ToolCall("clock", "{}"),)))),
     ]
-    assert not any(says_the_same(plain, other) for other in others)
+    assert not any(say_the_same(plain, other) for other in others)
 
 
 sentences = st.tuples(

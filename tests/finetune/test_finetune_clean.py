@@ -5,16 +5,16 @@ from hypothesis import strategies as st
 from finetune.config.data import CleaningSection
 from finetune.data.cleaning.boilerplate import MIN_ROWS, Boilerplate
 from finetune.data.cleaning.clean import (
+    active_steps,
     map_texts,
-    normal_lines,
-    normal_unicode,
-    normal_whitespace,
-    text_steps,
-    tried_steps,
-    without_html,
+    normalise_lines,
+    normalise_unicode,
+    normalise_whitespace,
+    report_only_steps,
+    strip_html,
 )
-from finetune.data.cleaning.flaws import flaw, flaws, is_cut
-from finetune.data.cleaning.privacy import mask_personal
+from finetune.data.cleaning.flaws import flaw, flaws, is_truncated
+from finetune.data.cleaning.privacy import mask_personal_data
 from gladstone.chat.messages import Conversation, Message, ToolCall
 
 SECTION = CleaningSection()
@@ -48,7 +48,7 @@ def conversation(question: str, answer: str, reasoning: str | None = None) -> Co
     ],
 )
 def test_unicode_is_composed_and_visible(text: str, wanted: str) -> None:
-    assert normal_unicode(text) == wanted
+    assert normalise_unicode(text) == wanted
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_unicode_is_composed_and_visible(text: str, wanted: str) -> None:
     ],
 )
 def test_html_goes_and_what_only_looks_like_it_stays(text: str, wanted: str) -> None:
-    assert without_html(text) == wanted
+    assert strip_html(text) == wanted
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_html_goes_and_what_only_looks_like_it_stays(text: str, wanted: str) -> 
     ],
 )
 def test_whitespace_is_of_one_kind(text: str, wanted: str) -> None:
-    assert normal_whitespace(text) == wanted
+    assert normalise_whitespace(text) == wanted
 
 
 @pytest.mark.parametrize(
@@ -106,21 +106,21 @@ def test_whitespace_is_of_one_kind(text: str, wanted: str) -> None:
     ],
 )
 def test_line_ends_are_of_one_kind_and_code_keeps_its_lines(text: str, wanted: str) -> None:
-    assert normal_lines(text) == wanted
+    assert normalise_lines(text) == wanted
 
 
 @given(st.text(max_size=80))
 def test_cleaning_a_clean_text_changes_nothing(text: str) -> None:
-    for step in (normal_unicode, normal_lines, normal_whitespace):
+    for step in (normalise_unicode, normalise_lines, normalise_whitespace):
         assert step(step(text)) == step(text)
 
 
 def test_a_step_that_is_off_is_not_taken() -> None:
-    assert list(text_steps(SECTION)) == ["unicode", "lines"]
-    assert list(tried_steps(SECTION)) == ["html", "whitespace"]
+    assert list(active_steps(SECTION)) == ["unicode", "lines"]
+    assert list(report_only_steps(SECTION)) == ["html", "whitespace"]
     asked = CleaningSection.model_validate({"html": True, "whitespace": False, "unicode": False})
-    assert list(text_steps(asked)) == ["html", "lines"]
-    assert list(tried_steps(asked)) == []
+    assert list(active_steps(asked)) == ["html", "lines"]
+    assert list(report_only_steps(asked)) == []
 
 
 def test_true_and_false_stand_for_what_a_step_does_and_does_not() -> None:
@@ -205,14 +205,14 @@ def test_limits_that_are_off_do_not_count() -> None:
     ],
 )
 def test_answers_that_stop_in_a_sentence_are_cut(answer: str) -> None:
-    assert is_cut(answer)
-    assert is_cut(answer, likely=True)
+    assert is_truncated(answer)
+    assert is_truncated(answer, likely=True)
 
 
 def test_a_last_sentence_without_a_full_stop_is_cut_only_likely() -> None:
     answer = "Rest helps. Drink water. See a doctor if it lasts for more than a few days"
-    assert not is_cut(answer)
-    assert is_cut(answer, likely=True)
+    assert not is_truncated(answer)
+    assert is_truncated(answer, likely=True)
 
 
 @pytest.mark.parametrize(
@@ -239,8 +239,8 @@ def test_a_last_sentence_without_a_full_stop_is_cut_only_likely() -> None:
     ],
 )
 def test_whole_answers_are_not_cut(answer: str) -> None:
-    assert not is_cut(answer)
-    assert not is_cut(answer, likely=True) or answer.endswith(" on")
+    assert not is_truncated(answer)
+    assert not is_truncated(answer, likely=True) or answer.endswith(" on")
 
 
 SENTENCE = "These resources address the diagnosis or management of the disease:"
@@ -262,7 +262,7 @@ def test_sentences_that_open_or_end_many_answers_go() -> None:
     assert boilerplate.strip(changed[3]).answer.content == "Finding number 3 is what counts here."
     assert boilerplate.strip(changed[-2]).answer.content == "Something else entirely is said here."
     assert boilerplate.strip(changed[-1]) is changed[-1]
-    (told,) = boilerplate.told()
+    (told,) = boilerplate.sentences()
     assert (told["text"], told["answers"], told["opens"], told["ends"]) == (SENTENCE.replace(":", "."), 2, 1, 1)
 
 
@@ -301,8 +301,8 @@ def test_short_sentences_and_rare_ones_stay() -> None:
     ],
 )
 def test_personal_data_is_found_and_masked(text: str, kind: str, masked: str) -> None:
-    assert mask_personal(text) == (masked, {kind: 1})
-    assert mask_personal(masked) == (masked, {})
+    assert mask_personal_data(text) == (masked, {kind: 1})
+    assert mask_personal_data(masked) == (masked, {})
 
 
 @pytest.mark.parametrize(
@@ -320,4 +320,4 @@ def test_personal_data_is_found_and_masked(text: str, kind: str, masked: str) ->
     ],
 )
 def test_medical_figures_are_nobodys_data(text: str) -> None:
-    assert mask_personal(text) == (text, {})
+    assert mask_personal_data(text) == (text, {})

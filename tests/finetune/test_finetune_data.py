@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.config.data import DataSection, Source
-from finetune.data.division import Division, divide, mix
+from finetune.data.division import Division, divide, repeat_by_weight
 from finetune.data.duplicates.duplicates import question_key
 from finetune.data.duplicates.groups import Groups
 from finetune.data.prepare import Summary, describe, prepare, read_set
@@ -43,7 +43,7 @@ def dropped(folder: Path) -> list[dict[str, str]]:
 def grouped(pairs: list[tuple[int, int]], count: int) -> Groups:
     groups = Groups(count)
     for one, other in pairs:
-        groups.join(one % count, other % count)
+        groups.merge(one % count, other % count)
     return groups
 
 
@@ -57,7 +57,7 @@ def test_no_group_is_in_two_sets_and_no_row_is_lost(
     groups = grouped(joined, count)
     chosen = SECTION.model_copy(update={"seed": seed, "division": division})
     sets = divide(range(count), groups, chosen, lambda row: row).sets()
-    heads = [{groups.head(row) for row in part} for part in sets.values()]
+    heads = [{groups.root(row) for row in part} for part in sets.values()]
     assert len(set().union(*heads)) == sum(map(len, heads))
     assert sorted(row for part in sets.values() for row in part) == list(range(count))
 
@@ -102,7 +102,7 @@ def test_division_by_hash_moves_no_row_when_rows_are_added() -> None:
 )
 def test_sources_are_mixed_as_their_weights_say(sources: list[dict[str, float]], wanted: dict[int, int]) -> None:
     made = [Source.model_validate({"path": "x"} | fields) for fields in sources]
-    mixed = mix(range(100), lambda row: int(row >= 60), made, seed=1)
+    mixed = repeat_by_weight(range(100), lambda row: int(row >= 60), made, seed=1)
     assert Counter(int(row >= 60) for row in mixed) == wanted
     repeats = Counter(Counter(row for row in mixed if row < 60).values())
     assert max(repeats) - min(repeats) <= 1

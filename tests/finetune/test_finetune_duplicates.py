@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.config.data import Source
-from finetune.data.duplicates.alike import says_the_same
+from finetune.data.duplicates.compare_rows import say_the_same
 from finetune.data.duplicates.duplicates import Duplicates, batches
 from finetune.data.duplicates.grams import Sketcher, gram_hashes, jaccard
-from finetune.data.duplicates.groups import Groups, equal_runs
+from finetune.data.duplicates.groups import Groups, rows_by_key
 from finetune.data.sources import source_file
 from gladstone.chat.messages import Conversation, Message
 from gladstone.formats import read_conversations
@@ -49,21 +49,21 @@ def true_pairs(duplicates: Duplicates, similarity: float) -> set[tuple[int, int]
 @pytest.mark.parametrize("similarity", [0.6, 0.8, 0.95])
 def test_what_is_found_is_what_comparing_every_pair_gives(corpus: list[Conversation], similarity: float) -> None:
     duplicates = found(corpus, similarity)
-    head = duplicates.similar.head
+    root = duplicates.similar.root
     pairs = true_pairs(duplicates, similarity)
     pairs = {
         pair for pair in pairs if not {*pair} & {row for row, (_, near) in duplicates.partners.items() if near == 1}
     }
-    together = sum(head(one) == head(other) for one, other in pairs)
+    together = sum(root(one) == root(other) for one, other in pairs)
     assert len(pairs) > 20
     assert together >= 0.99 * len(pairs)
     wanted = Groups(len(corpus))
     for one, other in pairs:
-        wanted.join(one, other)
-    assert all(wanted.head(row) == wanted.head(head(row)) for row in range(len(corpus)))
+        wanted.merge(one, other)
+    assert all(wanted.root(row) == wanted.root(root(row)) for row in range(len(corpus)))
     kept = {row for row in range(len(corpus)) if row not in duplicates.partners}
     assert all(
-        says_the_same(corpus[row], corpus[other], duplicates.known) for row, (other, _) in duplicates.partners.items()
+        say_the_same(corpus[row], corpus[other], duplicates.known) for row, (other, _) in duplicates.partners.items()
     )
     assert all(other in kept for other, _ in duplicates.partners.values())
 
@@ -101,7 +101,7 @@ def test_equal_questions_get_equal_hashes() -> None:
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30))
 def test_equal_runs_are_all_rows_that_share_a_key(keys: list[int]) -> None:
-    runs = list(equal_runs(np.array(keys, dtype=np.uint64)))
+    runs = list(rows_by_key(np.array(keys, dtype=np.uint64)))
     wanted = {key: [row for row, other in enumerate(keys) if other == key] for key in keys}
     assert sorted(runs) == sorted(rows for rows in wanted.values() if len(rows) > 1)
 
@@ -111,18 +111,18 @@ def test_a_group_is_known_by_its_earliest_row(count: int, data: st.DataObject) -
     groups, sets = Groups(count), [{row} for row in range(count)]
     pairs = data.draw(st.lists(st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)), max_size=30))
     for one, other in pairs:
-        groups.join(one, other)
+        groups.merge(one, other)
         merged = sets[one] | sets[other]
         for row in merged:
             sets[row] = merged
-    assert [groups.head(row) for row in range(count)] == [min(each) for each in sets]
+    assert [groups.root(row) for row in range(count)] == [min(each) for each in sets]
 
 
 def test_a_copy_of_groups_is_its_own() -> None:
     groups = Groups(3)
     copy = groups.copy()
-    copy.join(0, 2)
-    assert (groups.head(2), copy.head(2)) == (2, 0)
+    copy.merge(0, 2)
+    assert (groups.root(2), copy.root(2)) == (2, 0)
 
 
 @given(st.text(max_size=60))

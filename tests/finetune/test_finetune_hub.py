@@ -31,8 +31,8 @@ def laid_out(tmp_path: Path) -> Path:
 
 
 def test_a_data_set_is_streamed_once_and_read_from_the_cache(laid_out: Path, cache: Path) -> None:
-    path = hub.cached("owner/name", None, "test", None)
-    hub.write(hub.stream(str(laid_out), None, "test"), path)
+    path = hub.cache_path("owner/name", None, "test", None)
+    hub.write_json_lines(hub.stream_rows(str(laid_out), None, "test"), path)
     source = Source(path="hub:owner/name", split="test", format="qa")
     assert source_file(source) == path
     assert path.is_relative_to(cache)
@@ -43,14 +43,14 @@ def test_a_data_set_is_streamed_once_and_read_from_the_cache(laid_out: Path, cac
 def test_values_that_json_does_not_know_become_text(tmp_path: Path) -> None:
     from datetime import UTC, datetime
 
-    hub.write([{"when": datetime(2026, 1, 2, tzinfo=UTC), "what": "é"}], tmp_path / "rows.jsonl")
+    hub.write_json_lines([{"when": datetime(2026, 1, 2, tzinfo=UTC), "what": "é"}], tmp_path / "rows.jsonl")
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == {"when": "2026-01-02 00:00:00+00:00", "what": "é"}
 
 
 def test_a_data_set_of_each_config_split_and_length_has_a_file_of_its_own(cache: Path) -> None:
     names = {
-        hub.cached("a/b", None, "train", None), hub.cached("a/b", "en", "train", None), hub.cached("a/b", None, "test", None),
-        hub.cached("a/b", None, "train", 500), hub.cached("a/b/../c", None, "train", None),
+        hub.cache_path("a/b", None, "train", None), hub.cache_path("a/b", "en", "train", None), hub.cache_path("a/b", None, "test", None),
+        hub.cache_path("a/b", None, "train", 500), hub.cache_path("a/b/../c", None, "train", None),
     }  # fmt: skip
     assert len(names) == 5
     assert all(path.parent == cache / "datasets" for path in names)
@@ -70,7 +70,7 @@ def test_an_error_in_the_middle_leaves_no_file(cache: Path, monkeypatch: pytest.
         yield {"question": "a", "answer": "b"}
         raise ConnectionError("the line went dead\nand more")
 
-    monkeypatch.setattr(hub, "stream", broken)
+    monkeypatch.setattr(hub, "stream_rows", broken)
     with pytest.raises(DataError, match=r"hub:a/b: cannot be fetched .*ConnectionError: the line went dead\)"):
         hub.fetch("a/b", None, "train", None)
     assert not list(cache.rglob("*"))[1:]
@@ -84,7 +84,7 @@ def test_only_the_first_rows_are_fetched(cache: Path, monkeypatch: pytest.Monkey
             taken.append(number)
             yield {"question": f"{number}?", "answer": "b"}
 
-    monkeypatch.setattr(hub, "stream", rows)
+    monkeypatch.setattr(hub, "stream_rows", rows)
     path = hub.fetch("a/b", None, "train", 5)
     assert len(path.read_text().splitlines()) == 5
     assert len(taken) <= 6

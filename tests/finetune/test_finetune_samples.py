@@ -152,4 +152,4 @@ def test_no_two_triage_rows_are_duplicates(triage: list[Conversation]) -> None:
     found = Duplicates(triage, 0.8)
     found.find()
     assert found.partners == {}
-    assert len({found.groups.head(row) for row in range(len(triage))}) == len(triage)
+    assert len({found.groups.root(row) for row in range(len(triage))}) == len(triage)

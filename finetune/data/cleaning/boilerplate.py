@@ -48,7 +48,7 @@ class Boilerplate:
         sentences = _BREAK.split(conversation.answer.content)
         if len(sentences) > 1 and not conversation.is_text:
             edges = sentences if len(sentences) <= 2 * EDGE else (*sentences[:EDGE], *sentences[-EDGE:])
-            self._block += {_key(sentence) for sentence in edges if _may_go(sentence)}
+            self._block += {_key(sentence) for sentence in edges if _is_removable(sentence)}
         if len(self._block) > 1 << 16:
             self._close_block()
 
@@ -75,7 +75,7 @@ class Boilerplate:
                 self._add(answer.content[slice(*span)], verb, conversation.source)
         return replace(conversation, messages=(*conversation.prompt, replace(answer, content=content)))
 
-    def told(self) -> list[dict[str, Any]]:
+    def sentences(self) -> list[dict[str, Any]]:
         """Return the sentences that `strip` found, the most frequent first."""
         return [vars(each) for each in sorted(self.found.values(), key=lambda each: -each.answers)]
 
@@ -98,7 +98,7 @@ class Boilerplate:
             found.first.append(source)
 
     def _is_common(self, sentence: str) -> bool:
-        return _may_go(sentence) and _key(sentence) in self._common
+        return _is_removable(sentence) and _key(sentence) in self._common
 
     def _close_block(self) -> None:
         if self._block:
@@ -116,7 +116,7 @@ def _edges(text: str, *, forward: bool) -> list[tuple[int, int]]:
     return spans[:EDGE] if forward else spans[::-1][:EDGE]
 
 
-def _may_go(sentence: str) -> bool:
+def _is_removable(sentence: str) -> bool:
     """False for short sentences, which may be the answer, and for those that introduce what follows."""
     return len(sentence) >= MIN_CHARS and not sentence.endswith(":")
 

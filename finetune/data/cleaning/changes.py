@@ -9,7 +9,7 @@ from finetune.config.data import CleaningSection
 from finetune.data.cleaning.clean import clean, map_texts
 from finetune.data.cleaning.findings import describe_finding
 from finetune.data.cleaning.flaws import flaws
-from finetune.data.cleaning.privacy import mask_personal
+from finetune.data.cleaning.privacy import mask_personal_data
 from gladstone.chat.messages import Conversation
 
 SHOWN_LINES = 12
@@ -28,7 +28,7 @@ class Changes:
 NO_CHANGES = Changes()
 
 
-def cleaned(read: Conversation, section: CleaningSection) -> tuple[Conversation, Changes, str]:
+def clean_for_preview(read: Conversation, section: CleaningSection) -> tuple[Conversation, Changes, str]:
     """Return a row as it is trained on, what changed, and why it is left out ('' if it is not).
 
     Boilerplate stays: identifying it takes all rows.
@@ -36,7 +36,7 @@ def cleaned(read: Conversation, section: CleaningSection) -> tuple[Conversation,
     made = clean(read, section)
     found = list(flaws(made.row, section))
     why = next((f"{each.reason}, {each.detail}" for each in found if each.drops), "")
-    masked = map_texts(made.row, lambda text: mask_personal(text)[0])
+    masked = map_texts(made.row, lambda text: mask_personal_data(text)[0])
     is_named = masked is not made.row
     if section.privacy == "drop" and is_named:
         why = why or "personal data (data.cleaning.privacy=drop)"
@@ -73,7 +73,7 @@ def visible(line: str) -> str:
     return shown if len(shown) <= SHOWN_CHARS else f"{shown[: SHOWN_CHARS - 1]}…"
 
 
-def described(changes: Changes, *, colour: bool) -> list[str]:
+def describe_changes(changes: Changes, *, colour: bool) -> list[str]:
     """Return the changes as lines for the terminal; findings left unchanged name the option that acts on them."""
     import click
 

@@ -19,7 +19,7 @@ _DIRECTIONS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]")
 
 
-def normal_characters(text: str) -> str:
+def normalise_characters(text: str) -> str:
     """Compose characters (NFC) and remove invisible ones without meaning."""
     composed = unicodedata.normalize("NFC", text)
     if not _ANY.search(composed):
@@ -27,7 +27,7 @@ def normal_characters(text: str) -> str:
     seen = _SOFT_HYPHEN.sub(_unless_visible, _UNSEEN.sub("", composed))
     if not _RIGHT_TO_LEFT.search(seen):
         seen = _DIRECTIONS.sub("", seen)
-    return seen if seen == composed else normal_characters(seen)  # removal may have made two characters composable
+    return seen if seen == composed else normalise_characters(seen)  # removal may have made two characters composable
 
 
 def _unless_visible(hyphens: re.Match[str]) -> str:

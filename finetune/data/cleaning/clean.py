@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from finetune.config.data import CleaningSection
-from finetune.data.cleaning.characters import normal_characters
-from finetune.data.cleaning.preformatted import BLOCKS, INDENTED_TOO, MARKDOWN, outside
+from finetune.data.cleaning.characters import normalise_characters
+from finetune.data.cleaning.preformatted import BLOCKS, INDENTED_TOO, MARKDOWN, apply_outside
 from gladstone.chat.messages import Conversation
 from gladstone.formats.trimming import has_tab_columns, trimmed
 
@@ -32,14 +32,14 @@ _SPACES = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
-def normal_unicode(text: str) -> str:
+def normalise_unicode(text: str) -> str:
     """Compose characters (NFC) and remove invisible ones without meaning, outside code."""
     if text.isascii() and text.isprintable():
         return text
-    return outside(INDENTED_TOO, text, normal_characters)
+    return apply_outside(INDENTED_TOO, text, normalise_characters)
 
 
-def normal_lines(text: str) -> str:
+def normalise_lines(text: str) -> str:
     """Unify line ends, strip trailing spaces and blank lines around the text; in code, only line ends.
 
     Two spaces before another line of a paragraph are a Markdown line break and stay.
@@ -50,12 +50,12 @@ def normal_lines(text: str) -> str:
     tabs = has_tab_columns(text)
 
     def without_space(part: str) -> str:
-        return _SPACE_AT_END.sub(lambda space: _kept_at_end(space, tabs=tabs), _SEPARATORS.sub("\n", part))
+        return _SPACE_AT_END.sub(lambda space: _trailing_space(space, tabs=tabs), _SEPARATORS.sub("\n", part))
 
-    return trimmed(outside(INDENTED_TOO, text, without_space))
+    return trimmed(apply_outside(INDENTED_TOO, text, without_space))
 
 
-def _kept_at_end(space: re.Match[str], *, tabs: bool) -> str:
+def _trailing_space(space: re.Match[str], *, tabs: bool) -> str:
     """Return what is kept of the space that ends a line: empty cells of a table, a Markdown line break."""
     text, (begin, end) = space.string, space.span()
     if tabs and "\t" in space[0]:
@@ -64,15 +64,15 @@ def _kept_at_end(space: re.Match[str], *, tabs: bool) -> str:
     return "  " if is_break and text[end + 1 : end + 2].strip() else ""
 
 
-def without_html(text: str) -> str:
+def strip_html(text: str) -> str:
     """Remove HTML tags, decode entities, fence preformatted text as Markdown; code stays.
 
     Only real HTML tags are removed: `p < 0.05` and `<think>` stay.
     """
-    return outside(MARKDOWN, text, _without_tags) if "<" in text or "&" in text else text
+    return apply_outside(MARKDOWN, text, _strip_tags) if "<" in text or "&" in text else text
 
 
-def _without_tags(text: str) -> str:
+def _strip_tags(text: str) -> str:
     parts, begin = [], 0
     for found in _PRE.finditer(text):
         parts += [_plain(text[begin : found.start()]), f"\n```\n{_plain(found[1])}\n```\n"]
@@ -86,11 +86,11 @@ def _plain(text: str) -> str:
     return _ENTITY.sub(lambda entity: html.unescape(entity[0]), text) if "&" in text else text
 
 
-def normal_whitespace(text: str) -> str:
+def normalise_whitespace(text: str) -> str:
     """Collapse spaces and blank lines, remove indentation, unify line ends; code stays."""
     if text.isprintable() and text.isascii() and "  " not in text:  # the common case: one line with single spaces
         return text.strip()
-    return outside(BLOCKS, _SEPARATORS.sub("\n", _LINE_ENDS.sub("\n", text)), _single_spaces).strip()
+    return apply_outside(BLOCKS, _SEPARATORS.sub("\n", _LINE_ENDS.sub("\n", text)), _single_spaces).strip()
 
 
 def _single_spaces(text: str) -> str:
@@ -106,19 +106,19 @@ def _single_spaces(text: str) -> str:
 Step = Callable[[str], str]
 # in the order in which they run: decoded entities may be invisible characters or unusual spaces
 STEPS: dict[str, Step] = {
-    "html": without_html,
-    "unicode": normal_unicode,
-    "lines": normal_lines,
-    "whitespace": normal_whitespace,
+    "html": strip_html,
+    "unicode": normalise_unicode,
+    "lines": normalise_lines,
+    "whitespace": normalise_whitespace,
 }
 
 
-def text_steps(section: CleaningSection) -> dict[str, Step]:
+def active_steps(section: CleaningSection) -> dict[str, Step]:
     """Return the steps that run, in order, by the name that they are counted under."""
     return {name: step for name, step in STEPS.items() if getattr(section, name) in (True, "remove")}
 
 
-def tried_steps(section: CleaningSection) -> dict[str, Step]:
+def report_only_steps(section: CleaningSection) -> dict[str, Step]:
     """Return the steps that are only tried, to report what they would change."""
     return {name: step for name, step in STEPS.items() if getattr(section, name) == "report"}
 
@@ -148,11 +148,11 @@ class Cleaned:
 def clean(conversation: Conversation, section: CleaningSection) -> Cleaned:
     """Run the configured steps on a row's texts, and try the others."""
     row, changed = conversation, []
-    for name, step in text_steps(section).items():
+    for name, step in active_steps(section).items():
         before, row = row, map_texts(row, step)
         if row is not before:
             changed.append(name)
-    noted = tuple(name for name, step in tried_steps(section).items() if _changes(row, step))
+    noted = tuple(name for name, step in report_only_steps(section).items() if _changes(row, step))
     return Cleaned(row, tuple(changed), noted)
 
 

@@ -46,7 +46,7 @@ def flaws(conversation: Conversation, section: CleaningSection) -> Iterator[Flaw
     question, answer = (message.content for message in conversation.messages[-2:])
     if section.echoes != "keep" and _is_echo(question, answer):
         yield Flaw("echo", "the answer repeats the words of the question", drops=section.echoes == "drop")
-    if section.cut_answers != "keep" and is_cut(answer, likely=section.cut_answers == "drop likely"):
+    if section.cut_answers != "keep" and is_truncated(answer, likely=section.cut_answers == "drop likely"):
         drops = section.cut_answers != "report"
         yield Flaw("cut", f"the answer stops at …{answer[-30:]!r}", drops)
 
@@ -85,7 +85,7 @@ _OPEN_WORDS = frozenset((
 ))  # fmt: skip
 
 
-def is_cut(answer: str, *, likely: bool = False) -> bool:
+def is_truncated(answer: str, *, likely: bool = False) -> bool:
     """True if an answer of several sentences stops mid-sentence: at a word or character that ends none.
 
     With `likely`, also if the last sentence of a paragraph has no end but two before it have; that includes many rows

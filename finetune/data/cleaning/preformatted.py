@@ -18,7 +18,7 @@ INDENTED_TOO = re.compile(f"{_FENCED}|{_ELEMENT}|{_INDENTED}", _FLAGS)  # also l
 MARKDOWN = re.compile(f"{_FENCED}|{_SPAN}", _FLAGS)  # Markdown code, blocks and inline
 
 
-def outside(kept: re.Pattern[str], text: str, change: Callable[[str], str]) -> str:
+def apply_outside(kept: re.Pattern[str], text: str, change: Callable[[str], str]) -> str:
     """Apply `change` to the text outside the matches of `kept`. Line ends are \\n or \\r\\n."""
     if kept is not INDENTED_TOO and not ("`" in text or "~~~" in text or "<" in text):
         return change(text)

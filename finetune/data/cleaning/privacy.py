@@ -35,7 +35,7 @@ PATTERNS: dict[str, re.Pattern[str]] = {
 _DIGIT = re.compile(r"\d")
 
 
-def mask_personal(text: str) -> tuple[str, Counter[str]]:
+def mask_personal_data(text: str) -> tuple[str, Counter[str]]:
     """Replace personal data by `[kind]`, and count the occurrences of each kind."""
     found: Counter[str] = Counter()
     has_digits = _DIGIT.search(text) is not None

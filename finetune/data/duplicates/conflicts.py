@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.data.duplicates.content import message_text
+from finetune.data.duplicates.content_keys import message_text
 from finetune.data.duplicates.duplicates import Duplicates
 from gladstone.artifacts import write_rows
 from gladstone.chat.messages import Conversation

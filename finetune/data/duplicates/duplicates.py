@@ -17,10 +17,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from finetune.data.cleaning.clean import words_key
-from finetune.data.duplicates.alike import says_the_same
-from finetune.data.duplicates.content import RowContent, message_text, read_content
+from finetune.data.duplicates.compare_rows import say_the_same
+from finetune.data.duplicates.content_keys import RowContent, message_text, read_content
 from finetune.data.duplicates.grams import Characters, CommonText, Sketcher, jaccard
-from finetune.data.duplicates.groups import Groups, Passages, equal_runs, largest_group
+from finetune.data.duplicates.groups import Groups, Passages, largest_group, rows_by_key
 from gladstone.chat.messages import Conversation
 
 BATCH = 256
@@ -89,23 +89,23 @@ class Duplicates:
         sketcher = Sketcher(self._similarity) if self._similarity is not None else None
         if sketcher:
             self._most_differing = sketcher.most_differing_bits
-            self._sample()
-        bands = self._read(sketcher)
+            self._learn_common_text()
+        bands = self._hash_rows(sketcher)
         self._find_copies()
         if sketcher:
             self._find_repeated(self._keys, self.groups)
             for band in bands:
-                for rows in equal_runs(band):
+                for rows in rows_by_key(band):
                     self._join_similar([row for row in rows if row not in self.partners])
             self._find_partners()
-        self.groups.join_equal(self._inputs)
+        self.groups.merge_equal(self._inputs)
 
     def conflicts(self) -> Iterator[tuple[int, int]]:
         """Yield, in order, rows with the input of an earlier row but another answer, each with that row."""
         yield from sorted(self._conflicting())
 
     def _conflicting(self) -> Iterator[tuple[int, int]]:
-        for run in equal_runs(self._inputs):
+        for run in rows_by_key(self._inputs):
             first, *later = [row for row in run if row not in self.partners] or [run[0]]
             if not self.rows[first].is_text:
                 yield from ((row, first) for row in later)
@@ -114,11 +114,11 @@ class Duplicates:
         """Return groups for the division: `groups`, joined with similar rows and shared passages up to a size limit."""
         largest = largest_group(len(self.rows))
         groups = self.groups.copy()
-        groups.join_up_to(largest, ([*pair] for pair in zip(self._edges[::2], self._edges[1::2], strict=True)))
-        groups.join_up_to(largest, self._passages.shared(largest))
+        groups.merge_up_to(largest, ([*pair] for pair in zip(self._edges[::2], self._edges[1::2], strict=True)))
+        groups.merge_up_to(largest, self._passages.shared(largest))
         return groups
 
-    def _sample(self) -> None:
+    def _learn_common_text(self) -> None:
         """Learn from a sample of rows which text is common and which words are known."""
         words: Counter[str] = Counter()
         numbers = range(0, len(self.rows), -(-len(self.rows) // SAMPLED_ROWS) or 1)
@@ -129,14 +129,14 @@ class Duplicates:
                 words.update({word for turn in row for word in turn.split()})
         self.known = frozenset(word for word, times in words.items() if times >= KNOWN_ROWS)
 
-    def _read(self, sketcher: Sketcher | None) -> NDArray[np.uint64]:
+    def _hash_rows(self, sketcher: Sketcher | None) -> NDArray[np.uint64]:
         """Hash every row and its passages; return band keys if near duplicates are wanted, (bands, rows) uint64."""
         bands = np.empty((sketcher.shape[0] if sketcher else 0, len(self.rows)), dtype=np.uint64)
         begin = 0
         for batch in batches(self.rows):
             contents = [read_content(row) for row in batch]
             for number, (row, content) in enumerate(zip(batch, contents, strict=True), begin):
-                self._note(number, row, content)
+                self._hash_row(number, row, content)
             if sketcher:
                 keys, bits = sketcher.sketch(self._common.grams([list(content.turns()) for content in contents]))
                 bands[:, begin : begin + len(batch)] = keys
@@ -144,7 +144,7 @@ class Duplicates:
             begin += len(batch)
         return bands
 
-    def _note(self, number: int, row: Conversation, content: RowContent) -> None:
+    def _hash_row(self, number: int, row: Conversation, content: RowContent) -> None:
         self._exact[number] = key_hash(repr((row.messages, row.tools)))
         self._keys[number] = key_hash(content.key)
         prompt = content.prompt_key
@@ -153,24 +153,24 @@ class Duplicates:
         self._passages.add(number, content, key_hash)
 
     def _find_copies(self) -> None:
-        for rows in equal_runs(self._exact):
+        for rows in rows_by_key(self._exact):
             first = self.rows[rows[0]]
             for row in rows[1:]:
                 other = self.rows[row]
                 if (other.messages, other.tools) == (first.messages, first.tools):
-                    self.groups.join(rows[0], row)
+                    self.groups.merge(rows[0], row)
                     self.partners[row] = rows[0], 1.0
 
     def _find_repeated(self, keys: NDArray[np.uint64], groups: Groups) -> None:
         """Find rows with the same key that also say the same."""
-        for run in equal_runs(keys):
+        for run in rows_by_key(keys):
             kept: list[int] = []
             for row in run:
                 if row in self.partners:
                     continue
-                partner = next((each for each in kept if self._says_the_same(row, each)), None)
+                partner = next((each for each in kept if self._say_the_same(row, each)), None)
                 if partner is not None:
-                    groups.join(partner, row)
+                    groups.merge(partner, row)
                     self.partners[row] = partner, 1.0
                 elif len(kept) < MAX_COMPARED:
                     kept.append(row)
@@ -180,32 +180,32 @@ class Duplicates:
             for other in rows[max(0, place - MAX_COMPARED) : place]:
                 if (
                     self._may_be_similar(row, other)
-                    and self.similar.head(row) != self.similar.head(other)
+                    and self.similar.root(row) != self.similar.root(other)
                     and self._similarity_of(row, other)
                 ):
-                    self.similar.join(row, other)
+                    self.similar.merge(row, other)
                     self._edges.extend((other, row))
 
     def _find_partners(self) -> None:
         """In each group of similar rows, find rows that say the same as an earlier row that is kept."""
         kept: dict[int, list[int]] = {}
         for row in range(len(self.rows)):
-            head = self.similar.head(row)
-            if head == row or row in self.partners:
+            root = self.similar.root(row)
+            if root == row or row in self.partners:
                 continue
-            others = kept.setdefault(head, [head])
+            others = kept.setdefault(root, [root])
             for other in others:
                 similarity = self._similarity_of(row, other)
-                if similarity and self._says_the_same(row, other):
+                if similarity and self._say_the_same(row, other):
                     self.partners[row] = other, similarity
-                    self.groups.join(row, other)
+                    self.groups.merge(row, other)
                     break
             else:
                 if len(others) < MAX_KEPT:
                     others.append(row)
 
-    def _says_the_same(self, row: int, other: int) -> bool:
-        return says_the_same(self.rows[row], self.rows[other], self.known)
+    def _say_the_same(self, row: int, other: int) -> bool:
+        return say_the_same(self.rows[row], self.rows[other], self.known)
 
     def _may_be_similar(self, row: int, other: int) -> bool:
         """False if too few bits of the minima agree; saves reading the rows."""

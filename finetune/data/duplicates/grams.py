@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data.duplicates.content import content_key
+from finetune.data.duplicates.content_keys import content_key
 
 GRAM, RUN = 5, 12  # characters: of the grams compared, and of the runs counted to find common text
 MANY_ROWS, MANY_SHARE = 5, 0.02  # text in at least this many rows, and this share of them, is common
@@ -35,7 +35,7 @@ def hash_windows(codes: Hashes, size: int) -> Hashes:
     return hashes ^ (hashes >> np.uint64(32))
 
 
-def hash_places(codes: NDArray[np.uint32], places: NDArray[np.int64], size: int) -> Hashes:
+def hash_positions(codes: NDArray[np.uint32], places: NDArray[np.int64], size: int) -> Hashes:
     """Return a 64-bit hash of the `size` characters from each given position: (P,) uint64."""
     hashes = codes[places].astype(np.uint64)
     for offset in range(1, size):

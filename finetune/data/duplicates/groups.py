@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data.duplicates.content import RowContent
+from finetune.data.duplicates.content_keys import RowContent
 
 MIN_PASSAGE = 12  # characters; shorter ones, "Why?", "Thanks!", do not characterise a row
 MIN_ANSWER = 40  # characters; shorter answers are labels
@@ -20,32 +20,32 @@ class Groups:
     def __init__(self, count: int) -> None:
         self.parents = array("q", range(count))
 
-    def head(self, row: int) -> int:
+    def root(self, row: int) -> int:
         """Return the earliest row of a row's group."""
         parents = self.parents
         while parents[row] != row:
             parents[row] = row = parents[parents[row]]
         return row
 
-    def join(self, one: int, other: int) -> None:
+    def merge(self, one: int, other: int) -> None:
         """Merge the groups of two rows."""
-        first, second = sorted((self.head(one), self.head(other)))
+        first, second = sorted((self.root(one), self.root(other)))
         self.parents[second] = first
 
-    def join_equal(self, keys: NDArray[np.uint64]) -> None:
+    def merge_equal(self, keys: NDArray[np.uint64]) -> None:
         """Merge the groups of all rows with the same key."""
-        for rows in equal_runs(keys):
+        for rows in rows_by_key(keys):
             for row in rows[1:]:
-                self.join(rows[0], row)
+                self.merge(rows[0], row)
 
-    def join_up_to(self, largest: int, sets: Iterable[list[int]]) -> None:
+    def merge_up_to(self, largest: int, sets: Iterable[list[int]]) -> None:
         """Merge the groups of each set of rows in turn, unless the result would exceed `largest` rows."""
-        sizes = Counter(self.head(row) for row in range(len(self.parents)))
+        sizes = Counter(self.root(row) for row in range(len(self.parents)))
         for rows in sets:
             for row in rows[1:]:
-                one, other = self.head(rows[0]), self.head(row)
+                one, other = self.root(rows[0]), self.root(row)
                 if one != other and sizes[one] + sizes[other] <= largest:
-                    self.join(one, other)
+                    self.merge(one, other)
                     sizes[min(one, other)] = sizes[one] + sizes[other]
 
     def copy(self) -> "Groups":
@@ -55,7 +55,7 @@ class Groups:
         return copied
 
 
-def equal_runs(keys: NDArray[np.uint64]) -> Iterator[list[int]]:
+def rows_by_key(keys: NDArray[np.uint64]) -> Iterator[list[int]]:
     """Yield lists of at least two rows that share a key, in order."""
     order = np.argsort(keys, kind="stable")
     borders = np.flatnonzero(np.diff(keys[order])) + 1
@@ -84,7 +84,7 @@ class Passages:
     def shared(self, largest: int) -> Iterator[list[int]]:
         """Yield rows that share a passage, at most `largest` rows each; the longest and rarest passages come first."""
         hashes, rows = np.array(self._hashes, dtype=np.uint64), np.array(self._rows, dtype=np.int64)
-        runs = [run for run in equal_runs(hashes) if len(run) <= largest]
+        runs = [run for run in rows_by_key(hashes) if len(run) <= largest]
         runs.sort(key=lambda run: -self._lengths[run[0]] / len(run))
         for run in runs:
             yield rows[run].tolist()

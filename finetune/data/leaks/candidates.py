@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data.duplicates.grams import Hashes, hash_places
+from finetune.data.duplicates.grams import Hashes, hash_positions
 
 CHUNK = 512  # texts
 OWNER_BITS = 20
@@ -52,7 +52,7 @@ class GramIndex:
         places = places[
             (codes[places] != np.uint32(ord(_BREAK))) & (codes[places + self._size - 1] != np.uint32(ord(_BREAK)))
         ]
-        hashes = hash_places(codes, places, self._size)
+        hashes = hash_positions(codes, places, self._size)
         owners = np.searchsorted(np.cumsum([len(text) for text in padded]), places, side="right").astype(np.uint64)
         if self._sampled is not None:
             chosen = hashes % np.uint64(self._sampled) == 0

@@ -12,11 +12,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from finetune.data.duplicates.content import RowContent, read_content
+from finetune.data.duplicates.content_keys import RowContent, read_content
 from finetune.data.duplicates.duplicates import batches, key_hash
 from finetune.data.leaks.candidates import GramIndex
-from finetune.data.leaks.check import likeness
-from finetune.data.leaks.rows import Asked, Likeness, Row
+from finetune.data.leaks.match_question import match_rows
+from finetune.data.leaks.rows import Match, TestRow, TrainRow
 from finetune.data.leaks.vocabulary import Vocabulary
 from gladstone.artifacts import write_rows
 from gladstone.chat.messages import Conversation
@@ -25,7 +25,7 @@ from gladstone.formats import checked_conversations, find_layout
 from gladstone.report.terminal import one_line
 
 LEAST_SCORE = 0.6  # lower scores are not reported
-LEARNT_ROWS, LEARNT_CHARS = 20_000, 16_000_000  # training rows read ahead for their vocabulary
+VOCABULARY_ROWS, VOCABULARY_CHARS = 20_000, 16_000_000  # training rows read ahead for their vocabulary
 QUESTION_GRAM, ANSWER_GRAM, TEXT_GRAM = 4, 6, 12
 SAMPLED_ANSWER, SAMPLED_TEXT = 2, 1  # one in this many of the grams that begin a word is indexed
 LEAST_QUESTION, LEAST_ANSWER, LEAST_TEXT = (
@@ -33,7 +33,7 @@ LEAST_QUESTION, LEAST_ANSWER, LEAST_TEXT = (
     0.25,
     0.5,
 )  # shares of a test row's gram weight that make it a candidate
-MOST_CANDIDATES, MOST_GARBLED = 4, 40  # candidates of a clean row, and of a garbled one
+MOST_CANDIDATES, MOST_CANDIDATES_GARBLED = 4, 40  # candidates of a clean row, and of a garbled one
 CONSTANT_ROWS, CONSTANT_SHARE = 5, 0.5  # a passage in this many test rows is not part of the questions
 DIFF_CHARS, SAME_WORDS = 160, 3
 
@@ -72,16 +72,16 @@ class LeakIndex:
         many = max(CONSTANT_ROWS, CONSTANT_SHARE * len(contents))
         self._constant = {passage for passage, rows in counts.items() if rows >= many}
         self._vocabulary.constant.update(word for passage in self._constant for word in passage.split())
-        self._asked, self._same = [], dict[int, int]()
+        self._test_rows, self._by_question = [], dict[int, int]()
         for number, content in enumerate(contents):
             self._vocabulary.add(content, test=True)
-            passages = self._own(content)
-            self._same.setdefault(key_hash(" ".join(passages)), number)
-            self._asked.append(Asked(passages, " ".join(content.answer)))
-            self._vocabulary.add_question(self._asked[-1].question.words)
-        questions = [asked.question.text.strip() for asked in self._asked]
+            passages = self._distinct_passages(content)
+            self._by_question.setdefault(key_hash(" ".join(passages)), number)
+            self._test_rows.append(TestRow(passages, " ".join(content.answer)))
+            self._vocabulary.add_question(self._test_rows[-1].question.words)
+        questions = [row.question.text.strip() for row in self._test_rows]
         self._questions = GramIndex(questions, QUESTION_GRAM)
-        self._answers = GramIndex([asked.answer for asked in self._asked], ANSWER_GRAM, SAMPLED_ANSWER)
+        self._answers = GramIndex([row.answer for row in self._test_rows], ANSWER_GRAM, SAMPLED_ANSWER)
         self._texts = GramIndex(questions, TEXT_GRAM, SAMPLED_TEXT)
 
     def __len__(self) -> int:
@@ -90,18 +90,18 @@ class LeakIndex:
     def leaks(self, train: Iterable[Conversation]) -> Iterator[tuple[int, Leak]]:
         """Yield the training rows that resemble a test row, by number, each once with its best match."""
         rows = iter(train)
-        learnt = self._learn(rows)
+        learnt = self._learn_vocabulary(rows)
         number = 0
         for batch in batches(chain(learnt, ((row, read_content(row)) for row in rows))):
-            for place, (test, found) in self._likenesses([content for _, content in batch]).items():
-                if found.score >= self._least:
-                    difference = "" if found.score == 1 else self._difference(test, found)
-                    score = round(found.score, 4)
-                    leak = Leak(batch[place][0].source, self._sources[test], found.kind, score, difference)
-                    yield number + place, leak
+            for index, (test, match) in self._match_batch([content for _, content in batch]).items():
+                if match.score >= self._least:
+                    difference = "" if match.score == 1 else self._difference(test, match)
+                    score = round(match.score, 4)
+                    leak = Leak(batch[index][0].source, self._sources[test], match.kind, score, difference)
+                    yield number + index, leak
             number += len(batch)
 
-    def _learn(self, rows: Iterator[Conversation]) -> list[tuple[Conversation, RowContent]]:
+    def _learn_vocabulary(self, rows: Iterator[Conversation]) -> list[tuple[Conversation, RowContent]]:
         """Read some rows ahead to learn their vocabulary."""
         learnt, chars = [], 0
         for row in rows:
@@ -109,50 +109,52 @@ class LeakIndex:
             self._vocabulary.add(content, test=False)
             learnt.append((row, content))
             chars += sum(len(message.content) for message in row.messages)
-            if len(learnt) >= LEARNT_ROWS or chars >= LEARNT_CHARS:
+            if len(learnt) >= VOCABULARY_ROWS or chars >= VOCABULARY_CHARS:
                 break
         return learnt
 
-    def _own(self, content: RowContent) -> list[str]:
+    def _distinct_passages(self, content: RowContent) -> list[str]:
         """Return the passages of the question without those that all test rows share."""
         return [passage for passage in _passages(content) if passage not in self._constant] or _passages(content)
 
-    def _likenesses(self, contents: list[RowContent]) -> dict[int, tuple[int, Likeness]]:
+    def _match_batch(self, contents: list[RowContent]) -> dict[int, tuple[int, Match]]:
         """Return the leaking rows of a batch by position, each with its test row and the match."""
-        questions = [" ".join(self._own(content)) for content in contents]
-        found = {}
-        for place, question in enumerate(questions):
-            test = self._same.get(key_hash(question))
+        questions = [" ".join(self._distinct_passages(content)) for content in contents]
+        matches = {}
+        for index, question in enumerate(questions):
+            test = self._by_question.get(key_hash(question))
             if test is not None:
-                found[place] = test, Likeness("same question", 1.0, self._asked[test].question.words)
-        rest = [place for place in range(len(contents)) if place not in found]
-        asked = self._questions.search([questions[place] for place in rest], LEAST_QUESTION, MOST_GARBLED)
-        answers = [" ".join(contents[place].answer) for place in rest]
-        answered = self._answers.search(answers, LEAST_ANSWER, MOST_CANDIDATES)
-        texts = self._texts.search(answers, LEAST_TEXT, MOST_CANDIDATES)
-        for place, by_question, by_answer, inside in zip(rest, asked, answered, texts, strict=True):
+                matches[index] = test, Match("same question", 1.0, self._test_rows[test].question.words)
+        rest = [index for index in range(len(contents)) if index not in matches]
+        answers = [" ".join(contents[index].answer) for index in rest]
+        same_question = self._questions.search(
+            [questions[index] for index in rest], LEAST_QUESTION, MOST_CANDIDATES_GARBLED
+        )
+        same_answer = self._answers.search(answers, LEAST_ANSWER, MOST_CANDIDATES)
+        inside_answer = self._texts.search(answers, LEAST_TEXT, MOST_CANDIDATES)
+        for index, by_question, by_answer, inside in zip(rest, same_question, same_answer, inside_answer, strict=True):
             first = by_question[:MOST_CANDIDATES]
             tests = list(dict.fromkeys(chain(first, by_answer, by_question[MOST_CANDIDATES:])))
-            best = self._best(contents[place], tests, inside)
+            best = self._best_match(contents[index], tests, inside)
             if best:
-                found[place] = best
-        return dict(sorted(found.items()))
+                matches[index] = best
+        return dict(sorted(matches.items()))
 
-    def _best(self, content: RowContent, tests: list[int], inside: list[int]) -> tuple[int, Likeness] | None:
+    def _best_match(self, content: RowContent, tests: list[int], inside: list[int]) -> tuple[int, Match] | None:
         """Return the best match among the candidates; `inside` are questions that the answer may contain."""
-        found: list[tuple[int, Likeness]] = []
+        matches: list[tuple[int, Match]] = []
         for numbers, whole in ((tests, False), (inside, True)):
-            row = Row(content, self._vocabulary, whole=whole) if numbers else None
-            for place, test in enumerate(numbers):
-                if row is None or (place >= 2 * MOST_CANDIDATES and not row.may_be_misread):
+            row = TrainRow(content, self._vocabulary, whole=whole) if numbers else None
+            for rank, test in enumerate(numbers):
+                if row is None or (rank >= 2 * MOST_CANDIDATES and not row.may_be_garbled):
                     break
-                each = likeness(row, self._asked[test])
-                if each:
-                    found.append((test, each))
-        return max(found, key=lambda each: each[1].score, default=None)
+                match = match_rows(row, self._test_rows[test])
+                if match:
+                    matches.append((test, match))
+        return max(matches, key=lambda scored: scored[1].score, default=None)
 
-    def _difference(self, test: int, found: Likeness) -> str:
-        return word_difference(self._asked[test].question.words, found.words)
+    def _difference(self, test: int, match: Match) -> str:
+        return word_difference(self._test_rows[test].question.words, match.words)
 
 
 @dataclass
@@ -173,7 +175,7 @@ class Comparison:
             difference = f": {leak.difference}" if leak.difference else ""
             self.shown.append(f"{leak.train}: {leak.kind} as {leak.test} ({leak.similarity:.2f}){difference}")
 
-    def described(self) -> str:
+    def summary(self) -> str:
         """Return the figures as one line."""
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.kinds.most_common()) or "no leak"
         return f"{self.train_rows:,} training rows against {self.test_rows:,} test rows: {kinds}"
@@ -195,15 +197,15 @@ def compare(train: tuple[Path, str], against: tuple[Path, str], similarity: floa
             compared.train_rows += 1
             yield row
 
-    def told() -> Iterator[dict[str, Any]]:
+    def report() -> Iterator[dict[str, Any]]:
         for _, leak in index.leaks(counted()):
             compared.add(leak)
             yield asdict(leak)
 
     if out is None:
-        deque(told(), maxlen=0)
+        deque(report(), maxlen=0)
     else:
-        write_rows(out, told())
+        write_rows(out, report())
     return compared
 
 

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from finetune.data.duplicates.content import RowContent
-from finetune.data.duplicates.words import COMMON_WORDS
-from finetune.data.leaks.asking import alike
+from finetune.data.duplicates.content_keys import RowContent
+from finetune.data.duplicates.word_classes import COMMON_WORDS
+from finetune.data.leaks.question_form import letter_similarity
 from finetune.data.leaks.vocabulary import Vocabulary
 
 LONG_QUESTION, PART = 60, 12  # words from which a question is compared in parts, and minimum content words of a part
-MIN_MISREAD, MISREAD_SHARE = 2, 0.15  # count and share of unknown words from which a row is garbled
-MISREAD_INPUT = 0.25
-MAY_BE_MISREAD = 0.2  # share of the input's words that no test row has
+MIN_GARBLED_WORDS, GARBLED_SHARE = 2, 0.15  # count and share of unknown words from which a row is garbled
+GARBLED_INPUT_SHARE = 0.25
+MAYBE_GARBLED_SHARE = 0.2  # share of the input's words that no test row has
 MOST_ANSWER = 1500  # letters
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Match:
     """The match of a training row with a test row: kind, score from 0 to 1, and the row's words for the question."""
 
     kind: str
@@ -28,7 +28,7 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class Part:
+class QuestionPart:
     """Words that have to match together: a question, or some sentences of a long one."""
 
     words: list[str]
@@ -53,27 +53,27 @@ class Part:
         return words or list(dict.fromkeys(self.words))
 
 
-class Asked:
+class TestRow:
     """A test row: the passages of its question, without those that all test rows share, and its answer."""
 
     def __init__(self, passages: Sequence[str], answer: str) -> None:
         self._passages = passages
-        self.question = Part(" ".join(passages).split())
+        self.question = QuestionPart(" ".join(passages).split())
         self.answer = answer
 
     @cached_property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[QuestionPart]:
         """The parts to match separately: the whole question, or passages of a long one, the last passage first."""
         if len(self.question.words) < LONG_QUESTION or len(self._passages) == 1:
             return [self.question]
-        parts, words = [Part(self._passages[-1].split())], list[str]()
+        parts, words = [QuestionPart(self._passages[-1].split())], list[str]()
         for passage in self._passages[:-1]:
             words += passage.split()
             if sum(word not in COMMON_WORDS for word in words) >= PART:
-                parts.append(Part(words, last=False))
+                parts.append(QuestionPart(words, last=False))
                 words = []
         if words:
-            parts.append(Part(words, last=False))
+            parts.append(QuestionPart(words, last=False))
         return parts
 
     @cached_property
@@ -82,7 +82,7 @@ class Asked:
         return Counter(self.answer.split())
 
 
-class Row:
+class TrainRow:
     """A training row; with `whole`, its answer is treated as a text that may contain a question."""
 
     def __init__(self, content: RowContent, vocabulary: Vocabulary, *, whole: bool = False) -> None:
@@ -110,43 +110,44 @@ class Row:
         return Counter(self.answer.split())
 
     @cached_property
-    def suspects(self) -> list[str]:
+    def untested_words(self) -> list[str]:
         """Possible misprints: words of the input that no test row has."""
         return sorted(self.vocabulary.untested(self.set))
 
     @cached_property
-    def may_be_misread(self) -> bool:
+    def may_be_garbled(self) -> bool:
         """True if so many words are unknown to the test rows that the row may be garbled."""
         words = [word for word in self.set if len(word) > 1 and word not in COMMON_WORDS]
-        return len(self.vocabulary.untested(words)) >= max(1, MAY_BE_MISREAD * len(words))
+        return len(self.vocabulary.untested(words)) >= max(1, MAYBE_GARBLED_SHARE * len(words))
 
     @cached_property
-    def misread(self) -> bool:
+    def is_garbled(self) -> bool:
         """True if many words of the row, or several of its input, are unknown: it was typed or scanned badly."""
-        asked = {word for word in self.set if len(word) > 2} - COMMON_WORDS
+        input_words = {word for word in self.set if len(word) > 2} - COMMON_WORDS
         answer = {word for word in self.answer_words if len(word) > 3}
-        odd = set(filter(self.vocabulary.is_odd, asked | answer))
-        many = MISREAD_SHARE * len(asked | answer) + 1
-        return len(odd) >= many or len(odd & asked) >= max(MIN_MISREAD, MISREAD_INPUT * len(asked))
+        unknown = set(filter(self.vocabulary.is_unknown, input_words | answer))
+        if len(unknown) >= GARBLED_SHARE * len(input_words | answer) + 1:
+            return True
+        return len(unknown & input_words) >= max(MIN_GARBLED_WORDS, GARBLED_INPUT_SHARE * len(input_words))
 
-    def real(self, word: str) -> bool:
+    def is_known(self, word: str) -> bool:
         """True for words of the data, and for words repeated in the answer: a misprint does not occur twice."""
         return word in self.vocabulary.known or word in self.answer_words
 
-    def empty(self, word: str) -> bool:
+    def is_filler(self, word: str) -> bool:
         """True for a word without content, here or in general."""
         return word in COMMON_WORDS or word in self.vocabulary.constant
 
-    def alike_answer(self, asked: Asked, least: float) -> float:
+    def answer_similarity(self, test: TestRow, least: float) -> float:
         """Return the share of words, or letters, that the answers have in common; 0 if it is below `least`."""
-        common = len(self.answer_words.keys() & asked.answer_words.keys())
-        fewer = min(len(self.answer_words), len(asked.answer_words))
+        common = len(self.answer_words.keys() & test.answer_words.keys())
+        fewer = min(len(self.answer_words), len(test.answer_words))
         shared = 0.0
         if 2 * common >= least * fewer:
-            total = (asked.answer_words & self.answer_words).total()
-            shared = 2 * total / (asked.answer_words.total() + self.answer_words.total())
-        elif not self.suspects:
+            total = (test.answer_words & self.answer_words).total()
+            shared = 2 * total / (test.answer_words.total() + self.answer_words.total())
+        elif not self.untested_words:
             return 0.0
         if shared < least:
-            shared = max(shared, alike(asked.answer[:MOST_ANSWER], self.answer[:MOST_ANSWER], least))
+            shared = max(shared, letter_similarity(test.answer[:MOST_ANSWER], self.answer[:MOST_ANSWER], least))
         return shared if shared >= least else 0.0

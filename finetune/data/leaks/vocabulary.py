@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from functools import cached_property
 
-from finetune.data.duplicates.content import RowContent
+from finetune.data.duplicates.content_keys import RowContent
 from finetune.data.duplicates.duplicates import KNOWN_ROWS
 
 PLAIN_ROWS, PLAIN_SHARE = 5, 0.02
-OUTNUMBERED = 10  # a word this many times as frequent may be what a rare word misprints
-TWO_WRONG = 6  # letters; in a word of this length two may be wrong
+MISPRINT_RATIO = 10  # a word this many times as frequent may be what a rare word misprints
+TWO_ERRORS_LETTERS = 6  # letters; in a word of this length two may be wrong
 
 
 class Vocabulary:
@@ -37,13 +37,13 @@ class Vocabulary:
         self._questions.update(set(words))
         self._asked += 1
 
-    def plain(self, word: str) -> bool:
+    def shapes_questions(self, word: str) -> bool:
         """True for words of many test questions, which shape a question but are not its topic."""
         return self._questions[word] >= max(PLAIN_ROWS, PLAIN_SHARE * self._asked)
 
-    def outnumbered(self, word: str, by: str) -> bool:
+    def may_be_misprint_of(self, word: str, by: str) -> bool:
         """True for a word in no test row and few training rows that is likely a misprint of `by`."""
-        return not self._test[word] and self._rows(by) >= OUTNUMBERED * self._train[word]
+        return not self._test[word] and self._rows(by) >= MISPRINT_RATIO * self._train[word]
 
     def untested(self, words: Iterable[str]) -> list[str]:
         """Return the words that no test row has."""
@@ -54,7 +54,7 @@ class Vocabulary:
         """Words of the test rows and of several training rows."""
         return {*self._test, *(word for word, rows in self._train.items() if rows >= KNOWN_ROWS)}
 
-    def is_odd(self, word: str) -> bool:
+    def is_unknown(self, word: str) -> bool:
         """True for a word unknown to the data, or a misprint that several training rows share."""
         if word in self._test:
             return False
@@ -66,17 +66,17 @@ class Vocabulary:
         from rapidfuzz import process
         from rapidfuzz.distance import Levenshtein
 
-        most = 2 if len(word) >= TWO_WRONG else 1
+        most = 2 if len(word) >= TWO_ERRORS_LETTERS else 1
         near = [each for size in range(-most, most + 1) for each in self._frequent.get(len(word) + size, ())]
         found = process.extractOne(word, near, scorer=Levenshtein.distance, score_cutoff=most)
-        return found is not None and self._rows(found[0]) >= OUTNUMBERED * self._train[word]
+        return found is not None and self._rows(found[0]) >= MISPRINT_RATIO * self._train[word]
 
     @cached_property
     def _frequent(self) -> dict[int, list[str]]:
         """Words that others may misprint, by length."""
         words: dict[int, list[str]] = {}
         for word in self._test:
-            if self._rows(word) >= OUTNUMBERED * KNOWN_ROWS:
+            if self._rows(word) >= MISPRINT_RATIO * KNOWN_ROWS:
                 words.setdefault(len(word), []).append(word)
         return words
 

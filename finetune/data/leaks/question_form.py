@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-from finetune.data.duplicates.words import COMMON_WORDS, NEGATIONS, is_exact
+from finetune.data.duplicates.word_classes import COMMON_WORDS, NEGATIONS, has_no_misprints
 
 OPENERS = frozenset((
     "what", "which", "who", "how", "when", "where", "why", "is", "are", "do", "does", "did", "can", "could", "should",
@@ -15,16 +15,16 @@ FIRST_WORDS = 3  # a question may be headed "Question:"
 PREFIXES = (("hyper", "hypo"), ("intra", "inter"), ("pre", "post"))
 
 
-def asks_otherwise(question: Sequence[str], words: Sequence[str]) -> bool:
+def asks_something_else(question: Sequence[str], words: Sequence[str]) -> bool:
     """True if the openers differ: why in place of when, or added: "is it" is not "why is it"."""
     one, other = (Counter(word for word in each if word in STRICT_OPENERS) for each in (question, words))
-    advice, other_advice = (what_to_do(each) for each in (question, words))
+    advice, other_advice = (asks_for_advice(each) for each in (question, words))
     if (other_advice and not advice) or (advice and not other_advice and not {"is", "are"}.isdisjoint(words)):
         return True
     return bool(other - one) and (bool(one) or not OPENERS.isdisjoint(question[:FIRST_WORDS]))
 
 
-def what_to_do(words: Sequence[str]) -> bool:
+def asks_for_advice(words: Sequence[str]) -> bool:
     """True for a question that asks for advice."""
     return any(pair == ("to", "do") for pair in pairwise(words))
 
@@ -34,7 +34,7 @@ def negations(words: Sequence[str]) -> Counter[str]:
     return Counter(word for word in words if word in NEGATIONS)
 
 
-def prefixed_otherwise(one: str, other: str) -> bool:
+def has_opposite_prefix(one: str, other: str) -> bool:
     """True for opposite prefixes: hyper- and hypo-."""
     return any(
         (one.startswith(first) and other.startswith(second)) or (one.startswith(second) and other.startswith(first))
@@ -49,10 +49,10 @@ def digits(word: str) -> str:
 
 def numbers(words: Sequence[str]) -> Counter[str]:
     """Count numbers, symbols and single letters."""
-    return Counter(word for word in words if is_exact(word) and word not in COMMON_WORDS)
+    return Counter(word for word in words if has_no_misprints(word) and word not in COMMON_WORDS)
 
 
-def alike(one: Sequence[str] | str, other: Sequence[str] | str, least: float = 0.0) -> float:
+def letter_similarity(one: Sequence[str] | str, other: Sequence[str] | str, least: float = 0.0) -> float:
     """Return the share of letters in common, in order or with sorted words; 0 if it is below `least`."""
     from rapidfuzz import fuzz
 

@@ -13,20 +13,20 @@ from gladstone.formats import Layout
 CHOICES = "a file, a share below 1, a number of rows, or 0 for none"
 
 
-def own_layouts(section: DataSection) -> dict[str, Layout]:
+def set_file_layouts(section: DataSection) -> dict[str, Layout]:
     """Return the layout of each set's own file.
 
     Raises ConfigError, naming the option, for a file that is missing or unreadable, or that is used twice.
     """
     layouts = {name: _layout(name, source) for name, source in section.own_files.items()}
     for name, source in section.own_files.items():
-        if any(_same(source, each) for each in section.sources):
+        if any(_is_same_file(source, each) for each in section.sources):
             raise ConfigError(
                 f"data.{name}: {source.path} is also a source, or a copy of one: its rows would be both trained on and "
                 f"measured. Name other rows, or set {name}=0.1 to draw them from the source."
             )
     own = section.own_files
-    if len(own) > 1 and _same(own["validation"], own["test"]):
+    if len(own) > 1 and _is_same_file(own["validation"], own["test"]):
         raise ConfigError(
             f"data.validation and data.test: {own['test'].path} is both, so that the test would not be "
             "independent of the validation. Name two files, or set one of them to 0."
@@ -43,7 +43,7 @@ def _layout(name: str, source: Source) -> Layout:
         raise ConfigError(f"data.{name}: {error}") from None
 
 
-def _same(one: Source, other: Source) -> bool:
+def _is_same_file(one: Source, other: Source) -> bool:
     """True if two sources are one file, or copies of each other."""
     first, second = source_file(one), source_file(other)
     if first.samefile(second):
@@ -52,7 +52,7 @@ def _same(one: Source, other: Source) -> bool:
     return alike and sha256_path(first) == sha256_path(second)
 
 
-def exact_copies(rows: Iterable[Conversation]) -> int:
+def count_copies(rows: Iterable[Conversation]) -> int:
     """Count the rows that are exact copies of an earlier row."""
     seen: set[int] = set()
     count = 0

@@ -14,7 +14,7 @@ INSERTED = 4  # letters; an unaligned word of this length is an extra word
 
 
 @dataclass(frozen=True)
-class Opposite:
+class Alignment:
     """The words aligned with a question: a score from 0 to 1, the words, and the edits that each question word needs.
 
     `place` is the position of the first word in the text, `before` are some words before it, `inserted` are unaligned
@@ -32,7 +32,7 @@ class Opposite:
     numbered: bool
 
 
-def opposite(question: Sequence[str], words: Sequence[str], least: float) -> Opposite | None:
+def align_question(question: Sequence[str], words: Sequence[str], least: float) -> Alignment | None:
     """Return the part of a text that is most similar to a question, if its similarity is at least `least`."""
     from rapidfuzz import fuzz
 
@@ -61,7 +61,7 @@ def _ends(words: Sequence[str]) -> list[str]:
     return [*words[:first], *words[max(first, len(words) - last) :]]
 
 
-def _aligned(question: Sequence[str], front: Sequence[str], words: Sequence[str], least: float) -> Opposite | None:
+def _aligned(question: Sequence[str], front: Sequence[str], words: Sequence[str], least: float) -> Alignment | None:
     """Align the question's letters with those of some words, without unrelated words at either end."""
     from rapidfuzz.distance import Levenshtein
 
@@ -78,7 +78,7 @@ def _aligned(question: Sequence[str], front: Sequence[str], words: Sequence[str]
     kept = set(inner)
     missed = [place for place in range(first, last) if place not in kept]
     edits, pairs = _by_word(question, theirs, [*zip(spans, words, strict=True)][first:last])
-    return Opposite(
+    return Alignment(
         float(score),
         len(front) + first,
         [*front, *words[:first]][-BEFORE:],

@@ -6,8 +6,8 @@ COMMON_WORDS = frozenset((
     "my", "me", "you", "your", "it", "its", "this", "that", "these", "those", "there", "what", "which", "who", "how",
     "when", "please", "about", "any", "some", "as", "s",
 ))  # fmt: skip
-EMPTY_WORDS = frozenset(("a", "an", "the", "is", "are", "was", "were", "be", "do", "does", "did", "please"))
-TURNING_WORDS = frozenset((
+FUNCTION_WORDS = frozenset(("a", "an", "the", "is", "are", "was", "were", "be", "do", "does", "did", "please"))
+REVERSING_WORDS = frozenset((
     "not", "no", "never", "none", "neither", "nor", "without", "cannot", "t", "unless", "except", "only", "if", "but",
     "before", "after", "more", "less", "most", "least", "high", "higher", "low", "lower", "left", "right", "increase",
     "increases", "increased", "decrease", "decreases", "decreased", "rarely", "always", "often", "avoid", "stop",
@@ -17,7 +17,7 @@ NEGATIONS = frozenset(("not", "no", "never", "without", "cannot", "t", "neither"
 MIN_MISPRINT = 5  # letters; in shorter words, one other letter makes another word
 
 
-def one_letter_off(one: str, other: str) -> bool:
+def differs_by_one_letter(one: str, other: str) -> bool:
     """True if inserting, deleting or replacing one letter turns a word of at least five letters into the other."""
     if abs(len(one) - len(other)) > 1 or min(len(one), len(other)) < MIN_MISPRINT:
         return False
@@ -29,6 +29,6 @@ def one_letter_off(one: str, other: str) -> bool:
     return one[begin + (len(one) >= len(other)) :] == other[begin + (len(other) >= len(one)) :]
 
 
-def is_exact(word: str) -> bool:
+def has_no_misprints(word: str) -> bool:
     """True for numbers, symbols and single letters, which have no misprints: any other one has another meaning."""
     return len(word) == 1 or not word.isalpha()

@@ -5,11 +5,11 @@ A different name, number or negation makes another question, whatever pattern th
 
 from collections import Counter
 
-from finetune.data.duplicates.words import COMMON_WORDS, TURNING_WORDS, is_exact, one_letter_off
-from finetune.data.leaks.asking import OPENERS, alike, asks_otherwise, negations, numbers
-from finetune.data.leaks.misread import misread_question
-from finetune.data.leaks.repeated import repeated_answer
-from finetune.data.leaks.rows import Asked, Likeness, Part, Row
+from finetune.data.duplicates.word_classes import COMMON_WORDS, REVERSING_WORDS, differs_by_one_letter, has_no_misprints
+from finetune.data.leaks.garbled import match_garbled_question
+from finetune.data.leaks.match_answer import match_answer
+from finetune.data.leaks.question_form import OPENERS, asks_something_else, letter_similarity, negations, numbers
+from finetune.data.leaks.rows import Match, QuestionPart, TestRow, TrainRow
 from finetune.data.leaks.synonyms import is_general, synonyms
 
 LONG = 10  # content words; in a longer question one in ten may differ
@@ -22,19 +22,19 @@ CONTINUING = frozenset((
 ASKING = frozenset(("what", "which", "who", "how", "when", "where", "why"))
 
 
-def likeness(row: Row, asked: Asked) -> Likeness | None:
+def match_rows(row: TrainRow, test: TestRow) -> Match | None:
     """Return how a training row leaks a test row, None if it does not."""
-    return _questions(row, asked) or (repeated_answer(row, asked) if row.answer else None)
+    return _questions(row, test) or (match_answer(row, test) if row.answer else None)
 
 
-def _questions(row: Row, asked: Asked) -> Likeness | None:
+def _questions(row: TrainRow, test: TestRow) -> Match | None:
     """Match the row with the question; every part of a long question has to match."""
-    if len(asked.parts) == 1:
-        return _question(row, asked.question)
+    if len(test.parts) == 1:
+        return _question(row, test.question)
     score, found = 0.0, []
-    for part in asked.parts:
+    for part in test.parts:
         if not part.last and part.text in row.text:
-            each: Likeness | None = Likeness("", 1.0, part.words)
+            each: Match | None = Match("", 1.0, part.words)
         else:
             each = _question(row, part)
         if each is None:
@@ -43,97 +43,97 @@ def _questions(row: Row, asked: Asked) -> Likeness | None:
         found.append(each.words)
     words = [word for each in (*found[1:], found[0]) for word in each]
     kind = "similar question" if len(words) + len(words) // LONG >= len(row.words) else "contains the question"
-    return Likeness(kind, score / len(asked.question.words), words)
+    return Match(kind, score / len(test.question.words), words)
 
 
-def _question(row: Row, part: Part) -> Likeness | None:
-    found = _Wording(row, part).find()
-    return found or (misread_question(row, part) if row.suspects else None)
+def _question(row: TrainRow, part: QuestionPart) -> Match | None:
+    found = _WordMatcher(row, part).find()
+    return found or (match_garbled_question(row, part) if row.untested_words else None)
 
 
-class _Wording:
+class _WordMatcher:
     """Compares a part of a test row's question with a training row, word by word."""
 
-    def __init__(self, row: Row, part: Part) -> None:
+    def __init__(self, row: TrainRow, part: QuestionPart) -> None:
         self._row, self._part = row, part
         self._spare = len(part.content) // LONG
-        self._mates: dict[str, str] = {}  # word of the row → the word of the question that it matches
+        self._matches: dict[str, str] = {}  # word of the row → the word of the question that it matches
 
-    def find(self) -> Likeness | None:
+    def find(self) -> Match | None:
         """Return the shortest run of the row's words that asks the same."""
-        missing = self._missing()
+        missing = self._unmatched_words()
         if missing is None:
             return None
-        self._mates.update((word, word) for word in self._part.words)
+        self._matches.update((word, word) for word in self._part.words)
         window = self._window()
         if window is None or window[1] - window[0] > (1 + LOOSE) * len(self._part.words) + LOOSE_WORDS:
             return None
         begin, end = self._extended(*window)
         words = self._row.words[begin:end]
-        extras = [word for word in words if word not in self._mates and not self._row.empty(word)]
-        if extras and self._row.misread:  # a single letter is a fragment of a word
+        extras = [word for word in words if word not in self._matches and not self._row.is_filler(word)]
+        if extras and self._row.is_garbled:  # a single letter is a fragment of a word
             words, extras = (
-                [each for each in some if len(each) > 1 or each in self._mates] for some in (words, extras)
+                [each for each in some if len(each) > 1 or each in self._matches] for some in (words, extras)
             )
         if len(extras) > (0 if missing else self._spare) or not all(map(is_general, extras)):
             return None
-        if numbers(words) != numbers(self._part.words) or not TURNING_WORDS.isdisjoint((*missing, *extras)):
+        if numbers(words) != numbers(self._part.words) or not REVERSING_WORDS.isdisjoint((*missing, *extras)):
             return None
-        if not self._asks_that(begin, end):
+        if not self._asks_the_same(begin, end):
             return None
         outside = sum(word not in COMMON_WORDS for word in (*self._row.words[:begin], *self._row.words[end:]))
         kind = "similar question" if outside < 2 else "contains the question"
-        return Likeness(kind, alike(self._part.words, words), words)
+        return Match(kind, letter_similarity(self._part.words, words), words)
 
-    def _missing(self) -> list[str] | None:
+    def _unmatched_words(self) -> list[str] | None:
         """Return unmatched words if they only shape the question; None if there are others."""
         content, missing = self._part.content, list[str]()
         absent = [word for word in content if word not in self._row.set]
         if len(absent) > 1 + len(content) // 2:  # too many for synonyms
             return None
         for word in absent:
-            mate = None if is_exact(word) else self._mate(word)
+            mate = None if has_no_misprints(word) else self._find_match(word)
             if mate is not None:  # one word may match two
-                self._mates.setdefault(mate, word)
-            elif len(missing) == self._spare or not self._row.vocabulary.plain(word):
+                self._matches.setdefault(mate, word)
+            elif len(missing) == self._spare or not self._row.vocabulary.shapes_questions(word):
                 return None
             else:
                 missing.append(word)
         return missing
 
-    def _mate(self, word: str) -> str | None:
+    def _find_match(self, word: str) -> str | None:
         """Return a word of the row that matches a word of the question as a misprint or synonym."""
         same = synonyms(word)
         if same and (found := self._row.set & same):
             return min(found)
         for other in (f"{word}s", word.removesuffix("s")):
-            if other != word and other in self._row.set and one_letter_off(other, word):
+            if other != word and other in self._row.set and differs_by_one_letter(other, word):
                 return other
         taken = self._part.set
-        for other in self._row.suspects:
+        for other in self._row.untested_words:
             near = abs(len(other) - len(word)) <= 1 and (other[0] == word[0] or other[-1] == word[-1])
-            if near and other not in taken and one_letter_off(other, word) and not self._row.real(other):
+            if near and other not in taken and differs_by_one_letter(other, word) and not self._row.is_known(other):
                 return other
         return None
 
-    def _asks_that(self, begin: int, end: int) -> bool:
+    def _asks_the_same(self, begin: int, end: int) -> bool:
         """True if the words around the run do not make it another question."""
-        row, asked = self._row, self._part.words
+        row, question = self._row, self._part.words
         opening = row.words[max(begin - 3, *(place for place in (0, *row.ends) if place <= begin)) : end]
-        if asked[-1] in OPENERS:
+        if question[-1] in OPENERS:
             opening += row.words[end : end + 1]
-        if negations(opening) != negations(asked) or asks_otherwise(asked, opening):
+        if negations(opening) != negations(question) or asks_something_else(question, opening):
             return False
-        if row.whole and asked[0] in OPENERS and asked[0] not in opening:
+        if row.whole and question[0] in OPENERS and question[0] not in opening:
             return False  # a statement about it, not a question
-        return not self._part.last or len(self._part.content) >= LONG or not self._goes_on(begin, end)
+        return not self._part.last or len(self._part.content) >= LONG or not self._continues(begin, end)
 
     def _extended(self, begin: int, end: int) -> tuple[int, int]:
         """Extend the run by adjacent words of the question."""
-        words, ends, asked = self._row.words, self._row.ends, self._part.set
-        while begin > 0 and words[begin - 1] in asked and begin not in ends:
+        words, ends, question = self._row.words, self._row.ends, self._part.set
+        while begin > 0 and words[begin - 1] in question and begin not in ends:
             begin -= 1
-        while end < len(words) and words[end] in asked and end not in ends:
+        while end < len(words) and words[end] in question and end not in ends:
             end += 1
         return begin, end
 
@@ -143,7 +143,7 @@ class _Wording:
         places = [
             (place, mate)
             for place, word in enumerate(self._row.words)
-            if (mate := self._mates.get(word)) is not None and mate in content
+            if (mate := self._matches.get(word)) is not None and mate in content
         ]
         wanted = {word for _, word in places}
         counts: Counter[str] = Counter()
@@ -161,19 +161,19 @@ class _Wording:
                 begin += 1
         return best
 
-    def _goes_on(self, begin: int, end: int) -> bool:
+    def _continues(self, begin: int, end: int) -> bool:
         """True if adjacent words make it another question: "causes of gout" continues with "in women"."""
-        words, ends, asked = self._row.words, self._row.ends, self._part.words
+        words, ends, question = self._row.words, self._row.ends, self._part.words
         after = words[end : min((place for place in ends if place >= end), default=end)]
         if len(after) == 1 and len(after[0]) == 1:  # hepatitis A
             return True
-        if end not in ends and after and after[0] not in CONTINUING and not all(map(self._row.empty, after)):
+        if end not in ends and after and after[0] not in CONTINUING and not all(map(self._row.is_filler, after)):
             return True
-        if asked[0] not in OPENERS and len(self._part.content) >= NAMED:
+        if question[0] not in OPENERS and len(self._part.content) >= NAMED:
             return False  # the question begins with its topic, so any words may precede it
-        openers = ASKING if asked[0] in ASKING else OPENERS
+        openers = ASKING if question[0] in ASKING else OPENERS
         while begin > 0 and begin not in ends and words[begin] not in openers:
             begin -= 1
-            if not self._row.empty(words[begin]):
+            if not self._row.is_filler(words[begin]):
                 return True
         return False
