@@ -37,7 +37,7 @@ def meaning(text: str) -> str:
     return re.sub(r"\A\n+|\n+\Z", "", trimmed)
 
 
-def clean_for_preview(answer: str) -> str:
+def cleaned(answer: str) -> str:
     """The answer that a file has, as it is trained on by default."""
     row = clean(Layout("qa").read({"question": "What is asked for?", "answer": answer}, "rows.jsonl:1"), SECTION).row
     assert flaw(row, SECTION) is None
@@ -71,13 +71,13 @@ ANSWERS = {
 
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_an_answer_stays_as_it_is(kind: str) -> None:
-    assert meaning(clean_for_preview(ANSWERS[kind])) == meaning(ANSWERS[kind])
+    assert meaning(cleaned(ANSWERS[kind])) == meaning(ANSWERS[kind])
 
 
 @pytest.mark.parametrize("kind", ["code", "code alone", "fenced", "yaml", "table", "tsv", "html", "emoji", "persian",
                                   "hebrew", "khmer", "hard break"])  # fmt: skip
 def test_what_needs_every_character_keeps_them(kind: str) -> None:
-    assert clean_for_preview(ANSWERS[kind]) == ANSWERS[kind].removesuffix("\n")
+    assert cleaned(ANSWERS[kind]) == ANSWERS[kind].removesuffix("\n")
 
 
 invisible = st.sampled_from("\u00ad\u200b\u2060\ufeff\u202a\u202c\u0007\u200c\u200d\u200e\u2066\ufe0f")
@@ -96,14 +96,14 @@ texts = st.lists(st.one_of(words, words, space, invisible, fences), min_size=1, 
 def test_by_default_no_answer_changes_beyond_what_nobody_sees(text: str) -> None:
     if not meaning(text).strip() or text.lstrip().startswith("<think>"):
         return
-    assert meaning(clean_for_preview(text)) == meaning(text)
+    assert meaning(cleaned(text)) == meaning(text)
 
 
 @settings(max_examples=100)
 @given(texts, st.sampled_from(["```", "~~~"]))
 def test_code_in_a_fence_stays_to_the_last_space(text: str, fence: str) -> None:
     code = re.sub("\r\n?", "\n", text).replace("`", "'").replace("~", "-").encode("utf-8", "replace").decode()
-    assert f"{fence}py\n{code}\n{fence}\n" in clean_for_preview(f"See:\n\n{fence}py\n{code}\n{fence}\n\nThat is all.")
+    assert f"{fence}py\n{code}\n{fence}\n" in cleaned(f"See:\n\n{fence}py\n{code}\n{fence}\n\nThat is all.")
 
 
 def shared_files() -> list[Path]:
