@@ -4,6 +4,7 @@ import importlib.util
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -34,6 +35,14 @@ LONGEST = ("tests/test_readme.py", "tests/export/", "tests/finetune/", "tests/ru
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Bring the files that take longest to the front."""
     items.sort(key=lambda item: next((n for n, name in enumerate(LONGEST) if item.nodeid.startswith(name)), 99))
+
+
+def pytest_unconfigure() -> None:
+    """Close the two files on /dev/null that llama_cpp opens when it is imported and never closes."""
+    opened = sys.modules.get("llama_cpp._utils")
+    for name in ("outnull_file", "errnull_file"):
+        if hasattr(opened, name):
+            getattr(opened, name).close()
 
 
 class NetworkError(RuntimeError):

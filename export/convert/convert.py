@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.children import run_child
 from export.convert.llamacpp_converter import converter_folder
 from export.convert.pretokenizer import choose
 from export.convert.vocabulary_fixes import read_tokenizer
@@ -17,6 +16,7 @@ from gladstone.commands.progress import Progress, step
 from gladstone.errors import UnsupportedError
 from gladstone.models import file_names
 from gladstone.models.tokenizer import tokenizer_files
+from gladstone.process.child import ChildOptions, run_child
 
 UNKNOWN_TOKENIZER = "the converter has never seen this tokenizer"
 
@@ -92,7 +92,8 @@ def run_converter(  # noqa: PLR0913, PLR0917 - what is converted, whereto, and h
             "name": conversion.name,
             "about": dict(conversion.about),
         }
-        run_child(module, job, "llama.cpp's converter", [folder / "gguf-py", folder], progress)
+        options = ChildOptions(python_path=[folder / "gguf-py", folder])
+        run_child(module, job, "llama.cpp's converter", options, progress)
 
 
 def _stage(conversion: Conversion, model: Path) -> None:

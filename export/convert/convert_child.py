@@ -1,9 +1,8 @@
 """The converter's own process: llama.cpp's `conversion` package, fed with merged tensors one at a time.
 
 Run by `export.convert.convert` with the converter's folders first on PYTHONPATH, since its `gguf` and `conversion`
-packages
-share their names with others on the registry. The job comes as JSON on stdin. No merged copy of the model is ever on
-disk, nor more than a tensor of it in memory. Names torch, transformers.
+packages share their names with others on the registry. No merged copy of the model is ever on disk, nor more than a
+tensor of it in memory. Names torch, transformers.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.children import serve
 from export.convert.convert import UNKNOWN_TOKENIZER
 from export.convert.vocabulary_fixes import (
     SCORES,
@@ -30,6 +28,7 @@ from gladstone.errors import UnsupportedError
 from gladstone.gguf.header import COMPOSES, read_header
 from gladstone.models import file_names
 from gladstone.models.tokenizer import end_of_answer, load_tokenizer
+from gladstone.process.child_main import serve
 from gladstone.process.import_without_gc import import_without_gc
 
 Tensors = dict[str, Callable[[], Any]]

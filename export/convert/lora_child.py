@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from export.children import serve
 from export.convert.convert_child import describe, plan_of, read_model
 from export.convert.lora_gguf import pairs_of
 from gladstone.errors import UnsupportedError
+from gladstone.process.child_main import serve
 
 
 def write(job: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from export.children import run_child
 from export.convert.llamacpp_converter import converter_folder
 from gladstone.artifacts import whole_file
 from gladstone.chat.messages import Conversation
@@ -26,6 +25,7 @@ from gladstone.gguf.header import GgufHeader, read_header
 from gladstone.gguf.identify_file import HEAD_BYTES, is_old_imatrix
 from gladstone.gguf.kinds import kind_of
 from gladstone.gguf.types import MAGIC, Tensor
+from gladstone.process.child import ChildOptions, run_child
 
 CHUNK_TOKENS = 512
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -72,9 +72,8 @@ def compute_imatrix(model: Path, text: Calibration, out: Path, progress: Progres
     with step(progress, f"Importance matrix from {text.name}"), whole_file(out) as partial:
         job = {"model": str(model), "out": str(partial), "text": text.text, "name": text.name, "chunks": text.chunks}
         job |= {"chunk_tokens": CHUNK_TOKENS}
-        run_child(
-            "export.quantise.imatrix_child", job, "computing the importance matrix", [folder / "gguf-py"], progress
-        )
+        options = ChildOptions(python_path=[folder / "gguf-py"])
+        run_child("export.quantise.imatrix_child", job, "computing the importance matrix", options, progress)
 
 
 def read_text(path: Path) -> str:

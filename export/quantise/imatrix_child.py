@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.children import report_share, serve
 from export.quantise.imatrix import COUNTS, SUMS
 from gladstone.errors import UnsupportedError
 from gladstone.gguf.types import TENSOR_TYPE_NUMBERS
 from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.model import Model, library
+from gladstone.process.child_main import send_fraction, serve
 
 FEWEST_ROWS = 16
 TENSOR_PADDING, OPERATIONS = 32, 200
@@ -171,7 +171,7 @@ def evaluate(job: dict[str, Any]) -> tuple[Collector, int]:
             context.forget()
             context.decode(chunk, 0, all_logits=True)  # else the last layer would see the last token alone
             collector.check()
-            report_share((number + 1) / chunks)
+            send_fraction((number + 1) / chunks)
     return collector, chunks
 
 

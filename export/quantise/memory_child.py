@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.children import serve
 from gladstone.llamacpp.model import Model, library
+from gladstone.process.child_main import serve
 
 BUFFER = re.compile(r"\S+ +(?:KV|RS|SWA|compute|output|\S*cache) +buffer size = +([\d.]+) MiB")
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.children import run_child
 from export.quantise.types import QUANTS, TENSOR_TYPE_IDS, Override, Quantisation
 from gladstone.artifacts import whole_file
 from gladstone.commands.progress import Progress, step
@@ -15,6 +14,7 @@ from gladstone.errors import ArtifactError, ConfigError
 from gladstone.gguf.header import GgufHeader, read_header
 from gladstone.gguf.types import ALIGNMENT, TENSOR_TYPES
 from gladstone.machine.host import core_count
+from gladstone.process.child import run_child
 
 
 @dataclass(frozen=True)

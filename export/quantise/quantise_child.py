@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.children import report_share, serve
 from export.quantise.imatrix import read_imatrix
+from gladstone.process.child_main import send_fraction, serve
 
 FALLBACK = re.compile(
     r"^warning: (\S+) +- ncols +(\d+) not divisible by +\d+ \(required for type +(\S+)\).*-> falling back to +(\S+)$",
@@ -29,7 +29,7 @@ def quantise(job: dict[str, Any]) -> dict[str, Any]:
         sys.stderr.write(line)
         share = SHARE.match(line)
         if share:
-            report_share(int(share[1]) / int(share[2]))
+            send_fraction(int(share[1]) / int(share[2]))
 
     callback = llama_cpp.llama_log_callback(keep)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.children import run_child
 from export.quantise.quantise import Fallback, predict
 from export.quantise.types import Override, Quantisation, needs_imatrix
 from gladstone.errors import ConfigError
 from gladstone.machine.host import readable_bytes
+from gladstone.process.child import run_child
 
 # from the best to the smallest, in the order of llama.cpp's own measurements (tools/quantize/README.md)
 LADDER = ("f16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "iq4_xs", "q3_k_l", "iq3_m", "q3_k_m", "iq3_s",

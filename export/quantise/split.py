@@ -4,13 +4,13 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from export.children import run_child
 from export.convert.llamacpp_converter import converter_folder
 from gladstone.artifacts import sync
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, ConfigError
 from gladstone.gguf.header import GgufHeader, read_header
 from gladstone.gguf.parts import part_name
+from gladstone.process.child import ChildOptions, run_child
 
 
 def check_split(name: str, header: GgufHeader, tensor_bytes: Mapping[str, int], limit_bytes: int) -> None:
@@ -43,7 +43,9 @@ def split_gguf(path: Path, limit_bytes: int, progress: Progress) -> list[Path]:
             tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", suffix=".partial") as work,
         ):
             job = {"source": str(path), "out": work, "name": path.name, "limit": room}
-            names = run_child("export.quantise.split_child", job, "splitting", [folder / "gguf-py"])
+            names = run_child(
+                "export.quantise.split_child", job, "splitting", ChildOptions(python_path=[folder / "gguf-py"])
+            )
             parts = [path.with_name(part_name(path.stem, number, len(names))) for number in range(1, len(names) + 1)]
             for name, part in zip(names, parts, strict=True):
                 sync(Path(work) / name)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from export.children import serve
+from gladstone.process.child_main import serve
 
 
 def split(job: dict[str, Any]) -> list[str]:

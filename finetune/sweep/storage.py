@@ -1,8 +1,7 @@
 """Where a sweep keeps what, and who may write there."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from finetune.sweep.search_space import Plan
 from gladstone.artifacts import check_writable, write_json
 from gladstone.config import build_config
 from gladstone.errors import ArtifactError, listed
+from gladstone.process.lock import held, waited_for
 
 SWEEP_NAME, LOCK_NAME, BEST_NAME = "sweep.json", ".sweep.lock", "best.yaml"
 SCHEMA = 1
@@ -21,31 +21,14 @@ def trial_folder(folder: Path, number: int) -> Path:
     return folder / "trials" / f"trial-{number:03d}"
 
 
-@contextmanager
-def sweep_lock(folder: Path) -> Iterator[None]:
+def sweep_lock(folder: Path) -> AbstractContextManager[None]:
     """Held by the one command that makes this sweep. Raises ArtifactError if another one does."""
-    with _locked(folder / LOCK_NAME, wait=False):
-        yield
+    return held(folder / LOCK_NAME, "making a sweep")
 
 
-@contextmanager
-def trial_lock(folder: Path, number: int) -> Iterator[None]:
+def trial_lock(folder: Path, number: int) -> AbstractContextManager[None]:
     """Held by the one process that makes this trial; waits for one that a killed sweep left behind, which ends soon."""
-    with _locked(trial_folder(folder, number).with_name(f".trial-{number:03d}.lock"), wait=True):
-        yield
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[None]:
-    import fcntl  # Linux and macOS; the system frees it when the process dies, however it dies
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise ArtifactError(f"{path.parent}: another `finetune sweep` is at work in this folder.") from None
-        yield
+    return waited_for(trial_folder(folder, number).with_name(f".trial-{number:03d}.lock"))
 
 
 def begin(folder: Path, plan: Plan) -> None:

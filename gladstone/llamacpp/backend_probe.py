@@ -1,10 +1,9 @@
 """Probe one CPU backend of llama.cpp in its own process: logits and time of a small random model, written on the spot.
 
 The model's tensors cover the common tensor types, since each has its own kernels.
-`gladstone.llamacpp.backends.probe_backend` starts this module and reads one line of JSON from its stdout.
+`gladstone.llamacpp.backends.probe_backend` starts this module.
 """
 
-import json
 import math
 import os
 import struct
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from gladstone.errors import UnsupportedError
 from gladstone.gguf.types import ALIGNMENT, MAGIC, TENSOR_TYPE_NUMBERS, TENSOR_TYPES, ValueType
+from gladstone.process.child_main import serve
 
 WIDTH, INNER, LAYERS, HEADS, VOCABULARY = 512, 1024, 2, 8, 256
 PROMPT_TOKENS, REPEATS, DECODED_TOKENS = 48, 5, 8
@@ -132,13 +132,13 @@ def _padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def main() -> None:
+def probe(_job: dict[str, Any]) -> dict[str, Any]:
     """Measure the backend that GLADSTONE_CPU_BACKEND names, or the built-in one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.gguf"
         write_model(path)
-        print(json.dumps(measure(path)))
+        return measure(path)
 
 
 if __name__ == "__main__":
-    main()
+    serve(probe)

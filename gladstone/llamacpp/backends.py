@@ -8,20 +8,18 @@ the choice is cached for this CPU and these files.
 import ctypes
 import hashlib
 import importlib.util
-import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gladstone.artifacts import sha256_file
-from gladstone.errors import UnsupportedError
+from gladstone.errors import GladstoneError, UnsupportedError
 from gladstone.machine.host import cache_dir, processor_flags, processor_name
 from gladstone.machine.measurement_cache import read_measurements, store_measurement
+from gladstone.process.child import ChildOptions, exit_name, start_child
 
 KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # ggml-backend.h: ggml_backend_dev_type
 FORCED = "GLADSTONE_CPU_BACKEND"  # environment variable with the path of the backend to use
@@ -170,21 +168,21 @@ def choose_backend(
 
 def probe_backend(path: Path, timeout_s: float = PROBE_TIMEOUT_S) -> Probe:
     """Probe a backend with a small model, in a child process because it may crash, hang or not be a library."""
-    command = [sys.executable, "-P", "-m", "gladstone.llamacpp.backend_probe"]
-    environment = os.environ | {FORCED: str(path)}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
+    options = ChildOptions(environment={FORCED: str(path)}, time_s=timeout_s)
+    with start_child("gladstone.llamacpp.backend_probe", {}, options) as child:
+        try:
+            answers = [event["result"] for event in child.events() if "result" in event]
+        except GladstoneError as error:
+            return Probe(failure=f"does not load: {str(error)[:200]}")
+        code = child.wait()
+        log = child.log().strip().splitlines()
+    if child.exceeded:
         return Probe(failure=f"gave no answer in {timeout_s:g} s")
-    if done.returncode < 0:
-        return Probe(failure=f"crashed with signal {-done.returncode}")
-    lines = done.stdout.strip().splitlines()
-    try:
-        said = json.loads(lines[-1]) if lines else {}
-        return Probe(tuple(map(float, said["logits"])), float(said["time_s"]))
-    except (ValueError, KeyError, TypeError):
-        reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        return Probe(failure=f"does not load: {reason[0][:200]}")
+    if code < 0:
+        return Probe(failure=f"crashed with {exit_name(code)}")
+    if code or not answers:
+        return Probe(failure=f"does not load: {(log[-1:] or [exit_name(code)])[0][:200]}")
+    return Probe(tuple(map(float, answers[0]["logits"])), float(answers[0]["time_s"]))
 
 
 def bound(module: Any) -> Any:

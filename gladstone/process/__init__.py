@@ -1,1 +1,1 @@
-"""Processes: locks, redirected output, imports."""
+"""Processes: child processes, folder locks, redirected output, imports."""

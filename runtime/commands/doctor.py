@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -26,6 +25,7 @@ from gladstone.machine.host import (
     readable_bytes,
 )
 from gladstone.machine.huge_pages import has_huge_pages
+from gladstone.process.child import ChildOptions, exit_name, start_child
 from gladstone.report.terminal import visible
 from runtime.commands.console import Waiting, tolerate_narrow_encodings
 from runtime.machine.diagnosis import (
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from runtime.machine.bandwidth import Bandwidth
 
 CHILD_TIMEOUT_S, TOOL_TIMEOUT_S = 120.0, 10.0
-USER_ERROR = 3
 WATCHED = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "GLADSTONE_CPU_BACKEND")
 LLVMPIPE = ("llvmpipe", "softpipe", "swiftshader")  # Vulkan on the processor
 
@@ -120,31 +119,22 @@ def read_facts() -> Facts:
 def measure_speed(facts: Facts, path: Path | None) -> tuple[Facts, Speed | None]:
     """The facts with what llama.cpp says of itself, and the speed of a model; in a child, whose crash is a fact too.
 
-    Raises UnsupportedError with the child's message if the model cannot be used.
+    Raises the child's error if the model cannot be used.
     """
     job = {"path": None if path is None else str(path)}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "runtime.machine.speed_child"],
-            input=json.dumps(job) + "\n",
-            capture_output=True,
-            text=True,
-            timeout=CHILD_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+    with start_child("runtime.machine.speed_child", job, ChildOptions(time_s=CHILD_TIMEOUT_S)) as child:
+        events = list(child.events())
+        code = child.wait()
+    if child.exceeded:
         return replace(facts, crash=f"no answer in {CHILD_TIMEOUT_S:.0f} s"), None
-    if done.returncode == USER_ERROR:
-        raise UnsupportedError(done.stderr.strip().splitlines()[-1])
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if lines:
-        used, gpus = instructions_used(lines[0]["system"]), tuple(lines[0]["gpus"])
-        facts = replace(facts, used=used, devices=gpus, backend=lines[0]["backend"] or facts.backend)
-    if done.returncode or not lines:
-        return replace(facts, crash=_death(done.returncode)), None
+    if events:
+        used, gpus = instructions_used(events[0]["system"]), tuple(events[0]["gpus"])
+        facts = replace(facts, used=used, devices=gpus, backend=events[0]["backend"] or facts.backend)
+    if code or not events:
+        return replace(facts, crash=exit_name(code)), None
     if path is None:
         return facts, None
-    speed = Speed(str(path), **lines[1])
+    speed = Speed(str(path), **events[1]["result"])
     return replace(facts, others=speed.other_processors), speed
 
 
@@ -273,11 +263,3 @@ def _said(command: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""
-
-
-def _death(code: int) -> str:
-    """How a child ended, in a word: SIGILL, or its exit code."""
-    try:
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    except ValueError:
-        return f"signal {-code}"

@@ -1,10 +1,8 @@
 """Prefill and decode speed of a model file, measured in a process of its own: a back end that crashes takes it along.
 
-The job is a line of JSON on stdin, the answer one line or two on stdout. See `runtime.commands.doctor`.
+See `runtime.commands.doctor`.
 """
 
-import json
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,9 +10,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from gladstone.errors import GladstoneError, UnsupportedError
+from gladstone.errors import UnsupportedError
 from gladstone.gguf.header import info_of, read_model
 from gladstone.machine.other_work import OtherWork
+from gladstone.process.child_main import send, serve
 from runtime.machine.threads import PREFILL_TOKENS, Trial, choose_threads
 
 CONTEXT_TOKENS, PROMPT_TOKENS, DECODED_TOKENS, LIMIT_S = 512, 128, 48, 2.0
@@ -87,17 +86,11 @@ def _best_s(once: Callable[[], None], most: int) -> float:
     return min(times_s)
 
 
-def main() -> None:
-    """An error that is meant for the user is the last line of stderr, with exit code 3."""
-    job = json.loads(sys.stdin.readline())
-    try:
-        print(json.dumps(describe()), flush=True)  # before anything is computed, which may be the end of this process
-        if job["path"]:
-            print(json.dumps(measure(Path(job["path"]))))
-    except GladstoneError as error:
-        print(error, file=sys.stderr)
-        sys.exit(3)
+def work(job: dict[str, Any]) -> dict[str, Any] | None:
+    """Send what the build says of itself; returns the speed of the model that the job names, if it names one."""
+    send(**describe())  # before anything is computed, which may be the end of this process
+    return measure(Path(job["path"])) if job["path"] else None
 
 
 if __name__ == "__main__":
-    main()
+    serve(work)

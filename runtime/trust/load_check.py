@@ -3,21 +3,17 @@
 llama.cpp ends the process over a failed assertion, and checks little of what a file claims.
 """
 
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import tempfile
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from gladstone.errors import ArtifactError
 from gladstone.machine.host import processor_name, readable_bytes
+from gladstone.process.child import ChildOptions, exit_name, start_child
 from gladstone.report.terminal import one_line
 from runtime.trust.checked_files import Stamp, is_remembered, remember
 
@@ -26,7 +22,6 @@ LEAST_S, BYTES_PER_S = 5.0, 200e6  # processor time for a file of any size, and 
 CLOCK_FACTOR = 4  # a busy machine, or a slow disk, takes as many times longer
 ROOM_BYTES = 200_000_000  # on top of the file's own size, which llama.cpp copies where it wants another order
 OWN_BYTES = 100_000_000  # what Python, numpy and llama.cpp take before they have seen the file
-POLL_S = 0.05
 SHOWN_CHARACTERS = 300
 SOURCE_FOLDER = re.compile(r"\S*/(?=[\w.-]+:\d+:)")  # of the machine that llama.cpp was built on
 NO_MEMORY = re.compile(r"bad_alloc|MemoryError|(?:failed|unable) to allocate")
@@ -51,10 +46,16 @@ class _Job:
     processor_s: float
     vocab_only: bool
 
-    def line(self) -> str:
+    def fields(self) -> dict[str, Any]:
         """As the child reads it."""
         job = {"path": os.fspath(self.path.absolute()), "processor_s": self.processor_s, "vocab_only": self.vocab_only}
-        return json.dumps(job | {"memory_bytes": ROOM_BYTES + self.size_bytes}) + "\n"
+        return job | {"memory_bytes": ROOM_BYTES + self.size_bytes}
+
+    def options(self) -> ChildOptions:
+        """Limits that this process watches; the child limits what it allocates itself, where the system can."""
+        # what the file's mapping shows of itself in resident memory comes on top of what the child allocates
+        memory_bytes = OWN_BYTES + ROOM_BYTES + 2 * self.size_bytes
+        return ChildOptions(environment=CPU_ONLY, time_s=CLOCK_FACTOR * self.processor_s, memory_bytes=memory_bytes)
 
 
 def check_loadable(path: Path, *, timeout_s: float | None = None, vocab_only: bool = False) -> None:
@@ -85,87 +86,35 @@ def _run(job: _Job) -> None:
     """Raises ArtifactError unless the child passes."""
     from gladstone.gguf.header import renewal
 
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(
-            [sys.executable, "-P", "-m", "runtime.trust.load_check_child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=os.environ | CPU_ONLY,
-        ) as child,
-    ):
-        try:
-            over = _watch(child, job)
-            said = child.stdout.read() if child.stdout is not None else ""
-        except BaseException:  # Ctrl-C above all
-            child.kill()
-            child.wait()
-            raise
-        errors.seek(0)
-        last = errors.read().decode("utf-8", "replace")
-    problem = over or _problem(job, child.returncode, said, last)
+    with start_child("runtime.trust.load_check_child", job.fields(), job.options()) as child:
+        results = [event["result"] for event in child.events() if "result" in event]
+        code = child.wait()
+        if child.exceeded is not None:
+            problem: str | None = _too_long(job) if child.exceeded == "time" else _too_large(job)
+        else:
+            problem = _problem(job, code, results[0] if results else {}, child.log())
     if problem is not None:
         problem = problem.removeprefix(f"{job.path.absolute()}: ").rstrip(".")
         advice = OTHER_VERSION if OF_ANOTHER_VERSION.search(problem) else renewal(job.path)
         raise ArtifactError(f"{job.path}: {problem}. {advice}")
 
 
-def _watch(child: "subprocess.Popen[str]", job: _Job) -> str | None:
-    """Wait for the child's end, or end it: then why."""
-    import psutil
-
-    assert child.stdin is not None  # noqa: S101 - a pipe
-    with suppress(BrokenPipeError):  # a child that died says why on its stderr
-        child.stdin.write(job.line())
-        child.stdin.flush()  # and left open: where it ends, so does the child
-    # the child limits what it allocates where the system can; what the file's mapping shows of it comes on top
-    most_bytes = OWN_BYTES + ROOM_BYTES + 2 * job.size_bytes
-    end_s = time.monotonic() + CLOCK_FACTOR * job.processor_s
-    process = psutil.Process(child.pid)
-    while True:
-        try:
-            child.wait(POLL_S)
-            return None
-        except subprocess.TimeoutExpired:
-            over = _too_long(job) if time.monotonic() > end_s else None
-        with suppress(psutil.Error):  # it may be gone meanwhile
-            if process.memory_info().rss > most_bytes:
-                over = _too_large(job)
-        if over is not None:
-            child.kill()
-            child.wait()
-            return over
-
-
-def _problem(job: _Job, code: int, said: str, last: str) -> str | None:
+def _problem(job: _Job, code: int, result: dict[str, Any], log: str) -> str | None:
     """Why a child that ended by itself has not passed; None if it has."""
-    result = json.loads(said) if said.endswith("\n") else {}
     if code == 0 and "passed" in result:
         return None
-    if NO_MEMORY.search(last + result.get("refused", "")):
+    if NO_MEMORY.search(log + result.get("refused", "")):
         return _too_large(job)
     if "refused" in result:
         return str(result["refused"])
-    if code == -signal.SIGINT:
-        raise KeyboardInterrupt
     if -code == getattr(signal, "SIGXCPU", None):
         return _too_long(job)
     if code == -signal.SIGILL:
         return "this build of llama.cpp uses instructions that the processor does not have: see `runtime doctor`"
-    lines = [line for line in last.splitlines() if line.strip()]
+    lines = [line for line in log.splitlines() if line.strip()]
     told = next((line for line in lines if "ASSERT" in line or "what():" in line), lines[-1] if lines else "no message")
     told = SOURCE_FOLDER.sub("", told)
-    return f"llama.cpp dies of it ({_name(code)}): {one_line(told, SHOWN_CHARACTERS)}"
-
-
-def _name(code: int) -> str:
-    """How a process ended."""
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"exit code {code}"
+    return f"llama.cpp dies of it ({exit_name(code)}): {one_line(told, SHOWN_CHARACTERS)}"
 
 
 def _too_long(job: _Job) -> str:

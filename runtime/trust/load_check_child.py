@@ -1,16 +1,7 @@
-"""The child of `runtime.trust.load_check`: loads a model and lets it say a few words. It may crash, hang or take too
-much.
-
-The job comes as a line of JSON on stdin, the result goes as one to what was stdout; all else that is printed, by
-llama.cpp above all, goes to stderr.
-"""
+"""The child of `runtime.trust.load_check`: loads a model and lets it say a few words. It may crash or hang."""
 
 import ctypes
-import json
-import os
 import re
-import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +11,7 @@ from gladstone.gguf.header import read_model
 from gladstone.gguf.types import TENSOR_TYPE_NUMBERS, Pooling
 from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.model import LOG_NOISE, Model, library
+from gladstone.process.child_main import serve
 from gladstone.report import terminal
 
 if TYPE_CHECKING:
@@ -39,21 +31,15 @@ ODD_TEXT = (
 POINTER = re.compile(r"\.? (?:It|llama\.cpp) says:?$")
 
 
-def main() -> None:
-    """Try the file that the job names, and report "passed" or why it is refused."""
-    report = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def check(job: dict[str, Any]) -> dict[str, Any]:
+    """Try the file that the job names: "passed", or why it is refused."""
     library()
     _limit(job["memory_bytes"], job["processor_s"])
     try:
         try_out(Path(job["path"]), vocab_only=job["vocab_only"])
     except GladstoneError as error:
-        result: dict[str, Any] = {"refused": in_one_line(str(error))}
-    else:
-        result = {"passed": True}
-    print(json.dumps(result), file=report, flush=True)
+        return {"refused": in_one_line(str(error))}
+    return {"passed": True}
 
 
 def try_out(path: Path, *, vocab_only: bool) -> None:
@@ -174,11 +160,5 @@ def _private_bytes() -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def _end_with_parent() -> None:
-    """A parent that is killed cannot stop its child."""
-    os.read(0, 1)  # returns when the other end is closed: nothing more is ever sent
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    main()
+    serve(check)

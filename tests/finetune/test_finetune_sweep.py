@@ -351,7 +351,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_two_sweeps_never_work_in_one_folder(tmp_path: Path) -> None:
     with (
         sweep_lock(tmp_path),
-        pytest.raises(ArtifactError, match="another `finetune sweep` is at work"),
+        pytest.raises(ArtifactError, match="another process is making a sweep"),
         sweep_lock(tmp_path),
     ):
         pass

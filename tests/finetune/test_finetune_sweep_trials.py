@@ -268,7 +268,7 @@ def test_a_trial_that_is_killed_fails_alone(tmp_path: Path, tiny_base: Path) -> 
     trial.kill()
     printed, errors = parent.communicate(timeout=START_S)
     assert parent.returncode == 0, errors
-    assert "Trial 1 (failed): its process was killed by SIGKILL: did memory run out?" in printed
+    assert "Trial 1 (failed): its process ended with SIGKILL: did memory run out?" in printed
     assert [row["state"] for row in table_of(out)] == ["failed", "finished"]
 
 

@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +27,7 @@ from gladstone.llamacpp.backends import (
     probe_backend,
     read_devices,
 )
+from gladstone.process.child import run_child
 
 ALL_FLAGS = frozenset(flag for flags in VARIANTS.values() for flag in flags)
 RIGHT = (1.0, -2.0, 0.5)
@@ -233,7 +233,7 @@ def memory_key(files: tuple[Path, ...]) -> str:
 
 
 BROKEN = {
-    "crash": ("__attribute__((constructor)) static void f(void) { __builtin_trap(); }", "crashed with signal "),
+    "crash": ("__attribute__((constructor)) static void f(void) { __builtin_trap(); }", "crashed with SIG"),
     "hang": ("__attribute__((constructor)) static void f(void) { for (;;) __asm__ volatile(\"\"); }", "gave no answer in 2 s"),
     "lie": ("int ggml_backend_score(void) { return 1 << 30; } void *ggml_backend_init(void) { return 0; }", "does not load: "),
     "empty": ("int nothing;", "does not load: "),
@@ -260,10 +260,7 @@ def test_a_library_that_is_cut_off_does_not_load(tmp_path: Path) -> None:
 
 
 def test_the_probes_model_gives_the_same_finite_numbers_again_in_a_fraction_of_a_second() -> None:
-    command = [sys.executable, "-m", "gladstone.llamacpp.backend_probe"]
-    first, second = (
-        json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(2)
-    )
+    first, second = (run_child("gladstone.llamacpp.backend_probe", {}, "the probe") for _ in range(2))
     assert first["logits"] == second["logits"]
     assert len(first["logits"]) == 9 * 256
     assert 0.1 < max(map(abs, first["logits"])) < 100
