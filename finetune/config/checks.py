@@ -1,4 +1,4 @@
-"""What a recipe asks for that cannot be, or would silently not be done: found before anything is loaded."""
+"""Settings of a recipe that contradict each other or would silently have no effect, found before anything is loaded."""
 
 import difflib
 import importlib.util
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from finetune.config.schema import LoraSection, Recipe, TrainingSection
 
-# of transformers' OptimizerNames, those that train an adapter alone and whose state a checkpoint can hold
+# those of transformers' OptimizerNames that can train an adapter alone and whose state a checkpoint can hold
 OPTIMIZERS = (
     "adafactor", "adagrad", "adamw_8bit", "adamw_anyprecision", "adamw_bnb_8bit", "adamw_torch",
     "adamw_torch_fused", "ademamix", "ademamix_8bit", "grokadamw", "lion_32bit", "lion_8bit",
@@ -18,7 +18,7 @@ PACKAGES = {
     "adamw_anyprecision": "torchdistx", "grokadamw": "grokadamw", "stable_adamw": "optimi",
     "schedule_free_adamw": "schedulefree", "schedule_free_radam": "schedulefree", "schedule_free_sgd": "schedulefree",
 }  # fmt: skip
-# what each of transformers' schedules takes besides steps and warm-up
+# the arguments of transformers' schedules, besides steps and warm-up
 SCHEDULE_SETTINGS = {
     "linear": (), "constant": (), "constant_with_warmup": (),
     "cosine": ("num_cycles",), "cosine_with_restarts": ("num_cycles",),
@@ -29,25 +29,25 @@ SCHEDULE_SETTINGS = {
 
 
 def find_conflicts(recipe: Recipe) -> list[str]:
-    """Every combination of settings that cannot be, as `field: what, and what to do`."""
+    """Return every conflict between settings, as `field: what is wrong, and what to do`."""
     return [*_optimizer(recipe.training), *_schedule(recipe.training), *_adapter(recipe.lora, recipe), *_judged(recipe)]
 
 
 def _optimizer(training: TrainingSection) -> Iterator[str]:
     if training.optimizer not in OPTIMIZERS:
         near = difflib.get_close_matches(training.optimizer, OPTIMIZERS, n=3) or OPTIMIZERS
-        yield f"training.optimizer: no optimizer {training.optimizer!r} (near ones: {', '.join(near)})."
+        yield f"training.optimizer: no optimizer {training.optimizer!r} (similar: {', '.join(near)})."
     package = PACKAGES.get(training.optimizer)
     if package and importlib.util.find_spec(package) is None:
-        yield f"training.optimizer: {training.optimizer} comes with the package {package}, which is not installed here."
+        yield f"training.optimizer: {training.optimizer} needs the package {package}, which is not installed."
 
 
 def _schedule(training: TrainingSection) -> Iterator[str]:
     name, settings = training.schedule, training.schedule_settings
     if name == "constant" and training.warmup_share > 0:
         yield (
-            f"training.warmup_share: the schedule 'constant' has no warm-up, found {training.warmup_share:g}. Take "
-            "training.schedule=constant_with_warmup or set training.warmup_share=0."
+            f"training.warmup_share: the schedule 'constant' has no warm-up, found {training.warmup_share:g}. Set "
+            "training.schedule=constant_with_warmup or training.warmup_share=0."
         )
     known = SCHEDULE_SETTINGS[name]
     for setting in sorted(settings.keys() - set(known)):
@@ -66,13 +66,13 @@ def _schedule(training: TrainingSection) -> Iterator[str]:
 def _adapter(lora: LoraSection, recipe: Recipe) -> Iterator[str]:
     if lora.init.startswith("pissa") and recipe.base.load_in_4bit:
         yield (
-            f"lora.init: {lora.init!r} takes the main directions out of the base's weights, which 4 bit cannot hold. "
+            f"lora.init: {lora.init!r} changes the base's weights, which 4 bit cannot represent. "
             "Set base.load_in_4bit=false or another lora.init."
         )
     if lora.init == "orthogonal" and lora.rank % 2:
         yield f"lora.init: 'orthogonal' needs an even lora.rank, found {lora.rank}."
     if len(set(lora.targets)) < len(lora.targets):
-        yield "lora.targets: a layer's name is given twice."
+        yield "lora.targets: a layer is named twice."
 
 
 def _judged(recipe: Recipe) -> Iterator[str]:
@@ -80,7 +80,7 @@ def _judged(recipe: Recipe) -> Iterator[str]:
     if not recipe.data.has("validation"):
         if training.patience is not None:
             yield (
-                f"training.patience: {training.patience} validations without a lower loss cannot come with "
+                f"training.patience: {training.patience} validations without a lower loss cannot occur with "
                 "data.validation=0. Set training.patience=null or name validation rows."
             )
         if training.samples:
@@ -90,6 +90,6 @@ def _judged(recipe: Recipe) -> Iterator[str]:
             )
     if training.patience is not None and training.patience >= training.evaluations:
         yield (
-            f"training.patience: {training.patience} validations without a lower loss cannot come among "
-            f"training.evaluations={training.evaluations}. Lower the one or raise the other."
+            f"training.patience: {training.patience} validations without a lower loss cannot occur among "
+            f"training.evaluations={training.evaluations}. Lower patience or raise evaluations."
         )

@@ -1,4 +1,4 @@
-"""What a recipe says about its data. A field's help text is its `description`; it is written here and nowhere else."""
+"""The data section of a recipe: sources, cleaning, duplicates and held-out sets."""
 
 from typing import Annotated, Any, Literal
 
@@ -25,28 +25,29 @@ Encoding = Annotated[str, AfterValidator(check_encoding)]
 
 
 class Source(Config):
-    """One data file."""
+    """A data file."""
 
     path: str = Field(
-        description=f"{ENDINGS}; 'hub:OWNER/NAME' for a data set of the Hub; 'sample:NAME' for the rows that come along"
+        description=f"{ENDINGS}; 'hub:OWNER/NAME' for a Hub dataset; 'sample:NAME' for rows that come with Gladstone"
     )
-    split: str = Field("train", description="which split of a data set of the Hub")
-    config: str | None = Field(None, description="which configuration of a data set of the Hub")
+    split: str = Field("train", description="split of a dataset of the Hub")
+    config: str | None = Field(None, description="configuration of a dataset of the Hub")
     format: str = Field("auto", description=f"row format: {', '.join(FORMAT_NAMES)}")
     columns: dict[str, str] | None = Field(
-        None, description=f"for a layout of its own: which column is which of {', '.join(COLUMNS)}"
+        None, description=f"columns of a file with its own layout, by their role: {', '.join(COLUMNS)}"
     )
-    first_rows: PositiveInt | None = Field(None, description="read only this many rows from the start of the file")
+    first_rows: PositiveInt | None = Field(None, description="read only the first N rows of the file")
     encoding: Encoding | None = Field(
-        None, description="text encoding of the file, as cp1252; null: UTF-8, or what its bytes show it to be"
+        None, description="text encoding of the file, such as cp1252; null: UTF-8, or detected from its bytes"
     )
-    sheet: str | None = Field(None, description="which sheet of an Excel workbook; null: the first with a header")
-    license: str | None = Field(None, description="under which it may be used, as cc-by-4.0; for the model card")
+    sheet: str | None = Field(None, description="sheet of an Excel workbook; null: the first with a header")
+    license: str | None = Field(None, description="license of the data, such as cc-by-4.0, for the model card")
     weight: PositiveFloat = Field(
-        1.0, description="how often its training rows are seen in an epoch: 2 repeats each, 0.5 draws half of them"
+        1.0,
+        description="how often an epoch uses the source's training rows: 2 repeats each row, 0.5 draws half of them",
     )
     share: float | None = Field(
-        None, gt=0, lt=1, description="in place of weight: the share of all training rows that come from it"
+        None, gt=0, lt=1, description="share of all training rows that come from this source, in place of weight"
     )
 
     @field_validator("format")
@@ -71,7 +72,7 @@ def _as_source(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-# how many rows are drawn for a set, or the file that it is
+# the rows to draw for a set, or the file of the set
 Held = Annotated[
     Annotated[float, Field(ge=0), Tag(f"{TAG}size")]
     | Annotated[Source, BeforeValidator(_as_source), Tag(f"{TAG}file")],
@@ -80,47 +81,45 @@ Held = Annotated[
 
 
 class CleaningSection(Config):
-    """What is done to every text, and which rows are left out. Each step is counted, and told of with its option.
+    """Which changes are made to every text, and which rows are dropped. Each step reports its count and its option.
 
-    Where a step may be wrong about a row the default is `report`. true and false stand for its last two values.
+    A step that may misjudge a row is on `report` by default. true and false mean the last two values of a step.
     """
 
     unicode: bool = Field(
-        True, description="compose characters (NFC), drop invisible ones that carry no meaning; code stays"
+        True, description="normalize Unicode (NFC) and remove invisible characters without meaning, outside code"
     )
     lines: bool = Field(
-        True, description="one kind of line end, no space at line ends, no blank lines around a text; code stays"
+        True, description="normalize line ends, remove trailing spaces and surrounding blank lines, outside code"
     )
-    html: Literal["report", "remove", "keep"] = Field(
-        "report", description="HTML tags, and entities in place of characters, outside code"
-    )
+    html: Literal["report", "remove", "keep"] = Field("report", description="HTML tags and entities, outside code")
     whitespace: Literal["report", "remove", "keep"] = Field(
-        "report", description="runs of spaces, indentation, more than one blank line, outside fenced code"
+        "report", description="repeated spaces, indentation and repeated blank lines, outside fenced code"
     )
     min_chars: int | None = Field(
         None,
         ge=0,
-        description="leave out rows with fewer characters in all, reasoning not counted, those of Chinese, Japanese "
-        "and Korean twice; null: tell of those under 10",
+        description="drop rows with fewer characters in all, without reasoning, where a Chinese, Japanese or Korean "
+        "character counts twice; null: report rows under 10",
     )
     max_chars: PositiveInt | None = Field(
-        None, description="leave out rows with a longer turn, counted alike, plain text aside; null: any length"
+        None, description="drop rows with a longer turn, counted alike, except plain text; null: no limit"
     )
     echoes: Literal["report", "drop", "keep"] = Field(
-        "report", description="rows whose answer has the words of the question"
+        "report", description="rows whose answer repeats the words of the question"
     )
     cut_answers: Literal["report", "drop sure", "drop likely", "keep"] = Field(
         "report",
-        description="answers that stop in the middle of a sentence, at a word or sign that ends none; likely: also "
-        "those whose last sentence only has no full stop",
+        description="answers cut off inside a sentence: sure, if the last word or sign cannot end one; likely, also if "
+        "only the last full stop is missing",
     )
     boilerplate: Literal["report", "remove", "keep"] = Field(
-        "report", description="sentences that open or end many answers"
+        "report", description="sentences that begin or end many answers"
     )
     privacy: Literal["report", "mask", "drop", "off"] = Field(
         "report",
-        description="e-mail addresses, telephone numbers, dates of birth, record numbers: tell of them, put a mark in "
-        "their place, leave the row out, or do not look",
+        description="e-mail addresses, telephone numbers, dates of birth and record numbers: report them, mask them, "
+        "drop the row, or do not search",
     )
 
     @field_validator("html", "whitespace", "echoes", "boilerplate", mode="before")
@@ -132,91 +131,95 @@ class CleaningSection(Config):
 
 
 class DuplicateSection(Config):
-    """Rows that say the same: the same input and answer up to case, punctuation, spacing and slips."""
+    """Duplicate rows: equal input and answer, apart from case, punctuation, spacing and misprints."""
 
     similarity: float | None = Field(
         0.8,
         ge=0.5,
         le=1,
-        description="rows of this Jaccard similarity of 5-grams, text common to many rows aside, are compared word by "
-        "word: those that say the same are duplicates; null: exact ones only",
+        description="Jaccard similarity of character 5-grams, without text common to many rows, from which two rows "
+        "are compared word by word; null: exact duplicates only",
     )
-    keep: bool = Field(False, description="keep duplicates, in the same set, in place of the first only")
+    keep: bool = Field(False, description="keep all duplicates, in the same set, instead of the first only")
     together: bool = Field(
         True,
-        description="rows that share an input, an answer or a context go to the same set; false: each row is drawn by "
-        "itself, and held-out figures may be too good",
+        description="put rows that share an input, an answer or a context into the same set; false: draw each row on "
+        "its own, which can flatter held-out results",
     )
 
 
 class ReasoningLimit(Config):
-    """A budget for reasoning."""
+    """A limit on reasoning."""
 
-    max_tokens: PositiveInt = Field(description="longer reasoning is cut after its last whole sentence")
+    max_tokens: PositiveInt = Field(
+        description="maximum tokens of reasoning; longer reasoning is cut after its last whole sentence"
+    )
 
 
 class DataSection(Config):
-    """The rows, and how they are divided."""
+    """The rows, and their division into training, validation and test sets."""
 
-    encoding: Encoding | None = Field(None, description="text encoding of the files that name none of their own")
+    encoding: Encoding | None = Field(None, description="text encoding of files without an encoding of their own")
     sources: tuple[Source, ...] = Field(min_length=1, description="data files, read in this order")
     skip_bad: bool = Field(
         False,
-        description="leave out rows that cannot be read, or that the base's vocabulary or chat template refuses; "
-        "dropped.jsonl has the reason of each",
+        description="drop rows that cannot be read, or that the base's vocabulary or chat template refuses; "
+        "dropped.jsonl has the reason for each",
     )
     cleaning: CleaningSection = CleaningSection()
     duplicates: DuplicateSection = DuplicateSection()
     train: Train = Field(
         "all",
-        description="which of the assistant's turns are scored: all but those of which the row says no (`weight: 0`, "
-        "`train: false`), the last one, or only those of which the row says yes; rows with none are left out",
+        description="which of the assistant's turns are scored: all except those marked `weight: 0` or `train: false`, "
+        "the last one, or only those marked `weight: 1` or `train: true`; rows without a scored turn are dropped",
     )
     reasoning: Literal["keep", "drop"] | ReasoningLimit = Field(
-        "keep", description="of rows that have reasoning: train on it, leave it out, or {max_tokens: N}"
+        "keep", description="train on the reasoning of rows, drop it, or limit it with {max_tokens: N}"
     )
-    held_out: tuple[Source, ...] = Field((), description="benchmark files: rows that are in them too are left out")
+    held_out: tuple[Source, ...] = Field(
+        (), description="benchmark files; training rows that also occur there are dropped"
+    )
     validation: Held = Field(
         0.1,
-        description="rows watched while training: their share, from 1 on their number, 0 for none, or a file of their "
-        "own (a path, or what a source takes)",
+        description="rows for validation: a share below 1, a number, 0 for none, or a file (a path, or the fields of a "
+        "source)",
     )
     test: Held = Field(
         0.1,
-        description="rows kept for the benchmark, never seen: their share or number, 0 for none, or a file of their "
-        "own",
+        description="rows kept for the test, never trained on: a share, a number, 0 for none, or a file",
     )
     division: Literal["seed", "hash"] = Field(
-        "seed", description="draw the sets with the seed, or by each question's hash: stable when rows are added"
+        "seed",
+        description="draw the sets with the seed, or by the hash of each question, which is stable when rows are added",
     )
-    max_rows: PositiveInt | None = Field(None, description="use at most this many rows, drawn with the seed")
-    seed: int = Field(42, description="decides the division and the draw of rows")
+    max_rows: PositiveInt | None = Field(None, description="maximum number of rows, drawn with the seed")
+    seed: int = Field(42, description="seed of the division and of the draw of rows")
 
     @property
     def reasoning_tokens(self) -> int | None:
-        """The limit for reasoning: None as it is, 0 none."""
+        """Maximum tokens of reasoning: None without a limit, 0 if reasoning is dropped."""
         if isinstance(self.reasoning, ReasoningLimit):
             return self.reasoning.max_tokens
         return 0 if self.reasoning == "drop" else None
 
     def drawn(self, name: str) -> float:
-        """How much of the sources' rows is drawn for a set: a share, from 1 on a number; 0 for none or a file."""
+        """How many of the sources' rows are drawn for a set: a share below 1 or a number; 0 for none or a file."""
         size = getattr(self, name)
         return 0.0 if isinstance(size, Source) else float(size)
 
     @property
     def files(self) -> tuple[Source, ...]:
-        """Every file that is read: sources, the sets' own, benchmarks."""
+        """Every file that is read: sources, files of held-out sets, benchmarks."""
         return (*self.sources, *self.own_files.values(), *self.held_out)
 
     @property
     def own_files(self) -> dict[str, Source]:
-        """The sets that are files of their own."""
+        """The held-out sets that are files."""
         held = {name: getattr(self, name) for name in HELD}
         return {name: each for name, each in held.items() if isinstance(each, Source)}
 
     def has(self, name: str) -> bool:
-        """Whether there is such a set at all."""
+        """True if the set is not empty."""
         return name in self.own_files or self.drawn(name) > 0
 
     @field_validator("sources", "held_out", *HELD)

@@ -8,7 +8,7 @@ from gladstone.config import Config
 
 
 def field_help(section: type[Config] = Recipe, prefix: str = "") -> list[tuple[str, str]]:
-    """Every field's name, as --set takes it, with its help and default; a list's sections are named with []."""
+    """Return each field's name, as --set takes it, with its help and default; names of list items end with []."""
     rows: list[tuple[str, str]] = []
     for name, field in section.model_fields.items():
         listed = next((each for each in get_args(field.annotation) if _is_section(each)), None)

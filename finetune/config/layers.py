@@ -1,6 +1,6 @@
-"""A recipe's layers: its file, the user's rows in place of its own, and --set.
+"""The layers of a recipe: its file, the user's rows in place of its own, and --set.
 
-Where two settings contradict each other the later layer holds, and a note says so; within one layer it is an error.
+If settings of two layers contradict each other, the later layer wins and a note says so; within a layer it is an error.
 """
 
 import re
@@ -10,23 +10,24 @@ from typing import Any
 
 from gladstone.config import apply_overrides
 from gladstone.errors import ConfigError
+from gladstone.rows.compression import COMPRESSED
 
-# of a recipe that comes with Gladstone: these fit the rows that it names, not those of a user
+# fields of Gladstone's own recipes that fit the rows they name, not those of a user
 FITTED_TO_ROWS = {"data": ("max_rows", "validation", "test"), "training": ("max_steps",)}
 LONGEST_NAME = 64
-COMPRESSED = (".gz", ".zst")
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Sequence[str], where: str) -> tuple[dict[str, Any], list[str]]:
-    """`values` with each `section.field=value` set, and notes; `where` names the file of the values.
+    """Return `values` with each `section.field=value` set, and notes; `where` names the file of the values.
 
-    At most one of training.epochs and training.max_steps is left: the one that was set last. Raises ConfigError where
-    the overrides set both.
+    Of training.epochs and training.max_steps only the one that was set last remains. Raises ConfigError if the
+    overrides set both.
     """
     chosen = _lengths(apply_overrides({}, overrides))
     if len(chosen) > 1:
         raise ConfigError(
-            f"{' and '.join(f'{name}={value}' for name, value in chosen.items())} both say how long to train. Set one."
+            f"{' and '.join(f'{name}={value}' for name, value in chosen.items())} both set the length of the training. "
+            "Set one."
         )
     changed = apply_overrides(dict(values), overrides)
     both = _lengths(changed)
@@ -40,7 +41,7 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str], where: s
 
 
 def _lengths(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Which of epochs and max_steps are set, by their full names."""
+    """The values of training.epochs and training.max_steps that are set, by their full names."""
     training = values.get("training")
     if not isinstance(training, dict):
         return {}
@@ -49,9 +50,9 @@ def _lengths(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_rows(values: Mapping[str, Any], overrides: Sequence[str], data: tuple[str, str] | None) -> list[Any] | None:
-    """The sources that stand in for those of a recipe, by --data or --set data.sources; None where its own stay.
+    """The user's sources, from --data or --set data.sources; None if the recipe's own are used.
 
-    Raises ConfigError where both are given.
+    Raises ConfigError if both are given.
     """
     section = apply_overrides({}, overrides).get("data")
     found = section.get("sources") if isinstance(section, dict) else None
@@ -68,7 +69,7 @@ def _sources(values: Mapping[str, Any]) -> Any:
 
 
 def with_sources(values: Mapping[str, Any], sources: list[Any]) -> dict[str, Any]:
-    """The recipe with other rows."""
+    """Return the recipe with other sources."""
     section = values.get("data", {})
     return {**values, "data": {**section, "sources": sources} if isinstance(section, dict) else section}
 
@@ -76,9 +77,9 @@ def with_sources(values: Mapping[str, Any], sources: list[Any]) -> dict[str, Any
 def for_other_rows(
     values: Mapping[str, Any], overrides: Sequence[str], sources: list[Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """A recipe that comes with Gladstone for a user's rows: named after them, without what fits only its own.
+    """Return a recipe of Gladstone's for a user's rows, named after them and without the fields that fit its own rows.
 
-    What the overrides set is no default, and needs no note.
+    The notes list the dropped fields, except those that the overrides set.
     """
     made, given, left = dict(values), apply_overrides({}, overrides), []
     for section, names in FITTED_TO_ROWS.items():
@@ -95,7 +96,7 @@ def for_other_rows(
     name = str(made.get("name"))
     made |= {"name": f"{name}-{_slug(file)}"[:LONGEST_NAME].rstrip("-._"), "description": f"{name} on {file}"}
     verb = "is" if len(left) == 1 else "are"
-    return made, [f"{', '.join(left)} of recipe {name} {verb} for its own rows, and not used."] if left else []
+    return made, [f"{', '.join(left)} of recipe {name} {verb} meant for its own rows and not used."] if left else []
 
 
 def _file_name(sources: list[Any]) -> str:
@@ -104,7 +105,7 @@ def _file_name(sources: list[Any]) -> str:
 
 
 def _slug(file: str) -> str:
-    """A file's name as part of a recipe's.
+    """Return a file's name as part of a recipe's name.
 
     >>> _slug("Triage notes (2024).jsonl.gz")
     'Triage-notes-2024'

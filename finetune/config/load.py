@@ -13,39 +13,39 @@ from finetune.config.schema import Recipe
 from gladstone.config import build_config, read_yaml
 from gladstone.errors import ConfigError, listed
 
-DEFAULT_RECIPE = "smollm2-135m"  # for a user's rows
+DEFAULT_RECIPE = "smollm2-135m"  # for the rows of a user
 DEMO_RECIPE = "demo-triage"
 EMBEDDED_RECIPES = (DEMO_RECIPE, "smollm2-135m-medical")  # for the rows that come with Gladstone
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with Gladstone."""
+    """Names of the recipes that come with Gladstone."""
     return sorted(path.stem for path in _recipe_folder().glob("*.yaml"))
 
 
 def recipe_text(name: str) -> str:
-    """A recipe's file as it is. Raises ConfigError for an unknown name."""
+    """The text of a recipe's file. Raises ConfigError for an unknown name."""
     return _find(name).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe, and what a user should know of how its layers came together, in sentences."""
+    """A recipe, and notes for the user on how its layers were combined."""
 
     recipe: Recipe
     notes: tuple[str, ...]
 
 
 def load_recipe(recipe: str | None, overrides: Sequence[str], data: tuple[str, str] | None = None) -> Recipe:
-    """The recipe of `read_recipe` alone."""
+    """As `read_recipe`, without the notes."""
     return read_recipe(recipe, overrides, data).recipe
 
 
 def read_recipe(recipe: str | None, overrides: Sequence[str], data: tuple[str, str] | None = None) -> LoadedRecipe:
-    """A recipe by name or file, with `--data PATH --format NAME` and `--set a.b=c` applied.
+    """Load a recipe by name or file and apply `--data PATH --format NAME` and `--set a.b=c`.
 
-    None is the demo's recipe, or with rows of the user's own the default recipe. Raises ConfigError that lists every
-    problem.
+    Without a name it is the demo's recipe, or the default recipe if the user brings rows. Raises ConfigError, which
+    lists every problem.
     """
     name, notes = recipe or DEMO_RECIPE, list[str]()
     values: dict[str, Any] = read_yaml(_find(name))
@@ -53,7 +53,7 @@ def read_recipe(recipe: str | None, overrides: Sequence[str], data: tuple[str, s
     if sources is not None:
         if name in EMBEDDED_RECIPES:
             name, values = DEFAULT_RECIPE, read_yaml(_find(DEFAULT_RECIPE))
-            notes += [f"recipe {recipe} is for the rows that come along; yours get {name}."] if recipe else []
+            notes += [f"recipe {recipe} is for the rows that come with it; yours use {name}."] if recipe else []
         if name in recipe_names():
             values, found = layers.for_other_rows(values, overrides, sources)
             notes += found
@@ -61,7 +61,7 @@ def read_recipe(recipe: str | None, overrides: Sequence[str], data: tuple[str, s
     where = f"recipe {_find(name).name}"
     changed, found = layers.with_overrides(values, overrides, where)
     if _base_name(changed) != _base_name(values):
-        changed.pop("hub", None)  # the facts are about the file's own base
+        changed.pop("hub", None)  # the facts describe the base in the file
     made = build_config(Recipe, changed, where)
     problems = find_conflicts(made)
     if problems:

@@ -1,7 +1,4 @@
-"""`finetune estimate`: memory, disk and time of a run before it begins, from its rows, its shape and this machine.
-
-Names torch, inside the function that asks whether there is a GPU.
-"""
+"""`finetune estimate`: memory, disk and time of a run before it begins. Names torch."""
 
 import tempfile
 from collections.abc import Sequence
@@ -31,13 +28,16 @@ from gladstone.machine.host import available_memory_bytes, core_count, processor
 from gladstone.models.base_model import EMBEDDED, Base, find_base, resolve_base
 from gladstone.process.redirect_output import redirect_output
 
-LIBRARIES_BYTES = 650_000_000  # of a process that trains, before the model, where it cannot be looked up
-FIRST_STEP_BYTES = 380_000_000  # kernels, thread buffers, and heap that loading leaves and glibc holds in reserve
+LIBRARIES_BYTES = 650_000_000  # of a training process before it loads the model, at least
+FIRST_STEP_BYTES = 380_000_000  # kernels, thread buffers, and heap that glibc keeps after loading
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes; `notes` say what was assumed, `options` what takes less memory, `applied` what was changed."""
+    """Memory, disk and time of a run.
+
+    `notes` say what was assumed, `options` lists changes that take less memory, `applied` is the one that was applied.
+    """
 
     recipe: Recipe
     machine: str
@@ -57,7 +57,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is estimated: the base (None: it is not here), its shape, the rows as counts and as examples."""
+    """What is estimated. Without the base on this machine `base` is None, without its rows `examples` is empty."""
 
     recipe: Recipe
     base: Base | None
@@ -70,10 +70,10 @@ class _Subject:
 
 
 def estimate(recipe: Recipe, progress: Progress, device_name: str | None = None, *, fitted: bool = False) -> Estimate:
-    """The estimate of a recipe on this machine or on a named one; `fitted`: of what was changed so that it fits.
+    """Estimate a recipe on this machine or a named device; with `fitted`, change the recipe so that it fits.
 
-    No weights are fetched. Raises ConfigError for an unknown device or a base about which nothing is known,
-    UnsupportedError if nothing makes it fit, and what reading the rows raises.
+    No weights are downloaded. Raises ConfigError for an unknown device or a base without facts, UnsupportedError if
+    nothing makes it fit, and what reading the rows raises.
     """
     device = find_device(device_name) if device_name else None
     training.prepare_environment()
@@ -82,7 +82,7 @@ def estimate(recipe: Recipe, progress: Progress, device_name: str | None = None,
 
 
 def estimate_inputs(inputs: Inputs, progress: Progress) -> Estimate:
-    """The estimate of a run whose rows are read, of memory and disk: its first steps tell the time themselves."""
+    """Estimate a run whose rows are already tokenised; the time is computed, since its first steps measure it."""
     shape, file_bytes = shape_of_base(inputs.base)
     rows = {name: rows_of(inputs.sets[name].examples, inputs.recipe.lora) for name in SETS}
     examples, pad_id = inputs.sets["train"].examples, inputs.tokenizer.padding_id
@@ -99,22 +99,24 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
     else:
         if recipe.hub is None:
             raise ConfigError(
-                f"base.model: {recipe.base.model} is not here, and the recipe has no `hub:` facts about it. Fetch it, "
-                "or give its architecture, parameters, layers, width and vocabulary under `hub:`."
+                f"base.model: {recipe.base.model} is not on this machine, and the recipe has no `hub:` facts. "
+                "Download it, or state its architecture, parameters, layers, width and vocabulary under `hub:`."
             )
         shape, file_bytes = shape_of_facts(recipe.hub), 0
         embedded = resolve_base(EMBEDDED, progress)
         unnamed = recipe.base.model_copy(update={"chat_template": None})
         reader = RowReader(recipe.model_copy(update={"base": unnamed}), lambda: embedded, progress, before=import_first)
-        notes.append(f"{recipe.base.model} is not here: its shape is of the recipe's facts, its rows are counted with "
-                     "the tokens of the embedded model")  # fmt: skip
+        notes.append(
+            f"{recipe.base.model} is not on this machine: its shape comes from the recipe's facts, its rows are "
+            "counted with the embedded model's tokenizer"
+        )
     try:
         prepare(recipe.data, folder / run_folder.DATA, progress, reader.check if base is not None else None)
     except DataError:
         if not recipe.hub or not recipe.hub.rows or not recipe.data.sources[0].path.startswith("hub:"):
             raise
         rows = assumed_rows(recipe, recipe.data.max_rows or recipe.hub.rows)
-        notes.append(f"the rows are not here: counted as {recipe.hub.rows:,} of the longest length")
+        notes.append(f"the rows are not on this machine: counted as {recipe.hub.rows:,} rows of the maximum length")
         return _Subject(recipe, base, shape, file_bytes, rows, (), 0, tuple(notes))
     with step(progress, "Counting tokens"):
         sets, pad_id = _tokenized(reader, folder / run_folder.DATA)
@@ -173,7 +175,7 @@ def _described(
         scenario.shape, scenario.recipe, plan, replace(scenario.setting, recomputes=recomputes)
     )
     if compiled:
-        notes.append("the layers will be compiled: their time is taken from what that saves elsewhere")
+        notes.append("the layers will be compiled: the time saved is assumed from other runs")
     fits = memory.peak <= scenario.room_bytes
     return Estimate(
         recipe=scenario.recipe,
@@ -194,7 +196,7 @@ def _described(
 
 
 def _options(scenario: Scenario) -> list[MemoryOption]:
-    """Single measures, and last what makes it fit, if anything does."""
+    """Return the single changes, and last the combination that fits, if there is one."""
     options = single_options(scenario)
     try:
         return [*options, fit(scenario)]
@@ -204,7 +206,7 @@ def _options(scenario: Scenario) -> list[MemoryOption]:
 
 def _measure(subject: _Subject, recipe: Recipe) -> Measured:
     if subject.base is None:
-        raise AssertionError("only a base that is here is measured")
+        raise AssertionError("only a base on this machine is measured")
     sample = Sample(subject.base, subject.shape, subject.examples, subject.pad_id, BUDGET_S)
     return measure(sample, recipe)
 
@@ -225,7 +227,7 @@ def _process_bytes() -> int:
 
 
 def _limit_here(setting: ComputeSetting) -> int:
-    """What a run may take: of a GPU its free memory, else what is free and what this process already has."""
+    """Memory a run may use: the free memory of the GPU, or the free memory and what this process already has."""
     if not setting.on_gpu:
         return available_memory_bytes() + setting.process_bytes
     import torch
@@ -234,9 +236,9 @@ def _limit_here(setting: ComputeSetting) -> int:
 
 
 def _device_here(dtype: str) -> Device:
-    """This machine by the rate of a large product in the type that is trained in; training reaches `EFFICIENCY` of it.
+    """Measure this machine's rate with a large matrix product in the dtype of training.
 
-    The best of a few rounds is taken: what else the machine does at the moment is not there for the whole run.
+    The best of a few rounds counts, because other load on the machine passes.
     """
     import time
 

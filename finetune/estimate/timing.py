@@ -1,6 +1,6 @@
-"""How long a training takes: a few layers of the base measured here, or operations divided by a rate. Names torch.
+"""The time of a training: measured on a few layers of the base, or computed from operations and a rate. Names torch.
 
-The base is loaded with a few of its layers only, the way that a run loads it; the rest takes as long by the layer.
+The measurement loads the base as a run does, but with a few of its layers, and extrapolates linearly to all layers.
 """
 
 import copy
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.schema import LoraSection, Recipe
-from finetune.kernels.compile_layers import should_compile
+from finetune.kernels.compile_layers import COMPILING_S, TIME_SHARE, should_compile
 from finetune.model.load import load_trainable
 from finetune.sizing.devices import EFFICIENCY, Device
 from finetune.sizing.memory import ComputeSetting, MicroBatchShape, adapter_parameters
@@ -25,30 +25,29 @@ from gladstone.models import file_names
 from gladstone.models.base_model import Base
 
 BUDGET_S = 10.0
-MEASURED_WEIGHTS = 150e6  # in the layers that are measured, so that a large model is quickly loaded
-SMALL_WEIGHTS = 60e6  # up to which a micro-batch of the larger size takes a second or so
-LARGE_TOKENS, SMALL_TOKENS = 1024, 256  # of the micro-batches that are timed; the time of others is between or beyond
+MEASURED_WEIGHTS = 150e6  # in the measured layers, so that a large model loads quickly
+SMALL_WEIGHTS = 60e6  # with as many, the larger micro-batch takes about a second
+LARGE_TOKENS, SMALL_TOKENS = 1024, 256  # of the two timed micro-batches, from which the time of others is interpolated
 LAYER_FIELDS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
-COMPILED_SHARE, COMPILING_S = 0.94, 25.0  # see `compiling`
 LAYER_LISTS = (".layers", ".h", ".block")
-DEQUANTISED_BYTES = 4.5  # read and written for a weight that is in 4 bit, each time a product needs it
+DEQUANTISED_BYTES = 4.5  # read and written per 4-bit weight, each time a matrix product uses it
 
 
 @dataclass(frozen=True)
 class Line:
-    """Seconds of a batch: so many for each, so many for each slot."""
+    """Seconds of a batch as a line: `fixed_s` for the batch, `token_s` for each computed token."""
 
     fixed_s: float
     token_s: float
 
     def of(self, batches: Sequence[MicroBatchShape]) -> float:
-        """All of them."""
+        """Return the seconds of all batches."""
         return sum(self.fixed_s + self.token_s * batch.total for batch in batches)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of micro-batches with gradient, of evaluated ones, and of the optimizer's step."""
+    """Seconds of training micro-batches, of evaluation batches, and of an optimizer update."""
 
     training: Line
     evaluation: Line
@@ -57,7 +56,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Measured:
-    """Rates of this machine, and how the base is computed here."""
+    """The rates of this machine, and how it computes the base."""
 
     rates: Rates
     dtype: str
@@ -67,7 +66,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a whole run, of one epoch's steps and of the parts."""
+    """Seconds of a run's steps, of its evaluations, of an epoch and of a step."""
 
     training_s: float
     evaluation_s: float
@@ -76,30 +75,30 @@ class Times:
 
     @property
     def total_s(self) -> float:
-        """Steps and evaluations; loading and preparing come on top."""
+        """Seconds of steps and evaluations, without loading and data preparation."""
         return self.training_s + self.evaluation_s
 
 
 def times(plan: Plan, rates: Rates, *, compiled: bool = False) -> Times:
-    """The time that a plan takes; of compiled layers it is known from other runs what they save and cost."""
-    share, once_s = (COMPILED_SHARE, COMPILING_S) if compiled else (1.0, 0.0)
+    """Return the time of a plan; what compiled layers save and cost is known from other runs."""
+    share, once_s = (TIME_SHARE, COMPILING_S) if compiled else (1.0, 0.0)
     planned = share * rates.training.of(plan.training) + rates.optimizer_s * plan.planned_steps
     step_s = planned / plan.planned_steps
     of_validation, of_test = rates.evaluation.of(plan.validation), rates.evaluation.of(plan.test)
-    # without test rows the validation rows are measured before the training, too
+    # without test rows the validation loss is also measured before training
     evaluation_s = plan.evaluations * of_validation + (2 * of_test if plan.test else of_validation)
     return Times(step_s * plan.steps + once_s, evaluation_s, step_s * plan.steps_per_epoch, step_s)
 
 
 def compiles(shape: Shape, recipe: Recipe, plan: Plan, setting: ComputeSetting) -> bool:
-    """Whether a run on the CPU will compile its layers."""
+    """True if a run on the CPU will compile its layers."""
     if setting.padded or setting.on_gpu or setting.recomputes:
         return False
     return should_compile(recipe.training.compile, shape.parameters, plan.tokens_trained)
 
 
 def computed_rates(shape: Shape, recipe: Recipe, plan: Plan, device: Device, setting: ComputeSetting) -> Rates:
-    """From operations and the device's published peak: forward, gradient of the inputs, blocks computed again."""
+    """Compute the rates from the operations of a step and the device's published peak."""
     rate = device.flop_per_s * EFFICIENCY
     scored = sum(batch.scored_tokens for batch in plan.training) / max(1, sum(batch.total for batch in plan.training))
     head = 2 * shape.vocabulary * shape.width * (1 if setting.padded else scored)
@@ -120,7 +119,7 @@ def computed_rates(shape: Shape, recipe: Recipe, plan: Plan, device: Device, set
 
 @dataclass(frozen=True)
 class Sample:
-    """What is timed: a base of this shape, on these rows, for about so long."""
+    """What is timed: a base of this shape on these rows, for about `budget_s` seconds."""
 
     base: Base
     shape: Shape
@@ -130,7 +129,7 @@ class Sample:
 
 
 def measure(sample: Sample, recipe: Recipe) -> Measured:
-    """Time some layers of the base. Raises what loading a base raises."""
+    """Time some layers of the base and extrapolate to all. Raises what `load_trainable` raises."""
     shape, base, examples, budget_s = sample.shape, sample.base, sample.examples, sample.budget_s
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"compile": "off"})})
     per_layer = max(1.0, shape.linear_weights / shape.layers)
@@ -148,7 +147,7 @@ def measure(sample: Sample, recipe: Recipe) -> Measured:
 
 
 def _with_layers(base: Base, folder: Path, layers: int) -> Base:
-    """The base as a folder whose config has fewer layers; the files of the weights are the same ones."""
+    """Return the base as a folder whose config has fewer layers; its weights are links to the same files."""
     for path in base.folder.iterdir():
         if path.is_file() and path.name != file_names.CONFIG:
             (folder / path.name).symlink_to(path.resolve())
@@ -174,7 +173,7 @@ def _keep_layers(model: Any, found: int, kept: int) -> None:
 
 
 def _time(trainable: Any, recipe: Recipe, examples: Sequence[Example], budget_s: float) -> Rates:
-    """Time a small and a large micro-batch with gradient, the large one without, and the optimizer."""
+    """Time a small and a large micro-batch, with and without gradient, and the optimizer."""
     import torch
 
     from finetune.train.optimizer import make_optimizer
@@ -200,7 +199,7 @@ def _time(trainable: Any, recipe: Recipe, examples: Sequence[Example], budget_s:
         trainable.model.train()
         _wait(trainable)
 
-    train(small)  # the first step loads kernels
+    train(small)  # warm-up: the first step loads kernels
     padded, lora = trainable.forward.padded, recipe.lora
     training = _line(train, (small, large), lora, budget_s * 0.6, padded=padded)
     evaluation = _line(evaluate, (small, large), lora, budget_s * 0.3, padded=padded)
@@ -233,7 +232,7 @@ def _median_s(work: Callable[[], None], budget_s: float) -> float:
 
 
 def _rows_of(examples: Sequence[Example], tokens: float) -> list[Example]:
-    """Rows of typical length, as many as make up `tokens`; one at least."""
+    """Return rows of about the median length that have `tokens` tokens together; at least one."""
     middle = statistics.median(token_count(example) for example in examples)
     typical = sorted(examples, key=lambda example: abs(token_count(example) - middle))
     chosen: list[Example] = []
@@ -245,7 +244,7 @@ def _rows_of(examples: Sequence[Example], tokens: float) -> list[Example]:
 
 
 def _extrapolated(one: Rates, many: Rates, steps: float) -> Rates:
-    """From one layer and from several to all: `steps` times the difference."""
+    """Extrapolate from one layer and from several: one layer plus `steps` times the difference."""
 
     def grown(first: float, last: float) -> float:
         return max(0.0, first + steps * (last - first))

@@ -1,4 +1,4 @@
-"""A decoder with a LoRA adapter, as Unsloth loads and patches it. Names torch, unsloth, transformers."""
+"""A decoder-only model with a LoRA adapter, loaded and patched by Unsloth. Names torch, unsloth, transformers."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from gladstone.process.import_without_gc import import_without_gc
 
 
 def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bool]:
-    """The base with a fresh adapter, and whether its activations are recomputed.
+    """Load the base with a fresh adapter; the second value is True if its activations are recomputed.
 
-    Raises UnsupportedError if the model has none of the recipe's target layers or 4-bit does not work here.
+    Raises UnsupportedError if a target layer is missing or the model cannot be loaded in 4 bit on this machine.
     """
     fast_language_model = import_unsloth()
     import torch
@@ -30,12 +30,12 @@ def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bo
     except (ImportError, NotImplementedError) as error:
         raise UnsupportedError(f"{base.name} cannot be loaded for training here: {error}") from error
     if recipe.base.load_in_4bit and not getattr(model, "is_loaded_in_4bit", False):
-        raise UnsupportedError(  # unsloth goes on in 16 bit, which takes four times the memory
-            f"{base.name} cannot be held in 4 bit here: its layers are too narrow, or bitsandbytes does not work on "
+        raise UnsupportedError(  # unsloth would silently continue in 16 bit, with four times the memory
+            f"{base.name} cannot be loaded in 4 bit here: its layers are too narrow, or bitsandbytes does not support "
             "this processor. Set base.load_in_4bit=false."
         )
     if recipe.base.load_in_4bit and model.device.type == "cpu":
-        _let_go_of_the_files(model)
+        _release_mapped_files(model)
     check_targets(model, recipe)
     set_seed(recipe.training.seed)
     checkpointing = needs_checkpointing(model, recipe, longest_tokens)
@@ -50,27 +50,27 @@ def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bo
     return model, checkpointing
 
 
-def _let_go_of_the_files(model: Any) -> None:
-    """A weight that needs no other type, as an embedding in 16 bit, is a view of its mapped file and keeps it whole."""
+def _release_mapped_files(model: Any) -> None:
+    """Copy the weights: an unconverted one, such as a 16-bit embedding, is a view that keeps its file mapped."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.clone()
 
 
 def has_conv1d(model: Any) -> bool:
-    """True for GPT-2's kind, which keeps the weights of its layers transposed: PEFT wants to be told."""
+    """True if the layers store transposed weights, as GPT-2's do; PEFT needs to know."""
     return any(type(each).__name__ == "Conv1D" for each in model.modules())
 
 
 def _hold_adapter_in_float32(model: Any) -> None:
-    """With the eight significant bits of bfloat16 most updates of a step would be rounded away."""
+    """Convert the adapter to float32: with the 8 significant bits of bfloat16 most updates would be rounded away."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
 def import_unsloth() -> Any:
-    """Unsloth's model class; imported before torch's other users, since it patches them."""
+    """Return Unsloth's model class; call it before other libraries import torch, because Unsloth patches them."""
     with import_without_gc():
         from unsloth import FastLanguageModel
 

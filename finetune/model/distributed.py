@@ -1,8 +1,8 @@
-"""One training on several processes, as torchrun or `accelerate launch` start them. Names torch.
+"""Training on several processes, as torchrun or `accelerate launch` start them. Names torch.
 
-Each process takes a share of a step's rows; what they learnt is summed once a step. The adapter's gradients are small
-(megabytes), so that summing them after the last micro-batch costs next to nothing, and the sum is exactly the gradient
-that one process would have had of all the rows.
+Each process computes a part of a step's rows, and the gradients are summed once per step. The adapter's gradients are
+small (megabytes): summing them after the last micro-batch costs little, and gives exactly the gradient that one process
+would compute for all rows.
 """
 
 import os
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process's place among `count`; `sharded`: each holds only a part of the base's weights (FSDP)."""
+    """The rank of this process among `world_size`; `sharded`: each holds a part of the base's weights (FSDP)."""
 
     rank: int = 0
     world_size: int = 1
@@ -25,15 +25,15 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """True for the process that writes files and talks to the user."""
+        """True for the process that writes files and reports to the user."""
         return self.rank == 0
 
     def own_part(self, rows: Sequence[T]) -> list[T]:
-        """This process's part, as long as the others' but for one."""
+        """Return this process's rows; the parts of all processes differ by at most one row."""
         return list(rows[self.rank :: self.world_size])
 
     def all_reduce_sum(self, *values: float) -> list[float]:
-        """Each value summed over the processes."""
+        """Return each value, summed over the processes in float64."""
         if self.world_size == 1:
             return list(values)
         import torch
@@ -43,7 +43,7 @@ class DistributedContext:
         return [float(value) for value in tensor]
 
     def all_reduce_max(self, value: float) -> float:
-        """The greatest of the processes' values."""
+        """Return the maximum of the processes' values."""
         if self.world_size == 1:
             return value
         import torch
@@ -53,33 +53,32 @@ class DistributedContext:
         return float(tensor)
 
     def all_reduce_gradients(self, parameters: Sequence[Any]) -> None:
-        """Sum the parameters' gradients over the processes, in one message."""
+        """Sum the parameters' gradients over the processes, in one call."""
         if self.world_size == 1:
             return
         import torch
 
-        for each in parameters:  # a process whose share is empty has none
-            if each.grad is None:
-                each.grad = torch.zeros_like(each)
-        whole = torch._utils._flatten_dense_tensors([each.grad for each in parameters])
-        torch.distributed.all_reduce(whole)
-        for each, summed in zip(
-            parameters, torch._utils._unflatten_dense_tensors(whole, [each.grad for each in parameters]), strict=True
-        ):
-            each.grad.copy_(summed)
+        for parameter in parameters:  # a process without rows has no gradients
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters]
+        flat = torch._utils._flatten_dense_tensors(gradients)
+        torch.distributed.all_reduce(flat)
+        for gradient, summed in zip(gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True):
+            gradient.copy_(summed)
 
     def broadcast(self, value: T) -> T:
-        """What the first process says."""
+        """Return the main process's value."""
         if self.world_size == 1:
             return value
         import torch
 
-        said = [value]
-        torch.distributed.broadcast_object_list(said, src=0)
-        return said[0]
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
     def barrier(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         if self.world_size > 1:
             import torch
 
@@ -90,14 +89,14 @@ SINGLE_PROCESS = DistributedContext()
 
 
 def is_main_process() -> bool:
-    """True in the process that talks to the user, before or after they have met."""
+    """True in the process that reports to the user; works before `init_distributed`, too."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def init_distributed() -> DistributedContext:
-    """Meet the processes that a launcher started; alone where there is none.
+    """Join the processes that a launcher started; return SINGLE_PROCESS if there is no launcher.
 
-    Raises UnsupportedError if the processes of a GPU machine are more than its GPUs.
+    Raises UnsupportedError if there are more processes than GPUs.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -107,7 +106,9 @@ def init_distributed() -> DistributedContext:
     local, here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if torch.cuda.is_available():
         if here > torch.cuda.device_count():
-            raise UnsupportedError(f"{here} processes for {torch.cuda.device_count()} GPUs: start one for each GPU.")
+            raise UnsupportedError(
+                f"{here} processes for {torch.cuda.device_count()} GPUs: start one process for each GPU."
+            )
         torch.cuda.set_device(local)
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // here))
@@ -118,9 +119,9 @@ def init_distributed() -> DistributedContext:
 
 
 def shard_frozen_weights(model: Any) -> None:
-    """Spread the layers' frozen weights over the processes; embeddings, head and adapter stay whole in each.
+    """Shard the layers' frozen weights over the processes (FSDP); each keeps all of embeddings, head and adapter.
 
-    Raises UnsupportedError for weights in 4 bit.
+    Raises UnsupportedError for 4-bit weights.
     """
     import torch
     from torch.distributed.fsdp import fully_shard
@@ -128,7 +129,7 @@ def shard_frozen_weights(model: Any) -> None:
     frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
     odd = [name for name, each in model.named_parameters() if name in frozen and not each.is_floating_point()]
     if odd:
-        raise UnsupportedError("weights in 4 bit cannot be spread over processes (FSDP): set base.load_in_4bit=false.")
+        raise UnsupportedError("4-bit weights cannot be sharded over processes (FSDP): set base.load_in_4bit=false.")
     trained = {each for each in model.parameters() if each.requires_grad}
     for lists in [each for each in model.modules() if isinstance(each, torch.nn.ModuleList)]:
         for layer in lists:

@@ -1,6 +1,6 @@
-"""An encoder and decoder (T5) with a LoRA adapter. Names torch, transformers, peft.
+"""An encoder–decoder model (T5) with a LoRA adapter, always in float32. Names torch, transformers, peft.
 
-Always in float32: T5 overflows in float16.
+T5 overflows in float16.
 """
 
 from typing import Any
@@ -13,14 +13,16 @@ from gladstone.process.import_without_gc import import_without_gc
 
 
 def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bool]:
-    """As `finetune.model.decoder.load_model`. Raises UnsupportedError for 4 bit or layers that it has not."""
+    """As `finetune.model.decoder.load_model`. Raises UnsupportedError for 4 bit or a missing target layer."""
     with import_without_gc():
         import torch
         from peft import LoraConfig, TaskType, get_peft_model
         from transformers import AutoModelForSeq2SeqLM, set_seed
 
     if recipe.base.load_in_4bit:
-        raise UnsupportedError(f"{base.name}: encoder and decoder are trained in float32; set base.load_in_4bit=false.")
+        raise UnsupportedError(
+            f"{base.name}: encoder–decoder models are trained in float32; set base.load_in_4bit=false."
+        )
     model = AutoModelForSeq2SeqLM.from_pretrained(
         base.folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
     ).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Which way a base model is loaded for training: a decoder or an encoder and decoder."""
+"""Loads a base model for training: a decoder, or an encoder and decoder."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from gladstone.models.base_model import Base
 
 
 def import_first(base: Base) -> None:
-    """Import what patches other libraries, before anything imports those."""
+    """Import Unsloth, if the base needs it, before the libraries that it patches are imported."""
     if not base.is_encoder_decoder:
         decoder.import_unsloth()
 
@@ -26,14 +26,17 @@ def import_first(base: Base) -> None:
 def load_trainable(
     base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], context: DistributedContext = SINGLE_PROCESS
 ) -> Trainable:
-    """The base with a fresh adapter, for these rows. Raises UnsupportedError for what cannot be trained so."""
+    """Load the base with a fresh adapter, for training on these rows.
+
+    Raises UnsupportedError if the recipe does not fit the model, or memory does not suffice.
+    """
     try:
         return _load(base, recipe, pad_id, examples, context)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         raise UnsupportedError(
-            f"out of memory while {base.name} is loaded. Set base.load_in_4bit=true, or choose a smaller base."
+            f"out of memory while loading {base.name}. Set base.load_in_4bit=true, or choose a smaller base."
         ) from error
 
 
@@ -48,7 +51,7 @@ def _load(
         initial_adapter = {
             name: each.detach().cpu().clone() for name, each in model.named_parameters() if each.requires_grad
         }
-    release_memory()  # what reading and quantising the weights left behind
+    release_memory()  # left over from reading and quantising the weights
     forward = choose_forward(model, pad_id, examples)
     compiled = False
     if isinstance(forward, PackedForward):
@@ -63,6 +66,6 @@ def _load(
 
 
 def _size(model: Any, recipe: Recipe, examples: Sequence[Example]) -> tuple[int, float]:
-    """The parameters of the model and the tokens of the whole run."""
+    """Return the number of parameters and the tokens of the whole run."""
     schedule = StepSchedule(recipe.training, [token_count(example) for example in examples], padded=False)
     return sum(parameter.numel() for parameter in model.parameters()), schedule.tokens_trained

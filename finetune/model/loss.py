@@ -1,6 +1,6 @@
-"""From rows to the loss of a micro-batch: without padding on the CPU, padded elsewhere. Names torch.
+"""The loss of a micro-batch: packed without padding on the CPU, padded elsewhere. Names torch.
 
-Only scored positions go through the head, in pieces, so that logits never fill the memory.
+Only scored positions pass through the head, in chunks, so that the logits of a whole batch never exist at once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -8,18 +8,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from finetune.kernels import packed_attention as attention
+from finetune.kernels import packed_attention
 from finetune.kernels.fused_lora import head_product
 from finetune.sizing.memory import HEAD_ROWS
 from finetune.tokens.examples import IGNORED, Example, PairExample, common_prefix_length, needed_tokens
 
-PROBE_TOKENS, PROBE_SHARED = 24, 6  # of each of the two rows on which the two ways are compared
+PROBE_TOKENS, PROBE_SHARED = 24, 6  # length and shared prefix of the two rows that compare the two forward passes
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}  # relative difference of their losses
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch as tensors, with its counts: scored tokens, the rows' tokens, and tokens that are computed.
+    """A micro-batch as tensors, with the number of its scored tokens, of its rows' tokens and of computed tokens.
 
     Padding makes the computed tokens more than the rows' tokens, a shared prefix makes them fewer.
     """
@@ -31,42 +31,42 @@ class Batch:
 
 
 class Forward(Protocol):
-    """A way to compute the loss of rows."""
+    """Computes the loss of rows with one model."""
 
     padded: bool
 
     def batch(self, examples: Sequence[Example]) -> Batch:
-        """The rows as tensors on the model's device."""
+        """Return the rows as tensors on the model's device."""
 
     def loss(self, batch: Batch, divisor: int) -> Any:
-        """Sum of the scored tokens' nats divided by `divisor`, with its gradient."""
+        """Return the summed cross-entropy of the scored tokens in nats over `divisor`: a scalar with its gradient."""
 
     def generation_mode(self) -> AbstractContextManager[Any]:
-        """While it is entered the model can be called as usual, to generate text with it."""
+        """Return a context in which the model can be called as usual, to generate text."""
 
 
 class PackedForward:
-    """Rows laid end to end: nothing is computed for padding, and the order of rows is free of their lengths.
+    """Packs the rows of a micro-batch end to end: no padding is computed, and rows may have any lengths.
 
-    What all rows of a micro-batch begin with, as a system prompt, is computed once: with causal attention the same
-    tokens at the same places give the same values in every row. What follows a row's last prediction is not computed.
+    A prefix that all rows share, such as a system prompt, is computed once: with causal attention equal tokens at equal
+    positions have equal activations. What follows the last prediction of a row is not computed.
     """
 
     padded = False
 
     def __init__(self, model: Any) -> None:
-        """`model` is a decoder with an adapter. Raises AttributeError or TypeError if it is not built as most are."""
+        """Prepare a decoder with an adapter. Raises AttributeError or TypeError if its structure is not the usual."""
         base = model.get_base_model()
         self._base, self._body, self._head = base, base.base_model, base.get_output_embeddings()
         self._product = head_product(self._head)
         self._config, self._usual = base.config, base.config._attn_implementation
         if self._body is base:
             raise TypeError("the model has no body apart from its head")
-        if any(each.requires_grad for each in self._head.parameters()):
+        if any(parameter.requires_grad for parameter in self._head.parameters()):
             raise TypeError("the head is trained")
-        # each row drops other features, so that nothing of it is shared
-        self._shares = not any(type(each).__name__ == "Dropout" and each.p > 0 for each in model.modules())
-        base.set_attn_implementation(attention.register())
+        # dropout differs from row to row, so that no activation can be shared
+        self._shares = not any(type(module).__name__ == "Dropout" and module.p > 0 for module in model.modules())
+        base.set_attn_implementation(packed_attention.register())
 
     @property
     def body(self) -> Any:
@@ -74,7 +74,11 @@ class PackedForward:
         return self._body
 
     def batch(self, examples: Sequence[Example]) -> Batch:
-        """Tokens and positions (1, T), the borders of the rows (B + 1), and where and what is scored (N)."""
+        """As `Forward.batch`, for B rows of T packed tokens with N scored positions.
+
+        input_ids and position_ids are (1, T) int64, borders (B + 1) int32: where the tokens of each row begin, and T;
+        scored (N) int64 are positions in the pack, targets (N) int64 the tokens that they predict.
+        """
         import torch
 
         shared = common_prefix_length(examples) if self._shares else 0
@@ -84,10 +88,10 @@ class PackedForward:
         targets: list[int] = []
         borders = [shared]
         for example in examples:
-            moved = len(tokens) - shared  # by how much the row's own part lies behind its place in the row
-            for at, label in enumerate(example.labels[1:]):
+            offset = len(tokens) - shared  # from a position in the row to the one in the pack
+            for position, label in enumerate(example.labels[1:]):
                 if label != IGNORED:
-                    scored.append(at if at < shared else moved + at)
+                    scored.append(position if position < shared else offset + position)
                     targets.append(label)
             needed = needed_tokens(example)
             tokens += example.input_ids[shared:needed]
@@ -121,19 +125,20 @@ class PackedForward:
         try:
             yield
         finally:
-            self._base.set_attn_implementation(attention.register())
+            self._base.set_attn_implementation(packed_attention.register())
 
     def _logits(self, hidden: Any) -> Any:
+        """Return the logits (N, V) float32 of hidden states (N, width)."""
         logits = self._product(hidden).float()
         scale = getattr(self._config, "logit_scale", 1) / getattr(self._config, "logits_scaling", 1)
-        if scale != 1:  # a pass over the largest tensor of all, and a copy of it
+        if scale != 1:  # avoids a copy of the largest tensor
             logits = logits * scale
         cap = getattr(self._config, "final_logit_softcapping", None)
         return logits if cap is None else (logits / cap).tanh() * cap
 
 
 class PaddedForward:
-    """Rows beside one another, padded to the longest; the model computes its loss by itself."""
+    """Pads the rows to the longest of the micro-batch; the model computes its own loss."""
 
     padded = True
 
@@ -141,7 +146,7 @@ class PaddedForward:
         self._model, self._pad_id, self._seq2seq = model, pad_id, seq2seq
 
     def batch(self, examples: Sequence[Example]) -> Batch:
-        """input_ids and attention_mask (B, T), labels (B, L); of a decoder L is T."""
+        """As `Forward.batch`: input_ids and attention_mask (B, T), labels (B, L), all int64; of a decoder L is T."""
         import torch
 
         def padded(rows: Sequence[Sequence[int]], filler: int) -> Any:
@@ -179,36 +184,40 @@ class PaddedForward:
 
 
 def choose_forward(model: Any, pad_id: int, examples: Sequence[Example]) -> Forward:
-    """Rows without padding where that gives the loss of padded ones on two rows, padded ones otherwise."""
+    """Return the packed forward if two rows have the same loss with it as padded, otherwise the padded one.
+
+    A reason against packing goes to the log.
+    """
     seq2seq = isinstance(examples[0], PairExample)
     padded = PaddedForward(model, pad_id, seq2seq=seq2seq)
     if seq2seq or model.device.type != "cpu":
         return padded
-    was = model.get_base_model().config._attn_implementation
+    implementation = model.get_base_model().config._attn_implementation
     probe = _probe(examples)
-    wanted = _probed(model, padded, probe)
+    expected = _probe_loss(model, padded, probe)
     try:
-        flat = PackedForward(model)
-        found = _probed(model, flat, probe)
-        _probed(model, flat, probe, training=True)  # what only training has, as dropout of attention, may be refused
-        if abs(found - wanted) <= TOLERANCE[str(model.dtype).removeprefix("torch.")] * abs(wanted):
-            return flat
+        packed = PackedForward(model)
+        loss = _probe_loss(model, packed, probe)
+        _probe_loss(model, packed, probe, training=True)  # dropout of attention, which only training has, is refused
+        if abs(loss - expected) <= TOLERANCE[str(model.dtype).removeprefix("torch.")] * abs(expected):
+            return packed
+        print(f"rows are padded: packed they have the loss {loss:.4f}, padded {expected:.4f}")
     except (NotImplementedError, AttributeError, TypeError, ValueError) as refused:
         print(f"rows are padded: {refused}")
-    model.get_base_model().set_attn_implementation(was)
+    model.get_base_model().set_attn_implementation(implementation)
     return padded
 
 
 def _probe(examples: Sequence[Example]) -> list[Example]:
-    """Two rows of unequal length that begin alike; all behind that is scored."""
-    opening = examples[0].input_ids[: min(PROBE_SHARED, len(examples[0].input_ids) // 2)]
-    rows = [(*opening, *example.input_ids[len(opening) :]) for example in examples[:2]]
-    rows = [row[: PROBE_TOKENS - 7 * place] for place, row in enumerate(rows)]
-    unscored = (IGNORED,) * len(opening)
-    return [type(examples[0])(row, (*unscored, *row[len(opening) :])) for row in rows]
+    """Return two rows of different lengths with a shared prefix; all tokens after it are scored."""
+    prefix = examples[0].input_ids[: min(PROBE_SHARED, len(examples[0].input_ids) // 2)]
+    rows = [(*prefix, *example.input_ids[len(prefix) :]) for example in examples[:2]]
+    rows = [row[: PROBE_TOKENS - 7 * index] for index, row in enumerate(rows)]
+    unscored = (IGNORED,) * len(prefix)
+    return [type(examples[0])(row, (*unscored, *row[len(prefix) :])) for row in rows]
 
 
-def _probed(model: Any, forward: Forward, probe: Sequence[Example], *, training: bool = False) -> float:
+def _probe_loss(model: Any, forward: Forward, probe: Sequence[Example], *, training: bool = False) -> float:
     import torch
 
     batch = forward.batch(probe)
@@ -220,10 +229,10 @@ def _probed(model: Any, forward: Forward, probe: Sequence[Example], *, training:
 
 
 def chunked_cross_entropy(hidden: Any, targets: Any, logits_of: Callable[[Any], Any], divisor: int) -> Any:
-    """Cross entropy of `hidden` (N, width) against `targets` (N), summed and divided, a piece of the logits at a time.
+    """Return the summed cross-entropy of `hidden` (N, width) and `targets` (N) int64, over `divisor`: float32 ().
 
-    The gradient of each piece is taken while its logits exist, so that they are computed once and never all at a time;
-    what `logits_of` holds must be frozen.
+    `logits_of` maps (n, width) to (n, V) float32, and its parameters must be frozen. The forward pass takes the
+    gradient of each chunk while its logits exist: they are computed once, and never all at the same time.
     """
     import torch
 
@@ -233,31 +242,31 @@ def chunked_cross_entropy(hidden: Any, targets: Any, logits_of: Callable[[Any], 
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
             ctx.gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
             for begin in range(0, len(hidden), HEAD_ROWS):
-                piece = slice(begin, begin + HEAD_ROWS)
+                chunk = slice(begin, begin + HEAD_ROWS)
                 if ctx.gradient is None:
-                    loss = torch.nn.functional.cross_entropy(logits_of(hidden[piece]), targets[piece], reduction="sum")
+                    loss = torch.nn.functional.cross_entropy(logits_of(hidden[chunk]), targets[chunk], reduction="sum")
                 else:
                     with torch.enable_grad():
-                        part = hidden[piece].detach().requires_grad_()
+                        part = hidden[chunk].detach().requires_grad_()
                         logits = logits_of(part)
-                    loss, of_logits = _cross_entropy_and_gradient(logits.detach(), targets[piece])
-                    (of_part,) = torch.autograd.grad(logits, part, of_logits)
-                    ctx.gradient[piece] = of_part / divisor
+                    loss, logits_gradient = _cross_entropy_and_gradient(logits.detach(), targets[chunk])
+                    (part_gradient,) = torch.autograd.grad(logits, part, logits_gradient)
+                    ctx.gradient[chunk] = part_gradient / divisor
                 total += loss
             return total / divisor
 
         @staticmethod
-        def backward(ctx: Any, of_loss: Any) -> Any:
-            return ctx.gradient * of_loss
+        def backward(ctx: Any, loss_gradient: Any) -> Any:
+            return ctx.gradient * loss_gradient
 
     return ChunkedCrossEntropy.apply(hidden)
 
 
 def _cross_entropy_and_gradient(logits: Any, targets: Any) -> tuple[Any, Any]:
-    """The summed cross entropy of logits (N, V), and its gradient for them: probabilities less one at the target.
+    """Return the summed cross-entropy of logits (n, V) float32, and its gradient (n, V): softmax minus one-hot targets.
 
-    In three passes over the logits where autograd takes seven. The greatest probability tells the sum that all were
-    divided by, and is never too small for its logarithm.
+    It takes three passes over the logits where autograd takes seven: the softmax's normaliser follows from the greatest
+    probability, which is never too small for a logarithm.
     """
     greatest, where = logits.max(dim=1, keepdim=True)
     wanted = logits.gather(1, targets[:, None])

@@ -1,7 +1,4 @@
-"""A base model with its adapter, ready to be trained. Names torch, safetensors.
-
-Everything that the libraries print goes to the run's log.
-"""
+"""A base model with its adapter, ready to be trained. Names torch, safetensors."""
 
 import ctypes
 import gc
@@ -25,34 +22,37 @@ from gladstone.models import file_names
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
 
-# of torch's allocators, and of oneDNN where its product finds no room to work in
+# messages of torch's allocators, and of oneDNN if a matrix product finds no memory for its workspace
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a primitive",
              "could not execute a primitive")  # fmt: skip
 
 
 @dataclass
 class Trainable:
-    """A model with a fresh adapter, and the way its loss is computed."""
+    """A model with an adapter, and how its loss is computed.
+
+    `initial_adapter` holds the untrained adapter if it was subtracted from the base's weights.
+    """
 
     model: Any
     forward: Forward
     checkpointing: bool
     compiled: bool = False
     context: DistributedContext = SINGLE_PROCESS
-    initial_adapter: dict[str, Any] | None = None  # the untrained adapter, where it was taken out of the base
+    initial_adapter: dict[str, Any] | None = None
 
     @property
     def device_kind(self) -> str:
-        """'cpu', 'cuda', …"""
+        """Device type, such as 'cpu' or 'cuda'."""
         return str(self.model.device.type)
 
     @property
     def dtype(self) -> str:
-        """The type that activations are computed in."""
+        """Name of the dtype of activations, such as 'bfloat16'."""
         return str(self.model.dtype).removeprefix("torch.")
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Products in the model's 16-bit type, the adapter's weights themselves stay in float32."""
+        """Return a context that computes matrix products in the model's 16-bit dtype; the adapter stays in float32."""
         import torch
 
         if self.model.dtype == torch.float32:
@@ -61,7 +61,7 @@ class Trainable:
         return casting
 
     def uncompiled(self) -> AbstractContextManager[Any]:
-        """While it is entered, layers run as they are: what is computed without gradients would be compiled anew."""
+        """Return a context that runs layers uncompiled: without gradients they would be compiled once more."""
         import torch
 
         if not self.compiled:
@@ -71,9 +71,9 @@ class Trainable:
 
 
 def prepare_environment() -> None:
-    """Settings that libraries read when they are imported; call it before anything imports torch.
+    """Set what libraries read when they are imported; call it before anything imports torch.
 
-    Unsloth sends no statistics and keeps the code that it compiles in our cache.
+    Unsloth and the Hub client send no statistics; Unsloth stores its generated code in Gladstone's cache.
     """
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled"))
@@ -83,10 +83,10 @@ def prepare_environment() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc hand out again what a step has freed, in place of returning it to the kernel.
+    """Make glibc reuse the memory that a step frees instead of returning it to the kernel.
 
-    Every step allocates the same hundreds of megabytes; fetched anew, each page of them is zeroed once more. Measured:
-    elementwise operations take 35 % less time, large products 10 to 20 %.
+    Every step allocates the same hundreds of megabytes, and the kernel zeroes each page that it hands out. Measured:
+    elementwise operations take 35 % less time, large products 10 to 20 % less.
     """
     if sys.platform != "linux":
         return
@@ -97,10 +97,10 @@ def _keep_freed_memory() -> None:
 
 
 def save_adapter(trainable: Trainable, base_name: str, folder: Path) -> None:
-    """Write the adapter as safetensors; its config names the base as the recipe does, not this machine's path.
+    """Write the adapter as safetensors; its config names the base as the recipe does, not by a local path.
 
-    One that was begun with a part of the base (PiSSA, OLoRA) is written as its difference from that beginning, of twice
-    the rank, so that it fits the base as everyone has it.
+    If the initial adapter was subtracted from the base (PiSSA, OLoRA), the difference from it is written, of twice the
+    rank, so that the adapter fits the unchanged base. Raises OSError if it cannot be written.
     """
     from safetensors import SafetensorError
 
@@ -113,28 +113,28 @@ def save_adapter(trainable: Trainable, base_name: str, folder: Path) -> None:
         if trainable.initial_adapter is not None:
             config |= _save_difference(trainable.initial_adapter, config, folder / file_names.ADAPTER_WEIGHTS)
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    except SafetensorError as error:  # how a full disk shows itself there
+    except SafetensorError as error:  # safetensors' error for a full disk
         raise OSError(str(error)) from error
 
 
 def _save_difference(initial_adapter: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """B A - B₀ A₀ as one product of twice the rank; returns the settings that keep its scale."""
+    """Write B A - B₀ A₀ as one product [B B₀] [A; -A₀] of twice the rank; return the settings that keep its scale."""
     import torch
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(path)
     for name, before in initial_adapter.items():
         saved = name.replace(".default.", ".")
-        first = ".lora_A." in name
-        parts = [tensors[saved], before.to(tensors[saved]) * (1 if first else -1)]
-        tensors[saved] = torch.cat(parts, dim=0 if first else 1).contiguous()
+        is_a = ".lora_A." in name  # A is (rank, in), B (out, rank)
+        parts = [tensors[saved], before.to(tensors[saved]) * (1 if is_a else -1)]
+        tensors[saved] = torch.cat(parts, dim=0 if is_a else 1).contiguous()
     save_file(tensors, path, metadata={"format": "pt"})
     scale = math.sqrt(2) if config["use_rslora"] else 2
     return {"r": 2 * config["r"], "lora_alpha": scale * config["lora_alpha"], "init_lora_weights": True}
 
 
 def check_targets(model: Any, recipe: Recipe) -> None:
-    """Raises UnsupportedError that lists the model's layers if it has none of a target's name."""
+    """Raise UnsupportedError, which lists the model's linear layers, if one of the recipe's targets is missing."""
     linear = ("Linear", "Linear4bit", "Conv1D")
     names = {name.rpartition(".")[2] for name, each in model.named_modules() if type(each).__name__ in linear}
     missing = [target for target in recipe.lora.targets if target not in names]
@@ -146,7 +146,7 @@ def check_targets(model: Any, recipe: Recipe) -> None:
 
 
 def needs_checkpointing(model: Any, recipe: Recipe, longest_tokens: int) -> bool:
-    """True where the activations of the largest micro-batch would not fit beside the weights that are loaded."""
+    """True if the activations of the largest micro-batch do not fit into memory beside the loaded weights."""
     import torch
 
     on_gpu = model.device.type == "cuda"
@@ -157,7 +157,7 @@ def needs_checkpointing(model: Any, recipe: Recipe, longest_tokens: int) -> bool
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """True for what torch raises, on a GPU or on the CPU, when memory does not suffice."""
+    """True for the errors that torch raises, on a GPU or a CPU, when memory does not suffice."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -166,7 +166,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Give back what no tensor uses any more."""
+    """Return unused memory to the system."""
     import torch
 
     gc.collect()

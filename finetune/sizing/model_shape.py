@@ -1,6 +1,6 @@
-"""What of a base model decides the memory and the time of its training: widths, layers, linear layers. No torch.
+"""The shape of a base model, which determines memory and time of its training: widths and layers. No torch.
 
-Read off a config.json, or reconstructed from the facts that a recipe has about a model on the Hub.
+It is read from config.json, or reconstructed from a recipe's facts about a model on the Hub.
 """
 
 import json
@@ -15,32 +15,34 @@ from gladstone.errors import UnsupportedError
 from gladstone.models import file_names
 from gladstone.models.base_model import Base
 
-UNTIED_VOCABULARY = 32_768  # facts do not tell whether head and embedding are one: small vocabularies and large models
-UNTIED_PARAMETERS = 5e9  # have two matrices (Llama 2, Mistral, Llama 3 8B), the others one (Qwen3, Gemma 3, Llama 3.2)
-SHARED_KEYS = 4  # query heads to a key head where the facts do not tell
+# the facts do not say whether head and embedding are one matrix: small vocabularies and large models have two matrices
+# (Llama 2, Mistral, Llama 3 8B), the others one (Qwen3, Gemma 3, Llama 3.2)
+UNTIED_VOCABULARY = 32_768
+UNTIED_PARAMETERS = 5e9
+SHARED_KEYS = 4  # assumed query heads per key head, if the facts do not say
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer by its name, how often the model has it, and what it reads besides others of its block."""
+    """The linear layers of one name: their size, how many the model has, and which input they read."""
 
     name: str
     inputs: int
     outputs: int
     count: int
-    reads: str  # layers of a block with the same word here share their input
+    reads: str  # layers of a block with the same value share their input
 
     @property
     def weights(self) -> int:
-        """Of all layers of this name."""
+        """Weights of all layers of this name."""
         return self.count * self.inputs * self.outputs
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes in units (tokens' features), not bytes; `layers` of an encoder and decoder are of each of the two."""
+    """Sizes in features, not bytes; an encoder–decoder model has `layers` in each of the two."""
 
-    kind: str  # 'llama', 'gpt2' or 't5': which tensors a block keeps for its backward pass
+    kind: str  # 'llama', 'gpt2' or 't5': which tensors a block saves for its backward pass
     layers: int
     width: int
     inner: int
@@ -50,48 +52,48 @@ class Shape:
     vocabulary: int
     tied: bool
     linears: tuple[Linear, ...]
-    norms: int = 2  # of the width, in a block
-    twice: bool = False  # queries and keys exist before and after a norm, or in one tensor with the values
-    refuses_packing: bool = False  # attention that rows laid end to end do not have: the rows are padded
-    total: int | None = None  # parameters, where they are known better than from the shapes
+    norms: int = 2  # in a block
+    twice: bool = False  # queries and keys are saved before and after a norm, or also in one tensor with the values
+    refuses_packing: bool = False  # the attention does not support packed rows
+    total: int | None = None  # number of parameters, if known exactly
 
     @property
     def embedding(self) -> int:
-        """Weights of the embedding, and of the head where it is another matrix."""
+        """Weights of the embedding, and of the head if it is another matrix."""
         return self.vocabulary * self.width * (1 if self.tied else 2)
 
     @property
     def linear_weights(self) -> int:
-        """Weights that 4-bit quantises."""
+        """Weights that 4-bit quantisation converts."""
         return sum(each.weights for each in self.linears)
 
     @property
     def parameters(self) -> int:
-        """All weights; norms and positions are too few to count."""
+        """All weights, without the few of norms and positions if they are computed from the shape."""
         return self.total or self.embedding + self.linear_weights
 
     @property
     def seq2seq(self) -> bool:
-        """True for an encoder and decoder."""
+        """True for an encoder–decoder model."""
         return self.kind == "t5"
 
 
 def shape_of_base(base: Base) -> tuple[Shape, int]:
-    """The shape of a base, and the bytes of its largest file of weights; of those only headers are read."""
+    """Return the shape of a base, and the size of its largest weights file in bytes; only their headers are read."""
     shape = shape_of_config(base.config)
     files = sorted(base.folder.glob(file_names.WEIGHTS_PATTERN))
     return replace(shape, total=sum(map(_weights_of, files))), max(path.stat().st_size for path in files)
 
 
 def _weights_of(path: Path) -> int:
-    """Of a safetensors file: the length of its header, then the header as JSON."""
+    """Count the weights of a safetensors file: an int64 length, a JSON header of that length, then the data."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
 
 
 def shape_of_config(config: Mapping[str, Any]) -> Shape:
-    """The shape that a config.json describes. Raises UnsupportedError if it lacks the sizes."""
+    """Return the shape that a config.json describes. Raises UnsupportedError if a size is missing."""
     inner = config.get("text_config")
     if isinstance(inner, Mapping) and "hidden_size" in inner:
         config = inner
@@ -102,12 +104,12 @@ def shape_of_config(config: Mapping[str, Any]) -> Shape:
         return _gpt2(config) if kind == "gpt2" else _llama(config)
     except (KeyError, TypeError) as error:
         raise UnsupportedError(
-            f"the config.json of a {kind or 'model'} lacks {error}: it cannot be estimated."
+            f"the config.json of a {kind or 'model'} lacks {error}: its training cannot be estimated."
         ) from None
 
 
 def shape_of_facts(facts: HubFacts) -> Shape:
-    """The shape whose sizes come nearest to the facts: queries as wide as the model, the block's rest in its MLP."""
+    """Return a shape that matches the facts: queries as wide as the model, a block's remaining weights in its MLP."""
     if facts.architecture.startswith("T5"):
         layers = facts.layers // 2
         tied = 1 if facts.width * facts.vocabulary * 2 > facts.parameters / 3 else 2
@@ -137,7 +139,7 @@ def shape_of_facts(facts: HubFacts) -> Shape:
 
 
 def _llama(config: Mapping[str, Any]) -> Shape:
-    """Llama and what is built like it; of an unknown kind the feed-forward is taken to be four widths."""
+    """Llama and models of its structure; the feed-forward layer of an unknown kind is assumed four times as wide."""
     kind, width, layers = config.get("model_type", ""), config["hidden_size"], config["num_hidden_layers"]
     heads = config["num_attention_heads"]
     head_width = config.get("head_dim") or width // heads

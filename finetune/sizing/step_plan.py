@@ -1,4 +1,4 @@
-"""What a run will compute, exactly: its steps, the slots of every micro-batch, its evaluations. No torch."""
+"""The exact computations of a run: its steps, the tokens of every micro-batch, its evaluations. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from finetune.sizing.memory import MicroBatchShape
 from finetune.tokens.examples import Example, PairExample, common_prefix_length, needed_tokens
 from finetune.tokens.step_schedule import StepSchedule, evaluation_batches
 
-PLANNED_STEPS = 20_000  # of longer runs the rest is taken to be like these
+PLANNED_STEPS = 20_000  # the rest of a longer run is assumed to be like these
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,16 @@ class Row:
 
     @property
     def tokens(self) -> int:
-        """As the loop counts them."""
+        """All tokens of the row, as the training loop counts them."""
         return self.input_tokens + self.output_tokens
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The micro-batches of the steps that were planned, and what is evaluated."""
+    """The micro-batches of the first `planned_steps` steps and of all evaluations.
+
+    `rows_trained` counts a row each time it is used.
+    """
 
     steps: int
     steps_per_epoch: int
@@ -43,49 +46,49 @@ class Plan:
     test: tuple[MicroBatchShape, ...]
     evaluations: int
     tokens_trained: float
-    rows_trained: int  # a row counts each time that it is seen
-    epochs: float  # of the training rows
+    rows_trained: int
+    epochs: float
 
     @property
     def largest(self) -> MicroBatchShape:
-        """The micro-batch that takes most memory."""
+        """The micro-batch that takes the most memory."""
         return max(self.training, key=lambda batch: batch.total)
 
     @property
     def evaluated(self) -> MicroBatchShape:
-        """The largest batch of an evaluation."""
+        """The largest evaluation batch."""
         return max(self.validation + self.test, key=lambda batch: batch.total, default=MicroBatchShape(0))
 
     @property
     def tokens_per_step(self) -> float:
-        """Mean."""
+        """Mean number of computed tokens."""
         return sum(batch.total for batch in self.training) / self.planned_steps
 
 
 def rows_of(examples: Sequence[Example], lora: LoraSection) -> list[Row]:
-    """The counts of examples. With dropout each row is computed for itself, whatever it begins with."""
-    opening = common_prefix_length(examples) if examples and not lora.dropout else 0
-    return [_row_of(example, opening) for example in examples]
+    """Count the tokens of examples. With dropout rows share no prefix."""
+    shared = common_prefix_length(examples) if examples and not lora.dropout else 0
+    return [_row_of(example, shared) for example in examples]
 
 
-def _row_of(example: Example, opening: int) -> Row:
+def _row_of(example: Example, shared: int) -> Row:
     if isinstance(example, PairExample):
         return Row(len(example.input_ids), len(example.labels), len(example.labels))
-    behind = len(example.input_ids) - needed_tokens(example)
-    return Row(len(example.input_ids), 0, example.target_tokens, opening, behind)
+    unneeded = len(example.input_ids) - needed_tokens(example)
+    return Row(len(example.input_ids), 0, example.target_tokens, shared, unneeded)
 
 
 def make_plan(recipe: Recipe, sets: dict[str, list[Row]], *, padded: bool) -> Plan:
-    """The plan for the rows of train, validation and test."""
+    """Plan a run on the rows of the sets train, validation and test."""
     rows = sets["train"]
     schedule = StepSchedule(recipe.training, [row.tokens for row in rows], padded=padded)
     planned = min(schedule.steps, PLANNED_STEPS)
-    cut = (schedule.micro_batches(schedule.rows(step)) for step in range(planned))
+    steps = (schedule.micro_batches(schedule.rows(step)) for step in range(planned))
     return Plan(
         steps=schedule.steps,
         steps_per_epoch=schedule.steps_per_epoch,
         training=tuple(
-            micro_batch_shape([rows[row] for row in batch], padded=padded) for step in cut for batch in step
+            micro_batch_shape([rows[row] for row in batch], padded=padded) for step in steps for batch in step
         ),
         planned_steps=planned,
         validation=_evaluation(sets["validation"], padded=padded),
@@ -98,7 +101,7 @@ def make_plan(recipe: Recipe, sets: dict[str, list[Row]], *, padded: bool) -> Pl
 
 
 def epochs_text(epochs: float) -> str:
-    """So many passes over the rows, in words.
+    """Render a number of passes over the rows.
 
     >>> [epochs_text(epochs) for epochs in (1.0, 3.0, 1.5, 0.053, 0.0001)]
     ['1 epoch', '3 epochs', '1.5 epochs', '0.053 of an epoch', '0.0001 of an epoch']
@@ -109,7 +112,7 @@ def epochs_text(epochs: float) -> str:
 
 
 def micro_batch_shape(rows: Sequence[Row], *, padded: bool) -> MicroBatchShape:
-    """What is computed for a micro-batch."""
+    """Return the tokens that are computed for a micro-batch of these rows."""
     read, written, scored = (
         [getattr(row, name) for row in rows] for name in ("input_tokens", "output_tokens", "scored_tokens")
     )
@@ -120,12 +123,12 @@ def micro_batch_shape(rows: Sequence[Row], *, padded: bool) -> MicroBatchShape:
 
 
 def _evaluation(rows: Sequence[Row], *, padded: bool) -> tuple[MicroBatchShape, ...]:
-    cut = evaluation_batches([row.tokens for row in rows], padded=padded)
-    return tuple(micro_batch_shape([rows[row] for row in batch], padded=padded) for batch in cut)
+    batches = evaluation_batches([row.tokens for row in rows], padded=padded)
+    return tuple(micro_batch_shape([rows[row] for row in batch], padded=padded) for batch in batches)
 
 
 def assumed_rows(recipe: Recipe, count: int) -> dict[str, list[Row]]:
-    """As many rows of the longest length as were published, where the rows themselves are not here."""
+    """Return `count` rows of the maximum length, for a dataset that is not on this machine."""
     longest, written = recipe.base.max_tokens, recipe.base.max_target_tokens or 0
     rows = iter([Row(longest, written, written or longest)] * count)
     held_out = {name: min(count // 10, 200) if recipe.data.has(name) else 0 for name in ("validation", "test")}

@@ -91,5 +91,5 @@ def test_rows_of_nearly_the_same_length_are_computed_together_and_others_apart()
 
 def test_a_group_never_holds_more_scores_than_its_limit() -> None:
     groups = attention.groups(tuple(borders_of((100,) * 40, 0)), HEADS)
-    assert max(group.rows * group.length**2 * HEADS for group in groups) <= attention.SCORES
+    assert max(group.rows * group.length**2 * HEADS for group in groups) <= attention.MAX_SCORES
     assert sum(group.rows for group in groups) == 40

@@ -23,20 +23,20 @@ def told(tmp_path: Path, **sections: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"training": {"optimizer": "adamw_8bits"}}, r"no optimizer 'adamw_8bits' \(near ones: adamw_8bit, "),
-        ({"training": {"optimizer": "grokadamw"}}, r"grokadamw comes with the package grokadamw, which is not installed"),
-        ({"training": {"optimizer": "zzz"}}, r"no optimizer 'zzz' \(near ones: adafactor, .*stable_adamw\)"),
-        ({"training": {"schedule": "constant", "warmup_share": 0.1}}, r"has no warm-up, found 0\.1\. Take training\.schedule=constant_with_warmup"),
+        ({"training": {"optimizer": "adamw_8bits"}}, r"no optimizer 'adamw_8bits' \(.*: adamw_8bit, "),
+        ({"training": {"optimizer": "grokadamw"}}, r"grokadamw needs the package grokadamw"),
+        ({"training": {"optimizer": "zzz"}}, r"no optimizer 'zzz' \(.*: adafactor, .*stable_adamw\)"),
+        ({"training": {"schedule": "constant", "warmup_share": 0.1}}, r"has no warm-up, found 0\.1\. .*training\.schedule=constant_with_warmup"),
         ({"training": {"schedule_settings": {"num_cycles": 2}}}, r"'linear' does not take 'num_cycles'\."),
         ({"training": {"schedule": "cosine", "schedule_settings": {"cycles": 2}}}, r"does not take 'cycles'; it takes num_cycles\."),
         ({"training": {"schedule": "cosine_with_min_lr"}}, "needs either min_lr or min_lr_rate"),
         ({"training": {"schedule": "warmup_stable_decay"}}, "needs num_decay_steps"),
         ({"training": {"schedule": "polynomial", "schedule_settings": {"lr_end": 0.1}}}, "lr_end must be smaller"),
-        ({"lora": {"init": "pissa"}, "base": {"load_in_4bit": True}}, "which 4 bit cannot hold"),
+        ({"lora": {"init": "pissa"}, "base": {"load_in_4bit": True}}, "lora.init: 'pissa' .*base.load_in_4bit=false"),
         ({"lora": {"init": "orthogonal", "rank": 7}}, "needs an even lora.rank, found 7"),
         ({"training": {"optimizer": "adamw_torch_4bit"}}, "no optimizer 'adamw_torch_4bit'"),
-        ({"lora": {"targets": ["q_proj", "q_proj"]}}, "given twice"),
-        ({"training": {"patience": 2, "evaluations": 2}}, "cannot come among training.evaluations=2"),
+        ({"lora": {"targets": ["q_proj", "q_proj"]}}, r"lora\.targets: .*twice"),
+        ({"training": {"patience": 2, "evaluations": 2}}, r"training\.patience: 2 .*training\.evaluations=2"),
     ],
 )  # fmt: skip
 def test_an_impossible_combination_is_told(tmp_path: Path, sections: dict[str, Any], message: str) -> None:

@@ -594,7 +594,7 @@ def test_where_4_bit_does_not_work_the_base_is_not_held_in_16_bit_unasked(
 ) -> None:
     options = ("--out", tmp_path / "out", "--set", "base.load_in_4bit=true")
     message = error_of(server.run("run", recipe, *options, before=NO_4_BIT))
-    assert re.match(r"Error: .*/base cannot be held in 4 bit here: .* Set base\.load_in_4bit=false\.\n", message)
+    assert re.match(r"Error: .*/base cannot be loaded in 4 bit here: .* Set base\.load_in_4bit=false\.\n", message)
 
 
 def test_a_template_whose_tokens_the_vocabulary_lacks_is_refused(server: Server, recipe: Path, tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_sizes_of_a_published_data_set_are_not_put_on_a_users_rows_and_it_is_sai
     assert (section.max_rows, section.validation, section.test) == (None, 0.1, 50)
     assert read.recipe.name == "flan-t5-medical-mine"
     assert read.notes == (
-        "data.max_rows=2000, data.validation=100 of recipe flan-t5-medical are for its own rows, and not used.",
+        "data.max_rows=2000, data.validation=100 of recipe flan-t5-medical are meant for its own rows and not used.",
     )
     assert read_recipe("flan-t5-medical", ["data.max_rows=2000"]).notes == ()
 
@@ -128,7 +128,9 @@ def test_the_length_that_was_set_last_holds_and_it_is_said() -> None:
 
 
 def test_two_lengths_in_one_command_are_refused_unless_one_is_null() -> None:
-    with pytest.raises(ConfigError, match=r"training\.epochs=3 and training\.max_steps=5 both say how long to train"):
+    with pytest.raises(
+        ConfigError, match=r"training\.epochs=3 and training\.max_steps=5 both set the length of the training"
+    ):
         load_recipe(None, ["training.max_steps=5", "training.epochs=3"])
     assert load_recipe(None, ["training.max_steps=null", "training.epochs=3"]).training.total_steps(10) == 30
 
@@ -174,6 +176,6 @@ def test_the_help_has_every_field_that_a_recipe_may_set() -> None:
         for name in values[section]:
             assert told[f"{section}.{name}"]
     assert told["training.learning_rate"] == "peak learning rate  [0.0002]"
-    assert told["data.cleaning.min_chars"].endswith("null: tell of those under 10  [null]")
+    assert told["data.cleaning.min_chars"].endswith("[null]")
     assert "(drop | cut prompt | cut)" in told["base.long_rows"]
     assert "data.sources[].weight" in told
