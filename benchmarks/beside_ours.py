@@ -39,7 +39,7 @@ def prefill(model: str) -> Iterator[Work]:
         prompt = [(number * 37) % 40_000 + 100 for number in range(READ)]
 
         def work() -> float:
-            engine.forget()
+            engine.clear_cache()
             return READ / engine.complete(prompt, Sampling(max_tokens=1)).first_token_s
 
         yield work

@@ -63,7 +63,7 @@ def measure_prefill(model: str, threads: int, tokens: int, rounds: int) -> dict[
         runtime.complete(prompt, Sampling(max_tokens=1))
         rates = []
         for _ in range(rounds):
-            runtime.forget()
+            runtime.clear_cache()
             rates.append(tokens / runtime.complete(prompt, Sampling(max_tokens=1)).first_token_s)
         return {"rates": rates}
 
@@ -75,7 +75,7 @@ def measure_first(model: str, threads: int, words: int, rounds: int) -> dict[str
         runtime.complete(runtime.prompt_tokens([Message("user", STORY)]), Sampling(max_tokens=4))
         seconds = []
         for _ in range(rounds):
-            runtime.forget()
+            runtime.clear_cache()
             shown: list[float] = []
             begin_s = time.perf_counter()
             prompt = runtime.prompt_tokens([Message("user", question)])
@@ -92,7 +92,7 @@ def measure_together(model: str, threads: int, tokens: int, prompts: list[str], 
         runtime.complete(asked[0], Sampling(max_tokens=4))
         rates, texts = [], []
         for _ in range(rounds):
-            runtime.forget()
+            runtime.clear_cache()
             begin_s = time.perf_counter()
             answers = [runtime.submit(Request(prompt, Sampling(max_tokens=tokens))) for prompt in asked]
             done = [answer.result() for answer in answers]
@@ -108,9 +108,9 @@ def measure_same(model: str, threads: int, tokens: int, prompts: list[str]) -> d
         asked = [runtime.model.tokenize(prompt, parse_special=True) for prompt in prompts]
         alone = []
         for prompt in asked:
-            runtime.forget()
+            runtime.clear_cache()
             alone.append(runtime.answer(Request(prompt, sampling)))
-        runtime.forget()
+        runtime.clear_cache()
         answers = [runtime.submit(Request(prompt, sampling)) for prompt in asked]
         gaps = []
         for one, other in zip(alone, [answer.result() for answer in answers], strict=True):
@@ -168,7 +168,7 @@ def measure_lookup(model: str, threads: int, tokens: int, rounds: int, draft: st
                 prompt = runtime.prompt_tokens([Message("user", question)])
                 done = runtime.complete(prompt, Sampling(max_tokens=tokens))
                 rates[name].append((done.generated_tokens - 1) / done.decode_s)
-                texts[name], guessed = done.text, done.guessed_tokens
+                texts[name], guessed = done.text, done.accepted_draft_tokens
         out[task] = {"rates": rates, "same": texts["plain"] == texts["guessing"], "guessed": guessed,
                      "tokens": done.generated_tokens}  # fmt: skip
     for runtime in engines.values():

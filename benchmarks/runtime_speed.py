@@ -28,7 +28,7 @@ from benchmarks.random_models import SHAPES, write_random_model
 from benchmarks.runtime_ours import SAMPLINGS, STORY, text
 from benchmarks.slices import in_slices
 from gladstone.models.base_model import embedded_gguf
-from runtime.text.detokenizer import TextStream
+from runtime.text.detokenizer import Detokenizer
 
 QUESTIONS = (
     "What is anaemia?", "Name the bones of the arm.", "How does insulin act?", "Explain fever to a child.",
@@ -169,7 +169,7 @@ class Bench:
         for count in (128, 512, 2048, 8192):
             costs = []
             for _ in range(5):
-                stream = TextStream(["\nUser:", "<|end|>"])
+                stream = Detokenizer(["\nUser:", "<|end|>"])
                 pieces = [word.encode() + b" " for word in text(count).split()]
                 begin_s = time.perf_counter()
                 for piece in pieces:

@@ -1,4 +1,4 @@
-"""An answer that is on its way."""
+"""An answer that is being generated."""
 
 import queue
 from collections.abc import Callable, Iterator
@@ -8,42 +8,45 @@ from runtime.text.reasoning_splitter import Piece
 
 
 class Answer:
-    """An answer that is being written: iterate over its pieces, or wait for the whole. Any thread may use it."""
+    """An answer that is being generated: iterate over its pieces, or wait for the result. Any thread may use it."""
 
     def __init__(self, cancel: Callable[[], None]) -> None:
         self._cancel: Callable[[], None] | None = cancel
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._end: Completion | BaseException | None = None
+        self._completion: Completion | None = None
+        self._error: BaseException | None = None
 
     def put(self, event: Event) -> None:
-        """Called by the engine."""
+        """Add an event. Only the engine calls it."""
         self._events.put(event)
 
     def __iter__(self) -> Iterator[Piece]:
-        """The pieces as they come. Raises what ended the answer, if that was an error."""
+        """Yield the pieces as they are generated. Raises the error that ended the answer, if one did."""
         while (piece := self.next()) is not None:
             yield piece
 
     def next(self, timeout_s: float | None = None) -> Piece | None:
-        """The next piece; None at the end. Raises queue.Empty if none came in time, and what ended the answer."""
-        if self._end is None:
-            event = self._events.get(timeout=timeout_s)
-            if isinstance(event, Piece):
-                return event
-            self._end = event
-        if isinstance(self._end, BaseException):
-            raise self._end
+        """The next piece; None at the end. Raises queue.Empty on a timeout, and the error that ended the answer."""
+        if self._completion is None and self._error is None:
+            match self._events.get(timeout=timeout_s):
+                case Piece() as piece:
+                    return piece
+                case Completion() as completion:
+                    self._completion = completion
+                case error:
+                    self._error = error
+        if self._error is not None:
+            raise self._error
         return None
 
     def result(self) -> Completion:
-        """Wait for the end."""
-        for _ in self:
-            pass
-        assert isinstance(self._end, Completion)  # noqa: S101 - `next` raised otherwise
-        return self._end
+        """Wait for the completion. Raises the error that ended the answer, if one did."""
+        while self._completion is None:
+            self.next()
+        return self._completion
 
     def cancel(self) -> None:
-        """End it, also in the middle of a long prompt: the completion comes with what is there."""
+        """End the answer, even during the prefill of a long prompt; its completion has the text so far."""
         cancel, self._cancel = self._cancel, None
         if cancel is not None:
             cancel()

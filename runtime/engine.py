@@ -1,4 +1,4 @@
-"""The engine under chat, ask, server and bench: one model, many requests at a time, one thread that computes.
+"""The engine under chat, ask and bench: one model, many concurrent requests, one thread that computes.
 
 with Engine(Path("model.gguf"), EngineOptions(slots=4)) as engine:
     tokens = engine.prompt_tokens([Message("user", "What is anaemia?")])
@@ -26,14 +26,14 @@ from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.llamacpp.context import Context
 from runtime.answer import Answer
 from runtime.errors import ContextFullError, QueueFullError
-from runtime.loading import EngineOptions, choose_engine_threads, doubt_engine_threads, load, open_runner
+from runtime.loading import EngineOptions, choose_engine_threads, discard_disproved_threads, load, open_runner
 from runtime.machine.fit import Fit
 from runtime.request import Completion, Event, OnEvent, Request
 from runtime.sampling.sampler import Sampling
 from runtime.sampling.speculative import Drafter, DraftModel, PromptLookup
 from runtime.scheduling.admission import Admission
-from runtime.scheduling.engine_thread import Worker
-from runtime.scheduling.generation import Vocabulary, Writer
+from runtime.scheduling.engine_thread import EngineThread
+from runtime.scheduling.generation import Generation, Vocabulary
 from runtime.scheduling.jobs import GenerateJob
 from runtime.scheduling.sequences import Task
 from runtime.scoring import AnswerLoss, Scorer
@@ -58,14 +58,14 @@ class Engine:
     """A model ready to answer. Close it, or use it in a `with` block. Any thread may use it."""
 
     def __init__(self, path: Path, options: EngineOptions | None = None) -> None:
-        """Raises ArtifactError for a file that is no usable chat model, ConfigError for sizes that cannot be."""
+        """Raises ArtifactError for a file that is not a usable chat model, ConfigError for sizes out of range."""
         self.options = options or EngineOptions()
         begin_s = time.perf_counter()
         loaded = self._loaded = load(path, self.options)
         self.model, self.context = loaded.model, loaded.context
         self.context_tokens = loaded.limits.context_tokens
-        self._strengths = tuple(lora.scale for lora in self.options.loras)
-        self.answer_stop = ""  # a text before which every answer ends, where the template has no token for that
+        self._scales = tuple(lora.scale for lora in self.options.loras)
+        self.answer_stop = ""  # the text that ends an answer, where the template has no token for that
         markers = UNMARKED
         if loaded.template is not None:
             markers = find_markers(loaded.template.source)
@@ -76,9 +76,9 @@ class Engine:
         self._grammars: GrammarCompiler | None = None
         self._grammars_lock = threading.Lock()
         self._runner = open_runner(loaded)
-        self._worker = Worker(self._runner)
-        self._admission = Admission(self._worker, self.options.slots + self.options.queue)
-        self._scorer = Scorer(self._runner, self._admission, self._strengths)
+        self._thread = EngineThread(self._runner)
+        self._admission = Admission(self._thread, self.options.slots + self.options.queue)
+        self._scorer = Scorer(self._runner, self._admission, self._scales)
         try:
             self.threads = self.run(lambda context: choose_engine_threads(context, self.options))
         except BaseException:
@@ -93,21 +93,21 @@ class Engine:
 
     @property
     def template(self) -> GuardedTemplate:
-        """The chat template. Raises UnsupportedError for an engine that has none, with `EngineOptions.raw`."""
+        """The chat template. Raises UnsupportedError for an engine opened with `EngineOptions.raw`."""
         if self._loaded.template is None:
             raise UnsupportedError("an engine for raw text has no chat template: it takes no messages.")
         return self._loaded.template
 
     @property
     def provenance(self) -> Provenance:
-        """What the manifest beside the file says of it."""
+        """What the manifest beside the file says about it."""
         return self._loaded.provenance
 
     def close(self) -> None:
-        """End what is under way and free everything. Closing twice is harmless."""
-        if not self._worker.closing:
-            self._worker.close(self.context.abort)
-            doubt_engine_threads(self.context)
+        """End all requests and free everything. Closing twice is harmless."""
+        if not self._thread.closing:
+            self._thread.close(self.context.abort)
+            discard_disproved_threads(self.context)
             self._loaded.stack.close()
 
     def __enter__(self) -> Self:
@@ -117,51 +117,52 @@ class Engine:
         self.close()
 
     def prompt_tokens(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> list[int]:
-        """The turns up to where the answer begins; text of control tokens inside a message stays text.
+        """Tokens of the turns, up to where the answer begins. Text that spells a control token stays text.
 
         `tools` are definitions as JSON texts. Raises DataError for turns and tools that the template cannot render.
         """
         return prompt_tokens(self.model, self.template, messages, tools)
 
     def text_tokens(self, text: str, *, special: bool = True) -> list[int]:
-        """A text as it is, with what the vocabulary puts before it (BOS) and, for an encoder, after it.
+        """Tokens of a text without a template, with BOS where the vocabulary adds it and, for an encoder, EOS.
 
-        With `special` the texts of special tokens in it become these tokens, as where a user writes a template by hand.
-        Raises DataError for a text that is not Unicode.
+        With `special`, text that spells a special token becomes that token, for templates written by hand. Raises
+        DataError for text that is not Unicode.
         """
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise DataError("the text holds half a character: it is not Unicode.") from None
+            raise DataError("the text contains a lone surrogate, which is not valid Unicode.") from None
         return self.model.add_bos_eos(self.model.tokenize(text, parse_special=special))
 
     def submit(self, request: Request, on_event: OnEvent | None = None) -> Answer:
-        """Begin an answer. `on_event`, if given, is called by the engine's thread and must be quick; else iterate.
+        """Queue a request. Without `on_event`, iterate over the answer; the engine's thread calls `on_event`.
 
-        Raises ContextFullError if the prompt and one token of an answer do not fit the context, QueueFullError if too
-        many requests wait, ConfigError for settings that cannot be.
+        `on_event` must return quickly, for all requests wait meanwhile. Raises ContextFullError if the prompt and one
+        token of an answer do not fit the context, QueueFullError if too many requests wait, ConfigError for settings
+        out of range, UnsupportedError for what this kind of model cannot do.
         """
         self.check_room(len(request.tokens), answer_tokens=1)
-        adapters = self._strengths if request.adapters is None else request.adapters
-        if len(adapters) != len(self._strengths):
-            raise ConfigError(f"{len(adapters)} strengths for {len(self._strengths)} adapters.")
+        adapters = self._scales if request.adapters is None else request.adapters
+        if len(adapters) != len(self._scales):
+            raise ConfigError(f"{len(adapters)} scales for {len(self._scales)} adapters.")
         self._runner.check(request)
         constraint = self._constraint(request)
-        answer = Answer(lambda: self._worker.cancel(task))
+        answer = Answer(lambda: self._thread.cancel(task))
         listener = self._admission.counted(on_event or answer.put)
-        writer = Writer(self._vocabulary, request, self.context_tokens, listener, constraint)
-        task = Task(writer.tokens, request.priority, adapters)
-        job = GenerateJob(writer, task, self._new_drafter())
+        generation = Generation(self._vocabulary, request, self.context_tokens, listener, constraint)
+        task = Task(generation.tokens, request.priority, adapters)
+        job = GenerateJob(generation, task, self._new_drafter())
 
         def start() -> None:
-            writer.open()
-            if not writer.ended:  # a limit of a few tokens can be used up by the end of a thought
+            generation.open()
+            if not generation.ended:  # closing the reasoning can use up a limit of a few tokens
                 self._runner.submit(job)
 
         try:
-            self._admission.enter(start, writer.fail)
+            self._admission.enter(start, generation.fail)
         except BaseException:
-            writer.close()
+            generation.close()
             raise
         return answer
 
@@ -181,7 +182,7 @@ class Engine:
         on_piece: Callable[[Piece], None] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Completion:
-        """Continue the tokens and wait, as `answer` does."""
+        """Continue the tokens and wait for the completion, as `answer` does."""
         return self.answer(Request(tokens, sampling), on_piece, cancelled)
 
     def answer(
@@ -190,9 +191,10 @@ class Engine:
         on_piece: Callable[[Piece], None] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Completion:
-        """Answer and wait. `on_piece` is called by the engine's thread; `cancelled` is asked now and then.
+        """Answer a request and wait. The engine's thread calls `on_piece`; `cancelled` is polled every 50 ms.
 
-        Raises as `submit` does, and what `on_piece` raises. That, as Ctrl-C, ends the answer; the engine stays usable.
+        Raises what `submit` raises, and what `on_piece` raises. An exception of `on_piece`, or Ctrl-C, ends this answer
+        only; the engine stays usable.
         """
         end: Future[Completion] = Future()
 
@@ -204,7 +206,7 @@ class Engine:
             elif on_piece is not None:
                 on_piece(event)
 
-        # a thread woken for each piece would take its time from those that compute: 3 % of the tokens
+        # waking this thread for each piece would take CPU time from the threads that compute: 3 % of the tokens
         answer = self.submit(request, on_event)
         try:
             while True:
@@ -218,18 +220,21 @@ class Engine:
             answer.cancel()
             raise
 
-    def answer_nats(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> AnswerLoss:
-        """How unexpected the last turn is. Always from an empty cache: the order of calls changes nothing."""
+    def answer_loss(self, messages: Sequence[Message], tools: Sequence[str] = ()) -> AnswerLoss:
+        """The loss of the last turn, an answer, given the turns before it.
+
+        Raises DataError if the last turn is not the assistant's, and what `score` raises.
+        """
         prompt, answer = scored_tokens(self.model, self.template, messages, tools)
         if not prompt or not answer:
             raise DataError("the chat template renders an empty prompt or an empty answer: nothing can be scored.")
         return self.score(prompt, [answer])[0]
 
     def score(self, prompt: list[int], continuations: Sequence[list[int]]) -> list[AnswerLoss]:
-        """How unexpected each continuation of a prompt is. The prompt is read once, for all of them.
+        """The loss of each continuation of a prompt, by teacher forcing; the prompt is evaluated once.
 
-        Always from an empty cache: what was asked before changes nothing. Raises ContextFullError if one does not fit,
-        DataError if one is empty.
+        Scoring starts from an empty cache, so earlier requests do not change the result. Raises ContextFullError if a
+        continuation does not fit, DataError if one is empty.
         """
         for continuation in continuations:
             self.check_room(len(prompt), answer_tokens=len(continuation))
@@ -238,9 +243,10 @@ class Engine:
         return self._scorer.losses(prompt, continuations)
 
     def logits(self, tokens: list[int], consume: Callable[[int, npt.NDArray[np.float32]], None]) -> None:
-        """Hand the logits of every token to `consume(position, rows)`, rows (N, V) at a time, from an empty cache.
+        """Call `consume(position, rows)` with the logits of all tokens, in order, from an empty cache.
 
-        The rows are a view of llama.cpp's memory that the next ones overwrite; the engine's thread calls.
+        `rows` (N, V) float32 is a view that the next call overwrites. The engine's thread calls `consume`. Raises
+        UnsupportedError for an encoder-decoder model, ContextFullError if the tokens do not fit.
         """
         if self.model.has_encoder:
             raise UnsupportedError(f"{self.model.path.name} has an encoder: its decoder reads no text of its own.")
@@ -248,30 +254,30 @@ class Engine:
         self._scorer.logits(tokens, consume)
 
     def run(self, work: Callable[[Context], T]) -> T:
-        """Let the engine's thread do something with the context alone, from an empty cache, when nothing else runs."""
+        """Call `work` in the engine's thread, with an empty cache, while no request runs; returns its result."""
         future: Future[T] = Future()
 
         def alone() -> None:
             self._empty()
             try:
                 future.set_result(work(self.context))
-            except BaseException as error:  # noqa: BLE001 - it goes to who waits
+            except BaseException as error:  # noqa: BLE001 - the caller raises it
                 future.set_exception(error)
             finally:
                 self._empty()
 
-        self._worker.post_alone(alone, future.set_exception)
+        self._thread.post_alone(alone, future.set_exception)
         return future.result()
 
-    def forget(self) -> None:
-        """Empty the cache of all that nobody works with: the next prompt is evaluated whole."""
+    def clear_cache(self) -> None:
+        """Evict all cached prefixes: the next prompt is evaluated whole."""
         done: Future[None] = Future()
 
         def forget() -> None:
             self._runner.evict_all()
             done.set_result(None)
 
-        self._worker.post(forget, done.set_exception)
+        self._thread.post(forget, done.set_exception)
         done.result()
 
     @property
@@ -281,11 +287,11 @@ class Engine:
 
     @property
     def evaluated_tokens(self) -> int:
-        """Tokens that went through the model since the engine began."""
+        """Tokens that the model has evaluated since the engine was opened."""
         return self._runner.evaluated_tokens
 
     def check_room(self, prompt_tokens: int, answer_tokens: int) -> None:
-        """Raises ContextFullError if they do not fit the context, DataError for an empty prompt."""
+        """Raises ContextFullError if prompt and answer do not fit the context, DataError for an empty prompt."""
         if not prompt_tokens:
             raise DataError("the prompt is empty: there is nothing to continue.")
         needed = max(prompt_tokens, answer_tokens) if self.model.has_encoder else prompt_tokens + answer_tokens

@@ -1,4 +1,4 @@
-"""From a file and options to a model that is ready: fitted to the machine, its context open, its threads measured."""
+"""Load a model for an engine: fit it to the machine, open its context, choose its threads and its runner."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,8 +15,8 @@ from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.lora import Lora
 from gladstone.llamacpp.model import Model
 from gladstone.machine.thread_tuner import InitialThreads, KeepInitial, make_thread_tuner
-from runtime.machine.fit import Fit, Wishes, plan_fit, read_machine
-from runtime.machine.threads import PREFILL_TOKENS, Threads, Trial, choose_threads, forget_threads
+from runtime.machine.fit import Fit, FitConstraints, plan_fit, read_machine
+from runtime.machine.threads import PREFILL_TOKENS, ThreadBenchmark, Threads, choose_threads, discard_threads
 from runtime.sampling.sampler import MAX_BEAMS
 from runtime.sampling.speculative import MAX_DRAFT_TOKENS, check_draft
 from runtime.scheduling.batch_runner import BatchRunner
@@ -26,23 +26,23 @@ from runtime.scheduling.sequences import Limits
 from runtime.text.prompt import check_template, load_template
 from runtime.trust.provenance import Provenance, verify
 
-KEPT_SEQUENCES = 3  # earlier conversations that can be taken up again, beside those at work
-BEAM_CONTEXTS = 4  # room for the answers of several beams, in contexts
+CACHED_SEQUENCES = 3  # earlier conversations whose prefixes stay cached, besides those of running requests
+BEAM_CONTEXTS = 4  # cells for the answers of all beams, in contexts
 
 
 @dataclass(frozen=True)
 class EngineOptions:
     """How an engine is set up.
 
-    The context of each request is as large as the model was trained for, but 4,096 tokens unless more is asked for.
-    `slots` requests are at work at a time and share `cache_tokens`, by default enough for all of them. `mmap` maps the
-    weights' file, in place of a copy in memory. What is not said is fitted to the memory that is free; threads are
-    measured, and follow what else the machine does. `steady` keeps the number that single tokens begin with where
-    another changes the last bits (llama.cpp's flash attention, behind 256 tokens). Adapters can be laid over the model.
-    Guesses come from a `draft` model, or with `lookup` from the text.
+    The context of a request defaults to what the model was trained for, at most 4,096 tokens. `slots` requests run at a
+    time and share a cache of `cache_tokens`, by default enough for all of them. `mmap` maps the file of weights instead
+    of copying it. Unset sizes are fitted to the free memory; unset thread counts are measured, and adapt to other work
+    on the machine. `steady` keeps the first decode count where another would change the last bits of the logits
+    (llama.cpp's flash attention, after 256 tokens). `loras` are adapters with their scales. Draft tokens come from a
+    `draft` model or, with `lookup`, from the text.
 
-    `chat_template` takes the place of the file's own; `template_arguments` are JSON values that it reads by name. With
-    `raw` there is no template: texts are continued as they are.
+    `chat_template` replaces the file's own; `template_arguments` are its variables, as JSON values. `raw` opens the
+    engine without a template, for text that is continued as it is.
     """
 
     context_tokens: int | None = None
@@ -73,13 +73,13 @@ class EngineOptions:
 
     @property
     def outputs(self) -> int:
-        """Tokens of a batch whose logits may be wanted: what is scored, and what each slot writes and guesses."""
+        """Most rows of logits in a batch: those that are scored, and those of each slot's token and draft."""
         return SCORED_AT_ONCE + self.slots * (1 + MAX_DRAFT_TOKENS)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with all that answers need of it; `stack` frees it."""
+    """A loaded model with what an engine needs; closing `stack` frees all of it."""
 
     stack: ExitStack
     model: Model
@@ -92,9 +92,9 @@ class Loaded:
 
 
 def load(path: Path, options: EngineOptions) -> Loaded:
-    """Raises ArtifactError for a file that is no usable chat model, ConfigError for sizes that cannot be.
+    """Load a model. A file that no manifest lists is first checked in a child process.
 
-    A file that its manifest does not vouch for is first tried in a child process.
+    Raises ArtifactError for a file that is not a usable chat model, ConfigError for sizes out of range.
     """
     with ExitStack() as stack:
         templates = None if options.raw else TemplateProcess()  # starts while the model is loaded
@@ -104,7 +104,7 @@ def load(path: Path, options: EngineOptions) -> Loaded:
         provenance = verify(path)
         if not options.raw and options.chat_template is None:
             check_template(headers)
-        fit = plan_fit(headers, read_machine(), _wishes(headers, options))
+        fit = plan_fit(headers, read_machine(), _fit_constraints(headers, options))
         model = Model(
             path,
             mapped=fit.mapped,
@@ -130,15 +130,15 @@ def _open_template(model: Model, process: TemplateProcess | None, options: Engin
     return template
 
 
-def _wishes(headers: Sequence[GgufHeader], options: EngineOptions) -> Wishes:
-    """What the options ask of the machine. Raises ConfigError for a context that the model was not trained for."""
+def _fit_constraints(headers: Sequence[GgufHeader], options: EngineOptions) -> FitConstraints:
+    """What the options require of the fit. Raises ConfigError for a context that the model was not trained for."""
     asked, trained = options.context_tokens, info_of(headers).context_tokens
     if asked is not None and not 1 <= asked <= trained:
         raise ConfigError(
             f"a context of {asked:,} tokens: expected 1 to {trained:,}, which {headers[0].path.name} was trained for."
         )
     others = [lora.path for lora in options.loras] + ([options.draft] if options.draft else [])
-    return Wishes(
+    return FitConstraints(
         gpu_layers=options.gpu_layers,
         context_tokens=options.cache_tokens or (asked * options.slots if asked else None),
         batch_tokens=options.batch_tokens,
@@ -162,7 +162,7 @@ def _limits(model: Model, fit: Fit, options: EngineOptions) -> Limits:
         cells=cells,
         context_tokens=context_tokens,
         slots=options.slots,
-        sequences=options.slots + KEPT_SEQUENCES,
+        sequences=options.slots + CACHED_SEQUENCES,
         batch_tokens=min(max(fit.batch_tokens, options.slots), cells),
         outputs=SCORED_AT_ONCE,
         queue=options.queue + options.slots,  # those that start next wait there too
@@ -171,16 +171,16 @@ def _limits(model: Model, fit: Fit, options: EngineOptions) -> Limits:
 
 
 def plan_context(headers: Sequence[GgufHeader], options: EngineOptions) -> int:
-    """The context that a request gets where the model is loaded with these options on this machine as it is.
+    """The context, in tokens, that a request gets if the model is loaded with these options on this machine.
 
-    Raises ConfigError for one that cannot be, UnsupportedError if memory is too small.
+    Raises ConfigError for a context out of range, UnsupportedError if there is not enough memory.
     """
-    fit = plan_fit(headers, read_machine(), _wishes(headers, options))
+    fit = plan_fit(headers, read_machine(), _fit_constraints(headers, options))
     return options.context_tokens or min(info_of(headers).context_tokens, fit.context_tokens // options.slots)
 
 
 def _open_context(model: Model, limits: Limits, options: EngineOptions) -> Context:
-    if model.has_encoder:  # with a cache of 16 bit 5 of 288 searches in beams found another answer
+    if model.has_encoder:  # with a 16-bit cache 5 of 288 beam searches found another answer
         return Context(
             model,
             limits.context_tokens * BEAM_CONTEXTS,
@@ -205,18 +205,17 @@ def _open_context(model: Model, limits: Limits, options: EngineOptions) -> Conte
 
 
 def open_runner(loaded: Loaded) -> Runner:
-    """What evaluates requests, for the kind of the model."""
+    """The runner for the kind of model that was loaded."""
     if loaded.model.has_encoder:
         return EncoderDecoderRunner(loaded.context)
     return BatchRunner(loaded.context, loaded.limits)
 
 
 def choose_engine_threads(context: Context, options: EngineOptions) -> Threads:
-    """Measure them, unless the options say them, and let them follow what is seen later.
+    """Choose the thread counts of a context by measurement, unless the options set them, and let them adapt later.
 
-    To be called by the thread that will compute.
-
-    OpenMP gives each thread that computes workers of its own, and slows all of them once they are more than processors.
+    Call it from the thread that will compute: OpenMP gives every calling thread its own workers, and more workers than
+    CPUs slow each other down.
     """
     if options.threads is not None:
         return Threads(options.threads, options.prefill_threads or options.threads)
@@ -226,30 +225,30 @@ def choose_engine_threads(context: Context, options: EngineOptions) -> Threads:
             context.encode([context.model.eos] * tokens)
         else:
             context.decode([0] * tokens, 0)
-            context.logits()  # waits for the end
+            context.logits()  # waits for the evaluation
             context.clear()
 
     prompt_tokens = min(PREFILL_TOKENS, context.batch_tokens)
-    trial = Trial(context.use_threads, lambda: evaluate(1), lambda: evaluate(prompt_tokens))
-    threads = choose_threads(info_of(context.model.headers), backend_mark(), trial)
+    benchmark = ThreadBenchmark(context.use_threads, lambda: evaluate(1), lambda: evaluate(prompt_tokens))
+    threads = choose_threads(info_of(context.model.headers), backend_mark(), benchmark)
     held: KeepInitial = "always" if options.steady else "quiet" if threads.steady else "never"
     context.adapt(make_thread_tuner(InitialThreads(threads.decode, threads.prefill, held)))
     return threads
 
 
-def doubt_engine_threads(context: Context) -> None:
-    """Forget the remembered number if a better one was found since, on a quiet machine."""
+def discard_disproved_threads(context: Context) -> None:
+    """Discard the stored thread count if a quiet machine showed a better one since."""
     if context.thread_tuner is not None and context.thread_tuner.better_count is not None:
-        forget_threads(info_of(context.model.headers), backend_mark())
+        discard_threads(info_of(context.model.headers), backend_mark())
 
 
 def _load_draft(model: Model, fit: Fit, limits: Limits, options: EngineOptions, stack: ExitStack) -> Context | None:
-    """The context of the model that guesses. Raises ConfigError if its vocabulary is another one."""
+    """The context of the draft model. Raises ConfigError if its vocabulary differs from the model's."""
     if options.draft is None:
         return None
     draft = Model(options.draft, mapped=fit.mapped)
     stack.callback(draft.close)
-    check_draft(*([each.token_text(token) for token in range(each.vocab_size)] for each in (model, draft)))
+    check_draft(*([one.token_text(token) for token in range(one.vocab_size)] for one in (model, draft)))
     context = Context(draft, limits.cells, sequences=options.slots, threads=options.threads)
     stack.callback(context.close)
     return context

@@ -1,4 +1,4 @@
-"""What is asked of an engine, and what comes back."""
+"""A request to an engine, and its completion."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token that was chosen, its log-probability, and the likeliest ones at its place, the likeliest first."""
+    """A sampled token, its log-probability, and the likeliest tokens at its position, the likeliest first."""
 
     token: int
     logprob: float
@@ -22,14 +22,14 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer and what it took.
+    """An answer, with token counts and times.
 
     `stop_reason` is "end" (the model ended its turn), "stop" (a stop string), "length" (max_tokens), "context" (the
     context is full) or "cancelled". `generated_tokens` are the tokens of the text, without the one that ends the turn;
-    `reasoning_tokens` of them are the thought's, the marker that closes it included, and `guessed_tokens` were guessed
-    before they were chosen. `complete` is False where the text was cut, or does not fit the grammar yet. `queued_s` is
-    the time until the prompt's turn came, `prefill_s` the time for the prompt, `first_token_s` from asking until the
-    first token was chosen, `decode_s` the time after that, for the other tokens.
+    `reasoning_tokens` of them are reasoning, its closing marker included, and `accepted_draft_tokens` were drafted and
+    accepted. `complete` is False if the text was cut, or does not match the grammar yet. `queued_s` is the time in the
+    queue, `prefill_s` the time of the prompt, `first_token_s` the time from `submit` to the first token, and
+    `decode_s` the time of the tokens after it.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Completion:
     cached_tokens: int
     generated_tokens: int
     reasoning_tokens: int
-    guessed_tokens: int
+    accepted_draft_tokens: int
     queued_s: float
     prefill_s: float
     decode_s: float
@@ -56,9 +56,9 @@ OnEvent = Callable[[Event], None]
 class Request:
     """Tokens to continue, and how.
 
-    The grammar holds for the answer, not for the reasoning before it. After `reasoning_tokens` a thought is closed and
-    the answer begins. `adapters` are the strengths of the engine's adapters, in their order; None takes those that the
-    engine was given. Requests of a higher priority go first.
+    The grammar constrains the answer, not the reasoning before it. After `reasoning_tokens` tokens the reasoning is
+    closed and the answer begins. `adapters` are the scales of the engine's adapters, in their order; None means the
+    scales that the engine was opened with. Requests of a higher priority run first.
     """
 
     tokens: list[int]

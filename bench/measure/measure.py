@@ -109,7 +109,7 @@ def _asker(engine: Engine, frame: Frame) -> Asker:
 
 
 def _answer(engine: Engine, request: Request) -> Answer:
-    engine.forget()  # a cached prefix changes the last bits of the logits: answers must not depend on their order
+    engine.clear_cache()  # a cached prefix changes the last bits of the logits: answers must not depend on their order
     done = engine.answer(request)
     return Answer(done.text.strip(), done.reasoning, done.stop_reason, done.prompt_tokens, done.generated_tokens)
 
@@ -126,7 +126,7 @@ def _text_tokens(asker: Asker, items: Sequence[Item], count: int) -> list[int]:
 
 
 def _time_first_token(engine: Engine, asker: Asker, item: Item) -> float:
-    engine.forget()
+    engine.clear_cache()
     begin_s = time.perf_counter()
     tokens = (asker.scored(item)[1][: engine.context_tokens // 2] if item.is_text else asker.prompt(item)) or [0]
     rendered_s = time.perf_counter() - begin_s

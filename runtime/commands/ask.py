@@ -82,12 +82,12 @@ def _prompt(engine: "Engine", text: str, settings: PromptSettings | None) -> tup
     """The tokens of a question, or of a raw text without settings; and how long a thought may be."""
     if settings is None:
         return engine.text_tokens(text), None
-    from runtime.commands.asking import Asking
+    from runtime.commands.prompt_builder import PromptBuilder
 
-    asking = Asking(engine, settings)
-    for remark in asking.remarks:
+    prompts = PromptBuilder(engine, settings)
+    for remark in prompts.remarks:
         click.echo(remark[0].upper() + visible(remark[1:]), err=True)
-    return engine.prompt_tokens(asking.messages([Message("user", text)])), asking.reasoning_tokens
+    return engine.prompt_tokens(prompts.messages([Message("user", text)])), prompts.reasoning_tokens
 
 
 class _Show:

@@ -32,7 +32,7 @@ from runtime.commands.screen import AnswerScreen, cut_by_thought
 from runtime.sampling.sampler import MAX_SEED, Sampling
 
 if TYPE_CHECKING:
-    from runtime.commands.asking import Asking
+    from runtime.commands.prompt_builder import PromptBuilder
     from runtime.engine import Completion, Engine
 
 COMMANDS = {
@@ -69,9 +69,9 @@ def chat(model: Path, raw: bool, show_reasoning: bool, **options: Any) -> None:
     sampling, settings = build_sampling(options), prompt_settings(options)
     tolerate_narrow_encodings()
     with load_engine(model, options) as engine:
-        from runtime.commands.asking import Asking
+        from runtime.commands.prompt_builder import PromptBuilder
 
-        chat = Chat(engine, sampling, Asking(engine, settings), show_reasoning=show_reasoning)
+        chat = Chat(engine, sampling, PromptBuilder(engine, settings), show_reasoning=show_reasoning)
         lines = open_lines()
         chat.run(lines)
     if chat.failures and isinstance(lines, PipedLines):
@@ -81,9 +81,9 @@ def chat(model: Path, raw: bool, show_reasoning: bool, **options: Any) -> None:
 class Chat:
     """One conversation: the turns so far, and what a line of the user does to them."""
 
-    def __init__(self, engine: "Engine", sampling: Sampling, asking: "Asking", *, show_reasoning: bool) -> None:
+    def __init__(self, engine: "Engine", sampling: Sampling, prompts: "PromptBuilder", *, show_reasoning: bool) -> None:
         self._engine, self._sampling, self._show_reasoning = engine, sampling, show_reasoning
-        self._asking = asking
+        self._prompts = prompts
         self._turns: list[Message] = []
         self._asked: tuple[list[Message], int] | None = None  # turns up to the last question, and its answers so far
         self.failures = 0
@@ -94,7 +94,7 @@ class Chat:
         click.echo(f"{engine.model.path.name}, context {engine.context_tokens:,} tokens. {NO_MEDICAL_ADVICE}")
         threads = engine.threads.decode
         remark(f"{threads} thread{'s' if threads > 1 else ''}, {engine.fit.reason}.")
-        for text in filter(None, [*self._asking.remarks, seed_remark(self._sampling)]):
+        for text in filter(None, [*self._prompts.remarks, seed_remark(self._sampling)]):
             remark(text[0].upper() + visible(text[1:]))
         remark("/help lists the commands.")
         while (line := lines.read()) is not None:
@@ -129,18 +129,18 @@ class Chat:
         return True
 
     def _set_system(self, text: str) -> None:
-        if text == "off" and self._asking.system:
-            self._asking.set_system(None)
+        if text == "off" and self._prompts.system:
+            self._prompts.set_system(None)
             remark("The system prompt is taken away.")
         elif text and text != "off":
             try:
-                self._asking.set_system(text)
+                self._prompts.set_system(text)
             except DataError as error:
                 self._refuse(f"The system prompt is not set: {error}")
                 return
             remark("The system prompt is set.")
-        elif self._asking.system:
-            remark(f"System prompt: {visible(self._asking.system)}")
+        elif self._prompts.system:
+            remark(f"System prompt: {visible(self._prompts.system)}")
         else:
             remark("No system prompt is set: the model's template decides.")
 
@@ -148,8 +148,8 @@ class Chat:
         if text not in ("on", "off"):
             self._refuse("/think takes on or off.")
             return
-        said = self._asking.think(on=text == "on")
-        how = "as the template and --reasoning-tokens say" if text == "on" else f"by {self._asking.thinking_by()}"
+        said = self._prompts.think(on=text == "on")
+        how = "as the template and --reasoning-tokens say" if text == "on" else f"by {self._prompts.thinking_by()}"
         remark(said or f"Thinking is {text}, {how}.")
 
     def _retry(self) -> None:
@@ -173,8 +173,8 @@ class Chat:
         try:
             with cancel_on_interrupt() as cancelled, Waiting("reading the question") as waiting:
                 screen.waiting = waiting
-                tokens = self._engine.prompt_tokens(self._asking.messages(turns))
-                request = Request(tokens, sampling, reasoning_tokens=self._asking.reasoning_tokens)
+                tokens = self._engine.prompt_tokens(self._prompts.messages(turns))
+                request = Request(tokens, sampling, reasoning_tokens=self._prompts.reasoning_tokens)
                 completion = self._engine.answer(request, screen.piece, cancelled)
         except GladstoneError as error:
             self._refuse(f"Not sent: {error}{_advice(error)}")

@@ -11,7 +11,7 @@ from gladstone.chat.template_options import template_options
 from gladstone.errors import ConfigError, DataError
 
 Command = Callable[..., Any]
-Place = Literal["system", "user"]
+SystemRole = Literal["system", "user"]
 # what --raw leaves without an effect
 NEEDS_TEMPLATE = {
     "system": "--system", "system_file": "--system-file", "chat_template": "--chat-template",
@@ -24,7 +24,7 @@ class PromptSettings:
     """The system prompt and where it goes, and what a model may think."""
 
     system: str | None = None
-    system_as: Place = "system"
+    system_as: SystemRole = "system"
     no_think: bool = False
     reasoning_tokens: int | None = None
 

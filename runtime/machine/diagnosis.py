@@ -70,7 +70,7 @@ def instructions_used(system: str) -> frozenset[str]:
 
 
 def instructions_unused(facts: Facts) -> tuple[str, ...]:
-    """What the processor could do and the build does not use, in llama.cpp's names. None if the build is unknown."""
+    """What the processor could do and the build does not use, in llama.cpp's names. () if the build is unknown."""
     if not facts.used:
         return ()
     needless = {"AVX_VNNI"} if "AVX512_VNNI" in facts.used else set()  # the same for narrower registers
@@ -151,7 +151,7 @@ def _too_old(facts: Facts) -> list[str]:
     if not missing:
         return []
     return [
-        f"the processor lacks {', '.join(missing)}, which the portable build needs: it dies with SIGILL. Build for "
+        f"the processor lacks {', '.join(missing)}, which the portable build model: it dies with SIGILL. Build for "
         f"this processor: {_install('-DGGML_NATIVE=ON', facts.version)}"
     ]
 

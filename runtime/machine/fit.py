@@ -14,7 +14,16 @@ from gladstone.gguf.header import GgufHeader
 from gladstone.llamacpp.context import CACHE_TYPES
 from gladstone.machine.host import available_memory_bytes, mapped_file_bytes
 from gladstone.machine.huge_pages import has_huge_pages
-from runtime.machine.memory_model import BLOCKS, CELLS, Needs, Use, buffer_bytes, cache_bytes, input_bytes, read_needs
+from runtime.machine.memory_model import (
+    BLOCKS,
+    CELLS,
+    ContextSettings,
+    MemoryModel,
+    buffer_bytes,
+    cache_bytes,
+    input_bytes,
+    read_memory_model,
+)
 
 if TYPE_CHECKING:
     from gladstone.llamacpp.backends import Device
@@ -46,7 +55,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class FitConstraints:
     """What was asked for; None and "auto" leave it to the fit.
 
     `context_tokens` are for all sequences together. `kv_types` in order of preference: a smaller one is only taken if
@@ -69,7 +78,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Share:
+class DeviceMemory:
     """What a device is to hold, margin included, and what it has."""
 
     name: str
@@ -88,28 +97,28 @@ class Fit:
 
     gpu_layers: int
     all_layers: int
-    use: Use
+    settings: ContextSettings
     tensor_split: tuple[int, ...]
-    shares: tuple[Share, ...]
+    devices: tuple[DeviceMemory, ...]
     cache_bytes: int
     mapped: bool = True
     reason: str = ""
 
     @property
     def context_tokens(self) -> int:
-        return self.use.context_tokens
+        return self.settings.context_tokens
 
     @property
     def batch_tokens(self) -> int:
-        return self.use.batch_tokens
+        return self.settings.batch_tokens
 
     @property
     def kv_type(self) -> str:
-        return self.use.kv_type
+        return self.settings.kv_type
 
     @property
     def flash_attention(self) -> bool:
-        return self.use.flash_attention
+        return self.settings.flash_attention
 
 
 def read_machine() -> Machine:
@@ -131,101 +140,105 @@ def _shares_memory(device: "Device") -> bool:
     return device.kind == "igpu" or device.name.startswith("MTL")
 
 
-def plan_fit(headers: Sequence[GgufHeader], machine: Machine, wishes: Wishes) -> Fit:
+def plan_fit(headers: Sequence[GgufHeader], machine: Machine, constraints: FitConstraints) -> Fit:
     """The best that fits. Raises ConfigError for wishes that cannot be, UnsupportedError if memory is too small."""
-    needs = read_needs(headers)
-    _check(needs, machine, wishes)
-    machine = _less(machine, wishes.reserved_bytes)
-    for use in _uses(needs, wishes):
-        fit = _best_layers(needs, machine, use, wishes)
+    model = read_memory_model(headers)
+    _check(model, machine, constraints)
+    machine = _less(machine, constraints.reserved_bytes)
+    for settings in _candidate_settings(model, constraints):
+        fit = _best_layers(model, machine, settings, constraints)
         if fit is not None:
-            fit = replace(fit, mapped=_maps(fit, machine, wishes))
-            return replace(fit, reason=_reason(fit, needs, machine, wishes))
-    raise _refusal(needs, machine, wishes)
+            fit = replace(fit, mapped=_maps(fit, machine, constraints))
+            return replace(fit, reason=_reason(fit, model, machine, constraints))
+    raise _refusal(model, machine, constraints)
 
 
-def _uses(needs: Needs, wishes: Wishes) -> Iterator[Use]:
+def _candidate_settings(model: MemoryModel, constraints: FitConstraints) -> Iterator[ContextSettings]:
     """Contexts and cache types to try, from the best on, with a full batch."""
-    for context in _contexts(needs, wishes):
-        for kv_type in wishes.kv_types:
-            batch = context if needs.has_encoder else min(wishes.batch_tokens or BATCHES[0], context)
-            yield Use(
+    for context in _contexts(model, constraints):
+        for kv_type in constraints.kv_types:
+            batch = context if model.has_encoder else min(constraints.batch_tokens or BATCHES[0], context)
+            yield ContextSettings(
                 context_tokens=context,
                 batch_tokens=batch,
-                sequences=wishes.sequences,
-                outputs=wishes.outputs or batch,
+                sequences=constraints.sequences,
+                outputs=constraints.outputs or batch,
                 kv_type=kv_type,
-                flash_attention=wishes.flash_attention,
+                flash_attention=constraints.flash_attention,
                 # sequences of an encoder's answer with a cache each make llama.cpp abort
-                unified=wishes.unified or (needs.has_encoder and wishes.sequences > 1),
-                full_window=wishes.full_window,
+                unified=constraints.unified or (model.has_encoder and constraints.sequences > 1),
+                full_window=constraints.full_window,
             )
 
 
-def _contexts(needs: Needs, wishes: Wishes) -> list[int]:
-    if wishes.context_tokens is not None:
-        return [wishes.context_tokens]
-    context = min(needs.trained_tokens, CHAT_CONTEXT_TOKENS) * wishes.sequences
+def _contexts(model: MemoryModel, constraints: FitConstraints) -> list[int]:
+    if constraints.context_tokens is not None:
+        return [constraints.context_tokens]
+    context = min(model.trained_tokens, CHAT_CONTEXT_TOKENS) * constraints.sequences
     smaller = [context]
-    while context > LEAST_CONTEXT_TOKENS * wishes.sequences:
-        context = max(LEAST_CONTEXT_TOKENS * wishes.sequences, context // 2 // CELLS * CELLS)
+    while context > LEAST_CONTEXT_TOKENS * constraints.sequences:
+        context = max(LEAST_CONTEXT_TOKENS * constraints.sequences, context // 2 // CELLS * CELLS)
         smaller.append(context)
     return smaller
 
 
-def _best_layers(needs: Needs, machine: Machine, use: Use, wishes: Wishes) -> Fit | None:
+def _best_layers(
+    model: MemoryModel, machine: Machine, settings: ContextSettings, constraints: FitConstraints
+) -> Fit | None:
     """The most layers on GPUs; a smaller batch if all layers fit with it, or if nothing does without."""
-    batches = [use.batch_tokens]
-    if wishes.batch_tokens is None and not needs.has_encoder:
-        batches += [batch for batch in BATCHES if batch < use.batch_tokens]
-    every = len(needs.layers) + 1 if machine.gpus else 0
-    asked = every if wishes.gpu_layers == "auto" else min(wishes.gpu_layers, every)
-    least = 0 if wishes.gpu_layers == "auto" else asked
+    batches = [settings.batch_tokens]
+    if constraints.batch_tokens is None and not model.has_encoder:
+        batches += [batch for batch in BATCHES if batch < settings.batch_tokens]
+    every = len(model.layers) + 1 if machine.gpus else 0
+    asked = every if constraints.gpu_layers == "auto" else min(constraints.gpu_layers, every)
+    least = 0 if constraints.gpu_layers == "auto" else asked
     trials = [(asked, batch) for batch in batches]
     trials += [(count, batch) for batch in batches for count in range(asked - 1, least - 1, -1)]
-    fits = (_placed(needs, machine, replace(use, batch_tokens=batch), count) for count, batch in trials)
+    fits = (_placed(model, machine, replace(settings, batch_tokens=batch), count) for count, batch in trials)
     return next((fit for fit in fits if fit is not None), None)
 
 
-def _placed(needs: Needs, machine: Machine, use: Use, gpu_layers: int) -> Fit | None:
+def _placed(model: MemoryModel, machine: Machine, settings: ContextSettings, gpu_layers: int) -> Fit | None:
     """The last `gpu_layers` put on the GPUs, one GPU after the other; None if they or the memory are too small."""
-    sizes = [layer.weight_bytes + cache_bytes(layer, use) for layer in needs.layers] + [needs.output_bytes]
+    sizes = [layer.weight_bytes + cache_bytes(layer, settings) for layer in model.layers] + [model.output_bytes]
     first = len(sizes) - gpu_layers
-    buffers = buffer_bytes(needs, use)
+    buffers = buffer_bytes(model, settings)
     # for a long prompt llama.cpp lends the GPU the weights of the layers that are not on it, a tensor at a time
-    lent = 2 * needs.largest_bytes if first > 0 else 0
-    lent += 3 * input_bytes(needs, use) if len(machine.gpus) > 1 else 0  # batches follow each other through the GPUs
-    shares, counts, shared_bytes = [], [], 0
+    lent = 2 * model.largest_bytes if first > 0 else 0
+    lent += (
+        3 * input_bytes(model, settings) if len(machine.gpus) > 1 else 0
+    )  # batches follow each other through the GPUs
+    devices, counts, shared_bytes = [], [], 0
     at = first
     for gpu in machine.gpus:
         needed, count = buffers + lent + GPU_MARGIN_BYTES, 0
         while at < len(sizes) and needed + sizes[at] <= gpu.free_bytes:
             needed, at, count = needed + sizes[at], at + 1, count + 1
         counts.append(count)
-        shares.append(Share(gpu.name, count, needed if count else 0, gpu.free_bytes))
+        devices.append(DeviceMemory(gpu.name, count, needed if count else 0, gpu.free_bytes))
         shared_bytes += needed if count and gpu.shares_memory else 0
     if at < len(sizes):
         return None
-    memory = _memory_bytes(needs, sizes, first) + buffers + MEMORY_MARGIN_BYTES
+    memory = _memory_bytes(model, sizes, first) + buffers + MEMORY_MARGIN_BYTES
     if memory + shared_bytes > machine.memory_bytes:
         return None
-    own = Share("memory", first, memory, machine.memory_bytes - shared_bytes)
-    cached = sum(cache_bytes(layer, use) for layer in needs.layers)
-    return Fit(gpu_layers, len(sizes), use, tuple(counts), (own, *shares), cached)
+    own = DeviceMemory("memory", first, memory, machine.memory_bytes - shared_bytes)
+    cached = sum(cache_bytes(layer, settings) for layer in model.layers)
+    return Fit(gpu_layers, len(sizes), settings, tuple(counts), (own, *devices), cached)
 
 
-def _memory_bytes(needs: Needs, sizes: Sequence[int], first: int) -> int:
+def _memory_bytes(model: MemoryModel, sizes: Sequence[int], first: int) -> int:
     """What is held in memory: the layers before `first`, and the embedding, which never goes to a GPU."""
-    held = needs.input_bytes + sum(sizes[:first])
+    held = model.input_bytes + sum(sizes[:first])
     output_here = first == len(sizes)
-    return held - (needs.embedding_bytes if output_here and needs.shares_embedding else 0)
+    return held - (model.embedding_bytes if output_here and model.shares_embedding else 0)
 
 
-def _maps(fit: Fit, machine: Machine, wishes: Wishes) -> bool:
+def _maps(fit: Fit, machine: Machine, constraints: FitConstraints) -> bool:
     """Copied weights are read faster, but the system cannot drop them: half of the memory is left to others."""
-    if wishes.mapped is not None:
-        return wishes.mapped
-    return not machine.huge_pages or fit.gpu_layers > 0 or 2 * fit.shares[0].needed_bytes > machine.memory_bytes
+    if constraints.mapped is not None:
+        return constraints.mapped
+    return not machine.huge_pages or fit.gpu_layers > 0 or 2 * fit.devices[0].needed_bytes > machine.memory_bytes
 
 
 def _less(machine: Machine, reserved_bytes: int) -> Machine:
@@ -233,36 +246,37 @@ def _less(machine: Machine, reserved_bytes: int) -> Machine:
     return replace(machine, memory_bytes=max(0, machine.memory_bytes - reserved_bytes), gpus=tuple(gpus))
 
 
-def _check(needs: Needs, machine: Machine, wishes: Wishes) -> None:
+def _check(model: MemoryModel, machine: Machine, constraints: FitConstraints) -> None:
     """Raises ConfigError or UnsupportedError for what no memory would make possible."""
-    if wishes.sequences < 1 or wishes.reserved_bytes < 0 or (wishes.batch_tokens or 1) < 1:
+    if constraints.sequences < 1 or constraints.reserved_bytes < 0 or (constraints.batch_tokens or 1) < 1:
         raise ConfigError("sequences and batch must be 1 or more, and what is reserved 0 bytes or more.")
-    most = needs.trained_tokens * wishes.sequences
-    if wishes.context_tokens is not None and not 1 <= wishes.context_tokens <= most:
-        raise ConfigError(f"a context of {wishes.context_tokens:,} tokens: expected 1 to {most:,}.")
-    for kv_type in wishes.kv_types or ("none",):
+    most = model.trained_tokens * constraints.sequences
+    if constraints.context_tokens is not None and not 1 <= constraints.context_tokens <= most:
+        raise ConfigError(f"a context of {constraints.context_tokens:,} tokens: expected 1 to {most:,}.")
+    for kv_type in constraints.kv_types or ("none",):
         if kv_type not in CACHE_TYPES:
             raise ConfigError(f"cache type {kv_type!r}: expected one of {', '.join(CACHE_TYPES)}.")
-        _check_kv_type(needs, kv_type, wishes)
-    if wishes.gpu_layers == "auto":
+        _check_kv_type(model, kv_type, constraints)
+    if constraints.gpu_layers == "auto":
         return
-    if wishes.gpu_layers < 0:
-        raise ConfigError(f"{wishes.gpu_layers} GPU layers: expected 0 or more, or auto.")
-    if wishes.gpu_layers and not machine.gpus:
+    if constraints.gpu_layers < 0:
+        raise ConfigError(f"{constraints.gpu_layers} GPU layers: expected 0 or more, or auto.")
+    if constraints.gpu_layers and not machine.gpus:
         raise UnsupportedError(
-            f"{wishes.gpu_layers} GPU layers: llama.cpp sees no GPU here. `runtime doctor` says which build it needs."
+            f"{constraints.gpu_layers} GPU layers: llama.cpp sees no GPU here. `runtime doctor` names the build "
+            "that this machine needs."
         )
 
 
-def _check_kv_type(needs: Needs, kv_type: str, wishes: Wishes) -> None:
+def _check_kv_type(model: MemoryModel, kv_type: str, constraints: FitConstraints) -> None:
     """Raises UnsupportedError for a cache that llama.cpp would refuse or abort on."""
     block = BLOCKS[kv_type][0]
     if block == 1:
         return
-    if not wishes.flash_attention or needs.has_encoder:
-        why = "models with an encoder have none" if needs.has_encoder else "it is turned off"
+    if not constraints.flash_attention or model.has_encoder:
+        why = "models with an encoder have none" if model.has_encoder else "it is turned off"
         raise UnsupportedError(f"a cache of type {kv_type} needs flash attention, and {why}. Take f16.")
-    widths = {width for layer in needs.layers for width in (layer.key_head_width, layer.value_head_width)}
+    widths = {width for layer in model.layers for width in (layer.key_head_width, layer.value_head_width)}
     odd = sorted(width for width in widths if width % block)
     if odd:
         raise UnsupportedError(
@@ -271,44 +285,44 @@ def _check_kv_type(needs: Needs, kv_type: str, wishes: Wishes) -> None:
         )
 
 
-def _refusal(needs: Needs, machine: Machine, wishes: Wishes) -> UnsupportedError:
+def _refusal(model: MemoryModel, machine: Machine, constraints: FitConstraints) -> UnsupportedError:
     """What was asked for needs this much; what fits instead."""
-    smallest = list(_uses(needs, wishes))[-1]
-    if wishes.batch_tokens is None and not needs.has_encoder:
+    smallest = list(_candidate_settings(model, constraints))[-1]
+    if constraints.batch_tokens is None and not model.has_encoder:
         smallest = replace(smallest, batch_tokens=min(BATCHES[-1], smallest.batch_tokens))
-    cached = sum(cache_bytes(layer, smallest) for layer in needs.layers)
-    buffers = buffer_bytes(needs, smallest)
+    cached = sum(cache_bytes(layer, smallest) for layer in model.layers)
+    buffers = buffer_bytes(model, smallest)
     free = ", ".join(f"{_gb(gpu.free_bytes)} on {gpu.name}" for gpu in machine.gpus)
-    layers = "" if wishes.gpu_layers == "auto" else f"{wishes.gpu_layers} GPU layers and "
-    even = "" if wishes.context_tokens else "even "
+    layers = "" if constraints.gpu_layers == "auto" else f"{constraints.gpu_layers} GPU layers and "
+    even = "" if constraints.context_tokens else "even "
     return UnsupportedError(
         f"not enough memory for {layers}{even}a context of {smallest.context_tokens:,} tokens: weights "
-        f"{_gb(needs.weight_bytes)}, {smallest.kv_type} cache {_gb(cached)}, buffers at most {_gb(buffers)}; free are "
-        f"{_gb(machine.memory_bytes)}{f' and {free}' if free else ''}. {_instead(needs, machine, wishes)}"
+        f"{_gb(model.weight_bytes)}, {smallest.kv_type} cache {_gb(cached)}, buffers at most {_gb(buffers)}; free are "
+        f"{_gb(machine.memory_bytes)}{f' and {free}' if free else ''}. {_instead(model, machine, constraints)}"
     )
 
 
-def _instead(needs: Needs, machine: Machine, wishes: Wishes) -> str:
+def _instead(model: MemoryModel, machine: Machine, constraints: FitConstraints) -> str:
     """What would fit of this model; else what to do."""
-    free_layers = replace(wishes, gpu_layers="auto")
-    looser = [free_layers] if wishes.gpu_layers != "auto" else []
+    free_layers = replace(constraints, gpu_layers="auto")
+    looser = [free_layers] if constraints.gpu_layers != "auto" else []
     looser.append(replace(free_layers, context_tokens=None, batch_tokens=None))
     smallest = replace(looser[-1], sequences=1, outputs=None)
-    if wishes.sequences > 1:
+    if constraints.sequences > 1:
         looser.append(smallest)
     for each in looser:
-        for use in _uses(needs, each):
-            fit = _best_layers(needs, machine, use, each)
+        for settings in _candidate_settings(model, each):
+            fit = _best_layers(model, machine, settings, each)
             if fit is not None:
-                many = f", {each.sequences} sequences" if wishes.sequences > 1 else ""
+                many = f", {each.sequences} sequences" if constraints.sequences > 1 else ""
                 layers = f"{fit.gpu_layers} of {fit.all_layers} GPU layers and " if machine.gpus else ""
-                return f"What fits: {layers}a context of {use.context_tokens:,} tokens{many}."
+                return f"What fits: {layers}a context of {settings.context_tokens:,} tokens{many}."
     return "No context of this model fits: take a smaller quantisation, or free some memory."
 
 
-def _reason(fit: Fit, needs: Needs, machine: Machine, wishes: Wishes) -> str:
+def _reason(fit: Fit, model: MemoryModel, machine: Machine, constraints: FitConstraints) -> str:
     """The decision in one line."""
-    own, *gpus = fit.shares
+    own, *gpus = fit.devices
     on = ", ".join(_filled(share) for share in gpus if share.layers)
     if not machine.gpus:
         layers = f"no GPU back end ({_of(own)} free)"
@@ -317,21 +331,21 @@ def _reason(fit: Fit, needs: Needs, machine: Machine, wishes: Wishes) -> str:
     else:
         layers = f"gpu layers 0 of {fit.all_layers} ({_of(own)} free in memory)"
     context = f"context {fit.context_tokens:,} ({fit.kv_type} cache {_gb(fit.cache_bytes)})"
-    preferred = _contexts(needs, wishes)[0]
+    preferred = _contexts(model, constraints)[0]
     if fit.context_tokens < preferred:
         context += f" instead of {preferred:,}, for want of memory"
-    elif wishes.context_tokens is None and needs.trained_tokens * wishes.sequences > preferred:
-        context += f" of {needs.trained_tokens:,} that --context can ask for"
-    flash = "on" if fit.flash_attention and not needs.has_encoder else "off"
+    elif constraints.context_tokens is None and model.trained_tokens * constraints.sequences > preferred:
+        context += f" of {model.trained_tokens:,} that --context can ask for"
+    flash = "on" if fit.flash_attention and not model.has_encoder else "off"
     weights = "mapped" if fit.mapped else "copied into huge pages" if machine.huge_pages else "copied"
     return f"{layers}, weights {weights}, {context}, batch {fit.batch_tokens:,}, flash attention {flash}"
 
 
-def _filled(share: Share) -> str:
+def _filled(share: DeviceMemory) -> str:
     return f"{_of(share)} free on {share.name}"
 
 
-def _of(share: Share) -> str:
+def _of(share: DeviceMemory) -> str:
     return f"{share.needed_bytes / 1e9:.1f} of {_gb(share.free_bytes, 1)}"
 
 

@@ -44,7 +44,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Needs:
+class MemoryModel:
     """The shape of a model, as far as memory asks for it.
 
     The output's weights are counted with the embedding if they are the same tensor: a GPU gets a copy of it.
@@ -73,7 +73,7 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Use:
+class ContextSettings:
     """How a context is made.
 
     `context_tokens` are for all sequences; `outputs` are the tokens of a batch whose logits may be asked for;
@@ -91,24 +91,24 @@ class Use:
     full_window: bool = True
 
 
-def read_needs(headers: Sequence[GgufHeader]) -> Needs:
+def read_memory_model(headers: Sequence[GgufHeader]) -> MemoryModel:
     """The needs of a model whose headers were read with `read_model`. Raises ArtifactError if a size is missing."""
     reader = _Reader(headers)
     count = reader.number("block_count")
     weights, input_bytes, output_bytes = _weights(headers, count)
     embedding = next((t.size_bytes for each in headers for t in each.tensors if t.name == "token_embd.weight"), 0)
     names = {tensor.name for each in headers for tensor in each.tensors}
-    shares = "output.weight" not in names
+    shares_embedding = "output.weight" not in names
     width, heads = reader.number("embedding_length"), max(reader.each("attention.head_count", count, 0))
     lengths = ("attention.key_length", "attention.value_length")
-    return Needs(
+    return MemoryModel(
         architecture=reader.architecture,
         layers=tuple(_layer(reader, number, count, weights[number]) for number in range(count)),
         input_bytes=input_bytes,
-        output_bytes=output_bytes + (embedding if shares else 0),
+        output_bytes=output_bytes + (embedding if shares_embedding else 0),
         embedding_bytes=embedding,
         largest_bytes=max((t.size_bytes for h in headers for t in h.tensors if LAYER.match(t.name)), default=0),
-        shares_embedding=shares,
+        shares_embedding=shares_embedding,
         trained_tokens=usable_context(headers) or reader.number("context_length"),  # which says that there is none
         vocabulary=reader.vocabulary(),
         width=width,
@@ -129,22 +129,22 @@ def _inner_width(reader: "_Reader", count: int) -> int:
     return max(plain, used * expert + shared, mixed, 2 * reader.number("ssm.inner_size", 0))
 
 
-def cache_bytes(layer: Layer, use: Use) -> int:
+def cache_bytes(layer: Layer, settings: ContextSettings) -> int:
     """What a layer caches for all sequences, to the byte."""
-    cells, streams = cells_of(use)
-    if layer.window and not use.full_window:
-        seen = layer.window * (use.sequences if use.unified else 1) + use.batch_tokens
+    cells, streams = cells_of(settings)
+    if layer.window and not settings.full_window:
+        seen = layer.window * (settings.sequences if settings.unified else 1) + settings.batch_tokens
         cells = min(cells, _padded(seen))
-    row = row_bytes(layer.key_width, use.kv_type) + row_bytes(layer.value_width, use.kv_type)
-    return row * cells * streams + layer.state_bytes * use.sequences
+    row = row_bytes(layer.key_width, settings.kv_type) + row_bytes(layer.value_width, settings.kv_type)
+    return row * cells * streams + layer.state_bytes * settings.sequences
 
 
-def cells_of(use: Use) -> tuple[int, int]:
+def cells_of(settings: ContextSettings) -> tuple[int, int]:
     """Tokens that a cache holds, and how many such caches there are."""
-    whole = _padded(use.context_tokens)
-    if use.unified or use.sequences == 1:
+    whole = _padded(settings.context_tokens)
+    if settings.unified or settings.sequences == 1:
         return whole, 1
-    return _padded(whole // use.sequences), use.sequences
+    return _padded(whole // settings.sequences), settings.sequences
 
 
 def row_bytes(width: int, kv_type: str) -> int:
@@ -153,40 +153,40 @@ def row_bytes(width: int, kv_type: str) -> int:
     return -(-width // block) * size
 
 
-def buffer_bytes(needs: Needs, use: Use) -> int:
+def buffer_bytes(model: MemoryModel, settings: ContextSettings) -> int:
     """A bound for the buffers in which a batch is computed and logits are kept, wherever they lie.
 
     The graph is widest in one of three places: a feed-forward part, an attention without flash attention, the logits.
     """
-    batch = min(use.batch_tokens, _padded(use.context_tokens))
-    cells = cells_of(use)[0]
-    outputs = batch if needs.has_encoder else min(use.outputs, batch)
-    logits = 4 * needs.vocabulary * max(use.sequences, outputs)
+    batch = min(settings.batch_tokens, _padded(settings.context_tokens))
+    cells = cells_of(settings)[0]
+    outputs = batch if model.has_encoder else min(settings.outputs, batch)
+    logits = 4 * model.vocabulary * max(settings.sequences, outputs)
     scores = 0
-    if needs.has_encoder:  # position bias and scores of every head, in the encoder and across to it
-        scores = 4 * batch * max(cells, needs.trained_tokens, batch) * (3 * needs.heads + 1)
-    elif not use.flash_attention:
-        scores = 4 * batch * cells * needs.heads
-    inner = 4 * batch * 3 * needs.inner_width
-    flows = 4 * batch * 7 * max(needs.width, needs.heads * needs.head_width)
-    kept = 4 * needs.vocabulary * use.sequences  # the logits that the caller reads
-    return int(1.03 * (flows + max(inner, scores, logits) + mask_bytes(needs, use))) + kept + SMALL_BYTES
+    if model.has_encoder:  # position bias and scores of every head, in the encoder and across to it
+        scores = 4 * batch * max(cells, model.trained_tokens, batch) * (3 * model.heads + 1)
+    elif not settings.flash_attention:
+        scores = 4 * batch * cells * model.heads
+    inner = 4 * batch * 3 * model.inner_width
+    flows = 4 * batch * 7 * max(model.width, model.heads * model.head_width)
+    kept = 4 * model.vocabulary * settings.sequences  # the logits that the caller reads
+    return int(1.03 * (flows + max(inner, scores, logits) + mask_bytes(model, settings))) + kept + SMALL_BYTES
 
 
-def mask_bytes(needs: Needs, use: Use) -> int:
+def mask_bytes(model: MemoryModel, settings: ContextSettings) -> int:
     """What says for each token of a batch which of the cached ones it sees; one for each kind of layer."""
-    windows = {layer.window for layer in needs.layers if layer.key_width}
+    windows = {layer.window for layer in model.layers if layer.key_width}
     return (
-        min(use.batch_tokens, _padded(use.context_tokens))
-        * cells_of(use)[0]
-        * (2 if use.flash_attention else 4)
+        min(settings.batch_tokens, _padded(settings.context_tokens))
+        * cells_of(settings)[0]
+        * (2 if settings.flash_attention else 4)
         * len(windows)
     )
 
 
-def input_bytes(needs: Needs, use: Use) -> int:
+def input_bytes(model: MemoryModel, settings: ContextSettings) -> int:
     """What a GPU takes in for a batch: the layer's input and the masks. With several GPUs each keeps four of them."""
-    return 8 * use.batch_tokens * needs.width + mask_bytes(needs, use)
+    return 8 * settings.batch_tokens * model.width + mask_bytes(model, settings)
 
 
 def _padded(tokens: int) -> int:

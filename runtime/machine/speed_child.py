@@ -14,7 +14,7 @@ from gladstone.errors import UnsupportedError
 from gladstone.gguf.header import info_of, read_model
 from gladstone.machine.other_work import OtherWork
 from gladstone.process.child_main import send, serve
-from runtime.machine.threads import PREFILL_TOKENS, Trial, choose_threads
+from runtime.machine.threads import PREFILL_TOKENS, ThreadBenchmark, choose_threads
 
 CONTEXT_TOKENS, PROMPT_TOKENS, DECODED_TOKENS, LIMIT_S = 512, 128, 48, 2.0
 
@@ -35,13 +35,13 @@ def measure(path: Path) -> dict[str, Any]:
     from gladstone.llamacpp.backends import backend_mark
     from gladstone.llamacpp.context import Context
     from gladstone.llamacpp.model import Model
-    from runtime.machine.fit import Wishes, plan_fit, read_machine
+    from runtime.machine.fit import FitConstraints, plan_fit, read_machine
 
     headers = read_model(path)
     facts = info_of(headers)
     mapped = True
     with suppress(UnsupportedError):  # too large for this machine; it is tried all the same
-        mapped = plan_fit(headers, read_machine(), Wishes()).mapped
+        mapped = plan_fit(headers, read_machine(), FitConstraints()).mapped
     with Model(path, mapped=mapped, headers=headers) as model, Context(model, CONTEXT_TOKENS) as context:
         tokens = [token % model.vocab_size for token in range(100, 100 + PROMPT_TOKENS)]
         token, start = (model.decoder_start, 0) if model.has_encoder else (tokens[0], PROMPT_TOKENS)
@@ -58,8 +58,8 @@ def measure(path: Path) -> dict[str, Any]:
 
         prefill(PROMPT_TOKENS)
         positions = count(start)
-        trial = Trial(context.use_threads, decode_next, lambda: prefill(PREFILL_TOKENS))
-        threads = choose_threads(facts, backend_mark(), trial)
+        benchmark = ThreadBenchmark(context.use_threads, decode_next, lambda: prefill(PREFILL_TOKENS))
+        threads = choose_threads(facts, backend_mark(), benchmark)
         others = OtherWork()
         others.measure()
         prefill_s = _best_s(lambda: prefill(PROMPT_TOKENS), 3)

@@ -1,8 +1,8 @@
-"""How many threads to compute with: measured once for each processor, model and back end, and remembered.
+"""How many threads compute: measured once for each processor, model and back end, and stored in the cache folder.
 
-Decoding waits for memory: on most processors fewer threads than logical processors are as fast or faster, and nothing
-that the system tells says how many. Prefill computes, and wants more of them. What other work disturbed is not
-remembered for long, and what is found out later (`gladstone.machine.thread_tuner`) corrects what was remembered.
+Decoding is bound by memory bandwidth: on most processors fewer threads than logical CPUs are as fast or faster, and no
+property of the system tells how many. Prefill is bound by computation and uses more threads. A measurement that other
+work disturbed expires soon, and `gladstone.machine.thread_tuner` discards one that later times disprove.
 """
 
 import time
@@ -18,18 +18,18 @@ from gladstone.machine.other_work import NOTICEABLE, OtherWork
 
 ENOUGH_S, LIMIT_S = 0.5, 2.0
 MAX_CANDIDATES, ROUNDS = 5, 8
-PREFILL_TOKENS = 16  # what a trial's prompt should have
-PREFILL_DECODES = 6  # what such a prompt takes, in decoded tokens, at most
-AS_FAST = 1.03  # of two counts that are as fast the smaller one: it leaves processors to the text and to others
-NOISY = 1.5  # a median so much above the minimum comes from other work on the machine
-UNSTEADY_S = 900.0  # how long such a measurement is believed
+PREFILL_TOKENS = 16  # of the prompt of a benchmark
+PREFILL_DECODES = 6  # upper bound of the time of such a prompt, in decoded tokens
+AS_FAST = 1.03  # of counts within this factor the smallest is chosen: it leaves CPUs to detokenising and other work
+NOISY = 1.5  # a median above the minimum by this factor shows other work on the machine
+UNSTEADY_S = 900.0  # a disturbed measurement is used for this time
 
 
 @dataclass(frozen=True)
 class Threads:
-    """Threads for single tokens and for prompts; `steady` unless other work disturbed the measurement.
+    """Threads for decoding and for prefill; `steady` unless other work disturbed the measurement.
 
-    `seen` are the shortest times in seconds, by kind and count.
+    `seen` holds the shortest times in seconds, by "decode" or "prefill" and by count.
     """
 
     decode: int
@@ -39,17 +39,18 @@ class Threads:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A context to measure on: how to set its threads (decode, prefill), and one evaluation of each kind."""
+class ThreadBenchmark:
+    """A context to measure: how to set its threads (decode, prefill), one evaluation of each kind, and the clock."""
 
     set_threads: Callable[[int, int], None]
     decode_once: Callable[[], None]
     prefill_once: Callable[[], None]
+    clock: Callable[[], float] = time.perf_counter
 
 
 @dataclass
 class Measured:
-    """Times of each candidate, in the order in which they were taken; `steady` if other work did not disturb them."""
+    """Times of each candidate, in measuring order."""
 
     times_s: dict[int, list[float]] = field(default_factory=dict)
 
@@ -66,11 +67,16 @@ class Measured:
 
     @property
     def steady(self) -> bool:
+        """Whether no other work disturbed the times."""
         return all(median(times) <= NOISY * min(times) for times in self.times_s.values())
 
 
 def choose_threads(
-    model: GgufInfo, backend: str, trial: Trial, cores: Cores | None = None, others: OtherWork | None = None
+    model: GgufInfo,
+    backend: str,
+    benchmark: ThreadBenchmark,
+    cores: Cores | None = None,
+    others: OtherWork | None = None,
 ) -> Threads:
     """Threads for a model: recalled from an earlier measurement, else measured in at most two seconds.
 
@@ -80,68 +86,62 @@ def choose_threads(
     """
     cores = cores or read_cores()
     if cores.usable == 1:
-        return _set(trial, Threads(1, 1))
+        return _set(benchmark, Threads(1, 1))
     store, key = _store(), threads_key(model, backend, cores)
     known = recall(store, key)
     if known is not None and max(known.decode, known.prefill) <= cores.allowed:
-        return _set(trial, known)
+        return _set(benchmark, known)
     others = others or OtherWork()
     others.measure()
-    threads, steady = measure_threads(trial, candidates(cores))
+    threads, steady = measure_threads(benchmark, candidates(cores))
     threads = replace(threads, steady=steady and others.mean() < NOTICEABLE)
     remember(store, key, threads, steady=threads.steady)
-    return _set(trial, threads)
+    return _set(benchmark, threads)
 
 
-def forget_threads(model: GgufInfo, backend: str) -> None:
-    """What is remembered for a model was found wrong: the next start measures anew."""
+def discard_threads(model: GgufInfo, backend: str) -> None:
+    """Discard the stored measurement of a model; the next engine measures again."""
     store_measurement(_store(), threads_key(model, backend, read_cores()), None)
 
 
 def candidates(cores: Cores) -> tuple[int, ...]:
-    """Counts worth a measurement, the likeliest first: all physical cores, all processors, then fractions of them."""
+    """Thread counts to measure, the likeliest first: all physical cores, all logical CPUs, then fractions of them."""
     physical = min(cores.physical, cores.usable)
     counts = [physical, cores.usable, physical // 2, physical * 3 // 4, physical // 4, physical - 1]
     return tuple(dict.fromkeys(count for count in counts if count >= 1))[:MAX_CANDIDATES]
 
 
-def measure_threads(
-    trial: Trial, counts: Sequence[int], clock: Callable[[], float] = time.perf_counter
-) -> tuple[Threads, bool]:
-    """The fastest counts, and whether the times were steady. Decoding first; prefill takes what time is left.
+def measure_threads(benchmark: ThreadBenchmark, counts: Sequence[int]) -> tuple[Threads, bool]:
+    """The fastest counts, and whether the times were steady. Decoding is measured first, prefill in the time left.
 
-    Counts take turns, so that a disturbance meets all of them; each one's shortest time counts. A prompt is only tried
-    with the two counts that matter, the largest and the likeliest; all processors take it where there is no time.
+    The counts take turns, so that a disturbance affects all of them; the shortest time of each is compared. Prefill is
+    measured with the largest and the likeliest count only; without time for that, it gets the largest.
     """
-    begin_s = clock()
-    decode = _measure(trial.decode_once, trial.set_threads, counts, (ENOUGH_S / 2, LIMIT_S * 0.6), clock)
-    most, left_s = max(counts), LIMIT_S - (clock() - begin_s)
-    # warmed up once and timed once, for each of two counts
+    begin_s = benchmark.clock()
+    decode = _measure(benchmark, benchmark.decode_once, counts, (ENOUGH_S / 2, LIMIT_S * 0.6))
+    largest, left_s = max(counts), LIMIT_S - (benchmark.clock() - begin_s)
+    # each of two counts is warmed up once and timed once
     if 4 * PREFILL_DECODES * min(min(times) for times in decode.times_s.values()) > left_s:
-        return Threads(decode.best, most, seen={"decode": decode.least_s}), decode.steady
-    contenders = tuple(dict.fromkeys((most, counts[0])))
-    prefill = _measure(trial.prefill_once, trial.set_threads, contenders, (ENOUGH_S / 2, left_s), clock)
+        return Threads(decode.best, largest, seen={"decode": decode.least_s}), decode.steady
+    contenders = tuple(dict.fromkeys((largest, counts[0])))
+    prefill = _measure(benchmark, benchmark.prefill_once, contenders, (ENOUGH_S / 2, left_s))
     seen = {"decode": decode.least_s, "prefill": prefill.least_s}
     return Threads(decode.best, prefill.best, seen=seen), decode.steady and prefill.steady
 
 
 def _measure(
-    once: Callable[[], None],
-    set_threads: Callable[[int, int], None],
-    counts: Sequence[int],
-    times_s: tuple[float, float],
-    clock: Callable[[], float],
+    benchmark: ThreadBenchmark, once: Callable[[], None], counts: Sequence[int], times_s: tuple[float, float]
 ) -> Measured:
-    """Rounds over the counts until there is enough, `times_s[0]`, and never beyond `times_s[1]` but for the first."""
-    enough_s, limit_s = times_s
+    """Time rounds over the counts for at least `times_s[0]`; after the first count, never beyond `times_s[1]`."""
+    (enough_s, limit_s), clock = times_s, benchmark.clock
     begin_s, measured = clock(), Measured()
     for number in range(ROUNDS):
         for count in counts:
             longest_s = max((max(times) for times in measured.times_s.values()), default=0.0)
             if clock() - begin_s + 2 * longest_s > limit_s:
                 return measured
-            set_threads(count, count)
-            once()  # the first one after a change starts the threads
+            benchmark.set_threads(count, count)
+            once()  # the first call after a change starts the threads
             for _ in range(1 if number == 0 else 2):
                 start_s = clock()
                 once()
@@ -152,15 +152,15 @@ def _measure(
 
 
 def threads_key(model: GgufInfo, backend: str, cores: Cores) -> str:
-    """What a measurement holds for."""
+    """The key of a measurement: processor, CPUs that may be used, shape of the model, back end."""
     shape = f"{model.architecture} {model.parameters} {model.quantisation}"
     return f"{processor_name()} | {cores.allowed} of {cores.logical}, quota {cores.quota} | {shape} | {backend}"
 
 
 def recall(store: Path, key: str, clock: Callable[[], float] = time.time) -> Threads | None:
-    """What was remembered; None for an unknown key, an unsteady measurement of long ago, or a damaged store.
+    """A stored measurement; None for an unknown key, an expired measurement, or a damaged store.
 
-    Nor is believed what does not tell the times that were seen: nobody knows whether other work disturbed them.
+    An entry without its times is not used: whether other work disturbed them is unknown.
     """
     found = read_measurements(store).get(key)
     if not isinstance(found, dict) or not isinstance(found.get("seen"), dict):
@@ -175,7 +175,7 @@ def recall(store: Path, key: str, clock: Callable[[], float] = time.time) -> Thr
 
 
 def remember(store: Path, key: str, threads: Threads, *, steady: bool = True) -> None:
-    """Write it down; a cache that cannot be written costs the next start a measurement, nothing else."""
+    """Store a measurement. Where the cache cannot be written, the next engine measures again."""
     until = {} if steady else {"until": time.time() + UNSTEADY_S}
     finding = {"decode": threads.decode, "prefill": threads.prefill, "seen": threads.seen}
     store_measurement(store, key, finding | until)
@@ -185,6 +185,6 @@ def _store() -> Path:
     return cache_dir() / "threads.json"
 
 
-def _set(trial: Trial, threads: Threads) -> Threads:
-    trial.set_threads(threads.decode, threads.prefill)
+def _set(benchmark: ThreadBenchmark, threads: Threads) -> Threads:
+    benchmark.set_threads(threads.decode, threads.prefill)
     return threads

@@ -37,7 +37,7 @@ class BeamAnswer:
     steps: int  # evaluations of the decoder
 
 
-class Seq2Seq:
+class EncoderDecoder:
     """An encoder–decoder model on a context: begin with a prompt, then token by token; or search in beams."""
 
     def __init__(self, context: Context) -> None:

@@ -24,7 +24,7 @@ class Drafter(Protocol):
     def propose(self, tokens: list[int]) -> list[int]:
         """Draft tokens that may follow `tokens`, in order; [] where a draft is not worth its cost."""
 
-    def learn(self, proposed: int, accepted: int) -> None:
+    def record(self, proposed: int, accepted: int) -> None:
         """The model accepted so many of the last draft tokens."""
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class Confidence:
             return 0
         return max(1, round(self._limit * self._acceptance))
 
-    def learn(self, proposed: int, accepted: int) -> None:
+    def record(self, proposed: int, accepted: int) -> None:
         self._acceptance = SMOOTHING * self._acceptance + (1 - SMOOTHING) * accepted / proposed
         if self._acceptance < 0.2:
             self._acceptance, self._pause = 0.3, PAUSE_TOKENS
@@ -74,8 +74,8 @@ class PromptLookup:
                 return tokens[position : position + count]
         return []
 
-    def learn(self, proposed: int, accepted: int) -> None:
-        self._confidence.learn(proposed, accepted)
+    def record(self, proposed: int, accepted: int) -> None:
+        self._confidence.record(proposed, accepted)
 
     def close(self) -> None:
         self._continuations.clear()
@@ -115,8 +115,8 @@ class DraftModel:
             draft.append(int(self._context.logits().argmax()))
         return draft
 
-    def learn(self, proposed: int, accepted: int) -> None:
-        self._confidence.learn(proposed, accepted)
+    def record(self, proposed: int, accepted: int) -> None:
+        self._confidence.record(proposed, accepted)
 
     def close(self) -> None:
         if self._sequence is not None:

@@ -5,16 +5,16 @@ from collections.abc import Callable
 
 from runtime.errors import ListenerError, QueueFullError
 from runtime.request import Event, OnEvent
-from runtime.scheduling.engine_thread import Worker
+from runtime.scheduling.engine_thread import EngineThread
 from runtime.text.reasoning_splitter import Piece
 
 
 class Admission:
     """Admits up to `limit` requests to the engine's thread. Any thread may use it."""
 
-    def __init__(self, worker: Worker, limit: int) -> None:
+    def __init__(self, worker: EngineThread, limit: int) -> None:
         self.limit = limit
-        self._worker = worker
+        self._thread = worker
         self._lock = threading.Lock()
         self._open = 0
 
@@ -32,7 +32,7 @@ class Admission:
             if self._open >= self.limit:
                 raise QueueFullError(f"{self._open:,} requests are under way or wait already: ask again later.")
             self._open += 1
-        self._worker.post(submit, fail)
+        self._thread.post(submit, fail)
 
     def leave(self) -> None:
         """A request has ended."""

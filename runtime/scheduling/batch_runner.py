@@ -97,7 +97,7 @@ class BatchRunner:
         self.evaluated_tokens += 1
         self.scheduler.append(slot)
         try:
-            job.writer.take(self.context, 0, self.context.all_logits(1), ())
+            job.generation.take(self.context, 0, self.context.all_logits(1), ())
         except GladstoneError as error:
             job.fail(error)
         if job.ended:

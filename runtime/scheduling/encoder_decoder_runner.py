@@ -9,7 +9,7 @@ from gladstone.errors import GladstoneError, UnsupportedError
 from gladstone.llamacpp.context import Context
 from runtime.request import Request
 from runtime.sampling.beam_search import Beams, banned_by_ngrams
-from runtime.sampling.encoder_decoder import Seq2Seq
+from runtime.sampling.encoder_decoder import EncoderDecoder
 from runtime.scheduling.jobs import GenerateJob, ScoreJob
 from runtime.scheduling.sequences import Task
 
@@ -23,7 +23,7 @@ class EncoderDecoderRunner:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.evaluated_tokens = 0
-        self._model = Seq2Seq(context)
+        self._model = EncoderDecoder(context)
         self._waiting: list[GenerateJob | ScoreJob] = []
         self._current: GenerateJob | None = None
         self._logits: Logits | None = None  # (V,) of the answer's next token
@@ -91,11 +91,11 @@ class EncoderDecoderRunner:
             return
         self._current = job
         job.begin()
-        beams = Beams.of(job.writer.request.sampling)
+        beams = Beams.of(job.generation.request.sampling)
         if beams is not None:
             self._search(job, beams)
             return
-        prompt = job.writer.request.tokens
+        prompt = job.generation.request.tokens
         self._logits = self._model.begin(prompt)
         self.evaluated_tokens += len(prompt) + 1
 
@@ -103,25 +103,25 @@ class EncoderDecoderRunner:
         if self._logits is None:  # aborted: the cancellation that aborted it is on its way
             job.cancel()
         else:
-            size = job.writer.request.sampling.no_repeat_ngram
+            size = job.generation.request.sampling.no_repeat_ngram
             if size:
-                self._logits[banned_by_ngrams(job.writer.tokens, size)] = -np.inf
-            job.writer.take(self.context, -1, self._logits[None], ())
+                self._logits[banned_by_ngrams(job.generation.tokens, size)] = -np.inf
+            job.generation.take(self.context, -1, self._logits[None], ())
         if job.ended:
             self._current = None
             return
-        self._logits = self._model.step(job.writer.tokens[-1])
+        self._logits = self._model.step(job.generation.tokens[-1])
         self.evaluated_tokens += 1
 
     def _search(self, job: GenerateJob, beams: Beams) -> None:
-        request = job.writer.request
+        request = job.generation.request
         result = self._model.search(request.tokens, beams, request.sampling.max_tokens, lambda: self._cancelled)
         self.evaluated_tokens += len(request.tokens) + result.steps * beams.count
         best = result.hypotheses[0].tokens if result.hypotheses else ()
         for token in best:
             if not job.ended:
-                job.writer.write(token)
-        job.writer.end(result.stop_reason)
+                job.generation.write(token)
+        job.generation.end(result.stop_reason)
         self._current = None
 
     def _score(self, job: ScoreJob) -> None:

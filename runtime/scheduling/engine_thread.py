@@ -1,4 +1,4 @@
-"""The thread that computes: it alone touches the context, and takes in what others ask between two steps."""
+"""The thread that computes: only it uses the context. Other threads post work, which it does between two steps."""
 
 import queue
 import threading
@@ -12,12 +12,12 @@ Work = Callable[[], None]
 Fail = Callable[[BaseException], None]
 
 
-class Worker:
-    """Runs a runner until it is closed. Any thread may use it."""
+class EngineThread:
+    """Steps a runner until it is closed. Any thread may use it."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._inbox: queue.SimpleQueue[tuple[Work, Fail]] = queue.SimpleQueue()  # and whom to tell if it cannot be
+        self._inbox: queue.SimpleQueue[tuple[Work, Fail]] = queue.SimpleQueue()
         self._cancelled: list[Task] = []
         self._broken: BaseException | None = None
         self._closing = False
@@ -26,11 +26,14 @@ class Worker:
 
     @property
     def closing(self) -> bool:
-        """True once nothing more is taken in."""
+        """True once no more work is accepted."""
         return self._closing
 
     def post(self, work: Work, fail: Fail) -> None:
-        """Let the thread do it between two steps. Raises what broke the thread, or that it was closed."""
+        """Let the thread call `work` between two steps, or `fail` if it stops before.
+
+        Raises the error that broke the thread, or UnsupportedError if the thread was closed.
+        """
         if self._broken is not None:
             raise self._broken
         if self._closing:
@@ -38,7 +41,7 @@ class Worker:
         self._inbox.put((work, fail))
 
     def post_alone(self, work: Work, fail: Fail) -> None:
-        """Let the thread do it when nothing else is under way."""
+        """Let the thread call `work` when no request runs or waits. Raises as `post` does."""
 
         def alone() -> None:
             if self._runner.idle:
@@ -49,18 +52,18 @@ class Worker:
         self.post(alone, fail)
 
     def cancel(self, task: Task) -> None:
-        """End a task at once, in the middle of a long prompt too. Harmless if it has ended."""
+        """End a task at once, even during the prefill of a long prompt. Harmless if it has ended."""
         self._cancelled.append(task)
         self._inbox.put((lambda: self._cancel_now(task), lambda _error: None))
         self._runner.interrupt(self._cancelled)
 
     def close(self, abort: Work) -> None:
-        """End everything and wait for the thread; `abort` breaks off what it evaluates."""
+        """End all requests and wait for the thread. `abort` must abort the evaluation under way."""
         self._closing = True
         abort()
         self._inbox.put((lambda: None, lambda _error: None))
         self._thread.join()
-        self._give_up(UnsupportedError("the engine was closed."))  # what came in the meantime
+        self._fail_all(UnsupportedError("the engine was closed."))  # work that was posted meanwhile
 
     def _cancel_now(self, task: Task) -> None:
         self._cancelled.remove(task)
@@ -69,19 +72,20 @@ class Worker:
     def _serve(self) -> None:
         try:
             while not self._closing:
-                self._take_in()
+                self._accept()
                 self._runner.step()
-            self._give_up(UnsupportedError("the engine was closed."))
-        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+            self._fail_all(UnsupportedError("the engine was closed."))
+        except BaseException as error:  # noqa: BLE001 - every request that waits raises it
             self._broken = error
-            self._give_up(error)
+            self._fail_all(error)
 
-    def _take_in(self) -> None:
+    def _accept(self) -> None:
+        """Do the posted work; wait for some while the runner is idle."""
         while not self._closing and (self._runner.idle or not self._inbox.empty()):
             work, _fail = self._inbox.get()
             work()
 
-    def _give_up(self, error: BaseException) -> None:
+    def _fail_all(self, error: BaseException) -> None:
         self._runner.fail_all(error)
         while not self._inbox.empty():
             _work, fail = self._inbox.get()

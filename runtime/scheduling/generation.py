@@ -1,4 +1,4 @@
-"""Writes one answer: chooses tokens, makes text of them, and knows where it ends."""
+"""Generates one answer: samples tokens, turns them into text, and ends where the answer ends."""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from gladstone.llamacpp.model import Model
 from runtime.errors import ListenerError
 from runtime.request import Completion, OnEvent, Request, TokenLogprob
 from runtime.sampling.sampler import SamplerChain
-from runtime.text.detokenizer import TextStream
+from runtime.text.detokenizer import Detokenizer
 from runtime.text.reasoning_splitter import Piece
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ Logits = npt.NDArray[np.float32]
 
 
 class Vocabulary:
-    """What each token of a model adds to the text, remembered; markers of reasoning count as text.
+    """The text of each token of a model, cached. Control tokens that mark reasoning count as text.
 
-    `stop` is a text before which every answer ends, "" for none.
+    `stop` is a stop string of every answer, "" for none.
     """
 
     def __init__(self, model: Model, markers: Markers = THINK, stop: str = "") -> None:
@@ -34,56 +34,57 @@ class Vocabulary:
         self.stops = (stop,) if stop else ()
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
-        for text in markers.texts:  # what the vocabulary calls control tokens would not be printed
+        for text in markers.texts:  # control tokens would otherwise have no text
             for token in model.tokenize(text, parse_special=True):
                 if model.is_control(token):
                     self._pieces[token] = model.piece(token, special=True)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; none for a control token that marks no reasoning."""
+        """The bytes of a token; b"" for a control token that does not mark reasoning."""
         piece = self._pieces.get(token)
         if piece is None:
             piece = self._pieces[token] = self.model.piece(token)
         return piece
 
     def ends(self, token: int) -> bool:
-        """True for the tokens that end a turn."""
+        """Whether a token ends a turn."""
         ends = self._ends.get(token)
         if ends is None:
             ends = self._ends[token] = self.model.ends_generation(token)
         return ends
 
     def opens_reasoning(self, tokens: Sequence[int]) -> bool:
-        """True if a prompt ends with the opening marker of a thought."""
+        """Whether a prompt ends with the opening marker of reasoning."""
         if not self.markers.opening:
             return False
         tail = b"".join(self.model.piece(token, special=True) for token in tokens[-24:])
         return tail.decode("utf-8", "replace").rstrip().endswith(self.markers.opening.rstrip())
 
     def closing_tokens(self) -> list[int]:
-        """What closes a thought and goes on to the answer."""
+        """The tokens that close the reasoning and lead to the answer."""
         end = self.markers.closing + (self.markers.bridge or "\n\n")
-        # behind a letter: a sentencepiece vocabulary would begin the text with a space
+        # after a letter: a SentencePiece vocabulary adds a space at the beginning of a text
         before = self.model.tokenize("a")
         return self.model.tokenize(f"a\n{end}", parse_special=True)[len(before) :]
 
     def marker_tokens(self, text: str) -> list[int]:
-        """A marker as the model writes it."""
+        """The tokens of a marker, as the model generates them."""
         return self.model.tokenize(text, parse_special=True)
 
 
 @dataclass
 class _Times:
     begin_s: float = field(default_factory=time.perf_counter)
-    started_s: float = 0.0  # when the prompt's turn came
+    started_s: float = 0.0  # when the prefill began
     read_s: float = 0.0
     first_s: float = 0.0
 
 
-class Writer:
-    """The answer to one request. `tokens` are the prompt and what follows it, shared with who evaluates them.
+class Generation:
+    """The answer to one request. `tokens` holds the prompt and the answer so far, and is shared with the scheduler.
 
-    `take` is given logits and writes on; once it has ended, `on_event` got the completion, and nothing follows.
+    `take` samples from logits until the answer has `ended`; `on_event` gets the pieces, and last the completion or an
+    error.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Writer:
     ) -> None:
         """Raises ConfigError for a bias on a token that the vocabulary does not have."""
         self.request, self.on_event = request, on_event
-        # an encoder reads the prompt, and the answer begins with a token of its own
+        # an encoder reads the prompt; the decoder starts with a token of its own
         model = vocabulary.model
         self.tokens = [model.decoder_start] if model.has_encoder else list(request.tokens)
         self.cached = 0
@@ -105,54 +106,54 @@ class Writer:
         self._times = _Times()
         stops = (*request.sampling.stop, *vocabulary.stops)
         opened = vocabulary.opens_reasoning(request.tokens)
-        self._stream = TextStream(stops, reasoning_opened=opened, markers=vocabulary.markers)
+        self._stream = Detokenizer(stops, reasoning_opened=opened, markers=vocabulary.markers)
         self._chain = SamplerChain(request.sampling, model, self.tokens)
         self._constraint = constraint
         self._logprobs: list[TokenLogprob] = []
-        self._count = self._guessed = self._thought = 0
+        self._count = self._accepted = self._reasoning_count = 0
         self._forced: list[int] = []
 
     def open(self) -> None:
-        """Before its turn comes: a thought that the prompt opened and that may have no token is closed."""
+        """Call it before the request is queued: it closes reasoning that the prompt opens but the budget forbids."""
         if self.request.reasoning_tokens == 0 and self._stream.in_reasoning:
             self._force(self._vocabulary.closing_tokens())
 
     def begin(self) -> None:
-        """The prompt's turn has come."""
+        """The prefill begins."""
         self._times.started_s = self._times.started_s or time.perf_counter()
 
     def take(self, context: Context, first_index: int, rows: Logits, drafts: Sequence[int]) -> int:
-        """Choose a token for each row of logits (N, V) while the guesses hold; returns how many guesses did.
+        """Sample a token from each row of logits (N, V) while `drafts` match; returns how many were accepted.
 
-        `first_index` is the place in the batch of the token whose logits are the first row. What was chosen is appended
-        to `tokens`.
+        Row i follows draft token i - 1. `first_index` is the index in the batch of the token whose logits are the first
+        row. Sampled tokens are appended to `tokens`.
         """
         self._times.read_s = self._times.read_s or time.perf_counter()
-        kept = 0
+        accepted = 0
         for index in range(len(rows)):
             token = self._choose(context, first_index + index, rows[index])
             expected = len(self.tokens) + 1
             self._write(token)
-            is_guess = index < len(drafts) and drafts[index] == token
-            if self.ended or not is_guess or len(self.tokens) != expected or self.tokens[-1] != token:
+            is_drafted = index < len(drafts) and drafts[index] == token
+            if self.ended or not is_drafted or len(self.tokens) != expected or self.tokens[-1] != token:
                 break
-            kept += 1
-        self._guessed += kept
-        return kept
+            accepted += 1
+        self._accepted += accepted
+        return accepted
 
     def write(self, token: int) -> None:
-        """Write a token that was chosen elsewhere."""
+        """Append a token that was chosen elsewhere, as by a beam search."""
         self._times.read_s = self._times.read_s or time.perf_counter()
         self._write(token)
 
     def end(self, stop_reason: str) -> None:
-        """Nothing follows: hand on what was held back, and the completion."""
+        """End the answer: send the text that was held back, and the completion."""
         if self.ended:
             return
         self.ended = True
         self.close()
         try:
-            self._tell(self._stream.flush())
+            self._send(self._stream.flush())
         except ListenerError as error:
             self.on_event(error)
             return
@@ -161,7 +162,7 @@ class Writer:
         self.on_event(self._completion(stop_reason))
 
     def fail(self, error: BaseException) -> None:
-        """Nothing follows but the error."""
+        """End the answer with an error."""
         if not self.ended:
             self.ended = True
             self.close()
@@ -175,7 +176,7 @@ class Writer:
         wanted = self.request.sampling.logprobs
         raw = logits.copy() if wanted is not None else logits
         constraint = self._constraint if not self._stream.in_reasoning else None
-        marker = self._marker_that_comes(logits) if constraint is not None else []
+        marker = self._upcoming_marker(logits) if constraint is not None else []
         if marker:
             token, *self._forced = marker
             self._chain.accept(token)
@@ -190,8 +191,8 @@ class Writer:
         self._times.first_s = self._times.first_s or time.perf_counter()
         return token
 
-    def _marker_that_comes(self, logits: Logits) -> list[int]:
-        """The tokens of a marker that the model is about to write, which no grammar of the answer has to know."""
+    def _upcoming_marker(self, logits: Logits) -> list[int]:
+        """The tokens of the reasoning marker that the model is about to generate; the grammar does not cover them."""
         likeliest = int(logits.argmax())
         markers = (self._vocabulary.marker_tokens(text) for text in self._stream.splitter.awaited)
         return next((tokens for tokens in markers if tokens[:1] == [likeliest]), [])
@@ -205,25 +206,25 @@ class Writer:
             forced, self._forced = self._forced, []
             self._force(forced)
         budget = self.request.reasoning_tokens
-        used_up = budget is not None and self._stream.in_reasoning and self._thought >= budget
+        used_up = budget is not None and self._stream.in_reasoning and self._reasoning_count >= budget
         if used_up and not self.ended and not self._stream.splitter.closing:
             self._force(self._vocabulary.closing_tokens())
         if not self.ended and self._constraint is not None and self._constraint.finished:
             self.end("end")
 
     def _end_turn(self) -> None:
-        """The model ends here; but where an answer has to come, the end of a thought is not the end of it."""
-        wants_answer = self._constraint is not None or self.request.reasoning_tokens is not None
-        if self._stream.in_reasoning and wants_answer:
+        """The model ended its turn. If that was inside reasoning and an answer is required, close the reasoning."""
+        requires_answer = self._constraint is not None or self.request.reasoning_tokens is not None
+        if self._stream.in_reasoning and requires_answer:
             self._force(self._vocabulary.closing_tokens())
         else:
             self.end("end")
 
     def _append(self, token: int) -> None:
         self._count += 1
-        thinking = self._stream.in_reasoning
-        self._tell(self._stream.feed(self._vocabulary.piece(token)))
-        self._thought += thinking or self._stream.in_reasoning
+        was_reasoning = self._stream.in_reasoning
+        self._send(self._stream.feed(self._vocabulary.piece(token)))
+        self._reasoning_count += was_reasoning or self._stream.in_reasoning
         if self._stream.stopped:
             self.end("stop")
         elif self._count >= self.request.sampling.max_tokens:
@@ -234,13 +235,13 @@ class Writer:
             self.tokens.append(token)
 
     def _force(self, tokens: list[int]) -> None:
-        """Write tokens that have to come."""
+        """Append tokens that the model does not choose."""
         for token in tokens:
             if not self.ended:
                 self._chain.accept(token)
                 self._append(token)
 
-    def _tell(self, pieces: list[Piece]) -> None:
+    def _send(self, pieces: list[Piece]) -> None:
         for piece in pieces:
             self.on_event(piece)
 
@@ -255,8 +256,8 @@ class Writer:
             prompt_tokens=len(self.request.tokens),
             cached_tokens=self.cached,
             generated_tokens=self._count,
-            reasoning_tokens=self._thought,
-            guessed_tokens=self._guessed,
+            reasoning_tokens=self._reasoning_count,
+            accepted_draft_tokens=self._accepted,
             queued_s=started_s - times.begin_s,
             prefill_s=(times.read_s or end_s) - started_s,
             decode_s=end_s - first_s,
@@ -268,12 +269,12 @@ class Writer:
     def _is_complete(self, stop_reason: str) -> bool:
         if self._constraint is None:
             return stop_reason in ("end", "stop")
-        # a stop string takes away what the grammar has seen
+        # a stop string removes text that the grammar has accepted
         return stop_reason != "stop" and not self._stream.in_reasoning and self._constraint.may_end
 
 
 def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    """Log-probabilities (…, V)."""
+    """Log-probabilities (…, V) float64 of logits (…, V)."""
     shifted = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float64)
     normalised: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return normalised
@@ -283,5 +284,5 @@ def _logprob(logits: Logits, token: int, count: int) -> TokenLogprob:
     logprobs = log_softmax(logits)
     best = np.argpartition(-logprobs, count - 1)[:count] if count else np.zeros(0, dtype=np.int64)
     best = best[np.argsort(-logprobs[best], kind="stable")]
-    top = tuple((int(each), float(logprobs[each])) for each in best)
+    top = tuple((int(other), float(logprobs[other])) for other in best)
     return TokenLogprob(token, float(logprobs[token]), top)

@@ -11,7 +11,7 @@ from gladstone.errors import UnsupportedError
 from gladstone.llamacpp.context import Context
 from runtime.request import Request
 from runtime.sampling.speculative import Drafter
-from runtime.scheduling.generation import Writer
+from runtime.scheduling.generation import Generation
 from runtime.scheduling.sequences import Part, Task
 
 Logits = npt.NDArray[np.float32]
@@ -20,34 +20,34 @@ Logits = npt.NDArray[np.float32]
 class GenerateJob:
     """An answer that is decoded token by token. `task.tokens` are those of the writer."""
 
-    def __init__(self, writer: Writer, task: Task, drafter: Drafter | None = None) -> None:
-        self.writer, self.task, self.drafter = writer, task, drafter
+    def __init__(self, generation: Generation, task: Task, drafter: Drafter | None = None) -> None:
+        self.generation, self.task, self.drafter = generation, task, drafter
         self.begun = False
 
     @property
     def ended(self) -> bool:
-        return self.writer.ended
+        return self.generation.ended
 
     def begin(self) -> None:
         self.begun = True
-        self.writer.begin()
-        self.writer.cached = self.task.cached
+        self.generation.begin()
+        self.generation.cached = self.task.cached
 
     def propose(self) -> list[int]:
-        return self.drafter.propose(self.writer.tokens) if self.drafter is not None else []
+        return self.drafter.propose(self.generation.tokens) if self.drafter is not None else []
 
     def take(self, context: Context, first_index: int, rows: Logits, part: Part) -> int:
         draft = part.slot.draft[: part.draft]
-        accepted = self.writer.take(context, first_index, rows, draft)
+        accepted = self.generation.take(context, first_index, rows, draft)
         if self.drafter is not None and draft:
-            self.drafter.learn(len(draft), accepted)
+            self.drafter.record(len(draft), accepted)
         return accepted
 
     def cancel(self) -> None:
-        self.writer.end("cancelled")
+        self.generation.end("cancelled")
 
     def fail(self, error: BaseException) -> None:
-        self.writer.fail(error)
+        self.generation.fail(error)
 
     def close(self) -> None:
         if self.drafter is not None:

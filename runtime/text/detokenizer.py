@@ -85,7 +85,7 @@ class StopMatcher:
         return None
 
 
-class TextStream:
+class Detokenizer:
     """Token bytes in, pieces of reasoning and answer out; keeps the whole of both."""
 
     def __init__(self, stops: Sequence[str] = (), *, reasoning_opened: bool = False, markers: Markers = THINK) -> None:

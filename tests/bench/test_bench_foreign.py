@@ -267,7 +267,7 @@ def test_rows_are_counted_as_they_are_then_scored(tiny: Path) -> None:
     with Engine(tiny, EngineOptions(threads=1)) as engine:
         assert room == Room(engine.context_tokens, 256)
         prompt = engine.prompt_tokens(items[0].prompt)
-        loss = engine.answer_nats(items[0].messages)
+        loss = engine.answer_loss(items[0].messages)
     assert isinstance(rows[0], RowTokens)
     assert rows[0].prompt == len(prompt)
     assert rows[0].needed == len(prompt) + loss.tokens

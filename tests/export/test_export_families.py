@@ -98,7 +98,7 @@ def test_an_answer_is_scored_as_torch_scores_it(exported: tuple[Path, Path]) -> 
     trained = trained_by(run_folder)
     row = next(iter(trained.rows))
     with Engine(path) as engine:
-        found = engine.answer_nats(row.messages)
+        found = engine.answer_loss(row.messages)
         prompt, answer = scored_tokens(engine.model, engine.template, row.messages)
     scores = log_softmax(Reference(trained).logits([prompt], [answer])[0])[-len(answer) :]
     expected = -sum(row[token] for row, token in zip(scores, answer, strict=True))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gladstone.gguf.types import TENSOR_TYPES
-from runtime.machine.memory_model import Use
+from runtime.machine.memory_model import ContextSettings
 from tests.gladstone.gguf_files import F32, STRING, U32, Gguf, TensorEntry
 
 Q4_0, F16, Q8_0, Q4_K, Q6_K = 2, 1, 8, 12, 14
@@ -227,9 +227,11 @@ class Taken:
     buffers: float
 
 
-def measure(jobs: list[tuple[Path, Use]], *, allocate: bool = False) -> list[Taken]:
+def measure(jobs: list[tuple[Path, ContextSettings]], *, allocate: bool = False) -> list[Taken]:
     """Of each model and use; with `allocate` the weights are loaded for real. In a process of its own."""
-    lines = [json.dumps({"path": str(path), "use": asdict(use), "allocate": allocate}) for path, use in jobs]
+    lines = [
+        json.dumps({"path": str(path), "settings": asdict(settings), "allocate": allocate}) for path, settings in jobs
+    ]
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "tests.runtime.gguf_shapes"],
@@ -240,7 +242,7 @@ def measure(jobs: list[tuple[Path, Use]], *, allocate: bool = False) -> list[Tak
     return [Taken(**json.loads(line)) for line in done.stdout.splitlines()]
 
 
-def _measure(lib: Any, log: list[str], path: str, use: Use, allocate: bool) -> Taken:
+def _measure(lib: Any, log: list[str], path: str, settings: ContextSettings, allocate: bool) -> Taken:
     from gladstone.llamacpp.context import CACHE_TYPES
 
     log.clear()
@@ -250,10 +252,12 @@ def _measure(lib: Any, log: list[str], path: str, use: Use, allocate: bool) -> T
     model = lib.llama_model_load_from_file(path.encode(), params)
     assert model, "".join(log)[-500:]
     context = lib.llama_context_default_params()
-    context.n_ctx, context.n_batch, context.n_ubatch = use.context_tokens, use.batch_tokens, use.batch_tokens
-    context.n_seq_max, context.n_outputs_max, context.kv_unified = use.sequences, use.outputs, use.unified
-    context.flash_attn_type, context.swa_full = int(use.flash_attention), use.full_window
-    context.type_k = context.type_v = CACHE_TYPES[use.kv_type]
+    context.n_ctx = settings.context_tokens
+    context.n_batch = context.n_ubatch = settings.batch_tokens
+    context.n_seq_max, context.n_outputs_max = settings.sequences, settings.outputs
+    context.kv_unified = settings.unified
+    context.flash_attn_type, context.swa_full = int(settings.flash_attention), settings.full_window
+    context.type_k = context.type_v = CACHE_TYPES[settings.kv_type]
     handle = lib.llama_init_from_model(model, context)
     assert handle, "".join(log)[-500:]
     lib.llama_free(handle)
@@ -274,7 +278,7 @@ def _serve() -> None:
     lib.llama_log_set(callback, ctypes.c_void_p(0))
     for line in sys.stdin:
         job = json.loads(line)
-        taken = _measure(lib, log, job["path"], Use(**job["use"]), job["allocate"])
+        taken = _measure(lib, log, job["path"], ContextSettings(**job["settings"]), job["allocate"])
         print(json.dumps(asdict(taken)), flush=True)
 
 

@@ -51,39 +51,39 @@ def engine(smollm: Path, adapters: tuple[Path, Path]) -> Iterator[Engine]:
         yield engine
 
 
-def ask(engine: Engine, strengths: tuple[float, ...] | None) -> Completion:
+def ask(engine: Engine, scales: tuple[float, ...] | None) -> Completion:
     prompt = engine.prompt_tokens([Message("user", "What does the heart do?")])
-    return engine.answer(Request(prompt, SHORT, adapters=strengths))
+    return engine.answer(Request(prompt, SHORT, adapters=scales))
 
 
 def test_each_strength_gives_what_a_model_loaded_with_it_gives(
     smollm: Path, adapters: tuple[Path, Path], engine: Engine
 ) -> None:
     texts = {}
-    for strengths in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.7)):
-        used = tuple(Lora(path, scale) for path, scale in zip(adapters, strengths, strict=True) if scale)
+    for scales in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.7)):
+        used = tuple(Lora(path, scale) for path, scale in zip(adapters, scales, strict=True) if scale)
         with Engine(smollm, EngineOptions(**{**OPTIONS.__dict__, "loras": used})) as alone:
             expected = ask(alone, None)
-        assert ask(engine, strengths).cached_tokens == 0, "what another adapter computed was taken for its own"
-        engine.forget()  # other cells in the cache round otherwise
-        texts[strengths] = ask(engine, strengths).text
-        assert texts[strengths] == expected.text
+        assert ask(engine, scales).cached_tokens == 0, "what another adapter computed was taken for its own"
+        engine.clear_cache()  # other cells in the cache round otherwise
+        texts[scales] = ask(engine, scales).text
+        assert texts[scales] == expected.text
     assert len(set(texts.values())) == 4
-    engine.forget()
+    engine.clear_cache()
     assert ask(engine, None).text == texts[1.0, 0.0], "those that the engine was given"
-    engine.forget()
+    engine.clear_cache()
     assert ask(engine, (0.0, 0.0)).text == texts[0.0, 0.0], "and back again"
 
 
 def test_requests_of_several_adapters_at_a_time_do_not_mix(engine: Engine) -> None:
     sets = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)]
     alone = []
-    for strengths in sets:
-        engine.forget()
-        alone.append(ask(engine, strengths))
-    engine.forget()
+    for scales in sets:
+        engine.clear_cache()
+        alone.append(ask(engine, scales))
+    engine.clear_cache()
     prompt = engine.prompt_tokens([Message("user", "What does the heart do?")])
-    answers = [engine.submit(Request(prompt, SHORT, adapters=strengths)) for strengths in sets]
+    answers = [engine.submit(Request(prompt, SHORT, adapters=scales)) for scales in sets]
     together = [answer.result() for answer in answers]
     assert [answer.cached_tokens for answer in together] == [0, 0, 0]
     for one, answer in zip(alone, together, strict=True):
@@ -93,9 +93,9 @@ def test_requests_of_several_adapters_at_a_time_do_not_mix(engine: Engine) -> No
 def test_scores_are_those_of_the_adapters_that_the_engine_was_given(smollm: Path, engine: Engine) -> None:
     turns = [Message("user", "What does the heart do?"), Message("assistant", "It pumps blood.")]
     with Engine(smollm, OPTIONS) as plain:
-        assert abs(plain.answer_nats(turns).nats - engine.answer_nats(turns).nats) > 1
+        assert abs(plain.answer_loss(turns).nats - engine.answer_loss(turns).nats) > 1
 
 
 def test_a_wrong_number_of_strengths_is_refused(engine: Engine) -> None:
-    with pytest.raises(ConfigError, match="1 strengths for 2 adapters"):
+    with pytest.raises(ConfigError, match="1 scales for 2 adapters"):
         ask(engine, (1.0,))

@@ -32,7 +32,7 @@ def asked(engine: Engine, question: str) -> list[int]:
 
 
 def solo(engine: Engine, tokens: list[int], sampling: Sampling = SHORT) -> str:
-    engine.forget()
+    engine.clear_cache()
     return engine.complete(tokens, sampling).text
 
 
@@ -45,9 +45,9 @@ def test_many_at_a_time_get_the_answers_that_each_gets_alone(many: Engine) -> No
     prompts = [asked(many, question) for question in QUESTIONS]
     alone = []
     for prompt in prompts:
-        many.forget()
+        many.clear_cache()
         alone.append(many.complete(prompt, sampling))
-    many.forget()
+    many.clear_cache()
     answers = [many.submit(Request(prompt, sampling)) for prompt in prompts]
     for one, answer in zip(alone, answers, strict=True):
         check_equal_but_for_ties(one, answer.result())
@@ -119,9 +119,9 @@ def test_cancelling_in_the_middle_of_a_long_prompt_ends_it_at_once(smollm: Path)
 def test_cancelling_one_leaves_the_others_alone(many: Engine) -> None:
     sampling = dataclasses.replace(SHORT, logprobs=5)
     prompts = [asked(many, question) for question in QUESTIONS[1:3]]
-    many.forget()
+    many.clear_cache()
     alone = [many.complete(prompt, sampling) for prompt in prompts]
-    many.forget()
+    many.clear_cache()
     victim = many.submit(Request(long_prompt(many), SHORT))
     others = [many.submit(Request(prompt, sampling)) for prompt in prompts]
     next(iter(others[0]))
@@ -198,8 +198,8 @@ def test_looking_up_the_prompt_gives_the_same_text(smollm: Path, sampling: Sampl
     with Engine(smollm, dataclasses.replace(OPTIONS, slots=1, lookup=True)) as engine:
         completion = engine.complete(asked(engine, text), sampling)
     assert completion.text == expected.text
-    assert expected.guessed_tokens == 0
-    assert completion.guessed_tokens > 10 or sampling.temperature
+    assert expected.accepted_draft_tokens == 0
+    assert completion.accepted_draft_tokens > 10 or sampling.temperature
 
 
 def test_a_draft_model_gives_the_same_text_to_each_of_several(smollm: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_draft_model_gives_the_same_text_to_each_of_several(smollm: Path) -> N
         answers = [engine.submit(Request(asked(engine, question), SHORT)) for question in QUESTIONS[:3]]
         completions = [answer.result() for answer in answers]
     assert [completion.text for completion in completions] == expected
-    assert sum(completion.guessed_tokens for completion in completions) > 10
+    assert sum(completion.accepted_draft_tokens for completion in completions) > 10
 
 
 def test_a_bias_steers_and_forbids(many: Engine) -> None:

@@ -79,8 +79,8 @@ def test_where_any_token_can_be_chosen_all_are_looked_at(model: Model, change: d
 def test_texts_are_those_of_llama_cpps_own_way(engine: Engine, sampling: Sampling) -> None:
     prompt = engine.prompt_tokens([Message("user", "Tell me something surprising about the human body.")])
     few = dataclasses.replace(sampling, max_tokens=24)
-    engine.forget()
+    engine.clear_cache()
     text = engine.complete(prompt, few).text
-    engine.forget()
+    engine.clear_cache()
     # a bias of nothing changes nothing, but llama.cpp looks at the whole vocabulary for it
     assert engine.complete(prompt, dataclasses.replace(few, logit_bias=((5, 0.0),))).text == text

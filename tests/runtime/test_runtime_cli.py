@@ -36,7 +36,7 @@ def run_folder(smollm: Path, tmp_path: Path) -> Path:
 
 
 def greedy(engine: Engine, question: str, max_tokens: int = 512) -> str:
-    engine.forget()
+    engine.clear_cache()
     return engine.complete(engine.prompt_tokens([Message("user", question)]), Sampling(max_tokens=max_tokens)).text
 
 
@@ -86,6 +86,7 @@ def test_ask_with_json_prints_one_object(runtime: Run, smollm: Path, engine: Eng
             "reasoning_tokens",
             "complete",
             "seed",
+            "accepted_draft_tokens",
             "guessed_tokens",
             "queued_s",
             "prefill_s",
@@ -96,6 +97,7 @@ def test_ask_with_json_prints_one_object(runtime: Run, smollm: Path, engine: Eng
     }
     assert (answer["text"], answer["stop_reason"]) == (greedy(engine, SUM), "end")
     assert answer["model"] == str(smollm)
+    assert answer["guessed_tokens"] == answer["accepted_draft_tokens"]  # the earlier name
 
 
 def test_ask_tells_on_standard_error_that_an_answer_is_cut(runtime: Run, smollm: Path, engine: Engine) -> None:

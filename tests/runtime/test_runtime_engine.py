@@ -21,7 +21,7 @@ STORY = [Message("user", "Write a long story about a doctor and a dragon.")]
 
 
 def fresh(engine: Engine, messages: list[Message], sampling: Sampling) -> Any:
-    engine.forget()
+    engine.clear_cache()
     return engine.complete(engine.prompt_tokens(messages), sampling)
 
 
@@ -104,7 +104,7 @@ def test_a_full_context_is_told_and_never_cut_silently(smollm: Path) -> None:
         with pytest.raises(ContextFullError):
             small.complete([*tokens, *tokens][:50], Sampling())
         with pytest.raises(ContextFullError):
-            small.answer_nats([*SUM, Message("assistant", "Four. " * 20)])
+            small.answer_loss([*SUM, Message("assistant", "Four. " * 20)])
         assert small.complete(tokens, Sampling()).stop_reason == "end"
 
 
@@ -121,7 +121,7 @@ def test_an_interruption_leaves_the_engine_usable(engine: Engine, when: str) -> 
                 raise KeyboardInterrupt
             threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()  # while llama.cpp computes
 
-    engine.forget()
+    engine.clear_cache()
     with pytest.raises(KeyboardInterrupt):
         engine.complete(engine.prompt_tokens(STORY), LONG, interrupt)
     assert engine.complete(engine.prompt_tokens(STORY), LONG).text == expected
@@ -205,16 +205,16 @@ def test_answer_nats_equals_one_token_at_a_time(engine: Engine) -> None:
             if position >= len(prompt) - 1:
                 logits = context.logits().astype(np.float64)
                 nats += float(np.logaddexp.reduce(logits) - logits[answer[position - len(prompt) + 1]])
-    loss = engine.answer_nats(turns)
+    loss = engine.answer_loss(turns)
     assert loss.tokens == len(answer)
     assert loss.nats == pytest.approx(nats, rel=0.01)
     engine.complete(engine.prompt_tokens(STORY), Sampling(max_tokens=5))
-    assert engine.answer_nats(turns) == loss  # whatever was asked before
+    assert engine.answer_loss(turns) == loss  # whatever was asked before
 
 
 def test_a_long_answer_is_scored_in_several_batches(engine: Engine) -> None:
     answer = " ".join(f"{number} is followed by {number + 1}." for number in range(40))
-    loss = engine.answer_nats([*SUM, Message("assistant", answer)])
+    loss = engine.answer_loss([*SUM, Message("assistant", answer)])
     assert loss.tokens == len(engine.model.tokenize(answer)) + 1
     assert 0 < loss.nats < 3 * loss.tokens
 
@@ -239,7 +239,7 @@ def test_continuations_of_a_prompt_are_scored_as_each_alone_and_the_prompt_is_re
 
 def test_only_an_assistant_turn_can_be_scored(engine: Engine) -> None:
     with pytest.raises(DataError, match="the last turn must be the assistant's"):
-        engine.answer_nats(SUM)
+        engine.answer_loss(SUM)
 
 
 def test_a_prompt_that_opens_the_reasoning_has_reasoning_first(engine: Engine) -> None:

@@ -15,8 +15,8 @@ from gladstone.llamacpp.backends import Device
 from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.model import Model
 from gladstone.machine.host import available_memory_bytes, mapped_file_bytes
-from runtime.machine.fit import Fit, Gpu, Machine, Wishes, _shares_memory, plan_fit, read_machine
-from runtime.machine.memory_model import Use, buffer_bytes, cache_bytes, read_needs, row_bytes
+from runtime.machine.fit import Fit, FitConstraints, Gpu, Machine, _shares_memory, plan_fit, read_machine
+from runtime.machine.memory_model import ContextSettings, buffer_bytes, cache_bytes, read_memory_model, row_bytes
 from tests.runtime.gguf_shapes import SHAPES, measure, write_shape
 
 GB = 10**9
@@ -39,7 +39,7 @@ def headers(folder: Path) -> Headers:
     return lambda name: known[name]
 
 
-def uses(name: str, sizes: tuple[int, ...] = (2048, 8192)) -> list[Use]:
+def uses(name: str, sizes: tuple[int, ...] = (2048, 8192)) -> list[ContextSettings]:
     """Contexts of all kinds that llama.cpp can make of a model."""
     encoder = name == "flan-t5-base"
     sizes = (256, 512) if encoder else (512, 1024) if name == "gpt2" else sizes
@@ -51,9 +51,11 @@ def uses(name: str, sizes: tuple[int, ...] = (2048, 8192)) -> list[Use]:
             continue
         piece = tokens if encoder else batch
         for outputs in (sequences, piece):
-            found.append(Use(tokens, piece, sequences, outputs, "f16", flash, unified))
+            found.append(ContextSettings(tokens, piece, sequences, outputs, "f16", flash, unified))
             if flash and not encoder:
-                found.append(Use(tokens, piece, sequences, outputs, "q8_0", flash, unified, full_window=False))
+                found.append(
+                    ContextSettings(tokens, piece, sequences, outputs, "q8_0", flash, unified, full_window=False)
+                )
     return found
 
 
@@ -68,23 +70,26 @@ def test_the_estimates_hold_for_every_use_of_every_model(name: str, folder: Path
     check_estimates(name, folder, headers, uses(name))
 
 
-def check_estimates(name: str, folder: Path, headers: Headers, asked: list[Use]) -> None:
-    needs = read_needs(headers(name))
+def check_estimates(name: str, folder: Path, headers: Headers, asked: list[ContextSettings]) -> None:
+    model = read_memory_model(headers(name))
     path = folder / f"{name}.gguf"
-    for use, taken in zip(asked, measure([(path, use) for use in asked]), strict=True):
-        cached = sum(cache_bytes(layer, use) for layer in needs.layers)
-        assert abs(cached - taken.cache) < 0.011 * (1 << 20), use  # to the rounding of the log, two decimals of a MiB
-        assert taken.buffers <= buffer_bytes(needs, use), use
-        assert buffer_bytes(needs, use) <= 1.5 * taken.buffers + 16 * (1 << 20), use
+    for context, taken in zip(asked, measure([(path, context) for context in asked]), strict=True):
+        cached = sum(cache_bytes(layer, context) for layer in model.layers)
+        # the log rounds to two decimals of a MiB
+        assert abs(cached - taken.cache) < 0.011 * (1 << 20), context
+        assert taken.buffers <= buffer_bytes(model, context), context
+        assert buffer_bytes(model, context) <= 1.5 * taken.buffers + 16 * (1 << 20), context
 
 
 def test_the_weights_of_the_embedded_model_are_what_llama_cpp_loads(embedded_gguf: Path) -> None:
-    use = Use(1024, 128, 1, 128)
-    needs = read_needs(read_model(embedded_gguf))
-    taken = measure([(embedded_gguf, use)], allocate=True)[0]
-    assert needs.weight_bytes == pytest.approx(taken.weights, rel=0.02)
-    assert sum(cache_bytes(layer, use) for layer in needs.layers) == pytest.approx(taken.cache, abs=0.011 * (1 << 20))
-    assert taken.buffers <= buffer_bytes(needs, use) <= 1.5 * taken.buffers + (16 << 20)
+    context = ContextSettings(1024, 128, 1, 128)
+    model = read_memory_model(read_model(embedded_gguf))
+    taken = measure([(embedded_gguf, context)], allocate=True)[0]
+    assert model.weight_bytes == pytest.approx(taken.weights, rel=0.02)
+    assert sum(cache_bytes(layer, context) for layer in model.layers) == pytest.approx(
+        taken.cache, abs=0.011 * (1 << 20)
+    )
+    assert taken.buffers <= buffer_bytes(model, context) <= 1.5 * taken.buffers + (16 << 20)
 
 
 def test_rows_of_quantised_types_are_counted_in_blocks() -> None:
@@ -101,24 +106,24 @@ def rtx(free_gb: float, total_gb: float = 8) -> Machine:
 
 
 LINES = [
-    ("llama-3-8b", rtx(4), Wishes(context_tokens=8192),
+    ("llama-3-8b", rtx(4), FitConstraints(context_tokens=8192),
      "gpu layers 17 of 33 (3.9 of 4.0 GB free on RTX 3060), weights mapped, context 8,192 (f16 cache 1.07 GB), batch 512, flash attention on"),
-    ("llama-3-8b", rtx(7.4), Wishes(context_tokens=8192),
+    ("llama-3-8b", rtx(7.4), FitConstraints(context_tokens=8192),
      "gpu layers 33 of 33 (6.3 of 7.4 GB free on RTX 3060), weights mapped, context 8,192 (f16 cache 1.07 GB), batch 512, flash attention on"),
-    ("llama-3-8b", rtx(6.2), Wishes(context_tokens=8192),
+    ("llama-3-8b", rtx(6.2), FitConstraints(context_tokens=8192),
      "gpu layers 33 of 33 (6.1 of 6.2 GB free on RTX 3060), weights mapped, context 8,192 (f16 cache 1.07 GB), batch 256, flash attention on"),
-    ("llama-3-8b", rtx(0.5), Wishes(),
+    ("llama-3-8b", rtx(0.5), FitConstraints(),
      "gpu layers 0 of 33 (5.7 of 32.0 GB free in memory), weights mapped, context 4,096 (f16 cache 0.54 GB) of 8,192 that --context can ask for, batch 512, flash attention on"),
-    ("llama-3-8b", Machine(6 * GB), Wishes(),
+    ("llama-3-8b", Machine(6 * GB), FitConstraints(),
      "no GPU back end (5.7 of 6.0 GB free), weights mapped, context 4,096 (f16 cache 0.54 GB) of 8,192 that --context can ask for, batch 512, flash attention on"),
-    ("llama-3-8b", Machine(int(5.2 * GB)), Wishes(),
+    ("llama-3-8b", Machine(int(5.2 * GB)), FitConstraints(),
      "no GPU back end (5.1 of 5.2 GB free), weights mapped, context 2,048 (f16 cache 0.27 GB) instead of 4,096, for want of memory, "
      "batch 128, flash attention on"),
-    ("llama-3-8b", Machine(int(5.2 * GB)), Wishes(kv_types=("f16", "q8_0")),
+    ("llama-3-8b", Machine(int(5.2 * GB)), FitConstraints(kv_types=("f16", "q8_0")),
      "no GPU back end (5.2 of 5.2 GB free), weights mapped, context 4,096 (q8_0 cache 0.29 GB) of 8,192 that --context can ask for, batch 128, flash attention on"),
-    ("flan-t5-base", Machine(4 * GB), Wishes(),
+    ("flan-t5-base", Machine(4 * GB), FitConstraints(),
      "no GPU back end (0.5 of 4.0 GB free), weights mapped, context 512 (f16 cache 0.02 GB), batch 512, flash attention off"),
-    ("flan-t5-base", Machine(4 * GB, huge_pages=True), Wishes(),
+    ("flan-t5-base", Machine(4 * GB, huge_pages=True), FitConstraints(),
      "no GPU back end (0.5 of 4.0 GB free), weights copied into huge pages, context 512 (f16 cache 0.02 GB), batch 512, "
      "flash attention off"),
 ]  # fmt: skip
@@ -126,17 +131,17 @@ LINES = [
 
 @pytest.mark.parametrize(("name", "machine", "wishes", "line"), LINES)
 def test_the_decision_is_told_in_one_line(
-    headers: Headers, name: str, machine: Machine, wishes: Wishes, line: str
+    headers: Headers, name: str, machine: Machine, constraints: FitConstraints, line: str
 ) -> None:
-    assert plan_fit(headers(name), machine, wishes).reason == line
+    assert plan_fit(headers(name), machine, constraints).reason == line
 
 
 def needed(fit: Fit) -> list[tuple[int, int]]:
-    return [(share.needed_bytes, share.free_bytes) for share in fit.shares]
+    return [(share.needed_bytes, share.free_bytes) for share in fit.devices]
 
 
 WISHES = st.builds(
-    Wishes,
+    FitConstraints,
     context_tokens=st.sampled_from([None, 256, 512]),
     batch_tokens=st.sampled_from([None, 64, 512]),
     sequences=st.sampled_from([1, 3]),
@@ -154,23 +159,25 @@ MACHINES = st.builds(
 
 @settings(max_examples=150)
 @given(st.sampled_from(NAMES), MACHINES, WISHES)
-def test_no_more_is_promised_than_is_free(headers: Headers, name: str, machine: Machine, wishes: Wishes) -> None:
+def test_no_more_is_promised_than_is_free(
+    headers: Headers, name: str, machine: Machine, constraints: FitConstraints
+) -> None:
     try:
-        fit = plan_fit(headers(name), machine, wishes)
+        fit = plan_fit(headers(name), machine, constraints)
     except UnsupportedError:
         return
-    needs = read_needs(headers(name))
+    model = read_memory_model(headers(name))
     assert all(have >= need for need, have in needed(fit))
     # everything lies somewhere: no layer, no cache and no buffer is forgotten
-    assert sum(share.layers for share in fit.shares) == len(needs.layers) + 1
+    assert sum(share.layers for share in fit.devices) == len(model.layers) + 1
     assert sum(fit.tensor_split) == fit.gpu_layers <= fit.all_layers
-    whole = needs.weight_bytes + fit.cache_bytes + buffer_bytes(needs, fit.use)
+    whole = model.weight_bytes + fit.cache_bytes + buffer_bytes(model, fit.settings)
     assert sum(need for need, _ in needed(fit)) >= whole
     free = machine.memory_bytes + sum(gpu.free_bytes for gpu in machine.gpus)
-    assert whole + wishes.reserved_bytes <= free
-    assert fit.context_tokens == (wishes.context_tokens or fit.context_tokens)
+    assert whole + constraints.reserved_bytes <= free
+    assert fit.context_tokens == (constraints.context_tokens or fit.context_tokens)
     assert (
-        fit.batch_tokens == (wishes.batch_tokens or fit.batch_tokens)
+        fit.batch_tokens == (constraints.batch_tokens or fit.batch_tokens)
         or name == "flan-t5-base"
         or fit.context_tokens < 512
     )
@@ -179,7 +186,7 @@ def test_no_more_is_promised_than_is_free(headers: Headers, name: str, machine: 
 @settings(max_examples=150)
 @given(st.sampled_from(NAMES), MACHINES, WISHES, st.integers(0, 20 * GB), st.integers(0, 3))
 def test_more_memory_never_gives_less(
-    headers: Headers, name: str, machine: Machine, wishes: Wishes, more: int, where: int
+    headers: Headers, name: str, machine: Machine, constraints: FitConstraints, more: int, where: int
 ) -> None:
     gpus = list(machine.gpus)
     if where < len(gpus):
@@ -188,22 +195,22 @@ def test_more_memory_never_gives_less(
     else:
         larger = Machine(machine.memory_bytes + more, machine.gpus)
     try:
-        small = plan_fit(headers(name), machine, wishes)
+        small = plan_fit(headers(name), machine, constraints)
     except UnsupportedError:
         return
-    large = plan_fit(headers(name), larger, wishes)
+    large = plan_fit(headers(name), larger, constraints)
     assert (large.context_tokens, large.gpu_layers) >= (small.context_tokens, small.gpu_layers)
 
 
 def test_layers_come_before_context_and_context_is_only_cut_if_it_was_not_asked_for(headers: Headers) -> None:
     small = Machine(6 * GB, (Gpu("small", 2 * GB, 2 * GB),))
-    fit = plan_fit(headers("llama-3-8b"), small, Wishes())
+    fit = plan_fit(headers("llama-3-8b"), small, FitConstraints())
     assert fit.context_tokens == 4096
     assert 0 < fit.gpu_layers < fit.all_layers
     tight = Machine(int(5.2 * GB))
-    assert plan_fit(headers("llama-3-8b"), tight, Wishes()).context_tokens == 2048
+    assert plan_fit(headers("llama-3-8b"), tight, FitConstraints()).context_tokens == 2048
     with pytest.raises(UnsupportedError) as caught:
-        plan_fit(headers("llama-3-8b"), tight, Wishes(context_tokens=4096, batch_tokens=512))
+        plan_fit(headers("llama-3-8b"), tight, FitConstraints(context_tokens=4096, batch_tokens=512))
     assert str(caught.value) == (
         "not enough memory for a context of 4,096 tokens: weights 4.65 GB, f16 cache 0.54 GB, buffers at most 0.34 GB; "
         "free are 5.20 GB. What fits: a context of 2,048 tokens."
@@ -212,60 +219,60 @@ def test_layers_come_before_context_and_context_is_only_cut_if_it_was_not_asked_
 
 def test_layers_that_were_asked_for_and_do_not_fit_are_refused_with_what_fits(headers: Headers) -> None:
     with pytest.raises(UnsupportedError) as caught:
-        plan_fit(headers("llama-3-8b"), rtx(4), Wishes(gpu_layers=30, context_tokens=8192))
+        plan_fit(headers("llama-3-8b"), rtx(4), FitConstraints(gpu_layers=30, context_tokens=8192))
     assert str(caught.value) == (
         "not enough memory for 30 GPU layers and a context of 8,192 tokens: weights 4.65 GB, f16 cache 1.07 GB, buffers at "
         "most 0.09 GB; free are 32.00 GB and 4.00 GB on RTX 3060. "
         "What fits: 17 of 33 GPU layers and a context of 8,192 tokens."
     )
-    asked = plan_fit(headers("llama-3-8b"), rtx(4), Wishes(gpu_layers=5, context_tokens=8192))
+    asked = plan_fit(headers("llama-3-8b"), rtx(4), FitConstraints(gpu_layers=5, context_tokens=8192))
     assert (asked.gpu_layers, asked.tensor_split) == (5, (5,))
-    assert plan_fit(headers("llama-3-8b"), rtx(12), Wishes(gpu_layers=99)).gpu_layers == 33
+    assert plan_fit(headers("llama-3-8b"), rtx(12), FitConstraints(gpu_layers=99)).gpu_layers == 33
 
 
 def test_a_model_that_fits_nowhere_is_refused(headers: Headers) -> None:
     with pytest.raises(UnsupportedError, match=r"No context of this model fits: take a smaller quantisation"):
-        plan_fit(headers("mixtral"), Machine(8 * GB), Wishes())
+        plan_fit(headers("mixtral"), Machine(8 * GB), FitConstraints())
 
 
 @pytest.mark.parametrize(
     ("name", "machine", "wishes", "error", "message"),
     [
-        ("llama-3-8b", Machine(32 * GB), Wishes(gpu_layers=1), UnsupportedError, "1 GPU layers: llama.cpp sees no GPU"),
-        ("llama-3-8b", rtx(8), Wishes(gpu_layers=-1), ConfigError, "-1 GPU layers: expected 0 or more, or auto."),
-        ("llama-3-8b", rtx(8), Wishes(context_tokens=8193), ConfigError, "a context of 8,193 tokens: expected 1 to 8,192."),
-        ("llama-3-8b", rtx(8), Wishes(kv_types=("q7",)), ConfigError, "cache type 'q7': expected one of f32, f16, q8_0"),
-        ("llama-3-8b", rtx(8), Wishes(kv_types=()), ConfigError, "cache type 'none'"),
-        ("llama-3-8b", rtx(8), Wishes(sequences=0), ConfigError, "sequences and batch must be 1 or more"),
-        ("llama-3-8b", rtx(8), Wishes(kv_types=("q8_0",), flash_attention=False), UnsupportedError,
+        ("llama-3-8b", Machine(32 * GB), FitConstraints(gpu_layers=1), UnsupportedError, "1 GPU layers: llama.cpp sees no GPU"),
+        ("llama-3-8b", rtx(8), FitConstraints(gpu_layers=-1), ConfigError, "-1 GPU layers: expected 0 or more, or auto."),
+        ("llama-3-8b", rtx(8), FitConstraints(context_tokens=8193), ConfigError, "a context of 8,193 tokens: expected 1 to 8,192."),
+        ("llama-3-8b", rtx(8), FitConstraints(kv_types=("q7",)), ConfigError, "cache type 'q7': expected one of f32, f16, q8_0"),
+        ("llama-3-8b", rtx(8), FitConstraints(kv_types=()), ConfigError, "cache type 'none'"),
+        ("llama-3-8b", rtx(8), FitConstraints(sequences=0), ConfigError, "sequences and batch must be 1 or more"),
+        ("llama-3-8b", rtx(8), FitConstraints(kv_types=("q8_0",), flash_attention=False), UnsupportedError,
          "a cache of type q8_0 needs flash attention, and it is turned off. Take f16."),
-        ("flan-t5-base", rtx(8), Wishes(kv_types=("q8_0",)), UnsupportedError, "models with an encoder have none"),
+        ("flan-t5-base", rtx(8), FitConstraints(kv_types=("q8_0",)), UnsupportedError, "models with an encoder have none"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_with_the_reason(
-    headers: Headers, name: str, machine: Machine, wishes: Wishes, error: type[Exception], message: str
+    headers: Headers, name: str, machine: Machine, constraints: FitConstraints, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error) as caught:
-        plan_fit(headers(name), machine, wishes)
+        plan_fit(headers(name), machine, constraints)
     assert message in str(caught.value)
 
 
 def test_layers_go_to_one_gpu_after_the_other_and_a_full_one_is_passed_over(headers: Headers) -> None:
     gpus = (Gpu("first", 4 * GB, 8 * GB), Gpu("full", GB // 10, 8 * GB), Gpu("last", 4 * GB, 8 * GB))
-    fit = plan_fit(headers("llama-3-8b"), Machine(32 * GB, gpus), Wishes())
+    fit = plan_fit(headers("llama-3-8b"), Machine(32 * GB, gpus), FitConstraints())
     assert fit.gpu_layers == 33
     assert fit.tensor_split[1] == 0
-    assert [share.needed_bytes > 0 for share in fit.shares] == [True, True, False, True]
+    assert [share.needed_bytes > 0 for share in fit.devices] == [True, True, False, True]
     assert "on full" not in fit.reason
 
 
 def test_memory_that_a_gpu_shares_with_the_processor_is_counted_once(headers: Headers) -> None:
     chip = Machine(8 * GB, (Gpu("Apple M2", 8 * GB, 8 * GB, shares_memory=True),))
-    fit = plan_fit(headers("llama-3-8b"), chip, Wishes())
-    assert sum(share.needed_bytes for share in fit.shares) <= 8 * GB
-    assert fit.shares[0].free_bytes == 8 * GB - fit.shares[1].needed_bytes
+    fit = plan_fit(headers("llama-3-8b"), chip, FitConstraints())
+    assert sum(share.needed_bytes for share in fit.devices) <= 8 * GB
+    assert fit.devices[0].free_bytes == 8 * GB - fit.devices[1].needed_bytes
     with pytest.raises(UnsupportedError):
-        plan_fit(headers("llama-3-8b"), replace(chip, memory_bytes=4 * GB), Wishes())
+        plan_fit(headers("llama-3-8b"), replace(chip, memory_bytes=4 * GB), FitConstraints())
 
 
 @pytest.mark.parametrize(
@@ -281,21 +288,21 @@ def test_memory_that_a_gpu_shares_with_the_processor_is_counted_once(headers: He
 def test_weights_are_copied_where_they_get_huge_pages_and_half_of_the_memory_is_left(
     headers: Headers, machine: Machine, mapped: bool
 ) -> None:
-    assert plan_fit(headers("llama-3-8b"), machine, Wishes()).mapped == mapped
+    assert plan_fit(headers("llama-3-8b"), machine, FitConstraints()).mapped == mapped
     for asked in (True, False):
-        assert plan_fit(headers("llama-3-8b"), machine, Wishes(mapped=asked)).mapped == asked
+        assert plan_fit(headers("llama-3-8b"), machine, FitConstraints(mapped=asked)).mapped == asked
 
 
 def test_what_is_reserved_for_a_second_model_stays_free(headers: Headers) -> None:
-    alone = plan_fit(headers("llama-3-8b"), rtx(8), Wishes())
-    beside = plan_fit(headers("llama-3-8b"), rtx(8), Wishes(reserved_bytes=4 * GB))
+    alone = plan_fit(headers("llama-3-8b"), rtx(8), FitConstraints())
+    beside = plan_fit(headers("llama-3-8b"), rtx(8), FitConstraints(reserved_bytes=4 * GB))
     assert beside.gpu_layers < alone.gpu_layers
-    assert beside.shares[1].needed_bytes <= 4 * GB
+    assert beside.devices[1].needed_bytes <= 4 * GB
 
 
 def test_the_machine_is_read_and_a_loaded_model_counts_as_taken(embedded_gguf: Path) -> None:
     before = mapped_file_bytes()
-    fit = plan_fit(read_model(embedded_gguf), read_machine(), Wishes())
+    fit = plan_fit(read_model(embedded_gguf), read_machine(), FitConstraints())
     assert fit.context_tokens == 4096
     with Model(embedded_gguf) as model, Context(model, 512, threads=1) as context:
         context.decode(model.tokenize("The heart"), 0)

@@ -11,7 +11,7 @@ from gladstone.chat.reasoning_markers import FAMILIES, THINK, Markers, find_mark
 from gladstone.llamacpp.model import Model
 from runtime.request import Completion, Event, Request
 from runtime.sampling.sampler import Sampling
-from runtime.scheduling.generation import Vocabulary, Writer
+from runtime.scheduling.generation import Generation, Vocabulary
 from runtime.text.reasoning_splitter import Piece, ReasoningSplitter
 
 EACH = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.opening + family.bridge)
@@ -216,20 +216,20 @@ def test_a_budget_closes_the_thought_and_goes_on_to_the_answer(
     begin = [] if opened else model.tokenize(family.opening + "\n")
     prompt = model.tokenize("Hello" + (family.opening if opened else ""))
     request = Request(prompt, Sampling(max_tokens=500), reasoning_tokens=6)
-    writer = Writer(Vocabulary(model, family), request, 2048, events.append)
-    writer.open()
+    generation = Generation(Vocabulary(model, family), request, 2048, events.append)
+    generation.open()
     for token in (*begin, *model.tokenize(" one two three four five six seven eight nine")):
-        before = len(writer.tokens)
-        writer.write(token)
-        if len(writer.tokens) > before + 1:  # it wrote on by itself
+        before = len(generation.tokens)
+        generation.write(token)
+        if len(generation.tokens) > before + 1:  # it wrote on by itself
             break
     for token in model.tokenize("The answer."):
-        writer.write(token)
-    writer.end("end")
+        generation.write(token)
+    generation.end("end")
     done = events[-1]
     assert isinstance(done, Completion)
     assert done.reasoning is not None
     assert done.reasoning.startswith(" one two three")
     assert "seven" not in done.reasoning
     assert done.text.strip() == "The answer."
-    assert writer.tokens[: len(prompt) + len(begin)] == prompt + begin
+    assert generation.tokens[: len(prompt) + len(begin)] == prompt + begin

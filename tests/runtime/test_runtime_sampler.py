@@ -14,7 +14,7 @@ QUESTION = [Message("user", "Tell me something surprising about the human body."
 
 
 def answer(engine: Engine, sampling: Sampling) -> str:
-    engine.forget()
+    engine.clear_cache()
     return engine.complete(engine.prompt_tokens(QUESTION), sampling).text
 
 

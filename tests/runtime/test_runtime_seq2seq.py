@@ -17,7 +17,7 @@ from runtime.engine import Engine, EngineOptions, Request, Sampling
 from runtime.errors import ContextFullError
 from runtime.grammars.grammar import Grammar
 from runtime.sampling.beam_search import Beams, Hypothesis, banned_by_ngrams
-from runtime.sampling.encoder_decoder import Logits, Seq2Seq, logit_scale
+from runtime.sampling.encoder_decoder import EncoderDecoder, Logits, logit_scale
 from tests.families import FAMILIES, write_tokenizer
 from tests.runtime.t5_models import END, KINDS, START, VOCABULARY, Made, generated_beams, make
 
@@ -38,7 +38,7 @@ class Pair:
     """A model in torch, and the same one through llama.cpp."""
 
     made: Made
-    runner: Seq2Seq
+    runner: EncoderDecoder
 
     @property
     def torch(self) -> Any:
@@ -58,7 +58,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Iterator[Pair]:
     made = make(request.param, tmp_path_factory.mktemp("t5") / request.param, tokenizer)
     with Model(made.gguf) as model, _context(model) as context:
-        yield Pair(made, Seq2Seq(context))
+        yield Pair(made, EncoderDecoder(context))
 
 
 def _context(model: Model, tokens: int = CONTEXT_TOKENS, sequences: int = SEQUENCES) -> Context:
@@ -111,7 +111,7 @@ def test_greedy_texts_are_those_of_torch_but_for_ties(pair: Pair, ngram: int) ->
         assert row[expected[at]] - row[found[at]] < TIE_LOGITS, (prompt, at)
 
 
-def greedy(runner: Seq2Seq, prompt: list[int], most: int, ngram: int = 0) -> list[int]:
+def greedy(runner: EncoderDecoder, prompt: list[int], most: int, ngram: int = 0) -> list[int]:
     text: list[int] = []
     logits = known(runner.begin(prompt))
     while True:
@@ -211,7 +211,7 @@ def test_an_abort_from_elsewhere_ends_what_is_under_way(pair: Pair) -> None:
 
 def test_a_full_context_ends_the_search_and_the_text(pair: Pair) -> None:
     with _context(pair.runner.context.model, 256) as context:
-        runner = Seq2Seq(context)
+        runner = EncoderDecoder(context)
         for count in (1, 3, 8):
             found = runner.search(prompts(1)[0], Beams(count, 5.0, "never", 2), 1000)  # the longer, the better
             room = 255 // count + 1
@@ -240,7 +240,7 @@ def test_what_does_not_fit_is_refused_beforehand(pair: Pair) -> None:
 def test_a_file_can_tell_the_scale_of_its_logits(pair: Pair, tmp_path: Path) -> None:
     path = with_number(pair.made.gguf, tmp_path / "told.gguf", "t5.logit_scale", 0.5)
     with Model(path) as model, _context(model) as context:
-        told = Seq2Seq(context)
+        told = EncoderDecoder(context)
         assert told.scale == 0.5
         ours, theirs = known(told.begin([5, 6, END])), known(pair.runner.begin([5, 6, END]))
         np.testing.assert_allclose(ours / 0.5, theirs / pair.runner.scale, rtol=1e-5, atol=1e-5)
@@ -288,4 +288,4 @@ def test_an_engine_answers_searches_and_scores_as_torch_does(pair: Pair) -> None
 
 def test_a_model_that_only_decodes_is_refused(smollm: Path) -> None:
     with Model(smollm) as model, _context(model, 64, 1) as context, pytest.raises(UnsupportedError, match="'llama'"):
-        Seq2Seq(context)
+        EncoderDecoder(context)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runtime.text.detokenizer import StopMatcher, TextStream, Utf8Decoder
+from runtime.text.detokenizer import Detokenizer, StopMatcher, Utf8Decoder
 from runtime.text.reasoning_splitter import Piece, ReasoningSplitter
 
 PLACES = st.lists(st.integers(0, 80), max_size=12)
@@ -108,12 +108,12 @@ def test_markers_inside_an_answer_are_text() -> None:
 @given(MARKED, st.lists(st.sampled_from(["a", "think", "é🩺", "</"]), max_size=2), PLACES)
 def test_a_stream_keeps_exactly_what_it_showed(text: str, stops: list[str], places: list[int]) -> None:
     data, shown = text.encode(), []
-    stream = TextStream(stops)
+    stream = Detokenizer(stops)
     for begin, end in bounds(len(data), places):
         shown += stream.feed(data[begin:end])
     shown += stream.flush()
     assert join(shown) == (stream.reasoning or "", stream.text)
-    whole = TextStream(stops)
+    whole = Detokenizer(stops)
     whole.feed(data)
     whole.flush()
     assert (whole.reasoning, whole.text, whole.stopped) == (stream.reasoning, stream.text, stream.stopped)

@@ -1,4 +1,4 @@
-"""Threads are measured: pretended machines with a clock of their own, and the embedded model for real."""
+"""Thread benchmarks on simulated machines with a clock of their own, and on the embedded model."""
 
 import json
 import random
@@ -20,11 +20,11 @@ from runtime.machine.threads import (
     LIMIT_S,
     PREFILL_TOKENS,
     UNSTEADY_S,
+    ThreadBenchmark,
     Threads,
-    Trial,
     candidates,
     choose_threads,
-    forget_threads,
+    discard_threads,
     measure_threads,
     recall,
     remember,
@@ -36,7 +36,7 @@ Times = Callable[[int], float]
 
 @dataclass
 class Machine:
-    """A machine that needs `decode(threads)` seconds for a token; its time is the clock's."""
+    """A machine that takes `decode(threads)` seconds for a token, on a clock of its own."""
 
     decode: Times
     prefill: Times
@@ -49,8 +49,9 @@ class Machine:
     def clock(self) -> float:
         return self.now_s
 
-    def trial(self) -> Trial:
-        return Trial(self._set, lambda: self._work(self.decode, 0), lambda: self._work(self.prefill, 1))
+    def benchmark(self) -> ThreadBenchmark:
+        decode, prefill = lambda: self._work(self.decode, 0), lambda: self._work(self.prefill, 1)
+        return ThreadBenchmark(self._set, decode, prefill, self.clock)
 
     def _set(self, decode: int, prefill: int) -> None:
         self.threads = decode, prefill
@@ -77,19 +78,19 @@ def info(parameters: int = 1000) -> GgufInfo:
 
 def test_hyper_threads_that_slow_decoding_down_are_not_used() -> None:
     machine = Machine(shared(4, 0.01), lambda count: 0.02 / count)
-    threads, steady = measure_threads(machine.trial(), candidates(Cores(8, 8, 4)), machine.clock)
+    threads, steady = measure_threads(machine.benchmark(), candidates(Cores(8, 8, 4)))
     assert (threads, steady) == (Threads(decode=4, prefill=8), True)
 
 
 def test_few_threads_are_enough_where_memory_is_the_limit() -> None:
     machine = Machine(saturated(0.02, 16), lambda count: 0.05 / count)
-    threads, _ = measure_threads(machine.trial(), candidates(Cores(128, 128, 64)), machine.clock)
+    threads, _ = measure_threads(machine.benchmark(), candidates(Cores(128, 128, 64)))
     assert threads == Threads(decode=16, prefill=128)
 
 
 def test_of_two_counts_that_are_as_fast_the_smaller_one_is_taken() -> None:
     machine = Machine(lambda count: 0.01 * (1 - 0.001 * count), lambda count: 0.01)
-    threads, _ = measure_threads(machine.trial(), (8, 4, 2), machine.clock)
+    threads, _ = measure_threads(machine.benchmark(), (8, 4, 2))
     assert threads == Threads(2, 8)
 
 
@@ -99,7 +100,7 @@ def test_what_disturbs_half_of_the_times_does_not_change_the_answer() -> None:
         chance = random.Random(seed)
         noise = lambda chance=chance: 1.0 if chance.random() < 0.5 else chance.uniform(1.5, 8)  # noqa: E731
         machine = Machine(shared(4, 0.002), lambda count: 0.004 / count, noise)
-        threads, steady = measure_threads(machine.trial(), candidates(Cores(8, 8, 4)), machine.clock)
+        threads, steady = measure_threads(machine.benchmark(), candidates(Cores(8, 8, 4)))
         assert threads.decode == 4, seed
         seen_through += not steady
     assert seen_through >= 15  # most such measurements are not believed for long
@@ -115,7 +116,7 @@ def test_measuring_ends_in_time_whatever_the_machine(token_s: float, physical: i
     decode = shared(physical, token_s * physical, loss)
     machine = Machine(decode, lambda count: prompt * decode(count))
     counts = candidates(Cores(2 * physical, 2 * physical, physical))
-    threads, _ = measure_threads(machine.trial(), counts, machine.clock)
+    threads, _ = measure_threads(machine.benchmark(), counts)
     slowest_s = max(decode(count) for count in counts)
     # the first count is always timed, and one more step may begin that turns out longer than all before it
     assert machine.now_s <= max(LIMIT_S, 2 * decode(counts[0])) + 2 * prompt * slowest_s + 1e-9
@@ -135,7 +136,7 @@ def test_candidates_are_few_and_possible(physical: int, smt: int, quota: float) 
 def test_on_one_core_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GLADSTONE_CACHE", str(tmp_path))
     machine = Machine(shared(1, 1), shared(1, 1))
-    assert choose_threads(info(), "cpu", machine.trial(), Cores(8, 8, 4, quota=1.5)) == Threads(1, 1)
+    assert choose_threads(info(), "cpu", machine.benchmark(), Cores(8, 8, 4, quota=1.5)) == Threads(1, 1)
     assert (machine.calls, machine.threads, list(tmp_path.iterdir())) == (0, (1, 1), [])
 
 
@@ -145,11 +146,11 @@ def test_a_measurement_is_remembered_for_its_model_and_its_back_end(
     monkeypatch.setenv("GLADSTONE_CACHE", str(tmp_path))
     cores = Cores(4, 4, 4)
     first = Machine(lambda _count: 0.0, lambda _count: 0.0)
-    threads = choose_threads(info(), "cpu", first.trial(), cores)
+    threads = choose_threads(info(), "cpu", first.benchmark(), cores)
     assert first.calls > 0
     for model, backend, again in ((info(), "cpu", False), (info(2000), "cpu", True), (info(), "other", True)):
-        machine = Machine(lambda _count: 0.0, lambda _count: 0.0)
-        choose_threads(model, backend, machine.trial(), cores)
+        machine = Machine(lambda _count: 0.01, lambda _count: 0.01)
+        choose_threads(model, backend, machine.benchmark(), cores)
         assert bool(machine.calls) is again
         assert machine.threads == (threads.decode, threads.prefill) or again
     assert len(json.loads((tmp_path / "threads.json").read_text())) == 3
@@ -202,10 +203,10 @@ def test_a_measurement_beside_other_work_is_no_steady_one_however_even_its_times
 ) -> None:
     monkeypatch.setenv("GLADSTONE_CACHE", str(tmp_path))
     for processors, steady in ((1.0, False), (0.0, True)):
-        machine = Machine(lambda _count: 0.0, lambda _count: 0.0)
-        threads = choose_threads(info(int(processors)), "cpu", machine.trial(), Cores(4, 4, 4), Busy(processors))
+        machine = Machine(lambda _count: 0.01, lambda _count: 0.01)
+        threads = choose_threads(info(int(processors)), "cpu", machine.benchmark(), Cores(4, 4, 4), Busy(processors))
         assert threads.steady is steady
-        again = choose_threads(info(int(processors)), "cpu", machine.trial(), Cores(4, 4, 4), Busy(0.0))
+        again = choose_threads(info(int(processors)), "cpu", machine.benchmark(), Cores(4, 4, 4), Busy(0.0))
         assert again.steady is steady  # remembered with what was seen
     found = json.loads((tmp_path / "threads.json").read_text())
     assert [sorted(each["seen"]["decode"]) for each in found.values()] == [["1", "2", "3", "4"]] * 2
@@ -216,9 +217,9 @@ def test_what_was_found_wrong_is_measured_anew(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("GLADSTONE_CACHE", str(tmp_path))
     cores = read_cores()
     remember(tmp_path / "threads.json", threads_key(info(), "cpu", cores), Threads(1, 1))
-    forget_threads(info(), "cpu")
-    machine = Machine(lambda _count: 0.0, lambda _count: 0.0)
-    choose_threads(info(), "cpu", machine.trial(), cores)
+    discard_threads(info(), "cpu")
+    machine = Machine(lambda _count: 0.01, lambda _count: 0.01)
+    choose_threads(info(), "cpu", machine.benchmark(), cores)
     assert machine.calls or cores.usable == 1
 
 
@@ -242,12 +243,12 @@ def test_the_embedded_model_is_measured_and_computes_the_same_with_the_threads(
             context.forget()
             context.decode(tokens, 0)
 
-        trial = Trial(
+        benchmark = ThreadBenchmark(
             context.use_threads,
             lambda: evaluate(prompt[:1]),
             lambda: evaluate(prompt),
         )
-        threads = choose_threads(read_info(embedded_gguf), "test", trial, Cores(2, 2, 2))
+        threads = choose_threads(read_info(embedded_gguf), "test", benchmark, Cores(2, 2, 2))
         assert {threads.decode, threads.prefill} <= {1, 2}
         evaluate(prompt)
         assert context.logits().argmax() == likeliest

@@ -16,7 +16,7 @@ from export.convert.llamacpp_converter import archive_path
 from gladstone.gguf.header import read_header
 from gladstone.llamacpp.model import Model, library
 from runtime.scheduling.generation import Vocabulary
-from runtime.text.detokenizer import TextStream
+from runtime.text.detokenizer import Detokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 PLACE = "/vendor/llama.cpp/models/"
@@ -97,7 +97,7 @@ def wrong_pieces(reference: Reference, piece: Callable[[int], bytes], but: set[i
 
 def streamed(reference: Reference, vocabulary: Vocabulary, but: set[int]) -> tuple[str, str]:
     """All pieces through the text layer one at a time, and their bytes decoded at once."""
-    stream, pieces = TextStream(), []
+    stream, pieces = Detokenizer(), []
     for token, wanted in enumerate(reference.pieces):
         if wanted is not None and token not in but:
             stream.feed(vocabulary.piece(token))

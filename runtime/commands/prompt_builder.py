@@ -16,7 +16,7 @@ from runtime.text.turn_end import text_behind_answer
 AS_USER = "--system-as user puts it before the first question"
 
 
-class Asking:
+class PromptBuilder:
     """Turns of a conversation made ready for a model; `remarks` is what the user should know of its template."""
 
     def __init__(self, engine: Engine, settings: PromptSettings) -> None:
