@@ -1,7 +1,7 @@
-"""What a run tells about itself while it trains: one JSON line a step, a validation, a sample or an event.
+"""The metrics of a run, metrics.jsonl: one JSON line for each step, validation, sample, set of scores and event.
 
-The file grows in the checkpoints' folder; each checkpoint holds a copy, from which a run that goes on writes it anew.
-When the training is done it moves up, beside the adapter.
+The file grows in the folder of checkpoints. Each checkpoint holds a copy, and a resumed run starts from that copy. At
+the end of the training the file moves up, beside the adapter.
 """
 
 import dataclasses
@@ -13,12 +13,12 @@ from typing import Any
 
 from gladstone.errors import ArtifactError
 
-GO_ON = "What the checkpoints hold is whole: make room and go on with --resume."
+RESUME_HINT = "The checkpoints are intact: free disk space and continue with --resume."
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """One optimizer step; the loss is the mean over the step's target tokens, `padding_share` is of all tokens."""
+    """One optimizer step: its loss is the mean over its target tokens, `padding_share` is padding over all tokens."""
 
     step: int
     loss_nats_per_token: float
@@ -32,7 +32,7 @@ class StepStats:
 
 @dataclass
 class History:
-    """All that was told so far, in its order."""
+    """What a metrics log holds, by kind, each in the order of its lines."""
 
     steps: list[StepStats] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
@@ -46,11 +46,11 @@ class History:
 
     @property
     def tokens(self) -> int:
-        """Real tokens trained on."""
+        """Tokens trained on, without padding."""
         return sum(stats.tokens for stats in self.steps)
 
-    def keep(self, record: Mapping[str, Any]) -> None:
-        """Take in what a line of metrics.jsonl says; raises KeyError or TypeError if it is none."""
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Add a line of metrics.jsonl. Raises KeyError or TypeError if a field is missing or unknown."""
         facts = dict(record)
         kind = facts.pop("kind")
         if kind == "step":
@@ -64,77 +64,77 @@ class History:
 
 
 def read_history(path: Path) -> History:
-    """What a run has told so far, while it may still be writing: a last line without its end is left out.
+    """Read a metrics log that a run may still be writing: a last line without its line end is left out.
 
-    Raises ArtifactError if the file cannot be read or another line is damaged.
+    Raises ArtifactError if the file cannot be read or any other line is damaged.
     """
     history, lines = History(), _lines(path)
-    for number, line in enumerate(lines[:-1], 1):  # behind the last line's end comes nothing
+    for number, line in enumerate(lines[:-1], 1):  # nothing follows the last line end
         try:
-            history.keep(json.loads(line))
+            history.add(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path}:{number}: damaged ({error}).") from None
     return history
 
 
 def _lines(path: Path) -> list[str]:
-    """Split at line ends alone: a sample may hold other characters that Python takes for one."""
+    """Split at "\\n" alone: a sample may hold other characters at which str.splitlines splits."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
 
 
-class Journal:
-    """The history and its file."""
+class MetricsLog:
+    """A metrics log that is being written: its history and its file."""
 
-    def __init__(self, path: Path, told: bytes = b"") -> None:
-        """A file that begins with what was `told` before, and grows. Raises ArtifactError if that is no journal."""
+    def __init__(self, path: Path, lines: bytes = b"") -> None:
+        """Write `lines`, the log that a checkpoint holds, to the file. Raises ArtifactError if they are damaged."""
         self.history = History()
-        self._path, self._told = path, bytearray()
+        self._path, self._lines = path, bytearray()
         try:
-            for line in told.splitlines():
-                self.history.keep(json.loads(line))
+            for line in lines.splitlines():
+                self.history.add(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ArtifactError(f"{path}: cannot go on behind damaged lines ({error}).") from None
+            raise ArtifactError(f"{path}: cannot continue after damaged lines ({error}).") from None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("wb", buffering=0)
         except OSError as error:
             raise ArtifactError(f"{path}: cannot be written: {error.strerror}.") from None
-        if told:
+        if lines:
             try:
-                self._append(told)
+                self._write_lines(lines)
             except ArtifactError:
                 self.close()
                 raise
 
     @property
-    def told(self) -> bytes:
+    def lines(self) -> bytes:
         """All lines so far."""
-        return bytes(self._told)
+        return bytes(self._lines)
 
-    def step(self, stats: StepStats) -> None:
-        """Note a step."""
+    def append_step(self, stats: StepStats) -> None:
+        """Append a step."""
         self._write({"kind": "step", **dataclasses.asdict(stats)})
 
-    def note(self, kind: str, step: int, **facts: Any) -> None:
-        """Note anything else: 'validation', 'scores', 'sample' or an event."""
+    def append(self, kind: str, step: int, **facts: Any) -> None:
+        """Append a line of another kind: 'validation', 'scores', 'sample', or an event."""
         self._write({"kind": kind, "step": step, **facts})
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
         self._file.close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._append((json.dumps(record, ensure_ascii=False) + "\n").encode())
-        self.history.keep(record)
+        self._write_lines((json.dumps(record, ensure_ascii=False) + "\n").encode())
+        self.history.add(record)
 
-    def _append(self, lines: bytes) -> None:
+    def _write_lines(self, lines: bytes) -> None:
         try:
             written = self._file.write(lines)
         except OSError as error:
-            raise ArtifactError(f"{self._path}: cannot be written: {error.strerror}. {GO_ON}") from error
+            raise ArtifactError(f"{self._path}: cannot be written: {error.strerror}. {RESUME_HINT}") from error
         if written != len(lines):
-            raise ArtifactError(f"{self._path}: cannot be written: the disk is full. {GO_ON}")
-        self._told += lines
+            raise ArtifactError(f"{self._path}: cannot be written: the disk is full. {RESUME_HINT}")
+        self._lines += lines

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder that appears whole: its files are written and fsynced under a temporary name, its manifest is
 the last of them, and then the folder is renamed. It holds tensors and JSON only; nothing in it is ever executed. What
-the run has told so far is a part of it, so that a damaged journal costs nothing.
+the run has told so far is a part of it, so that a damaged metrics.jsonl costs nothing.
 """
 
 import json
@@ -40,7 +40,7 @@ _NAME = re.compile(r"step-(\d{8})")
 class Checkpoint:
     """A whole checkpoint: trained tensors by name, the optimizer's and the random generators' state, the loop's own.
 
-    `journal` is all that was told up to it, as JSON lines.
+    `metrics` holds the lines of metrics.jsonl up to this step.
     """
 
     step: int
@@ -48,7 +48,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     random: dict[str, Any]
     state: dict[str, Any]
-    journal: bytes
+    metrics: bytes
 
 
 def save(folder: Path, checkpoint: Checkpoint, run: Mapping[str, Any]) -> Path:
@@ -67,7 +67,7 @@ def save(folder: Path, checkpoint: Checkpoint, run: Mapping[str, Any]) -> Path:
         save_file(tensors, partial / OPTIMIZER)
         save_file(checkpoint.random, partial / RANDOM)
         (partial / STATE).write_text(json.dumps({"loop": checkpoint.state, "optimizer": plain}), encoding="utf-8")
-        (partial / run_folder.METRICS).write_bytes(checkpoint.journal)
+        (partial / run_folder.METRICS).write_bytes(checkpoint.metrics)
         files = [partial / name for name in FILES]
         for file in files:
             sync(file)
@@ -78,7 +78,7 @@ def save(folder: Path, checkpoint: Checkpoint, run: Mapping[str, Any]) -> Path:
         sync(folder)
     except (OSError, SafetensorError, ArtifactError) as error:
         needed = sum(value.nbytes for value in (*checkpoint.trained.values(), *tensors.values()))
-        needed += len(checkpoint.journal)
+        needed += len(checkpoint.metrics)
         free = shutil.disk_usage(folder if folder.is_dir() else Path.cwd()).free
         raise ArtifactError(
             f"{folder}: the checkpoint of step {checkpoint.step} cannot be saved: {error}. It needs "
@@ -166,8 +166,8 @@ def _load(path: Path) -> tuple[Checkpoint, Manifest]:
         state = _checked_state(noted["loop"])
         optimizer = _unflatten(load_file(path / OPTIMIZER), noted["optimizer"])
         trained, random = load_file(path / TRAINED), load_file(path / RANDOM)
-        journal = (path / run_folder.METRICS).read_bytes()
-        return Checkpoint(step_of(path), trained, optimizer, random, state, journal), manifest
+        metrics = (path / run_folder.METRICS).read_bytes()
+        return Checkpoint(step_of(path), trained, optimizer, random, state, metrics), manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise ArtifactError(f"{path}: not a checkpoint ({type(error).__name__}: {error}).") from None
 

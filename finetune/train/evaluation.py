@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from finetune.config.schema import TrainingSection
 from finetune.model.trainable import Trainable, out_of_memory, release_memory
 from finetune.monitor.callbacks import Callback
-from finetune.monitor.metrics_log import History, Journal
+from finetune.monitor.metrics_log import History, MetricsLog
 from finetune.tokens.examples import Example, token_count
 from finetune.tokens.step_schedule import evaluation_batches
 from finetune.train.sample_answers import Prompt, answer, prompts_of, scores
@@ -84,7 +84,7 @@ class Validator:
     seconds: float = 0.0
     interrupted: Callable[[], bool] = field(default=lambda: False)
 
-    def evaluate(self, step: int, journal: Journal) -> Callable[[Callback], None]:
+    def evaluate(self, step: int, metrics_log: MetricsLog) -> Callable[[Callback], None]:
         """Note loss, answers and scores, all or nothing, and return how to tell a callback of them.
 
         Raises Interrupted if the run is to stop meanwhile.
@@ -93,12 +93,12 @@ class Validator:
         loss = measure_loss(self.trainable, self.held_out, interrupted=self.interrupted)
         answers = self._answers()
         self.seconds = time.monotonic() - begin_s
-        journal.note("validation", step, loss_nats_per_token=loss)
+        metrics_log.append("validation", step, loss_nats_per_token=loss)
         for prompt, text in answers:
-            journal.note("sample", step, prompt=prompt.text, text=text, reference=prompt.reference)
+            metrics_log.append("sample", step, prompt=prompt.text, text=text, reference=prompt.reference)
         found = scores([text for _, text in answers], [prompt.reference for prompt, _ in answers]) if answers else {}
         if found:
-            journal.note("scores", step, **found)
+            metrics_log.append("scores", step, **found)
 
         def report(callback: Callback) -> None:
             for prompt, text in answers:

@@ -17,7 +17,7 @@ from finetune.config.schema import Recipe
 from finetune.model.loss import Batch
 from finetune.model.trainable import Trainable, out_of_memory, release_memory
 from finetune.monitor.callbacks import Callback
-from finetune.monitor.metrics_log import History, Journal, StepStats
+from finetune.monitor.metrics_log import History, MetricsLog, StepStats
 from finetune.tokens.examples import Example, token_count
 from finetune.tokens.step_schedule import StepSchedule
 from finetune.train import checkpoint as checkpoints
@@ -95,7 +95,7 @@ class Loop:
         self.seconds = dict.fromkeys(("data", "step", "evaluation", "saving"), 0.0)
         self.notes: dict[str, Any] = {}
         if checkpoint is None:
-            self._journal = Journal(job.folder / run_folder.METRICS)
+            self._metrics_log = MetricsLog(job.folder / run_folder.METRICS)
             torch.manual_seed(training.seed)
         else:
             self._restore(checkpoint)
@@ -103,7 +103,7 @@ class Loop:
     @property
     def history(self) -> History:
         """The metrics of the run so far."""
-        return self._journal.history
+        return self._metrics_log.history
 
     def _restore(self, saved: Checkpoint) -> None:
         self._load_trained(saved.trained)
@@ -114,7 +114,7 @@ class Loop:
             set_random_state(saved.random)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"{self._job.folder}: step {saved.step}'s checkpoint does not fit: {error}.") from None
-        self._journal = Journal(self._job.folder / run_folder.METRICS, saved.journal)
+        self._metrics_log = MetricsLog(self._job.folder / run_folder.METRICS, saved.metrics)
         self._step, self._micro_batch_tokens = saved.step, state["budget_tokens"]
         self.notes, self.seconds = state["notes"], self.seconds | state["seconds"]
         self._saved_step = saved.step
@@ -161,7 +161,7 @@ class Loop:
 
     def close(self) -> None:
         """Close the metrics file."""
-        self._journal.close()
+        self._metrics_log.close()
 
     def _run(self, interruption: Interruption) -> str:
         made, trained = 0, 0  # steps and tokens of this call
@@ -216,7 +216,7 @@ class Loop:
                     raise
                 self._shrink(rows, error)
             set_random_state(before)
-        self._journal.step(stats)
+        self._metrics_log.append_step(stats)
         check_divergence(self.history.steps, self._vocabulary, lambda: self._row_names(rows))
         self._step += 1
         self._notify(lambda callback: callback.on_step_end(stats, self.total))
@@ -307,7 +307,7 @@ class Loop:
             ) from error
         largest = max(sum(self._lengths[row] for row in batch) for batch in divided)
         self._micro_batch_tokens = min(self._micro_batch_tokens, largest) // 2
-        self._journal.note(OUT_OF_MEMORY, self._step + 1, batch_tokens=self._micro_batch_tokens)
+        self._metrics_log.append(OUT_OF_MEMORY, self._step + 1, batch_tokens=self._micro_batch_tokens)
         error.__traceback__ = None  # its frames hold the tensors that did not fit
         release_memory()
 
@@ -324,7 +324,7 @@ class Loop:
         if self._step == 0 or validated or not self._validates_after(self._step):
             return
         with self._timed("evaluation"):
-            report = self._validator.evaluate(self._step, self._journal)
+            report = self._validator.evaluate(self._step, self._metrics_log)
         best = self.history.best
         if best is not None and best[0] == self._step:
             self.save()
@@ -355,7 +355,7 @@ class Loop:
             }
             trained = {name: parameter.detach().cpu() for name, parameter in self._parameters.items()}
             optimizer = self._optimizer.state_dict()
-            saved = Checkpoint(self._step, trained, optimizer, random_state(), state, self._journal.told)
+            saved = Checkpoint(self._step, trained, optimizer, random_state(), state, self._metrics_log.lines)
             checkpoints.save(self._job.folder, saved, self._job.identity)
             best = self.history.best
             checkpoints.prune(self._job.folder, self._training.keep_checkpoints, best[0] if best else None)

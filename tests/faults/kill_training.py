@@ -46,7 +46,7 @@ class Training(Victim):
 
     def trace(self) -> None:
         from finetune import run
-        from finetune.monitor import metrics_log as journal
+        from finetune.monitor import metrics_log
         from finetune.train import checkpoint, loop, session
         from finetune.train.evaluation import Validator
 
@@ -55,7 +55,7 @@ class Training(Victim):
         phase.wrap(session, "load_trainable", "loading")
         phase.wrap(session, "measure_loss", "measuring")
         phase.wrap(loop.Loop, "run", "training")
-        phase.wrap(journal.Journal, "_write", "noting")
+        phase.wrap(metrics_log.MetricsLog, "_write", "noting")
         phase.wrap(Validator, "evaluate", "evaluating")
         phase.wrap(checkpoint, "save", "saving")
         phase.wrap(checkpoint, "prune", "pruning")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from finetune.monitor.metrics_log import History, Journal, StepStats
+from finetune.monitor.metrics_log import History, MetricsLog, StepStats
 from gladstone.artifacts import Manifest, record_file, write_manifest
 
 
@@ -40,13 +40,13 @@ def made_up_history(steps: int, validations: int = 4, seed: int = 0, level: floa
 
 def write_metrics(path: Path, history: History) -> None:
     """The history as the training writes it."""
-    journal = Journal(path)
+    metrics_log = MetricsLog(path)
     for stats in history.steps:
-        journal.step(stats)
+        metrics_log.append_step(stats)
         for step, loss in history.validation:
             if step == stats.step:
-                journal.note("validation", step, loss_nats_per_token=loss)
-    journal.close()
+                metrics_log.append("validation", step, loss_nats_per_token=loss)
+    metrics_log.close()
 
 
 def write_finished_run(folder: Path, history: History, config: Mapping[str, Any], **facts: Any) -> Path:

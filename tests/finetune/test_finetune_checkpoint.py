@@ -47,7 +47,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(folder: Path) -> None:
     assert found is not None
     saved, manifest = found
     expected = made(2)
-    assert (saved.step, saved.state, saved.journal) == (2, expected.state, expected.journal)
+    assert (saved.step, saved.state, saved.metrics) == (2, expected.state, expected.metrics)
     assert torch.equal(saved.trained["layer.lora_A"], expected.trained["layer.lora_A"])
     assert torch.equal(saved.random["cpu"], expected.random["cpu"])
     assert saved.optimizer["state"].keys() == {0}

@@ -10,7 +10,7 @@ import pytest
 from finetune.config.schema import Recipe
 from finetune.model.loss import Batch, PaddedForward
 from finetune.monitor.callbacks import Callback
-from finetune.monitor.metrics_log import Journal, StepStats
+from finetune.monitor.metrics_log import MetricsLog, StepStats
 from finetune.tokens.examples import IGNORED, TokenizedExample
 from finetune.train import checkpoint as checkpoints
 from finetune.train.loop import Loop, LoopResult
@@ -189,29 +189,27 @@ def test_a_checkpoint_that_does_not_fit_is_told(subject: Subject, tmp_path: Path
         loop_over(subject.trainable, subject.examples, recipe, tmp_path, checkpoint=other)
 
 
-def test_a_journal_on_a_full_disk_says_so(tmp_path: Path) -> None:
+def test_a_metrics_log_on_a_full_disk_says_so(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    journal = Journal(tmp_path / "metrics.jsonl")
-    with pytest.raises(
-        ArtifactError, match=r"metrics\.jsonl: cannot be written: No space left on device\. What the check"
-    ):
-        journal.note("validation", 1, loss_nats_per_token=2.0)
-    assert journal.history.validation == []
-    assert journal.told == b""
-    journal.close()
+    metrics_log = MetricsLog(tmp_path / "metrics.jsonl")
+    with pytest.raises(ArtifactError, match=r"metrics\.jsonl: cannot be written: No space left on device"):
+        metrics_log.append("validation", 1, loss_nats_per_token=2.0)
+    assert metrics_log.history.validation == []
+    assert metrics_log.lines == b""
+    metrics_log.close()
     with pytest.raises(ArtifactError, match="No space left on device"):  # and the file is closed again
-        Journal(tmp_path / "metrics.jsonl", b'{"kind": "validation", "step": 1, "loss_nats_per_token": 2.0}\n')
+        MetricsLog(tmp_path / "metrics.jsonl", b'{"kind": "validation", "step": 1, "loss_nats_per_token": 2.0}\n')
 
 
-def test_a_journal_goes_on_behind_what_was_told_before(tmp_path: Path) -> None:
-    first = Journal(tmp_path / "metrics.jsonl")
-    first.note("sample", 1, prompt="p", text="a line\u2028with a separator")
-    first.note("validation", 1, loss_nats_per_token=2.0)
-    kept = first.told
-    first.note("validation", 2, loss_nats_per_token=9.0)
+def test_a_metrics_log_continues_behind_the_lines_of_a_checkpoint(tmp_path: Path) -> None:
+    first = MetricsLog(tmp_path / "metrics.jsonl")
+    first.append("sample", 1, prompt="p", text="a line\u2028with a separator")
+    first.append("validation", 1, loss_nats_per_token=2.0)
+    kept = first.lines
+    first.append("validation", 2, loss_nats_per_token=9.0)
     first.close()
-    second = Journal(tmp_path / "metrics.jsonl", kept)
-    second.note("validation", 2, loss_nats_per_token=1.0)
+    second = MetricsLog(tmp_path / "metrics.jsonl", kept)
+    second.append("validation", 2, loss_nats_per_token=1.0)
     second.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_bytes().splitlines()]
     assert [line["step"] for line in lines] == [1, 1, 2]

@@ -299,8 +299,8 @@ def told(run: Path) -> list[dict[str, Any]]:
 
 def steps_are_made(out: Path) -> bool:
     """True once the metrics hold a step of the training that is under way."""
-    journal = out / "checkpoints" / "metrics.jsonl"
-    return journal.is_file() and journal.stat().st_size > 0
+    metrics = out / "checkpoints" / "metrics.jsonl"
+    return metrics.is_file() and metrics.stat().st_size > 0
 
 
 def check_no_half_files(out: Path) -> None:
