@@ -51,7 +51,7 @@ def explain_empty(
     said = f"{rows:,} rows are too few to divide: the {' and the '.join(empty)} set would be empty."
     if size > 1 and groups < wanted + 1:
         said += f" They form {groups} groups that share an input, an answer or a context, and a group stays in one set;"
-        said += f" the largest has {size:,} rows, among them\n" + "\n".join(f"  {each}" for each in shown)
+        said += f" the largest has {size:,} rows, among them\n" + "\n".join(f"  {example}" for example in shown)
         helps = ["data.duplicates.together=false divides the rows one by one"] if rows >= wanted else []
         return f"{said}\nWhat helps: {'; '.join([*helps, 'rows of other inputs'])}."
     if section.division == "hash" and rows >= wanted:

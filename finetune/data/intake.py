@@ -151,8 +151,8 @@ class Intake:
         kinds: Counter[str] = Counter()
 
         def mask(text: str) -> str:
-            masked, found = mask_personal_data(text)
-            kinds.update(found)
+            masked, counts = mask_personal_data(text)
+            kinds.update(counts)
             return masked
 
         masked = map_texts(row, mask)

@@ -103,8 +103,8 @@ def recording(folder: Path, summary: Summary, *, hide: bool) -> Iterator[Records
         isinstance(failure, DataError) and summary.left_out > summary.dropped["bad row"]
     ):  # bad rows are listed in the error itself
         rows = "the row" if summary.left_out == 1 else f"each of the {summary.left_out:,} rows"
-        told = f"{folder / DROPPED} lists {rows} left out so far, with the reason."
-        raise DataError(f"{failure}\n{told}") from failure
+        location = f"{folder / DROPPED} lists {rows} left out so far, with the reason."
+        raise DataError(f"{failure}\n{location}") from failure
     raise failure
 
 

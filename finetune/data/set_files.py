@@ -20,7 +20,7 @@ def set_file_layouts(section: DataSection) -> dict[str, Layout]:
     """
     layouts = {name: _layout(name, source) for name, source in section.own_files.items()}
     for name, source in section.own_files.items():
-        if any(_is_same_file(source, each) for each in section.sources):
+        if any(_is_same_file(source, other) for other in section.sources):
             raise ConfigError(
                 f"data.{name}: {source.path} is also a source, or a copy of one: its rows would be both trained on and "
                 f"measured. Name other rows, or set {name}=0.1 to draw them from the source."

@@ -64,18 +64,18 @@ class Summary:
         size = self.beyond.get(reason)
         extreme = "longest" if reason == "too long" else "shortest"
         parts = [self.options.get(reason, ""), "" if size is None else f"the {extreme} {size:,}"]
-        told = ", ".join(filter(None, parts))
-        return f" ({told})" if told else ""
+        details = ", ".join(filter(None, parts))
+        return f" ({details})" if details else ""
 
     def reasons(self) -> str:
         """Return why rows are left out, with counts, in one line."""
-        told = [f"{reason} {count:,}{self.explain(reason)}" for reason, count in self.dropped.items() if count]
-        return ", ".join(told) or "none"
+        reasons = [f"{reason} {count:,}{self.explain(reason)}" for reason, count in self.dropped.items() if count]
+        return ", ".join(reasons) or "none"
 
 
 def describe(summary: Summary, folder: Path) -> str:
     """Return the summary as lines for the terminal."""
-    read = ", ".join(f"{each['path']} ({each['format']}{_used(each)})" for each in summary.sources)
+    read = ", ".join(f"{source['path']} ({source['format']}{_used(source)})" for source in summary.sources)
     lines: list[Line] = [("read", summary.read, read), *cleaning_lines(summary, folder)]
     lines += conflict_lines(summary, folder)
     lines.append(("written", sum(summary.sets.values()), _counts(summary.sets)))
@@ -91,7 +91,7 @@ def _used(source: Mapping[str, Any]) -> str:
 
 def format_columns(lines: Sequence[Line]) -> str:
     """Format lines of name, count and text as columns."""
-    return "\n".join(f"{name:10} {'' if count is None else f'{count:,}':>9}  {told}" for name, count, told in lines)
+    return "\n".join(f"{name:10} {'' if count is None else f'{count:,}':>9}  {text}" for name, count, text in lines)
 
 
 def cleaning_lines(summary: Summary, folder: Path) -> Iterator[Line]:
@@ -120,13 +120,13 @@ def cleaning_lines(summary: Summary, folder: Path) -> Iterator[Line]:
 def conflict_lines(summary: Summary, folder: Path) -> Iterator[Line]:
     """Yield lines on rows that contradict each other, and on rows that stay in one set."""
     if summary.conflicts:
-        told = "rows have the same input as another row but a different answer; they are kept"
-        yield "conflicts", summary.conflicts, f"{told}  → {folder / CONFLICTS}"
+        text = "rows have the same input as another row but a different answer; they are kept"
+        yield "conflicts", summary.conflicts, f"{text}  → {folder / CONFLICTS}"
         for example in summary.conflict_examples:
             yield "", None, example
     if summary.groups:
-        told = f"groups of rows share an input, an answer or a context (the largest has {summary.largest_group:,})"
-        yield "together", summary.groups, f"{told}; each stays in one set"
+        text = f"groups of rows share an input, an answer or a context (the largest has {summary.largest_group:,})"
+        yield "together", summary.groups, f"{text}; each stays in one set"
 
 
 def _sentence(sentence: Mapping[str, Any]) -> str:
@@ -138,12 +138,12 @@ def _sentence(sentence: Mapping[str, Any]) -> str:
 def _example_sources(noted: Mapping[str, Any]) -> str:
     """Format the first sources, naming each file once: rows.jsonl:1, 2, 3, …"""
     first: list[str] = noted["first"]
-    told, file = [], None
-    for place in first:
-        path, _, line = place.rpartition(":")
-        told.append(line if path == file else f"{Path(path).name}:{line}")
+    shown, file = [], None
+    for source in first:
+        path, _, line = source.rpartition(":")
+        shown.append(line if path == file else f"{Path(path).name}:{line}")
         file = path
-    return ", ".join([*told, *(["…"] if noted["rows"] > len(first) else [])])
+    return ", ".join([*shown, *(["…"] if noted["rows"] > len(first) else [])])
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -48,10 +48,10 @@ class Fields:
 
     def unused(self) -> Iterator[str]:
         """Yield the fields of the row, turns and calls included, that have a value and were never read."""
-        for each in self._objects:
-            for name, value in each._values.items():
-                if name not in each._read and value not in _EMPTY:
-                    yield each._place + name
+        for part in self._objects:
+            for name, value in part._values.items():
+                if name not in part._read and value not in _EMPTY:
+                    yield part._place + name
 
     def error(self, message: str) -> DataError:
         """Return a DataError that begins with the source of this object."""
@@ -102,8 +102,8 @@ class Fields:
         self.require(name)
         value = self.get(name)
         listed = isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
-        if listed and (found := self.items(name)):
-            return found
+        if listed and (items := self.items(name)):
+            return items
         raise self.error(f"field {self._name(name)!r} must be a non-empty list.")
 
     def require(self, name: str) -> None:
@@ -137,42 +137,42 @@ class Fields:
         return json.dumps(value)
 
 
-def checked_text(value: object, place: str, source: str) -> str | None:
+def checked_text(value: object, what: str, source: str) -> str | None:
     """Return a trimmed text, None if null or blank. Raises DataError if the value is not text, or not valid Unicode."""
     if value is None:
         return None
     if not isinstance(value, str):
-        raise DataError(f"{source}: {place} is {kind_of(value)}, expected text.")
+        raise DataError(f"{source}: {what} is {kind_of(value)}, expected text.")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise DataError(
-            f"{source}: {place} contains half of a surrogate pair (\\ud800 to \\udfff), which UTF-8 cannot encode. "
+            f"{source}: {what} contains half of a surrogate pair (\\ud800 to \\udfff), which UTF-8 cannot encode. "
             "Correct the escape."
         ) from None
     return trimmed(value) or None
 
 
-def parsed_json(text: str, place: str, source: str) -> Any:
+def parsed_json(text: str, what: str, source: str) -> Any:
     """Parse a JSON text. Raises DataError if it is invalid."""
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
-        raise DataError(f"{source}: {place} is JSON nested too deeply.") from None
+        raise DataError(f"{source}: {what} is JSON nested too deeply.") from None
     except ValueError as error:
         reason = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else error
-        raise DataError(f"{source}: {place} is not JSON: {reason}.") from None
+        raise DataError(f"{source}: {what} is not JSON: {reason}.") from None
 
 
-def json_text(value: object, place: str, source: str) -> str:
+def json_text(value: object, what: str, source: str) -> str:
     """Serialise a value as JSON. Raises DataError for what JSON cannot represent, and for half of a surrogate pair."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (RecursionError, TypeError, ValueError):
         raise DataError(
-            f"{source}: {place} cannot be written as JSON: nested too deeply, or not a JSON value."
+            f"{source}: {what} cannot be written as JSON: nested too deeply, or not a JSON value."
         ) from None
-    checked_text(text, place, source)
+    checked_text(text, what, source)
     return text
 
 

@@ -80,30 +80,30 @@ def _read_turn(turn: Fields) -> Iterator[Message]:
 
 
 def _read_parts(turn: Fields) -> _Parts:
-    found = _Parts()
+    parts = _Parts()
     for number, value in enumerate(turn.required_items("parts"), 1):
         part = turn.within({"text": value} if isinstance(value, str) else value, "parts[]", f"part {number}", "text")
         call, result = _spelled(part, "functionCall"), _spelled(part, "functionResponse")
         if part.has(call):
-            found.calls.append(_call(part.within(part.get(call), call, call, "name and args")))
+            parts.calls.append(_call(part.within(part.get(call), call, call, "name and args")))
         elif part.has(result):
-            found.results.append(_result(part.within(part.get(result), result, result, "name and response")))
+            parts.results.append(_result(part.within(part.get(result), result, result, "name and response")))
         elif "text" in part:
-            _add_text(found, part)
+            _add_text(parts, part)
         else:
             kinds = readable_fields(part.names)
             raise part.error(f"contains {kinds}; only text can be trained on. Leave such parts or rows out.")
-    found.text, found.thought = trimmed(found.text), trimmed(found.thought)
-    return found
+    parts.text, parts.thought = trimmed(parts.text), trimmed(parts.thought)
+    return parts
 
 
-def _add_text(found: _Parts, part: Fields) -> None:
+def _add_text(parts: _Parts, part: Fields) -> None:
     text = part.get("text")
     checked_text(text, "field 'text'", part.source)
     if part.get("thought") is True:
-        found.thought += text or ""
+        parts.thought += text or ""
     else:
-        found.text += text or ""
+        parts.text += text or ""
 
 
 def _call(call: Fields) -> ToolCall:
@@ -126,5 +126,5 @@ def _tools(row: Fields) -> Iterator[str]:
         name = _spelled(tool, "functionDeclarations")
         if not tool.has(name):
             raise tool.error("expected functionDeclarations; Gemini's built-in tools are not supported.")
-        for place, function in enumerate(listed_values(tool, name), 1):
-            yield definition(function, f"function {place}", tool)
+        for index, function in enumerate(listed_values(tool, name), 1):
+            yield definition(function, f"function {index}", tool)

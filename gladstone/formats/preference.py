@@ -25,7 +25,7 @@ def read_chosen(row: Fields) -> Conversation:
 
     A row without a chosen answer is read in its own layout, which holds the answer beside the rejected one.
     """
-    name = next((each for each in CHOSEN if each in row), None)
+    name = next((field for field in CHOSEN if field in row), None)
     if name is None:
         return _read_own_layout(row, "a rejected answer")
     if isinstance(row.peek(name), dict):
@@ -58,7 +58,7 @@ def _prompt_turns(row: Fields) -> tuple[Message, ...]:
             return read_turns(row, name)
     if "instruction" in row:
         return (Message("user", alpaca.question(row, "input")),)
-    name = next((each for each in ASKING if each in row), ASKING[0])
+    name = next((field for field in ASKING if field in row), ASKING[0])
     if prompt.is_list(row, name):
         return read_turns(row, name)
     return (Message("user", row.required_text(name, numbers=True)),)
@@ -66,7 +66,7 @@ def _prompt_turns(row: Fields) -> tuple[Message, ...]:
 
 def read_good(row: Fields) -> Conversation:
     """Read a row whose `label` is true, in any layout. Raises LeftOutError for false, DataError for other values."""
-    name = next((each for each in LABELS if each in row), LABELS[0])
+    name = next((field for field in LABELS if field in row), LABELS[0])
     good = parse_flag(row.get(name))
     if good is None:
         raise row.error(f"field {name!r} is neither true nor false.")

@@ -121,7 +121,7 @@ def _check_marks(path: Path, marks: list[frozenset[str]]) -> None:
         TOKENS: "rows of token ids (input_ids); expected rows of text, which the base model's own tokenizer reads.",
     }
     for mark, advice in refused.items():
-        if sum(mark in each for each in marks) * 2 >= len(marks):
+        if sum(mark in row_marks for row_marks in marks) * 2 >= len(marks):
             raise DataError(f"{path}: {advice}")
 
 

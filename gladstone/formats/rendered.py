@@ -78,22 +78,22 @@ OPENING_CHARS = 600  # allowed before the first heading
 def detect_template(text: str) -> str | None:
     """Return the name of the template whose markers open a text; None for any other text."""
     begin = _BEGIN.match(text)
-    place = begin.end() if begin else 0
+    start = begin.end() if begin else 0
     for markers in MARKED:
-        found = markers.opening.match(text, place)
-        if found and found[1].casefold() in ROLES:
+        match = markers.opening.match(text, start)
+        if match and match[1].casefold() in ROLES:
             return markers.name
-    if text.startswith("[INST]", place) and "[/INST]" in text:
+    if text.startswith("[INST]", start) and "[/INST]" in text:
         return "Llama 2"
     for name, opening in _OTHERS.items():
-        if text.startswith(opening, place):
+        if text.startswith(opening, start):
             return name
-    if _HASHED.match(text, place):
+    if _HASHED.match(text, start):
         return "### Human:"
-    heading = _INSTRUCTION.search(text, place, place + OPENING_CHARS)
+    heading = _INSTRUCTION.search(text, start, start + OPENING_CHARS)
     if heading and _RESPONSE.search(text, heading.end()):
         return "Alpaca"
-    return SPOKEN if _SPOKEN.match(text, place) else None
+    return SPOKEN if _SPOKEN.match(text, start) else None
 
 
 def template_of(conversation: Conversation) -> str | None:
@@ -111,14 +111,14 @@ def advice_for(kind: str) -> str:
 def text_of(row: Fields) -> str:
     """Return the rendered text of a row: its `text`, or its question followed by its answer."""
     if "text" in row:
-        return _required(row, "text")
+        return _raw_text(row, "text")
     names = pair.find_pair(row.names)
     if names is None:
         raise row.error("expected a field 'text', or a question field and an answer field, with the rendered text.")
-    return "".join(_required(row, name) for name in names)
+    return "".join(_raw_text(row, name) for name in names)
 
 
-def _required(row: Fields, name: str) -> str:
+def _raw_text(row: Fields, name: str) -> str:
     row.required_text(name)  # checks it
     return str(row.peek(name))
 
@@ -153,7 +153,7 @@ def _body(text: str) -> str:
 
 def _without_end(text: str) -> str:
     text = text.rstrip()
-    while (end := next((each for each in _ENDS if text.endswith(each)), None)) is not None:
+    while (end := next((marker for marker in _ENDS if text.endswith(marker)), None)) is not None:
         text = text.removesuffix(end).rstrip()
     return text
 
@@ -164,13 +164,13 @@ def _read_marked(markers: Markers) -> Callable[[str], Turns]:
 
 def _marked_turns(text: str, markers: Markers) -> Iterator[tuple[str, str]]:
     """Yield the turns; the assistant's last turn may lack its end marker, and end-of-text tokens may follow it."""
-    place, stop = 0, len(text.rstrip())
-    while place < stop:
-        opening = markers.opening.match(text, place)
+    start, stop = 0, len(text.rstrip())
+    while start < stop:
+        opening = markers.opening.match(text, start)
         if opening is None:
-            if not _without_end(text[place:]):
+            if not _without_end(text[start:]):
                 return
-            raise ValueError(f"{_shown(text[place:])} is between two turns")
+            raise ValueError(f"{_shown(text[start:])} is between two turns")
         role = _role(opening[1])
         end = markers.end.search(text, opening.end())
         if end is None and role != "assistant":
@@ -178,12 +178,12 @@ def _marked_turns(text: str, markers: Markers) -> Iterator[tuple[str, str]]:
         content = text[opening.end() : end.start()] if end else _without_end(text[opening.end() :])
         _check_inside(content, markers.inside)
         yield role, content
-        place = _behind_space(text, end.end()) if end else stop
+        start = _skip_space(text, end.end()) if end else stop
 
 
-def _behind_space(text: str, place: int) -> int:
-    found = _SPACE.match(text, place)
-    return found.end() if found else place
+def _skip_space(text: str, start: int) -> int:
+    space = _SPACE.match(text, start)
+    return space.end() if space else start
 
 
 def _role(word: str) -> str:
@@ -194,9 +194,9 @@ def _role(word: str) -> str:
 
 
 def _check_inside(content: str, inside: re.Pattern[str]) -> None:
-    found = inside.search(content)
-    if found:
-        raise ValueError(f"{found[0]!r} is inside a turn")
+    marker = inside.search(content)
+    if marker:
+        raise ValueError(f"{marker[0]!r} is inside a turn")
     if "<tool_call>" in content:
         raise ValueError("a turn contains '<tool_call>'; such calls need the field tool_calls")
 
@@ -209,30 +209,30 @@ def _read_inst(text: str) -> Turns:
     """Parse Llama 2 and Mistral: `[INST] … [/INST] … </s>`, the system text inside the first instruction."""
     body = _without_end(_body(text))
     turns: Turns = []
-    place = 0
-    while place < len(body):
-        if not body.startswith(_ASK, place):
-            raise ValueError(f"{_shown(body[place:])} is between two turns")
-        asked = body.find(_ASKED, place)
+    start = 0
+    while start < len(body):
+        if not body.startswith(_ASK, start):
+            raise ValueError(f"{_shown(body[start:])} is between two turns")
+        asked = body.find(_ASKED, start)
         if asked < 0:
             raise ValueError(f"{_ASK} is not closed")
         stop = body.find(_ANSWERED, asked)
         stop = len(body) if stop < 0 else stop
-        turns += _with_system(body[place + len(_ASK) : asked].strip()) if not turns else [
-            ("user", body[place + len(_ASK) : asked].strip())
+        turns += _with_system(body[start + len(_ASK) : asked].strip()) if not turns else [
+            ("user", body[start + len(_ASK) : asked].strip())
         ]  # fmt: skip
         turns.append(("assistant", body[asked + len(_ASKED) : stop].strip()))
-        place = _behind_space(body, stop + len(_ANSWERED))
-        if body.startswith("<s>", place):
-            place = _behind_space(body, place + len("<s>"))
+        start = _skip_space(body, stop + len(_ANSWERED))
+        if body.startswith("<s>", start):
+            start = _skip_space(body, start + len("<s>"))
     for _, content in turns:
         _check_inside(content, _INST_INSIDE)
     return turns
 
 
 def _with_system(asked: str) -> Turns:
-    system, found, question = asked.removeprefix(_SYS).partition(_SYS_END)
-    if not asked.startswith(_SYS) or not found:
+    system, closed, question = asked.removeprefix(_SYS).partition(_SYS_END)
+    if not asked.startswith(_SYS) or not closed:
         return [("user", asked)]
     return [("system", system.strip()), ("user", question.strip())]
 
@@ -243,13 +243,13 @@ def _read_alpaca(text: str) -> Turns:
     Alpaca's own opening sentences belong to its template; any other opening is a system text.
     """
     body = _without_end(_body(text))
-    found = list(_HEADING.finditer(body))
-    names = [each[1] for each in found]
+    headings = list(_HEADING.finditer(body))
+    names = [heading[1] for heading in headings]
     if names not in (["Instruction", "Response"], ["Instruction", "Input", "Response"]):
         raise ValueError(f"its headings are {', '.join(names)}, expected Instruction, Input and Response, once each")
-    stops = [each.start() for each in found[1:]] + [len(body)]
-    parts = [body[each.end() : stop].strip("\n") for each, stop in zip(found, stops, strict=True)]
-    opening = body[: found[0].start()].strip()
+    stops = [heading.start() for heading in headings[1:]] + [len(body)]
+    parts = [body[heading.end() : stop].strip("\n") for heading, stop in zip(headings, stops, strict=True)]
+    opening = body[: headings[0].start()].strip()
     turns: Turns = [("system", opening)] if opening and not _OWN_OPENING.match(opening) else []
     asked = "\n\n".join(part for part in parts[:-1] if part.strip())
     return [*turns, ("user", asked), ("assistant", parts[-1])]
@@ -258,11 +258,10 @@ def _read_alpaca(text: str) -> Turns:
 def _read_hashed(text: str) -> Turns:
     """Parse `### Human:` and `### Assistant:`, as in Guanaco's rows."""
     body = _without_end(_body(text))
-    found = list(_HASHED.finditer(body))
-    stops = [each.start() for each in found[1:]] + [len(body)]
-    return [
-        (_WORDS[each[1].casefold()], body[each.end() : stop].strip()) for each, stop in zip(found, stops, strict=True)
-    ]
+    headings = list(_HASHED.finditer(body))
+    stops = [heading.start() for heading in headings[1:]] + [len(body)]
+    spans = zip(headings, stops, strict=True)
+    return [(_WORDS[heading[1].casefold()], body[heading.end() : stop].strip()) for heading, stop in spans]
 
 
 _READERS: dict[str, Callable[[str], Turns]] = {

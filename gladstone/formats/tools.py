@@ -15,8 +15,8 @@ def read_tools(row: Fields) -> tuple[str, ...]:
     """Return the row's `tools` (or `functions`), each as JSON in OpenAI's layout; the field may be JSON text itself."""
     for name in ("tools", "functions"):
         if row.has(name):
-            found = listed_values(row, name)
-            return tuple(definition(tool, f"tool {number}", row) for number, tool in enumerate(found, 1))
+            tools = listed_values(row, name)
+            return tuple(definition(tool, f"tool {number}", row) for number, tool in enumerate(tools, 1))
     row.get("tools")
     return ()
 
@@ -35,21 +35,21 @@ def listed_values(row: Fields, name: str) -> list[Any]:
     return value
 
 
-def definition(tool: Any, place: str, row: Fields) -> str:
+def definition(tool: Any, what: str, row: Fields) -> str:
     """Return a tool definition as JSON in OpenAI's layout; a bare function is wrapped."""
     if isinstance(tool, str):
-        tool = parsed_json(tool, place, row.source)
+        tool = parsed_json(tool, what, row.source)
     if not isinstance(tool, dict):
-        raise row.error(f"{place} is {kind_of(tool)}, expected {DEFINITION}.")
+        raise row.error(f"{what} is {kind_of(tool)}, expected {DEFINITION}.")
     if tool.get("type") not in (None, "function"):
-        raise row.error(f"{place} has the type {str(tool['type'])[:40]!r}, expected {DEFINITION}.")
+        raise row.error(f"{what} has the type {str(tool['type'])[:40]!r}, expected {DEFINITION}.")
     bare = "function" not in tool
     function = {name: value for name, value in tool.items() if name != "type"} if bare else tool["function"]
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
-        raise row.error(f"{place} has no function with a name, expected {DEFINITION}.")
+        raise row.error(f"{what} has no function with a name, expected {DEFINITION}.")
     if isinstance(function.get("parameters"), str):
-        function = function | {"parameters": parsed_json(function["parameters"], f"{place}'s parameters", row.source)}
-    return json_text({"type": "function"} | ({} if bare else tool) | {"function": function}, place, row.source)
+        function = function | {"parameters": parsed_json(function["parameters"], f"{what}'s parameters", row.source)}
+    return json_text({"type": "function"} | ({} if bare else tool) | {"function": function}, what, row.source)
 
 
 def read_calls(turn: Fields) -> tuple[ToolCall, ...]:
@@ -67,11 +67,11 @@ def calls_in_text(text: str, turn: Fields) -> tuple[ToolCall, ...]:
     Raises DataError for any other text.
     """
     calls = parsed_json(text, "the function call", turn.source)
-    found = enumerate(calls if isinstance(calls, list) else [calls], 1)
-    read = tuple(_call(turn.within(call, "function_call[]", f"call {number}", CALL)) for number, call in found)
-    if not read:
+    numbered = enumerate(calls if isinstance(calls, list) else [calls], 1)
+    parsed = tuple(_call(turn.within(call, "function_call[]", f"call {number}", CALL)) for number, call in numbered)
+    if not parsed:
         raise turn.error(f"the function call is an empty list, expected an object with {CALL}.")
-    return read
+    return parsed
 
 
 def _call(call: Fields) -> ToolCall:

@@ -65,7 +65,7 @@ def turns_of(row: Fields, name: str, turns: Sequence[object]) -> tuple[Message, 
 
 def _read_turn(turn: Fields, name: str) -> Message | None:
     names = ("from", "role") if name == "conversations" else ("role", "from")
-    key = next((each for each in names if each in turn), names[0])
+    key = next((field for field in names if field in turn), names[0])
     word = turn.word(key)
     role = ROLES.get(word.casefold().replace("-", "_"))
     if role is None:

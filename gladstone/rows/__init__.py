@@ -58,15 +58,15 @@ def read_rows(
     unsupported kind, or if it has no rows.
     """
     empty = True
-    for found in _read_files(path, problems, options):
-        if isinstance(found, Note):
+    for item in _read_files(path, problems, options):
+        if isinstance(item, Note):
             if problems is not None:
-                problems.note(found.text, found.rows)
+                problems.note(item.text, item.rows)
             continue
         empty = False
-        error = found if isinstance(found, DataError) else _flaw(*found)
+        error = item if isinstance(item, DataError) else _flaw(*item)
         if error is None:
-            yield found  # type: ignore[misc]
+            yield item  # type: ignore[misc]
         elif problems is None:
             raise error
         else:
@@ -80,9 +80,9 @@ def _read_files(path: Path, problems: Problems | None, options: ReadOptions) -> 
     for file in _files(path):
         begun = path.is_dir()
         try:
-            for found in _read_file(file, options):
-                begun = begun or not isinstance(found, Note)
-                yield found
+            for item in _read_file(file, options):
+                begun = begun or not isinstance(item, Note)
+                yield item
         except DataError as error:
             if problems is None or not begun:
                 raise
@@ -106,8 +106,8 @@ def _read_file(path: Path, options: ReadOptions) -> Iterator[RowItem]:
     start = first_bytes(path)
     compression = detect_compression(start)
     if compression != COMPRESSED.get(path.suffix, "") and start:
-        found = f"compressed with {compression}" if compression else "not compressed"
-        yield Note(f"{path}: {found}, although its name suggests otherwise")
+        actual = f"compressed with {compression}" if compression else "not compressed"
+        yield Note(f"{path}: {actual}, although its name suggests otherwise")
     head, rest = split_head(decompress(path, compression), HEAD_BYTES)
     kind = kinds.binary_kind(path, head)
     if kind and compression:
@@ -158,15 +158,15 @@ def _read_text(path: Path, chunks: Iterator[bytes | Note], named: str, *, whole:
     notes += _misnamed(path, named, kind)
     file = as_file(pieces)
     if kind in USUAL_SEPARATORS:
-        found = csv_tables.read_table(file, path, head, USUAL_SEPARATORS[kind], whole=whole)
+        items = csv_tables.read_table(file, path, head, USUAL_SEPARATORS[kind], whole=whole)
     elif kind in READERS:
-        found = READERS[kind](file, path)
+        items = READERS[kind](file, path)
     else:
         raise DataError(f"{path}: not {kinds.KIND_NAMES[named]}, nor any other supported format; expected {ENDINGS}.")
-    for each in found:
+    for item in items:
         yield from notes
         notes.clear()
-        yield each
+        yield item
     yield from notes
 
 

@@ -95,11 +95,11 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes]:
 def split_head(chunks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
     """Return at least the first `size` bytes, and the rest; damage before them is raised when the rest is read."""
     head: list[bytes] = []
-    found = 0
+    count = 0
     try:
-        while found < size:
+        while count < size:
             head.append(next(chunks))
-            found += len(head[-1])
+            count += len(head[-1])
     except StopIteration:
         return b"".join(head), iter(())
     except DataError as error:

@@ -156,7 +156,7 @@ def checked_header(header: list[str], source: str) -> list[str]:
     """
     if len(header) > MAX_FIELDS:
         raise DataError(f"{source}: the header names {len(header):,} fields, more than {MAX_FIELDS:,}.")
-    header = [name if name.strip() else f"column {place}" for place, name in enumerate(header, 1)]
+    header = [name if name.strip() else f"column {number}" for number, name in enumerate(header, 1)]
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(f"{source}: the header names {readable_fields(twice)} more than once.")

@@ -43,11 +43,11 @@ ADVICE = (
 def check_encoding(name: str) -> str:
     """Return Python's name for an encoding. Raises ValueError if there is no text encoding of that name."""
     try:
-        found = codecs.lookup(name)
-        "a".encode(found.name)
+        codec = codecs.lookup(name)
+        "a".encode(codec.name)
     except (LookupError, UnicodeError):
         raise ValueError(f"unknown encoding {name!r}; for example utf-8, cp1252, utf-16, shift_jis") from None
-    return found.name
+    return codec.name
 
 
 def decoded(data: bytes, name: str) -> str:
@@ -55,7 +55,7 @@ def decoded(data: bytes, name: str) -> str:
 
     Raises DataError, prefixed with `name`, for other bytes.
     """
-    encoding = next((each for start, each in MARKS.items() if data.startswith(start)), "utf-8-sig")
+    encoding = next((marked for start, marked in MARKS.items() if data.startswith(start)), "utf-8-sig")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_SHARED_BYTES = 512 << 20  # the shared strings, which are held in memory
 MAX_HEADER_ROW = 20  # a title and remarks may precede the header
+MAX_MERGED = 10  # merged cells that are remembered
 _MERGED = re.compile(rb'<mergeCell [^>]*ref="([A-Z0-9:]{3,20})"')
 _HIDDEN = re.compile(rb'<row [^>]*hidden="(?:1|true)"')
 _FORMULA = re.compile(rb"<f[ >/]")
@@ -155,33 +156,34 @@ class _Sheet:
 
     def _look_through(self) -> dict[str, Any]:
         """Find what openpyxl does not report in read-only mode: formulas, merged cells and hidden rows."""
-        found: dict[str, Any] = {"formulas": False, "merged": [], "hidden": 0}
+        features: dict[str, Any] = {"formulas": False, "merged": [], "hidden": 0}
         try:
             with ZipFile(self._path) as archive, archive.open(self._sheet._worksheet_path) as part:
                 tail = b""
                 while data := part.read(1 << 20):
                     cut = data.rfind(b"<")
                     text, tail = tail + data[:cut], data[cut:]
-                    found["formulas"] = found["formulas"] or bool(_FORMULA.search(text))
-                    found["merged"] += [ref.decode() for ref in _MERGED.findall(text)][: 10 - len(found["merged"])]
-                    found["hidden"] += len(_HIDDEN.findall(text))
+                    features["formulas"] = features["formulas"] or bool(_FORMULA.search(text))
+                    room = MAX_MERGED - len(features["merged"])
+                    features["merged"] += [ref.decode() for ref in _MERGED.findall(text)][:room]
+                    features["hidden"] += len(_HIDDEN.findall(text))
         except (BadZipFile, OSError, KeyError) as error:
             raise _damaged(self._path, error) from None
-        return found
+        return features
 
     def _notes(self) -> Iterator[Note]:
         titles = self._book.sheetnames
-        place = f"{self._path}: "
+        prefix = f"{self._path}: "
         if len(titles) > 1:
             others = [title for title in titles if title != self._sheet.title]
-            yield Note(f"{place}read sheet {self._sheet.title!r}; not read: {readable_fields(others)}")
+            yield Note(f"{prefix}read sheet {self._sheet.title!r}; not read: {readable_fields(others)}")
         if self._header_row > 1:
-            yield Note(f"{place}the header is row {self._header_row}; the rows above it are not read")
+            yield Note(f"{prefix}the header is row {self._header_row}; the rows above it are not read")
         if self._parts["merged"]:
             cells = ", ".join(self._parts["merged"][:5])
-            yield Note(f"{place}merged cells ({cells}): the first cell of each has the value, the others are empty")
+            yield Note(f"{prefix}merged cells ({cells}): the first cell of each has the value, the others are empty")
         if self._parts["hidden"]:
-            yield Note(f"{place}hidden rows are read like visible ones", self._parts["hidden"])
+            yield Note(f"{prefix}hidden rows are read like visible ones", self._parts["hidden"])
 
 
 def _plain(value: Any) -> Any:

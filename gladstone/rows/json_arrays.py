@@ -201,8 +201,8 @@ class _Window:
 
     def first_field(self) -> str | None:
         """Return the first field of the object at the read position, which may be broken; None if there is none."""
-        found = _FIELD.match(self._text, self._position)
-        return found[1] if found else None
+        match = _FIELD.match(self._text, self._position)
+        return match[1] if match else None
 
     def seek(self, opening: re.Pattern[str]) -> bool:
         """Move to the next match after the read position; False at the end.
@@ -211,11 +211,11 @@ class _Window:
         """
         self.passed_objects = False
         while True:
-            found = opening.search(self._text, self._position + 1)
-            end = found.start() if found else len(self._text)
+            match = opening.search(self._text, self._position + 1)
+            end = match.start() if match else len(self._text)
             self.passed_objects = self.passed_objects or bool(_NEXT_OBJECT.search(self._text, self._position + 1, end))
-            if found:
-                self._position = found.start()
+            if match:
+                self._position = match.start()
                 return True
             self._position = max(self._position, len(self._text) - KEPT_CHARS)
             if not self._grow():

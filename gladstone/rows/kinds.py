@@ -92,8 +92,8 @@ def text_kind(path: Path, head: str, named: str, *, whole: bool) -> str:
         return XML if start.startswith("<?xml") else named
     if named != XML and _XML.match(start):
         return XML
-    found = find_separator(head, ",", whole=whole) if start else None
-    return TABLE if found and found.certain and named != XML else named
+    separator = find_separator(head, ",", whole=whole) if start else None
+    return TABLE if separator and separator.certain and named != XML else named
 
 
 def _object_kind(start: str, named: str, *, whole: bool) -> str:
@@ -111,7 +111,7 @@ def _object_kind(start: str, named: str, *, whole: bool) -> str:
         return named if named in (JSON, LINES) else LINES
     if "\n" not in start[:end]:
         return LINES
-    return JSON if not rest and value and all(isinstance(each, dict) for each in value.values()) else VALUES
+    return JSON if not rest and value and all(isinstance(row, dict) for row in value.values()) else VALUES
 
 
 def _broken_kind(start: str, first_line: str, others: str, named: str) -> str:

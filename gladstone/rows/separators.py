@@ -37,8 +37,8 @@ def find_separator(head: str, usual: str, *, whole: bool) -> Separator:
         return Separator(line[1], 1, 1.0, certain=True)
     if not whole:  # the last line may be truncated
         head = head[: head.rfind("\n") + 1] or head
-    found = [_measure(head, char) for char in sorted(SEPARATORS, key=lambda char: char != usual)]
-    best = max(found, key=lambda each: each.share)  # of equals the first, which is the usual one
+    measured = [_measure(head, char) for char in sorted(SEPARATORS, key=lambda char: char != usual)]
+    best = max(measured, key=lambda separator: separator.share)  # of equals the first, which is the usual one
     return best if best.share > 0 else Separator(usual)
 
 

@@ -77,7 +77,7 @@ class Boilerplate:
 
     def sentences(self) -> list[dict[str, Any]]:
         """Return the sentences that `strip` found, the most frequent first."""
-        return [vars(each) for each in sorted(self.found.values(), key=lambda each: -each.answers)]
+        return [vars(sentence) for sentence in sorted(self.found.values(), key=lambda sentence: -sentence.answers)]
 
     def _around(self, text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Return the spans of common sentences at the beginning and at the end of a text, from the edge inwards."""
@@ -88,14 +88,14 @@ class Boilerplate:
         return opening, closing
 
     def _add(self, sentence: str, verb: str, source: str) -> None:
-        found = self.found.setdefault(_key(sentence), Sentence(sentence))
-        found.answers += 1
+        shared = self.found.setdefault(_key(sentence), Sentence(sentence))
+        shared.answers += 1
         if verb == "opens":
-            found.opens += 1
+            shared.opens += 1
         else:
-            found.ends += 1
-        if len(found.first) < LISTED_SOURCES:
-            found.first.append(source)
+            shared.ends += 1
+        if len(shared.first) < LISTED_SOURCES:
+            shared.first.append(source)
 
     def _is_common(self, sentence: str) -> bool:
         return _is_removable(sentence) and _key(sentence) in self._common

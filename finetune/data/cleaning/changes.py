@@ -33,16 +33,16 @@ def clean_for_preview(read: Conversation, section: CleaningSection) -> tuple[Con
 
     Boilerplate stays: identifying it takes all rows.
     """
-    made = clean(read, section)
-    found = list(flaws(made.row, section))
-    why = next((f"{each.reason}, {each.detail}" for each in found if each.drops), "")
-    masked = map_texts(made.row, lambda text: mask_personal_data(text)[0])
-    is_named = masked is not made.row
+    result = clean(read, section)
+    row_flaws = list(flaws(result.row, section))
+    why = next((f"{flaw.reason}, {flaw.detail}" for flaw in row_flaws if flaw.drops), "")
+    masked = map_texts(result.row, lambda text: mask_personal_data(text)[0])
+    is_named = masked is not result.row
     if section.privacy == "drop" and is_named:
         why = why or "personal data (data.cleaning.privacy=drop)"
-    row = masked if section.privacy == "mask" else made.row
-    steps = (*made.changed, *(["privacy"] if row is not made.row else []))
-    noted = (*made.noted, *(each.reason for each in found if not each.drops))
+    row = masked if section.privacy == "mask" else result.row
+    steps = (*result.changed, *(["privacy"] if row is not result.row else []))
+    noted = (*result.noted, *(flaw.reason for flaw in row_flaws if not flaw.drops))
     return row, Changes(steps, tuple(changed_lines(read, row)), noted), why
 
 
@@ -69,7 +69,7 @@ def visible(line: str) -> str:
     """Make a line's hidden characters visible: unprintable ones as escapes, trailing spaces as ·."""
     bare = line.rstrip(" ")
     line = bare + "·" * (len(line) - len(bare))
-    shown = "".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in line)
+    shown = "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in line)
     return shown if len(shown) <= SHOWN_CHARS else f"{shown[: SHOWN_CHARS - 1]}…"
 
 

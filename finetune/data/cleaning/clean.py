@@ -74,9 +74,9 @@ def strip_html(text: str) -> str:
 
 def _strip_tags(text: str) -> str:
     parts, begin = [], 0
-    for found in _PRE.finditer(text):
-        parts += [_plain(text[begin : found.start()]), f"\n```\n{_plain(found[1])}\n```\n"]
-        begin = found.end()
+    for match in _PRE.finditer(text):
+        parts += [_plain(text[begin : match.start()]), f"\n```\n{_plain(match[1])}\n```\n"]
+        begin = match.end()
     return "".join([*parts, _plain(text[begin:])])
 
 

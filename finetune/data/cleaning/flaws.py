@@ -32,7 +32,7 @@ OPTIONS = {"too short": "min_chars", "too long": "max_chars", "echo": "echoes", 
 
 def flaw(conversation: Conversation, section: CleaningSection) -> Flaw | None:
     """Return the flaw that leaves a row out; None if it is kept."""
-    return next((found for found in flaws(conversation, section) if found.drops), None)
+    return next((candidate for candidate in flaws(conversation, section) if candidate.drops), None)
 
 
 def flaws(conversation: Conversation, section: CleaningSection) -> Iterator[Flaw]:

@@ -23,10 +23,10 @@ def apply_outside(kept: re.Pattern[str], text: str, change: Callable[[str], str]
     if kept is not INDENTED_TOO and not ("`" in text or "~~~" in text or "<" in text):
         return change(text)
     parts, begin = [], 0
-    for found in kept.finditer(text):
-        if found.start() > begin:
-            parts.append(change(text[begin : found.start()]))
-        parts.append(found[0])
-        begin = found.end()
+    for match in kept.finditer(text):
+        if match.start() > begin:
+            parts.append(change(text[begin : match.start()]))
+        parts.append(match[0])
+        begin = match.end()
     parts.append(change(text[begin:]) if begin < len(text) else "")
     return "".join(parts)

@@ -37,15 +37,15 @@ _DIGIT = re.compile(r"\d")
 
 def mask_personal_data(text: str) -> tuple[str, Counter[str]]:
     """Replace personal data by `[kind]`, and count the occurrences of each kind."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     has_digits = _DIGIT.search(text) is not None
     for kind, pattern in PATTERNS.items():
         if not ("@" in text if kind == "e-mail" else has_digits):
             continue
         text, count = pattern.subn(lambda match, kind=kind: _masked(match, kind), text)  # type: ignore[misc]
         if count:
-            found[kind] += count
-    return text, found
+            counts[kind] += count
+    return text, counts
 
 
 def _masked(match: re.Match[str], kind: str) -> str:

@@ -91,11 +91,11 @@ def _without_misprints(more: list[str], less: list[str], known: Collection[str])
     """Remove pairs of differing words of which one is a misprint of the other; return what is left."""
     rest, left = [], list(less)
     for word in more:
-        mate = next((each for each in left if _is_misprint(word, each, known)), None)
-        if mate is None:
+        misprint = next((other for other in left if _is_misprint(word, other, known)), None)
+        if misprint is None:
             rest.append(word)
         else:
-            left.remove(mate)
+            left.remove(misprint)
     return rest, left
 
 

@@ -18,7 +18,7 @@ def write_conflicts(duplicates: Duplicates, path: Path) -> tuple[int, list[str]]
     examples: list[str] = []
     count = 0
 
-    def told() -> Iterator[dict[str, Any]]:
+    def lines() -> Iterator[dict[str, Any]]:
         nonlocal count
         for number, first in duplicates.conflicts():
             row, other = duplicates.rows[number], duplicates.rows[first]
@@ -33,13 +33,13 @@ def write_conflicts(duplicates: Duplicates, path: Path) -> tuple[int, list[str]]
                 "other_answer": visible(message_text(other.answer)[:LONGEST]),
             }
 
-    write_rows(path, told())
+    write_rows(path, lines())
     return count, examples
 
 
-def _example(row: Conversation, other: Conversation) -> str:
-    answers = (f"“{one_line(message_text(each.answer), EXCERPT)}” ({each.source})" for each in (other, row))
-    return f"{excerpt(row)}: {', '.join(answers)}"
+def _example(later: Conversation, first: Conversation) -> str:
+    answers = (f"“{one_line(message_text(row.answer), EXCERPT)}” ({row.source})" for row in (first, later))
+    return f"{excerpt(later)}: {', '.join(answers)}"
 
 
 def excerpt(row: Conversation) -> str:

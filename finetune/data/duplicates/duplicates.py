@@ -168,7 +168,7 @@ class Duplicates:
             for row in run:
                 if row in self.partners:
                     continue
-                partner = next((each for each in kept if self._say_the_same(row, each)), None)
+                partner = next((other for other in kept if self._say_the_same(row, other)), None)
                 if partner is not None:
                     groups.merge(partner, row)
                     self.partners[row] = partner, 1.0
@@ -176,8 +176,8 @@ class Duplicates:
                     kept.append(row)
 
     def _join_similar(self, rows: list[int]) -> None:
-        for place, row in enumerate(rows):
-            for other in rows[max(0, place - MAX_COMPARED) : place]:
+        for index, row in enumerate(rows):
+            for other in rows[max(0, index - MAX_COMPARED) : index]:
                 if (
                     self._may_be_similar(row, other)
                     and self.similar.root(row) != self.similar.root(other)

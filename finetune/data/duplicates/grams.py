@@ -35,12 +35,12 @@ def hash_windows(codes: Hashes, size: int) -> Hashes:
     return hashes ^ (hashes >> np.uint64(32))
 
 
-def hash_positions(codes: NDArray[np.uint32], places: NDArray[np.int64], size: int) -> Hashes:
+def hash_positions(codes: NDArray[np.uint32], positions: NDArray[np.int64], size: int) -> Hashes:
     """Return a 64-bit hash of the `size` characters from each given position: (P,) uint64."""
-    hashes = codes[places].astype(np.uint64)
+    hashes = codes[positions].astype(np.uint64)
     for offset in range(1, size):
         hashes *= _MULTIPLIER
-        hashes += codes[places + offset]
+        hashes += codes[positions + offset]
     for _ in range(2):
         hashes ^= hashes >> np.uint64(32)
         hashes *= _MIX
@@ -87,8 +87,8 @@ def _any_within(flags: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
 
 
 def _whole(codes: Hashes) -> Hashes:
-    places = np.arange(1, len(codes) + 1, dtype=np.uint64)
-    value: Hashes = np.bitwise_xor.reduce((codes + places) * _MULTIPLIER * places, keepdims=True)
+    positions = np.arange(1, len(codes) + 1, dtype=np.uint64)
+    value: Hashes = np.bitwise_xor.reduce((codes + positions) * _MULTIPLIER * positions, keepdims=True)
     return (value ^ (value >> np.uint64(29))) * _MIX
 
 
@@ -101,10 +101,10 @@ class CommonText:
 
     def count(self, characters: Characters) -> None:
         """Count the rows that contain each run of characters; at most 65,535 rows."""
-        places = (characters.runs % np.uint64(COUNTERS)).astype(np.int64)
-        owners = np.repeat(np.arange(len(characters)), np.diff(characters.starts))[: len(places)]
-        owners = np.pad(owners, (0, len(places) - len(owners)), constant_values=max(0, len(characters) - 1))
-        ordered = np.sort(owners * COUNTERS + places)
+        buckets = (characters.runs % np.uint64(COUNTERS)).astype(np.int64)
+        owners = np.repeat(np.arange(len(characters)), np.diff(characters.starts))[: len(buckets)]
+        owners = np.pad(owners, (0, len(buckets) - len(owners)), constant_values=max(0, len(characters) - 1))
+        ordered = np.sort(owners * COUNTERS + buckets)
         once = ordered[np.diff(ordered, prepend=-1) > 0] % COUNTERS
         np.add.at(self._counters, once, 1)
         self._rows += len(characters)

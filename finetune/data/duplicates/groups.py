@@ -73,7 +73,7 @@ class Passages:
     def add(self, row: int, content: RowContent, hashed: Callable[[str], int]) -> None:
         """Add a row's passages."""
         whole = {" ".join(passages) for passages in content.prompt}
-        parts = sorted({each for passages in content.prompt for each in passages} | whole, key=len, reverse=True)
+        parts = sorted({passage for passages in content.prompt for passage in passages} | whole, key=len, reverse=True)
         answer = " ".join(content.answer)
         for key in (*parts[:PASSAGES], *([answer] if len(answer) >= MIN_ANSWER else [])):
             if len(key) >= MIN_PASSAGE:

@@ -23,7 +23,7 @@ def differs_by_one_letter(one: str, other: str) -> bool:
         return False
     if not (one.isalpha() and other.isalpha()):
         return False
-    begin = next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    begin = next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
     if begin is None:
         return True
     return one[begin + (len(one) >= len(other)) :] == other[begin + (len(other) >= len(one)) :]

@@ -42,12 +42,12 @@ def align_question(question: Sequence[str], words: Sequence[str], least: float) 
         text = "".join(words)
     begin, end = 0, len(text)
     if len(text) > len(asked) + EDGE:
-        found = fuzz.partial_ratio_alignment(asked, text, score_cutoff=100 * least)
-        if found is None:
+        range_found = fuzz.partial_ratio_alignment(asked, text, score_cutoff=100 * least)
+        if range_found is None:
             return None
-        begin, end = max(0, found.dest_start - EDGE), found.dest_end + EDGE
+        begin, end = max(0, range_found.dest_start - EDGE), range_found.dest_end + EDGE
     spans = [*pairwise(accumulate(map(len, words), initial=0))]
-    inside = [place for place, (first, last) in enumerate(spans) if first < end and last > begin]
+    inside = [index for index, (first, last) in enumerate(spans) if first < end and last > begin]
     if not inside:
         return None
     return _aligned(question, words[: inside[0]], words[inside[0] : inside[-1] + 1], least)
@@ -68,7 +68,7 @@ def _aligned(question: Sequence[str], front: Sequence[str], words: Sequence[str]
     asked, text = "".join(question), "".join(words)
     theirs, ours = _matched(asked, text)
     spans = [*pairwise(accumulate(map(len, words), initial=0))]
-    inner = [place for place, (begin, end) in enumerate(spans) if 2 * sum(ours[begin:end]) >= end - begin]
+    inner = [index for index, (begin, end) in enumerate(spans) if 2 * sum(ours[begin:end]) >= end - begin]
     if not inner:
         return None
     first, last = inner[0], inner[-1] + 1
@@ -76,7 +76,7 @@ def _aligned(question: Sequence[str], front: Sequence[str], words: Sequence[str]
     if not score:
         return None
     kept = set(inner)
-    missed = [place for place in range(first, last) if place not in kept]
+    missed = [index for index in range(first, last) if index not in kept]
     edits, pairs = _by_word(question, theirs, [*zip(spans, words, strict=True)][first:last])
     return Alignment(
         float(score),
@@ -85,8 +85,8 @@ def _aligned(question: Sequence[str], front: Sequence[str], words: Sequence[str]
         list(words[first:last]),
         edits,
         pairs,
-        [words[place] for place in missed if len(words[place]) >= INSERTED],
-        any(words[place].isdigit() and _is_number_more(asked, theirs, spans[place]) for place in missed),
+        [words[index] for index in missed if len(words[index]) >= INSERTED],
+        any(words[index].isdigit() and _is_number_more(asked, theirs, spans[index]) for index in missed),
     )
 
 
@@ -104,20 +104,20 @@ def _matched(asked: str, text: str) -> tuple[list[int], list[int]]:
 def _by_word(
     question: Sequence[str], theirs: list[int], spans: list[tuple[tuple[int, int], str]]
 ) -> tuple[list[int], list[str]]:
-    edits, pairs, place = [], [], 0
+    edits, pairs, begin_letter = [], [], 0
     for word in question:
-        matched = [each for each in theirs[place : place + len(word)] if each >= 0]
+        matched = [position for position in theirs[begin_letter : begin_letter + len(word)] if position >= 0]
         between = matched[-1] + 1 - matched[0] - len(matched) if matched else 0
         edits.append(max(len(word) - len(matched), between))
         middle = matched[len(matched) // 2] if matched else -1
         pairs.append(next((other for (begin, end), other in spans if begin <= middle < end), ""))
-        place += len(word)
+        begin_letter += len(word)
     return edits, pairs
 
 
 def _is_number_more(asked: str, theirs: list[int], span: tuple[int, int]) -> bool:
     """True for digits aligned with nothing or with other digits; digits aligned with letters are scanning errors."""
-    before = max((place for place, each in enumerate(theirs) if 0 <= each < span[0]), default=-1)
-    after = next((place for place, each in enumerate(theirs) if each >= span[1]), len(asked))
+    before = max((letter for letter, position in enumerate(theirs) if 0 <= position < span[0]), default=-1)
+    after = next((letter for letter, position in enumerate(theirs) if position >= span[1]), len(asked))
     between = asked[before + 1 : after]
     return len(between) + 1 < span[1] - span[0] or not between or any(map(str.isdigit, between))

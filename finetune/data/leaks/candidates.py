@@ -25,10 +25,10 @@ class GramIndex:
 
     def __init__(self, texts: Sequence[str], size: int, sampled: int | None = None) -> None:
         self._size, self._sampled, self._count = size, sampled, len(texts)
-        found = [self._grams(texts[begin : begin + CHUNK]) for begin in range(0, len(texts), CHUNK)]
-        grams = np.concatenate([np.empty(0, dtype=np.uint64), *(hashes for hashes, _ in found)])
+        chunks = [self._grams(texts[begin : begin + CHUNK]) for begin in range(0, len(texts), CHUNK)]
+        grams = np.concatenate([np.empty(0, dtype=np.uint64), *(hashes for hashes, _ in chunks)])
         owners = np.concatenate(
-            [np.empty(0, dtype=np.int64), *(part + number * CHUNK for number, (_, part) in enumerate(found))]
+            [np.empty(0, dtype=np.int64), *(part + number * CHUNK for number, (_, part) in enumerate(chunks))]
         )
         order = np.argsort(grams, kind="stable")
         grams, owners = grams[order], owners[order]
@@ -46,14 +46,14 @@ class GramIndex:
         padded = [f" {text} {_BREAK * self._size}" for text in texts]
         codes = np.frombuffer("".join(padded).encode("utf-32-le", "replace"), dtype="<u4")
         if self._sampled is None:
-            places = np.arange(len(codes) - self._size + 1)
+            positions = np.arange(len(codes) - self._size + 1)
         else:
-            places = np.flatnonzero(codes[: len(codes) - self._size + 1] == np.uint32(ord(" ")))
-        places = places[
-            (codes[places] != np.uint32(ord(_BREAK))) & (codes[places + self._size - 1] != np.uint32(ord(_BREAK)))
+            positions = np.flatnonzero(codes[: len(codes) - self._size + 1] == np.uint32(ord(" ")))
+        positions = positions[
+            (codes[positions] != np.uint32(ord(_BREAK))) & (codes[positions + self._size - 1] != np.uint32(ord(_BREAK)))
         ]
-        hashes = hash_positions(codes, places, self._size)
-        owners = np.searchsorted(np.cumsum([len(text) for text in padded]), places, side="right").astype(np.uint64)
+        hashes = hash_positions(codes, positions, self._size)
+        owners = np.searchsorted(np.cumsum([len(text) for text in padded]), positions, side="right").astype(np.uint64)
         if self._sampled is not None:
             chosen = hashes % np.uint64(self._sampled) == 0
             hashes, owners = hashes[chosen], owners[chosen]
@@ -63,28 +63,28 @@ class GramIndex:
 
     def search(self, texts: Sequence[str], least: float, most: int) -> list[list[int]]:
         """For each text, return up to `most` indexed texts, best first, that share `least` of their gram weight."""
-        found: list[list[int]] = [[] for _ in texts]
+        results: list[list[int]] = [[] for _ in texts]
         if not len(self._keys):
-            return found
+            return results
         grams, rows = self._grams(texts)
-        places = np.minimum(np.searchsorted(self._keys, grams), len(self._keys) - 1)
-        hit = self._keys[places] == grams
-        places, rows = places[hit], rows[hit]
-        counts = self._starts[places + 1] - self._starts[places]
+        positions = np.minimum(np.searchsorted(self._keys, grams), len(self._keys) - 1)
+        hit = self._keys[positions] == grams
+        positions, rows = positions[hit], rows[hit]
+        counts = self._starts[positions + 1] - self._starts[positions]
         offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        owners = self._owners[np.repeat(self._starts[places], counts) + offsets]
+        owners = self._owners[np.repeat(self._starts[positions], counts) + offsets]
         pairs = np.repeat(rows, counts) * self._count + owners
         if not len(pairs):
-            return found
+            return results
         order = np.argsort(pairs)
         pairs = pairs[order]
         starts = np.flatnonzero(np.diff(pairs, prepend=-1))
-        weights = np.repeat(self._weights[places], counts)[order]
+        weights = np.repeat(self._weights[positions], counts)[order]
         pairs = pairs[starts]
         shares = np.add.reduceat(weights, starts) / self._totals[pairs % self._count]
         pairs, shares = pairs[shares >= least], shares[shares >= least]
         for pair in pairs[np.argsort(-shares, kind="stable")].tolist():
             row, test = divmod(pair, self._count)
-            if len(found[row]) < most:
-                found[row].append(test)
-        return found
+            if len(results[row]) < most:
+                results[row].append(test)
+        return results

@@ -47,7 +47,7 @@ def fits(row: TrainRow, part: QuestionPart, alignment: Alignment, *, sure: bool 
     if len(alignment.inserted) > len(part.content) // LONG or any(map(row.is_known, alignment.inserted)):
         return False
     opposites = [*zip(part.words, alignment.edits, alignment.pairs, strict=True)]
-    misread = sum(_is_misprint(row, *each) for each in opposites)
+    misread = sum(_is_misprint(row, *aligned) for aligned in opposites)
     if not misread:  # intact words have been compared before
         return False
     content, worse = set(part.content), 0
@@ -72,7 +72,7 @@ def _is_misprint(row: TrainRow, word: str, edits: int, other: str) -> bool:
 def _continues(row: TrainRow, alignment: Alignment) -> bool:
     """True if the words that follow make it another question."""
     begin = alignment.place + len(alignment.words)
-    after = row.words[begin : min((place for place in row.ends if place >= begin), default=begin)]
+    after = row.words[begin : min((end for end in row.ends if end >= begin), default=begin)]
     return sum(len(word) >= MIN_REAL and not row.is_filler(word) for word in after) >= MORE_WORDS
 
 

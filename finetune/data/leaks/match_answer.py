@@ -69,19 +69,19 @@ def _unmatched(
     """Remove synonyms, and abbreviations with the words they abbreviate, from the words that differ."""
     for left, right, text in ((less, more, question), (more, less, own)):
         for short in [word for word in right if 1 < len(word) <= 5]:
-            place = "".join(word[0] for word in text).find(short)
-            if place >= 0 and any(word in left for word in text[place : place + len(short)]):
+            start = "".join(word[0] for word in text).find(short)
+            if start >= 0 and any(word in left for word in text[start : start + len(short)]):
                 right.remove(short)
-                for word in text[place : place + len(short)]:
+                for word in text[start : start + len(short)]:
                     if word in left:
                         left.remove(word)
     rest = []
     for word in less:
-        mate = next((each for each in more if are_synonyms(word, each)), None)
-        if mate is None:
+        synonym = next((other for other in more if are_synonyms(word, other)), None)
+        if synonym is None:
             rest.append(word)
         else:
-            more.remove(mate)
+            more.remove(synonym)
     return rest, more
 
 
@@ -89,6 +89,6 @@ def _shapes_question(row: TrainRow, words: Sequence[str], word: str) -> bool:
     """True for an ordinary word, and for a plain one outside a name, unlike "disease" in "Addison disease"."""
     if is_ordinary(word):
         return True
-    place = words.index(word)
-    beside = words[max(0, place - 1) : place + 2]
-    return all(each in COMMON_WORDS or row.vocabulary.shapes_questions(each) or is_ordinary(each) for each in beside)
+    index = words.index(word)
+    beside = words[max(0, index - 1) : index + 2]
+    return all(near in COMMON_WORDS or row.vocabulary.shapes_questions(near) or is_ordinary(near) for near in beside)

@@ -31,24 +31,24 @@ def _questions(row: TrainRow, test: TestRow) -> Match | None:
     """Match the row with the question; every part of a long question has to match."""
     if len(test.parts) == 1:
         return _question(row, test.question)
-    score, found = 0.0, []
+    score, matched = 0.0, []
     for part in test.parts:
         if not part.last and part.text in row.text:
-            each: Match | None = Match("", 1.0, part.words)
+            match: Match | None = Match("", 1.0, part.words)
         else:
-            each = _question(row, part)
-        if each is None:
+            match = _question(row, part)
+        if match is None:
             return None
-        score += each.score * len(part.words)
-        found.append(each.words)
-    words = [word for each in (*found[1:], found[0]) for word in each]
+        score += match.score * len(part.words)
+        matched.append(match.words)
+    words = [word for match in (*matched[1:], matched[0]) for word in match]
     kind = "similar question" if len(words) + len(words) // LONG >= len(row.words) else "contains the question"
     return Match(kind, score / len(test.question.words), words)
 
 
 def _question(row: TrainRow, part: QuestionPart) -> Match | None:
-    found = _WordMatcher(row, part).find()
-    return found or (match_garbled_question(row, part) if row.untested_words else None)
+    match = _WordMatcher(row, part).find()
+    return match or (match_garbled_question(row, part) if row.untested_words else None)
 
 
 class _WordMatcher:
@@ -73,7 +73,7 @@ class _WordMatcher:
         extras = [word for word in words if word not in self._matches and not self._row.is_filler(word)]
         if extras and self._row.is_garbled:  # a single letter is a fragment of a word
             words, extras = (
-                [each for each in some if len(each) > 1 or each in self._matches] for some in (words, extras)
+                [word for word in group if len(word) > 1 or word in self._matches] for group in (words, extras)
             )
         if len(extras) > (0 if missing else self._spare) or not all(map(is_general, extras)):
             return None
@@ -92,9 +92,9 @@ class _WordMatcher:
         if len(absent) > 1 + len(content) // 2:  # too many for synonyms
             return None
         for word in absent:
-            mate = None if has_no_misprints(word) else self._find_match(word)
-            if mate is not None:  # one word may match two
-                self._matches.setdefault(mate, word)
+            match = None if has_no_misprints(word) else self._find_match(word)
+            if match is not None:  # one word may match two
+                self._matches.setdefault(match, word)
             elif len(missing) == self._spare or not self._row.vocabulary.shapes_questions(word):
                 return None
             else:
@@ -104,8 +104,8 @@ class _WordMatcher:
     def _find_match(self, word: str) -> str | None:
         """Return a word of the row that matches a word of the question as a misprint or synonym."""
         same = synonyms(word)
-        if same and (found := self._row.set & same):
-            return min(found)
+        if same and (shared := self._row.set & same):
+            return min(shared)
         for other in (f"{word}s", word.removesuffix("s")):
             if other != word and other in self._row.set and differs_by_one_letter(other, word):
                 return other
@@ -119,7 +119,8 @@ class _WordMatcher:
     def _asks_the_same(self, begin: int, end: int) -> bool:
         """True if the words around the run do not make it another question."""
         row, question = self._row, self._part.words
-        opening = row.words[max(begin - 3, *(place for place in (0, *row.ends) if place <= begin)) : end]
+        passage_begin = max(passage_end for passage_end in (0, *row.ends) if passage_end <= begin)
+        opening = row.words[max(begin - 3, passage_begin) : end]
         if question[-1] in OPENERS:
             opening += row.words[end : end + 1]
         if negations(opening) != negations(question) or asks_something_else(question, opening):
@@ -140,21 +141,21 @@ class _WordMatcher:
     def _window(self) -> tuple[int, int] | None:
         """Return the shortest run of words that contains all matched words of the question."""
         content = set(self._part.content)
-        places = [
-            (place, mate)
-            for place, word in enumerate(self._row.words)
-            if (mate := self._matches.get(word)) is not None and mate in content
+        positions = [
+            (index, match)
+            for index, word in enumerate(self._row.words)
+            if (match := self._matches.get(word)) is not None and match in content
         ]
-        wanted = {word for _, word in places}
+        wanted = {word for _, word in positions}
         counts: Counter[str] = Counter()
         best: tuple[int, int] | None = None
         begin = 0
-        for place, word in places:
+        for index, word in positions:
             counts[word] += 1
             while len(counts) == len(wanted):
-                first, opening = places[begin]
-                if best is None or place + 1 - first < best[1] - best[0]:
-                    best = first, place + 1
+                first, opening = positions[begin]
+                if best is None or index + 1 - first < best[1] - best[0]:
+                    best = first, index + 1
                 counts[opening] -= 1
                 if not counts[opening]:
                     del counts[opening]
@@ -164,7 +165,7 @@ class _WordMatcher:
     def _continues(self, begin: int, end: int) -> bool:
         """True if adjacent words make it another question: "causes of gout" continues with "in women"."""
         words, ends, question = self._row.words, self._row.ends, self._part.words
-        after = words[end : min((place for place in ends if place >= end), default=end)]
+        after = words[end : min((passage_end for passage_end in ends if passage_end >= end), default=end)]
         if len(after) == 1 and len(after[0]) == 1:  # hepatitis A
             return True
         if end not in ends and after and after[0] not in CONTINUING and not all(map(self._row.is_filler, after)):

@@ -17,8 +17,8 @@ PREFIXES = (("hyper", "hypo"), ("intra", "inter"), ("pre", "post"))
 
 def asks_something_else(question: Sequence[str], words: Sequence[str]) -> bool:
     """True if the openers differ: why in place of when, or added: "is it" is not "why is it"."""
-    one, other = (Counter(word for word in each if word in STRICT_OPENERS) for each in (question, words))
-    advice, other_advice = (asks_for_advice(each) for each in (question, words))
+    one, other = (Counter(word for word in text if word in STRICT_OPENERS) for text in (question, words))
+    advice, other_advice = (asks_for_advice(text) for text in (question, words))
     if (other_advice and not advice) or (advice and not other_advice and not {"is", "are"}.isdisjoint(words)):
         return True
     return bool(other - one) and (bool(one) or not OPENERS.isdisjoint(question[:FIRST_WORDS]))

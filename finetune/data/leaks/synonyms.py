@@ -20,9 +20,9 @@ def are_synonyms(one: str, other: str) -> bool:
 @lru_cache(maxsize=1 << 12)
 def synonyms(word: str) -> frozenset[str]:
     """Return the words, in all forms, that share a line of the list with a word."""
-    words = {each for group in synonym_groups(word) for each in _GROUPS[group]}
-    ended = {f"{each}{ending}" for each in words for ending in ("s", "es", "ed", "d", "ing")}
-    return frozenset(words | ended | {f"{each.removesuffix('e')}ing" for each in words})
+    words = {form for group in synonym_groups(word) for form in _GROUPS[group]}
+    ended = {f"{form}{ending}" for form in words for ending in ("s", "es", "ed", "d", "ing")}
+    return frozenset(words | ended | {f"{form.removesuffix('e')}ing" for form in words})
 
 
 @lru_cache(maxsize=1 << 14)

@@ -66,10 +66,11 @@ class Vocabulary:
         from rapidfuzz import process
         from rapidfuzz.distance import Levenshtein
 
-        most = 2 if len(word) >= TWO_ERRORS_LETTERS else 1
-        near = [each for size in range(-most, most + 1) for each in self._frequent.get(len(word) + size, ())]
-        found = process.extractOne(word, near, scorer=Levenshtein.distance, score_cutoff=most)
-        return found is not None and self._rows(found[0]) >= MISPRINT_RATIO * self._train[word]
+        max_errors = 2 if len(word) >= TWO_ERRORS_LETTERS else 1
+        lengths = range(len(word) - max_errors, len(word) + max_errors + 1)
+        near = [candidate for length in lengths for candidate in self._frequent.get(length, ())]
+        nearest = process.extractOne(word, near, scorer=Levenshtein.distance, score_cutoff=max_errors)
+        return nearest is not None and self._rows(nearest[0]) >= MISPRINT_RATIO * self._train[word]
 
     @cached_property
     def _frequent(self) -> dict[int, list[str]]:
