@@ -1,5 +1,6 @@
 # make demo   the whole line on the embedded model: set up, fine-tune, export, chat, measure
 # make test   set up, run the tests            make check   lint, types, architecture, packaging
+# make test-all  the long tests too          make faults  the fault campaigns (tests/README.md), an hour
 # make docs   renew the generated pages        make clean   remove what was made here
 #
 # make set-up CPU=all   llama.cpp with a back end for each kind of processor; CPU=portable goes back to the one for all
@@ -7,7 +8,7 @@ PYTHON ?= python3
 TORCH ?= cpu
 RUN := .venv/bin/python
 
-.PHONY: demo test test-all check docs lock clean set-up
+.PHONY: demo test test-all faults check docs lock clean set-up
 
 set-up:
 	@$(PYTHON) scripts/setup.py --torch $(TORCH) $(if $(CPU),--cpu $(CPU))
@@ -20,6 +21,12 @@ test: set-up
 
 test-all: set-up
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+faults: set-up
+	@$(RUN) -m tests.faults.damage_gguf --files 1000 --seed 0
+	@$(RUN) -m tests.faults.damage_gguf --files 1000 --seed 1 --manifest
+	@$(RUN) -m tests.faults.kill_training --times 100 --seed 0
+	@$(RUN) -m tests.faults.kill_export --times 100 --seed 0
 
 check: set-up
 	@$(RUN) -m ruff check .

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # the same examples every time: a failure belongs to a change; HYPOTHESIS_PROFILE=explore looks for new ones
-settings.register_profile("same", derandomize=True)
-settings.register_profile("explore", settings.get_profile("default"))
+steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no verdict on the machine's speed
+settings.register_profile("same", steady, derandomize=True)
+settings.register_profile("explore", steady)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 # huggingface_hub and OpenMP read these once, when they are loaded
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -2,10 +2,10 @@
 
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 
-START_S, STOP_S = 300, 60
+from tests import waiting
+from tests.waiting import PATIENCE_S
 
 
 def interrupt(command: Sequence[str], begun: Callable[[], bool]) -> str:
@@ -17,7 +17,7 @@ def interrupt(command: Sequence[str], begun: Callable[[], bool]) -> str:
     try:
         wait_until(begun, child)
         child.send_signal(signal.SIGINT)
-        printed, errors = child.communicate(timeout=STOP_S)
+        printed, errors = child.communicate(timeout=PATIENCE_S)
     finally:
         child.kill()
     assert child.returncode == 130, errors
@@ -28,8 +28,8 @@ def interrupt(command: Sequence[str], begun: Callable[[], bool]) -> str:
 
 def wait_until(begun: Callable[[], bool], child: "subprocess.Popen[str]") -> None:
     """Until `begun` is true; fails if the child ends first."""
-    deadline_s = time.monotonic() + START_S
-    while not begun():
+
+    def check() -> None:
         assert child.poll() is None, child.communicate()
-        assert time.monotonic() < deadline_s, "the work did not begin"
-        time.sleep(0.02)
+
+    waiting.wait_until(begun, "the work begins", check)

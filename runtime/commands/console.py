@@ -35,12 +35,12 @@ def tolerate_narrow_encodings() -> None:
 
 
 class Waiting:
-    """A line on stderr that appears when something takes longer than `patience_s`, and goes when it is over."""
+    """A line on stderr that appears after `patience_s` (default: 2 s), and goes when the wait is over."""
 
-    def __init__(self, what: str, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, what: str, patience_s: float | None = None) -> None:
         self._what = what
         self.shown = False
-        self._timer = threading.Timer(patience_s, self._show)
+        self._timer = threading.Timer(PATIENCE_S if patience_s is None else patience_s, self._show)
         self._timer.daemon = True
 
     def end(self) -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from bench.cli import main
 from gladstone.artifacts import Manifest, read_manifest, write_manifest
+from tests.waiting import PATIENCE_S, wait_until
 
 
 def run_bench(*arguments: object) -> tuple[int, str]:
@@ -201,7 +202,7 @@ def test_ctrl_c_ends_the_child_and_leaves_no_report(embedded_gguf: Path, rows_fi
         parent.send_signal(signal.SIGINT)
         assert parent.stderr is not None
         output = parent.stderr.read()
-        assert parent.wait(20) == 130
+        assert parent.wait(PATIENCE_S) == 130
     assert output.endswith("\nStopped.\n")
     assert not any(child.is_running() for child in children)
     assert list(out.iterdir()) == []
@@ -214,18 +215,14 @@ def test_the_child_ends_when_its_parent_is_killed(embedded_gguf: Path, rows_file
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2]) as parent:
         children = _wait_for_child(psutil.Process(parent.pid))
         parent.kill()
-    _gone, alive = psutil.wait_procs(children, timeout=10)
+    _gone, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
     assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def _wait_for_child(parent: psutil.Process) -> list[psutil.Process]:
-    for _ in range(200):
-        children = parent.children()
-        if children:
-            time.sleep(1.5)  # into the work
-            return children
-        time.sleep(0.1)
-    raise AssertionError("no child appeared")
+    wait_until(parent.children, "a child appears")
+    time.sleep(1.5)  # into the work
+    return parent.children()
 
 
 def test_the_error_of_a_child_that_crashes_names_the_model_and_ends_with_its_traceback(embedded_gguf: Path) -> None:
@@ -270,19 +267,14 @@ def test_a_job_survives_its_journey_to_the_child() -> None:
         assert decode_job(json.loads(json.dumps(encode_job(job), default=str))) == job
 
 
-def test_help_answers_in_200_ms_and_loads_nothing_heavy() -> None:
+def test_the_help_of_a_subcommand_loads_nothing_heavy() -> None:
     code = (
-        "import sys, time; begin = time.perf_counter(); from bench.cli import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "import sys; from bench.cli import main\n"
+        "try: main(['run', '--help'])\nexcept SystemExit: pass\n"
         "heavy = {'numpy', 'llama_cpp', 'evaluate', 'sacrebleu', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
         "print(heavy, file=sys.stderr)"
     )
-    times = []
-    for _ in range(3):
-        begin_s = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-        )
-        times.append(time.perf_counter() - begin_s)
-        assert done.stderr == "set()\n"
-    assert min(times) < 0.2
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.stderr == "set()\n"

@@ -23,6 +23,7 @@ from tests.faults.tiny_ggufs import tiny_bpe
 from tests.gladstone.gguf_files import Gguf
 from tests.gladstone.wrong_files import imatrix, written
 from tests.stopped import interrupt
+from tests.waiting import PATIENCE_S
 
 PROOF = {"proof.json", "proof.txt", "README.md", "Modelfile"}
 FILES = {"tiny-q8_0.gguf", "tiny-q4_k_m.gguf", "tiny-base-q8_0.gguf", "tiny-base-q4_k_m.gguf"}
@@ -192,7 +193,7 @@ def test_an_export_stopped_while_converting_leaves_nothing_behind(run: Path) -> 
                 break
         time.sleep(1)
         child.send_signal(signal.SIGINT)
-        _, errors = child.communicate(timeout=60)
+        _, errors = child.communicate(timeout=PATIENCE_S)
     finally:
         child.kill()
     assert child.returncode == 130, errors

@@ -16,6 +16,7 @@ from rich.cells import cell_len
 
 from finetune.monitor.live_view import clock, sparkline
 from tests.finetune.live_child import STEPS, TOTAL
+from tests.waiting import PATIENCE_S
 
 if sys.platform != "win32":
     import fcntl
@@ -25,7 +26,6 @@ if sys.platform != "win32":
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 ROOT = Path(__file__).parents[2]
 CONTROL = re.compile(r"\x1b\[([\d;?]*)([A-Za-z])|(\r)|(\n)|([^\x1b\r\n]+)")
-PATIENCE_S = 20
 
 
 @dataclass

@@ -20,6 +20,7 @@ from gladstone.chat.template import template_sha256
 from gladstone.formats import read_conversations
 from tests.stopped import wait_until
 from tests.tiny_models import tiny_recipe, write_rows_file
+from tests.waiting import PATIENCE_S
 
 QUOTED = [sys.executable, "-c", "'from finetune.cli import main; main()'"]
 COMMAND = [sys.executable, "-c", "from finetune.cli import main; main()"]
@@ -269,7 +270,7 @@ def test_a_signal_stops_the_run_saved_and_it_goes_on_to_the_same_losses(
     )
     wait_until(partial(steps_are_made, out), child)
     child.send_signal(number)
-    printed, errors = child.communicate(timeout=60)
+    printed, errors = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == code, errors
     assert re.match(rf"Stopped by {name} after \d+ steps, \d+ tokens/s; everything is saved\.\nGo on: ", printed)
     check_no_half_files(out)

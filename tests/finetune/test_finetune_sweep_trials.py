@@ -21,7 +21,8 @@ from finetune.sweep.run import Place, run_sweep
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.errors import ToolError
 from tests.finetune.sweeps import COMMAND, make_here, write_sweep
-from tests.stopped import START_S, STOP_S, wait_until
+from tests.stopped import wait_until
+from tests.waiting import PATIENCE_S
 
 pytest.importorskip("optuna", reason="the extra finetune is not installed whole")
 
@@ -204,7 +205,7 @@ def test_ctrl_c_saves_the_trial_and_the_same_command_finishes_it(
     child = start(path, out)
     wait_until(partial(steps_are_made, run), child)
     child.send_signal(signal.SIGINT)
-    printed, errors = child.communicate(timeout=STOP_S)
+    printed, errors = child.communicate(timeout=PATIENCE_S)
     assert (child.returncode, printed) == (130, ""), errors
     assert errors.endswith("\nStopped. The same command again finishes the work.\n")
     assert "Traceback" not in errors
@@ -228,7 +229,7 @@ def test_a_sweep_that_is_killed_in_mid_trial_goes_on(unbroken: tuple[Path, Path,
     for trial in trials:
         trial.kill()
     parent.communicate()
-    psutil.wait_procs(trials, timeout=STOP_S)
+    psutil.wait_procs(trials, timeout=PATIENCE_S)
     first = lines(out / "trials" / "trial-001" / "metrics.jsonl")
     kept = lines(run / "checkpoints" / "metrics.jsonl")[:4]
     result = sweep(path, out)
@@ -253,7 +254,7 @@ def test_the_trial_of_a_killed_sweep_stops_by_itself(unbroken: tuple[Path, Path,
     result = sweep(path, out)  # at once, while the trial's process may still be saving
     parent.communicate()
     assert result.exit_code == 0, result.output
-    assert not psutil.wait_procs(trials, timeout=STOP_S)[1]
+    assert not psutil.wait_procs(trials, timeout=PATIENCE_S)[1]
     check_equal(whole, out)
 
 
@@ -266,7 +267,7 @@ def test_a_trial_that_is_killed_fails_alone(tmp_path: Path, tiny_base: Path) -> 
     wait_until(partial(steps_are_made, out / "trials" / "trial-001"), parent)
     (trial,) = psutil.Process(parent.pid).children()
     trial.kill()
-    printed, errors = parent.communicate(timeout=START_S)
+    printed, errors = parent.communicate(timeout=PATIENCE_S)
     assert parent.returncode == 0, errors
     assert "Trial 1 (failed): its process ended with SIGKILL: did memory run out?" in printed
     assert [row["state"] for row in table_of(out)] == ["failed", "finished"]
@@ -330,7 +331,7 @@ def test_a_trial_whose_ray_worker_is_killed_goes_on_in_another(
     assert worker.pid != command.pid
     kept = lines(run / "checkpoints" / "metrics.jsonl")[:4]
     worker.kill()
-    printed, errors = command.communicate(timeout=START_S)
+    printed, errors = command.communicate(timeout=PATIENCE_S)
     assert command.returncode == 0, errors
     assert lines(run / "metrics.jsonl")[:4] == kept
     check_equal(whole, out)
@@ -342,6 +343,6 @@ def test_a_trial_whose_ray_worker_is_killed_goes_on_in_another(
 def test_a_cluster_without_room_for_a_trial_is_told(tmp_path: Path, tiny_base: Path, cluster: str) -> None:
     path = write_sweep(tmp_path, tiny_base, fields={"lora.rank": [4]})
     command = start(path, tmp_path / "out", "--ray", cluster, "--cpus", "2")
-    _, errors = command.communicate(timeout=START_S)
+    _, errors = command.communicate(timeout=PATIENCE_S)
     assert command.returncode == 1
     assert f"Error: --ray {cluster}: no machine has the 2 processors and 0 GPUs that a trial takes" in errors

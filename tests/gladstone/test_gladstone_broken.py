@@ -36,11 +36,11 @@ def test_the_corpus_is_large_and_names_are_unique() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_broken_file_is_one_readable_message(tmp_path: Path, case: Broken) -> None:
     path = case.write(tmp_path)
-    begin_s = time.monotonic()
+    begin_s = time.process_time()
     with pytest.raises(DataError) as caught:
         read_conversations(path, case.format)
     message = str(caught.value)
-    assert time.monotonic() - begin_s < MAX_S
+    assert time.process_time() - begin_s < MAX_S
     assert case.says in message
     assert message.startswith(str(path))
     assert len(message) < MAX_MESSAGE_CHARS

@@ -2,13 +2,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
 
 from gladstone.errors import DataError, GladstoneError, ToolError
 from gladstone.process.child import ChildOptions, describe_exit, exit_name, run_child, start_child
+from tests.waiting import wait_until
 
 
 def child(folder: Path, code: str) -> tuple[str, tuple[Path, ...]]:
@@ -128,15 +129,10 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     told = tmp_path / "pid"
     code = f"from pathlib import Path\nfrom gladstone.process.child import ChildOptions, run_child\nrun_child('endless', {{'out': {str(told)!r}}}, 'x', ChildOptions(python_path=[Path({str(tmp_path)!r})]))"
     parent = subprocess.Popen([sys.executable, "-c", code])
-    deadline_s = time.monotonic() + 60
-    while not (told.exists() and told.read_text()):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+    wait_until(lambda: told.exists() and told.read_text(), "the child works")
     parent.kill()
     parent.wait()
-    while Path(f"/proc/{told.read_text()}").exists():
-        assert time.monotonic() < deadline_s, "the child lives on"
-        time.sleep(0.01)
+    wait_until(lambda: not Path(f"/proc/{told.read_text()}").exists(), "the child ends with its parent")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals")
@@ -153,13 +149,18 @@ def test_no_child_outlives_ctrl_c(tmp_path: Path) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    def interrupt_at_work() -> None:
+        wait_until(lambda: mark.exists() and mark.read_text(), "the child works")
+        os.kill(os.getpid(), signal.SIGALRM)
+
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 1.5)
+    watcher = threading.Thread(target=interrupt_at_work)
+    watcher.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, "open(job['mark'], 'w').write(str(os.getpid())); time.sleep(120)", mark=str(mark))
+            run(tmp_path, "open(job['mark'], 'w').write(str(os.getpid())); time.sleep(600)", mark=str(mark))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        watcher.join()
         signal.signal(signal.SIGALRM, before)
     with pytest.raises(ProcessLookupError):
         os.kill(int(mark.read_text()), 0)

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -18,6 +17,7 @@ from gladstone.commands.group import Group, require_packages
 from gladstone.commands.progress import Lines, Silent, step
 from gladstone.errors import ArtifactError, GladstoneError, UnsupportedError
 from gladstone.process.redirect_output import redirect_output
+from tests.waiting import wait_until
 
 
 class Terminal(io.StringIO):
@@ -159,10 +159,7 @@ def test_silent_progress_says_nothing(capfd: pytest.CaptureFixture[str]) -> None
 
 
 def wait_for(stream: io.StringIO, text: str) -> None:
-    deadline_s = time.monotonic() + 10
-    while text not in stream.getvalue():
-        assert time.monotonic() < deadline_s, f"{text!r} never came"
-        time.sleep(0.005)
+    wait_until(lambda: text in stream.getvalue(), f"{text!r} is shown")
 
 
 def test_output_of_python_of_c_and_of_children_goes_to_the_log(

@@ -8,10 +8,17 @@ from click.testing import CliRunner, Result
 
 from gladstone.gguf.header import read_header
 from runtime.cli import main
+from runtime.commands import console
 from runtime.engine import Engine, EngineOptions
 
 Rewrite = Callable[..., Path]
 BOOL, STRING = 7, 8
+
+
+@pytest.fixture(autouse=True)
+def no_line_about_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command prints is the same on a machine that takes more than 2 s to load a model."""
+    monkeypatch.setattr(console, "PATIENCE_S", 3600.0)
 
 
 @pytest.fixture(scope="session")

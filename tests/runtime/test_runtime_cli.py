@@ -17,6 +17,7 @@ from gladstone.chat.messages import NO_MEDICAL_ADVICE, Message
 from gladstone.gguf.header import read_info
 from runtime.engine import Engine, Sampling
 from tests.gladstone.wrong_files import WRONG
+from tests.waiting import PATIENCE_S
 
 Run = Callable[..., Result]
 Rewrite = Callable[..., Path]
@@ -187,7 +188,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(smollm: Path) -> None:
             process.stdout.readline()
         begun = process.stdout.read(40)
         process.send_signal(2)
-        rest, _ = process.communicate(f"/system\n/clear\n{SUM}\n".encode(), timeout=120)
+        rest, _ = process.communicate(f"/system\n/clear\n{SUM}\n".encode(), timeout=PATIENCE_S)
     lines = rest.decode("utf-8", "replace").splitlines()
     stopped = lines.index("Stopped.")
     assert len(begun) == 40
@@ -231,7 +232,7 @@ def test_info_shows_a_template_that_is_not_utf8_and_chat_refuses_it(runtime: Run
     assert output.endswith("\n  | a\ufffd␛[31m\n")
     result = runtime("chat", path, stdin="")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.endswith(f"Error: {path}: its chat template is not UTF-8.\n")
+    assert result.stderr == f"Error: {path}: its chat template is not UTF-8.\n"
 
 
 def test_info_verifies_a_file_against_its_manifest(runtime: Run, run_folder: Path) -> None:
@@ -374,11 +375,9 @@ def test_a_template_that_does_not_compile_is_named(runtime: Run, rewrite: Rewrit
     path = rewrite("tokenizer.chat_template", "{% for message in messages %}\n{{ message.content }\n{% endfor %}")
     result = runtime(command, path, *(["hello"] if command == "ask" else []), stdin="hello\n")
     assert (result.exit_code, result.stdout) == (1, "")
-    # a slow machine may say before that it is loading
-    error = result.stderr.splitlines()[-1]
+    (error,) = result.stderr.splitlines()
     assert error.startswith(f"Error: {path}: the chat template does not compile: ")
     assert "(line 2)" in error
-    assert result.stderr.count("Error") == 1
     assert runtime("info", path).exit_code == 0
 
 

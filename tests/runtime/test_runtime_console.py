@@ -1,6 +1,5 @@
 import os
 import signal
-import time
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -11,6 +10,7 @@ from gladstone.report.terminal import visible
 from runtime.commands.console import TypedLines, Waiting, cancel_on_interrupt
 from runtime.commands.screen import AnswerScreen
 from runtime.text.reasoning_splitter import Piece
+from tests.waiting import wait_until
 
 ANSWER = [Piece("Low", True), Piece(" iron.", True), Piece("Ana", False), Piece("emia\n\x1b[31m", False)]
 
@@ -62,8 +62,7 @@ def test_waiting_is_shown_only_when_it_takes_long(capsys: pytest.CaptureFixture[
         pass
     assert capsys.readouterr().err == ""
     with Waiting("loading", patience_s=0) as waiting:
-        while not waiting.shown:
-            time.sleep(0.001)
+        wait_until(lambda: waiting.shown, "the line about waiting")
     assert capsys.readouterr().err == "loading …\n"
 
 
@@ -72,6 +71,5 @@ def test_ctrl_c_is_remembered_inside_and_works_as_before_outside() -> None:
     with cancel_on_interrupt() as cancelled:
         assert not cancelled()
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
-        assert cancelled()
+        wait_until(cancelled, "Ctrl-C is noticed")
     assert signal.getsignal(signal.SIGINT) is before

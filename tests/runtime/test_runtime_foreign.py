@@ -22,6 +22,7 @@ from gladstone.report.terminal import visible
 from runtime.engine import Engine, EngineOptions, Sampling
 from runtime.text.turn_end import find_turn_end
 from tests.runtime.foreign_models import BOS, EOS, TEMPLATE, write_tiny
+from tests.waiting import PATIENCE_S
 
 Run = Callable[..., Result]
 QUICK = ("--threads", "1", "--max-tokens", "8")
@@ -402,7 +403,7 @@ def test_ctrl_c_leaves_whole_json_that_says_so(smollm: Path) -> None:
         while b"thinking" not in process.stderr.readline():  # what is said where an answer takes more than 2 s
             pass
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=PATIENCE_S)
     said = json.loads(output)
     assert (process.returncode, said["complete"], said["stop_reason"]) == (130, False, "cancelled")
-    assert errors == b"\nStopped.\n"
+    assert errors.endswith(b"\nStopped.\n")  # behind a line that a slow machine is loading

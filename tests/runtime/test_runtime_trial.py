@@ -19,6 +19,7 @@ from runtime.trust.load_check_child import in_one_line
 from runtime.trust.provenance import verify
 from tests.faults.tiny_ggufs import MODELS, tiny_bpe
 from tests.gladstone.gguf_files import STRING, U32, Gguf
+from tests.waiting import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 OLD_NS = 10**18
@@ -60,13 +61,12 @@ def test_a_sound_model_of_each_kind_passes_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_embedded_model_passes_and_is_then_remembered(smollm: Path) -> None:
+def test_the_embedded_model_passes_and_is_then_remembered(smollm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_loadable(smollm)
     assert len(entries()) == 1
-    begin_s = time.perf_counter()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")  # no further child can be started
     check_loadable(smollm)
     check_loadable(smollm, vocab_only=True)  # which it was tried for, too
-    assert time.perf_counter() - begin_s < 0.2
 
 
 def test_a_file_without_weights_passes_for_its_vocabulary_only(tmp_path: Path) -> None:
@@ -124,10 +124,9 @@ def test_an_assertion_of_llama_cpp_is_told_without_the_folder_it_was_built_in(tm
 
 
 def test_a_trial_that_takes_too_long_is_ended(smollm: Path) -> None:
-    begin_s = time.perf_counter()
     message = refusal(smollm, lambda path: check_loadable(path, timeout_s=0.01))
     assert "reading it and a few words takes more than 0 s" in message
-    assert time.perf_counter() - begin_s < 5
+    assert psutil.Process().children() == []
     assert not entries()
 
 
@@ -140,12 +139,10 @@ def test_a_trial_that_takes_too_much_memory_is_ended(tmp_path: Path, monkeypatch
 def test_a_trial_ends_with_the_process_that_began_it(smollm: Path) -> None:
     code = f"from pathlib import Path; from runtime.trust.load_check import check_loadable; check_loadable(Path({str(smollm)!r}))"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
-        deadline_s = time.monotonic() + 20
-        while not (children := psutil.Process(parent.pid).children()):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        wait_until(psutil.Process(parent.pid).children, "the trial begins")
+        children = psutil.Process(parent.pid).children()
         parent.send_signal(signal.SIGKILL)
-    psutil.wait_procs(children, timeout=5)
+    psutil.wait_procs(children, timeout=PATIENCE_S)
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
