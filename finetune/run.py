@@ -24,7 +24,7 @@ from finetune.train.opening_block import OpeningBlock
 from finetune.train.session import Options, Outcome, Session, speed
 from finetune.train.time_left import TimeLeft
 from finetune.train.verdict import Measured, RunWarning, find_warnings
-from gladstone import run_folder
+from gladstone import file_names, run_folder
 from gladstone.artifacts import (
     Manifest,
     is_finished,
@@ -36,7 +36,6 @@ from gladstone.artifacts import (
 from gladstone.commands.progress import Progress, Silent, step
 from gladstone.errors import ArtifactError, DataError, listed
 from gladstone.machine.host import check_disk, installed_versions
-from gladstone.models import file_names
 from gladstone.models.tokenizer import tokenizer_files
 from gladstone.process.lock import held
 from gladstone.process.redirect_output import redirect_output

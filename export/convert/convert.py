@@ -11,10 +11,10 @@ from export.convert.llamacpp_converter import converter_folder
 from export.convert.pretokenizer import choose
 from export.convert.vocabulary_fixes import read_tokenizer
 from export.merge.plan import Onto
+from gladstone import file_names
 from gladstone.artifacts import whole_file, write_json
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import UnsupportedError
-from gladstone.models import file_names
 from gladstone.models.tokenizer import tokenizer_files
 from gladstone.process.child import ChildOptions, run_child
 

@@ -24,9 +24,9 @@ from export.convert.vocabulary_fixes import (
 )
 from export.merge.plan import Plan, read_plan, set_vocabulary
 from export.merge.safetensors_io import DTYPES
+from gladstone import file_names
 from gladstone.errors import UnsupportedError
 from gladstone.gguf.header import COMPOSES, read_header
-from gladstone.models import file_names
 from gladstone.models.tokenizer import end_of_answer, load_tokenizer
 from gladstone.process.child_main import serve
 from gladstone.process.import_without_gc import import_without_gc

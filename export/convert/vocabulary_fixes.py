@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gladstone import file_names
 from gladstone.gguf.types import TokenType
-from gladstone.models import file_names
 
 TOKENS, TYPES, SCORES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores"))
 ADDED_SCORE = -1000.0

@@ -24,10 +24,10 @@ from export.merge.vocabulary_tables import (
     without_copied_head,
 )
 from export.merge.weights import read_folder
+from gladstone import file_names
 from gladstone.artifacts import copy_file, write_json
 from gladstone.commands.progress import Progress
 from gladstone.errors import UnsupportedError, listed
-from gladstone.models import file_names
 
 Onto = Literal["16bit", "nf4"]
 MERGED_ONTO = "merged onto"

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from gladstone import file_names
 from gladstone.artifacts import whole_file
 from gladstone.errors import ArtifactError
-from gladstone.models import file_names
 
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",

@@ -23,6 +23,7 @@ from export.merge.vocabulary_growth import find_growth
 from export.original.finding import default_out, find, opened
 from export.original.model import Asked, Original, Training, check_accepted, serious_warnings
 from export.original.settings import weights_of
+from gladstone import file_names
 from gladstone.artifacts import (
     Manifest,
     copy_file,
@@ -37,7 +38,6 @@ from gladstone.chat.template import template_sha256
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, ConfigError
 from gladstone.machine.host import check_disk, installed_versions
-from gladstone.models import file_names
 from gladstone.models.tokenizer import end_of_answer, load_tokenizer, tokenizer_files
 from gladstone.process.lock import held
 

@@ -9,8 +9,8 @@ from typing import Any
 from export.merge.plan import Plan
 from export.merge.updates import LowRank, Rows, Whole
 from export.merge.vocabulary_tables import SAVE_AGAIN, find_embedding
+from gladstone import file_names
 from gladstone.errors import DataError, UnsupportedError
-from gladstone.models import file_names
 from gladstone.models.tokenizer import load_tokenizer
 
 SHOWN = 5

@@ -6,8 +6,8 @@ from pathlib import Path
 from export.merge.pickled_tensors import read_pickle
 from export.merge.safetensors_io import Stored, read_header
 from export.original.settings import weights_of
+from gladstone import file_names
 from gladstone.errors import ArtifactError
-from gladstone.models import file_names
 
 
 def read_folder(folder: Path) -> dict[str, Stored]:

@@ -10,9 +10,9 @@ from export.original.rows import Rows
 from export.original.settings import Settings, read_settings, weights_of
 from export.original.sources import license_of, source_of
 from export.original.tokenizer import Placed, place_first
+from gladstone import file_names
 from gladstone.artifacts import record_file, sha256_file
 from gladstone.commands.progress import Progress
-from gladstone.models import file_names
 from gladstone.models.base_model import Base
 
 UNKNOWN = ("data", "training settings", "licence")

@@ -15,9 +15,9 @@ from export.original.json_object import read_object
 from export.original.model import Asked
 from export.original.settings import Settings
 from export.original.sources import HUB_ID
+from gladstone import file_names
 from gladstone.commands.progress import Progress
 from gladstone.errors import ConfigError, UnsupportedError
-from gladstone.models import file_names
 from gladstone.models.base_model import Base, Needs, check_weights, resolve_base
 
 NEEDS = Needs("--base", "--base FOLDER", purpose="", tokenizer=False, pickled=True, bare=True)

@@ -13,12 +13,11 @@ from export.original.folder import Folder
 from export.original.model import Asked, Original
 from export.original.names import in_hub_cache
 from export.original.run import read_run
-from gladstone import run_folder
+from gladstone import file_names, run_folder
 from gladstone.artifacts import MANIFEST_NAME, read_manifest
 from gladstone.commands.progress import Progress
 from gladstone.commands.shell import command_line
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.models import file_names
 
 OF_ADAPTER = (file_names.ADAPTER_CONFIG, file_names.ADAPTER_WEIGHTS, file_names.PICKLED_ADAPTER_WEIGHTS)
 MODELS = ("model*.safetensors", file_names.PICKLED_WEIGHTS_PATTERN)

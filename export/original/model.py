@@ -9,9 +9,9 @@ from typing import Any, Literal
 from export.original.rows import Rows
 from export.original.sources import Source
 from export.original.tokenizer import Placed
+from gladstone import file_names
 from gladstone.artifacts import FileRecord, check_file
 from gladstone.errors import ArtifactError, listed
-from gladstone.models import file_names
 from gladstone.models.base_model import Base, fingerprint
 
 Origin = Literal["run", "adapter", "folder"]

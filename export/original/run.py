@@ -12,11 +12,10 @@ from export.original.model import Asked, Original, Training, serious_warnings
 from export.original.rows import Rows
 from export.original.sources import Source, source_of
 from export.original.tokenizer import Placed, place_tokenizer
-from gladstone import run_folder
+from gladstone import file_names, run_folder
 from gladstone.artifacts import MANIFEST_NAME, Manifest, check_files, read_manifest, sha256_file
 from gladstone.commands.progress import Progress
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.models import file_names
 from gladstone.models.base_model import Base, resolve_base
 
 SAMPLES_LICENSE = "apache-2.0"

@@ -9,7 +9,7 @@ from typing import Any
 
 from export.original.json_object import read_object
 from gladstone.errors import ArtifactError, UnsupportedError
-from gladstone.models.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED_ADAPTER_WEIGHTS
+from gladstone.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED_ADAPTER_WEIGHTS
 
 GENERATES = (None, "", "CAUSAL_LM", "SEQ_2_SEQ_LM")  # tasks whose model writes text
 SHOWN_TARGETS = 300  # characters: of long lists the beginning is told

@@ -8,7 +8,7 @@ from export.original.json_object import read_object
 from gladstone.artifacts import copy_file, write_json, write_text
 from gladstone.chat.named_templates import CONTROL_TEXT, read_template, template_names
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.models.file_names import CHAT_TEMPLATE, CONFIG, OLD_CHAT_TEMPLATE, TOKENIZER_CONFIG, VOCABULARIES
+from gladstone.file_names import CHAT_TEMPLATE, CONFIG, OLD_CHAT_TEMPLATE, TOKENIZER_CONFIG, VOCABULARIES
 from gladstone.models.tokenizer import load_tokenizer, tokenizer_files
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from export.merge.plan import Onto
 from export.original.model import Original
 from export.original.rows import Rows
+from gladstone import file_names
 from gladstone.chat.messages import Conversation, Message
 from gladstone.chat.template import ChatTemplate
-from gladstone.models import file_names
 from gladstone.models.tokenizer import FolderTokenizer, load_tokenizer
 
 HELD_OUT = Rows()

@@ -21,7 +21,7 @@ from finetune.sizing.memory import ComputeSetting, MicroBatchShape, adapter_para
 from finetune.sizing.model_shape import Shape
 from finetune.sizing.step_plan import Plan, micro_batch_shape, rows_of
 from finetune.tokens.examples import Example, token_count
-from gladstone.models import file_names
+from gladstone import file_names
 from gladstone.models.base_model import Base
 
 BUDGET_S = 10.0

@@ -16,9 +16,9 @@ from finetune.model.distributed import SINGLE_PROCESS, DistributedContext
 from finetune.model.loss import Forward
 from finetune.sizing.memory import ComputeSetting, fullest_micro_batch, needs_recomputing
 from finetune.sizing.model_shape import shape_of_config
+from gladstone import file_names
 from gladstone.errors import UnsupportedError
 from gladstone.machine.host import available_memory_bytes, cache_dir
-from gladstone.models import file_names
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
 

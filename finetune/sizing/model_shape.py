@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.schema import HubFacts
+from gladstone import file_names
 from gladstone.errors import UnsupportedError
-from gladstone.models import file_names
 from gladstone.models.base_model import Base
 
 # the facts do not say whether head and embedding are one matrix: small vocabularies and large models have two matrices

@@ -20,14 +20,13 @@ from finetune.tokens import clock, token_cache
 from finetune.tokens.examples import TokenizedSet
 from finetune.tokens.labeller import tokenize_all
 from finetune.tokens.row_reader import RowReader
-from gladstone import run_folder
+from gladstone import file_names, run_folder
 from gladstone.artifacts import copy_file, sha256_path, write_text
 from gladstone.chat.named_templates import CONTROL_TEXT
 from gladstone.chat.template import CLOCK, ChatTemplate
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import DataError, UnsupportedError
 from gladstone.machine.host import installed_versions
-from gladstone.models import file_names
 from gladstone.models.base_model import Base, check_weights, resolve_base
 from gladstone.models.tokenizer import FolderTokenizer, tokenizer_files
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gladstone import run_folder
+from gladstone import file_names, run_folder
 from gladstone.commands.shell import command_line
 from gladstone.gguf.parts import raw_part
-from gladstone.models import file_names
 from gladstone.signatures import FileKind, recognise
 
 HEAD_BYTES = 4096

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gladstone import file_names
 from gladstone.artifacts import is_listed, read_manifest, sha256_file
 from gladstone.errors import ArtifactError, ConfigError
 from gladstone.gguf.header import read_header
 from gladstone.gguf.types import MAGIC
-from gladstone.models import file_names
 
 HUB = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+?)(?:\.git)?/?")
 SOURCE_KEYS = (

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gladstone import file_names
 from gladstone.commands.shell import command_line
 from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
 from gladstone.gguf.header import GgufHeader, read_header
 from gladstone.gguf.kinds import kind_of
 from gladstone.gguf.types import Tensor
-from gladstone.models import file_names
 
 FLOAT32 = 6  # value type of a key
 DOWN, UP = ".lora_a", ".lora_b"

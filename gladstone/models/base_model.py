@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gladstone import run_folder
+from gladstone import file_names, run_folder
 from gladstone.artifacts import (
     MANIFEST_NAME,
     Manifest,
@@ -28,7 +28,6 @@ from gladstone.gguf.header import read_header
 from gladstone.gguf.trainable_base import is_copy, names_gguf, refusal, refusal_of_folder, refusal_of_repository
 from gladstone.gguf.types import TokenType
 from gladstone.machine.host import cache_dir, check_disk, installed_versions
-from gladstone.models import file_names
 from gladstone.process.import_without_gc import import_without_gc
 
 EMBEDDED = "embedded:smollm2-135m-instruct"

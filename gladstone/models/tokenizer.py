@@ -9,7 +9,7 @@ from typing import Any
 from gladstone.chat.messages import Message
 from gladstone.chat.template import ChatTemplate
 from gladstone.errors import ConfigError, DataError
-from gladstone.models.file_names import TOKENIZER_FILES
+from gladstone.file_names import TOKENIZER_FILES
 from gladstone.process.import_without_gc import import_without_gc
 
 
