@@ -36,7 +36,8 @@ from gladstone.artifacts import (
 )
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.machine.host import core_count, installed_versions, processor_name
+from gladstone.machine.host import core_count, processor_name
+from gladstone.machine.packages import installed_versions
 
 PACKAGES = ("llama-cpp-python", "numpy", "rouge-score", "sacrebleu", "evaluate")
 REPORT_FILES = ("report.json", "report.md", "report.html")

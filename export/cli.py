@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from gladstone.chat.messages import CHAT_CONTEXT_TOKENS
-from gladstone.commands.group import Group, require_packages
+from gladstone.commands.group import Group
+from gladstone.machine.packages import require_packages
 
 if TYPE_CHECKING:
     from export.merge.plan import Onto

@@ -46,7 +46,8 @@ from gladstone.chat.template import template_sha256
 from gladstone.commands.progress import Progress
 from gladstone.gguf.header import read_header, read_info
 from gladstone.llamacpp.lora import Lora
-from gladstone.machine.host import check_disk, installed_versions
+from gladstone.machine.host import check_disk
+from gladstone.machine.packages import installed_versions
 from gladstone.process.lock import held
 from gladstone.process.redirect_output import redirect_output
 

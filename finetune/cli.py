@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from gladstone import run_folder
-from gladstone.commands.group import EXIT_INTERRUPTED, Group, require_packages
+from gladstone.commands.group import EXIT_INTERRUPTED, Group
 from gladstone.commands.shell import command_line
+from gladstone.machine.packages import require_packages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -35,7 +35,8 @@ from gladstone.artifacts import (
 )
 from gladstone.commands.progress import Progress, Silent, step
 from gladstone.errors import ArtifactError, DataError, listed
-from gladstone.machine.host import check_disk, installed_versions
+from gladstone.machine.host import check_disk
+from gladstone.machine.packages import installed_versions
 from gladstone.models.tokenizer import tokenizer_files
 from gladstone.process.lock import held
 from gladstone.process.redirect_output import redirect_output

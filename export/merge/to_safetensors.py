@@ -37,7 +37,8 @@ from gladstone.artifacts import (
 from gladstone.chat.template import template_sha256
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.machine.host import check_disk, installed_versions
+from gladstone.machine.host import check_disk
+from gladstone.machine.packages import installed_versions
 from gladstone.models.tokenizer import end_of_answer, load_tokenizer, tokenizer_files
 from gladstone.process.lock import held
 

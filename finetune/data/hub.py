@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gladstone.artifacts import whole_file
-from gladstone.commands.group import require_packages
 from gladstone.errors import DataError
 from gladstone.machine.host import cache_dir, check_disk
+from gladstone.machine.packages import require_packages
 
 HUB_PREFIX = "hub:"
 SMALLEST_FREE_BYTES = 1 << 30

@@ -16,8 +16,8 @@ from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import StepStats
 from finetune.train import checkpoint as checkpoints
 from gladstone.artifacts import write_text
-from gladstone.commands.group import require_packages
 from gladstone.errors import ConfigError, ToolError
+from gladstone.machine.packages import require_packages
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 PROJECT, RUN_ID = "gladstone", "tracker-id"

@@ -118,8 +118,8 @@ def preview(path: Path | None, format_name: str, recipe: str | None, *, rows: in
 
     from finetune.config.load import load_recipe
     from finetune.reports.data_preview import Previewer, describe, summary
-    from gladstone.commands.group import require_packages
     from gladstone.commands.progress import Lines
+    from gladstone.machine.packages import require_packages
 
     source = (str(path), format_name) if path is not None else None
     loaded = load_recipe(recipe, list(overrides), source)
@@ -155,8 +155,8 @@ def report(  # noqa: PLR0913 - one parameter an option
     from finetune.config.load import load_recipe
     from finetune.data.prepare import describe
     from finetune.reports.data_report import make_report
-    from gladstone.commands.group import require_packages
     from gladstone.commands.progress import Lines
+    from gladstone.machine.packages import require_packages
 
     source = (str(path), format_name) if path is not None else None
     loaded = load_recipe(recipe, [*overrides, *(["data.skip_bad=true"] if skip_bad else [])], source)
@@ -194,8 +194,8 @@ def _base_of(recipe: str, path: Path) -> "Previewer":
     """What reads rows as the base of a recipe does; `path` stands in for the recipe's own rows."""
     from finetune.config.load import load_recipe
     from finetune.reports.data_preview import Previewer
-    from gladstone.commands.group import require_packages
     from gladstone.commands.progress import Lines
+    from gladstone.machine.packages import require_packages
 
     loaded = load_recipe(recipe, [], (str(path), "auto"))
     require_packages("finetune data", "finetune", ["transformers"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from gladstone.commands.group import require_packages
+from gladstone.machine.packages import require_packages
 
 
 class SweepCommand(click.Command):

@@ -26,7 +26,7 @@ from gladstone.chat.named_templates import CONTROL_TEXT
 from gladstone.chat.template import CLOCK, ChatTemplate
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import DataError, UnsupportedError
-from gladstone.machine.host import installed_versions
+from gladstone.machine.packages import installed_versions
 from gladstone.models.base_model import Base, check_weights, resolve_base
 from gladstone.models.tokenizer import FolderTokenizer, tokenizer_files
 

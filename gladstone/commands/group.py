@@ -3,12 +3,11 @@
 import errno
 import importlib
 import importlib.util
-from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from gladstone.errors import GladstoneError, UnsupportedError
+from gladstone.errors import GladstoneError
 from gladstone.report.terminal import visible
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
@@ -65,13 +64,3 @@ class Group(click.Group):
         except KeyboardInterrupt:
             click.echo(self._after_stop, err=True)
             ctx.exit(EXIT_INTERRUPTED)
-
-
-def require_packages(stage: str, extra: str, modules: Sequence[str]) -> None:
-    """Raise UnsupportedError with the right `pip install` if a module is not installed. Imports nothing."""
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UnsupportedError(
-            f"{stage} needs {', '.join(missing)}, not installed here. Run: pip install 'gladstone[{extra}]' "
-            f"(from a clone: pip install '.[{extra}]')"
-        )

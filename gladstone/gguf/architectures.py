@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from gladstone.errors import UnsupportedError
-from gladstone.llamacpp.backends import installed_folder
+from gladstone.machine.packages import llamacpp_folder
 
 LIBRARIES = ("libllama.so", "libllama.dylib", "llama.dll")
 # in every build: if one is not found, the library cannot be read this way
@@ -35,7 +35,7 @@ def check_architecture(path: Path, architecture: str) -> None:
 
 @functools.cache
 def _library() -> Path | None:
-    folder = installed_folder()
+    folder = llamacpp_folder()
     paths = (folder / name for name in LIBRARIES) if folder else ()
     return next((path for path in paths if path.is_file()), None)
 

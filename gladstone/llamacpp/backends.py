@@ -7,7 +7,6 @@ the choice is cached for this CPU and these files.
 
 import ctypes
 import hashlib
-import importlib.util
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from gladstone.artifacts import sha256_file
 from gladstone.errors import GladstoneError, UnsupportedError
 from gladstone.machine.host import cache_dir, processor_flags, processor_name
 from gladstone.machine.measurement_cache import read_measurements, store_measurement
+from gladstone.machine.packages import llamacpp_folder
 from gladstone.process.child import ChildOptions, exit_name, start_child
 
 KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # ggml-backend.h: ggml_backend_dev_type
@@ -107,7 +107,7 @@ def loaded_backend() -> Path | None:
 
 def backend_mark() -> str:
     """A text that identifies the backend in use, as a key for measurements."""
-    folder = installed_folder()
+    folder = llamacpp_folder()
     path = loaded_backend() or next(iter(backend_files(folder) if folder else ()), None)
     return fingerprint(path) if path else "built in"
 
@@ -116,12 +116,6 @@ def backend_files(folder: Path) -> tuple[Path, ...]:
     """The CPU backends in llama.cpp's folder, the one with the most instruction sets first."""
     found = {path for path in folder.glob("*ggml-cpu*") if LIBRARY_NAME.fullmatch(path.name)}
     return tuple(sorted(found, key=lambda path: (-_rank(path), path.name)))
-
-
-def installed_folder() -> Path | None:
-    """The folder of the installed llama.cpp's libraries, found without importing it; None if it is not installed."""
-    spec = importlib.util.find_spec("llama_cpp")
-    return Path(spec.origin).parent / "lib" if spec and spec.origin else None
 
 
 def fingerprint(path: Path) -> str:

@@ -5,7 +5,6 @@ import platform
 import shutil
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from gladstone.errors import ArtifactError
@@ -143,14 +142,3 @@ def readable_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
-
-
-def installed_versions(*packages: str) -> dict[str, str]:
-    """Versions of Python, Gladstone and each package; a package that is not installed is left out."""
-    versions = {"python": platform.python_version()}
-    for package in ("gladstone", *packages):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -20,14 +20,14 @@ from gladstone.artifacts import (
     sha256_file,
     write_manifest,
 )
-from gladstone.commands.group import require_packages
 from gladstone.commands.progress import Progress, step
 from gladstone.commands.shell import command_line
 from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
 from gladstone.gguf.header import read_header
 from gladstone.gguf.trainable_base import is_copy, names_gguf, refusal, refusal_of_folder, refusal_of_repository
 from gladstone.gguf.types import TokenType
-from gladstone.machine.host import cache_dir, check_disk, installed_versions
+from gladstone.machine.host import cache_dir, check_disk
+from gladstone.machine.packages import installed_versions, require_packages
 from gladstone.process.import_without_gc import import_without_gc
 
 EMBEDDED = "embedded:smollm2-135m-instruct"

@@ -7,8 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from gladstone.commands.group import require_packages
 from gladstone.errors import DataError
+from gladstone.machine.packages import require_packages
 from gladstone.rows.limits import FileDamage
 from gladstone.signatures import FileKind, recognise
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from gladstone.commands.group import require_packages
 from gladstone.errors import DataError
+from gladstone.machine.packages import require_packages
 from gladstone.rows.limits import MAX_FIELDS, RowItem
 
 BATCH_ROWS = 500

@@ -14,17 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gladstone.commands.group import require_packages
 from gladstone.errors import UnsupportedError
-from gladstone.machine.host import (
-    available_memory_bytes,
-    installed_versions,
-    processor_flags,
-    processor_name,
-    read_cores,
-    readable_bytes,
-)
+from gladstone.machine.host import available_memory_bytes, processor_flags, processor_name, read_cores, readable_bytes
 from gladstone.machine.huge_pages import has_huge_pages
+from gladstone.machine.packages import installed_versions, require_packages
 from gladstone.process.child import ChildOptions, exit_name, start_child
 from gladstone.report.terminal import visible
 from runtime.commands.console import Waiting, tolerate_narrow_encodings
@@ -94,9 +87,10 @@ def read_facts() -> Facts:
     """What the system and the installed files tell without loading llama.cpp."""
     import psutil
 
-    from gladstone.llamacpp.backends import backend_files, compiler_of, installed_folder
+    from gladstone.llamacpp.backends import backend_files, compiler_of
+    from gladstone.machine.packages import llamacpp_folder
 
-    folder = installed_folder()
+    folder = llamacpp_folder()
     files = backend_files(folder) if folder else ()
     return Facts(
         processor=processor_name(),

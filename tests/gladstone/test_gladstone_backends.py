@@ -22,11 +22,11 @@ from gladstone.llamacpp.backends import (
     choose_backend,
     compiler_of,
     fingerprint,
-    installed_folder,
     load_best_backend,
     probe_backend,
     read_devices,
 )
+from gladstone.machine.packages import llamacpp_folder
 from gladstone.process.child import run_child
 
 ALL_FLAGS = frozenset(flag for flags in VARIANTS.values() for flag in flags)
@@ -250,7 +250,7 @@ def test_a_real_library_that_is_broken_harms_only_the_child(tmp_path: Path, name
 
 
 def test_a_library_that_is_cut_off_does_not_load(tmp_path: Path) -> None:
-    folder = installed_folder()
+    folder = llamacpp_folder()
     assert folder is not None
     whole = next(iter(backend_files(folder))).read_bytes()
     path = tmp_path / "libggml-cpu-haswell.so"

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 
 from gladstone.cli import STAGES
 from gladstone.cli import main as gladstone_main
-from gladstone.commands.group import Group, require_packages
+from gladstone.commands.group import Group
 from gladstone.commands.progress import Lines, Silent, step
 from gladstone.errors import ArtifactError, GladstoneError, UnsupportedError
+from gladstone.machine.packages import require_packages
 from gladstone.process.redirect_output import redirect_output
 from tests.waiting import wait_until
 

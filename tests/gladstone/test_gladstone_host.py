@@ -17,7 +17,6 @@ from gladstone.machine.host import (
     cache_dir,
     check_disk,
     core_count,
-    installed_versions,
     mapped_file_bytes,
     peak_memory_bytes,
     processor_flags,
@@ -25,6 +24,7 @@ from gladstone.machine.host import (
     read_cores,
     readable_bytes,
 )
+from gladstone.machine.packages import installed_versions
 
 
 def test_the_cache_folder_follows_its_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
