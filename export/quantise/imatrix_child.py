@@ -15,7 +15,8 @@ from export.quantise.imatrix import COUNTS, SUMS
 from gladstone.errors import UnsupportedError
 from gladstone.gguf.types import TENSOR_TYPE_NUMBERS
 from gladstone.llamacpp.context import Context
-from gladstone.llamacpp.model import Model, library
+from gladstone.llamacpp.library import library
+from gladstone.llamacpp.model import Model
 from gladstone.process.child_main import send_fraction, serve
 
 FEWEST_ROWS = 16

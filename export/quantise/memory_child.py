@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gladstone.llamacpp.model import Model, library
+from gladstone.llamacpp.library import library
+from gladstone.llamacpp.model import Model
 from gladstone.process.child_main import serve
 
 BUFFER = re.compile(r"\S+ +(?:KV|RS|SWA|compute|output|\S*cache) +buffer size = +([\d.]+) MiB")

@@ -53,7 +53,7 @@ def measure(path: Path) -> dict[str, Any]:
 
     Raises UnsupportedError if the backend loads no model, fails, or computes NaN or Inf.
     """
-    from gladstone.llamacpp.model import library
+    from gladstone.llamacpp.library import library
 
     lib = library()
     model = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())

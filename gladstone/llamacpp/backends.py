@@ -1,4 +1,4 @@
-"""The devices of llama.cpp, and the choice among its CPU backends if it was built with several.
+"""Choose among the CPU backends of llama.cpp, if it was built with several.
 
 llama.cpp itself chooses by the CPU's feature flags, and also looks for libraries in the working directory. Here each
 backend that could work is first probed in a child process; the fastest one that computes correct logits is used, and
@@ -21,7 +21,6 @@ from gladstone.machine.measurement_cache import read_measurements, store_measure
 from gladstone.machine.packages import llamacpp_folder
 from gladstone.process.child import ChildOptions, exit_name, start_child
 
-KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accel"}  # ggml-backend.h: ggml_backend_dev_type
 FORCED = "GLADSTONE_CPU_BACKEND"  # environment variable with the path of the backend to use
 PROBE_TIMEOUT_S = 30.0
 LARGEST_DIFFERENCE = 0.05  # between correct logits, as a share of the largest: kernels round differently
@@ -53,17 +52,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Device:
-    """A device that llama.cpp can use: `kind` is cpu, gpu, igpu (integrated graphics), accel or other."""
-
-    name: str
-    description: str
-    kind: str
-    free_bytes: int
-    total_bytes: int
-
-
-@dataclass(frozen=True)
 class Probe:
     """The result of a probe: logits of a small model and the seconds that they took, or why it failed."""
 
@@ -72,21 +60,13 @@ class Probe:
     failure: str = ""
 
 
-def read_devices() -> tuple[Device, ...]:
-    """All devices that the installed llama.cpp sees, with their currently free memory."""
-    from gladstone.llamacpp.model import library
-
-    lib = bound(library())
-    return tuple(_device(lib, lib.ggml_backend_dev_get(number)) for number in range(lib.ggml_backend_dev_count()))
-
-
 def load_best_backend(module: Any) -> Path | None:
     """Load the best CPU backend into llama.cpp, before its first use; returns its path, None if it is built in.
 
     `module` is llama-cpp-python's low-level module. The environment variable GLADSTONE_CPU_BACKEND names a file to use
     without probing. Raises UnsupportedError if no backend works.
     """
-    lib = bound(module)
+    lib = with_ggml_functions(module)
     forced = os.environ.get(FORCED)
     if not forced and lib.ggml_backend_reg_count():
         return None
@@ -179,7 +159,7 @@ def probe_backend(path: Path, timeout_s: float = PROBE_TIMEOUT_S) -> Probe:
     return Probe(tuple(map(float, answers[0]["logits"])), float(answers[0]["time_s"]))
 
 
-def bound(module: Any) -> Any:
+def with_ggml_functions(module: Any) -> Any:
     """llama.cpp's own library with the signatures of ggml's functions.
 
     The Python package binds these functions only in a second copy of ggml, which has a separate backend registry.
@@ -242,15 +222,3 @@ def _difference(one: Probe, other: Probe) -> float:
     largest = max(map(abs, other.logits)) or 1.0
     difference = max(abs(mine - yours) for mine, yours in zip(one.logits, other.logits, strict=True)) / largest
     return difference if difference == difference else float("inf")  # noqa: PLR0124 - NaN
-
-
-def _device(lib: Any, handle: int) -> Device:
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    lib.ggml_backend_dev_memory(handle, ctypes.byref(free), ctypes.byref(total))
-    name, description = lib.ggml_backend_dev_name(handle), lib.ggml_backend_dev_description(handle)
-    kind = KINDS.get(lib.ggml_backend_dev_type(handle), "other")
-    return Device(_text(name), _text(description), kind, free.value, total.value)
-
-
-def _text(name: bytes | None) -> str:
-    return (name or b"").decode("utf-8", "replace").strip()

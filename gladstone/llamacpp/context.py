@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from gladstone.errors import UnsupportedError
 from gladstone.gguf.types import Pooling
-from gladstone.llamacpp.model import Model, clear_log, library, log_tail
+from gladstone.llamacpp.library import clear_log, library, log_tail
+from gladstone.llamacpp.model import Model
 from gladstone.machine.host import core_count
 from gladstone.machine.openmp import adapt_to_other_work
 from gladstone.machine.thread_placement import place_threads

@@ -1,16 +1,13 @@
-"""llama.cpp through llama-cpp-python's low-level API: the library, a model, its vocabulary. Names llama_cpp.
+"""A model and its vocabulary, through llama-cpp-python's low-level API.
 
 The high-level class is not used: its detokenizer takes quadratic time, drops tokens of more than 32 bytes and hangs on
 invalid UTF-8. A failed GGML_ASSERT ends the process, so sizes are checked here before each call.
 """
 
 import ctypes
-import functools
 import os
-import re
 import threading
 import unicodedata
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,56 +17,12 @@ from typing import Any, Self
 
 from gladstone.errors import ArtifactError
 from gladstone.gguf.header import COMPOSES, GgufHeader, read_model, usable_context
-from gladstone.llamacpp.backends import load_best_backend
+from gladstone.llamacpp.library import clear_log, failure_reason, library
 from gladstone.llamacpp.lora import Lora, check_lora
 from gladstone.machine.huge_pages import NewAllocations
-from gladstone.report.terminal import one_line
 
 USER_DEFINED = 1 << 4  # llama.h's LLAMA_TOKEN_ATTR_USER_DEFINED
 UNKNOWN_BYTE = b"[UNK_BYTE_0x"  # llama.cpp's text for a character that maps to no byte
-
-LOG_NOISE = re.compile(r"^(?:\w+: )+")  # function names at the beginning of llama.cpp's log lines
-MAX_REASON_CHARACTERS = 300
-
-_log_tail: deque[str] = deque(maxlen=20)
-_callbacks: list[object] = []  # keeps the ctypes callbacks alive
-
-
-@functools.cache
-def library() -> Any:
-    """Load llama.cpp's ctypes module once; its log is kept for error messages instead of printed.
-
-    Raises UnsupportedError if no CPU backend works.
-    """
-    from llama_cpp import llama_cpp
-
-    def keep(_level: int, text: bytes, _data: object) -> None:
-        _log_tail.append(text.decode("utf-8", "replace").rstrip())
-
-    callback = llama_cpp.llama_log_callback(keep)
-    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    load_best_backend(llama_cpp)  # else llama.cpp searches for backends itself, in the working directory too
-    llama_cpp.llama_backend_init()
-    _callbacks.append(callback)
-    return llama_cpp
-
-
-def clear_log() -> None:
-    """Clear the kept log before a call whose messages matter."""
-    _log_tail.clear()
-
-
-def log_tail() -> str:
-    """The last lines that llama.cpp logged."""
-    return "\n".join(line for line in _log_tail if line)
-
-
-def failure_reason() -> str:
-    """The log line that says why a call failed, without function names and the final full stop."""
-    lines = [line for each in _log_tail for line in each.splitlines() if line.strip()]
-    told = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
-    line = (told or lines or ["it logged no reason"])[0 if told else -1]
-    return one_line(LOG_NOISE.sub("", line), MAX_REASON_CHARACTERS).rstrip(".")
 
 
 class Model:

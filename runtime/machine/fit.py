@@ -26,7 +26,7 @@ from runtime.machine.memory_model import (
 )
 
 if TYPE_CHECKING:
-    from gladstone.llamacpp.backends import Device
+    from gladstone.llamacpp.devices import Device
 
 BATCHES = (512, 256, 128)  # beyond 512 prefill gains little; below 128 it loses a lot
 LEAST_CONTEXT_TOKENS = 512
@@ -126,7 +126,7 @@ def read_machine() -> Machine:
 
     The system calls such pages free, since it could drop them; but a model that is loaded reads them for each token.
     """
-    from gladstone.llamacpp.backends import read_devices
+    from gladstone.llamacpp.devices import read_devices
 
     devices = read_devices()
     # llama.cpp takes a processor's own graphics only where there is no other GPU

@@ -21,8 +21,9 @@ CONTEXT_TOKENS, PROMPT_TOKENS, DECODED_TOKENS, LIMIT_S = 512, 128, 48, 2.0
 
 def describe() -> dict[str, Any]:
     """What the build says of itself: instruction sets, the back end that was chosen of several, GPUs."""
-    from gladstone.llamacpp.backends import loaded_backend, read_devices
-    from gladstone.llamacpp.model import library
+    from gladstone.llamacpp.backends import loaded_backend
+    from gladstone.llamacpp.devices import read_devices
+    from gladstone.llamacpp.library import library
 
     system = library().llama_print_system_info().decode()
     gpus = [device.description for device in read_devices() if device.kind in ("gpu", "igpu")]

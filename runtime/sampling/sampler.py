@@ -132,7 +132,7 @@ class SamplerChain:
 
         Raises ConfigError for a bias on a token that the vocabulary does not have.
         """
-        from gladstone.llamacpp.model import library
+        from gladstone.llamacpp.library import library
 
         outside = [token for token, _ in sampling.logit_bias if not 0 <= token < model.vocab_size]
         if outside:

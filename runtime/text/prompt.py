@@ -13,7 +13,8 @@ from gladstone.chat.template import ChatTemplate, encode_parts
 from gladstone.commands.shell import command_line
 from gladstone.errors import ArtifactError, ConfigError, DataError
 from gladstone.gguf.header import GgufHeader, info_of
-from gladstone.llamacpp.model import Model, library
+from gladstone.llamacpp.library import library
+from gladstone.llamacpp.model import Model
 
 # one private-use character on each side, a number between them: what a text is replaced with while it is rendered
 _MARK, _MARKED = "\uf8ff{}\uf8ff", re.compile("\uf8ff(\\d+)\uf8ff")

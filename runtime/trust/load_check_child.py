@@ -10,7 +10,8 @@ from gladstone.gguf.check_model import quoted
 from gladstone.gguf.header import read_model
 from gladstone.gguf.types import TENSOR_TYPE_NUMBERS, Pooling
 from gladstone.llamacpp.context import Context
-from gladstone.llamacpp.model import LOG_NOISE, Model, library
+from gladstone.llamacpp.library import LOG_NOISE, library
+from gladstone.llamacpp.model import Model
 from gladstone.process.child_main import serve
 from gladstone.report import terminal
 

@@ -13,7 +13,8 @@ from gladstone.chat.template import ChatTemplate
 from gladstone.errors import DataError, GladstoneError
 from gladstone.gguf.header import read_model
 from gladstone.llamacpp.context import Context
-from gladstone.llamacpp.model import Model, library
+from gladstone.llamacpp.library import library
+from gladstone.llamacpp.model import Model
 from runtime.trust.provenance import verify
 
 PROMPT = "The heart moves blood. Wo sitzt die Leber? 心臓は? 🫀 <|im_start|>"

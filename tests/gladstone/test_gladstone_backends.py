@@ -24,8 +24,8 @@ from gladstone.llamacpp.backends import (
     fingerprint,
     load_best_backend,
     probe_backend,
-    read_devices,
 )
+from gladstone.llamacpp.devices import read_devices
 from gladstone.machine.packages import llamacpp_folder
 from gladstone.process.child import run_child
 

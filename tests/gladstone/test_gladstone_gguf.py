@@ -21,7 +21,7 @@ from gladstone.gguf.check_model import DamagedError, Keys
 from gladstone.gguf.check_vocabulary import check_charsmap
 from gladstone.gguf.header import read_header, read_info
 from gladstone.gguf.types import FILE_TYPES, TENSOR_TYPES, Pooling, TokenType, ValueType
-from gladstone.llamacpp.model import library
+from gladstone.llamacpp.library import library
 from tests.faults.tiny_ggufs import MODELS, tiny_t5
 from tests.gladstone.gguf_files import (
     ARRAY,

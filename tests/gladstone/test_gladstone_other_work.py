@@ -11,10 +11,10 @@ from gladstone.machine.other_work import NOTICEABLE, SHORTEST_S, OtherWork
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is Linux's")
 LOADS = {
-    "llama.cpp": "from gladstone.llamacpp.model import library; library()",
+    "llama.cpp": "from gladstone.llamacpp.library import library; library()",
     "torch": "import torch",
-    "llama.cpp, then torch": "from gladstone.llamacpp.model import library; library(); import torch",
-    "torch, then llama.cpp": "import torch; from gladstone.llamacpp.model import library; library()",
+    "llama.cpp, then torch": "from gladstone.llamacpp.library import library; library(); import torch",
+    "torch, then llama.cpp": "import torch; from gladstone.llamacpp.library import library; library()",
 }
 # processor time of ten empty operations of two threads, each followed by a pause in which they should sleep
 SPENT = """

@@ -26,7 +26,7 @@ TWO = pytest.mark.skipif(
 # where the threads of a team may run: while placed, and afterwards
 RUNS = """
 import ctypes, json, os
-from gladstone.llamacpp.model import library; library()
+from gladstone.llamacpp.library import library; library()
 from gladstone.machine.openmp import loaded_library
 from gladstone.machine.thread_placement import place_threads
 def runs():

@@ -270,7 +270,7 @@ def _measure(lib: Any, log: list[str], path: str, settings: ContextSettings, all
 
 
 def _serve() -> None:
-    from gladstone.llamacpp.model import library
+    from gladstone.llamacpp.library import library
 
     lib = library()
     log: list[str] = []

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gladstone.errors import ConfigError, UnsupportedError
 from gladstone.gguf.header import GgufHeader, read_model
-from gladstone.llamacpp.backends import Device
 from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.devices import Device
 from gladstone.llamacpp.model import Model
 from gladstone.machine.host import available_memory_bytes, mapped_file_bytes
 from runtime.machine.fit import Fit, FitConstraints, Gpu, Machine, _shares_memory, plan_fit, read_machine

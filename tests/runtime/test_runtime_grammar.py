@@ -20,7 +20,8 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 from gladstone.errors import ConfigError, GladstoneError
 from gladstone.llamacpp.context import Context
-from gladstone.llamacpp.model import Model, library
+from gladstone.llamacpp.library import library
+from gladstone.llamacpp.model import Model
 from runtime.grammars.grammar import Constraint, Grammar, GrammarCompiler
 from tests.runtime.random_schemas import RandomModel, random_schema
 

@@ -12,7 +12,8 @@ import pytest
 
 from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
 from gladstone.llamacpp.context import Context
-from gladstone.llamacpp.model import Model, library
+from gladstone.llamacpp.library import library
+from gladstone.llamacpp.model import Model
 from runtime.engine import Engine, EngineOptions, Request, Sampling
 from runtime.errors import ContextFullError
 from runtime.grammars.grammar import Grammar

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from export.convert.llamacpp_converter import archive_path
 from gladstone.gguf.header import read_header
-from gladstone.llamacpp.model import Model, library
+from gladstone.llamacpp.library import library
+from gladstone.llamacpp.model import Model
 from runtime.scheduling.generation import Vocabulary
 from runtime.text.detokenizer import Detokenizer
 
