@@ -24,7 +24,7 @@ EXIT_SIGNALS = {"Ctrl-C": EXIT_INTERRUPTED, "SIGTERM": 143}
 
 LAZY = {
     "data": ("finetune.reports.data_commands:data", "Check, clean, divide and compare data files."),
-    "sweep": ("finetune.sweep.commands:sweep", "Try settings of a recipe in many runs, and compare them in a table."),
+    "sweep": ("finetune.sweep.commands:sweep", "Run a recipe with many settings, and compare the runs in a table."),
 }
 
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 class RecipeCommand(click.Command):
-    """A command whose help ends with the fields of a recipe, in the words that the recipe's sections have for them."""
+    """A command whose help ends with the fields of a recipe and their descriptions."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from finetune.config.field_help import field_help
@@ -45,17 +45,25 @@ class RecipeCommand(click.Command):
 
 @main.command(cls=RecipeCommand)
 @click.argument("recipe", required=False)
-@click.option("--data", type=click.Path(path_type=Path), help="Train on this file in place of the recipe's rows.")
+@click.option("--data", type=click.Path(path_type=Path), help="Train on this file instead of the recipe's rows.")
 @click.option("--format", "format_name", help="Row format of --data.  [default: auto]")
-@click.option(
-    "--skip-bad", is_flag=True, help="Leave out rows that cannot be read, or that the base refuses, and count them."
-)
+@click.option("--skip-bad", is_flag=True, help="Drop and count rows that cannot be read, or that the base refuses.")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: runs/NAME]")
-@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out; begin if there is none.")
-@click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), help="Stop, saved, within as many hours.")
-@click.option("--max-steps", type=click.IntRange(min=1), help="Stop, saved, after as many steps of this call.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Stop, saved, after as many tokens of this call.")
+@click.option(
+    "--resume", is_flag=True, help="Resume from the newest whole checkpoint in --out; start if there is none."
+)
+@click.option(
+    "--max-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Save a checkpoint and stop within this many hours.",
+)
+@click.option(
+    "--max-steps", type=click.IntRange(min=1), help="Save a checkpoint and stop after this many steps of this call."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), help="Save a checkpoint and stop after this many tokens of this call."
+)
 @click.option("--fit", "fitted", is_flag=True, help="Change the recipe so that it fits; the effective batch stays.")
 def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     recipe: str | None,
@@ -73,8 +81,8 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
 ) -> None:
     """Train RECIPE: a name from `finetune recipes` or a YAML file.
 
-    Without RECIPE the rows of --data are trained for one epoch as smollm2-135m says, and without --data those of the
-    demo. A setting that --set names holds against the recipe's.
+    Without RECIPE, the rows of --data are trained for one epoch with the recipe smollm2-135m, or without --data the
+    demo is trained. --set overrides the recipe.
     """
     from finetune.config.load import read_recipe
     from finetune.monitor.live_view import LiveView, make_display
@@ -84,9 +92,9 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     if format_name is not None and data is None:
         raise click.UsageError("--format describes --data, which is not given.")
     if recipe is None and resume and out is not None:
-        recipe = str(out / run_folder.RECIPE)  # what this folder was begun with
+        recipe = str(out / run_folder.RECIPE)  # the recipe of this folder's run
         if not Path(recipe).is_file():
-            raise click.UsageError(f"{out} holds no run to go on with. Name the RECIPE to begin one.")
+            raise click.UsageError(f"{out} holds no run to resume. Name a RECIPE to start one.")
     source = (str(data), format_name or "auto") if data is not None else None
     read = read_recipe(recipe, [*overrides, *(["data.skip_bad=true"] if skip_bad else [])], source)
     loaded = read.recipe
@@ -94,7 +102,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     from finetune.model.distributed import is_main_process
     from finetune.run import run as run_recipe
     from finetune.train.checkpoint import FOLDER, saved
-    from finetune.train.session import Options
+    from finetune.train.session import CallOptions
 
     if fitted:
         loaded = _fitted(loaded)
@@ -102,24 +110,24 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     display = make_display()
     callbacks = (display,) if isinstance(display, LiveView) else ()
     try:
-        result = run_recipe(loaded, folder, display, Options(resume, limits, callbacks, display.show, read.notes))
+        result = run_recipe(loaded, folder, display, CallOptions(resume, limits, callbacks, display.show, read.notes))
     except KeyboardInterrupt:
         if not saved(folder / FOLDER):
             raise
-        click.echo(f"\nStopped at once. Go on from the newest checkpoint: {_resume(folder)}", err=True)
+        click.echo(f"\nStopped at once. Resume from the newest checkpoint: {_resume(folder)}", err=True)
         click.get_current_context().exit(EXIT_INTERRUPTED)
     if is_main_process():
-        _tell(result)
+        _report(result)
 
 
 @main.command(cls=RecipeCommand)
 @click.argument("recipe", required=False)
-@click.option("--data", type=click.Path(path_type=Path), help="Rows in place of the recipe's.")
+@click.option("--data", type=click.Path(path_type=Path), help="Use this file instead of the recipe's rows.")
 @click.option("--format", "format_name", help="Row format of --data.  [default: auto]")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
-@click.option("--device", help="A machine that is not here: t4, p100, v100, l4, a10, a100, h100, 6gb, 8gb, 12gb, …")
+@click.option("--device", help="Estimate for another device: t4, p100, v100, l4, a10, a100, h100, 6gb, 8gb, 12gb, …")
 @click.option("--fit", "fitted", is_flag=True, help="Change the recipe so that it fits; the effective batch stays.")
-@click.option("--json", "as_data", is_flag=True, help="Print numbers as JSON.")
+@click.option("--json", "as_data", is_flag=True, help="Print the numbers as JSON.")
 def estimate(  # noqa: PLR0913 - one parameter an option
     recipe: str | None,
     data: Path | None,
@@ -130,7 +138,7 @@ def estimate(  # noqa: PLR0913 - one parameter an option
     fitted: bool,
     as_data: bool,
 ) -> None:
-    """Tell memory, disk and time of a run of RECIPE beforehand; no model is fetched, nothing is trained."""
+    """Estimate memory, disk and time of a run of RECIPE. No model is downloaded, nothing is trained."""
     import json
     from dataclasses import replace
 
@@ -141,7 +149,7 @@ def estimate(  # noqa: PLR0913 - one parameter an option
     if format_name is not None and data is None:
         raise click.UsageError("--format describes --data, which is not given.")
     if device is not None:
-        find_device(device)  # an unknown one is told before anything is loaded
+        find_device(device)  # an unknown device fails before anything is loaded
     read = read_recipe(recipe, [*overrides], (str(data), format_name or "auto") if data is not None else None)
     require_packages("finetune estimate", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
     from finetune.estimate.estimate import estimate as estimate_recipe
@@ -153,7 +161,7 @@ def estimate(  # noqa: PLR0913 - one parameter an option
 
 
 def _fitted(recipe: "Recipe") -> "Recipe":
-    """The recipe as it fits into this machine, told."""
+    """Return the recipe, changed so that it fits into this machine, and print the changes."""
     from finetune.estimate.estimate import estimate as estimate_recipe
     from gladstone.commands.progress import Lines
 
@@ -165,10 +173,10 @@ def _fitted(recipe: "Recipe") -> "Recipe":
     return option.recipe
 
 
-def _tell(result: "RunResult") -> None:
-    """What became of a run, and what to do next; exits with 130 or 143 where a signal stopped it.
+def _report(result: "RunResult") -> None:
+    """Print the result of a run and the next command; exit with 130 or 143 if a signal stopped it.
 
-    A run that is finished exits with 0, whatever it learnt: its files are whole, and export asks before it takes them.
+    A finished run exits with 0, whatever it learnt: its files are whole, and export asks before it uses them.
     """
     steps = "1 step" if result.steps == 1 else f"{result.steps} steps"
     speed = f"{steps}, {result.tokens_per_s:.0f} tokens/s"
@@ -178,7 +186,7 @@ def _tell(result: "RunResult") -> None:
     serious = [warning for warning in result.warnings if warning.serious]
     if result.stopped:
         made = f"after {speed}; everything is saved" if result.steps else "before the first step"
-        click.echo(f"Stopped by {result.stopped} {made}.\nGo on: {_resume(result.folder)}")
+        click.echo(f"Stopped by {result.stopped} {made}.\nResume: {_resume(result.folder)}")
         _warn(serious)
         click.get_current_context().exit(EXIT_SIGNALS.get(result.stopped, 0))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in result.shares.items())
@@ -193,7 +201,7 @@ def _tell(result: "RunResult") -> None:
         click.echo(f"Next: {command}")
     else:
         _warn(serious)
-        click.echo(f"`gladstone export` refuses {result.folder} for this, unless --yes is given.")
+        click.echo(f"`gladstone export` refuses {result.folder} because of this, unless --yes is given.")
 
 
 def _resume(folder: Path) -> str:
@@ -201,7 +209,7 @@ def _resume(folder: Path) -> str:
 
 
 def _validated(result: "RunResult") -> str:
-    """The line on the validation rows where they are all that was measured; '' elsewhere."""
+    """The line on the validation loss if there is no test loss; '' otherwise."""
     if result.loss_after is not None or result.best_validation is None:
         return ""
     step, loss = result.best_validation
@@ -209,7 +217,7 @@ def _validated(result: "RunResult") -> str:
 
 
 def _warn(serious: "Sequence[RunWarning]") -> None:
-    """The block that stays at the end of the terminal."""
+    """Print the serious warnings, which stay at the end of the terminal."""
     for warning in serious:
         click.secho(f"WARNING: {warning.text}.", fg="red", bold=True)
     for advice in dict.fromkeys(warning.advice for warning in serious if warning.advice):
@@ -225,7 +233,7 @@ def _warn(serious: "Sequence[RunWarning]") -> None:
     help="Also write the comparison into FOLDER.",
 )
 def compare(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Put run folders side by side, finished or not: the settings that differ, losses, speed, memory.
+    """Compare runs, finished or not: the settings that differ, losses, speed and memory.
 
     --out writes compare.html with overlaid curves, compare.md, compare.csv and compare.png.
     """
@@ -248,7 +256,7 @@ def compare(runs: tuple[Path, ...], out: Path | None) -> None:
 @main.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def recipes(context: click.Context) -> None:
-    """List the recipes that come with Gladstone: base model, rows, and the memory that training takes."""
+    """List the recipes that come with Gladstone, with their base models, rows and memory."""
     if context.invoked_subcommand is None:
         from finetune.estimate.recipe_table import recipe_table
 
@@ -258,7 +266,7 @@ def recipes(context: click.Context) -> None:
 @recipes.command()
 @click.argument("name")
 def show(name: str) -> None:
-    """Print the recipe NAME, to read or to start your own from."""
+    """Print the recipe NAME, for example to start your own from it."""
     from finetune.config.load import recipe_text
 
     click.echo(recipe_text(name), nl=False)

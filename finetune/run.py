@@ -1,4 +1,4 @@
-"""`finetune run`: from a recipe to a finished run folder, in one call or in several."""
+"""`finetune run`: from a recipe to a finished run folder, in one or several calls."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ from finetune.train import checkpoint as checkpoints
 from finetune.train.inputs import Inputs, differences, read_inputs, reader_of, write_inputs
 from finetune.train.loop import Loop
 from finetune.train.opening_block import OpeningBlock
-from finetune.train.session import Options, Outcome, Session, speed
+from finetune.train.session import CallOptions, Outcome, Session, speed
 from finetune.train.time_left import TimeLeft
 from finetune.train.verdict import Measured, RunWarning, find_warnings
 from gladstone import file_names, run_folder
@@ -46,10 +46,9 @@ VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run tells; `stopped` says why it is not finished ('' if it is), the losses are then not measured.
+    """What a run reports; `stopped` says why it is not finished ('' if it is).
 
-    Nor are they where there are no test rows.
-    `warnings` are what the user must know of how it went, the serious first.
+    The losses are None if the run is not finished or has no test rows. `warnings` lists the serious ones first.
     """
 
     folder: Path
@@ -65,13 +64,13 @@ class RunResult:
     best_validation: tuple[int, float] | None = None
 
 
-def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None = None) -> RunResult:
-    """Train the recipe's adapter into `out`; the manifest is written last, and not if a limit or the user stops it.
+def run(recipe: Recipe, out: Path, progress: Progress, options: CallOptions | None = None) -> RunResult:
+    """Train the recipe's adapter into `out`; the manifest is written last, and only if the run finishes.
 
-    Raises ArtifactError if `out` holds a finished run, or one that was stopped and `options` do not say to go on, or
-    one of another recipe, base or data; and whatever its parts raise.
+    Raises ArtifactError if `out` holds a finished run, a stopped one that `options` does not resume, or one of another
+    recipe, base or data; and what its parts raise.
     """
-    options = options or Options()
+    options = options or CallOptions()
     training.prepare_environment()  # before anything imports torch
     check_trackers(recipe.training.report_to)
     context = init_distributed()
@@ -83,8 +82,10 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: Options | None =
         return _lead(recipe, out, progress, options, context)
 
 
-def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, context: DistributedContext) -> RunResult:
-    """The work of the only process, or of the first of several: it alone writes into the run folder."""
+def _lead(
+    recipe: Recipe, out: Path, progress: Progress, options: CallOptions, context: DistributedContext
+) -> RunResult:
+    """Run as the main process, which alone writes into the run folder."""
     reader = reader_of(recipe, progress, time_of(recipe, out, resume=options.resume, began=options.began))
     with redirect_output(out / run_folder.LOG):
         summary = prepare(recipe.data, out / run_folder.DATA, progress, reader.check)
@@ -92,99 +93,103 @@ def _lead(recipe: Recipe, out: Path, progress: Progress, options: Options, conte
         for folder in (out, out / run_folder.DATA, out / run_folder.TOKENIZER):
             remove_partials(folder)
         inputs = read_inputs(reader, out, progress, summary)
-        found = _newest(inputs, progress) if options.resume else None
+        checkpoint = _newest(inputs, progress) if options.resume else None
         write_inputs(inputs)
-        context.barrier()  # the others read what is there now
+        context.barrier()  # the other processes read these files
         config = inputs.recipe.model_dump(mode="json")
-        with Reporter(recipe.training.report_to, recipe.name, out, config, resume=found is not None) as reporter:
-            on_loaded, first_steps = _opening(inputs, options, progress)
-            call_options = replace(options, callbacks=(*options.callbacks, first_steps, reporter), on_loaded=on_loaded)
-            outcome = Session(inputs, progress, call_options, out / checkpoints.FOLDER, context).run(found)
+        with Reporter(recipe.training.report_to, recipe.name, out, config, resume=checkpoint is not None) as reporter:
+            on_loaded, time_left = _opening(inputs, options, progress)
+            call_options = replace(options, callbacks=(*options.callbacks, time_left, reporter), on_loaded=on_loaded)
+            outcome = Session(inputs, progress, call_options, out / checkpoints.FOLDER, context).run(checkpoint)
             if outcome.loss_after is not None:
-                reporter.on_measured(outcome.ended.notes["held_out_loss_before"], outcome.loss_after)
-    return _finish(inputs, outcome) if not outcome.ended.reason else _result(inputs, outcome)
+                reporter.on_measured(outcome.result.notes["held_out_loss_before"], outcome.loss_after)
+    return _finish(inputs, outcome) if not outcome.result.reason else _result(inputs, outcome)
 
 
 def _opening(
-    inputs: Inputs, options: Options, progress: Progress
+    inputs: Inputs, options: CallOptions, progress: Progress
 ) -> tuple[Callable[[training.Trainable, Loop], None], TimeLeft]:
-    """What shows the block with which a run begins, and later its measured time, on the terminal and in the log."""
-    told = note(inputs.template, inputs.recipe)
-    notes = (*options.notes, *([told] if told else []))
+    """Return a callback for the opening block, and one for the measured time: both write to terminal and log."""
+    date_note = note(inputs.template, inputs.recipe)
+    notes = (*options.notes, *([date_note] if date_note else []))
     with step(progress, "Estimating memory and time"):
-        found = estimate_inputs(inputs, Silent())
-    opening = OpeningBlock(inputs, found, options.limits, notes)
+        estimate = estimate_inputs(inputs, Silent())
+    opening = OpeningBlock(inputs, estimate, options.limits, notes)
 
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         print(text, flush=True)  # into the log
         options.show(text)
 
-    first_steps = TimeLeft(inputs, found, tell)
+    time_left = TimeLeft(inputs, estimate, report)
 
     def show(trainable: training.Trainable, loop: Loop) -> None:
-        tell(opening.text(trainable, loop))
-        first_steps.follow(loop)
+        report(opening.text(trainable, loop))
+        time_left.follow(loop)
 
-    return show, first_steps
+    return show, time_left
 
 
-def _follow(recipe: Recipe, out: Path, options: Options, context: DistributedContext) -> RunResult:
-    """The work of another process than the first: the same training on its share of the rows, nothing written."""
+def _follow(recipe: Recipe, out: Path, options: CallOptions, context: DistributedContext) -> RunResult:
+    """Run as another process: the same training on its part of the rows, without writing files."""
     context.barrier()
     with tempfile.TemporaryDirectory() as scratch, redirect_output(Path(scratch) / run_folder.LOG):
         reader = reader_of(recipe, Silent(), time_of(recipe, out, resume=True))
         inputs = read_inputs(reader, out, Silent(), Summary())
-        found = _newest(inputs, Silent()) if options.resume else None
-        outcome = Session(inputs, Silent(), options, Path(scratch), context).run(found)
+        checkpoint = _newest(inputs, Silent()) if options.resume else None
+        outcome = Session(inputs, Silent(), options, Path(scratch), context).run(checkpoint)
     return _result(inputs, outcome)
 
 
 def _check_unfinished(out: Path) -> None:
     if is_finished(out):
-        shutil.rmtree(out / checkpoints.FOLDER, ignore_errors=True)  # of a process killed right behind its manifest
-        raise ArtifactError(f"{out}: already holds a finished run. Choose another folder with --out, or remove it.")
+        shutil.rmtree(
+            out / checkpoints.FOLDER, ignore_errors=True
+        )  # of a process killed just after writing its manifest
+        raise ArtifactError(
+            f"{out}: already holds a finished run. Choose another folder with --out, or remove this one."
+        )
 
 
-def _check_folder(out: Path, options: Options) -> None:
-    _check_unfinished(out)  # another process may have ended it meanwhile
+def _check_folder(out: Path, options: CallOptions) -> None:
+    _check_unfinished(out)  # another process may have finished it in the meantime
     saved = checkpoints.saved(out / checkpoints.FOLDER)
     if saved and not options.resume:
         raise ArtifactError(
-            f"{out}: holds a run that was stopped after step {checkpoints.step_of(saved[-1])}. Go on with --resume, "
-            "choose another folder with --out, or remove it."
+            f"{out}: holds a run that was stopped after step {checkpoints.step_of(saved[-1])}. Resume it with "
+            "--resume, choose another folder with --out, or remove this one."
         )
     if not saved:
         os.truncate(out / run_folder.LOG, 0)
 
 
 def _newest(inputs: Inputs, progress: Progress) -> checkpoints.Checkpoint | None:
-    """The newest whole checkpoint. Raises ArtifactError with the differences if it is of another run."""
+    """Load the newest whole checkpoint. Raises ArtifactError, which lists the differences, if it is of another run."""
     folder = inputs.out / checkpoints.FOLDER
-    told: list[str] = []
+    notes: list[str] = []
     with step(progress, "Reading the newest checkpoint"):
-        found = checkpoints.newest_whole(folder, told.append)
-        if found is None:
-            progress.update(None, "there is none: beginning anew")
+        newest = checkpoints.newest_whole(folder, notes.append)
+        if newest is None:
+            progress.update(None, "none found: starting at the first step")
             return None
-        saved, manifest = found
+        saved, manifest = newest
         changed = differences(manifest.config, inputs.identity)
         if changed:
             raise ArtifactError(
                 listed(
-                    f"{inputs.out}: the run was begun with other settings, and cannot go on with these. Set them back, "
-                    "or choose another folder with --out",
+                    f"{inputs.out}: the run was started with other settings and cannot resume with these. Restore the "
+                    "settings, or choose another folder with --out",
                     changed,
                 )
             )
         if inputs.recipe.base.template_date and "template_date" not in manifest.config["recipe"].get("base", {}):
-            told.append(f"it does not say which date its rows were trained with: {inputs.template.now} from here on")
+            notes.append(f"it has no date for the chat template: from here on {inputs.template.now}")
         checkpoints.set_aside(folder, saved.step)
-        progress.update(None, "; ".join([*told, f"going on after step {saved.step}"]))
+        progress.update(None, "; ".join([*notes, f"resuming after step {saved.step}"]))
     return saved
 
 
 def _result(inputs: Inputs, outcome: Outcome) -> RunResult:
-    ended = outcome.ended
+    ended = outcome.result
     spent = sum(ended.seconds.values()) or 1.0
     return RunResult(
         folder=inputs.out,
@@ -202,8 +207,8 @@ def _result(inputs: Inputs, outcome: Outcome) -> RunResult:
 
 
 def _measured(inputs: Inputs, outcome: Outcome) -> Measured:
-    """The losses by which a run is judged: of the test rows, or where there are none of the validation rows."""
-    notes, vocabulary = outcome.ended.notes, outcome.facts["vocabulary"]
+    """The losses that judge a run: of the test rows, or without any of the validation rows."""
+    notes, vocabulary = outcome.result.notes, outcome.facts["vocabulary"]
     test, validation = (inputs.sets[name].examples for name in ("test", "validation"))
     if test or not validation:
         return Measured(notes.get("held_out_loss_before"), outcome.loss_after, len(test), vocabulary)
@@ -212,17 +217,17 @@ def _measured(inputs: Inputs, outcome: Outcome) -> Measured:
 
 
 def _kept_validation_loss(inputs: Inputs, outcome: Outcome) -> float | None:
-    """The validation loss of the adapter that is kept; None where the run is not finished."""
-    history = outcome.ended.history
-    if outcome.ended.reason or history.best is None:
+    """The validation loss of the adapter that is kept; None if the run is not finished."""
+    history = outcome.result.history
+    if outcome.result.reason or history.best is None:
         return None
     return history.best[1] if inputs.recipe.training.final == "best" else history.validation[-1][1]
 
 
 def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
-    out, history = inputs.out, outcome.ended.history
+    out, history = inputs.out, outcome.result.history
     if not history.steps:
-        raise DataError("no optimizer step was made.")
+        raise DataError("the run has no optimizer step.")
     result = _result(inputs, outcome)
     with whole_file(out / run_folder.METRICS) as copy:
         shutil.copyfile(out / checkpoints.FOLDER / run_folder.METRICS, copy)
@@ -238,11 +243,11 @@ def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
         "scored_tokens": {name: tokenized.scored_tokens for name, tokenized in sets.items()},
         "held_out_loss_before": result.loss_before,
         "held_out_loss_after": result.loss_after,
-        "validation_loss_before": outcome.ended.notes.get("validation_loss_before"),
+        "validation_loss_before": outcome.result.notes.get("validation_loss_before"),
         "validation_loss": history.validation,
         "best_step": result.best_validation[0] if result.best_validation else None,
         "events": history.events,
-        "warnings": [each.as_json() for each in result.warnings],
+        "warnings": [warning.as_json() for warning in result.warnings],
         "steps": result.steps,
         "tokens_per_s": round(result.tokens_per_s, 1),
         "train_s": round(result.train_s, 1),

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub, cached as JSON Lines. Imports datasets, huggingface_hub."""
+"""Datasets of the Hugging Face Hub, cached as JSON Lines. Names datasets, huggingface_hub."""
 
 import json
 from collections.abc import Iterable, Iterator

@@ -64,10 +64,10 @@ def _lowest_loss(recipe: Recipe, out: Path, reporter: _Reporter, progress: Progr
     began = datetime.fromtimestamp(int((out.parents[1] / SWEEP_NAME).stat().st_mtime))
     if not is_finished(out):
         from finetune.run import run
-        from finetune.train.session import Options
+        from finetune.train.session import CallOptions
 
         begun = bool(saved(out / CHECKPOINTS))
-        if run(recipe, out, progress, Options(resume=begun, callbacks=(reporter,), began=began)).stopped:
+        if run(recipe, out, progress, CallOptions(resume=begun, callbacks=(reporter,), began=began)).stopped:
             raise KeyboardInterrupt
     validation = read_manifest(out).facts["validation_loss"]
     if not validation:

@@ -1,8 +1,8 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped. Names torch, safetensors.
+"""Checkpoints: everything that a run needs to resume as if it had never stopped. Names torch, safetensors.
 
-A checkpoint is a folder that appears whole: its files are written and fsynced under a temporary name, its manifest is
-the last of them, and then the folder is renamed. It holds tensors and JSON only; nothing in it is ever executed. What
-the run has told so far is a part of it, so that a damaged metrics.jsonl costs nothing.
+A checkpoint is a folder that appears whole or not at all: its files are written and fsynced under a temporary name, the
+manifest last, and then the folder is renamed. It holds tensors and JSON only; nothing in it is executed. The metrics of
+the run are a part of it, so that a damaged metrics file loses nothing.
 """
 
 import json
@@ -38,7 +38,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: trained tensors by name, the optimizer's and the random generators' state, the loop's own.
+    """The trained tensors by name, the states of optimizer, random generators and loop, and the metrics so far.
 
     `metrics` holds the lines of metrics.jsonl up to this step.
     """
@@ -52,7 +52,10 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, run: Mapping[str, Any]) -> Path:
-    """Write a checkpoint under `folder`; `run` says what it belongs to. Raises ArtifactError; older ones stay whole."""
+    """Write a checkpoint under `folder`, with the identity of its `run`.
+
+    Raises ArtifactError if it cannot be written; older checkpoints stay whole.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -82,8 +85,8 @@ def save(folder: Path, checkpoint: Checkpoint, run: Mapping[str, Any]) -> Path:
         free = shutil.disk_usage(folder if folder.is_dir() else Path.cwd()).free
         raise ArtifactError(
             f"{folder}: the checkpoint of step {checkpoint.step} cannot be saved: {error}. It needs "
-            f"{readable_bytes(needed)}, {readable_bytes(free)} are free; earlier checkpoints are whole. Make room and "
-            "go on with --resume."
+            f"{readable_bytes(needed)}, {readable_bytes(free)} are free; earlier checkpoints are whole. Free some "
+            "space and resume with --resume."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -91,9 +94,9 @@ def save(folder: Path, checkpoint: Checkpoint, run: Mapping[str, Any]) -> Path:
 
 
 def newest_whole(folder: Path, warn: Callable[[str], None]) -> tuple[Checkpoint, Manifest] | None:
-    """The newest checkpoint whose every byte is as it was written; a damaged one is told to `warn` and skipped.
+    """Return the newest undamaged checkpoint and its manifest; damaged ones are reported to `warn` and skipped.
 
-    Raises ArtifactError if there are checkpoints and all of them are damaged.
+    Returns None without checkpoints. Raises ArtifactError if all of them are damaged.
     """
     problems = []
     for path in reversed(saved(folder)):
@@ -103,13 +106,13 @@ def newest_whole(folder: Path, warn: Callable[[str], None]) -> tuple[Checkpoint,
             problems.append(str(error))
             warn(f"{path.name} is damaged and is skipped: {error}")
     if problems:
-        headline = f"{folder}: no checkpoint is whole. Remove this folder to begin anew"
+        headline = f"{folder}: all checkpoints are damaged. Remove this folder to start again"
         raise ArtifactError(listed(headline, problems))
     return None
 
 
 def set_aside(folder: Path, after_step: int) -> None:
-    """Rename the damaged checkpoints after a step, so that they do not count among those that are kept."""
+    """Rename the damaged checkpoints after a step, so that they do not count as kept checkpoints."""
     for path in saved(folder):
         if step_of(path) > after_step:
             aside = path.with_name(f"{path.name}.damaged")
@@ -118,30 +121,28 @@ def set_aside(folder: Path, after_step: int) -> None:
 
 
 def saved(folder: Path) -> list[Path]:
-    """Checkpoints by step, the newest last."""
+    """Return the checkpoints' folders by step, the newest last."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(path for path in found if _NAME.fullmatch(path.name))
 
 
 def step_of(path: Path) -> int:
-    """The step after which a checkpoint was saved."""
+    """Return the step after which a checkpoint was saved."""
     return int(path.name.removeprefix("step-"))
 
 
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Remove all but the newest `keep` and the one of the best validation loss. Raises ArtifactError."""
+    """Remove all but the newest `keep` checkpoints and that of the best step. Raises ArtifactError if one stays."""
     for path in saved(folder)[:-keep]:
         if step_of(path) != best_step:
             try:
                 _remove(path)
             except OSError as error:
-                raise ArtifactError(
-                    f"{path}: cannot be removed: {error.strerror}. It is not needed any more."
-                ) from None
+                raise ArtifactError(f"{path}: cannot be removed: {error.strerror}. It is no longer needed.") from None
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, a file or a link; a folder is whole under its name, or not there."""
+    """Remove a folder, a file or a link; a folder disappears from its name before its files are removed."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
@@ -152,7 +153,7 @@ def _remove(path: Path) -> None:
 
 
 def load_trained(folder: Path, step: int) -> dict[str, Any]:
-    """The trained tensors of one checkpoint. Raises ArtifactError if it is damaged."""
+    """Load the trained tensors of one checkpoint. Raises ArtifactError if it is damaged."""
     return _load(folder / f"step-{step:08d}")[0].trained
 
 
@@ -173,13 +174,13 @@ def _load(path: Path) -> tuple[Checkpoint, Manifest]:
 
 
 def _checked_manifest(path: Path) -> Manifest:
-    """The manifest of a checkpoint whose files are those that it lists, and no links to others."""
+    """Return the manifest, after checking that the files are those that it lists, and not links."""
     for each in (path, *(path / name for name in (*FILES, MANIFEST_NAME))):
         if each.is_symlink():
-            raise ArtifactError(f"{each}: a link; a checkpoint consists of its own files.")
+            raise ArtifactError(f"{each}: a link; a checkpoint must consist of its own files.")
     manifest = read_manifest(path)
     if manifest.stage != STAGE or manifest.facts.get("step") != step_of(path):
-        raise ArtifactError(f"{path}: its manifest is of another folder.")
+        raise ArtifactError(f"{path}: its manifest belongs to another folder.")
     for name in FILES:
         manifest.record(name)
     check_files(path, manifest)
@@ -196,7 +197,7 @@ def _checked_state(state: Any) -> dict[str, Any]:
 
 
 def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An optimizer's state as tensors by path ('state/0/exp_avg') and the rest as JSON of the same shape."""
+    """Divide an optimizer's state into tensors by path ('state/0/exp_avg') and JSON for the rest."""
     import torch
 
     tensors: dict[str, Any] = {}
@@ -205,7 +206,7 @@ def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         if isinstance(value, torch.Tensor):
             tensors[path] = (
                 value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            )  # safetensors: none is shared
+            )  # safetensors rejects shared memory
             return {"tensor": path}
         if isinstance(value, Mapping):
             return {"items": [[key, plain(each, f"{path}/{key}")] for key, each in value.items()]}
@@ -213,7 +214,9 @@ def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             return [plain(each, f"{path}/{place}") for place, each in enumerate(value)]
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        raise ArtifactError(f"the optimizer keeps {path} as {type(value).__name__}, which a checkpoint cannot hold.")
+        raise ArtifactError(
+            f"the optimizer's state {path} is a {type(value).__name__}, which a checkpoint cannot hold."
+        )
 
     return tensors, plain(state, "optimizer")
 

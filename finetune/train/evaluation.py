@@ -1,4 +1,4 @@
-"""How good the model is while it is trained: validation loss at intervals, and what becomes of it. Names torch."""
+"""The loss of held-out rows, and the validations during training. Names torch."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ def measure_loss(
     on_part: Callable[[float], None] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> float:
-    """Mean nats per target token over all examples, batched by length. Leaves the model in training mode.
+    """Return the mean cross-entropy over all scored tokens in nats; leaves the model in training mode.
 
-    Memory that does not suffice makes its own batches smaller, never those of the training. Raises Interrupted if
-    `interrupted` becomes true.
+    If memory does not suffice, evaluation batches get smaller, those of the training do not. Raises Interrupted when
+    `interrupted` returns True, and UnsupportedError if a single row takes too much memory.
     """
     import torch
 
@@ -33,7 +33,9 @@ def measure_loss(
     context = trainable.context
     whole = evaluation_batches(lengths, padded=forward.padded)
     waiting = context.own_part(whole)
-    idle = -(-len(whole) // context.world_size) - len(waiting)  # where weights are spread, all compute equally often
+    idle = -(-len(whole) // context.world_size) - len(
+        waiting
+    )  # sharded weights are gathered together: all processes compute equally often
     nats, targets, seen = 0.0, 0, 0
     trainable.model.eval()
     try:
@@ -51,7 +53,7 @@ def measure_loss(
                         raise
                     if len(rows) == 1:
                         raise UnsupportedError(
-                            f"out of memory while the loss of a single row of {lengths[rows[0]]:,} tokens is measured. "
+                            f"out of memory while measuring the loss of a single row of {lengths[rows[0]]:,} tokens. "
                             "Set base.load_in_4bit=true or lower base.max_tokens."
                         ) from error
                     half = len(rows) // 2
@@ -72,9 +74,9 @@ def measure_loss(
 
 @dataclass
 class Validator:
-    """Measures the validation loss, and has fixed prompts answered where the recipe asks for it.
+    """Measures the validation loss, and answers fixed prompts if the recipe has samples.
 
-    `seconds` is what the last time took; `decode` gives the text of tokens.
+    `seconds` is the duration of the last validation; `decode` maps token ids to text.
     """
 
     trainable: Trainable
@@ -85,9 +87,9 @@ class Validator:
     interrupted: Callable[[], bool] = field(default=lambda: False)
 
     def evaluate(self, step: int, metrics_log: MetricsLog) -> Callable[[Callback], None]:
-        """Note loss, answers and scores, all or nothing, and return how to tell a callback of them.
+        """Write loss, answers and scores to the metrics, all or none, and return a function that reports to a callback.
 
-        Raises Interrupted if the run is to stop meanwhile.
+        Raises Interrupted if the run must stop, and what `measure_loss` raises.
         """
         begin_s = time.monotonic()
         loss = measure_loss(self.trainable, self.held_out, interrupted=self.interrupted)
@@ -120,13 +122,13 @@ class Validator:
                 if not out_of_memory(error):
                     raise
                 raise UnsupportedError(
-                    f"out of memory while {self.training.sample_tokens:,} tokens are answered to a prompt of "
-                    f"{len(prompt.ids):,}. Lower training.sample_tokens, or set training.samples=0."
+                    f"out of memory while generating {self.training.sample_tokens:,} tokens for a prompt of "
+                    f"{len(prompt.ids):,} tokens. Lower training.sample_tokens, or set training.samples=0."
                 ) from error
             answers.append((prompt, text))
         return answers
 
     def without_progress(self, history: History) -> int:
-        """How many validations came since the best one."""
+        """Return the number of validations since the best one."""
         best = history.best
         return 0 if best is None else sum(step > best[0] for step, _ in history.validation)

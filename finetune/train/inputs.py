@@ -1,4 +1,4 @@
-"""What goes into a run: recipe, base, tokenizer, template and tokenised rows, and how a later call knows them again."""
+"""The inputs of a run: recipe, base, tokenizer, template and tokenised rows, and their identity for later calls."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,14 +30,14 @@ from gladstone.machine.packages import installed_versions
 from gladstone.models.base_model import Base, check_weights, resolve_base
 from gladstone.models.tokenizer import FolderTokenizer, tokenizer_files
 
-# of a recipe, what may differ between the calls of one run: none of it changes how it is trained
+# fields of a recipe that may differ between the calls of one run, because they do not change the training
 FREE_FIELDS = ("description", "hub", "training.checkpoint_minutes", "training.checkpoint_steps",
                "training.keep_checkpoints", "training.report_to", "training.final")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What goes into a run; a set without rows has no examples."""
+    """The inputs of a run; a set without rows has no examples."""
 
     out: Path
     recipe: Recipe
@@ -49,7 +49,7 @@ class Inputs:
 
     @cached_property
     def parents(self) -> dict[str, str]:
-        """Hashes of the base and of the rows' files, as they were when the rows were read."""
+        """Hashes of the base and of the data files, computed when the rows are read."""
         data = self.recipe.data
         files = {
             f"data:{source.path}": sha256_path(source_file(source))
@@ -59,7 +59,7 @@ class Inputs:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a call that goes on must share with the one that began."""
+        """What all calls of a run must share."""
         folder = self.out / run_folder.DATA
         rows = {
             f"rows:{name}": sha256_path(run_folder.set_path(folder, name)) for name in SETS if has_set(folder, name)
@@ -68,16 +68,16 @@ class Inputs:
         return {"recipe": self.recipe.model_dump(mode="json"), "inputs": inputs}
 
     def sources(self, examples: Sequence[int]) -> list[str]:
-        """The training examples' places in the files that they come from."""
+        """Return the file and line of training examples."""
         wanted = {self.sets["train"].rows[example] for example in examples}
         rows = enumerate(read_set(self.out / run_folder.DATA, "train"))
         return [conversation.source for row, conversation in rows if row in wanted]
 
 
 def reader_of(recipe: Recipe, progress: Progress, now: datetime) -> RowReader:
-    """What reads a run's rows; `now` is the time that a chat template may write.
+    """Return the reader of a run's rows; `now` is the time for a chat template that writes it.
 
-    Its base raises UnsupportedError for what cannot be trained, and what `resolve_base` and `check_weights` raise.
+    Its base raises UnsupportedError if it cannot be trained, and what `resolve_base` and `check_weights` raise.
     """
 
     def find() -> Base:
@@ -85,7 +85,7 @@ def reader_of(recipe: Recipe, progress: Progress, now: datetime) -> RowReader:
         check_weights(base)
         if recipe.base.load_in_4bit and base.is_encoder_decoder:
             raise UnsupportedError(
-                f"{base.name}: encoder and decoder are trained in float32; set base.load_in_4bit=false."
+                f"{base.name}: encoder–decoder models are trained in float32; set base.load_in_4bit=false."
             )
         return base
 
@@ -93,15 +93,15 @@ def reader_of(recipe: Recipe, progress: Progress, now: datetime) -> RowReader:
 
 
 def read_inputs(reader: RowReader, out: Path, progress: Progress, summary: Summary) -> Inputs:
-    """Load and tokenise. A recipe for a template that writes the time keeps the time.
+    """Load and tokenise the rows. If the template writes the time, the recipe stores it.
 
-    Raises DataError if the rows do not fill a step, and whatever its parts raise.
+    Raises DataError if the rows do not fill a step, and what its parts raise.
     """
     base, recipe = reader.base, reader.recipe
     with step(progress, "Loading the tokenizer and the rows"):
         tokenizer, template = reader.tokenizer, reader.template
         recipe = clock.with_time(recipe, template)
-        if recipe.base.chat_template is not None:  # a base's own may spell them out, as TinyLlama's does
+        if recipe.base.chat_template is not None:  # a base's own template may spell them out, as TinyLlama's does
             _check_vocabulary(template, tokenizer)
         sets = _tokenize(out / run_folder.DATA, template, tokenizer, (recipe, base))
         hits = limits_hit(sets, recipe.base.max_tokens)
@@ -112,11 +112,11 @@ def read_inputs(reader: RowReader, out: Path, progress: Progress, summary: Summa
     rows, per_step = len(sets["train"].examples), recipe.training.rows_per_step
     if per_step > rows:
         raise DataError(
-            f"a step takes {per_step:,} rows (training.batch_size × training.accumulation), and there are only "
-            f"{rows:,} to train on. Lower training.batch_size or bring more rows."
+            f"a step takes {per_step:,} rows (training.batch_size × training.accumulation), but there are only "
+            f"{rows:,} training rows. Lower training.batch_size or add rows."
         )
     inputs = Inputs(out, recipe, base, tokenizer, template, sets, summary)
-    inputs.parents  # noqa: B018 - hashed now, whatever becomes of the files while training
+    inputs.parents  # noqa: B018 - hashed now, since the files may change during training
     return inputs
 
 
@@ -126,13 +126,13 @@ def _check_vocabulary(template: ChatTemplate, tokenizer: FolderTokenizer) -> Non
     if lacking:
         raise DataError(
             f"base.chat_template: it names {', '.join(lacking)}, which the base's vocabulary lacks: the model would "
-            "learn them letter by letter, and nothing would end its answers. Choose a template of this model's "
-            "kind, or template:question-answer."
+            "learn them letter by letter, and nothing would end its answers. Choose a template for this kind of "
+            "model, or template:question-answer."
         )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two identities do not share, in words."""
+    """Return the differences between two identities, one line each."""
 
     def flat(values: Any, prefix: str = "") -> dict[str, Any]:
         if not isinstance(values, dict):
@@ -154,7 +154,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _completed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """An older version's recipe with the fields that it did not know: by their defaults, the date as it is now."""
+    """Complete a recipe of an older version with the defaults of newer fields, and with the current date."""
     try:
         made = Recipe.model_validate(before).model_dump(mode="json")
     except ValidationError:
@@ -192,7 +192,7 @@ def _tokenize(
 
 
 def limits_hit(sets: Mapping[str, TokenizedSet], max_tokens: int) -> list[tuple[int, str]]:
-    """What the limits did to the rows: how many, and what, in words; nothing where they hit none."""
+    """Return how many rows each limit affected, with a description; limits that affected none are omitted."""
     counts = {
         f"rows of more than {max_tokens:,} tokens left out": sum(each.too_long for each in sets.values()),
         f"cut to {max_tokens:,} tokens": sum(each.cut for each in sets.values()),
@@ -203,13 +203,13 @@ def limits_hit(sets: Mapping[str, TokenizedSet], max_tokens: int) -> list[tuple[
 
 
 def write_inputs(inputs: Inputs) -> None:
-    """Put recipe, template and tokenizer into the run folder."""
+    """Write recipe, template and tokenizer into the run folder."""
     out, folder = inputs.out, inputs.base.folder
     write_text(out / run_folder.RECIPE, yaml.safe_dump(inputs.recipe.model_dump(mode="json"), sort_keys=False))
     write_text(out / file_names.CHAT_TEMPLATE, inputs.template.source)
     for name in file_names.TOKENIZER_FILES:
         if (folder / name).is_file():
             copy_file(folder / name, out / run_folder.TOKENIZER / name)
-        else:  # of a run with another base, stopped in this folder
+        else:  # left by a run with another base, stopped in this folder
             (out / run_folder.TOKENIZER / name).unlink(missing_ok=True)
     write_text(out / run_folder.TOKENIZER / file_names.CHAT_TEMPLATE, inputs.template.source)

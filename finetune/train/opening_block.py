@@ -1,4 +1,4 @@
-"""The block with which a run begins: what became of the rows, what will be trained on what, how long, and where."""
+"""The block that opens a run: what happened to the rows, what is trained on what, how long it takes, and where."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from finetune.train.loop import Loop
 
 FEW_ROWS = 50  # to train on
-FEW_HELD_OUT = 30  # below it the mean loss of the rows moves by more than most settings do
+FEW_HELD_OUT = 30  # with fewer, noise moves their mean loss by more than most settings do
 MANY_LEFT_OUT = 0.2  # of the rows that were read
-NOT_DRAWN = "not drawn"  # the reason of rows that a setting asked to leave out
+NOT_DRAWN = "not drawn"  # the reason of rows that the recipe's settings leave out
 
 
 @dataclass(frozen=True)
 class OpeningBlock:
-    """What the block is made of, besides the loaded model and its loop; `notes` are sentences about the recipe."""
+    """The content of the block, besides the loaded model and its loop; `notes` are sentences about the recipe."""
 
     inputs: Inputs
     estimate: Estimate | None
@@ -33,7 +33,7 @@ class OpeningBlock:
     notes: tuple[str, ...] = ()
 
     def text(self, trainable: "Trainable", loop: "Loop") -> str:
-        """The whole block, in aligned lines, without an end of line."""
+        """Render the block as aligned lines, without a final newline."""
         lines = [*self._training(loop), *self._machine(trainable, loop), *self._remarks(loop)]
         own = format_columns(lines)
         rows = f"{describe(self.inputs.summary, self.inputs.out / 'data')}\n" if self.inputs.summary.read else ""
@@ -53,8 +53,8 @@ class OpeningBlock:
         made = len(loop.history.steps)
         if made:
             left = max(0, loop.total - made)
-            are = "step is" if made == 1 else "steps are"
-            yield "resumed", made, f"{are} made, {left:,} {'is' if left == 1 else 'are'} left"
+            steps = "step" if made == 1 else "steps"
+            yield "resumed", made, f"{steps} done, {left:,} remaining"
         held_out = {name: len(sets[name].examples) for name in ("validation", "test") if name in sets}
         if held_out.get("validation"):
             times = loop.schedule.validations
@@ -62,12 +62,12 @@ class OpeningBlock:
             often = "once" if times == 1 else f"{times:,} times"
             yield "validation", held_out["validation"], f"rows, measured {before}{often} while training"
         else:
-            yield "validation", 0, "rows: the last step's adapter is kept, none is known to be the best"
+            yield "validation", 0, "rows: the last step's adapter is kept, because the best one is unknown"
         if held_out.get("test"):
             yield "test", held_out["test"], "rows, measured before and after"
         else:
             by = "the validation loss" if held_out.get("validation") else "the training loss alone"
-            yield "test", 0, f"rows: no held-out loss is measured, the run is judged by {by}"
+            yield "test", 0, f"rows: no held-out loss is measured; warnings rely on {by}"
 
     def _machine(self, trainable: "Trainable", loop: "Loop") -> Iterator[Line]:
         recipe, found = self.inputs.recipe, self.estimate
@@ -84,8 +84,8 @@ class OpeningBlock:
                 "memory",
                 None,
                 (
-                    f"about {readable_bytes(found.memory.peak)} at the peak, {readable_bytes(found.limit_bytes)} are "
-                    f"there{fits}; {readable_bytes(disk)} on disk"
+                    f"about {readable_bytes(found.memory.peak)} at the peak, {readable_bytes(found.limit_bytes)} "
+                    f"available{fits}; {readable_bytes(disk)} on disk"
                 ),
             )
             yield "time", None, self._time(found, loop)
@@ -96,7 +96,7 @@ class OpeningBlock:
         left = loop.total - len(steps)
         if steps:
             mean_s = sum(stats.step_s for stats in steps) / len(steps)
-            return f"about {rough_duration(left * mean_s)} for the steps that are left, by those that are made"
+            return f"about {rough_duration(left * mean_s)} for the remaining steps, by the time of those done"
         total_s = found.times.step_s * left + found.times.evaluation_s
         made = min(left, left if self.limits.max_steps is None else self.limits.max_steps)
         later = f"; the first {FIRST_STEPS} steps measure it" if made > FIRST_STEPS else ""
@@ -104,7 +104,7 @@ class OpeningBlock:
 
     def _remarks(self, loop: "Loop") -> Iterator[Line]:
         if self.limits.max_steps is not None and self.limits.max_steps < loop.total - len(loop.history.steps):
-            yield "limit", None, f"this call stops after {_steps(self.limits.max_steps)}; --resume goes on"
+            yield "limit", None, f"this call stops after {_steps(self.limits.max_steps)}; --resume continues"
         for note in self.notes:
             yield "note", None, note
         for warning in self._warnings(loop):
@@ -117,23 +117,23 @@ class OpeningBlock:
             name = "epochs" if training.max_steps is None else "max_steps"
             yield (
                 f"only {loop.schedule.rows_trained:,} of {rows:,} rows are trained: "
-                f"training.{name}={getattr(training, name)} ends the run before. All of them once: "
-                "--set training.epochs=1."
+                f"training.{name}={getattr(training, name)} ends the run earlier. To train on "
+                "all of them once: --set training.epochs=1."
             )
         lost = (
             summary.left_out - summary.dropped[NOT_DRAWN] + sum(each.too_long + each.unscored for each in sets.values())
         )
         if lost > MANY_LEFT_OUT * summary.read > 0:
             yield (
-                f"{lost:,} of {summary.read:,} rows ({lost / summary.read:.0%}) are left out; "
-                f"{self.inputs.out / 'data' / 'dropped.jsonl'} has the reason of each."
+                f"{lost:,} of {summary.read:,} rows ({lost / summary.read:.0%}) are dropped; "
+                f"{self.inputs.out / 'data' / 'dropped.jsonl'} has the reason for each."
             )
         if rows < FEW_ROWS:
-            yield f"{rows:,} rows are few to train on; expect the form of the answers at most to be learnt."
+            yield f"{rows:,} rows are few to train on; the model can learn little more than the form of the answers."
         held_out = {name: len(sets[name].examples) for name in ("validation", "test") if name in sets}
         few = [f"{count:,} {name}" for name, count in held_out.items() if 0 < count < FEW_HELD_OUT]
         if few:
-            yield f"{' and '.join(few)} rows are too few to judge small differences by."
+            yield f"{' and '.join(few)} rows are too few to detect small differences."
 
 
 def _steps(count: int) -> str:

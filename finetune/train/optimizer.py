@@ -1,4 +1,4 @@
-"""The optimizer by its transformers name, and the learning rate of every step. Names torch, transformers, peft."""
+"""The optimizer, by its transformers name, and the learning rate of every step. Names torch, transformers, peft."""
 
 import math
 from collections.abc import Callable
@@ -9,24 +9,26 @@ from gladstone.errors import UnsupportedError
 
 
 def make_optimizer(model: Any, training: TrainingSection) -> Any:
-    """The optimizer over what is trained; LoRA+ gives the B factors a learning rate of their own.
+    """Return the optimizer of the trained parameters; with LoRA+ the factors B have their own learning rate.
 
-    Raises UnsupportedError if the optimizer's package does not work here.
+    Raises UnsupportedError if the optimizer's package does not work on this machine.
     """
     from transformers import Trainer, TrainingArguments
     from transformers.training_args import OptimizerNames
 
     try:
         arguments = TrainingArguments(
-            output_dir=".",  # nothing is written: only the optimizer's class and settings are asked for
+            output_dir=".",  # nothing is written: only the optimizer's class and arguments are needed
             optim=training.optimizer if training.optimizer.startswith("adamw_torch") else "adamw_torch",
             learning_rate=training.learning_rate,
             weight_decay=training.weight_decay,
             use_cpu=model.device.type == "cpu",
             report_to="none",
         )
-        if not training.optimizer.startswith("adamw_torch"):  # there unsloth chooses the faster of equals
-            # elsewhere it silently takes another one on a CPU, where bitsandbytes works by now
+        if not training.optimizer.startswith(
+            "adamw_torch"
+        ):  # there Unsloth chooses the faster of two equivalent implementations
+            # set afterwards: Unsloth would silently replace other optimizers on a CPU, where bitsandbytes works
             arguments.optim = OptimizerNames(training.optimizer)
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         settings["weight_decay"] = training.weight_decay
@@ -34,16 +36,16 @@ def make_optimizer(model: Any, training: TrainingSection) -> Any:
             from peft.optimizers import create_loraplus_optimizer
 
             return create_loraplus_optimizer(model, kind, loraplus_lr_ratio=training.loraplus_ratio, **settings)
-        return kind([each for each in model.parameters() if each.requires_grad], **settings)
+        return kind([parameter for parameter in model.parameters() if parameter.requires_grad], **settings)
     except (ImportError, ValueError, NotImplementedError, RuntimeError) as error:
         raise UnsupportedError(f"training.optimizer: {training.optimizer} does not work here: {error}") from error
 
 
 def learning_rates(training: TrainingSection, steps: int) -> Callable[[int], float]:
-    """Share of the peak learning rate at the step `number` (from 0), as transformers' schedule of that name falls.
+    """Return the function from a step, counted from 0, to the share of the peak learning rate.
 
-    Counted from one step further on: neither the first step of a warm-up nor the last one of a decay is wasted on a
-    learning rate of 0.
+    It is transformers' schedule, shifted by one step: neither the first step of a warm-up nor the last step of a decay
+    has a learning rate of 0.
     """
     import torch
     from transformers import get_scheduler

@@ -1,6 +1,6 @@
-"""What the model answers to fixed prompts while it is trained, and how near that is to the rows' own answers.
+"""Answers to fixed prompts during training, and their scores against the rows' own answers.
 
-Names torch, rouge_score, sacrebleu. Greedy, so that two answers differ only by what was learnt between them.
+Names torch, rouge_score, sacrebleu. Decoding is greedy: two answers differ only by what was learnt between them.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from finetune.tokens.examples import IGNORED, Example, PairExample
 
 @dataclass(frozen=True)
 class Prompt:
-    """A validation row: what is asked, as tokens and as text, and its own last answer."""
+    """A validation row: its prompt as tokens and as text, its last answer, and the token that ends it."""
 
     ids: tuple[int, ...]
     text: str
@@ -21,7 +21,7 @@ class Prompt:
 
 
 def prompts_of(examples: Sequence[Example], count: int, decode: Callable[[list[int]], str]) -> list[Prompt]:
-    """The first `count` rows that have a question; plain text has none."""
+    """Return the prompts of the first `count` rows that have one; plain text has none."""
     return [made for made in (_prompt(example, decode) for example in examples) if made][:count]
 
 
@@ -41,7 +41,7 @@ def _prompt(example: Example, decode: Callable[[list[int]], str]) -> Prompt | No
 
 
 def answer(trainable: Trainable, prompt: Prompt, most_tokens: int, decode: Callable[[list[int]], str]) -> str:
-    """The model's own answer, without the token that ends it. Leaves the model in training mode."""
+    """Generate an answer, without the token that ends it; leaves the model in training mode."""
     import torch
 
     model = trainable.model
@@ -65,7 +65,7 @@ def answer(trainable: Trainable, prompt: Prompt, most_tokens: int, decode: Calla
 
 
 def scores(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """ROUGE-L (mean F1, with stemming) and corpus BLEU, both in [0, 1]."""
+    """Return ROUGE-L (mean F1, with stemming) and corpus BLEU, both in [0, 1]."""
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
 

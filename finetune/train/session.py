@@ -1,4 +1,4 @@
-"""One call's work on the model: from a checkpoint or the start to the saved adapter, or to where it was stopped."""
+"""One call of a run: from its start or a checkpoint to the saved adapter, or to where the call was stopped."""
 
 import math
 import shutil
@@ -29,72 +29,77 @@ from gladstone.errors import ArtifactError, DataError
 from gladstone.machine.host import peak_memory_bytes
 from gladstone.models.base_model import Base
 
-PLOTTING_S = 5.0  # more than drawing the plots and hashing the files takes
+PLOTTING_S = 5.0  # an upper bound on drawing the plots and hashing the files
 
 
 @dataclass(frozen=True)
-class Options:
-    """How one call of a run goes: from the newest checkpoint or from the start, until when, and who looks on."""
+class CallOptions:
+    """How one call of a run starts, when it stops, and what it reports.
+
+    `show` receives the opening block, `notes` are lines of it about the recipe, `on_loaded` is called before anything
+    is measured. `began` is the time for a chat template that writes it, if neither recipe nor run has one; None: now.
+    """
 
     resume: bool = False
     limits: CallLimits = field(default_factory=CallLimits)
     callbacks: tuple[Callback, ...] = ()
-    show: Callable[[str], None] = lambda text: None  # gets the block with which the run begins
-    notes: tuple[str, ...] = ()  # of how the recipe came together, for that block
-    on_loaded: Callable[[training.Trainable, Loop], None] = lambda trainable, loop: None  # nothing is measured yet
-    began: datetime | None = None  # the time that a chat template may write, if recipe and run name none; None: now
+    show: Callable[[str], None] = lambda text: None
+    notes: tuple[str, ...] = ()
+    on_loaded: Callable[[training.Trainable, Loop], None] = lambda trainable, loop: None
+    began: datetime | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call ended; `loss_after` is None where the run is not finished or has no test rows."""
+    """How a call ended; `loss_after` is None if the run is not finished or has no test rows."""
 
-    ended: LoopResult
+    result: LoopResult
     loss_after: float | None
     facts: dict[str, Any]
 
 
 class Session:
-    """One call's work on the model: from a checkpoint or the start to the saved adapter, or to where it was stopped."""
+    """One call of a run: loads the model, measures, trains, and saves the adapter."""
 
     def __init__(
         self,
         inputs: Inputs,
         progress: Progress,
-        options: Options,
+        options: CallOptions,
         folder: Path,
         context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
-        """`folder` is where checkpoints go; of several processes only the first writes any that last."""
+        """Checkpoints go into `folder`; only the main process writes any that last."""
         self._inputs, self._progress, self._options = inputs, progress, options
         self._folder, self._context = folder, context
         self._callbacks = (_ProgressLine(progress), *options.callbacks) if context.is_main else ()
 
-    def run(self, found: checkpoints.Checkpoint | None) -> Outcome:
+    def run(self, checkpoint: checkpoints.Checkpoint | None) -> Outcome:
+        """Train from the start or from a checkpoint. Raises what `Loop.run` raises, and DataError for a lost loss."""
         inputs, recipe, progress = self._inputs, self._inputs.recipe, self._progress
         with step(progress, "Loading the base model" + (" in 4 bit" if recipe.base.load_in_4bit else "")):
             rows, pad_id = inputs.sets["train"].examples, inputs.tokenizer.padding_id
             trainable = load_trainable(inputs.base, recipe, pad_id, rows, self._context)
-        loop = self._loop(trainable, found)
+        loop = self._loop(trainable, checkpoint)
         try:
             if self._context.is_main:
                 self._options.on_loaded(trainable, loop)
             with Interruption() as interruption:
                 stops = partial(self._stops, interruption)
-                with suppress(Interrupted):  # the loop sees it, too, and stops before its first step
+                with suppress(Interrupted):  # the loop sees the interruption, too, and stops before its first step
                     self._measure_before(trainable, loop, stops)
-                begun = len(loop.history.steps)
+                steps_before = len(loop.history.steps)
                 with step(progress, "Training"):
-                    ended = loop.run(interruption)
+                    result = loop.run(interruption)
                 limits = self._options.limits
-                if len(loop.history.steps) == begun and ended.reason and ended.reason == limits.time_name:
-                    ended = replace(ended, reason=f"{ended.reason}, which the start alone took,")
-                return self._close(trainable, loop, ended, stops)
+                if len(loop.history.steps) == steps_before and result.reason and result.reason == limits.time_name:
+                    result = replace(result, reason=f"{result.reason}, which loading and measuring took up,")
+                return self._close(trainable, loop, result, stops)
         finally:
             loop.close()
 
     def _stops(self, interruption: Interruption) -> str:
-        """Why a measurement must be given up; '' if it need not, as where other processes wait for this one's part."""
+        """Why a measurement must stop, '' if it need not; never with several processes, which wait for each other."""
         if self._context.world_size > 1:
             return ""
         limits = self._options.limits
@@ -106,12 +111,12 @@ class Session:
         begin_s = time.monotonic()
         measured = {"held_out_loss_before": self._measure(trainable, "before training", stops)}
         validation = self._inputs.sets["validation"].examples
-        if measured["held_out_loss_before"] is None and validation:  # all by which such a run can be judged
+        if measured["held_out_loss_before"] is None and validation:  # the only loss that can judge such a run
             with step(self._progress, "Measuring the validation loss before training"):
                 measured["validation_loss_before"] = self._loss(trainable, validation, stops)
         loop.notes |= measured | {"measuring_s": time.monotonic() - begin_s}
 
-    def _loop(self, trainable: training.Trainable, found: checkpoints.Checkpoint | None) -> Loop:
+    def _loop(self, trainable: training.Trainable, checkpoint: checkpoints.Checkpoint | None) -> Loop:
         inputs = self._inputs
         job = Job(
             trainable,
@@ -124,36 +129,40 @@ class Session:
         validator = Validator(
             trainable, inputs.sets["validation"].examples, inputs.recipe.training, inputs.tokenizer.decode
         )
-        return Loop(job, validator, self._options.limits, self._callbacks, found)
+        return Loop(job, validator, self._options.limits, self._callbacks, checkpoint)
 
-    def _close(self, trainable: training.Trainable, loop: Loop, ended: LoopResult, stops: Callable[[], str]) -> Outcome:
-        """Put the best step's adapter in place, measure it, save it, unless the run stops before that."""
+    def _close(
+        self, trainable: training.Trainable, loop: Loop, result: LoopResult, stops: Callable[[], str]
+    ) -> Outcome:
+        """Restore the best step's adapter, measure it and save it, unless the call stops before."""
         inputs, best = self._inputs, loop.history.best
         last, after = len(loop.history.steps), None
-        if not ended.reason and self._options.limits.out_of_time(
+        if not result.reason and self._options.limits.out_of_time(
             RESERVE * (loop.notes.get("measuring_s", 0) + loop.saving_s) + PLOTTING_S
         ):
-            ended = replace(ended, reason=f"{self._options.limits.time_name}, too soon to measure and save the end,")
-        ended = replace(ended, reason=self._context.broadcast(ended.reason))
-        if ended.reason:
-            return Outcome(ended, None, self._facts(trainable))
+            result = replace(
+                result, reason=f"{self._options.limits.time_name}, not enough time left to evaluate and save,"
+            )
+        result = replace(result, reason=self._context.broadcast(result.reason))
+        if result.reason:
+            return Outcome(result, None, self._facts(trainable))
         if best is not None and best[0] != last and inputs.recipe.training.final == "best":
-            with step(self._progress, f"Going back to step {best[0]}, the best on the validation rows"):
+            with step(self._progress, f"Restoring step {best[0]}, the best on the validation rows"):
                 loop.go_back(inputs.out / checkpoints.FOLDER, best[0])
         try:
             after = self._measure(trainable, "after training", stops)
         except Interrupted:
-            return Outcome(replace(ended, reason=stops()), None, self._facts(trainable))
+            return Outcome(replace(result, reason=stops()), None, self._facts(trainable))
         if self._context.is_main:
             with step(self._progress, "Saving the adapter"):
                 _save_adapter(trainable, inputs.base, inputs.out)
                 lengths = [token_count(example) for example in inputs.sets["train"].examples]
                 held_out = None if after is None else (loop.notes["held_out_loss_before"], after)
                 plot_run(inputs.out, loop.history, lengths, held_out)
-        return Outcome(ended, after, self._facts(trainable))
+        return Outcome(result, after, self._facts(trainable))
 
     def _measure(self, trainable: training.Trainable, when: str, stops: Callable[[], str]) -> float | None:
-        """The loss of the test rows; None if there are none."""
+        """Measure the loss of the test rows; None if there are none."""
         rows = self._inputs.sets["test"].examples
         if not rows:
             return None
@@ -165,8 +174,8 @@ class Session:
         self._progress.update(None, f"{loss:.3f} nats per answer token")
         if not math.isfinite(loss):
             raise DataError(
-                f"the held-out loss is {loss}: {self._inputs.base.name} computes no probabilities for these rows. Are "
-                "its weights damaged?"
+                f"the held-out loss is {loss}: {self._inputs.base.name} does not compute probabilities for these rows. "
+                "Are its weights damaged?"
             )
         return loss
 
@@ -184,16 +193,16 @@ class Session:
 
 
 class _ProgressLine(Callback):
-    """The line that tells where a training is."""
+    """The progress line of the training."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._begin_s, self._begun = time.monotonic(), 0
+        self._begin_s, self._steps = time.monotonic(), 0
 
     def on_step_end(self, stats: StepStats, total: int) -> None:
-        """Renew the line."""
-        self._begun += 1
-        left_s = (time.monotonic() - self._begin_s) / self._begun * (total - stats.step)
+        """Update the line."""
+        self._steps += 1
+        left_s = (time.monotonic() - self._begin_s) / self._steps * (total - stats.step)
         note = f"step {stats.step}/{total}  loss {stats.loss_nats_per_token:.3f}  {speed([stats]):.0f} tokens/s"
         if stats.step < total:
             note += f"  {left_s / 60:.1f} min left"
@@ -201,7 +210,7 @@ class _ProgressLine(Callback):
 
 
 def speed(steps: Sequence[StepStats]) -> float:
-    """Real tokens per second of these steps, 0 of none."""
+    """Tokens per second of these steps, without padding; 0 if there are none."""
     return sum(stats.tokens for stats in steps) / sum(stats.step_s for stats in steps) if steps else 0.0
 
 
@@ -210,7 +219,9 @@ def _save_adapter(trainable: training.Trainable, base: Base, out: Path) -> None:
     shutil.rmtree(partial_folder, ignore_errors=True)
     try:
         training.save_adapter(trainable, base.name, partial_folder)
-        shutil.rmtree(out / run_folder.ADAPTER, ignore_errors=True)  # of a call that was stopped before its manifest
+        shutil.rmtree(
+            out / run_folder.ADAPTER, ignore_errors=True
+        )  # left by a call that was stopped before its manifest
         partial_folder.replace(out / run_folder.ADAPTER)
     except OSError as error:
         raise ArtifactError(f"{out}: the adapter cannot be saved: {error.strerror or error}.") from error

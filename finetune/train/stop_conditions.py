@@ -1,4 +1,4 @@
-"""When a training stops before its end: the user's limits, and Ctrl-C or SIGTERM."""
+"""What stops a training before its end: the user's limits, Ctrl-C and SIGTERM."""
 
 import os
 import signal
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Self
 
-RESERVE = 1.5  # times what saving took when it was measured: another disk, a busy one
+RESERVE = 1.5  # times the measured time of saving, for a slower disk or a busy one
 
 
 class Interrupted(Exception):  # noqa: N818 - no error
-    """A measurement was given up, since the user or a limit stops the run."""
+    """A measurement stopped because the user or a limit stops the run."""
 
 
 @dataclass(frozen=True)
 class CallLimits:
-    """Of one call: hours since `begin_s` (of `time.monotonic`), optimizer steps, trained tokens; None: no limit."""
+    """Limits of one call: hours since `begin_s` (of `time.monotonic`), optimizer steps, tokens; None: no limit."""
 
     max_hours: float | None = None
     max_steps: int | None = None
@@ -25,7 +25,7 @@ class CallLimits:
     begin_s: float = field(default_factory=time.monotonic)
 
     def reached(self, steps: int, tokens: int, next_s: float) -> str:
-        """Why the call must stop before its next step ('' if it need not); `next_s`: what a step and a saving take."""
+        """Return why the call must stop now, '' if it need not; `next_s` is the time of the next step and of saving."""
         if self.max_steps is not None and steps >= self.max_steps:
             return f"--max-steps {self.max_steps}"
         if self.max_tokens is not None and tokens >= self.max_tokens:
@@ -33,17 +33,17 @@ class CallLimits:
         return self.time_name if self.out_of_time(next_s) else ""
 
     def out_of_time(self, needed_s: float) -> bool:
-        """True if there is a limit and less time is left than is needed."""
+        """True if there is a time limit and less than `needed_s` is left."""
         return self.max_hours is not None and self.max_hours * 3600 - (time.monotonic() - self.begin_s) < needed_s
 
     @property
     def time_name(self) -> str:
-        """The limit of time, as the user gave it; '' if there is none."""
+        """The time limit as the user gave it, '' if there is none."""
         return "" if self.max_hours is None else f"--max-hours {self.max_hours:g}"
 
 
 class Interruption:
-    """While it is entered, the first Ctrl-C or SIGTERM is noted for the loop to see; the second one stops at once."""
+    """A context in which the first Ctrl-C or SIGTERM is recorded for the loop; a second one stops the process."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -52,7 +52,7 @@ class Interruption:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody handle signals
+        if threading.current_thread() is threading.main_thread():  # Python handles signals in no other thread
             for number in self.SIGNALS:
                 self._before[number] = signal.signal(number, self._note)
         return self
@@ -70,5 +70,5 @@ class Interruption:
 
     @property
     def name(self) -> str:
-        """What the user did, in words; '' if nothing."""
+        """The name of the signal for messages, '' if there was none."""
         return {None: "", signal.SIGINT: "Ctrl-C"}.get(self.caught, "SIGTERM")

@@ -1,4 +1,4 @@
-"""How long the rest of a run takes by its own first steps: told once, where it could only be computed before."""
+"""The remaining time of a run, measured on the first steps of a call and reported once."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,11 +13,11 @@ from gladstone.report.durations import rough_duration
 if TYPE_CHECKING:
     from finetune.train.loop import Loop
 
-FIRST_STEPS = 6  # of a call; the first of them is not counted, since it loads kernels and may compile layers
+FIRST_STEPS = 6  # of a call; the first is not counted, because it loads kernels and may compile layers
 
 
 class TimeLeft(Callback):
-    """Tells the measured time once after the first steps of a call, unless earlier calls of the run made as many."""
+    """Reports the measured time after the first steps of a call, unless earlier calls of the run made as many."""
 
     def __init__(self, inputs: Inputs, computed: Estimate | None, show: Callable[[str], None]) -> None:
         lengths = {name: [token_count(each) for each in rows.examples] for name, rows in inputs.sets.items()}
@@ -29,15 +29,15 @@ class TimeLeft(Callback):
         self._due = False
 
     def follow(self, loop: "Loop") -> None:
-        """What knows how much is to be trained, and what the measurement before the training took."""
+        """Set the loop, which knows the steps of the run and the time of the evaluation before training."""
         self._loop = loop
 
     def on_train_begin(self, history: History, total: int) -> None:
-        """Nothing is due where the opening block was made of measured steps."""
+        """Report nothing if the opening block was already based on measured steps."""
         self._due = len(history.steps) < FIRST_STEPS
 
     def on_step_end(self, stats: StepStats, total: int) -> None:
-        """Count a step; tell the time when there are enough of them and some are left."""
+        """Count a step; report the time after enough of them, if some are left."""
         if not self._due or self._loop is None:
             return
         self._seen.append(stats)
@@ -47,20 +47,20 @@ class TimeLeft(Callback):
                 self._show(self.line(self._loop, total))
 
     def line(self, loop: "Loop", total: int) -> str:
-        """The line for people, aligned with the opening block."""
+        """Render the line, aligned with the opening block."""
         counted = self._seen[1:]
         token_s = sum(stats.step_s for stats in counted) / sum(stats.tokens for stats in counted)
         step_s = token_s * self._tokens["train"] / self._rows * loop.schedule.rows_trained / total
         left = total - counted[-1].step
         left_s = left * step_s + self._evaluations_s(loop, counted[-1].step)
-        before = f"; {self._computed.times.step_s:.1f} s were computed" if self._computed else ""
+        before = f"; the estimate was {self._computed.times.step_s:.1f} s" if self._computed else ""
         return (
-            f"time      about {rough_duration(left_s)} for the {left:,} steps that are left and their evaluations, "
-            f"measured: {step_s:.1f} s a step over steps {counted[0].step} to {counted[-1].step}{before}"
+            f"time      about {rough_duration(left_s)} for the remaining {left:,} steps and their evaluations, "
+            f"measured: {step_s:.1f} s per step over steps {counted[0].step} to {counted[-1].step}{before}"
         )
 
     def _evaluations_s(self, loop: "Loop", step: int) -> float:
-        """Validations and the last test, by what the measurement before the training took for its tokens."""
+        """Estimate the remaining validations and the test from the time per token of the one before training."""
         measured = self._tokens.get("test") or self._tokens.get("validation")
         if not measured:
             return 0.0

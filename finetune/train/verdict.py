@@ -1,4 +1,4 @@
-"""What went wrong in a run that ended all the same: found in its losses and gradients, kept in its manifest."""
+"""Warnings about a finished training, found in its losses and gradients and stored in its manifest."""
 
 import math
 import statistics
@@ -9,40 +9,43 @@ from typing import Any
 from finetune.monitor.metrics_log import History, StepStats
 from finetune.train.loop import OUT_OF_MEMORY
 
-TOLERANCE_NATS, TOLERANCE_SHARE = 0.005, 0.01  # a held-out loss that moved by less has not moved; the smaller one holds
-GUESSING_SHARE = 0.98  # of the loss of guessing: as good as guessing
-SILENT_STEPS, SILENT_SHARE = 3, 0.1  # steps without gradient in a row, or of all
-STILL_STEPS, STILL_NATS = 5, 1e-3  # last steps whose losses are all the same
-SKIPPED_SHARE = 0.1  # a scaler that looks for its scale skips a step or two
+TOLERANCE_NATS, TOLERANCE_SHARE = (
+    0.005,
+    0.01,
+)  # a smaller change of a held-out loss is no change; the lower limit counts
+GUESSING_SHARE = 0.98  # a loss above this share of the loss of guessing is no better than guessing
+SILENT_STEPS, SILENT_SHARE = 3, 0.1  # steps without gradient: consecutive ones, and their share of all
+STILL_STEPS, STILL_NATS = 5, 1e-3  # last steps, and the range of losses that counts as no change
+SKIPPED_SHARE = 0.1  # a gradient scaler skips a step or two while it finds its scale
 FEW_ROWS = 30
-PART, RISEN_NATS = 5, 0.05  # steps at each end whose mean losses are compared where no row is held out
+PART, RISEN_NATS = 5, 0.05  # first and last steps whose mean losses are compared without held-out rows
 SLOWER = "a lower training.learning_rate or fewer epochs; metrics.jsonl has the loss and the gradient of every step"
 FASTER = "a higher training.learning_rate or more epochs; `finetune data preview` shows what is scored"
-ADVICE = {"nothing learnt": FASTER, "memory": ""}  # of the others: SLOWER
+ADVICE = {"nothing learnt": FASTER, "memory": ""}  # SLOWER for all other kinds
 
 
 @dataclass(frozen=True)
 class RunWarning:
-    """Something a user must know of a run; a `serious` one says that the adapter should not be used as it is."""
+    """A warning about a run; a `serious` one says that the adapter should not be used."""
 
     kind: str
-    text: str  # a sentence without its end
+    text: str  # a sentence without its full stop
     serious: bool = True
     figures: dict[str, Any] = field(default_factory=dict)
 
     @property
     def advice(self) -> str:
-        """What to try; '' where there is nothing to do."""
+        """What to try, '' if there is nothing to do."""
         return ADVICE.get(self.kind, SLOWER)
 
     def as_json(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """The warning as the manifest stores it."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Losses before and after in nats per target token (None: not measured), on so many rows of a set."""
+    """Losses before and after training in nats per scored token (None: not measured), on `rows` rows."""
 
     before: float | None
     after: float | None
@@ -52,21 +55,21 @@ class Measured:
 
     @property
     def guessing(self) -> float:
-        """The loss of a model that takes every token for equally likely."""
+        """The loss of a model that gives every token the same probability."""
         return math.log(self.vocabulary)
 
 
 def serious(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The serious warnings of a manifest's facts."""
-    return [each for each in facts.get("warnings") or [] if isinstance(each, dict) and each.get("serious")]
+    return [warning for warning in facts.get("warnings") or [] if isinstance(warning, dict) and warning.get("serious")]
 
 
 def find_warnings(history: History, measured: Measured) -> tuple[RunWarning, ...]:
-    """All that is to say, the serious first."""
+    """Return the warnings about a run, the serious ones first."""
     found = [*_held_out(measured), *_gradients(history.steps), *_still(history.steps), *_memory(history)]
     if measured.before is None and measured.after is None:
         found += _risen(history.steps)
-    return tuple(sorted(found, key=lambda each: not each.serious))
+    return tuple(sorted(found, key=lambda warning: not warning.serious))
 
 
 def _held_out(measured: Measured) -> Iterator[RunWarning]:
@@ -103,7 +106,7 @@ def _gradients(steps: Sequence[StepStats]) -> Iterator[RunWarning]:
 
 
 def _longest(numbers: Sequence[int]) -> int:
-    """How many of ascending numbers follow one another at most."""
+    """Return the length of the longest run of consecutive numbers among ascending ones."""
     longest = run = 0
     for place, number in enumerate(numbers):
         run = run + 1 if place and number == numbers[place - 1] + 1 else 1
@@ -112,7 +115,7 @@ def _longest(numbers: Sequence[int]) -> int:
 
 
 def _still(steps: Sequence[StepStats]) -> Iterator[RunWarning]:
-    """The same loss in the last steps, no lower than in the first: not a model that has learnt all there is."""
+    """The loss of the last steps does not change and is not below that of step 1: nothing was learnt."""
     last = [stats.loss_nats_per_token for stats in steps[-STILL_STEPS:]]
     if len(steps) <= STILL_STEPS or max(last) - min(last) > STILL_NATS or last[-1] < steps[0].loss_nats_per_token:
         return

@@ -161,7 +161,7 @@ def test_a_manifest_of_another_folder_is_skipped(folder: Path, change: dict[str,
     found = checkpoints.newest_whole(folder, told.append)
     assert found is not None
     assert found[0].step == 1
-    assert told[0].endswith("its manifest is of another folder.")
+    assert told[0].endswith("its manifest belongs to another folder.")
 
 
 class Payload:
@@ -202,7 +202,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_begun_anew_silently(folder: Pat
     for step in (1, 2):
         cut(folder / f"step-0000000{step}" / TRAINED)
     with pytest.raises(
-        ArtifactError, match=r"no checkpoint is whole\. Remove this folder to begin anew \(2 problems\)"
+        ArtifactError, match=r"all checkpoints are damaged\. Remove this folder to start again \(2 problems\)"
     ):
         checkpoints.newest_whole(folder, lambda _: None)
 

@@ -110,9 +110,9 @@ def test_damage_to_a_stopped_run_is_told_and_does_not_change_its_end(
     assert code == 0, told
     wanted = (
         rf"Reading the newest checkpoint: done in .* s  step-00000006 is damaged and is skipped: {folder}/.*: 8 bytes, "
-        r".*; going on after step 5\n"
+        r".*; resuming after step 5\n"
         if harm == "checkpoint"
-        else r"Reading the newest checkpoint: done in .* s  going on after step 6\n"
+        else r"Reading the newest checkpoint: done in .* s  resuming after step 6\n"
     )
     assert re.search(wanted, told)
     assert outcome(out) == unbroken
@@ -129,7 +129,7 @@ def test_a_run_without_a_whole_checkpoint_is_refused(
     for path in saved:
         (path / "manifest.json").unlink()
     message = error_of(server.run("run", recipe, "--out", out, "--resume"))
-    headline = f"Error: {out}/checkpoints: no checkpoint is whole. Remove this folder to begin anew"
+    headline = f"Error: {out}/checkpoints: all checkpoints are damaged. Remove this folder to start again"
     assert message.startswith(f"{headline} ({len(saved)} problems):\n  - {saved[-1]}: not finished (no manifest.json)")
     assert sorted((out / "checkpoints").glob("step-*")) == saved
 
@@ -148,7 +148,7 @@ def test_a_damaged_best_checkpoint_is_told_and_the_last_step_can_be_had(
     message = error_of(server.run("run", recipe, "--out", out, "--resume", before=before))
     assert re.search(
         r"Error: the checkpoint of step 5, the best one, is damaged: .*trained\.safetensors: 0 bytes, .* "
-        r"To keep the last step's adapter, go on with --resume --set training\.final=last\.\n",
+        r"To keep the last step's adapter, resume with --resume --set training\.final=last\.\n",
         message,
     )
     again = server.run("run", recipe, "--out", out, "--resume", "--set", "training.final=last", before=before)
@@ -205,7 +205,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_the_run_goes_on_when_t
     message = error_of(server.run("run", recipe, "--out", out, "--resume", before=full))
     assert re.search(
         r"Error: .*(the checkpoint of step 8 cannot be saved: .*[Tt]oo large.* It needs \d+\.\d kB, .* are free; earlier "
-        r"checkpoints are whole\. Make room and go on with --resume"
+        r"checkpoints are whole\. Free some space and resume with --resume"
         r"|metrics\.jsonl: cannot be written: .*[Tt]oo large\. .*--resume)",
         message,
     )
@@ -242,7 +242,7 @@ def test_a_run_in_many_calls_ends_as_one_in_a_single_call(
     for text in printed[:-1]:
         assert re.fullmatch(
             rf"Stopped by --max-{option} {value} after \d+ steps?, \d+ tokens/s; everything is saved\.\n"
-            rf"Go on: finetune run --resume --out {re.escape(str(out))}\n",
+            rf"Resume: finetune run --resume --out {re.escape(str(out))}\n",
             text,
         )
 
@@ -255,8 +255,8 @@ def test_a_time_that_the_start_alone_takes_is_told_as_such(
         code, printed, told = server.run("run", recipe, "--out", out, "--resume", "--max-hours", 0.00001)
         assert code == 0, told
         assert printed == (
-            "Stopped by --max-hours 1e-05, which the start alone took, before the first step.\n"
-            f"Go on: finetune run --resume --out {out}\n"
+            "Stopped by --max-hours 1e-05, which loading and measuring took up, before the first step.\n"
+            f"Resume: finetune run --resume --out {out}\n"
         )
     code, _, told = server.run("run", recipe, "--out", out, "--resume")
     assert code == 0, told
@@ -287,7 +287,7 @@ def test_where_the_time_is_too_short_to_measure_and_save_the_end_the_next_call_d
     code, printed, told = server.run("run", recipe, "--out", out, "--max-hours", 0.5, before=before)
     assert code == 0, told
     assert printed.startswith(
-        f"Stopped by --max-hours 0.5, too soon to measure and save the end, after {STEPS} steps, "
+        f"Stopped by --max-hours 0.5, not enough time left to evaluate and save, after {STEPS} steps, "
     )
     assert not (out / "adapter").exists()
     code, printed, told = server.run("run", recipe, "--out", out, "--resume", "--max-hours", 0.5)
@@ -420,7 +420,7 @@ def test_a_single_row_whose_loss_cannot_be_measured_is_refused(server: Server, r
         tokens=45, where="not torch.is_grad_enabled() and not self._body.training", error=TORCH_ERROR
     )
     message = error_of(server.run("run", recipe, "--out", tmp_path / "out", before=before))
-    assert re.match(r"Error: out of memory while the loss of a single row of \d+ tokens is measured\. Set ", message)
+    assert re.match(r"Error: out of memory while measuring the loss of a single row of \d+ tokens\. Set ", message)
 
 
 def test_an_update_that_does_not_fit_is_no_step_to_be_made_again(server: Server, recipe: Path, tmp_path: Path) -> None:
@@ -435,7 +435,7 @@ def test_damaged_weights_of_the_base_are_told_before_the_first_step(
     before = "from finetune.train import evaluation\nimport finetune.train.session as r\nreal = r.load_trainable\ndef spoilt(*a):\n    made = real(*a)\n    next(made.model.parameters()).data.fill_(float('nan'))\n    return made\nr.load_trainable = spoilt"
     message = error_of(server.run("run", recipe, "--out", tmp_path / "out", before=before))
     assert re.fullmatch(
-        r"Error: the held-out loss is nan: .*/base computes no probabilities .* weights damaged\?\n", message
+        r"Error: the held-out loss is nan: .*/base does not compute probabilities .* weights damaged\?\n", message
     )
 
 
@@ -465,7 +465,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing_half(
         assert child.told.endswith("\nStopped. The same command again finishes the work.\n")
         options: tuple[str, ...] = ()
     else:
-        assert child.printed.startswith("Stopped by Ctrl-C before the first step.\nGo on: finetune run --resume ")
+        assert child.printed.startswith("Stopped by Ctrl-C before the first step.\nResume: finetune run --resume ")
         options = ("--resume",)
     code, _, told = server.run("run", recipe, "--out", out, *options)
     assert code == 0, told
@@ -522,7 +522,9 @@ def test_a_signal_at_any_moment_of_the_training_stops_it_saved(
     child.wait_until(mark.exists).send(number)
     assert child.wait() == code, child.told
     assert "Traceback" not in child.told
-    assert re.match(rf"Stopped by {name} after \d+ steps?, \d+ tokens/s; everything is saved\.\nGo on: ", child.printed)
+    assert re.match(
+        rf"Stopped by {name} after \d+ steps?, \d+ tokens/s; everything is saved\.\nResume: ", child.printed
+    )
     assert not list(out.rglob("*.partial"))
     assert not (out / "adapter").exists()
     again = server.run("run", recipe, "--out", out, "--resume")
@@ -556,7 +558,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_goes_on_from_its_checkpoint(
     assert child.wait() == 130, child.told  # it would wait for an hour for the work
     assert "Traceback" not in child.told
     assert child.told.endswith(
-        f"\nStopped at once. Go on from the newest checkpoint: finetune run --resume --out {out}\n"
+        f"\nStopped at once. Resume from the newest checkpoint: finetune run --resume --out {out}\n"
     )
     assert not (out / "adapter").exists()
     for folder in (out / "checkpoints").glob("step-*"):
@@ -612,7 +614,7 @@ def test_rows_that_have_changed_are_refused_with_all_that_differs(
     )
     options = ("--data", other, "--set", "lora.rank=4", "--set", "training.checkpoint_steps=7")
     message = error_of(server.run("run", recipe, "--out", out, "--resume", *options))
-    assert message.startswith(f"Error: {out}: the run was begun with other settings, and cannot go on with these. ")
+    assert message.startswith(f"Error: {out}: the run was started with other settings and cannot resume with these. ")
     for told in ("lora.rank: 8 before, 4 now", "data.sources: ", "rows:train has changed"):
         assert f"\n  - {told}" in message
     assert "checkpoint_steps" not in message

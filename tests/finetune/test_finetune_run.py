@@ -163,19 +163,17 @@ def test_a_call_that_stops_early_and_one_that_goes_on_say_so(tmp_path: Path, tin
     first = finetune("run", recipe, "--out", out, "--max-steps", 1, "--set", "training.epochs=1")
     lines = opening_lines(first.stderr)
     assert lines["steps"] == "8  of 4 rows: 32 rows, 1 epoch"
-    assert lines["limit"] == "this call stops after 1 step; --resume goes on"
+    assert lines["limit"] == "this call stops after 1 step; --resume continues"
     assert "training.max_steps=4 of recipe tiny.yaml is not used" in lines["note"]
     again = finetune("run", "--resume", "--out", out, "--max-steps", 1)
-    assert opening_lines(again.stderr)["resumed"] == "1  step is made, 7 are left"
+    assert opening_lines(again.stderr)["resumed"] == "1  step done, 7 remaining"
 
 
 def test_the_first_steps_measure_the_time_that_was_computed_and_tell_it_once(tmp_path: Path, tiny_base: Path) -> None:
     recipe, out = write_recipe(tmp_path, tiny_base), tmp_path / "out"
     shown = finetune("run", recipe, "--out", out, "--max-steps", 7, "--set", "training.epochs=1").stderr
     assert opening_lines(shown)["time"].endswith("(computed; the first 6 steps measure it)")
-    line = (
-        r"(?m)^time      about \d+ s for the 2 steps that are left .* measured: (\d+\.\d) s a step over steps 2 to 6; "
-    )
+    line = r"(?m)^time      about \d+ s for the remaining 2 steps .* measured: (\d+\.\d) s per step over steps 2 to 6; "
     (step_s,) = re.findall(line, shown)
     (in_log,) = re.findall(line, (out / "train.log").read_text())
     assert in_log == step_s
@@ -184,7 +182,7 @@ def test_the_first_steps_measure_the_time_that_was_computed_and_tell_it_once(tmp
     rate = sum(each["step_s"] for each in taken) / sum(each["tokens"] for each in taken)
     assert float(step_s) == pytest.approx(rate * sum(each["tokens"] for each in taken) / 5, abs=0.06, rel=0.3)
     again = finetune("run", "--resume", "--out", out, "--max-steps", 1).stderr
-    assert "by those that are made" in opening_lines(again)["time"]
+    assert "by the time of those done" in opening_lines(again)["time"]
     assert not re.findall(line, again)
 
 
@@ -193,7 +191,7 @@ def test_rows_left_out_are_a_warning_from_a_fifth_on(tmp_path: Path, tiny_base: 
     rows = tmp_path / "rows.jsonl"
     rows.write_text(rows.read_text() + rows.read_text().splitlines()[0] + "\n" * 2 + "no row\n" * 12)
     shown = finetune("run", recipe, "--skip-bad", "--out", tmp_path / "out", "--max-steps", 1).stderr
-    assert re.search(r"WARNING +13 of 53 rows \(25%\) are left out; .*dropped\.jsonl", shown)
+    assert re.search(r"WARNING +13 of 53 rows \(25%\) are dropped; .*dropped\.jsonl", shown)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +244,7 @@ def test_a_finished_folder_is_refused_and_left_as_it_is(finished: tuple[Path, Re
     result = finetune("run", out.parent / "tiny.yaml", "--out", out)
     assert result.exit_code == 1
     assert result.output == (
-        f"Error: {out}: already holds a finished run. Choose another folder with --out, or remove it.\n"
+        f"Error: {out}: already holds a finished run. Choose another folder with --out, or remove this one.\n"
     )
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
@@ -272,12 +270,12 @@ def test_a_signal_stops_the_run_saved_and_it_goes_on_to_the_same_losses(
     child.send_signal(number)
     printed, errors = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == code, errors
-    assert re.match(rf"Stopped by {name} after \d+ steps, \d+ tokens/s; everything is saved\.\nGo on: ", printed)
+    assert re.match(rf"Stopped by {name} after \d+ steps, \d+ tokens/s; everything is saved\.\nResume: ", printed)
     check_no_half_files(out)
     refused = finetune("run", recipe, "--out", out)
     assert refused.exit_code == 1
-    assert re.search(r"holds a run that was stopped after step \d+\. Go on with --resume, ", refused.output)
-    again = subprocess.run(printed.splitlines()[-1].replace("Go on: finetune", " ".join(QUOTED)),
+    assert re.search(r"holds a run that was stopped after step \d+\. Resume it with --resume, ", refused.output)
+    again = subprocess.run(printed.splitlines()[-1].replace("Resume: finetune", " ".join(QUOTED)),
                            shell=True, capture_output=True, text=True, check=False)  # fmt: skip
     assert again.returncode == 0, again.stderr
     manifest = read_manifest(out)
@@ -347,7 +345,7 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint(tmp_path: Path, tiny_ba
     child.wait()
     result = finetune("run", recipe, "--out", out, "--resume")
     assert result.exit_code == 0, result.output
-    assert "going on after step " in result.output
+    assert "resuming after step " in result.output
     check_files(out, read_manifest(out))
     assert not list(out.glob(".*"))
     whole = finetune("run", recipe, "--out", tmp_path / "whole")
