@@ -27,10 +27,10 @@ from finetune.train.verdict import Measured, RunWarning, find_warnings
 from gladstone import file_names, run_folder
 from gladstone.artifacts import (
     Manifest,
+    atomic_file,
     is_finished,
     record_file,
     remove_partials,
-    whole_file,
     write_manifest,
 )
 from gladstone.commands.progress import Progress, Silent, step
@@ -229,7 +229,7 @@ def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
     if not history.steps:
         raise DataError("the run has no optimizer step.")
     result = _result(inputs, outcome)
-    with whole_file(out / run_folder.METRICS) as copy:
+    with atomic_file(out / run_folder.METRICS) as copy:
         shutil.copyfile(out / checkpoints.FOLDER / run_folder.METRICS, copy)
     sets = inputs.sets
     facts = outcome.facts | {

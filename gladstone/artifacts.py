@@ -21,7 +21,7 @@ from gladstone.errors import ArtifactError
 MANIFEST_NAME = "manifest.json"
 MANIFEST_SCHEMA = 1
 
-_KINDS: dict[str, Any] = {
+_FIELD_TYPES: dict[str, Any] = {
     "path": str, "sha256": str, "size_bytes": int,
     "stage": str, "parents": dict, "config": dict, "versions": dict, "facts": dict,
     "template_sha256": str | None, "seed": int | None,
@@ -83,7 +83,7 @@ def record_file(folder: Path, path: Path) -> FileRecord:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; fsync and rename it on success, remove it on any failure.
 
     Raises ArtifactError if the file system is full or refuses.
@@ -95,7 +95,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-        sync(path.parent)
+        flush_to_disk(path.parent)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}.") from error
     finally:
@@ -105,13 +105,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically. Raises ArtifactError if it cannot be written."""
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def copy_file(source: Path, path: Path) -> None:
     """Copy a file atomically. Raises ArtifactError if it cannot be written."""
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         shutil.copyfile(source, partial)
 
 
@@ -122,7 +122,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a JSON Lines file atomically, row by row. Raises ArtifactError if it cannot be written."""
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -150,8 +150,8 @@ def read_manifest(folder: Path) -> Manifest:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.pop("schema") != MANIFEST_SCHEMA:
             raise ArtifactError(f"{path}: written by another version of Gladstone (schema {MANIFEST_SCHEMA} expected).")
-        files = tuple(FileRecord(**_checked(record)) for record in data.pop("files"))
-        return Manifest(files=files, **_checked(data))
+        files = tuple(FileRecord(**_check_types(record)) for record in data.pop("files"))
+        return Manifest(files=files, **_check_types(data))
     except FileNotFoundError:
         raise ArtifactError(
             f"{folder}: not finished (no {MANIFEST_NAME}). Run the command that makes it again."
@@ -162,9 +162,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path}: not a manifest ({error}).") from None
 
 
-def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+def _check_types(fields: dict[str, Any]) -> dict[str, Any]:
     for name, value in fields.items():
-        if not isinstance(value, _KINDS.get(name, object)):
+        if not isinstance(value, _FIELD_TYPES.get(name, object)):
             raise TypeError(f"{name} is {type(value).__name__}")
     return fields
 
@@ -193,7 +193,7 @@ def is_finished(folder: Path) -> bool:
     return (folder / MANIFEST_NAME).is_file()
 
 
-def is_listed(path: Path) -> bool:
+def is_in_manifest(path: Path) -> bool:
     """True if a manifest beside the file lists it, so a stage wrote it here."""
     try:
         return path.name in {record.path for record in read_manifest(path.parent).files}
@@ -203,7 +203,7 @@ def is_listed(path: Path) -> bool:
 
 def check_writable(folder: Path) -> None:
     """Create the folder and write a test byte in it. Raises ArtifactError if that fails."""
-    check_no_file(folder)
+    check_no_file_in_place(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -213,18 +213,18 @@ def check_writable(folder: Path) -> None:
         raise ArtifactError(f"{folder}: cannot be written to: {error.strerror or error}.") from None
 
 
-def check_no_file(folder: Path) -> None:
+def check_no_file_in_place(folder: Path) -> None:
     """Raise ArtifactError if a file or a dangling link is in the place of the folder or a parent."""
-    for each in (folder, *folder.parents):
-        if each.is_symlink() and not each.exists():
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
             raise ArtifactError(
-                f"{folder}: cannot be written to: {each} is a link to {each.readlink()}, which does not exist."
+                f"{folder}: cannot be written to: {path} is a link to {path.readlink()}, which does not exist."
             )
-        if each.is_file():
-            raise ArtifactError(f"{folder}: cannot be written to: {each} is a file, expected a folder.")
+        if path.is_file():
+            raise ArtifactError(f"{folder}: cannot be written to: {path} is a file, expected a folder.")
 
 
-def sync(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Flush a file, or a folder's directory entries, to the disk. Raises OSError if that fails."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return

@@ -22,7 +22,7 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
-TAG = "tag:"  # prefix that pydantic adds to a location to name the member of a tagged union
+UNION_TAG = "tag:"  # prefix that pydantic adds to a location to name the member of a tagged union
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,9 +50,9 @@ for _start in "-+0123456789.":
 _BOOLEAN = "tag:yaml.org,2002:bool"
 _TRUE_OR_FALSE = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 for _start in "yYnNoOtTfF":
-    _others = [each for each in _Loader.yaml_implicit_resolvers.get(_start, []) if each[0] != _BOOLEAN]
+    _others = [resolver for resolver in _Loader.yaml_implicit_resolvers.get(_start, []) if resolver[0] != _BOOLEAN]
     _Loader.yaml_implicit_resolvers[_start] = [
-        (_BOOLEAN, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")),
+        (_BOOLEAN, _TRUE_OR_FALSE),
         *_others,
     ]
 
@@ -87,8 +87,8 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{place}not YAML: {error.problem}.") from None
+        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{position}not YAML: {error.problem}.") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date such as 2026-13-45
         raise ConfigError(f"not YAML: {error}.") from None
 
@@ -126,11 +126,11 @@ def build_config(model: type[C], data: dict[str, Any], where: str) -> C:
         # strict JSON mode: a list may become a tuple, but no text or boolean becomes a number
         return model.model_validate_json(text, strict=True)
     except ValidationError as error:
-        problems = [_problem(model, dict(detail)) for detail in _causes(error)]
+        problems = [_problem(model, dict(detail)) for detail in _relevant_errors(error)]
         raise ConfigError(listed(where, problems)) from None
 
 
-def _causes(error: ValidationError) -> list[ErrorDetails]:
+def _relevant_errors(error: ValidationError) -> list[ErrorDetails]:
     """The errors without "too short" for a list that is only short because pydantic dropped its invalid items."""
     details = error.errors()
     wrong_inside = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
@@ -139,7 +139,7 @@ def _causes(error: ValidationError) -> list[ErrorDetails]:
 
 def _problem(model: type[BaseModel], detail: dict[str, Any]) -> str:
     location = detail["loc"]
-    name = ".".join(str(part) for part in location if not str(part).startswith(TAG))
+    name = ".".join(str(part) for part in location if not str(part).startswith(UNION_TAG))
     if detail["type"] == "extra_forbidden":
         return f"{name}: unknown field{_suggestion(model, location)}."
     if detail["type"] == "missing":

@@ -68,15 +68,15 @@ class Demo:
     def held_out(self) -> list[tuple[str, str]]:
         """System prompt and question of the first held-out rows."""
         lines = self.test_rows.read_text(encoding="utf-8").splitlines()[:SHOWN]
-        turns = [{each["role"]: each["content"] for each in json.loads(line)["messages"]} for line in lines]
+        turns = [{message["role"]: message["content"] for message in json.loads(line)["messages"]} for line in lines]
         return [(row["system"], row["user"]) for row in turns]
 
     def answers(self) -> list[tuple[str, str, str]]:
         """Question, the base's answer and the tuned model's answer, as shown, for two held-out rows."""
         begin_s = time.monotonic()
-        told = [(row[1], self._ask(*row, base=True), self._ask(*row, base=False)) for row in self.held_out()]
+        answers = [(row[1], self._ask(*row, base=True), self._ask(*row, base=False)) for row in self.held_out()]
         self.times["chat"] = f"{time.monotonic() - begin_s:.0f} s"
-        return told
+        return answers
 
     def _ask(self, system: str, question: str, *, base: bool) -> str:
         """The greedy answer, the same as in the report."""
@@ -182,26 +182,26 @@ def measured_lines(report: dict[str, Any]) -> list[str]:
     If some of the tuned model's answers repeat themselves or are empty, that comes first; from half of them on it is
     the verdict.
     """
-    base, tuned = (report["models"][place]["results"] for place in (0, 1))
+    base, tuned = (report["models"][index]["results"] for index in (0, 1))
     lines = []
     for title, name in (("answers in the form", "form"), ("urgency right", "form.urgency")):
         shares = [
-            f"{round(found['mean'] * found['n'])} of {found['n']} [{found['low']:.0%}, {found['high']:.0%}]"
-            for found in (base[name], tuned[name])
+            f"{round(result['mean'] * result['n'])} of {result['n']} [{result['low']:.0%}, {result['high']:.0%}]"
+            for result in (base[name], tuned[name])
         ]
         lines.append(f"{title:<21}{' → '.join(shares)}")
-    figures = [f"{found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}]"
-               for found in (base["perplexity"], tuned["perplexity"])]  # fmt: skip
+    figures = [f"{result['mean']:.1f} [{result['low']:.1f}, {result['high']:.1f}]"
+               for result in (base["perplexity"], tuned["perplexity"])]  # fmt: skip
     figures_line = f"{'perplexity':<21}{' → '.join(figures)} of the reference answers"
     return [*_degenerate_lines(report), *lines, figures_line]
 
 
 def _degenerate_lines(report: dict[str, Any]) -> list[str]:
     """How many answers repeat themselves or are empty; no line if none of the tuned model's does."""
-    labels = [report["models"][place]["label"] for place in (0, 1)]
+    labels = [report["models"][index]["label"] for index in (0, 1)]
     texts = [[item["models"][label]["answer"]["text"] for item in report["items"]
               if item["models"][label].get("answer")] for label in labels]  # fmt: skip
-    base, tuned = (sum(bool(find_fault(text)) for text in found) for found in texts)
+    base, tuned = (sum(bool(find_fault(text)) for text in answers) for answers in texts)
     if not tuned:
         return []
     counts = f"{base} of {len(texts[0])} → {tuned} of {len(texts[1])}"

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from gladstone.chat.guarded_template import GuardedTemplate, TemplateProcess
 from gladstone.chat.named_templates import NamedTemplate
 from gladstone.errors import ConfigError
-from gladstone.gguf.header import GgufHeader, info_of, read_writer
-from gladstone.llamacpp.backends import backend_mark
+from gladstone.gguf.header import GgufHeader, read_generative_model, summarize_model
+from gladstone.llamacpp.backends import backend_id
 from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.lora import Lora
 from gladstone.llamacpp.model import Model
@@ -100,7 +100,7 @@ def load(path: Path, options: EngineOptions) -> Loaded:
         templates = None if options.raw else TemplateProcess()  # starts while the model is loaded
         if templates is not None:
             stack.callback(templates.close)
-        headers = read_writer(path)
+        headers = read_generative_model(path)
         provenance = verify(path)
         if not options.raw and options.chat_template is None:
             check_template(headers)
@@ -132,7 +132,7 @@ def _open_template(model: Model, process: TemplateProcess | None, options: Engin
 
 def _fit_constraints(headers: Sequence[GgufHeader], options: EngineOptions) -> FitConstraints:
     """What the options require of the fit. Raises ConfigError for a context that the model was not trained for."""
-    asked, trained = options.context_tokens, info_of(headers).context_tokens
+    asked, trained = options.context_tokens, summarize_model(headers).context_tokens
     if asked is not None and not 1 <= asked <= trained:
         raise ConfigError(
             f"a context of {asked:,} tokens: expected 1 to {trained:,}, which {headers[0].path.name} was trained for."
@@ -176,7 +176,7 @@ def plan_context(headers: Sequence[GgufHeader], options: EngineOptions) -> int:
     Raises ConfigError for a context out of range, UnsupportedError if there is not enough memory.
     """
     fit = plan_fit(headers, read_machine(), _fit_constraints(headers, options))
-    return options.context_tokens or min(info_of(headers).context_tokens, fit.context_tokens // options.slots)
+    return options.context_tokens or min(summarize_model(headers).context_tokens, fit.context_tokens // options.slots)
 
 
 def _open_context(model: Model, limits: Limits, options: EngineOptions) -> Context:
@@ -230,7 +230,7 @@ def choose_engine_threads(context: Context, options: EngineOptions) -> Threads:
 
     prompt_tokens = min(PREFILL_TOKENS, context.batch_tokens)
     benchmark = ThreadBenchmark(context.use_threads, lambda: evaluate(1), lambda: evaluate(prompt_tokens))
-    threads = choose_threads(info_of(context.model.headers), backend_mark(), benchmark)
+    threads = choose_threads(summarize_model(context.model.headers), backend_id(), benchmark)
     held: KeepInitial = "always" if options.steady else "quiet" if threads.steady else "never"
     context.adapt(make_thread_tuner(InitialThreads(threads.decode, threads.prefill, held)))
     return threads
@@ -239,7 +239,7 @@ def choose_engine_threads(context: Context, options: EngineOptions) -> Threads:
 def discard_disproved_threads(context: Context) -> None:
     """Discard the stored thread count if a quiet machine showed a better one since."""
     if context.thread_tuner is not None and context.thread_tuner.better_count is not None:
-        discard_threads(info_of(context.model.headers), backend_mark())
+        discard_threads(summarize_model(context.model.headers), backend_id())
 
 
 def _load_draft(model: Model, fit: Fit, limits: Limits, options: EngineOptions, stack: ExitStack) -> Context | None:

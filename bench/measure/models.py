@@ -11,7 +11,7 @@ from gladstone.chat.named_templates import template_names
 from gladstone.chat.template import template_sha256
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.gguf.header import GgufInfo, info_of, read_writer
+from gladstone.gguf.header import GgufInfo, read_generative_model, summarize_model
 
 
 def read_models(paths: Sequence[Path], frame: Frame, progress: Progress) -> tuple[ModelFile, ...]:
@@ -21,7 +21,7 @@ def read_models(paths: Sequence[Path], frame: Frame, progress: Progress) -> tupl
     has no chat template where `frame` needs one.
     """
     _check_distinct(paths)
-    infos = [info_of(read_writer(path)) for path in paths]
+    infos = [summarize_model(read_generative_model(path)) for path in paths]
     models = []
     with step(progress, "check the model files"):
         for number, (info, label) in enumerate(zip(infos, _labels(paths), strict=True)):

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.measure.asking import Asker, Frame, asker_of
 from bench.results import Item
 from gladstone.errors import DataError
-from gladstone.gguf.header import info_of, read_model
+from gladstone.gguf.header import read_model, summarize_model
 from gladstone.llamacpp.model import Model
 from runtime.loading import plan_context
 from runtime.text.prompt import load_template
@@ -54,7 +54,7 @@ class RowTokens:
 def count_rows(job: RowsJob) -> Iterator[Room | RowTokens]:
     """Yield the room that there is, then each row. Raises ConfigError for a context that cannot be."""
     headers = read_model(job.model)
-    yield Room(plan_context(headers, job.frame.engine_options(None)), info_of(headers).context_tokens)
+    yield Room(plan_context(headers, job.frame.engine_options(None)), summarize_model(headers).context_tokens)
     with ExitStack() as stack:
         model = stack.enter_context(Model(job.model, vocab_only=True, headers=headers))
         template = None

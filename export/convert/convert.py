@@ -12,7 +12,7 @@ from export.convert.pretokenizer import choose
 from export.convert.vocabulary_fixes import read_tokenizer
 from export.merge.plan import Onto
 from gladstone import file_names
-from gladstone.artifacts import whole_file, write_json
+from gladstone.artifacts import atomic_file, write_json
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import UnsupportedError
 from gladstone.models.tokenizer import tokenizer_files
@@ -79,7 +79,7 @@ def run_converter(  # noqa: PLR0913, PLR0917 - what is converted, whereto, and h
 ) -> None:
     """Write `out` whole by a child with the converter's packages; `how` is the part of its job that is its own."""
     folder = converter_folder(progress)
-    with step(progress, what), whole_file(out) as partial, tempfile.TemporaryDirectory() as work:
+    with step(progress, what), atomic_file(out) as partial, tempfile.TemporaryDirectory() as work:
         model = Path(work) / "model"
         _stage(conversion, model)
         job = {

@@ -26,8 +26,8 @@ from export.merge.plan import Plan, read_plan, set_vocabulary
 from export.merge.safetensors_io import DTYPES
 from gladstone import file_names
 from gladstone.errors import UnsupportedError
-from gladstone.gguf.header import COMPOSES, read_header
-from gladstone.models.tokenizer import end_of_answer, load_tokenizer
+from gladstone.gguf.header import NFC_KEY, read_header
+from gladstone.models.tokenizer import end_of_turn_token, load_tokenizer
 from gladstone.process.child_main import serve
 from gladstone.process.import_without_gc import import_without_gc
 
@@ -91,9 +91,9 @@ def _merging(known: Any, folder: Path, hparams: dict[str, Any], plan: Plan, job:
             # said here, since what llama.cpp assumes where a file says nothing goes by the pre-tokenizer's name
             tokenizer = load_tokenizer(folder)
             self.gguf_writer.add_add_bos_token(tokenizer.bos_id is not None)
-            if tokenizer.composes:
-                self.gguf_writer.add_bool(COMPOSES, True)
-            end = end_of_answer(tokenizer)
+            if tokenizer.normalizes_nfc:
+                self.gguf_writer.add_bool(NFC_KEY, True)
+            end = end_of_turn_token(tokenizer)
             if end is not None and end != tokenizer.eos_id:
                 self.gguf_writer.add_eot_token_id(end)
 

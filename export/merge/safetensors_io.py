@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gladstone import file_names
-from gladstone.artifacts import whole_file
+from gladstone.artifacts import atomic_file
 from gladstone.errors import ArtifactError
 
 DTYPES = {
@@ -120,7 +120,7 @@ def writing(path: Path, tensors: Iterable[Planned]) -> Iterator["ShardWriter"]:
         at += tensor.size_bytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors begin aligned
-    with whole_file(path) as partial, partial.open("wb") as file:
+    with atomic_file(path) as partial, partial.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         writer = ShardWriter(file, planned)
         yield writer

@@ -39,7 +39,7 @@ from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, ConfigError
 from gladstone.machine.host import check_disk
 from gladstone.machine.packages import installed_versions
-from gladstone.models.tokenizer import end_of_answer, load_tokenizer, tokenizer_files
+from gladstone.models.tokenizer import end_of_turn_token, load_tokenizer, tokenizer_files
 from gladstone.process.lock import held
 
 LOG_NAME = "export.log"
@@ -88,7 +88,7 @@ def _merge(original: Original, merging: Merging, out: Path, progress: Progress) 
     check_shapes(plan)
     growth = find_growth(original.base.folder, original.tokenizer, plan)
     tokenizer = load_tokenizer(original.tokenizer)
-    ends = [end for end in (tokenizer.eos_id, end_of_answer(tokenizer)) if end is not None]
+    ends = [end for end in (tokenizer.eos_id, end_of_turn_token(tokenizer)) if end is not None]
     shards = planned_shards(plan, merging.shard_bytes)
     _check_target(original, out, shards)
     needed = sum(stored.size_bytes for stored in plan.sources.values())

@@ -18,9 +18,9 @@ from export.original.sources import HUB_ID
 from gladstone import file_names
 from gladstone.commands.progress import Progress
 from gladstone.errors import ConfigError, UnsupportedError
-from gladstone.models.base_model import Base, Needs, check_weights, resolve_base
+from gladstone.models.base_model import Base, BaseRequirements, check_weights, resolve_base
 
-NEEDS = Needs("--base", "--base FOLDER", purpose="", tokenizer=False, pickled=True, bare=True)
+NEEDS = BaseRequirements("--base", "--base FOLDER", purpose="", tokenizer=False, pickled=True, bare=True)
 OLDER_ID = re.compile(r"[A-Za-z0-9][\w.-]*")  # without an owner, as gpt2
 IN_4_BIT = re.compile(r"-(unsloth-)?bnb-4bit$", re.I)  # how copies in 4 bit are called, beside the model itself
 

@@ -12,7 +12,7 @@ from export.proof.texts import proof_texts
 from export.proof.trained import Trained
 from gladstone.llamacpp.model import Model
 from gladstone.machine.host import core_count
-from gladstone.models.tokenizer import FolderTokenizer, end_of_answer
+from gladstone.models.tokenizer import FolderTokenizer, end_of_turn_token
 
 TEXTS = 2_000
 TEXTS_AT_ONCE = 256
@@ -49,7 +49,7 @@ def check_texts(model: Model, trained: Trained) -> Point:
     texts = proof_texts(rows, list(trained.tokenizer.special_tokens), TEXTS)
     wrong = [texts[index] for index in _differing(model, trained.tokenizer, texts)]
     detail = f"token ids of all {len(texts):,} texts equal"
-    if trained.tokenizer.composes:
+    if trained.tokenizer.normalizes_nfc:
         detail += ", their characters composed (NFC) as in training: llama.cpp by itself leaves them apart"
     if wrong:
         detail = f"{len(wrong):,} of {len(texts):,} texts get other token ids, first {wrong[0][:80]!r}"
@@ -99,7 +99,7 @@ def _differing(model: Model, tokenizer: FolderTokenizer, texts: Sequence[str]) -
 
     llama.cpp composes no characters: where training did, a file that does not say so is asked for composed texts.
     """
-    if tokenizer.composes:
+    if tokenizer.normalizes_nfc:
         texts = [unicodedata.normalize("NFC", text) for text in texts]
     trained = tokenizer.encode_all(list(texts))
     ours = _tokenized(model, texts)
@@ -146,4 +146,4 @@ def end_of_turn(trained: Trained) -> int | None:
     """What the model was trained to end an answer with."""
     if trained.seq2seq:
         return trained.tokenizer.eos_id
-    return end_of_answer(trained.tokenizer, trained.template)
+    return end_of_turn_token(trained.tokenizer, trained.template)

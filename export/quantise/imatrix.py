@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from export.convert.llamacpp_converter import converter_folder
-from gladstone.artifacts import whole_file
+from gladstone.artifacts import atomic_file
 from gladstone.chat.messages import Conversation
 from gladstone.chat.template import ChatTemplate
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
 from gladstone.gguf.header import GgufHeader, read_header
 from gladstone.gguf.identify_file import HEAD_BYTES, is_old_imatrix
-from gladstone.gguf.kinds import kind_of
+from gladstone.gguf.kinds import identify_kind
 from gladstone.gguf.types import MAGIC, Tensor
 from gladstone.process.child import ChildOptions, run_child
 
@@ -69,7 +69,7 @@ def compute_imatrix(model: Path, text: Calibration, out: Path, progress: Progres
     Raises UnsupportedError for an encoder–decoder model or a text of less than a chunk, ToolError if llama.cpp fails.
     """
     folder = converter_folder(progress)
-    with step(progress, f"Importance matrix from {text.name}"), whole_file(out) as partial:
+    with step(progress, f"Importance matrix from {text.name}"), atomic_file(out) as partial:
         job = {"model": str(model), "out": str(partial), "text": text.text, "name": text.name, "chunks": text.chunks}
         job |= {"chunk_tokens": CHUNK_TOKENS}
         options = ChildOptions(python_path=[folder / "gguf-py"])
@@ -102,7 +102,7 @@ def read_imatrix(path: Path) -> Imatrix:
     header = read_header(path, is_model=False)
     tensors = {tensor.name: tensor for tensor in header.tensors}
     if header.metadata.get("general.type") != "imatrix":
-        kind = kind_of(header.metadata, tensors)
+        kind = identify_kind(header.metadata, tensors)
         raise ArtifactError(f"{path}: a GGUF, but not an importance matrix: it is {kind.noun if kind else 'a model'}.")
     weights: dict[str, npt.NDArray[np.float32]] = {}
     for name, tensor in tensors.items():

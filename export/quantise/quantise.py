@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.quantise.types import QUANTS, TENSOR_TYPE_IDS, Override, Quantisation
-from gladstone.artifacts import whole_file
+from gladstone.artifacts import atomic_file
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, ConfigError
 from gladstone.gguf.header import GgufHeader, read_header
@@ -43,7 +43,7 @@ def quantise(source: Path, out: Path, quantisation: Quantisation, progress: Prog
     """
     if out.exists() and out.samefile(source):
         raise ArtifactError(f"{out}: source and target are the same file.")
-    with step(progress, f"Quantising to {quantisation.quant.upper()}"), whole_file(out) as partial:
+    with step(progress, f"Quantising to {quantisation.quant.upper()}"), atomic_file(out) as partial:
         said = _call(source, quantisation, partial, progress)
         size_bytes = partial.stat().st_size
     return Quantised(size_bytes, _fallbacks(said))

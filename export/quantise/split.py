@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from export.convert.llamacpp_converter import converter_folder
-from gladstone.artifacts import sync
+from gladstone.artifacts import flush_to_disk
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, ConfigError
 from gladstone.gguf.header import GgufHeader, read_header
@@ -48,9 +48,9 @@ def split_gguf(path: Path, limit_bytes: int, progress: Progress) -> list[Path]:
             )
             parts = [path.with_name(part_name(path.stem, number, len(names))) for number in range(1, len(names) + 1)]
             for name, part in zip(names, parts, strict=True):
-                sync(Path(work) / name)
+                flush_to_disk(Path(work) / name)
                 (Path(work) / name).replace(part)
-            sync(path.parent)
+            flush_to_disk(path.parent)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be split: {error.strerror or error}.") from error
     path.unlink()

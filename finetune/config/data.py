@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from finetune.config.row_limits import Train
-from gladstone.config import TAG, Config
+from gladstone.config import UNION_TAG, Config
 from gladstone.formats import COLUMNS, FORMAT_NAMES
 from gladstone.rows import ENDINGS, check_encoding
 
@@ -65,7 +65,7 @@ class Source(Config):
 
 
 def _kind_of_set(value: Any) -> str:
-    return f"{TAG}file" if isinstance(value, str | dict | Source) else f"{TAG}size"
+    return f"{UNION_TAG}file" if isinstance(value, str | dict | Source) else f"{UNION_TAG}size"
 
 
 def _as_source(value: Any) -> Any:
@@ -74,8 +74,8 @@ def _as_source(value: Any) -> Any:
 
 # the rows to draw for a set, or the file of the set
 Held = Annotated[
-    Annotated[float, Field(ge=0), Tag(f"{TAG}size")]
-    | Annotated[Source, BeforeValidator(_as_source), Tag(f"{TAG}file")],
+    Annotated[float, Field(ge=0), Tag(f"{UNION_TAG}size")]
+    | Annotated[Source, BeforeValidator(_as_source), Tag(f"{UNION_TAG}file")],
     Discriminator(_kind_of_set),
 ]
 

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gladstone.artifacts import whole_file
+from gladstone.artifacts import atomic_file
 from gladstone.errors import DataError
 from gladstone.machine.host import cache_dir, check_disk
 from gladstone.machine.packages import require_packages
@@ -62,7 +62,7 @@ def _ask_hub(name: str) -> None:
 
 def write_json_lines(rows: Iterable[dict[str, Any]], path: Path) -> None:
     """Write rows as JSON Lines; values that JSON cannot represent (dates, bytes) are converted to text."""
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from finetune.data.cleaning.clean import map_texts
 from finetune.data.cleaning.privacy import mask_personal_data
 from finetune.data.summary import CHANGED, DROPPED, PERSONAL, Summary
-from gladstone.artifacts import whole_file
+from gladstone.artifacts import atomic_file
 from gladstone.chat.messages import Conversation
 from gladstone.errors import DataError, GladstoneError
 from gladstone.formats import Notes, prepared
@@ -109,4 +109,4 @@ def recording(folder: Path, summary: Summary, *, hide: bool) -> Iterator[Records
 
 
 def _open(path: Path, stack: ExitStack) -> TextIO:
-    return stack.enter_context(stack.enter_context(whole_file(path)).open("w", encoding="utf-8"))
+    return stack.enter_context(stack.enter_context(atomic_file(path)).open("w", encoding="utf-8"))

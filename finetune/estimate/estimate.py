@@ -25,7 +25,7 @@ from gladstone import run_folder
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.machine.host import available_memory_bytes, core_count, processor_name
-from gladstone.models.base_model import EMBEDDED, Base, find_base, resolve_base
+from gladstone.models.base_model import EMBEDDED, Base, find_local_base, resolve_base
 from gladstone.process.redirect_output import redirect_output
 
 LIBRARIES_BYTES = 650_000_000  # of a training process before it loads the model, at least
@@ -91,7 +91,7 @@ def estimate_inputs(inputs: Inputs, progress: Progress) -> Estimate:
 
 
 def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
-    base = find_base(recipe.base.model, progress)
+    base = find_local_base(recipe.base.model, progress)
     notes = []
     if base is not None:
         shape, file_bytes = shape_of_base(base)

@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune.monitor.metrics_log import History
 from finetune.monitor.smoothing import losses, running_mean, speeds, thinned
-from gladstone.artifacts import whole_file
+from gladstone.artifacts import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,7 +141,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
             text.set_fontsize(12)
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         figure.savefig(partial, format="png")
 
 

@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from finetune.tokens.examples import Example, PairExample, TokenizedExample, TokenizedSet
-from gladstone.artifacts import whole_file
+from gladstone.artifacts import atomic_file
 from gladstone.errors import ArtifactError
 from gladstone.machine.host import cache_dir
 
@@ -54,7 +54,7 @@ def _write(tokenized: TokenizedSet, path: Path) -> None:
         values = [getattr(example, name) for example in tokenized.examples]
         arrays[name] = np.array([token for value in values for token in value], dtype=np.int32)
         arrays[f"{name}_ends"] = np.cumsum([len(value) for value in values], dtype=np.int64)
-    with whole_file(path) as partial, partial.open("wb") as file:
+    with atomic_file(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 

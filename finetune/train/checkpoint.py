@@ -20,10 +20,10 @@ from gladstone.artifacts import (
     MANIFEST_NAME,
     Manifest,
     check_files,
+    flush_to_disk,
     read_manifest,
     record_file,
     remove_partials,
-    sync,
     write_manifest,
 )
 from gladstone.errors import ArtifactError, listed
@@ -73,12 +73,12 @@ def save(folder: Path, checkpoint: Checkpoint, run: Mapping[str, Any]) -> Path:
         (partial / run_folder.METRICS).write_bytes(checkpoint.metrics)
         files = [partial / name for name in FILES]
         for file in files:
-            sync(file)
+            flush_to_disk(file)
         records = tuple(record_file(partial, file) for file in files)
         write_manifest(partial, Manifest(STAGE, records, {}, dict(run), {}, facts={"step": checkpoint.step}))
         _remove(final)
         partial.replace(final)
-        sync(folder)
+        flush_to_disk(folder)
     except (OSError, SafetensorError, ArtifactError) as error:
         needed = sum(value.nbytes for value in (*checkpoint.trained.values(), *tensors.values()))
         needed += len(checkpoint.metrics)

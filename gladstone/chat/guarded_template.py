@@ -184,8 +184,8 @@ class GuardedTemplate(ChatTemplate):
         self.close()
 
     def _find_variables(self) -> list[str]:
-        found = json.loads(self.process.ask(self._head, FIND_VARIABLES, "to read"))
-        return [name for name in found if isinstance(name, str)]
+        names = json.loads(self.process.ask(self._head, FIND_VARIABLES, "to read"))
+        return [name for name in names if isinstance(name, str)]
 
     def _compile(self) -> None:
         self.process.ask(self._head, b"", "to compile")

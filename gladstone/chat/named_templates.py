@@ -68,12 +68,12 @@ def _read_file(path: Path) -> str:
 
 def _template_in_json(text: str, path: Path) -> str:
     try:
-        found = json.loads(text)
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}.") from None
-    template = found.get("chat_template") if isinstance(found, dict) else None
+    template = data.get("chat_template") if isinstance(data, dict) else None
     if isinstance(template, list):  # several, by name
-        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     if not isinstance(template, str):
         raise ConfigError(f'{path} holds no template under "chat_template".')

@@ -29,7 +29,7 @@ def _ends_in_a_loop(text: str) -> bool:
     backwards = text[: -LONGEST_PART * (TIMES + 1) - 1 : -1]
     for length in range(1, min(LONGEST_PART, len(backwards) // TIMES) + 1):
         equal = next(
-            (place for place in range(len(backwards) - length) if backwards[place] != backwards[place + length]),
+            (index for index in range(len(backwards) - length) if backwards[index] != backwards[index + length]),
             len(backwards) - length,
         )
         if equal >= (TIMES - 1) * length and equal + length >= LEAST_CHARACTERS:
@@ -40,5 +40,5 @@ def _ends_in_a_loop(text: str) -> bool:
 def _says_it_again(words: list[str]) -> bool:
     if len(words) < LEAST_WORDS:
         return False
-    runs = [tuple(words[place : place + WORDS_IN_A_ROW]) for place in range(len(words) - WORDS_IN_A_ROW + 1)]
+    runs = [tuple(words[start : start + WORDS_IN_A_ROW]) for start in range(len(words) - WORDS_IN_A_ROW + 1)]
     return 1 - len({*runs}) / len(runs) >= MOST_SEEN_BEFORE

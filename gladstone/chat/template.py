@@ -152,8 +152,8 @@ class ChatTemplate:
 
     def render_prompt(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:
         """Render the prompt up to where the answer begins, with further arguments. Raises DataError like `render`."""
-        given = {**self._arguments, **arguments}
-        return self._render(Rendering(self.turns(messages), True, now=self.now, arguments=given))
+        arguments = {**self._arguments, **arguments}
+        return self._render(Rendering(self.turns(messages), True, now=self.now, arguments=arguments))
 
     def system_support(self) -> SystemSupport:
         """Whether the model sees a system prompt, given the current arguments."""
@@ -192,11 +192,11 @@ class ChatTemplate:
             raise DataError("the last turn must be the assistant's: nothing would be scored.")
         made: list[list[Segment]] = []
         last = messages[0]
-        for place, message in enumerate(messages):
-            if message.role != "assistant" or (scored is not None and place not in scored):
+        for index, message in enumerate(messages):
+            if message.role != "assistant" or (scored is not None and index not in scored):
                 continue
-            prompt = self.render(messages[:place], tools=tools, add_generation_prompt=True)
-            answer = Segment(self._answer(messages[: place + 1], tools, prompt), scored=True)
+            prompt = self.render(messages[:index], tools=tools, add_generation_prompt=True)
+            answer = Segment(self._answer(messages[: index + 1], tools, prompt), scored=True)
             earlier = self._continued(made[-1], last, prompt) if made else None
             last = message
             if earlier is None:
@@ -246,8 +246,8 @@ class ChatTemplate:
         until = self.render(messages, tools=tools)
         thought = (answer.reasoning or "").strip()
         strategies = (self._after_prompt, self._after_opening, self._after_added_reasoning, self._after_empty_reasoning)
-        found = (answer_after(messages, tools, (prompt, until)) for answer_after in strategies)
-        text = next((each for each in found if each is not None and thought in each), None)
+        answers = (answer_after(messages, tools, (prompt, until)) for answer_after in strategies)
+        text = next((found for found in answers if found is not None and thought in found), None)
         if text is None:
             raise DataError("the chat template's full text does not continue its own generation prompt.")
         if answer.tool_calls:

@@ -67,7 +67,7 @@ def _reads_branches(node: nodes.If, known: set[str]) -> Iterator[str]:
     """Only names that every branch sets are known after the `if`."""
     yield from _reads(node.test, known)
     ends = []
-    branches: list[Sequence[nodes.Node]] = [node.body, *([each] for each in node.elif_), node.else_]
+    branches: list[Sequence[nodes.Node]] = [node.body, *([branch] for branch in node.elif_), node.else_]
     for branch in branches:
         after = set(known)
         yield from _reads_of_body(branch, after)
@@ -87,5 +87,5 @@ def _reads_macro(node: nodes.Macro | nodes.CallBlock, known: set[str]) -> Iterat
 
 def _names_set(target: nodes.Node) -> set[str]:
     """The names that a target sets; `ns.x` sets none."""
-    found = target.find_all(nodes.Name) if not isinstance(target, nodes.Name) else [target]
-    return {name.name for name in found if name.ctx == "store"}
+    targets = target.find_all(nodes.Name) if not isinstance(target, nodes.Name) else [target]
+    return {name.name for name in targets if name.ctx == "store"}

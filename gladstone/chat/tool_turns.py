@@ -64,11 +64,11 @@ def to_template_turns(
     """
     turns: list[dict[str, Any]] = []
     waiting: list[ToolCall] = []
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         turn = write(message)
         if message.tool_calls:
             waiting = [
-                replace(call, id=_call_id(call, style, f"{place}:{at}")) for at, call in enumerate(message.tool_calls)
+                replace(call, id=_call_id(call, style, f"{index}:{at}")) for at, call in enumerate(message.tool_calls)
             ]
             turn["tool_calls"] = [_call_fields(call, style) for call in waiting]
             if style.content_as_none and not turn["content"]:
@@ -82,11 +82,11 @@ def to_template_turns(
 def _answer_fields(message: Message, waiting: list[ToolCall], style: CallStyle) -> dict[str, str]:
     """Id and name for a tool's turn; removes the call that it answers from `waiting`."""
     own = message.tool_call_id and _styled_id(message.tool_call_id, style)
-    call = next((each for each in waiting if own is None or each.id == own), None)
+    call = next((call for call in waiting if own is None or call.id == own), None)
     if call:
         waiting.remove(call)
-    found = {"tool_call_id": own or (call and call.id), "name": message.name or (call and call.name)}
-    return {key: value for key, value in found.items() if value}
+    fields = {"tool_call_id": own or (call and call.id), "name": message.name or (call and call.name)}
+    return {key: value for key, value in fields.items() if value}
 
 
 def _call_fields(call: ToolCall, style: CallStyle) -> dict[str, Any]:
@@ -95,10 +95,10 @@ def _call_fields(call: ToolCall, style: CallStyle) -> dict[str, Any]:
     return {"type": "function", "function": function} | ({"id": call.id} if call.id else {})
 
 
-def _call_id(call: ToolCall, style: CallStyle, place: str) -> str | None:
+def _call_id(call: ToolCall, style: CallStyle, fallback: str) -> str | None:
     if call.id:
         return _styled_id(call.id, style)
-    return _styled_id(place, style) if style.short_ids else None
+    return _styled_id(fallback, style) if style.short_ids else None
 
 
 def _styled_id(call_id: str, style: CallStyle) -> str:
@@ -109,12 +109,12 @@ def _styled_id(call_id: str, style: CallStyle) -> str:
 
 def _json_object(text: str, what: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ValueError as error:
         raise DataError(f"{what}: not JSON: {error}.") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise DataError(f"{what}: expected a JSON object, found {text[:40]!r}.")
-    return found
+    return value
 
 
 Render = Callable[[Rendering], str]
@@ -140,7 +140,7 @@ def probe_tools(render: Render) -> ToolSupport:
 
 def _find_style(render: Render) -> tuple[CallStyle | None, str]:
     """The first style in which the rendered text contains a call, preferring text without Python's own notation."""
-    reason, found = "", []
+    reason, styles = "", []
     for short_ids, content_as_none, as_text in itertools.product((False, True), repeat=3):
         style = CallStyle(as_text, content_as_none, short_ids)
         try:
@@ -151,8 +151,8 @@ def _find_style(render: Render) -> tuple[CallStyle | None, str]:
         if _CALL in text and _VALUE in text:
             if f"'{_KEY}'" not in text:
                 return style, ""
-            found.append(style)
-    return (found[0], "") if found else (None, reason)
+            styles.append(style)
+    return (styles[0], "") if styles else (None, reason)
 
 
 def _shows_results(render: Render, style: CallStyle | None) -> bool:
@@ -177,7 +177,7 @@ def _rendering(messages: Sequence[Message], style: CallStyle, *, prompt: bool = 
 
 
 def _probe_call(*names: str) -> Message:
-    calls = (ToolCall(name, json.dumps({_KEY: _VALUE}), f"call_{place}") for place, name in enumerate(names))
+    calls = (ToolCall(name, json.dumps({_KEY: _VALUE}), f"call_{index}") for index, name in enumerate(names))
     return Message("assistant", "", tool_calls=tuple(calls))
 
 

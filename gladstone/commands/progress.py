@@ -111,10 +111,10 @@ def is_terminal(stream: TextIO) -> bool:
 def terminal_size(stream: TextIO) -> os.terminal_size:
     """Size of the stream's own terminal, even if the standard streams are redirected; 80 × 24 if unknown."""
     try:
-        found = os.get_terminal_size(stream.fileno())
+        size = os.get_terminal_size(stream.fileno())
     except (OSError, io.UnsupportedOperation, AttributeError):
         return os.terminal_size((80, 24))
-    return os.terminal_size((found.columns or 80, found.lines or 24))
+    return os.terminal_size((size.columns or 80, size.lines or 24))
 
 
 def duplicate_stderr() -> TextIO:

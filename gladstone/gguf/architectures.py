@@ -12,7 +12,7 @@ from gladstone.machine.packages import llamacpp_folder
 
 LIBRARIES = ("libllama.so", "libllama.dylib", "llama.dll")
 # in every build: if one is not found, the library cannot be read this way
-SURE = ("llama", "qwen2", "gemma", "phi3", "bert", "t5")
+ALWAYS_PRESENT = ("llama", "qwen2", "gemma", "phi3", "bert", "t5")
 TABLE = re.compile(rb"\x00clip\x00((?:[a-z0-9_.-]{2,40}\x00+)+)\(unknown\)\x00")
 
 
@@ -23,7 +23,11 @@ def check_architecture(path: Path, architecture: str) -> None:
     library cannot be read this way, nothing is raised: llama.cpp itself reports the error.
     """
     library = _library()
-    if library is None or not all(_holds(library, name) for name in SURE) or _holds(library, architecture):
+    if (
+        library is None
+        or not all(_contains(library, name) for name in ALWAYS_PRESENT)
+        or _contains(library, architecture)
+    ):
         return
     alike = difflib.get_close_matches(architecture, _names(library), n=4, cutoff=0.5)
     known = f" It knows {', '.join(alike)}." if alike else ""
@@ -41,7 +45,7 @@ def _library() -> Path | None:
 
 
 @functools.cache
-def _holds(library: Path, name: str) -> bool:
+def _contains(library: Path, name: str) -> bool:
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return data.find(name.encode("utf-8", "surrogateescape") + b"\0") >= 0
 
@@ -50,8 +54,8 @@ def _holds(library: Path, name: str) -> bool:
 def _names(library: Path) -> tuple[str, ...]:
     """The names in llama.cpp's table of architectures; a name that is stored as another's end is missing."""
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        found = TABLE.search(data)
-        return tuple(filter(None, found[1].decode("ascii").split("\0"))) if found else ()
+        table = TABLE.search(data)
+        return tuple(filter(None, table[1].decode("ascii").split("\0"))) if table else ()
 
 
 def _version() -> str:

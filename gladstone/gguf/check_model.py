@@ -12,7 +12,7 @@ from typing import Any
 from gladstone.gguf.types import Pooling, Tensor, ValueType
 
 MAX_LAYERS, MAX_EXPERTS = 512, 1024
-SHOWN = 50  # characters or items of a value in a message
+MAX_SHOWN = 50  # characters or items of a value in a message
 MAX_WIDTH, MAX_UNITS, MAX_HEADS, MAX_COUNT = 1 << 20, 1 << 24, 1 << 14, (1 << 32) - 1
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 POOLINGS = (Pooling.NONE, Pooling.MEAN, Pooling.CLS, Pooling.LAST, Pooling.RANK, MAX_COUNT)  # the last: unspecified
@@ -35,7 +35,7 @@ SIZES_BY_LAYER = {
     "expert_feed_forward_length": (0, MAX_UNITS),
 }  # fmt: skip
 POSITIVE = ("rope.freq_base", "rope.freq_base_swa")
-TRUTHS = ("attention.causal", "use_parallel_residual", "expert_weights_norm", "rope.scaling.finetuned")
+BOOLEANS = ("attention.causal", "use_parallel_residual", "expert_weights_norm", "rope.scaling.finetuned")
 # architectures whose token embedding has another width than the layers, or belongs to another model
 OWN_EMBEDDING = ("wavtokenizer-dec", "eagle3", "dflash")
 
@@ -48,11 +48,11 @@ class ForeignError(DamagedError):
     """The file may be intact but is meant for another program; the message says what to do instead of a new copy."""
 
 
-def quoted(value: object) -> str:
+def shorten(value: object) -> str:
     """A value of the file, shortened to one line for a message."""
-    is_long = isinstance(value, str | list) and len(value) > SHOWN
-    text = repr(value[:SHOWN] if is_long else value)  # type: ignore[index]
-    return f"{text[: 2 * SHOWN]}…" if is_long or len(text) > 2 * SHOWN else text
+    is_long = isinstance(value, str | list) and len(value) > MAX_SHOWN
+    text = repr(value[:MAX_SHOWN] if is_long else value)  # type: ignore[index]
+    return f"{text[: 2 * MAX_SHOWN]}…" if is_long or len(text) > 2 * MAX_SHOWN else text
 
 
 def _name(kind: int) -> str:
@@ -73,10 +73,10 @@ class Keys:
         if key not in self.values:
             return None
         if self.types[key] != kind or (kind == ValueType.ARRAY and self.items[key] not in items):
-            found = _name(self.types[key])
-            found = f"{_name(self.items[key])} {found}" if key in self.items else found
+            type_name = _name(self.types[key])
+            type_name = f"{_name(self.items[key])} {type_name}" if key in self.items else type_name
             wanted = " or ".join(_name(item) for item in items) + " array" if items else _name(kind)
-            raise DamagedError(f"{key} is {quoted(self.values[key])}, of the type {found}, expected {wanted}")
+            raise DamagedError(f"{key} is {shorten(self.values[key])}, of the type {type_name}, expected {wanted}")
         return self.values[key]
 
 
@@ -92,7 +92,7 @@ def check_sizes(keys: Keys) -> None:
         sizes.number(name, least, most)
     for name, (least, most) in SIZES_BY_LAYER.items():
         sizes.by_layer(name, least, most)
-    for name in TRUTHS:
+    for name in BOOLEANS:
         keys.typed(f"{architecture}.{name}", ValueType.BOOL)
     sizes.number("nextn_predict_layers", 0, sizes.layers)
     _check_fractions(keys, architecture)
@@ -120,7 +120,7 @@ class Sizes:
         if value is None:
             return None
         if not isinstance(value, int) or not least <= value <= most:
-            raise DamagedError(f"{key} is {quoted(value)}, expected a number from {least:,} to {most:,}")
+            raise DamagedError(f"{key} is {shorten(value)}, expected a number from {least:,} to {most:,}")
         self.keys.typed(key, ValueType.U32)
         return value
 
@@ -146,7 +146,7 @@ def _check_fractions(keys: Keys, architecture: str) -> None:
             continue
         is_epsilon = key.endswith("_epsilon")
         if is_epsilon and not (isinstance(value, float) and math.isfinite(value) and value >= 0):
-            raise DamagedError(f"{key} is {quoted(value)}, expected a small positive number")
+            raise DamagedError(f"{key} is {shorten(value)}, expected a small positive number")
         if isinstance(value, float) and not math.isfinite(value):
             raise DamagedError(f"{key} is {value}, expected a finite number")
     for name in POSITIVE:
@@ -159,11 +159,11 @@ def _check_choices(keys: Keys, architecture: str) -> None:
     scaling = keys.values.get(f"{architecture}.rope.scaling.type", "none")
     if scaling not in ROPE_SCALINGS:
         raise DamagedError(
-            f"{architecture}.rope.scaling.type is {quoted(scaling)}, expected {', '.join(ROPE_SCALINGS)}"
+            f"{architecture}.rope.scaling.type is {shorten(scaling)}, expected {', '.join(ROPE_SCALINGS)}"
         )
     factor = keys.values.get(f"{architecture}.rope.scaling.factor", 1.0)
     if not isinstance(factor, float) or factor < 0:
-        raise DamagedError(f"{architecture}.rope.scaling.factor is {quoted(factor)}, expected a positive number")
+        raise DamagedError(f"{architecture}.rope.scaling.factor is {shorten(factor)}, expected a positive number")
     for name in ("pooling_type", "classifier.pooling_type"):
         pooling = keys.typed(f"{architecture}.{name}", ValueType.U32)
         if pooling is not None and pooling not in POOLINGS:
@@ -210,7 +210,7 @@ def check_shapes(keys: Keys, tensors: Sequence[Tensor]) -> None:
     for tensor in tensors:
         number = re.match(r"(?:enc\.|dec\.)?blk\.(\d+)\.", tensor.name)
         if number is not None and int(number[1]) >= layers:
-            raise DamagedError(f"it holds the tensor {quoted(tensor.name)}, but only {layers:,} layers")
+            raise DamagedError(f"it holds the tensor {shorten(tensor.name)}, but only {layers:,} layers")
         if tensor.name == "token_embd.weight" and architecture not in OWN_EMBEDDING:
             _check_embedding(tensor, keys, sizes)
 

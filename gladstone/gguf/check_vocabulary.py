@@ -5,14 +5,14 @@ import struct
 from collections import Counter, defaultdict
 from typing import Any
 
-from gladstone.gguf.check_model import DamagedError, Keys, quoted
+from gladstone.gguf.check_model import DamagedError, Keys, shorten
 from gladstone.gguf.types import TokenType, ValueType
 
 PREFIX = "tokenizer.ggml."
 CHARSMAP = f"{PREFIX}precompiled_charsmap"
 MAX_TOKEN_CHARACTERS = 4096  # llama.cpp recurses along a token's characters; the longest known token has 512
 TEXTS = ("model", "pre")
-TRUTHS = ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces")
+BOOLEANS = ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces")
 TEMPLATE = "tokenizer.chat_template"
 DEFAULT_UNKNOWN = {"t5": 2}  # the token for unknown text if the file does not name one
 
@@ -23,12 +23,12 @@ def check_vocabulary(keys: Keys) -> None:
         if key == TEMPLATE or key.startswith(f"{TEMPLATE}."):
             keys.typed(key, ValueType.STRING)
         elif key.startswith(PREFIX) and key.endswith("_token_id") and not isinstance(value, int):
-            raise DamagedError(f"{key} is {quoted(value)}, outside the vocabulary")
+            raise DamagedError(f"{key} is {shorten(value)}, outside the vocabulary")
     if f"{PREFIX}tokens" not in keys.values:
         return
     for name in TEXTS:
         keys.typed(PREFIX + name, ValueType.STRING)
-    for name in TRUTHS:
+    for name in BOOLEANS:
         keys.typed(PREFIX + name, ValueType.BOOL)
     tokens = _check_tokens(keys.values[f"{PREFIX}tokens"])
     _check_entries(keys, len(tokens))
@@ -54,7 +54,7 @@ def _check_tokens(tokens: Any) -> list[str]:
         raise DamagedError(f"the vocabulary holds a token of {len(longest):,} characters")
     if len(set(tokens)) != len(tokens):
         twice = Counter(tokens).most_common(1)[0][0]
-        raise DamagedError(f"the vocabulary holds {quoted(twice)} twice")
+        raise DamagedError(f"the vocabulary holds {shorten(twice)} twice")
     return list(tokens)
 
 
@@ -77,7 +77,7 @@ def _check_ids(keys: Keys, count: int) -> None:
         ours = key.startswith(PREFIX)
         if (ours and key.endswith("_token_id")) or key == decoder_start:
             if not isinstance(value, int) or not 0 <= value < count:
-                raise DamagedError(f"{key} is {quoted(value)}, outside the vocabulary of {count:,}")
+                raise DamagedError(f"{key} is {shorten(value)}, outside the vocabulary of {count:,}")
             keys.typed(key, ValueType.U32)
         elif ours and key.endswith(("_token_ids", "suppress_tokens")) and not _all_within(value, count):
             raise DamagedError(f"{key} names tokens outside the vocabulary of {count:,}")
@@ -94,7 +94,7 @@ def _check_merges(keys: Keys) -> None:
     merges = keys.typed(f"{PREFIX}merges", ValueType.ARRAY, (ValueType.STRING,)) or ()
     wrong = next((number for number, merge in enumerate(merges) if " " not in merge[1:-1]), None)
     if wrong is not None:
-        raise DamagedError(f"merge {wrong + 1:,} of {len(merges):,} is {quoted(merges[wrong])}, expected two parts")
+        raise DamagedError(f"merge {wrong + 1:,} of {len(merges):,} is {shorten(merges[wrong])}, expected two parts")
 
 
 def _check_bytes(tokens: list[str]) -> None:

@@ -13,26 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gladstone.artifacts import is_listed
+from gladstone.artifacts import is_in_manifest
 from gladstone.chat.template import template_sha256
 from gladstone.errors import ArtifactError
 from gladstone.gguf.architectures import check_architecture
-from gladstone.gguf.check_model import DamagedError, ForeignError, Keys, check_shapes, check_sizes, quoted
+from gladstone.gguf.check_model import DamagedError, ForeignError, Keys, check_shapes, check_sizes, shorten
 from gladstone.gguf.check_vocabulary import check_vocabulary
-from gladstone.gguf.identify_file import HEAD_BYTES, name_file, name_folder
-from gladstone.gguf.kinds import kind_of, writes_no_text
-from gladstone.gguf.parts import misnamed, part_name, raw_part
+from gladstone.gguf.identify_file import HEAD_BYTES, identify_file, identify_folder
+from gladstone.gguf.kinds import identify_kind, reason_not_generative
+from gladstone.gguf.parts import describe_raw_part, part_name, why_not_first_part
 from gladstone.gguf.types import ALIGNMENT, FILE_TYPES, MAGIC, TENSOR_TYPES, Tensor, ValueType
 from gladstone.gguf.values import MAX_ITEMS, Cursor
 from gladstone.gguf.versions import check_version, unknown_type
 
-COMPOSES = "gladstone.tokenizer.composes"  # Gladstone's own key, a bool: the tokenizer normalizes text (NFC)
+NFC_KEY = "gladstone.tokenizer.composes"  # Gladstone's own key, a bool: the tokenizer normalizes text (NFC)
 SPLIT_COUNT, SPLIT_NUMBER = "split.count", "split.no"
 MAX_TENSORS, MAX_KEYS, MAX_DIMENSIONS = 1 << 16, 1 << 12, 4
 MAX_OTHER_ITEMS = 1 << 16  # of an array outside the vocabulary
 MAX_NAME_BYTES, MAX_KEY_BYTES = 63, 65535
 MOST_CONTEXT_TOKENS = 1 << 24  # more than any published model has (Llama 4 Scout: 10 million)
-POSITIONS = "position_embd.weight"  # (width, positions): learned position embeddings
+POSITION_EMBEDDING = "position_embd.weight"  # (width, positions): learned position embeddings
 MOST_PADDING = 4096  # between a part's last tensor and its end
 
 
@@ -86,16 +86,16 @@ def read_header(path: Path, *, is_model: bool = True) -> GgufHeader:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 if data[: len(MAGIC)] != MAGIC:
                     raise ArtifactError(
-                        f"{path}: expected a GGUF model, this is {name_file(path, data[:HEAD_BYTES], size)}."
+                        f"{path}: expected a GGUF model, this is {identify_file(path, data[:HEAD_BYTES], size)}."
                     )
                 return _parse(path, data, is_model=is_model)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}.") from None
     except DamagedError as problem:
-        part = raw_part(path)
+        part = describe_raw_part(path)
         if part is not None:
             raise ArtifactError(f"{path}: {part}.") from None
-        advice = "" if isinstance(problem, ForeignError) else f" {renewal(path)}"
+        advice = "" if isinstance(problem, ForeignError) else f" {how_to_replace(path)}"
         raise ArtifactError(f"{path}: not a usable GGUF file: {problem}.{advice}") from None
 
 
@@ -103,15 +103,15 @@ def _check_regular(path: Path) -> None:
     if path.is_file():
         return
     if path.is_dir():
-        raise ArtifactError(f"{path}: not a regular file: expected a GGUF model, this is {name_folder(path)}.")
+        raise ArtifactError(f"{path}: not a regular file: expected a GGUF model, this is {identify_folder(path)}.")
     if path.is_symlink() and not path.exists():
         raise ArtifactError(f"{path}: no such model file: it is a link to {path.readlink()}, which is not there.")
     raise ArtifactError(f"{path}: no such model file." if not path.exists() else f"{path}: not a regular file.")
 
 
-def renewal(path: Path) -> str:
+def how_to_replace(path: Path) -> str:
     """How to replace a damaged file: export it again if it was exported here, else download or copy it again."""
-    return "Export it again." if is_listed(path) else "Download or copy it again."
+    return "Export it again." if is_in_manifest(path) else "Download or copy it again."
 
 
 def read_model(path: Path) -> tuple[GgufHeader, ...]:
@@ -124,20 +124,20 @@ def read_model(path: Path) -> tuple[GgufHeader, ...]:
     count, number = first.metadata.get(SPLIT_COUNT, 1), first.metadata.get(SPLIT_NUMBER, 0)
     others: tuple[GgufHeader, ...] = ()
     if count > 1:
-        wrong = misnamed(path, number, count)
+        wrong = why_not_first_part(path, number, count)
         if wrong is not None:
             raise ArtifactError(f"{path}: {wrong}.")
         stem = path.name[: -len("-00001-of-00001.gguf")]
-        paths = (path.with_name(part_name(stem, each, count)) for each in range(2, count + 1))
+        paths = (path.with_name(part_name(stem, index, count)) for index in range(2, count + 1))
         others = tuple(read_header(part, is_model=False) for part in paths)
     check_architecture(path, first.metadata["general.architecture"])
     return (first, *others)
 
 
-def read_writer(path: Path) -> tuple[GgufHeader, ...]:
+def read_generative_model(path: Path) -> tuple[GgufHeader, ...]:
     """Like `read_model`, but raises ArtifactError for a model that does not generate text, such as embedding models."""
     headers = read_model(path)
-    why = writes_no_text(headers[0].metadata, sum(len(header.tensors) for header in headers))
+    why = reason_not_generative(headers[0].metadata, sum(len(header.tensors) for header in headers))
     if why is not None:
         raise ArtifactError(f"{path}: {why}.")
     return headers
@@ -153,10 +153,10 @@ def _parse(path: Path, data: mmap.mmap, *, is_model: bool) -> GgufHeader:
         raise DamagedError(f"it claims {tensor_count:,} tensors and {key_count:,} keys")
     keys = _keys(cursor, key_count)
     is_first = is_model and not _part_number(keys)
-    if is_model and (kind := kind_of(keys.values)):
-        raise OtherKindError(f"{path}: {kind.told(path)}.")
+    if is_model and (kind := identify_kind(keys.values)):
+        raise OtherKindError(f"{path}: {kind.describe(path)}.")
     if is_first and tensor_count and "general.architecture" not in keys.values:
-        _check_nameless(path, cursor, tensor_count)
+        _check_without_keys(path, cursor, tensor_count)
     if is_first:  # the other parts of a split model have no metadata
         check_sizes(keys)
         check_vocabulary(keys)
@@ -180,15 +180,15 @@ def _keys(cursor: Cursor, count: int) -> Keys:
         if not key:
             raise DamagedError(f"key {number + 1} of {count} has no name")
         if not key.isprintable():
-            raise DamagedError(f"the key {quoted(key)} holds control characters")
+            raise DamagedError(f"the key {shorten(key)} holds control characters")
         if key in keys.values:
-            raise DamagedError(f"the key {quoted(key)} is there twice")
-        what = quoted(key)
+            raise DamagedError(f"the key {shorten(key)} is there twice")
+        what = shorten(key)
         keys.types[key] = kind = cursor.scalar("<I", what)
         most = MAX_ITEMS if key.startswith("tokenizer.") else MAX_OTHER_ITEMS
         keys.values[key], items = cursor.value(kind, what, most)
         if isinstance(keys.values[key], str) and "\0" in keys.values[key]:  # llama.cpp reads up to the zero byte
-            raise DamagedError(f"{what} is a text with a zero byte in it: {quoted(keys.values[key])}")
+            raise DamagedError(f"{what} is a text with a zero byte in it: {shorten(keys.values[key])}")
         if items is not None:
             keys.items[key] = items
     return keys
@@ -209,11 +209,11 @@ def _tensor(cursor: Cursor, number: int) -> Tensor:
     name = cursor.text(what, MAX_NAME_BYTES)
     dimensions = cursor.scalar("<I", what)
     if not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise DamagedError(f"tensor {quoted(name)} has {dimensions} dimensions")
+        raise DamagedError(f"tensor {shorten(name)} has {dimensions} dimensions")
     shape = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions, what))
     kind, offset = cursor.scalar("<I", what), cursor.scalar("<Q", what)
     if not name.isprintable():
-        raise DamagedError(f"tensor {number + 1} has control characters in its name, {quoted(name)}")
+        raise DamagedError(f"tensor {number + 1} has control characters in its name, {shorten(name)}")
     if kind not in TENSOR_TYPES:
         raise unknown_type(name, kind)
     type_name, block, block_bytes = TENSOR_TYPES[kind]
@@ -232,7 +232,7 @@ def _check_tensors(
     for tensor in tensors:
         end = tensor.offset + tensor.size_bytes
         if end > data_bytes:
-            least = data_offset + max(each.offset + each.size_bytes for each in tensors)
+            least = data_offset + max(other.offset + other.size_bytes for other in tensors)
             raise DamagedError(
                 f"tensor {tensor.name!r} ends {end - data_bytes:,} bytes after the file's end: the file is cut short, "
                 f"of {least:,} bytes it holds {max(0, data_offset + data_bytes):,}"
@@ -255,18 +255,18 @@ def _check_joined(data: mmap.mmap, data_offset: int, tensors: tuple[Tensor, ...]
         )
 
 
-def _check_nameless(path: Path, cursor: Cursor, tensor_count: int) -> None:
+def _check_without_keys(path: Path, cursor: Cursor, tensor_count: int) -> None:
     """Raise OtherKindError for a file of stable-diffusion.cpp, which may have no keys at all."""
     begin = cursor.position
     names = [_tensor(cursor, number).name for number in range(min(tensor_count, 64))]
     cursor.position = begin
-    if kind := kind_of({}, names):
-        raise OtherKindError(f"{path}: {kind.told(path)}.")
+    if kind := identify_kind({}, names):
+        raise OtherKindError(f"{path}: {kind.describe(path)}.")
 
 
 def read_info(path: Path) -> GgufInfo:
     """Read the facts about a model file that `runtime info` shows. Raises the errors of `read_model`."""
-    return info_of(read_model(path))
+    return summarize_model(read_model(path))
 
 
 def usable_context(headers: Sequence[GgufHeader]) -> int:
@@ -277,12 +277,13 @@ def usable_context(headers: Sequence[GgufHeader]) -> int:
     metadata = headers[0].metadata
     claimed = int(metadata.get(f"{metadata['general.architecture']}.context_length", 0))
     learned = next(
-        (tensor.shape[-1] for header in headers for tensor in header.tensors if tensor.name == POSITIONS), claimed
+        (tensor.shape[-1] for header in headers for tensor in header.tensors if tensor.name == POSITION_EMBEDDING),
+        claimed,
     )
     return min(claimed, learned, MOST_CONTEXT_TOKENS)
 
 
-def info_of(headers: Sequence[GgufHeader]) -> GgufInfo:
+def summarize_model(headers: Sequence[GgufHeader]) -> GgufInfo:
     """The same facts as `read_info`, from headers that the caller has read."""
     path, metadata = headers[0].path, headers[0].metadata
     architecture = metadata["general.architecture"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from gladstone import file_names, run_folder
 from gladstone.commands.shell import command_line
-from gladstone.gguf.parts import raw_part
+from gladstone.gguf.parts import describe_raw_part
 from gladstone.signatures import FileKind, recognise
 
 HEAD_BYTES = 4096
@@ -37,7 +37,7 @@ ADVICE = {
 
 
 @dataclass(frozen=True)
-class Sample:
+class FileSample:
     """A file's path, first bytes and size."""
 
     path: Path
@@ -50,11 +50,11 @@ class Sample:
         return self.head.decode("utf-8", "ignore") if looks_like_text(self.head) else None
 
 
-def name_file(path: Path, head: bytes, size_bytes: int) -> str:
+def identify_file(path: Path, head: bytes, size_bytes: int) -> str:
     """Say what a file without the GGUF magic is, and what to do with it."""
-    sample = Sample(path, head[:HEAD_BYTES], size_bytes)
-    found = next((told for told in (describe(sample) for describe in RECOGNISERS) if told), None)
-    return found or "not one (its first bytes are not 'GGUF')"
+    sample = FileSample(path, head[:HEAD_BYTES], size_bytes)
+    description = next((text for text in (describe(sample) for describe in RECOGNISERS) if text), None)
+    return description or "not one (its first bytes are not 'GGUF')"
 
 
 def looks_like_text(head: bytes) -> bool:
@@ -68,7 +68,7 @@ def looks_like_text(head: bytes) -> bool:
     return all(character.isprintable() or character in "\r\n\t" for character in text)
 
 
-def _zip(sample: Sample) -> str | None:
+def _zip(sample: FileSample) -> str | None:
     """torch.save writes a zip with `…/data.pkl`; others may hold a GGUF."""
     if recognise(sample.head) is not FileKind.ZIP:
         return None
@@ -83,11 +83,11 @@ def _zip(sample: Sample) -> str | None:
     return f"a zip archive with {Path(inside).name} in it. Unpack it" if inside else None
 
 
-def _tar(sample: Sample) -> str | None:
+def _tar(sample: FileSample) -> str | None:
     return "a tar archive. Unpack it" if sample.head[257:262] == b"ustar" else None
 
 
-def _safetensors(sample: Sample) -> str | None:
+def _safetensors(sample: FileSample) -> str | None:
     length = int.from_bytes(sample.head[:8], "little")
     if len(sample.head) < 10 or sample.head[8:9] != b"{" or not 2 <= length <= max(sample.size_bytes, 1 << 27):
         return None
@@ -98,7 +98,7 @@ def _safetensors(sample: Sample) -> str | None:
     return f"weights in safetensors. `{folder}` converts their folder to GGUF"
 
 
-def _magic(sample: Sample) -> str | None:
+def _magic(sample: FileSample) -> str | None:
     kind = recognise(sample.head)
     if kind is not None:
         advice = ADVICE.get(kind, NOT_RUN)
@@ -108,7 +108,7 @@ def _magic(sample: Sample) -> str | None:
     return None
 
 
-def _onnx(sample: Sample) -> str | None:
+def _onnx(sample: FileSample) -> str | None:
     """ONNX is a protocol buffer: ir_version first, then usually the name of the producing tool."""
     head = sample.head
     begins = len(head) > 3 and head[0] == 0x08 and head[1] < 32 and head[2] in (0x12, 0x3A)
@@ -117,7 +117,7 @@ def _onnx(sample: Sample) -> str | None:
     return None
 
 
-def _old_imatrix(sample: Sample) -> str | None:
+def _old_imatrix(sample: FileSample) -> str | None:
     if not is_old_imatrix(sample.head):
         return None
     return f"an importance matrix in llama.cpp's older format. {use_of_imatrix(sample.path)}"
@@ -137,31 +137,31 @@ def use_of_imatrix(path: Path) -> str:
     return f"It is for quantising: `gladstone export gguf RUN --quant iq4_xs {command_line('--imatrix', path)}`"
 
 
-def _zeros(sample: Sample) -> str | None:
+def _zeros(sample: FileSample) -> str | None:
     if sample.head.strip(b"\0"):
         return None
     return "a file that begins with nothing but zeros, like an incomplete download. Download it again"
 
 
-def _raw(sample: Sample) -> str | None:
-    return raw_part(sample.path)
+def _raw_part(sample: FileSample) -> str | None:
+    return describe_raw_part(sample.path)
 
 
-def _web(sample: Sample) -> str | None:
+def _failed_download(sample: FileSample) -> str | None:
     """Files that a failed download leaves in a model's place."""
     text = sample.text
     if text is None:
         return None
     if text.startswith("version https://git-lfs.github.com/spec/"):
-        found = re.search(r"^size (\d+)$", text, re.MULTILINE)
-        of = f" for a file of {int(found[1]):,} bytes" if found else ""
+        size = re.search(r"^size (\d+)$", text, re.MULTILINE)
+        of = f" for a file of {int(size[1]):,} bytes" if size else ""
         return f"a git-LFS pointer{of}, not the file itself. Run `git lfs pull`, or download the file"
     if re.match(r"\s*<(?:!doctype html|html|head|\?xml)", text, re.IGNORECASE):
         return "a web page. The server sent an error or a login page instead of the file: download it again"
     return None
 
 
-def _json(sample: Sample) -> str | None:
+def _json(sample: FileSample) -> str | None:
     if sample.text is None or not sample.text.lstrip().startswith("{"):
         return None
     try:
@@ -171,47 +171,48 @@ def _json(sample: Sample) -> str | None:
     if not isinstance(data, dict):
         return None
     if isinstance(data.get("layers"), list) and "schemaVersion" in data:
-        return f"an Ollama manifest. {_blob_of(sample.path, data)}"
+        return f"an Ollama manifest. {_ollama_blob(sample.path, data)}"
     if "peft_type" in data or "model_type" in data:
         return f"the configuration of {'an adapter' if 'peft_type' in data else 'a model'}. {EXPORT}"
     return "a JSON file"
 
 
-def _blob_of(path: Path, manifest: dict[str, Any]) -> str:
+def _ollama_blob(path: Path, manifest: dict[str, Any]) -> str:
     """A sentence that says where Ollama keeps the model that its manifest names."""
     models = (
-        each.get("digest") for each in manifest["layers"]
-        if isinstance(each, dict) and str(each.get("mediaType", "")).endswith("image.model")
+        layer.get("digest") for layer in manifest["layers"]
+        if isinstance(layer, dict) and str(layer.get("mediaType", "")).endswith("image.model")
     )  # fmt: skip
-    digest = next((each for each in models if isinstance(each, str)), None)
+    digest = next((digest for digest in models if isinstance(digest, str)), None)
     if digest is None:
         return "It names no model"
     blob = digest.replace(":", "-", 1)
-    folder = next((each / "blobs" for each in path.absolute().parents if (each / "blobs" / blob).is_file()), None)
+    folder = next((parent / "blobs" for parent in path.absolute().parents if (parent / "blobs" / blob).is_file()), None)
     return f"The model is {command_line(folder / blob)}" if folder else f"The model is {blob} in its folder `blobs`"
 
 
-def _modelfile(sample: Sample) -> str | None:
-    found = re.search(r"^FROM +(\S.*?)\s*$", sample.text or "", re.MULTILINE | re.IGNORECASE)
-    return f"an Ollama Modelfile. Give the model that it names: {found[1]}" if found else None
+def _modelfile(sample: FileSample) -> str | None:
+    match = re.search(r"^FROM +(\S.*?)\s*$", sample.text or "", re.MULTILINE | re.IGNORECASE)
+    return f"an Ollama Modelfile. Give the model that it names: {match[1]}" if match else None
 
 
-def _text(sample: Sample) -> str | None:
+def _text(sample: FileSample) -> str | None:
     if sample.text is None:
         return None
     line = sample.text.strip().splitlines()[0] if sample.text.strip() else ""
     return f"a text file. It begins: {line[:60]!r}" if len(line) > 1 else "a text file"
 
 
-RECOGNISERS: tuple[Callable[[Sample], str | None], ...] = (
-    _zeros, _safetensors, _zip, _tar, _magic, _onnx, _old_imatrix, _web, _json, _modelfile, _raw, _text,
+RECOGNISERS: tuple[Callable[[FileSample], str | None], ...] = (
+    _zeros, _safetensors, _zip, _tar, _magic, _onnx, _old_imatrix, _failed_download, _json, _modelfile, _raw_part,
+    _text,
 )  # fmt: skip
 
 
-def name_folder(folder: Path) -> str:
+def identify_folder(folder: Path) -> str:
     """Say what a folder given in a model's place is, and what to give instead."""
     try:
-        names = sorted(each.name for each in folder.iterdir())
+        names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         return f"a folder that cannot be read: {error.strerror}"
     files = [name for name in names if name.endswith(".gguf")]
@@ -219,8 +220,8 @@ def name_folder(folder: Path) -> str:
     first = [name for name in models if not re.search(r"-\d{5}-of-\d{5}\.gguf$", name) or "-00001-of-" in name]
     if first:
         more = f" and {len(first) - SHOWN_FILES} more" if len(first) > SHOWN_FILES else ""
-        told = ", ".join(command_line(folder / name) for name in first[:SHOWN_FILES])
-        return f"a folder. Give a file in it: {told}{more}"
+        listing = ", ".join(command_line(folder / name) for name in first[:SHOWN_FILES])
+        return f"a folder. Give a file in it: {listing}{more}"
     if file_names.ADAPTER_CONFIG in names or run_folder.ADAPTER in names:
         return f"an adapter's folder. `{command_line('gladstone', 'export', 'gguf', folder)}` converts it to GGUF"
     if file_names.CONFIG in names:

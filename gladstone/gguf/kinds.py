@@ -11,22 +11,22 @@ from gladstone.gguf.identify_file import NOT_RUN, use_of_imatrix
 from gladstone.gguf.types import Pooling
 
 # architectures of ComfyUI's and stable-diffusion.cpp's files (city96/ComfyUI-GGUF, leejet/stable-diffusion.cpp)
-PICTURES = (
+IMAGE_ARCHITECTURES = (
     "flux", "sd1", "sd2", "sdxl", "sd3", "aura", "hidream", "cosmos", "ltxv", "hyvid", "wan", "lumina2", "qwen_image",
     "hunyuan_image", "chroma", "omnigen2", "z_image", "pig",
 )  # fmt: skip
-SPEECH = (
+SPEECH_ARCHITECTURES = (
     "whisper", "parakeet", "wavtokenizer-dec", "qwen3tts", "pockettts", "kokoro", "parler-tts", "dia", "orpheus-dec",
 )  # fmt: skip
 # architectures of llama.cpp: embedding models; drafters for another model; diffusion models
-VECTORS = (
+EMBEDDING_ARCHITECTURES = (
     "bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert",
     "gemma-embedding", "t5encoder", "llama-embed",
 )  # fmt: skip
-DRAFTS = ("eagle3", "dflash", "gemma4-assistant")
-DIFFUSION = ("dream", "llada", "llada-moe", "rnd1")
+DRAFTER_ARCHITECTURES = ("eagle3", "dflash", "gemma4-assistant")
+DIFFUSION_ARCHITECTURES = ("dream", "llada", "llada-moe", "rnd1")
 UNPOOLED = (None, Pooling.NONE, (1 << 32) - 1)
-OF_PICTURES = re.compile(r"(?:model\.diffusion_model|double_blocks|first_stage_model)\.")
+IMAGE_TENSOR = re.compile(r"(?:model\.diffusion_model|double_blocks|first_stage_model)\.")
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class Kind:
     noun: str
     use: Callable[[Path], str]
 
-    def told(self, path: Path) -> str:
+    def describe(self, path: Path) -> str:
         """The end of an error message, without its full stop."""
         return f"{self.noun}, not a model that generates text. {self.use(path)}"
 
 
-def _laid_over(path: Path) -> str:
+def _use_of_lora(path: Path) -> str:
     return f"Use it with its base model: `{command_line('runtime', 'chat')} BASE.gguf {command_line('--lora', path)}`"
 
 
 IMATRIX = Kind("an importance matrix", use_of_imatrix)
-LORA = Kind("a LoRA adapter", _laid_over)
+LORA = Kind("a LoRA adapter", _use_of_lora)
 CONTROL_VECTOR = Kind(
     "a control vector",
     lambda _: "llama.cpp's own llama-cli takes it, with --control-vector; Gladstone does not support it",
@@ -55,12 +55,12 @@ PROJECTOR = Kind(
     "the multimodal projector of a vision or audio model (mmproj)",
     lambda _: "Give the model's own GGUF: Gladstone uses its text part, without images and audio",
 )
-PICTURE = Kind("a model that generates images or video", lambda _: f"{NOT_RUN} of models that generate text")
-VOICE = Kind("a speech model", lambda _: f"{NOT_RUN} of models that generate text")
+IMAGE_MODEL = Kind("a model that generates images or video", lambda _: f"{NOT_RUN} of models that generate text")
+SPEECH_MODEL = Kind("a speech model", lambda _: f"{NOT_RUN} of models that generate text")
 OTHER_ADAPTER = Kind("an adapter", lambda _: "Gladstone supports LoRA adapters only, with --lora")
 
 
-def kind_of(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Kind | None:
+def identify_kind(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Kind | None:
     """The kind of a GGUF by its keys and tensor names; None if it is a model for llama.cpp, or damaged."""
     kind, architecture = metadata.get("general.type"), metadata.get("general.architecture")
     if kind == "imatrix" or architecture == "imatrix":
@@ -71,19 +71,19 @@ def kind_of(metadata: Mapping[str, Any], tensors: Iterable[str] = ()) -> Kind | 
         return CONTROL_VECTOR
     if kind == "mmproj" or architecture == "clip":
         return PROJECTOR
-    if architecture in PICTURES or (architecture is None and any(map(OF_PICTURES.match, tensors))):
-        return PICTURE
-    return VOICE if architecture in SPEECH else None
+    if architecture in IMAGE_ARCHITECTURES or (architecture is None and any(map(IMAGE_TENSOR.match, tensors))):
+        return IMAGE_MODEL
+    return SPEECH_MODEL if architecture in SPEECH_ARCHITECTURES else None
 
 
-def writes_no_text(metadata: Mapping[str, Any], tensor_count: int) -> str | None:
+def reason_not_generative(metadata: Mapping[str, Any], tensor_count: int) -> str | None:
     """Why a model cannot generate text, as the end of a message; None if it can."""
     architecture = metadata.get("general.architecture")
     if not tensor_count:
         return "a vocabulary without weights. Give the model's own file"
-    if architecture in DRAFTS:
+    if architecture in DRAFTER_ARCHITECTURES:
         return "a drafter that proposes tokens for another model. Give that model's own file"
-    if architecture in DIFFUSION:
+    if architecture in DIFFUSION_ARCHITECTURES:
         return (
             f"a diffusion model ({architecture}), which fills in tokens in any order. llama.cpp's llama-diffusion-cli "
             "runs it"
@@ -91,6 +91,6 @@ def writes_no_text(metadata: Mapping[str, Any], tensor_count: int) -> str | None
     pooling = metadata.get(f"{architecture}.pooling_type")
     if pooling == Pooling.RANK:
         return "a reranker, which scores texts. Give a model that generates text"
-    if architecture in VECTORS or pooling not in UNPOOLED:
+    if architecture in EMBEDDING_ARCHITECTURES or pooling not in UNPOOLED:
         return "an embedding model, which turns texts into vectors. Give a model that generates text"
     return None

@@ -15,23 +15,23 @@ def check_version(version: int) -> None:
     """Raise ForeignError for a version other than 2 and 3, saying what that version is."""
     if version in (2, 3):
         return
-    told = f"version {version}; versions 2 and 3 (little-endian) are supported"
+    message = f"version {version}; versions 2 and 3 (little-endian) are supported"
     if version & 0xFFFF == 0:
-        told += ": this file is big-endian, for machines like IBM Z; look for a little-endian one"
+        message += ": this file is big-endian, for machines like IBM Z; look for a little-endian one"
     elif version == 1:
-        told += ": this one is from August 2023, before GGUF's first revision; look for a newer file"
+        message += ": this one is from August 2023, before GGUF's first revision; look for a newer file"
     elif version < NEWEST_PLAUSIBLE:
-        told += "; a newer llama.cpp may read it"
-    raise ForeignError(told)
+        message += "; a newer llama.cpp may read it"
+    raise ForeignError(message)
 
 
 def unknown_type(tensor: str, kind: int) -> ForeignError:
     """Return the error for a tensor whose type llama.cpp does not have."""
-    told = f"tensor {tensor!r} has the unknown type {kind}"
+    message = f"tensor {tensor!r} has the unknown type {kind}"
     if kind in DROPPED_TYPES:
-        return ForeignError(f"{told}: {DROPPED_TYPES[kind]}, which llama.cpp has dropped; use its Q4_0 or Q4_K_M")
+        return ForeignError(f"{message}: {DROPPED_TYPES[kind]}, which llama.cpp has dropped; use its Q4_0 or Q4_K_M")
     if FIRST_OF_IK <= kind < LAST_OF_IK:
         return ForeignError(
-            f"{told}: one of ik_llama.cpp's own types, which llama.cpp lacks; use the model in another type"
+            f"{message}: one of ik_llama.cpp's own types, which llama.cpp lacks; use the model in another type"
         )
-    return ForeignError(f"{told}; the file is damaged or needs a newer llama.cpp")
+    return ForeignError(f"{message}; the file is damaged or needs a newer llama.cpp")

@@ -67,7 +67,7 @@ def measure(path: Path) -> dict[str, Any]:
     for _ in range(REPEATS):
         lib.llama_memory_clear(lib.llama_get_memory(context), True)
         begin_s, logits = time.perf_counter(), []
-        for tokens in (list(range(1, 1 + PROMPT_TOKENS)), *([each] for each in range(100, 100 + DECODED_TOKENS))):
+        for tokens in (list(range(1, 1 + PROMPT_TOKENS)), *([token] for token in range(100, 100 + DECODED_TOKENS))):
             array = (lib.llama_token * len(tokens))(*tokens)
             if lib.llama_decode(context, lib.llama_batch_get_one(array, len(tokens))) != 0:
                 raise UnsupportedError("the backend cannot evaluate the model")
@@ -100,8 +100,8 @@ def _weights(random: np.random.Generator, shape: tuple[int, ...], kind: int) -> 
     _, block, size = TENSOR_TYPES[kind]
     blocks: npt.NDArray[np.uint8] = random.integers(0, 256, (count // block, size), np.uint8)
     scale = np.array([_scale(kind) / math.sqrt(shape[0])], "<f2").view(np.uint8)
-    for place in SCALES[kind]:
-        blocks[:, 2 * place : 2 * place + 2] = scale
+    for index in SCALES[kind]:
+        blocks[:, 2 * index : 2 * index + 2] = scale
     return blocks.tobytes()
 
 

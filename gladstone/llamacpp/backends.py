@@ -71,7 +71,7 @@ def load_best_backend(module: Any) -> Path | None:
     if not forced and lib.ggml_backend_reg_count():
         return None
     folder = Path(module.__file__).parent / "lib"
-    best = Path(forced) if forced else _remembered(backend_files(folder))
+    best = Path(forced) if forced else _cached_choice(backend_files(folder))
     _load(lib, best)
     _loaded.append(best)
     for kind in GPU_LIBRARIES:
@@ -85,7 +85,7 @@ def loaded_backend() -> Path | None:
     return _loaded[-1] if _loaded else None
 
 
-def backend_mark() -> str:
+def backend_id() -> str:
     """A text that identifies the backend in use, as a key for measurements."""
     folder = llamacpp_folder()
     path = loaded_backend() or next(iter(backend_files(folder) if folder else ()), None)
@@ -94,8 +94,8 @@ def backend_mark() -> str:
 
 def backend_files(folder: Path) -> tuple[Path, ...]:
     """The CPU backends in llama.cpp's folder, the one with the most instruction sets first."""
-    found = {path for path in folder.glob("*ggml-cpu*") if LIBRARY_NAME.fullmatch(path.name)}
-    return tuple(sorted(found, key=lambda path: (-_rank(path), path.name)))
+    files = {path for path in folder.glob("*ggml-cpu*") if LIBRARY_NAME.fullmatch(path.name)}
+    return tuple(sorted(files, key=lambda path: (-_rank(path), path.name)))
 
 
 def fingerprint(path: Path) -> str:
@@ -106,11 +106,11 @@ def fingerprint(path: Path) -> str:
 def compiler_of(path: Path) -> str:
     """The compiler by its signature in the library, 'gcc 12.2.0' or 'clang 17.0.6'; '' without one."""
     data = path.read_bytes()
-    found = re.search(rb"GCC: \([^)\0]*\) (\d+\.\d+\.\d+)", data)
+    gcc = re.search(rb"GCC: \([^)\0]*\) (\d+\.\d+\.\d+)", data)
     clang = re.search(rb"clang version (\d+\.\d+\.\d+)", data)
     if clang:  # a clang build also has the signature of the gcc whose start-up files it links
         return f"clang {clang[1].decode()}"
-    return f"gcc {found[1].decode()}" if found else ""
+    return f"gcc {gcc[1].decode()}" if gcc else ""
 
 
 def choose_backend(
@@ -124,15 +124,15 @@ def choose_backend(
     verdicts = {path.name: "needs instructions that this CPU lacks" for path in files}
     possible = [path for path in files if not flags or set(_needed(path)) <= flags]
     works: list[tuple[Path, Probe]] = []
-    for path in sorted(possible, key=lambda each: (_rank(each), each.name)):
+    for path in sorted(possible, key=lambda file: (_rank(file), file.name)):
         result = probe(path)
         wrong = works and _difference(result, works[0][1]) > LARGEST_DIFFERENCE
         verdicts[path.name] = result.failure or ("computes wrong numbers" if wrong else f"{1e3 * result.time_s:.1f} ms")
         if not result.failure and not wrong:
             works.append((path, result))
     if not works:
-        told = "; ".join(f"{name}: {verdict}" for name, verdict in verdicts.items())
-        raise UnsupportedError(f"no CPU backend of llama.cpp works here ({told or 'there is none'}).")
+        summary = "; ".join(f"{name}: {verdict}" for name, verdict in verdicts.items())
+        raise UnsupportedError(f"no CPU backend of llama.cpp works here ({summary or 'there is none'}).")
     best = works[-1]
     for candidate in reversed(works[:-1]):
         if candidate[1].time_s < CLEARLY_FASTER * best[1].time_s:
@@ -182,7 +182,7 @@ def with_ggml_functions(module: Any) -> Any:
     return lib
 
 
-def _remembered(files: Sequence[Path]) -> Path:
+def _cached_choice(files: Sequence[Path]) -> Path:
     """The cached choice for this CPU and these files; probes if there is none."""
     flags = processor_flags()
     store = cache_dir() / "backends.json"
@@ -211,8 +211,8 @@ def _rank(path: Path) -> int:
 
 
 def _variant(path: Path) -> str:
-    found = LIBRARY_NAME.fullmatch(path.name)
-    return (found[1] or "") if found else ""
+    match = LIBRARY_NAME.fullmatch(path.name)
+    return (match[1] or "") if match else ""
 
 
 def _difference(one: Probe, other: Probe) -> float:

@@ -92,15 +92,8 @@ class Context:
             params.embeddings, params.pooling_type = True, POOLINGS[pooling]
         if watch is not None:
             params.cb_eval = watch
-        # strlen of a text whose first byte is 0 is 0: an abort callback that needs no Python, which llama.cpp would
-        # otherwise call before each of a thousand operations
         self._stop = ctypes.create_string_buffer(2)
-        params.abort_callback = ctypes.cast(_strlen(), type(params.abort_callback))
-        params.abort_callback_data = ctypes.cast(self._stop, ctypes.c_void_p)
-        clear_log()
-        self.handle = self._lib.llama_init_from_model(model.handle, params)
-        if not self.handle:
-            raise UnsupportedError(f"no memory for a context of {context_tokens} tokens. llama.cpp says:\n{log_tail()}")
+        self.handle = self._allocate(params)
         self._scales: tuple[float, ...] = ()
         self.set_adapters([scale for _, scale in model.loras])
         self.context_tokens: int = self._lib.llama_n_ctx(self.handle)
@@ -120,6 +113,18 @@ class Context:
         self._rows_at: int | None = None
         self._rows = np.zeros((0, model.vocab_size), np.float32)  # view (N, V) of llama.cpp's outputs
 
+    def _allocate(self, params: Any) -> Any:
+        """llama.cpp's context, which `abort` can stop. Raises UnsupportedError if there is not enough memory."""
+        # strlen of a text whose first byte is 0 is 0: an abort callback that needs no Python, which llama.cpp would
+        # otherwise call before each of a thousand operations
+        params.abort_callback = ctypes.cast(_strlen(), type(params.abort_callback))
+        params.abort_callback_data = ctypes.cast(self._stop, ctypes.c_void_p)
+        clear_log()
+        handle = self._lib.llama_init_from_model(self.model.handle, params)
+        if not handle:
+            raise UnsupportedError(f"no memory for a context of {params.n_ctx} tokens. llama.cpp says:\n{log_tail()}")
+        return handle
+
     def set_adapters(self, scales: Sequence[float]) -> None:
         """Set the scale of each of the model's adapters; a scale of 0 leaves the adapter out.
 
@@ -129,8 +134,8 @@ class Context:
             return
         used = [(handle, scale) for (handle, _), scale in zip(self.model.loras, scales, strict=True) if scale]
         handles = (self._lib.llama_adapter_lora_p_ctypes * len(used))(*(handle for handle, _ in used))
-        strengths = (ctypes.c_float * len(used))(*(scale for _, scale in used))
-        if self._lib.llama_set_adapters_lora(self.handle, handles, len(used), strengths) != 0:
+        scales_used = (ctypes.c_float * len(used))(*(scale for _, scale in used))
+        if self._lib.llama_set_adapters_lora(self.handle, handles, len(used), scales_used) != 0:
             self.close()
             raise UnsupportedError(f"llama.cpp cannot use these adapters.\n{log_tail()}")
         self._scales = tuple(scales)

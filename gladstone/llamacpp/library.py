@@ -47,7 +47,7 @@ def log_tail() -> str:
 
 def failure_reason() -> str:
     """The log line that says why a call failed, without function names and the final full stop."""
-    lines = [line for each in _log_tail for line in each.splitlines() if line.strip()]
-    told = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
-    line = (told or lines or ["it logged no reason"])[0 if told else -1]
+    lines = [line for entry in _log_tail for line in entry.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
+    line = (errors or lines or ["it logged no reason"])[0 if errors else -1]
     return one_line(LOG_NOISE.sub("", line), MAX_REASON_CHARACTERS).rstrip(".")

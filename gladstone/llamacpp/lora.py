@@ -13,7 +13,7 @@ from gladstone import file_names
 from gladstone.commands.shell import command_line
 from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
 from gladstone.gguf.header import GgufHeader, read_header
-from gladstone.gguf.kinds import kind_of
+from gladstone.gguf.kinds import identify_kind
 from gladstone.gguf.types import Tensor
 
 FLOAT32 = 6  # value type of a key
@@ -78,7 +78,7 @@ def _read(path: Path) -> GgufHeader:
 def _check_kind(header: GgufHeader) -> None:
     metadata, path = header.metadata, header.path
     if metadata.get("general.type") != "adapter" or metadata.get("adapter.type") != "lora":
-        kind = kind_of(metadata, (tensor.name for tensor in header.tensors))
+        kind = identify_kind(metadata, (tensor.name for tensor in header.tensors))
         what = f"it is {kind.noun}" if kind else "it is a model, which is given first, without --lora"
         raise ArtifactError(f"{path}: not a LoRA adapter (general.type is {metadata.get('general.type')!r}): {what}.")
     alpha = metadata.get(ALPHA)

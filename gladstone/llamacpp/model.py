@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gladstone.errors import ArtifactError
-from gladstone.gguf.header import COMPOSES, GgufHeader, read_model, usable_context
+from gladstone.gguf.header import NFC_KEY, GgufHeader, read_model, usable_context
 from gladstone.llamacpp.library import clear_log, failure_reason, library
 from gladstone.llamacpp.lora import Lora, check_lora
 from gladstone.machine.huge_pages import NewAllocations
@@ -86,7 +86,7 @@ class Model:
         self.can_truncate: bool = not (
             self._lib.llama_model_is_recurrent(self.handle) or self._lib.llama_model_is_hybrid(self.handle)
         )
-        self.composes: bool = self._metadata(COMPOSES) == "true"
+        self.normalizes_nfc: bool = self._metadata(NFC_KEY) == "true"
         self.loras = [(self._load_adapter(lora.path), lora.scale) for lora in loras]
 
     def _load_weights(self, path: Path, params: Any) -> Any:
@@ -156,7 +156,7 @@ class Model:
         The text is normalized (NFC) first if the file says that its tokenizer does so: llama.cpp itself never does.
         Raises ArtifactError if the vocabulary cannot represent the text.
         """
-        if self.composes and not text.isascii():
+        if self.normalizes_nfc and not text.isascii():
             text = unicodedata.normalize("NFC", text)
         data = text.encode("utf-8", "surrogatepass")
         room = len(data) + 8

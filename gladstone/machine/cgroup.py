@@ -43,7 +43,7 @@ def _folders(root: Path, controller: str) -> Iterator[Path]:
         inner = Path(path.lstrip("/"))
         for top in tops:
             # in a container the path may be the host's; then the top folder is the group's own
-            yield from (top / each for each in (inner, *inner.parents))
+            yield from (top / folder for folder in (inner, *inner.parents))
 
 
 def _cached_bytes(folder: Path) -> int:

@@ -69,8 +69,8 @@ def _physical_by_psutil(allowed: int) -> int:
 
 def processor_name() -> str:
     """The CPU's name as the operating system reports it."""
-    found = _in_cpuinfo(ROOT, "model name")
-    return found or platform.processor() or platform.machine()  # outside Linux: platform reports a coarser name
+    name = _in_cpuinfo(ROOT, "model name")
+    return name or platform.processor() or platform.machine()  # outside Linux: platform reports a coarser name
 
 
 def processor_flags(root: Path = ROOT) -> frozenset[str]:

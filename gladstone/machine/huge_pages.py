@@ -41,7 +41,7 @@ class NewAllocations:
 def subtract_ranges(ranges: list[Range], others: list[Range]) -> list[Range]:
     """The parts of `ranges` that overlap none of `others`."""
     for other in others:
-        ranges = [rest for each in ranges for rest in _outside(each, other)]
+        ranges = [rest for whole in ranges for rest in _outside(whole, other)]
     return ranges
 
 
@@ -57,13 +57,13 @@ def _large_memory() -> list[Range]:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-    found = []
+    ranges = []
     for line in lines:
         addresses, rights, _offset, _device, inode, *name = line.split()
         begin, end = (int(address, 16) for address in addresses.split("-"))
         if rights == "rw-p" and inode == "0" and not name and end - begin >= LARGE_BYTES:
-            found.append((begin, end))
-    return found
+            ranges.append((begin, end))
+    return ranges
 
 
 def _madvise() -> "ctypes._NamedFuncPointer":

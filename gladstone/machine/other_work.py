@@ -54,6 +54,6 @@ def _others_busy_s() -> float:
 
     times = psutil.cpu_times(percpu=True)
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(times))
-    spent = [each._asdict() for number, each in enumerate(times) if number in allowed]
-    busy_s = sum(float(value) for each in spent for name, value in each.items() if name not in IDLE)
+    spent = [cpu._asdict() for number, cpu in enumerate(times) if number in allowed]
+    busy_s = sum(float(value) for cpu in spent for name, value in cpu.items() if name not in IDLE)
     return busy_s - time.process_time()

@@ -42,7 +42,7 @@ class TimeSlices:
         """Give all current threads short slices, or the default again. A new thread inherits its creator's slice."""
         if self._numbers is None or not (short or self._short):
             return
-        threads = {int(each.name) for each in Path("/proc/self/task").iterdir()}
+        threads = {int(entry.name) for entry in Path("/proc/self/task").iterdir()}
         for thread in threads - self._short if short else threads:
             self._set(thread, SHORT_NS if short else DEFAULT_NS)
         self._short = threads if short else set()
@@ -52,8 +52,8 @@ class TimeSlices:
         assert self._numbers is not None  # noqa: S101 - the caller checks it
         get, change = self._numbers
         call = ctypes.CDLL(None).syscall
-        found = _Attributes()
-        size = ctypes.sizeof(found)
-        if call(get, thread, ctypes.byref(found), size, 0) == 0 and found.policy == ORDINARY:
-            found.size, found.runtime = size, slice_ns
-            call(change, thread, ctypes.byref(found), 0)
+        attributes = _Attributes()
+        size = ctypes.sizeof(attributes)
+        if call(get, thread, ctypes.byref(attributes), size, 0) == 0 and attributes.policy == ORDINARY:
+            attributes.size, attributes.runtime = size, slice_ns
+            call(change, thread, ctypes.byref(attributes), 0)

@@ -24,7 +24,13 @@ from gladstone.commands.progress import Progress, step
 from gladstone.commands.shell import command_line
 from gladstone.errors import ArtifactError, ConfigError, UnsupportedError
 from gladstone.gguf.header import read_header
-from gladstone.gguf.trainable_base import is_copy, names_gguf, refusal, refusal_of_folder, refusal_of_repository
+from gladstone.gguf.trainable_base import (
+    gguf_base_error,
+    gguf_folder_error,
+    gguf_repository_error,
+    has_same_bytes,
+    is_gguf_path,
+)
 from gladstone.gguf.types import TokenType
 from gladstone.machine.host import cache_dir, check_disk
 from gladstone.machine.packages import installed_versions, require_packages
@@ -37,7 +43,7 @@ PICKLED_FILES = [file_names.PICKLED_WEIGHTS_PATTERN, file_names.PICKLED_WEIGHTS_
 
 
 @dataclass(frozen=True)
-class Needs:
+class BaseRequirements:
     """What a command requires of a base model, and how its messages name the option and the purpose."""
 
     option: str = "base.model"
@@ -49,7 +55,7 @@ class Needs:
     revision: str | None = None  # branch, tag or commit on the Hub
 
 
-TRAINING = Needs()
+TRAINING = BaseRequirements()
 
 
 @dataclass(frozen=True)
@@ -70,43 +76,43 @@ class Base:
         return bool(self.config.get("is_encoder_decoder"))
 
 
-def resolve_base(name: str, progress: Progress, needs: Needs = TRAINING) -> Base:
+def resolve_base(name: str, progress: Progress, needs: BaseRequirements = TRAINING) -> Base:
     """Provide a base model as a local folder, downloading it if needed.
 
     Raises ConfigError if there is no such model or it lacks something, UnsupportedError if the Hub cannot be reached.
     """
-    folder = _here(name, progress, needs) or _download(name, progress, needs)
+    folder = _local_folder(name, progress, needs) or _download(name, progress, needs)
     return _base(name, folder, needs)
 
 
-def find_base(name: str, progress: Progress, needs: Needs = TRAINING) -> Base | None:
+def find_local_base(name: str, progress: Progress, needs: BaseRequirements = TRAINING) -> Base | None:
     """Like `resolve_base`, but download nothing: None for a Hub id that is not in the local cache."""
-    folder = _here(name, progress, needs) or _cached(name, needs)
+    folder = _local_folder(name, progress, needs) or _cached_folder(name, needs)
     if folder is None:
         return None
     return _base(name, folder, needs)
 
 
-def _base(name: str, folder: Path, needs: Needs) -> Base:
+def _base(name: str, folder: Path, needs: BaseRequirements) -> Base:
     config = _checked_config(name, folder, needs)
     return Base(name, folder, fingerprint(folder), config)
 
 
-def _here(name: str, progress: Progress, needs: Needs) -> Path | None:
+def _local_folder(name: str, progress: Progress, needs: BaseRequirements) -> Path | None:
     """The folder of the embedded or a local model; None for a Hub id. Raises ConfigError for anything else."""
     if name == EMBEDDED:
         return embedded_folder(progress)
     if name.startswith("embedded:"):
         raise ConfigError(f"{needs.option}: {name!r} is not embedded; the embedded model is {EMBEDDED!r}.")
-    if name and _local(name).is_dir():
-        return _local(name).resolve()
-    if name and names_gguf(name, _local(name)):
-        if _is_embedded(_local(name)):
+    if name and _as_path(name).is_dir():
+        return _as_path(name).resolve()
+    if name and is_gguf_path(name, _as_path(name)):
+        if _is_embedded(_as_path(name)):
             return embedded_folder(progress)
-        raise refusal(needs.option, name, _local(name))
+        raise gguf_base_error(needs.option, name, _as_path(name))
     bare = needs.bare and name and "/" not in name
     if name.startswith((".", "/", "~")) or (name.count("/") != 1 and not bare):
-        raise _no_model(name, needs)
+        raise _not_a_model_error(name, needs)
     return None
 
 
@@ -133,7 +139,7 @@ def check_weights(base: Base) -> None:
             )
 
 
-def _local(name: str) -> Path:
+def _as_path(name: str) -> Path:
     try:
         return Path(name).expanduser()
     except RuntimeError:  # ~user of an unknown user
@@ -143,12 +149,12 @@ def _local(name: str) -> Path:
 def _is_embedded(path: Path) -> bool:
     """Whether a GGUF is the embedded model's file or a copy of it."""
     try:
-        return is_copy(path, embedded_gguf())
+        return has_same_bytes(path, embedded_gguf())
     except UnsupportedError:  # it is not installed
         return False
 
 
-def _no_model(name: str, needs: Needs) -> ConfigError:
+def _not_a_model_error(name: str, needs: BaseRequirements) -> ConfigError:
     return ConfigError(f"{needs.option}: {name!r} is neither a folder nor a Hub id like 'owner/model'.")
 
 
@@ -164,7 +170,7 @@ def fingerprint(folder: Path) -> str:
             continue
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         if path in weights:
-            digest.update(_edges(path))
+            digest.update(_head_and_tail(path))
         else:
             digest.update(sha256_file(path).encode())
     return digest.hexdigest()
@@ -278,7 +284,7 @@ def write_bpe_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def _cached(name: str, needs: Needs) -> Path | None:
+def _cached_folder(name: str, needs: BaseRequirements) -> Path | None:
     """The folder of a Hub id in the local cache; None if it is not there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -290,10 +296,10 @@ def _cached(name: str, needs: Needs) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     except HFValidationError:
-        raise _no_model(name, needs) from None
+        raise _not_a_model_error(name, needs) from None
 
 
-def _download(name: str, progress: Progress, needs: Needs) -> Path:
+def _download(name: str, progress: Progress, needs: BaseRequirements) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -309,7 +315,7 @@ def _download(name: str, progress: Progress, needs: Needs) -> Path:
                 snapshot_download(name, revision=needs.revision, allow_patterns=PICKLED_FILES)
             return folder
     except HFValidationError:
-        raise _no_model(name, needs) from None
+        raise _not_a_model_error(name, needs) from None
     except RepositoryNotFoundError:
         raise ConfigError(
             f"{needs.option}: the Hub has no model {name!r}, or it needs a login (`hf auth login`)."
@@ -322,9 +328,10 @@ def _download(name: str, progress: Progress, needs: Needs) -> Path:
         ) from None
 
 
-def _checked_config(name: str, folder: Path, needs: Needs) -> dict[str, Any]:
+def _checked_config(name: str, folder: Path, needs: BaseRequirements) -> dict[str, Any]:
     """Return the folder's config.json. Raises ConfigError if it, usable weights or a tokenizer is missing."""
-    adapters = [each for each in (folder, folder / run_folder.ADAPTER) if (each / file_names.ADAPTER_CONFIG).is_file()]
+    candidates = (folder, folder / run_folder.ADAPTER)
+    adapters = [candidate for candidate in candidates if (candidate / file_names.ADAPTER_CONFIG).is_file()]
     config = _json(folder / file_names.CONFIG)
     merge = command_line("gladstone", "export", "merge", Path(name))
     if config is None and adapters:
@@ -335,7 +342,7 @@ def _checked_config(name: str, folder: Path, needs: Needs) -> dict[str, Any]:
         )
     weights = weights_files(folder)
     if config is None or not weights:
-        other = refusal_of_folder(needs.option, name, folder) or refusal_of_repository(needs.option, name)
+        other = gguf_folder_error(needs.option, name, folder) or gguf_repository_error(needs.option, name)
         if other is not None:
             raise other
     if config is None or "model_type" not in config:
@@ -360,7 +367,7 @@ def _length_in_header(path: Path) -> int | None:
             return None
         try:
             tensors = json.loads(file.read(length))
-            ends = [each["data_offsets"][1] for name, each in tensors.items() if name != "__metadata__"]
+            ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
             return 8 + length + max(ends, default=0)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             return None
@@ -368,13 +375,13 @@ def _length_in_header(path: Path) -> int | None:
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return data if isinstance(data, dict) else None
 
 
-def _edges(path: Path, sample_bytes: int = 1 << 20) -> bytes:
+def _head_and_tail(path: Path, sample_bytes: int = 1 << 20) -> bytes:
     with path.open("rb") as file:
         head = file.read(sample_bytes)
         file.seek(max(0, path.stat().st_size - sample_bytes))

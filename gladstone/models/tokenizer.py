@@ -49,13 +49,13 @@ class FolderTokenizer:
         return end
 
     @property
-    def composes(self) -> bool:
+    def normalizes_nfc(self) -> bool:
         """Whether the tokenizer applies NFC normalization to a text, as Qwen's does."""
         backend = getattr(self.hf, "backend_tokenizer", None)
         if backend is None or backend.normalizer is None:
             return False
         normalizer = json.loads(backend.normalizer.__getstate__())
-        return any(each.get("type") == "NFC" for each in normalizer.get("normalizers", [normalizer]))
+        return any(step.get("type") == "NFC" for step in normalizer.get("normalizers", [normalizer]))
 
     @property
     def padding_id(self) -> int:
@@ -72,7 +72,7 @@ class FolderTokenizer:
         """The text of each list as `decode` returns it, many times faster."""
         backend = getattr(self.hf, "backend_tokenizer", None)
         if backend is None:  # a slow tokenizer, written in Python
-            return [self.decode(each) for each in ids]
+            return [self.decode(tokens) for tokens in ids]
         texts: list[str] = backend.decode_batch(ids, skip_special_tokens=False)
         return texts
 
@@ -92,7 +92,7 @@ class FolderTokenizer:
         return ChatTemplate(source, self.named_tokens, now=now, name=name)
 
 
-def end_of_answer(tokenizer: FolderTokenizer, template: ChatTemplate | None = None) -> int | None:
+def end_of_turn_token(tokenizer: FolderTokenizer, template: ChatTemplate | None = None) -> int | None:
     """The last special or added token of a rendered answer: the token that a model is trained to end with.
 
     `template` replaces the tokenizer's own. None if there is no template, if it refuses a plain question and answer, or

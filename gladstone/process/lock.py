@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gladstone.artifacts import check_no_file
+from gladstone.artifacts import check_no_file_in_place
 from gladstone.errors import ArtifactError
 
 
@@ -17,7 +17,7 @@ def held(log: Path, doing: str) -> Iterator[None]:
     lock or the log cannot be written.
     """
     try:
-        check_no_file(log.parent)
+        check_no_file_in_place(log.parent)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.open("ab").close()
     except OSError as error:

@@ -4,9 +4,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from gladstone.artifacts import check_file, is_listed, read_manifest
+from gladstone.artifacts import check_file, is_in_manifest, read_manifest
 from gladstone.gguf.header import GgufHeader, read_header
-from gladstone.gguf.kinds import kind_of
+from gladstone.gguf.kinds import identify_kind
 from gladstone.machine.host import readable_bytes
 
 # keys that say what such a file was made of and for, by the name that is shown
@@ -30,7 +30,7 @@ SHOWN = {
 def read_contents(path: Path) -> dict[str, Any]:
     """Names and values, fit for JSON. Raises ArtifactError for a damaged file, or one that its manifest belies."""
     header = read_header(path, is_model=False)
-    kind = kind_of(header.metadata, (tensor.name for tensor in header.tensors))
+    kind = identify_kind(header.metadata, (tensor.name for tensor in header.tensors))
     assert kind is not None  # noqa: S101 - the caller has met it as one
     return {
         "file": str(path),
@@ -60,7 +60,7 @@ def _sizes(header: GgufHeader) -> dict[str, Any]:
 
 
 def _manifest(path: Path) -> str:
-    if not is_listed(path):
+    if not is_in_manifest(path):
         return "no manifest"
     manifest = read_manifest(path.parent)
     check_file(path, manifest.record(path.name))

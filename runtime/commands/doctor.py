@@ -66,13 +66,13 @@ def doctor(model: Path | None, as_json: bool) -> None:
     Speeds are those of MODEL, or of the embedded model if it is installed.
     """
     require_packages("runtime doctor", "dev", ["llama_cpp", "numpy"])
-    from gladstone.gguf.header import read_writer
+    from gladstone.gguf.header import read_generative_model
     from runtime.machine.bandwidth import measure_bandwidth
 
     tolerate_narrow_encodings()
     path = model or _embedded()
     if path is not None:
-        read_writer(path)  # what is no model is told at once
+        read_generative_model(path)  # what is no model is told at once
     with Waiting("measuring"):
         facts = read_facts()  # the load first: measuring is one
         bandwidth = measure_bandwidth(facts.cores.usable)

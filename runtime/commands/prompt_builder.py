@@ -8,7 +8,7 @@ from gladstone.chat.named_templates import CONTROL_TEXT
 from gladstone.chat.template import template_sha256
 from gladstone.chat.thinking import find_thinking_switch
 from gladstone.errors import ConfigError, DataError
-from gladstone.gguf.header import info_of
+from gladstone.gguf.header import summarize_model
 from runtime.commands.prompt_options import PromptSettings
 from runtime.engine import Engine
 from runtime.text.turn_end import text_behind_answer
@@ -105,7 +105,7 @@ def template_remarks(engine: Engine) -> list[str]:
 
 def _override_remarks(engine: Engine) -> list[str]:
     remarks, name = [], engine.template.name
-    own = info_of(engine.model.headers).template
+    own = summarize_model(engine.model.headers).template
     if own and template_sha256(own) != engine.template.sha256:
         vouched = ", with which its manifest says it was trained" if engine.provenance.is_verified else ""
         remarks.append(f"The chat template {name} is used in place of the file's own{vouched}.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gladstone.errors import UnsupportedError
-from gladstone.gguf.header import info_of, read_model
+from gladstone.gguf.header import read_model, summarize_model
 from gladstone.machine.other_work import OtherWork
 from gladstone.process.child_main import send, serve
 from runtime.machine.threads import PREFILL_TOKENS, ThreadBenchmark, choose_threads
@@ -33,13 +33,13 @@ def describe() -> dict[str, Any]:
 
 def measure(path: Path) -> dict[str, Any]:
     """Tokens a second of a prompt and of single tokens, the best of several, on as many threads as an engine takes."""
-    from gladstone.llamacpp.backends import backend_mark
+    from gladstone.llamacpp.backends import backend_id
     from gladstone.llamacpp.context import Context
     from gladstone.llamacpp.model import Model
     from runtime.machine.fit import FitConstraints, plan_fit, read_machine
 
     headers = read_model(path)
-    facts = info_of(headers)
+    facts = summarize_model(headers)
     mapped = True
     with suppress(UnsupportedError):  # too large for this machine; it is tried all the same
         mapped = plan_fit(headers, read_machine(), FitConstraints()).mapped
@@ -60,7 +60,7 @@ def measure(path: Path) -> dict[str, Any]:
         prefill(PROMPT_TOKENS)
         positions = count(start)
         benchmark = ThreadBenchmark(context.use_threads, decode_next, lambda: prefill(PREFILL_TOKENS))
-        threads = choose_threads(facts, backend_mark(), benchmark)
+        threads = choose_threads(facts, backend_id(), benchmark)
         others = OtherWork()
         others.measure()
         prefill_s = _best_s(lambda: prefill(PROMPT_TOKENS), 3)

@@ -80,7 +80,7 @@ def choose_threads(
 ) -> Threads:
     """Threads for a model: recalled from an earlier measurement, else measured in at most two seconds.
 
-    `backend` names the library that computes, as `gladstone.llamacpp.backends.backend_mark` does. The context of the
+    `backend` names the library that computes, as `gladstone.llamacpp.backends.backend_id` does. The context of the
     benchmark has the chosen counts afterwards. A measurement that `others`, the other work on the machine, disturbed is
     used for a while and then repeated.
     """

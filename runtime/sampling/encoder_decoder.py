@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
-from gladstone.gguf.header import renewal
+from gladstone.gguf.header import how_to_replace
 from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.model import Model
 from runtime.errors import ContextFullError
@@ -46,7 +46,7 @@ class EncoderDecoder:
         self.scale = logit_scale(model)
         if model.decoder_start < 0:
             raise ArtifactError(
-                f"{model.path}: it does not say with which token an answer begins. {renewal(model.path)}"
+                f"{model.path}: it does not say with which token an answer begins. {how_to_replace(model.path)}"
             )
         self.context = context
         self.ends = tuple(dict.fromkeys(t for t in (model.eos, model.eot) if t >= 0 and model.ends_generation(t)))

@@ -12,7 +12,7 @@ from gladstone.chat.named_templates import NamedTemplate, template_names
 from gladstone.chat.template import ChatTemplate, encode_parts
 from gladstone.commands.shell import command_line
 from gladstone.errors import ArtifactError, ConfigError, DataError
-from gladstone.gguf.header import GgufHeader, info_of
+from gladstone.gguf.header import GgufHeader, summarize_model
 from gladstone.llamacpp.library import library
 from gladstone.llamacpp.model import Model
 
@@ -22,7 +22,7 @@ _MARK, _MARKED = "\uf8ff{}\uf8ff", re.compile("\uf8ff(\\d+)\uf8ff")
 
 def check_template(headers: Sequence[GgufHeader]) -> None:
     """Raises ArtifactError, with what can be done, if a model file carries no chat template."""
-    info = info_of(headers)
+    info = summarize_model(headers)
     if not info.template:
         raise ArtifactError(
             f"{info.path}: the file carries no chat template, so nobody knows how the model was trained to be asked. "

@@ -84,7 +84,7 @@ def _kind(*, vocab_only: bool) -> str:
 
 def _run(job: _Job) -> None:
     """Raises ArtifactError unless the child passes."""
-    from gladstone.gguf.header import renewal
+    from gladstone.gguf.header import how_to_replace
 
     with start_child("runtime.trust.load_check_child", job.fields(), job.options()) as child:
         results = [event["result"] for event in child.events() if "result" in event]
@@ -95,7 +95,7 @@ def _run(job: _Job) -> None:
             problem = _problem(job, code, results[0] if results else {}, child.log())
     if problem is not None:
         problem = problem.removeprefix(f"{job.path.absolute()}: ").rstrip(".")
-        advice = OTHER_VERSION if OF_ANOTHER_VERSION.search(problem) else renewal(job.path)
+        advice = OTHER_VERSION if OF_ANOTHER_VERSION.search(problem) else how_to_replace(job.path)
         raise ArtifactError(f"{job.path}: {problem}. {advice}")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gladstone.errors import ArtifactError, GladstoneError
-from gladstone.gguf.check_model import quoted
+from gladstone.gguf.check_model import shorten
 from gladstone.gguf.header import read_model
 from gladstone.gguf.types import TENSOR_TYPE_NUMBERS, Pooling
 from gladstone.llamacpp.context import Context
@@ -71,7 +71,7 @@ def _try_weights(path: Path) -> None:
         for tensor in header.tensors:
             begin = data.ctypes.data + header.data_offset + tensor.offset
             if not is_sound(TENSOR_TYPE_NUMBERS[tensor.type_name], begin, tensor.size_bytes):
-                raise ArtifactError(f"the weights of {quoted(tensor.name)} hold what is no number")
+                raise ArtifactError(f"the weights of {shorten(tensor.name)} hold what is no number")
 
 
 def _try_vocabulary(model: Model) -> list[int]:

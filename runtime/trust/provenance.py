@@ -38,7 +38,7 @@ def verify(path: Path) -> Provenance:
     A file that a manifest lists must be the one that was recorded; any other is tried in a child process. Both are
     remembered for as long as the file does not change. Raises ArtifactError for a file that must not be loaded.
     """
-    from gladstone.gguf.header import info_of, read_model
+    from gladstone.gguf.header import read_model, summarize_model
 
     manifest = _manifest_of(path)
     if manifest is None:
@@ -49,7 +49,7 @@ def verify(path: Path) -> Provenance:
         return Provenance(VERIFIED, manifest.stage, _read_proof(path.parent / PROOF_NAME))
     headers = read_model(path)
     stamps = [Stamp.of(header.path, header.data_offset) for header in headers]
-    provenance = check_provenance(info_of(headers))
+    provenance = check_provenance(summarize_model(headers))
     remember(kind, path, stamps)
     return provenance
 

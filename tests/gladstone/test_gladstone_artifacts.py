@@ -12,6 +12,7 @@ from gladstone.artifacts import (
     MANIFEST_NAME,
     FileRecord,
     Manifest,
+    atomic_file,
     check_files,
     check_writable,
     is_finished,
@@ -19,7 +20,6 @@ from gladstone.artifacts import (
     record_file,
     remove_partials,
     sha256_file,
-    whole_file,
     write_json,
     write_manifest,
     write_text,
@@ -54,14 +54,14 @@ def make_folder(folder: Path) -> Manifest:
 
 
 def fail_halfway(path: Path, error: BaseException) -> None:
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text("half")
         raise error
 
 
 def test_a_file_is_at_its_place_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.txt"
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text("half")
         assert not path.exists()
         assert partial.parent == path.parent
@@ -88,7 +88,7 @@ def test_a_failure_keeps_the_file_that_was_there(tmp_path: Path) -> None:
 def test_a_file_that_nobody_wrote_is_an_error(tmp_path: Path) -> None:
     with (
         pytest.raises(ArtifactError, match=r"file\.txt: cannot be written: No such file"),
-        whole_file(tmp_path / "file.txt"),
+        atomic_file(tmp_path / "file.txt"),
     ):
         pass
 

@@ -18,7 +18,7 @@ from gladstone.llamacpp.backends import (
     VARIANTS,
     Probe,
     backend_files,
-    backend_mark,
+    backend_id,
     choose_backend,
     compiler_of,
     fingerprint,
@@ -268,7 +268,7 @@ def test_the_probes_model_gives_the_same_finite_numbers_again() -> None:
 
 
 def test_the_back_end_in_use_has_a_mark_of_its_own() -> None:
-    assert re.fullmatch(r"(lib)?ggml-cpu\S* [0-9a-f]{16}", backend_mark())
+    assert re.fullmatch(r"(lib)?ggml-cpu\S* [0-9a-f]{16}", backend_id())
 
 
 def test_the_processor_is_among_the_devices() -> None:

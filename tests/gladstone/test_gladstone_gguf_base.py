@@ -7,8 +7,8 @@ import pytest
 from gladstone.artifacts import Manifest, record_file, write_manifest
 from gladstone.commands.progress import Silent
 from gladstone.errors import ConfigError
-from gladstone.gguf.trainable_base import hub_source, refusal_of_repository
-from gladstone.models.base_model import EMBEDDED, find_base, resolve_base
+from gladstone.gguf.trainable_base import gguf_repository_error, source_hub_id
+from gladstone.models.base_model import EMBEDDED, find_local_base, resolve_base
 from tests.faults.tiny_ggufs import tiny_bpe
 from tests.gladstone.gguf_files import STRING
 from tests.gladstone.wrong_files import with_keys, written
@@ -53,14 +53,14 @@ def test_a_folder_of_gguf_files_is_told(tmp_path: Path) -> None:
 
 
 def test_a_repository_of_gguf_files_is_known_by_its_name() -> None:
-    assert "original model" in str(refusal_of_repository("base.model", "someone/Model-1B-GGUF"))
-    assert refusal_of_repository("base.model", "someone/Model-1B") is None
+    assert "original model" in str(gguf_repository_error("base.model", "someone/Model-1B-GGUF"))
+    assert gguf_repository_error("base.model", "someone/Model-1B") is None
 
 
 def test_the_embedded_model_s_own_file_is_trained(embedded_gguf: Path, tmp_path: Path) -> None:
     copy = tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf"
     copy.symlink_to(embedded_gguf)
-    base, embedded = find_base(str(copy), Silent()), find_base(EMBEDDED, Silent())
+    base, embedded = find_local_base(str(copy), Silent()), find_local_base(EMBEDDED, Silent())
     assert base is not None
     assert embedded is not None
     assert base.fingerprint == embedded.fingerprint
@@ -78,4 +78,4 @@ def test_the_embedded_model_s_own_file_is_trained(embedded_gguf: Path, tmp_path:
     ],
 )
 def test_a_source_is_a_hub_id_and_no_other_gguf(metadata: dict[str, object], source: str | None) -> None:
-    assert hub_source(metadata) == source
+    assert source_hub_id(metadata) == source

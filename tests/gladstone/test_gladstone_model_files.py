@@ -8,8 +8,8 @@ import pytest
 from gladstone.artifacts import Manifest, record_file, write_manifest
 from gladstone.commands.shell import command_line
 from gladstone.errors import ArtifactError, GladstoneError
-from gladstone.gguf.header import MOST_CONTEXT_TOKENS, read_info, read_model, read_writer, renewal
-from gladstone.gguf.parts import raw_part
+from gladstone.gguf.header import MOST_CONTEXT_TOKENS, how_to_replace, read_generative_model, read_info, read_model
+from gladstone.gguf.parts import describe_raw_part
 from tests.faults.tiny_ggufs import tiny_bpe
 from tests.gladstone.gguf_files import U32
 from tests.gladstone.wrong_files import WRONG, gguf_folder, raw_parts, split, torch_zip, with_keys, written
@@ -78,7 +78,7 @@ def test_every_wrong_file_has_its_answer() -> None:
 def test_a_wrong_file_is_named_with_what_to_do(name: str, tmp_path: Path) -> None:
     path = WRONG[name](tmp_path)
     with pytest.raises(GladstoneError) as caught:
-        read_writer(path)
+        read_generative_model(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert "\n" not in message
@@ -89,15 +89,15 @@ def test_a_wrong_file_is_named_with_what_to_do(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", SOUND)
 def test_a_sound_file_is_a_model_whatever_it_is_called(name: str, tmp_path: Path) -> None:
-    assert read_writer(WRONG[name](tmp_path))[0].metadata["general.architecture"] == "llama"
+    assert read_generative_model(WRONG[name](tmp_path))[0].metadata["general.architecture"] == "llama"
 
 
 def test_a_file_that_was_exported_here_is_to_be_exported_again(tmp_path: Path) -> None:
     path = written("tiny.gguf", tiny_bpe())(tmp_path)
-    assert renewal(path) == "Download or copy it again."
+    assert how_to_replace(path) == "Download or copy it again."
     write_manifest(tmp_path, Manifest("export", (record_file(tmp_path, path),), {}, {}, {}))
-    assert renewal(path) == "Export it again."
-    assert renewal(path.with_name("other.gguf")) == "Download or copy it again."
+    assert how_to_replace(path) == "Export it again."
+    assert how_to_replace(path.with_name("other.gguf")) == "Download or copy it again."
 
 
 def test_pieces_of_a_split_are_one_model(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_pieces_of_a_split_are_one_model(tmp_path: Path) -> None:
 
 def test_raw_parts_that_are_joined_as_told_are_the_model_again(tmp_path: Path) -> None:
     first, second = raw_parts(tmp_path)
-    told = raw_part(second)
+    told = describe_raw_part(second)
     assert told is not None
     words = shlex.split(told.partition("Join them: ")[2])
     assert words == ["cat", str(first), str(second), ">", str(tmp_path / "tiny.gguf")]
@@ -135,7 +135,7 @@ def test_raw_parts_are_known_by_their_names(
 ) -> None:
     for name in names:
         (tmp_path / name).touch()
-    told = raw_part(tmp_path / names[given])
+    told = describe_raw_part(tmp_path / names[given])
     assert told is None if says is None else told is not None and says in told
 
 
@@ -144,7 +144,7 @@ def test_paths_in_what_is_said_can_be_pasted(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     with pytest.raises(ArtifactError) as caught:
-        read_writer(folder)
+        read_generative_model(folder)
     assert shlex.split(str(caught.value).split("`")[1]) == ["gladstone", "export", "gguf", str(folder)]
 
 
@@ -158,7 +158,7 @@ def test_a_folder_of_models_names_those_that_can_be_asked(tmp_path: Path) -> Non
     gguf_folder(tmp_path)
     (tmp_path / "tiny-imatrix.gguf").touch()
     with pytest.raises(ArtifactError) as caught:
-        read_writer(tmp_path)
+        read_generative_model(tmp_path)
     assert "imatrix" not in str(caught.value)
 
 
@@ -166,14 +166,14 @@ def test_a_damaged_archive_is_still_named(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(torch_zip()[:40])
     with pytest.raises(ArtifactError, match="a zip archive"):
-        read_writer(path)
+        read_generative_model(path)
 
 
 def test_a_dangling_link_names_where_it_leads(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.symlink_to(tmp_path / "gone.gguf")
     with pytest.raises(ArtifactError, match=r"a link to .*gone\.gguf, which is not there"):
-        read_writer(path)
+        read_generative_model(path)
 
 
 def test_a_context_is_no_longer_than_can_be_true(tmp_path: Path) -> None:
