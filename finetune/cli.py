@@ -155,9 +155,9 @@ def estimate(  # noqa: PLR0913 - one parameter an option
     from finetune.estimate.estimate import estimate as estimate_recipe
     from finetune.estimate.text import as_json, lines
 
-    found = estimate_recipe(read.recipe, Lines(), device, fitted=fitted)
-    found = replace(found, notes=(*read.notes, *found.notes))
-    click.echo(json.dumps(as_json(found)) if as_data else "\n".join(lines(found)))
+    result = estimate_recipe(read.recipe, Lines(), device, fitted=fitted)
+    result = replace(result, notes=(*read.notes, *result.notes))
+    click.echo(json.dumps(as_json(result)) if as_data else "\n".join(lines(result)))
 
 
 def _fitted(recipe: "Recipe") -> "Recipe":

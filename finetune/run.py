@@ -271,10 +271,10 @@ def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
 def _made_files(out: Path) -> Sequence[Path]:
     plots = [name for name in PLOTS if (out / name).exists()]
     names = [run_folder.RECIPE, file_names.CHAT_TEMPLATE, run_folder.METRICS, *plots]
-    told = (DROPPED, CHANGED, CONFLICTS, PERSONAL, SUMMARY)
+    reports = (DROPPED, CHANGED, CONFLICTS, PERSONAL, SUMMARY)
     sets = [
         run_folder.set_path(out / run_folder.DATA, name).name for name in SETS if has_set(out / run_folder.DATA, name)
     ]
-    names += [f"data/{name}" for name in (*sets, *told)]
+    names += [f"data/{name}" for name in (*sets, *reports)]
     made = [out / name for name in names]
     return [*made, *tokenizer_files(out / run_folder.TOKENIZER), *sorted((out / run_folder.ADAPTER).iterdir())]

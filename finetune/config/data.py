@@ -216,7 +216,7 @@ class DataSection(Config):
     def own_files(self) -> dict[str, Source]:
         """The held-out sets that are files."""
         held = {name: getattr(self, name) for name in HELD}
-        return {name: each for name, each in held.items() if isinstance(each, Source)}
+        return {name: source for name, source in held.items() if isinstance(source, Source)}
 
     def has(self, name: str) -> bool:
         """True if the set is not empty."""
@@ -224,11 +224,11 @@ class DataSection(Config):
 
     @field_validator("sources", "held_out", *HELD)
     @classmethod
-    def _encoding_of_sources(cls, found: Any, info: ValidationInfo) -> Any:
+    def _encoding_of_sources(cls, value: Any, info: ValidationInfo) -> Any:
         given = {"encoding": info.data.get("encoding")}
-        if isinstance(found, tuple):
-            return tuple(each if each.encoding else each.model_copy(update=given) for each in found)
-        return found.model_copy(update=given) if isinstance(found, Source) and not found.encoding else found
+        if isinstance(value, tuple):
+            return tuple(source if source.encoding else source.model_copy(update=given) for source in value)
+        return value.model_copy(update=given) if isinstance(value, Source) and not value.encoding else value
 
     @model_validator(mode="after")
     def _sizes_leave_rows(self) -> "DataSection":

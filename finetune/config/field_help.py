@@ -11,7 +11,7 @@ def field_help(section: type[Config] = Recipe, prefix: str = "") -> list[tuple[s
     """Return each field's name, as --set takes it, with its help and default; names of list items end with []."""
     rows: list[tuple[str, str]] = []
     for name, field in section.model_fields.items():
-        listed = next((each for each in get_args(field.annotation) if _is_section(each)), None)
+        listed = next((argument for argument in get_args(field.annotation) if _is_section(argument)), None)
         inner = field.annotation if _is_section(field.annotation) else None
         if inner is HubFacts or listed is HubFacts:
             continue

@@ -55,10 +55,10 @@ def own_rows(values: Mapping[str, Any], overrides: Sequence[str], data: tuple[st
     Raises ConfigError if both are given.
     """
     section = apply_overrides({}, overrides).get("data")
-    found = section.get("sources") if isinstance(section, dict) else None
+    own = section.get("sources") if isinstance(section, dict) else None
     if data is None:
-        return found if isinstance(found, list) and found != _sources(values) else None
-    if found is not None:
+        return own if isinstance(own, list) and own != _sources(values) else None
+    if own is not None:
         raise ConfigError("--data and --set data.sources both name the rows. Give one.")
     return [{"path": data[0], "format": data[1]}]
 

@@ -55,18 +55,18 @@ def read_recipe(recipe: str | None, overrides: Sequence[str], data: tuple[str, s
             name, values = DEFAULT_RECIPE, read_yaml(_find(DEFAULT_RECIPE))
             notes += [f"recipe {recipe} is for the rows that come with it; yours use {name}."] if recipe else []
         if name in recipe_names():
-            values, found = layers.for_other_rows(values, overrides, sources)
-            notes += found
+            values, more_notes = layers.for_other_rows(values, overrides, sources)
+            notes += more_notes
         values = layers.with_sources(values, sources)
     where = f"recipe {_find(name).name}"
-    changed, found = layers.with_overrides(values, overrides, where)
+    changed, more_notes = layers.with_overrides(values, overrides, where)
     if _base_name(changed) != _base_name(values):
         changed.pop("hub", None)  # the facts describe the base in the file
     made = build_config(Recipe, changed, where)
     problems = find_conflicts(made)
     if problems:
         raise ConfigError(listed(where, problems))
-    return LoadedRecipe(made, (*notes, *found))
+    return LoadedRecipe(made, (*notes, *more_notes))
 
 
 def _base_name(values: dict[str, Any]) -> Any:

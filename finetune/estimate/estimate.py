@@ -137,12 +137,12 @@ def _tokenized(reader: RowReader, data: Path) -> tuple[dict[str, tuple[Example, 
 def _estimate(
     subject: _Subject, device: Device | None, progress: Progress, *, fitted: bool, measure: bool = True
 ) -> Estimate:
-    found: Measured | None = None
+    measured: Measured | None = None
     if measure and device is None and subject.base is not None and subject.examples:
         setting = _setting_here(subject.shape)
         with step(progress, "Measuring this machine"):
-            found = _measure(subject, subject.recipe)
-        setting = replace(setting, dtype_bytes=4 if found.dtype == "float32" else 2, padded=found.padded)
+            measured = _measure(subject, subject.recipe)
+        setting = replace(setting, dtype_bytes=4 if measured.dtype == "float32" else 2, padded=measured.padded)
     elif device is None:
         setting = _setting_here(subject.shape)
     else:
@@ -152,10 +152,10 @@ def _estimate(
     option = fit(scenario) if fitted else None
     if option and option.changes:
         scenario = replace(scenario, recipe=option.recipe, rows=option.rows)
-        if found is not None:
+        if measured is not None:
             with step(progress, "Measuring this machine as changed"):
-                found = _measure(subject, option.recipe)
-    return _described(subject, scenario, device, (found.rates if found else None, option))
+                measured = _measure(subject, option.recipe)
+    return _described(subject, scenario, device, (measured.rates if measured else None, option))
 
 
 def _described(

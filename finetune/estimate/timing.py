@@ -137,13 +137,13 @@ def measure(sample: Sample, recipe: Recipe) -> Measured:
     with tempfile.TemporaryDirectory(prefix="gladstone-estimate-") as folder:
         trainable = load_trainable(_with_layers(base, Path(folder), layers), recipe, sample.pad_id, examples)
     if shape.layers == layers:
-        found = _time(trainable, recipe, examples, budget_s)
+        rates = _time(trainable, recipe, examples, budget_s)
     else:
         many = _time(trainable, recipe, examples, budget_s * 0.55)
         _keep_layers(trainable.model, layers, 1)
         one = _time(trainable, recipe, examples, budget_s * 0.45)
-        found = _extrapolated(one, many, (shape.layers - 1) / (layers - 1))
-    return Measured(found, trainable.dtype, trainable.device_kind, trainable.forward.padded)
+        rates = _extrapolated(one, many, (shape.layers - 1) / (layers - 1))
+    return Measured(rates, trainable.dtype, trainable.device_kind, trainable.forward.padded)
 
 
 def _with_layers(base: Base, folder: Path, layers: int) -> Base:
@@ -160,15 +160,15 @@ def _with_layers(base: Base, folder: Path, layers: int) -> Base:
     return Base(base.name, folder, base.fingerprint, config)
 
 
-def _keep_layers(model: Any, found: int, kept: int) -> None:
+def _keep_layers(model: Any, layers: int, kept: int) -> None:
     import torch
 
-    for name, each in model.named_modules():
-        if isinstance(each, torch.nn.ModuleList) and len(each) == found and name.endswith(LAYER_LISTS):
-            del each[kept:]
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == layers and name.endswith(LAYER_LISTS):
+            del module[kept:]
     config = model.get_base_model().config
     for name in LAYER_FIELDS:
-        if getattr(config, name, None) == found:
+        if getattr(config, name, None) == layers:
             setattr(config, name, kept)
 
 
@@ -178,7 +178,7 @@ def _time(trainable: Any, recipe: Recipe, examples: Sequence[Example], budget_s:
 
     from finetune.train.optimizer import make_optimizer
 
-    share = min(1.0, SMALL_WEIGHTS / sum(each.numel() for each in trainable.model.parameters()))
+    share = min(1.0, SMALL_WEIGHTS / sum(parameter.numel() for parameter in trainable.model.parameters()))
     large, small = (
         _rows_of(examples, tokens) for tokens in (max(SMALL_TOKENS, LARGE_TOKENS * share), SMALL_TOKENS / 2)
     )

@@ -57,9 +57,10 @@ def _broken() -> str:
     x = torch.linspace(-4, 4, 64)
     try:
         with warnings.catch_warnings(action="ignore"):  # from the compiler's own code
-            found = torch.compile(lambda t: torch.nn.functional.silu(t) * 2)(x)
+            compiled = torch.compile(lambda t: torch.nn.functional.silu(t) * 2)(x)
     except Exception as error:  # noqa: BLE001 - whatever the compiler tool chain raises, the answer is the same
         return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
     finally:
         torch._dynamo.reset()
-    return "" if torch.allclose(found, torch.nn.functional.silu(x) * 2) else "a compiled function returns wrong values."
+    expected = torch.nn.functional.silu(x) * 2
+    return "" if torch.allclose(compiled, expected) else "a compiled function returns wrong values."

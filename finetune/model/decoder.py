@@ -59,7 +59,7 @@ def _release_mapped_files(model: Any) -> None:
 
 def has_conv1d(model: Any) -> bool:
     """True if the layers store transposed weights, as GPT-2's do; PEFT needs to know."""
-    return any(type(each).__name__ == "Conv1D" for each in model.modules())
+    return any(type(module).__name__ == "Conv1D" for module in model.modules())
 
 
 def _hold_adapter_in_float32(model: Any) -> None:

@@ -126,14 +126,14 @@ def shard_frozen_weights(model: Any) -> None:
     import torch
     from torch.distributed.fsdp import fully_shard
 
-    frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
-    odd = [name for name, each in model.named_parameters() if name in frozen and not each.is_floating_point()]
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    odd = [name for name, parameter in model.named_parameters() if name in frozen and not parameter.is_floating_point()]
     if odd:
         raise UnsupportedError("4-bit weights cannot be sharded over processes (FSDP): set base.load_in_4bit=false.")
-    trained = {each for each in model.parameters() if each.requires_grad}
-    for lists in [each for each in model.modules() if isinstance(each, torch.nn.ModuleList)]:
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    for lists in [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]:
         for layer in lists:
-            fully_shard(layer, ignored_params={each for each in layer.parameters() if each in trained})
+            fully_shard(layer, ignored_params={parameter for parameter in layer.parameters() if parameter in trained})
 
 
 def _device() -> str:

@@ -49,7 +49,9 @@ def _load(
     initial_adapter = None
     if recipe.lora.changes_base:
         initial_adapter = {
-            name: each.detach().cpu().clone() for name, each in model.named_parameters() if each.requires_grad
+            name: parameter.detach().cpu().clone()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
         }
     release_memory()  # left over from reading and quantising the weights
     forward = choose_forward(model, pad_id, examples)

@@ -136,7 +136,7 @@ def _save_difference(initial_adapter: dict[str, Any], config: dict[str, Any], pa
 def check_targets(model: Any, recipe: Recipe) -> None:
     """Raise UnsupportedError, which lists the model's linear layers, if one of the recipe's targets is missing."""
     linear = ("Linear", "Linear4bit", "Conv1D")
-    names = {name.rpartition(".")[2] for name, each in model.named_modules() if type(each).__name__ in linear}
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if type(module).__name__ in linear}
     missing = [target for target in recipe.lora.targets if target not in names]
     if missing:
         raise UnsupportedError(

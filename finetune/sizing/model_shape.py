@@ -65,7 +65,7 @@ class Shape:
     @property
     def linear_weights(self) -> int:
         """Weights that 4-bit quantisation converts."""
-        return sum(each.weights for each in self.linears)
+        return sum(linear.weights for linear in self.linears)
 
     @property
     def parameters(self) -> int:
@@ -89,7 +89,7 @@ def _weights_of(path: Path) -> int:
     """Count the weights of a safetensors file: an int64 length, a JSON header of that length, then the data."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def shape_of_config(config: Mapping[str, Any]) -> Shape:

@@ -122,8 +122,8 @@ def set_aside(folder: Path, after_step: int) -> None:
 
 def saved(folder: Path) -> list[Path]:
     """Return the checkpoints' folders by step, the newest last."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path for path in found if _NAME.fullmatch(path.name))
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in paths if _NAME.fullmatch(path.name))
 
 
 def step_of(path: Path) -> int:
@@ -175,9 +175,9 @@ def _load(path: Path) -> tuple[Checkpoint, Manifest]:
 
 def _checked_manifest(path: Path) -> Manifest:
     """Return the manifest, after checking that the files are those that it lists, and not links."""
-    for each in (path, *(path / name for name in (*FILES, MANIFEST_NAME))):
-        if each.is_symlink():
-            raise ArtifactError(f"{each}: a link; a checkpoint must consist of its own files.")
+    for member in (path, *(path / name for name in (*FILES, MANIFEST_NAME))):
+        if member.is_symlink():
+            raise ArtifactError(f"{member}: a link; a checkpoint must consist of its own files.")
     manifest = read_manifest(path)
     if manifest.stage != STAGE or manifest.facts.get("step") != step_of(path):
         raise ArtifactError(f"{path}: its manifest belongs to another folder.")
@@ -209,9 +209,9 @@ def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             )  # safetensors rejects shared memory
             return {"tensor": path}
         if isinstance(value, Mapping):
-            return {"items": [[key, plain(each, f"{path}/{key}")] for key, each in value.items()]}
+            return {"items": [[key, plain(item, f"{path}/{key}")] for key, item in value.items()]}
         if isinstance(value, list | tuple):
-            return [plain(each, f"{path}/{place}") for place, each in enumerate(value)]
+            return [plain(item, f"{path}/{index}") for index, item in enumerate(value)]
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise ArtifactError(
@@ -223,9 +223,9 @@ def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _unflatten(tensors: Mapping[str, Any], plain: Any) -> Any:
     if isinstance(plain, list):
-        return [_unflatten(tensors, each) for each in plain]
+        return [_unflatten(tensors, item) for item in plain]
     if not isinstance(plain, dict):
         return plain
     if "tensor" in plain:
         return tensors[plain["tensor"]]
-    return {key: _unflatten(tensors, each) for key, each in plain["items"]}
+    return {key: _unflatten(tensors, item) for key, item in plain["items"]}

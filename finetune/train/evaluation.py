@@ -98,15 +98,17 @@ class Validator:
         metrics_log.append("validation", step, loss_nats_per_token=loss)
         for prompt, text in answers:
             metrics_log.append("sample", step, prompt=prompt.text, text=text, reference=prompt.reference)
-        found = scores([text for _, text in answers], [prompt.reference for prompt, _ in answers]) if answers else {}
-        if found:
-            metrics_log.append("scores", step, **found)
+        answer_scores = (
+            scores([text for _, text in answers], [prompt.reference for prompt, _ in answers]) if answers else {}
+        )
+        if answer_scores:
+            metrics_log.append("scores", step, **answer_scores)
 
         def report(callback: Callback) -> None:
             for prompt, text in answers:
                 callback.on_sample(step, prompt.text, text)
-            if found:
-                callback.on_scores(step, found)
+            if answer_scores:
+                callback.on_scores(step, answer_scores)
             callback.on_validation_end(step, loss)
 
         return report

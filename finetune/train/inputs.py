@@ -141,16 +141,18 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             inner, f"{prefix}.{key}" if prefix else key).items()}  # fmt: skip
 
     old, new = (flat(recipe) for recipe in (_completed(before.get("recipe", {}), now["recipe"]), now["recipe"]))
-    told = [
+    changed = [
         f"{name}: {json.dumps(old.get(name))} before, {json.dumps(new.get(name))} now"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and not name.startswith(FREE_FIELDS)
     ]
-    files, found = before.get("inputs", {}), now["inputs"]
-    told += [
-        f"{name} has changed" for name in sorted(files.keys() | found.keys()) if files.get(name) != found.get(name)
+    files, files_now = before.get("inputs", {}), now["inputs"]
+    changed += [
+        f"{name} has changed"
+        for name in sorted(files.keys() | files_now.keys())
+        if files.get(name) != files_now.get(name)
     ]
-    return told
+    return changed
 
 
 def _completed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -194,10 +196,10 @@ def _tokenize(
 def limits_hit(sets: Mapping[str, TokenizedSet], max_tokens: int) -> list[tuple[int, str]]:
     """Return how many rows each limit affected, with a description; limits that affected none are omitted."""
     counts = {
-        f"rows of more than {max_tokens:,} tokens left out": sum(each.too_long for each in sets.values()),
-        f"cut to {max_tokens:,} tokens": sum(each.cut for each in sets.values()),
-        "with their reasoning cut": sum(each.reasoning_cut for each in sets.values()),
-        "left out because no turn is scored": sum(each.unscored for each in sets.values()),
+        f"rows of more than {max_tokens:,} tokens left out": sum(tokenized.too_long for tokenized in sets.values()),
+        f"cut to {max_tokens:,} tokens": sum(tokenized.cut for tokenized in sets.values()),
+        "with their reasoning cut": sum(tokenized.reasoning_cut for tokenized in sets.values()),
+        "left out because no turn is scored": sum(tokenized.unscored for tokenized in sets.values()),
     }
     return [(count, what) for what, count in counts.items() if count]
 

@@ -70,34 +70,34 @@ class OpeningBlock:
             yield "test", 0, f"rows: no held-out loss is measured; warnings rely on {by}"
 
     def _machine(self, trainable: "Trainable", loop: "Loop") -> Iterator[Line]:
-        recipe, found = self.inputs.recipe, self.estimate
+        recipe, estimate = self.inputs.recipe, self.estimate
         weights = "in 4 bit (NF4)" if recipe.base.load_in_4bit else f"in {trainable.dtype}"
         kind = f"LoRA of rank {recipe.lora.rank} on {len(recipe.lora.targets)} kinds of layers"
         yield "base", None, f"{self.inputs.base.name} {weights}; {kind}"
         again = ", activations recomputed" if trainable.checkpointing else ""
-        where = found.machine if found else trainable.device_kind
+        where = estimate.machine if estimate else trainable.device_kind
         yield "device", None, f"{where}: {trainable.device_kind} in {trainable.dtype}{again}"
-        if found:
-            fits = "" if found.fits else ": IT MAY NOT FIT (see finetune estimate, or --fit)"
-            disk = sum(size for name, size in found.disk.items() if name in ("adapter", "checkpoints"))
+        if estimate:
+            fits = "" if estimate.fits else ": IT MAY NOT FIT (see finetune estimate, or --fit)"
+            disk = sum(size for name, size in estimate.disk.items() if name in ("adapter", "checkpoints"))
             yield (
                 "memory",
                 None,
                 (
-                    f"about {readable_bytes(found.memory.peak)} at the peak, {readable_bytes(found.limit_bytes)} "
+                    f"about {readable_bytes(estimate.memory.peak)} at the peak, {readable_bytes(estimate.limit_bytes)} "
                     f"available{fits}; {readable_bytes(disk)} on disk"
                 ),
             )
-            yield "time", None, self._time(found, loop)
+            yield "time", None, self._time(estimate, loop)
         yield "folder", None, str(self.inputs.out)
 
-    def _time(self, found: Estimate, loop: "Loop") -> str:
+    def _time(self, estimate: Estimate, loop: "Loop") -> str:
         steps = loop.history.steps
         left = loop.total - len(steps)
         if steps:
             mean_s = sum(stats.step_s for stats in steps) / len(steps)
             return f"about {rough_duration(left * mean_s)} for the remaining steps, by the time of those done"
-        total_s = found.times.step_s * left + found.times.evaluation_s
+        total_s = estimate.times.step_s * left + estimate.times.evaluation_s
         made = min(left, left if self.limits.max_steps is None else self.limits.max_steps)
         later = f"; the first {FIRST_STEPS} steps measure it" if made > FIRST_STEPS else ""
         return f"about {rough_duration(total_s)} (computed{later})"
@@ -120,9 +120,8 @@ class OpeningBlock:
                 f"training.{name}={getattr(training, name)} ends the run earlier. To train on "
                 "all of them once: --set training.epochs=1."
             )
-        lost = (
-            summary.left_out - summary.dropped[NOT_DRAWN] + sum(each.too_long + each.unscored for each in sets.values())
-        )
+        untrained = sum(tokenized.too_long + tokenized.unscored for tokenized in sets.values())
+        lost = summary.left_out - summary.dropped[NOT_DRAWN] + untrained
         if lost > MANY_LEFT_OUT * summary.read > 0:
             yield (
                 f"{lost:,} of {summary.read:,} rows ({lost / summary.read:.0%}) are dropped; "

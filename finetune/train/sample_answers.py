@@ -49,7 +49,7 @@ def answer(trainable: Trainable, prompt: Prompt, most_tokens: int, decode: Calla
     try:
         with torch.no_grad(), trainable.forward.generation_mode(), trainable.uncompiled(), trainable.autocast():
             ids = torch.tensor([prompt.ids], device=model.device)
-            found = model.generate(
+            output = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
@@ -60,7 +60,7 @@ def answer(trainable: Trainable, prompt: Prompt, most_tokens: int, decode: Calla
             )[0].tolist()
     finally:
         model.train()
-    written = found[1:] if model.config.is_encoder_decoder else found[len(prompt.ids) :]
+    written = output[1:] if model.config.is_encoder_decoder else output[len(prompt.ids) :]
     return decode([token for token in written if token != prompt.end_id]).strip()
 
 

@@ -20,8 +20,8 @@ class TimeLeft(Callback):
     """Reports the measured time after the first steps of a call, unless earlier calls of the run made as many."""
 
     def __init__(self, inputs: Inputs, computed: Estimate | None, show: Callable[[str], None]) -> None:
-        lengths = {name: [token_count(each) for each in rows.examples] for name, rows in inputs.sets.items()}
-        self._tokens = {name: sum(found) for name, found in lengths.items()}
+        lengths = {name: [token_count(example) for example in rows.examples] for name, rows in inputs.sets.items()}
+        self._tokens = {name: sum(counts) for name, counts in lengths.items()}
         self._rows = len(lengths["train"])
         self._computed, self._show = computed, show
         self._loop: Loop | None = None

@@ -66,10 +66,10 @@ def serious(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def find_warnings(history: History, measured: Measured) -> tuple[RunWarning, ...]:
     """Return the warnings about a run, the serious ones first."""
-    found = [*_held_out(measured), *_gradients(history.steps), *_still(history.steps), *_memory(history)]
+    warnings = [*_held_out(measured), *_gradients(history.steps), *_still(history.steps), *_memory(history)]
     if measured.before is None and measured.after is None:
-        found += _risen(history.steps)
-    return tuple(sorted(found, key=lambda warning: not warning.serious))
+        warnings += _risen(history.steps)
+    return tuple(sorted(warnings, key=lambda warning: not warning.serious))
 
 
 def _held_out(measured: Measured) -> Iterator[RunWarning]:
@@ -77,15 +77,17 @@ def _held_out(measured: Measured) -> Iterator[RunWarning]:
     if before is None or after is None:
         return
     few = f", on {measured.rows} rows only" if measured.rows < FEW_ROWS else ""
-    told = f"{measured.name} {before:.3f} → {after:.3f} nats per answer token{few}"
+    losses = f"{measured.name} {before:.3f} → {after:.3f} nats per answer token{few}"
     figures = {"before": before, "after": after, "rows": measured.rows, "guessing": measured.guessing}
     within = min(TOLERANCE_NATS, TOLERANCE_SHARE * before)
     if after > before + within:
         guesses = after > GUESSING_SHARE * measured.guessing > before
         than = f" and no better than guessing among {measured.vocabulary:,} tokens ({measured.guessing:.2f})" * guesses
-        yield RunWarning("worse than before", f"the model is worse than before training{than}: {told}", figures=figures)
+        yield RunWarning(
+            "worse than before", f"the model is worse than before training{than}: {losses}", figures=figures
+        )
     elif after >= before - within:
-        yield RunWarning("nothing learnt", f"the model is what it was before training: {told}", figures=figures)
+        yield RunWarning("nothing learnt", f"the model is what it was before training: {losses}", figures=figures)
 
 
 def _gradients(steps: Sequence[StepStats]) -> Iterator[RunWarning]:
@@ -108,8 +110,8 @@ def _gradients(steps: Sequence[StepStats]) -> Iterator[RunWarning]:
 def _longest(numbers: Sequence[int]) -> int:
     """Return the length of the longest run of consecutive numbers among ascending ones."""
     longest = run = 0
-    for place, number in enumerate(numbers):
-        run = run + 1 if place and number == numbers[place - 1] + 1 else 1
+    for index, number in enumerate(numbers):
+        run = run + 1 if index and number == numbers[index - 1] + 1 else 1
         longest = max(longest, run)
     return longest
 
