@@ -11,7 +11,7 @@ from finetune.config.schema import Recipe
 from finetune.data.division import SETS
 from finetune.data.prepare import has_set, prepare
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary
-from finetune.estimate.estimate import estimate_inputs
+from finetune.estimate.estimate import estimate_tokenized
 from finetune.model import trainable as training
 from finetune.model.distributed import DistributedContext, init_distributed
 from finetune.monitor.plots import PLOTS
@@ -113,7 +113,8 @@ def _opening(
     date_note = note(inputs.template, inputs.recipe)
     notes = (*options.notes, *([date_note] if date_note else []))
     with step(progress, "Estimating memory and time"):
-        estimate = estimate_inputs(inputs, Silent())
+        examples = {name: tokenized.examples for name, tokenized in inputs.sets.items()}
+        estimate = estimate_tokenized(inputs.recipe, inputs.base, examples)
     opening = OpeningBlock(inputs, estimate, options.limits, notes)
 
     def report(text: str) -> None:

@@ -1,7 +1,7 @@
 """`finetune estimate`: memory, disk and time of a run before it begins. Names torch."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,9 +20,8 @@ from finetune.sizing.step_plan import Plan, Row, assumed_rows, rows_of
 from finetune.tokens.examples import Example
 from finetune.tokens.labeller import tokenize_all
 from finetune.tokens.row_reader import RowReader
-from finetune.train.inputs import Inputs
 from gladstone import run_folder
-from gladstone.commands.progress import Progress, step
+from gladstone.commands.progress import Progress, Silent, step
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.machine.host import available_memory_bytes, core_count, processor_name
 from gladstone.models.base_model import EMBEDDED, Base, find_local_base, resolve_base
@@ -81,13 +80,12 @@ def estimate(recipe: Recipe, progress: Progress, device_name: str | None = None,
         return _estimate(_subject(recipe, Path(folder), progress), device, progress, fitted=fitted)
 
 
-def estimate_inputs(inputs: Inputs, progress: Progress) -> Estimate:
+def estimate_tokenized(recipe: Recipe, base: Base, sets: Mapping[str, Sequence[Example]]) -> Estimate:
     """Estimate a run whose rows are already tokenised; the time is computed, since its first steps measure it."""
-    shape, file_bytes = shape_of_base(inputs.base)
-    rows = {name: rows_of(inputs.sets[name].examples, inputs.recipe.lora) for name in SETS}
-    examples, pad_id = inputs.sets["train"].examples, inputs.tokenizer.padding_id
-    subject = _Subject(inputs.recipe, inputs.base, shape, file_bytes, rows, examples, pad_id, ())
-    return _estimate(subject, None, progress, fitted=False, measure=False)
+    shape, file_bytes = shape_of_base(base)
+    rows = {name: rows_of(sets[name], recipe.lora) for name in SETS}
+    subject = _Subject(recipe, base, shape, file_bytes, rows, sets["train"], 0, ())
+    return _estimate(subject, None, Silent(), fitted=False, measure=False)
 
 
 def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:

@@ -176,7 +176,7 @@ def _time(trainable: Any, recipe: Recipe, examples: Sequence[Example], budget_s:
     """Time a small and a large micro-batch, with and without gradient, and the optimizer."""
     import torch
 
-    from finetune.train.optimizer import make_optimizer
+    from finetune.model.optimizer import make_optimizer
 
     share = min(1.0, SMALL_WEIGHTS / sum(parameter.numel() for parameter in trainable.model.parameters()))
     large, small = (

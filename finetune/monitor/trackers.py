@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, Self
 
 from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import StepStats
-from finetune.train import checkpoint as checkpoints
+from gladstone import run_folder
 from gladstone.artifacts import write_text
 from gladstone.errors import ConfigError, ToolError
 from gladstone.machine.packages import require_packages
@@ -118,7 +118,7 @@ class Reporter(Callback):
 
     def _run_id(self) -> str:
         """What tells this run from others of its name; it is kept beside the checkpoints while the run may go on."""
-        path = self._out / checkpoints.FOLDER / RUN_ID
+        path = self._out / run_folder.CHECKPOINTS / RUN_ID
         if self._resume and path.is_file():
             return path.read_text(encoding="utf-8").strip()
         made = secrets.token_hex(4)

@@ -15,6 +15,7 @@ from typing import Any
 
 from finetune.config.schema import Recipe
 from finetune.model.loss import Batch
+from finetune.model.optimizer import learning_rates, make_optimizer
 from finetune.model.trainable import Trainable, out_of_memory, release_memory
 from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, MetricsLog, StepStats
@@ -24,7 +25,6 @@ from finetune.train import checkpoint as checkpoints
 from finetune.train.checkpoint import Checkpoint
 from finetune.train.divergence import NO_GRADIENT, check_divergence, check_step
 from finetune.train.evaluation import Validator
-from finetune.train.optimizer import learning_rates, make_optimizer
 from finetune.train.random_state import random_state, set_random_state
 from finetune.train.stop_conditions import RESERVE, CallLimits, Interrupted, Interruption
 from gladstone import run_folder

@@ -64,7 +64,7 @@ def test_every_schedule_has_its_settings() -> None:
 
 @pytest.mark.parametrize("name", SCHEDULE_SETTINGS)
 def test_a_schedule_takes_the_settings_that_are_listed(name: str) -> None:
-    from finetune.train.optimizer import learning_rates
+    from finetune.model.optimizer import learning_rates
 
     values = {"num_cycles": 2.0, "min_lr": 1e-5, "lr_end": 1e-5, "power": 2.0, "timescale": 5.0, "num_decay_steps": 3.0, "min_lr_ratio": 0.1}  # fmt: skip
     settings = {each: values[each] for each in SCHEDULE_SETTINGS[name] if each in values}
@@ -78,7 +78,7 @@ def test_a_schedule_takes_the_settings_that_are_listed(name: str) -> None:
 
 
 def test_the_lowest_learning_rate_of_a_schedule_is_the_one_that_was_asked_for() -> None:
-    from finetune.train.optimizer import learning_rates
+    from finetune.model.optimizer import learning_rates
 
     training = TrainingSection.model_validate(
         {"schedule": "cosine_with_min_lr", "schedule_settings": {"min_lr": 1e-4}, "learning_rate": 1e-3}

@@ -244,7 +244,7 @@ def test_without_a_limit_of_time_there_is_always_enough(subject: Subject, tmp_pa
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "sgd", "adamw_torch"])
 def test_the_optimizer_is_the_one_that_was_asked_for(subject: Subject, name: str) -> None:
-    from finetune.train.optimizer import make_optimizer
+    from finetune.model.optimizer import make_optimizer
 
     made = make_optimizer(subject.trainable.model, changed(subject, optimizer=name).training)
     kinds = {
@@ -258,7 +258,7 @@ def test_the_optimizer_is_the_one_that_was_asked_for(subject: Subject, name: str
 
 
 def test_an_optimizer_whose_package_is_not_there_is_refused(subject: Subject) -> None:
-    from finetune.train.optimizer import make_optimizer
+    from finetune.model.optimizer import make_optimizer
 
     with pytest.raises(
         UnsupportedError, match=r"training\.optimizer: schedule_free_adamw does not work here: .*install"

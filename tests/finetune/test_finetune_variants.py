@@ -10,11 +10,11 @@ import yaml
 from finetune.config.row_limits import RowLimits
 from finetune.config.schema import Recipe, TrainingSection
 from finetune.model.load import load_trainable
+from finetune.model.optimizer import learning_rates
 from finetune.model.trainable import save_adapter
 from finetune.tokens.examples import Example
 from finetune.tokens.labeller import tokenize_all
 from finetune.train.evaluation import measure_loss
-from finetune.train.optimizer import learning_rates
 from gladstone.chat.template import ChatTemplate
 from gladstone.commands.progress import Silent
 from gladstone.formats import read_conversations
