@@ -77,14 +77,14 @@ class Answer:
     generated_tokens: int
 
     @property
-    def only_thought(self) -> bool:
+    def is_reasoning_only(self) -> bool:
         """True where a thought used up the tokens that the answer was allowed."""
         return not self.text and bool(self.reasoning) and self.stop_reason in CUT
 
     @property
     def shown(self) -> str:
         """The answer, or in brackets why there is none."""
-        return self.text or ("(no answer: the thought used up its tokens)" if self.only_thought else "(empty)")
+        return self.text or ("(no answer: the thought used up its tokens)" if self.is_reasoning_only else "(empty)")
 
 
 @dataclass(frozen=True)
@@ -173,14 +173,14 @@ class ModelReport:
     speed: dict[str, Spread]
     speed_ratios: dict[str, Spread]
     peak_memory_bytes: int | None
-    endless_answers: int
+    truncated_answers: int
     measured: Measured
     unseen: dict[str, str] = field(default_factory=dict)
 
     @property
-    def only_thoughts(self) -> int:
+    def reasoning_only_answers(self) -> int:
         """Answers whose tokens a thought used up."""
-        return sum(answer.only_thought for answer in self.measured.answers)
+        return sum(answer.is_reasoning_only for answer in self.measured.answers)
 
 
 @dataclass(frozen=True)
@@ -221,15 +221,15 @@ class Report:
         return len(self.models[0].measured.answers)
 
     @property
-    def remarks(self) -> tuple[str, ...]:
+    def row_notes(self) -> tuple[str, ...]:
         """What there is to say of the rows, a line each: notes, and what was left out."""
         lines = [f"left out: {_rows(each.rows)}, {each.reason} (first: {each.first})" for each in self.left_out]
         return (*lines, *self.notes)
 
     @property
-    def scored_words(self) -> str:
+    def scored_description(self) -> str:
         """What perplexity is of."""
-        return scored_words(self.items)
+        return scored_description(self.items)
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -241,7 +241,7 @@ def _rows(count: int) -> str:
     return f"{count:,} {'row' if count == 1 else 'rows'}"
 
 
-def scored_words(items: Sequence[Item]) -> str:
+def scored_description(items: Sequence[Item]) -> str:
     """What the perplexity of items is of."""
     texts = sum(item.is_text for item in items)
     counts = {"the reference answers of {} rows": len(items) - texts, "{} texts": texts}

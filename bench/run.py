@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import BenchConfig
-from bench.measure.asking import Frame, frame_of
 from bench.measure.child import run_quality, run_speed
-from bench.measure.fitting import Fitted, fit_rows
 from bench.measure.items import read_items
-from bench.measure.likeness import text_differences, unlike_answers
 from bench.measure.measure import QualityJob, SpeedJob
 from bench.measure.models import model_warnings, read_models
-from bench.metrics.external import load_metrics
-from bench.metrics.form import Form, read_form
+from bench.measure.prompts import PromptSettings, prompt_settings
+from bench.measure.row_selection import SelectedRows, select_rows
+from bench.measure.tokenizer_differences import find_token_mismatches, find_tokenizer_differences
+from bench.metrics.answer_form import Form, read_form
+from bench.metrics.evaluate_metrics import load_metrics
 from bench.metrics.metrics import Metric
 from bench.report.html import render_page
 from bench.report.json_report import report_json
 from bench.report.markdown import render_markdown
-from bench.report.summary import Inputs, summarise
+from bench.report.summary import Measurements, summarise
 from bench.results import Item, Measured, ModelFile, Report, SpeedRun
 from gladstone.artifacts import (
     MANIFEST_NAME,
@@ -48,9 +48,9 @@ def run_bench(config: BenchConfig, progress: Progress) -> Report:
 
     Everything that can be wrong with the input is found before the first model is loaded.
     """
-    check_free(config.out)
+    check_output_folder(config.out)
     read = read_items(config)
-    frame = frame_of(config, only_texts=not read.asked)
+    frame = prompt_settings(config, only_texts=not read.asked)
     models = read_models(config.models, frame, progress)
     form = read_form(config.regex, config.json_schema)
     if not read.asked and (form or config.metrics):
@@ -58,26 +58,26 @@ def run_bench(config: BenchConfig, progress: Progress) -> Report:
             f"--metric, --regex and --json-schema look at answers, and no row of {config.data} asks anything."
         )
     metrics = _load_metrics(config, form, progress) if read.asked else {}
-    fitted = fit_rows(models, read, (config, frame), progress)
-    items, asked = fitted.items.items, fitted.items.asked
+    selected = select_rows(models, read, (config, frame), progress)
+    items, asked = selected.items.items, selected.items.asked
     if asked and min(config.answers, asked) < 2:
         raise ConfigError(
             f"--answers {config.answers}, and {asked} rows that ask something: expected at least 2, one answer gives "
             "no interval."
         )
-    differences = text_differences(models)
-    unlike = unlike_answers(models, fitted.tokens, differences)
-    told = {label: how for label, how in differences.items() if label not in unlike}
+    differences = find_tokenizer_differences(models)
+    mismatches = find_token_mismatches(models, selected.tokens, differences)
+    told = {label: how for label, how in differences.items() if label not in mismatches}
     warnings = [*model_warnings(models, told), *_form_warnings(form, items[: min(config.answers, asked)])]
-    measured = _measure(models, items, (config, fitted.frame), progress)
+    measured = _measure(models, items, (config, selected.frame), progress)
     with step(progress, "score the answers and resample the items"):
-        inputs = Inputs(models, items, measured, metrics, config, unlike)
+        inputs = Measurements(models, items, measured, metrics, config, mismatches)
         report = replace(
             summarise(inputs, warnings),
-            settings=_settings(config, fitted),
+            settings=_settings(config, selected),
             provenance=_provenance(config),
-            notes=(*fitted.items.notes, *fitted.notes),
-            left_out=fitted.items.left_out,
+            notes=(*selected.items.notes, *selected.notes),
+            left_out=selected.items.left_out,
         )
     write_report(config.out, report)
     return report
@@ -100,7 +100,7 @@ def _form_warnings(form: Form | None, items: Sequence[Item]) -> list[str]:
     ]
 
 
-def check_free(folder: Path) -> None:
+def check_output_folder(folder: Path) -> None:
     """Raises ArtifactError if the folder holds a finished report or cannot be written to."""
     if is_finished(folder):
         raise ArtifactError(
@@ -130,7 +130,7 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def _measure(
-    models: Sequence[ModelFile], items: tuple[Item, ...], how: tuple[BenchConfig, Frame], progress: Progress
+    models: Sequence[ModelFile], items: tuple[Item, ...], how: tuple[BenchConfig, PromptSettings], progress: Progress
 ) -> tuple[Measured, ...]:
     measured = [_measure_quality(model, items, how, progress) for model in models]
     rounds = _measure_speed(models, items, how, progress)
@@ -138,7 +138,7 @@ def _measure(
 
 
 def _measure_quality(
-    model: ModelFile, items: tuple[Item, ...], how: tuple[BenchConfig, Frame], progress: Progress
+    model: ModelFile, items: tuple[Item, ...], how: tuple[BenchConfig, PromptSettings], progress: Progress
 ) -> Measured:
     config, frame = how
     answers = min(config.answers, sum(not item.is_text for item in items))
@@ -154,7 +154,7 @@ def _measure_quality(
 
 
 def _measure_speed(
-    models: Sequence[ModelFile], items: tuple[Item, ...], how: tuple[BenchConfig, Frame], progress: Progress
+    models: Sequence[ModelFile], items: tuple[Item, ...], how: tuple[BenchConfig, PromptSettings], progress: Progress
 ) -> list[list[SpeedRun]]:
     """Rounds in which every model has its turn, so that what else the machine does meets all of them."""
     config, frame = how
@@ -172,7 +172,7 @@ def _measure_speed(
     return runs
 
 
-def _asked(frame: Frame) -> str:
+def _asked(frame: PromptSettings) -> str:
     """How the models were asked, in words."""
     if frame.raw:
         return "as plain text, without a chat template: the answer in the line behind the question"
@@ -182,20 +182,20 @@ def _asked(frame: Frame) -> str:
     return (template or "through the chat template of each file") + (f", with {given}" if given else "") + thought
 
 
-def _settings(config: BenchConfig, fitted: Fitted) -> dict[str, Any]:
-    rows = len(fitted.items.items)
+def _settings(config: BenchConfig, selected: SelectedRows) -> dict[str, Any]:
+    rows = len(selected.items.items)
     return {
         "data": str(config.data),
-        "format": fitted.items.layout,
+        "format": selected.items.layout,
         "rows": rows,
-        "rows_in_file": fitted.items.in_file,
-        "answers": min(config.answers, fitted.items.asked),
-        "asked": _asked(fitted.frame),
+        "rows_in_file": selected.items.in_file,
+        "answers": min(config.answers, selected.items.asked),
+        "asked": _asked(selected.frame),
         "chat_template": config.chat_template,
-        "template_arguments": fitted.frame.template_arguments,
-        "raw": fitted.frame.raw,
+        "template_arguments": selected.frame.template_arguments,
+        "raw": selected.frame.raw,
         "max_tokens": config.max_tokens,
-        "context_tokens": fitted.frame.context_tokens,
+        "context_tokens": selected.frame.context_tokens,
         "reasoning_tokens": config.reasoning_tokens,
         "no_think": config.no_think,
         "skip_bad": config.skip_bad,

@@ -6,21 +6,23 @@ from typing import Any
 
 from bench.measure.child_main import Job, encode_job
 from bench.measure.measure import QualityJob, SpeedJob
-from bench.measure.rows import Room, RowsJob, RowTokens
+from bench.measure.token_counts import ContextLimits, RowTokens, TokenCountJob
 from bench.results import Answer, Loss, Measured, SpeedRun
 from gladstone.process.child import start_child
 
 Event = tuple[str, dict[str, Any]]
 
 
-def run_rows(job: RowsJob, label: str, on_row: Callable[[int], None]) -> tuple[Room, tuple[RowTokens, ...]]:
+def run_token_counts(
+    job: TokenCountJob, label: str, on_row: Callable[[int], None]
+) -> tuple[ContextLimits, tuple[RowTokens, ...]]:
     """The items in the tokens of one model, counted in a child; `on_row` hears how many have come."""
     rows: list[RowTokens] = []
-    room = Room(0, 0)
+    room = ContextLimits(0, 0)
     with closing(_events(job, label)) as events:
         for kind, fields in events:
             if kind == "room":
-                room = Room(**fields)
+                room = ContextLimits(**fields)
             elif kind == "row":
                 rows.append(RowTokens(**fields))
                 on_row(len(rows))

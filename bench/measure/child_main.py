@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.measure.asking import Frame
 from bench.measure.measure import QualityJob, SpeedJob, measure_quality, measure_speed
-from bench.measure.rows import Room, RowsJob, RowTokens, count_rows
+from bench.measure.prompts import PromptSettings
+from bench.measure.token_counts import ContextLimits, RowTokens, TokenCountJob, count_tokens
 from bench.results import Answer, Item, Loss
 from gladstone.chat.messages import message_from_fields
 from gladstone.chat.named_templates import NamedTemplate
 from gladstone.machine.host import peak_memory_bytes
 from gladstone.process.child_main import send, serve
 
-Job = QualityJob | SpeedJob | RowsJob
-JOBS: dict[str, type[Job]] = {"quality": QualityJob, "speed": SpeedJob, "rows": RowsJob}
+Job = QualityJob | SpeedJob | TokenCountJob
+JOBS: dict[str, type[Job]] = {"quality": QualityJob, "speed": SpeedJob, "rows": TokenCountJob}
 
 
 def encode_job(job: Job) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def decode_job(sent: Mapping[str, Any]) -> Job:
     """The job that `encode_job` made ready, once it has been through JSON."""
     fields = dict(sent)
     kind = fields.pop("kind")
-    fields["model"], fields["frame"] = Path(fields["model"]), _frame(fields["frame"])
+    fields["model"], fields["frame"] = Path(fields["model"]), _prompt_settings(fields["frame"])
     fields["items"] = tuple(_item(item) for item in fields["items"])
     return JOBS[kind](**fields)
 
@@ -42,17 +42,17 @@ def run_job(sent: Mapping[str, Any]) -> None:
     if isinstance(job, SpeedJob):
         send(event="speed", **dataclasses.asdict(measure_speed(job)))
     else:
-        for measured in count_rows(job) if isinstance(job, RowsJob) else measure_quality(job):
+        for measured in count_tokens(job) if isinstance(job, TokenCountJob) else measure_quality(job):
             send(event=_EVENT_NAMES[type(measured)], **dataclasses.asdict(measured))
     send(event="done", peak_memory_bytes=peak_memory_bytes())
 
 
-_EVENT_NAMES: dict[type, str] = {Loss: "loss", Answer: "answer", Room: "room", RowTokens: "row"}
+_EVENT_NAMES: dict[type, str] = {Loss: "loss", Answer: "answer", ContextLimits: "room", RowTokens: "row"}
 
 
-def _frame(fields: dict[str, Any]) -> Frame:
+def _prompt_settings(fields: dict[str, Any]) -> PromptSettings:
     template = fields.pop("chat_template")
-    return Frame(**fields, chat_template=template and NamedTemplate(**template))
+    return PromptSettings(**fields, chat_template=template and NamedTemplate(**template))
 
 
 def _item(fields: dict[str, Any]) -> Item:

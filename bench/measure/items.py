@@ -66,7 +66,7 @@ def _unreadable(problems: Problems) -> tuple[LeftOut, ...]:
     return (LeftOut(UNREADABLE, problems.count, problems.shown[0]),)
 
 
-def count_left_out(reasons: list[tuple[str, str]]) -> tuple[LeftOut, ...]:
+def group_by_reason(reasons: list[tuple[str, str]]) -> tuple[LeftOut, ...]:
     """Rows by reason, from a reason and what is wrong for each."""
     counts = Counter(reason for reason, _ in reasons)
     firsts = dict(reversed(reasons))

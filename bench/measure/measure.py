@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.measure.asking import Asker, Frame, asker_of
+from bench.measure.prompts import PromptEncoder, PromptSettings, make_prompt_encoder
 from bench.results import Answer, Item, Loss, SpeedRun
 from gladstone.errors import UnsupportedError
 from gladstone.llamacpp.context import Context
@@ -26,7 +26,7 @@ class QualityJob:
     answers: int
     max_tokens: int
     threads: int | None
-    frame: Frame = field(default_factory=Frame)
+    frame: PromptSettings = field(default_factory=PromptSettings)
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,18 @@ class SpeedJob:
     prefill_tokens: int
     decode_tokens: int
     threads: int | None
-    frame: Frame = field(default_factory=Frame)
+    frame: PromptSettings = field(default_factory=PromptSettings)
 
 
 def measure_quality(job: QualityJob) -> Iterator[Loss | Answer]:
-    """Yield the loss of every item in order, then the answers in order. The rows fit: `count_rows` saw to it."""
+    """Yield the loss of every item in order, then the answers in order. The rows fit: `count_tokens` saw to it."""
     with Engine(job.model, job.frame.engine_options(job.threads, steady=True)) as engine:
-        asker = _asker(engine, job.frame)
+        encoder = _encoder(engine, job.frame)
         for item in job.items:
-            yield _loss(engine, asker, item)
+            yield _loss(engine, encoder, item)
         sampling = Sampling(temperature=0.0, repeat_penalty=1.0, max_tokens=job.max_tokens)
         for item in job.items[: job.answers]:
-            yield _answer(engine, Request(asker.prompt(item), sampling, reasoning_tokens=job.frame.thought_tokens))
+            yield _answer(engine, Request(encoder.prompt(item), sampling, reasoning_tokens=job.frame.thought_tokens))
 
 
 def measure_speed(job: SpeedJob) -> SpeedRun:
@@ -61,12 +61,12 @@ def measure_speed(job: SpeedJob) -> SpeedRun:
         room = engine.context_tokens - job.decode_tokens
         if room < 1:
             raise UnsupportedError(f"{job.model}: its context of {engine.context_tokens} tokens is too small to time.")
-        asker = _asker(engine, job.frame)
-        prompt = _text_tokens(asker, job.items, min(job.prefill_tokens, room))
+        encoder = _encoder(engine, job.frame)
+        prompt = _text_tokens(encoder, job.items, min(job.prefill_tokens, room))
         _time_plain(engine, prompt[:WARM_UP_PROMPT_TOKENS], WARM_UP_STEPS)
         others = OtherWork()
         others.measure()
-        first_token_s = _time_first_token(engine, asker, typical_item(job.items))
+        first_token_s = _time_first_token(engine, encoder, typical_item(job.items))
         prefill_s, decode_s = _time_plain(engine, prompt, job.decode_tokens)
         return SpeedRun(
             load_s=engine.load_s,
@@ -87,8 +87,8 @@ def typical_item(items: Sequence[Item]) -> Item:
     return by_length[len(by_length) // 2]
 
 
-def _loss(engine: Engine, asker: Asker, item: Item) -> Loss:
-    prompt, answer = asker.scored(item)
+def _loss(engine: Engine, encoder: PromptEncoder, item: Item) -> Loss:
+    prompt, answer = encoder.scored(item)
     pieces = _windows(prompt, answer, engine.context_tokens) if item.is_text else [(prompt, answer)]
     losses = [engine.score(before, [scored])[0] for before, scored in pieces]
     nats, tokens = sum(loss.nats for loss in losses), sum(loss.tokens for loss in losses)
@@ -104,8 +104,8 @@ def _windows(begin: list[int], tokens: list[int], context: int) -> Iterator[tupl
         yield begin, tokens[start : start + size]
 
 
-def _asker(engine: Engine, frame: Frame) -> Asker:
-    return asker_of(engine.model, None if frame.raw else engine.template, frame)
+def _encoder(engine: Engine, frame: PromptSettings) -> PromptEncoder:
+    return make_prompt_encoder(engine.model, None if frame.raw else engine.template, frame)
 
 
 def _answer(engine: Engine, request: Request) -> Answer:
@@ -114,22 +114,22 @@ def _answer(engine: Engine, request: Request) -> Answer:
     return Answer(done.text.strip(), done.reasoning, done.stop_reason, done.prompt_tokens, done.generated_tokens)
 
 
-def _text_tokens(asker: Asker, items: Sequence[Item], count: int) -> list[int]:
+def _text_tokens(encoder: PromptEncoder, items: Sequence[Item], count: int) -> list[int]:
     """The first `count` tokens of the items' prompts and answers, read over and over if they are short."""
     tokens: list[int] = []
     while len(tokens) < count:
         for item in items:
-            tokens += [token for part in asker.scored(item) for token in part]
+            tokens += [token for part in encoder.scored(item) for token in part]
             if len(tokens) >= count:
                 break
     return tokens[:count]
 
 
-def _time_first_token(engine: Engine, asker: Asker, item: Item) -> float:
+def _time_first_token(engine: Engine, encoder: PromptEncoder, item: Item) -> float:
     engine.clear_cache()
-    begin_s = time.perf_counter()
-    tokens = (asker.scored(item)[1][: engine.context_tokens // 2] if item.is_text else asker.prompt(item)) or [0]
-    rendered_s = time.perf_counter() - begin_s
+    start_s = time.perf_counter()
+    tokens = (encoder.scored(item)[1][: engine.context_tokens // 2] if item.is_text else encoder.prompt(item)) or [0]
+    rendered_s = time.perf_counter() - start_s
     return rendered_s + engine.complete(tokens, Sampling(temperature=0.0, max_tokens=1)).first_token_s
 
 
@@ -137,7 +137,7 @@ def _time_plain(engine: Engine, tokens: list[int], steps: int) -> tuple[float, f
     """Seconds to evaluate the tokens from an empty cache, and for `steps` more, each the likeliest after the last."""
 
     def work(context: Context) -> tuple[float, float]:
-        begin_s = time.perf_counter()
+        start_s = time.perf_counter()
         for start in range(0, len(tokens), context.batch_tokens):
             context.decode(tokens[start : start + context.batch_tokens], start)
         context.logits()  # llama.cpp may still be at work until its result is read
@@ -145,6 +145,6 @@ def _time_plain(engine: Engine, tokens: list[int], steps: int) -> tuple[float, f
         for step in range(steps):
             context.decode([int(context.logits().argmax())], len(tokens) + step)
         context.logits()
-        return read_s - begin_s, time.perf_counter() - read_s
+        return read_s - start_s, time.perf_counter() - read_s
 
     return engine.run(work)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench.measure.asking import Frame
+from bench.measure.prompts import PromptSettings
 from bench.results import ModelFile
 from gladstone.artifacts import MANIFEST_NAME, check_file, read_manifest, sha256_file
 from gladstone.chat.named_templates import template_names
@@ -14,7 +14,7 @@ from gladstone.errors import ArtifactError, ConfigError
 from gladstone.gguf.header import GgufInfo, read_generative_model, summarize_model
 
 
-def read_models(paths: Sequence[Path], frame: Frame, progress: Progress) -> tuple[ModelFile, ...]:
+def read_models(paths: Sequence[Path], frame: PromptSettings, progress: Progress) -> tuple[ModelFile, ...]:
     """Check every file, and its manifest where one lies beside it.
 
     Raises ConfigError for a file given twice, ArtifactError for one that is damaged, not what its manifest says, or
@@ -61,7 +61,7 @@ def _check_distinct(paths: Sequence[Path]) -> None:
         raise ConfigError(f"{twice[0]}: given {counts[twice[0].resolve()]} times; name each model file once.")
 
 
-def _read_model(info: GgufInfo, label: str, frame: Frame) -> ModelFile:
+def _read_model(info: GgufInfo, label: str, frame: PromptSettings) -> ModelFile:
     _check_manifest(info)
     return ModelFile(
         path=info.path,
@@ -76,7 +76,7 @@ def _read_model(info: GgufInfo, label: str, frame: Frame) -> ModelFile:
     )
 
 
-def _template_sha256(info: GgufInfo, frame: Frame) -> str | None:
+def _template_sha256(info: GgufInfo, frame: PromptSettings) -> str | None:
     """Of the chat template through which the model is asked, None if it is not."""
     if frame.raw:
         return None

@@ -23,7 +23,7 @@ Table = npt.NDArray[np.float64]
 Statistic = Callable[[Table], Table]
 
 ROUNDING = 1e-12  # of sums: a bound this near to 0 is 0
-MIN_JUDGED = 10  # with fewer items an interval covers less than it says
+MIN_ANSWERS_FOR_VERDICT = 10  # with fewer items an interval covers less than it says
 
 _NORMAL = NormalDist()
 _BLOCK_CELLS = 4_000_000  # resample weights held at once: 32 MB
@@ -90,7 +90,7 @@ def judge(difference: Result, higher_is_better: bool | None) -> Difference:
 
     With fewer items it says that: their interval may leave 0 out, and covers less than it claims.
     """
-    if difference.n < MIN_JUDGED:
+    if difference.n < MIN_ANSWERS_FOR_VERDICT:
         return Difference(difference, TOO_FEW)
     if difference.low <= ROUNDING and difference.high >= -ROUNDING:
         return Difference(difference, SAME)

@@ -1,7 +1,8 @@
-"""Metrics: each gives one score in [0, 1] per item, and says how items add up to the figure in the table.
+"""Metrics: each gives one score in [0, 1] per item, and defines how the items add up to the value in the table.
 
-To add one, write a function (answers, references) → Scored with a doctest and put it into `METRICS`. How a text is
-split depends on the writing of its reference (`tokenisers`). What no tokeniser sees gets no score, rather than 0.
+To add one, write a function (answers, references) → MetricScores with a doctest and add it to `METRICS`. How a text is
+split depends on the writing system of its reference (`tokenisers`). A reference that no tokeniser can split gets no
+score, rather than 0.
 """
 
 from collections import Counter
@@ -14,9 +15,9 @@ from unicodedata import normalize
 import numpy as np
 
 from bench.metrics.bootstrap import Bootstrap, Statistic, Table, compare, estimate, mean, mean_table
-from bench.metrics.shares import share, share_difference
+from bench.metrics.proportions import proportion, proportion_difference
 from bench.metrics.tokenisers import answer_tokens, rouge_tokens, tokenisers_of
-from bench.metrics.writing import EMPTY, ENGLISH, writings
+from bench.metrics.writing_systems import EMPTY, ENGLISH, detect_writing_systems
 from bench.results import MetricInfo, Result
 
 if TYPE_CHECKING:
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU
 
 BLEU_ORDER = 4
-FEWEST = 2  # items with a score that a figure needs
+MIN_SCORED = 2  # items with a score that a figure needs
 
 
 @dataclass(frozen=True)
-class Scored:
+class MetricScores:
     """A metric over all items of one model: a score per item, and the table and statistic of the figure.
 
     Of a share every score is 0 or 1. An item whose reference the metric cannot see has no score (None) and no line in
@@ -38,18 +39,18 @@ class Scored:
     scores: tuple[float | None, ...]
     table: Table
     statistic: Statistic
-    is_share: bool = False
+    is_proportion: bool = False
     unseen: str = ""
     remark: str = ""
 
     def estimate(self, bootstrap: Bootstrap) -> Result:
         """The figure with its interval."""
-        return share(self._seen()) if self.is_share else estimate(self.table, self.statistic, bootstrap)
+        return proportion(self._seen()) if self.is_proportion else estimate(self.table, self.statistic, bootstrap)
 
-    def less(self, first: "Scored", bootstrap: Bootstrap) -> Result:
+    def minus(self, first: "MetricScores", bootstrap: Bootstrap) -> Result:
         """The figure minus another model's over the same items."""
-        if self.is_share:
-            return share_difference(first._seen(), self._seen())
+        if self.is_proportion:
+            return proportion_difference(first._seen(), self._seen())
         return compare(first.table, self.table, self.statistic, bootstrap)
 
     def _seen(self) -> list[float]:
@@ -61,16 +62,16 @@ class Metric:
     """A named way to score answers against references; of `whole_answers` one that was cut off is none."""
 
     info: MetricInfo
-    score: Callable[[Sequence[str], Sequence[str]], Scored]
+    score: Callable[[Sequence[str], Sequence[str]], MetricScores]
     whole_answers: bool = False
 
 
-def scored(scores: Sequence[float | None], *, is_share: bool = False, unseen: str = "") -> Scored:
+def scored(scores: Sequence[float | None], *, is_proportion: bool = False, unseen: str = "") -> MetricScores:
     """The mean of the scores that there are."""
     seen = [score for score in scores if score is not None]
-    if len(seen) < FEWEST and not unseen:
-        unseen = f"fewer than {FEWEST} references hold any text"
-    return Scored(tuple(scores), mean_table(seen), mean, is_share, unseen)
+    if len(seen) < MIN_SCORED and not unseen:
+        unseen = f"fewer than {MIN_SCORED} references hold any text"
+    return MetricScores(tuple(scores), mean_table(seen), mean, is_proportion, unseen)
 
 
 def token_f1(answer: str, reference: str, kind: str = ENGLISH) -> float:
@@ -90,13 +91,13 @@ def token_f1(answer: str, reference: str, kind: str = ENGLISH) -> float:
     return 2 * shared / (len(said) + len(wanted))
 
 
-def score_token_f1(answers: Sequence[str], references: Sequence[str]) -> Scored:
+def score_token_f1(answers: Sequence[str], references: Sequence[str]) -> MetricScores:
     """Mean token F1."""
     rows = _rows(answers, references)
     return scored([None if kind == EMPTY else token_f1(answer, reference, kind) for answer, reference, kind in rows])
 
 
-def score_exact_match(answers: Sequence[str], references: Sequence[str]) -> Scored:
+def score_exact_match(answers: Sequence[str], references: Sequence[str]) -> MetricScores:
     """The share of answers that have the reference's words in its order.
 
     >>> score_exact_match(["Yes.", "не"], ["yes", "да"]).scores
@@ -106,10 +107,10 @@ def score_exact_match(answers: Sequence[str], references: Sequence[str]) -> Scor
     for answer, reference, kind in _rows(answers, references):
         tokens = answer_tokens(kind)
         scores.append(None if kind == EMPTY else float(tokens(answer) == tokens(reference)))
-    return scored(scores, is_share=True)
+    return scored(scores, is_proportion=True)
 
 
-def score_rouge(kind: str, answers: Sequence[str], references: Sequence[str]) -> Scored:
+def score_rouge(kind: str, answers: Sequence[str], references: Sequence[str]) -> MetricScores:
     """Mean ROUGE F1 of one kind (`rouge1`, `rouge2`, `rougeL`), by the rouge-score package; English is stemmed.
 
     >>> score_rouge("rouge1", ["the heart fails"], ["the heart failed"]).scores
@@ -147,7 +148,7 @@ class _Tokeniser:
         self.tokenize = tokens
 
 
-def score_bleu(answers: Sequence[str], references: Sequence[str]) -> Scored:
+def score_bleu(answers: Sequence[str], references: Sequence[str]) -> MetricScores:
     """Corpus BLEU by sacrebleu's counts; the scores per item are its sentence BLEU with effective order.
 
     >>> score_bleu(["the heart pumps the blood"], ["the heart pumps the blood"]).scores
@@ -167,7 +168,7 @@ def score_bleu(answers: Sequence[str], references: Sequence[str]) -> Scored:
         counted.append([*counts.counts, *counts.totals, counts.sys_len, counts.ref_len])
     table = np.asarray(counted, float).reshape(-1, 2 * BLEU_ORDER + 2)
     unseen = scored(scores).unseen or _too_short(int(table[:, -1].max(initial=0)), BLEU_ORDER)
-    return Scored(tuple(scores), table, corpus_bleu, unseen=unseen)
+    return MetricScores(tuple(scores), table, corpus_bleu, unseen=unseen)
 
 
 @cache
@@ -193,7 +194,7 @@ def corpus_bleu(sums: Table) -> Table:
         return np.where(usable, np.minimum(precision * brevity, 1.0), 0.0)
 
 
-def _rouge(kind: str) -> Callable[[Sequence[str], Sequence[str]], Scored]:
+def _rouge(kind: str) -> Callable[[Sequence[str], Sequence[str]], MetricScores]:
     return lambda answers, references: score_rouge(kind, answers, references)
 
 
@@ -212,7 +213,7 @@ METRICS: dict[str, Metric] = {
 
 def _rows(answers: Sequence[str], references: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """Answer, reference and the reference's kind of writing."""
-    kinds = (writing.kind for writing in writings(tuple(references)))
+    kinds = (writing.kind for writing in detect_writing_systems(tuple(references)))
     return zip(answers, references, kinds, strict=True)
 
 

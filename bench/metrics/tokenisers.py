@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from bench.metrics.writing import (
+from bench.metrics.writing_systems import (
     CHINESE,
     EMPTY,
     ENGLISH,
@@ -20,11 +20,11 @@ from bench.metrics.writing import (
     LATIN,
     SYMBOLS,
     WORDS,
-    Writing,
+    WritingSystem,
+    detect_writing_systems,
     graphemes,
     has_mecab,
     unicode_tokens,
-    writings,
 )
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def tokenisers_of(kind: str) -> Tokenisers:
 
 def splits(references: Sequence[str]) -> list[Split]:
     """How the references of a set are split, the most frequent writing first; empty ones are left out."""
-    counts: dict[Writing, int] = {}
-    for writing in writings(tuple(references)):
+    counts: dict[WritingSystem, int] = {}
+    for writing in detect_writing_systems(tuple(references)):
         counts[writing] = counts.get(writing, 0) + 1
     ordered = sorted(counts.items(), key=lambda pair: -pair[1])
     return [Split(_title(each), rows, tokenisers_of(each.kind)) for each, rows in ordered if each.kind != EMPTY]
@@ -102,7 +102,7 @@ def _own_rouge() -> "DefaultTokenizer":
     return DefaultTokenizer(use_stemmer=True)
 
 
-def _title(writing: Writing) -> str:
+def _title(writing: WritingSystem) -> str:
     titles = {
         ENGLISH: "Latin letters, English or in ASCII" if writing.script else "digits",
         LATIN: "Latin letters, not English" if writing.script else "digits",

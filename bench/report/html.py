@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bench.metrics.form import FORM
+from bench.metrics.answer_form import FORM
 from bench.report.markdown import measured_rows
 from bench.report.plots import COLOURS, decode_plot, perplexity_plot, scores_plot, size_plot
 from bench.report.tables import NO_FIGURE, all_tables
@@ -41,7 +41,9 @@ def _plots(report: Report) -> dict[str, list[tuple[str, Any]]]:
 
     plots = {
         "Quality": [
-            drawn(f"Perplexity of {report.scored_words}, 95 % interval. Lower is better.", perplexity_plot(report)),
+            drawn(
+                f"Perplexity of {report.scored_description}, 95 % interval. Lower is better.", perplexity_plot(report)
+            ),
         ]
     }
     if any(info.higher_is_better and info.name in row.results for row in report.models for info in report.metrics):

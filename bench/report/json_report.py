@@ -43,8 +43,8 @@ def _model(row: ModelReport) -> dict[str, Any]:
         "speed_ratios": _plain(row.speed_ratios),
         "peak_memory_bytes": row.peak_memory_bytes,
         "quality_peak_memory_bytes": row.measured.quality_peak_memory_bytes,
-        "endless_answers": row.endless_answers,
-        "only_thoughts": row.only_thoughts,
+        "endless_answers": row.truncated_answers,
+        "only_thoughts": row.reasoning_only_answers,
         "unseen": row.unseen,
         "speed_runs": speed_runs,
     }

@@ -1,6 +1,6 @@
 """The report as Markdown, for a README, an issue or a terminal."""
 
-from bench.report.tables import TextTable, all_tables
+from bench.report.tables import ReportTable, all_tables
 from bench.results import Report
 from gladstone.chat.messages import NO_MEDICAL_ADVICE
 from gladstone.report.tables import escape_markdown, markdown_table
@@ -13,8 +13,8 @@ def render_markdown(report: Report) -> str:
     parts = ["# Benchmark", *(escape_markdown(sentence) for sentence in report.headline)]
     if report.warnings:
         parts.append("\n".join(f"- **Mind:** {escape_markdown(warning)}" for warning in report.warnings))
-    if report.remarks:
-        parts.append("\n".join(f"- **Rows:** {escape_markdown(remark)}" for remark in report.remarks))
+    if report.row_notes:
+        parts.append("\n".join(f"- **Rows:** {escape_markdown(remark)}" for remark in report.row_notes))
     for table in all_tables(report):
         parts += [f"## {escape_markdown(table.title)}", _table(table), escape_markdown(table.note)]
     if report.answered:
@@ -29,7 +29,7 @@ def measured_rows(report: Report) -> str:
     return f"{rows:,} of {in_file:,} rows" if report.left_out else f"rows 1–{rows:,} of {in_file:,}"
 
 
-def _table(table: TextTable) -> str:
+def _table(table: ReportTable) -> str:
     return markdown_table(table.headers, [[title, *(cell.text for cell in cells)] for title, cells in table.rows])
 
 

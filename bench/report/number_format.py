@@ -3,10 +3,10 @@
 from bench.results import Result, Spread
 
 
-def figure(value: float) -> str:
+def format_number(value: float) -> str:
     """Four decimals below 0.01, three below 1, two below 100, none from 1,000 on.
 
-    >>> [figure(value) for value in (0, 0.00000312, 0.00123, 0.12345, 28.141, 123.45, 12345.6)]
+    >>> [format_number(value) for value in (0, 0.00000312, 0.00123, 0.12345, 28.141, 123.45, 12345.6)]
     ['0', '3e−06', '0.0012', '0.123', '28.14', '123.5', '12,346']
     """
     if value == 0:
@@ -18,25 +18,25 @@ def figure(value: float) -> str:
     return f"{value:,.{decimals}f}".replace("-", "−")
 
 
-def signed(value: float) -> str:
+def format_signed(value: float) -> str:
     """A difference with its sign.
 
-    >>> [signed(value) for value in (1.5, -0.25, 0.0)]
+    >>> [format_signed(value) for value in (1.5, -0.25, 0.0)]
     ['+1.50', '−0.250', '0']
     """
-    return f"+{figure(value)}" if value > 0 else figure(value)
+    return f"+{format_number(value)}" if value > 0 else format_number(value)
 
 
-def interval(result: Result) -> str:
+def format_interval(result: Result) -> str:
     """`[low, high]`."""
-    return f"[{figure(result.low)}, {figure(result.high)}]"
+    return f"[{format_number(result.low)}, {format_number(result.high)}]"
 
 
-def signed_interval(result: Result) -> str:
+def format_signed_interval(result: Result) -> str:
     """`[low, high]` with signs."""
-    return f"[{signed(result.low)}, {signed(result.high)}]"
+    return f"[{format_signed(result.low)}, {format_signed(result.high)}]"
 
 
-def span(spread: Spread) -> str:
+def format_range(spread: Spread) -> str:
     """`(least–greatest)`, or nothing for a single round."""
-    return f"({figure(spread.low)}–{figure(spread.high)})" if spread.n > 1 else ""
+    return f"({format_number(spread.low)}–{format_number(spread.high)})" if spread.n > 1 else ""

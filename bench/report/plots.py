@@ -1,6 +1,6 @@
 """The report's charts."""
 
-from bench.report.number_format import figure
+from bench.report.number_format import format_number
 from bench.results import Report, Result, Spread
 from gladstone.report.svg_charts import (
     BASELINE,
@@ -82,7 +82,7 @@ def _strips(title: str, strips: list[Strip], *, from_zero: bool) -> str:
 
 def _mark(value: Result | Spread, number: int, dots: tuple[float, ...] = ()) -> Mark:
     middle = value.mean if isinstance(value, Result) else value.median
-    return Mark(middle, figure(middle), _paint(number), (value.low, value.high), dots)
+    return Mark(middle, format_number(middle), _paint(number), (value.low, value.high), dots)
 
 
 def _paint(number: int) -> Paint:

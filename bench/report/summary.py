@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bench.config import BenchConfig
-from bench.metrics.bootstrap import MIN_JUDGED, Bootstrap, Table, judge, perplexity, spread
-from bench.metrics.form import FORM
-from bench.metrics.metrics import Metric, Scored
+from bench.metrics.answer_form import FORM
+from bench.metrics.bootstrap import MIN_ANSWERS_FOR_VERDICT, Bootstrap, Table, judge, perplexity, spread
+from bench.metrics.metrics import Metric, MetricScores
 from bench.metrics.metrics import scored as of_scores
-from bench.report.number_format import figure, signed, signed_interval
+from bench.report.number_format import format_number, format_signed, format_signed_interval
 from bench.results import (
     CUT,
     NOT_COMPARABLE,
@@ -26,13 +26,13 @@ from bench.results import (
     Score,
     SpeedRun,
     Spread,
-    scored_words,
+    scored_description,
 )
 from gladstone.machine.other_work import NOTICEABLE
 
 NO_ANSWER = "the thought used up the tokens of every answer"
 PERPLEXITY = MetricInfo("perplexity", "perplexity", higher_is_better=False)
-FEW_ITEMS = 20
+ROUGH_BELOW = 20
 NAMED = 4  # disturbed measurements
 SPEED_FIGURES: dict[str, Callable[[SpeedRun], float]] = {
     "load_s": lambda run: run.load_s,
@@ -43,7 +43,7 @@ SPEED_FIGURES: dict[str, Callable[[SpeedRun], float]] = {
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Measurements:
     """What was measured, on what, and how it is to be scored."""
 
     models: tuple[ModelFile, ...]
@@ -51,20 +51,20 @@ class Inputs:
     measured: tuple[Measured, ...]
     metrics: dict[str, Metric]
     config: BenchConfig
-    unlike: Mapping[str, str] = field(default_factory=dict)  # why a model's answers are other tokens, by label
+    mismatches: Mapping[str, str] = field(default_factory=dict)  # why a model's answers are other tokens, by label
 
 
-def summarise(inputs: Inputs, warnings: Sequence[str]) -> Report:
+def summarise(inputs: Measurements, warnings: Sequence[str]) -> Report:
     """The report, with settings and provenance still to be filled in."""
     tables = [_scored(inputs, measured) for measured in inputs.measured]
     rows = tuple(_model_report(inputs, tables, place) for place in range(len(inputs.models)))
     infos = (PERPLEXITY, *(metric.info for metric in inputs.metrics.values()))
     return Report(
-        headline=headline(rows, infos, scored_words(inputs.items)),
+        headline=headline(rows, infos, scored_description(inputs.items)),
         warnings=(
             *warnings,
             *_metric_remarks(tables[0], infos),
-            *_measurement_warnings(rows, inputs.unlike),
+            *_measurement_warnings(rows, inputs.mismatches),
             *_disturbances(rows),
         ),
         metrics=infos,
@@ -79,36 +79,39 @@ def headline(rows: Sequence[ModelReport], infos: Sequence[MetricInfo], scored: s
     first = rows[0]
     if len(rows) == 1:
         result = first.results[PERPLEXITY.name]
+        ends = f"{format_number(result.low)} to {format_number(result.high)}"
         return (
-            f"{first.model.label} has a perplexity of {figure(result.mean)} (95 % interval {figure(result.low)} to "
-            f"{figure(result.high)}) on {scored}. Name a second model to compare.",
+            f"{first.model.label} has a perplexity of {format_number(result.mean)} (95 % interval {ends}) on {scored}. "
+            "Name a second model to compare.",
         )
     return tuple(_finding(first, row, infos) for row in rows[1:])
 
 
-def _scored(inputs: Inputs, measured: Measured) -> dict[str, Scored]:
+def _scored(inputs: Measurements, measured: Measured) -> dict[str, MetricScores]:
     """Perplexity over all items and each metric over the answered ones, as tables that can be resampled."""
     references = [item.reference_text.strip() for item in inputs.items[: len(measured.answers)]]
     scored = {name: _score(metric, measured.answers, references) for name, metric in inputs.metrics.items()}
     likelihood = tuple(float(np.exp(-loss.nats / loss.tokens)) for loss in measured.losses)
-    return {PERPLEXITY.name: Scored(likelihood, _loss_table(measured.losses), perplexity), **scored}
+    return {PERPLEXITY.name: MetricScores(likelihood, _loss_table(measured.losses), perplexity), **scored}
 
 
-def _score(metric: Metric, answers: Sequence[Answer], references: Sequence[str]) -> Scored:
+def _score(metric: Metric, answers: Sequence[Answer], references: Sequence[str]) -> MetricScores:
     scored = metric.score([answer.text for answer in answers], references)
-    if all(answer.only_thought for answer in answers):
+    if all(answer.is_reasoning_only for answer in answers):
         return replace(scored, unseen=NO_ANSWER)
     if not metric.whole_answers:
         return scored
     pairs = zip(answers, scored.scores, strict=True)
-    return of_scores([0.0 if answer.stop_reason in CUT else score for answer, score in pairs], is_share=scored.is_share)
+    return of_scores(
+        [0.0 if answer.stop_reason in CUT else score for answer, score in pairs], is_proportion=scored.is_proportion
+    )
 
 
 def _loss_table(losses: Sequence[Loss]) -> Table:
     return np.array([[loss.nats, loss.tokens] for loss in losses], float)
 
 
-def _model_report(inputs: Inputs, tables: Sequence[dict[str, Scored]], place: int) -> ModelReport:
+def _model_report(inputs: Measurements, tables: Sequence[dict[str, MetricScores]], place: int) -> ModelReport:
     measured, first = inputs.measured[place], inputs.measured[0]
     own = tables[place]
     bootstrap = Bootstrap(seed=inputs.config.seed)
@@ -121,23 +124,23 @@ def _model_report(inputs: Inputs, tables: Sequence[dict[str, Scored]], place: in
         speed=_spreads([{name: take(run) for name, take in SPEED_FIGURES.items()} for run in speed]),
         speed_ratios=_ratios(speed, first.speed) if place else {},
         peak_memory_bytes=max((run.peak_memory_bytes for run in speed), default=None),
-        endless_answers=sum(answer.stop_reason in CUT for answer in measured.answers),
+        truncated_answers=sum(answer.stop_reason in CUT for answer in measured.answers),
         measured=measured,
         unseen={name: scored.unseen for name, scored in own.items() if scored.unseen},
     )
 
 
 def _differences(
-    inputs: Inputs, tables: Sequence[dict[str, Scored]], place: int, bootstrap: Bootstrap
+    inputs: Measurements, tables: Sequence[dict[str, MetricScores]], place: int, bootstrap: Bootstrap
 ) -> dict[str, Difference]:
     infos = {PERPLEXITY.name: PERPLEXITY} | {name: metric.info for name, metric in inputs.metrics.items()}
     differences = {}
     for name, info in infos.items():
         first, own = tables[0][name], tables[place][name]
         if not first.unseen and not own.unseen:
-            differences[name] = judge(own.less(first, bootstrap), info.higher_is_better)
-    unlike = inputs.models[place].label in inputs.unlike
-    if unlike or not _same_tokens(inputs.measured[0], inputs.measured[place]):
+            differences[name] = judge(own.minus(first, bootstrap), info.higher_is_better)
+    mismatches = inputs.models[place].label in inputs.mismatches
+    if mismatches or not _same_tokens(inputs.measured[0], inputs.measured[place]):
         differences[PERPLEXITY.name] = Difference(differences[PERPLEXITY.name].result, NOT_COMPARABLE)
     return differences
 
@@ -147,7 +150,7 @@ def _same_tokens(first: Measured, other: Measured) -> bool:
     return all(one.tokens == two.tokens for one, two in pairs)
 
 
-def _scores(items: Sequence[Item], scored: Scored) -> tuple[Score, ...]:
+def _scores(items: Sequence[Item], scored: MetricScores) -> tuple[Score, ...]:
     return tuple(Score(item.source, value) for item, value in zip(items, scored.scores, strict=False))
 
 
@@ -169,8 +172,9 @@ def _finding(first: ModelReport, row: ModelReport, infos: Sequence[MetricInfo]) 
     )
     gap = difference.result
     parts = [
-        f"perplexity {figure(base.mean)} → {figure(own.mean)}, "
-        f"{difference.verdict} (difference {signed(gap.mean)}, 95 % interval {signed(gap.low)} to {signed(gap.high)}, "
+        f"perplexity {format_number(base.mean)} → {format_number(own.mean)}, "
+        f"{difference.verdict} (difference {format_signed(gap.mean)}, "
+        f"95 % interval {format_signed(gap.low)} to {format_signed(gap.high)}, "
         f"{gap.n} rows)"
     ]
     if FORM in row.differences:
@@ -193,8 +197,8 @@ def _form_finding(first: ModelReport, row: ModelReport) -> str:
     before, after = first.results[FORM], row.results[FORM]
     return (
         f"answers in the form {round(before.mean * before.n)} → {round(after.mean * after.n)} of {after.n}, "
-        f"{difference.verdict} (difference of the shares {signed(difference.result.mean)}, 95 % interval "
-        f"{signed_interval(difference.result)})"
+        f"{difference.verdict} (difference of the shares {format_signed(difference.result.mean)}, 95 % interval "
+        f"{format_signed_interval(difference.result)})"
     )
 
 
@@ -217,12 +221,12 @@ def _disturbances(rows: Sequence[ModelReport]) -> list[str]:
     ]
 
 
-def _metric_remarks(scored: Mapping[str, Scored], infos: Sequence[MetricInfo]) -> list[str]:
+def _metric_remarks(scored: Mapping[str, MetricScores], infos: Sequence[MetricInfo]) -> list[str]:
     return [f"{info.title}: {scored[info.name].remark}." for info in infos if scored[info.name].remark]
 
 
 def _thought_warning(row: ModelReport) -> str:
-    count, answers = row.only_thoughts, len(row.measured.answers)
+    count, answers = row.reasoning_only_answers, len(row.measured.answers)
     scored = "nothing of it can be scored" if count == answers else "these count as wrong"
     return (
         f"{count} of {answers} answers of {row.model.label} are empty, because the thought before them used up their "
@@ -231,16 +235,20 @@ def _thought_warning(row: ModelReport) -> str:
     )
 
 
-def _measurement_warnings(rows: Sequence[ModelReport], unlike: Mapping[str, str]) -> list[str]:
+def _measurement_warnings(rows: Sequence[ModelReport], mismatches: Mapping[str, str]) -> list[str]:
     warnings = []
     answers = len(rows[0].measured.answers)
-    if 0 < answers < FEW_ITEMS:
-        no_verdict = f", and below {MIN_JUDGED} no model is judged by them" if answers < MIN_JUDGED else ""
-        warnings.append(f"Only {answers} answers were scored: the intervals are rough below {FEW_ITEMS}{no_verdict}.")
-    warnings += map(_thought_warning, filter(lambda row: row.only_thoughts, rows))
+    if 0 < answers < ROUGH_BELOW:
+        no_verdict = (
+            f", and below {MIN_ANSWERS_FOR_VERDICT} no model is judged by them"
+            if answers < MIN_ANSWERS_FOR_VERDICT
+            else ""
+        )
+        warnings.append(f"Only {answers} answers were scored: the intervals are rough below {ROUGH_BELOW}{no_verdict}.")
+    warnings += map(_thought_warning, filter(lambda row: row.reasoning_only_answers, rows))
     for row in rows:
         if PERPLEXITY.name in row.differences and row.differences[PERPLEXITY.name].verdict == NOT_COMPARABLE:
-            why = unlike.get(row.model.label, "they differ in number")
+            why = mismatches.get(row.model.label, "they differ in number")
             warnings.append(
                 f"The reference answers are other tokens to {row.model.label} than to {rows[0].model.label}: {why}. "
                 "Perplexity is per token and cannot be compared between them."

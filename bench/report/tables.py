@@ -3,10 +3,16 @@
 import dataclasses
 from dataclasses import dataclass
 
-from bench.metrics.bootstrap import MIN_JUDGED
-from bench.metrics.form import FORM
+from bench.metrics.answer_form import FORM
+from bench.metrics.bootstrap import MIN_ANSWERS_FOR_VERDICT
 from bench.metrics.tokenisers import splits
-from bench.report.number_format import figure, interval, signed, signed_interval, span
+from bench.report.number_format import (
+    format_interval,
+    format_number,
+    format_range,
+    format_signed,
+    format_signed_interval,
+)
 from bench.results import ModelFile, ModelReport, Report
 from gladstone.machine.host import readable_bytes
 
@@ -34,7 +40,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class TextTable:
+class ReportTable:
     """Rows of cells under headers; the first header names the row titles."""
 
     title: str
@@ -43,7 +49,7 @@ class TextTable:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
-def all_tables(report: Report) -> list[TextTable]:
+def all_tables(report: Report) -> list[ReportTable]:
     """The tables that this report has something for, in reading order."""
     tables = [files_table(report), quality_table(report)]
     if report.answered:
@@ -55,7 +61,7 @@ def all_tables(report: Report) -> list[TextTable]:
     return tables
 
 
-def files_table(report: Report) -> TextTable:
+def files_table(report: Report) -> ReportTable:
     """What was measured."""
     rows = tuple(
         (
@@ -72,26 +78,26 @@ def files_table(report: Report) -> TextTable:
         "Base against tuned is fair only between files made the same way: export both through the same steps and types."
     )
     headers = ("model", "size", "quantisation, tensors", "architecture, parameters")
-    return TextTable("Models", note, headers, rows)
+    return ReportTable("Models", note, headers, rows)
 
 
-def quality_table(report: Report) -> TextTable:
+def quality_table(report: Report) -> ReportTable:
     """Each metric of each model with its interval, and the answers that never ended."""
     rows = [(info.title, tuple(_result_cell(row, info.name) for row in report.models)) for info in report.metrics]
     answers = report.answered
     if answers:
-        rows.append(("answers cut off", tuple(Cell(f"{row.endless_answers} of {answers}") for row in report.models)))
-    if any(row.only_thoughts for row in report.models):
-        rows.append(("of them only a thought", tuple(Cell(f"{row.only_thoughts}") for row in report.models)))
+        rows.append(("answers cut off", tuple(Cell(f"{row.truncated_answers} of {answers}") for row in report.models)))
+    if any(row.reasoning_only_answers for row in report.models):
+        rows.append(("of them only a thought", tuple(Cell(f"{row.reasoning_only_answers}") for row in report.models)))
     compared = (
         f"; the other metrics compare {answers} greedy answers with their references (higher is better, at most 1)"
     )
     note = (
-        f"Perplexity of {report.scored_words} (lower is better){compared if answers else ''}. In brackets the 95 % "
-        "interval."
+        f"Perplexity of {report.scored_description} (lower is better){compared if answers else ''}. "
+        "The 95 % interval is in brackets."
         f"{_form_note(report)}{_unseen_note(report)}"
     )
-    return TextTable("Quality", note, ("", *_labels(report)), tuple(rows))
+    return ReportTable("Quality", note, ("", *_labels(report)), tuple(rows))
 
 
 def _form_note(report: Report) -> str:
@@ -114,7 +120,7 @@ def _unseen_note(report: Report) -> str:
     return "".join(f" {NO_FIGURE} for {', '.join(names)}: {reason}." for reason, names in reasons.items())
 
 
-def split_table(report: Report) -> TextTable:
+def split_table(report: Report) -> ReportTable:
     """How references and answers were split into what the metrics compare."""
     rows = tuple(
         (each.title, (Cell(f"{each.rows:,}"), *map(Cell, dataclasses.astuple(each.tokenisers))))
@@ -122,22 +128,23 @@ def split_table(report: Report) -> TextTable:
     )
     note = "The writing of a reference decides how it and its answers are split into tokens. BLEU's are sacrebleu's."
     headers = ("references in", "rows", "ROUGE", "BLEU", "token F1, exact match")
-    return TextTable("Tokenisers", note, headers, rows)
+    return ReportTable("Tokenisers", note, headers, rows)
 
 
-def difference_table(report: Report) -> TextTable:
+def difference_table(report: Report) -> ReportTable:
     """Each later model minus the first, with the verdict."""
     first, others = report.models[0], report.models[1:]
     rows = tuple((info.title, tuple(_difference_cell(row, info.name) for row in others)) for info in report.metrics)
     note = (
-        f"Each model minus {first.model.label} over the same rows (95 % interval by paired bootstrap, of shares by "
-        "Newcombe's method). 'Not distinguishable' means that the interval contains 0: these rows cannot tell the two "
-        f"apart. Of twenty true ties about one is called a difference. Below {MIN_JUDGED} answers nothing is judged."
+        f"Each model minus {first.model.label} over the same rows (95 % interval by paired bootstrap; for "
+        "proportions, by Newcombe's method). 'Not distinguishable' means that the interval contains 0, so these rows "
+        "cannot tell the two apart. About one true tie in twenty is reported as a difference. "
+        f"With fewer than {MIN_ANSWERS_FOR_VERDICT} answers there is no verdict."
     )
-    return TextTable(f"Difference to {first.model.label}", note, ("", *_labels(report)[1:]), rows)
+    return ReportTable(f"Difference to {first.model.label}", note, ("", *_labels(report)[1:]), rows)
 
 
-def speed_table(report: Report) -> TextTable:
+def speed_table(report: Report) -> ReportTable:
     """Timings with their spread, relative to the first model, and peak memory."""
     rows = [
         (f"{title}, {unit}", tuple(_speed_cell(row, name) for row in report.models))
@@ -153,7 +160,7 @@ def speed_table(report: Report) -> TextTable:
         f"tokenising and reading a typical question. Prefill: {run.prefill_tokens} tokens, decode: {run.decode_tokens} "
         "tokens, both without sampling. Peak memory: the whole process, mapped pages of the model file included."
     )
-    return TextTable("Speed and memory", note, ("", *_labels(report)), tuple(rows))
+    return ReportTable("Speed and memory", note, ("", *_labels(report)), tuple(rows))
 
 
 def _tensor_types(model: ModelFile) -> str:
@@ -167,17 +174,17 @@ def _labels(report: Report) -> list[str]:
 
 def _result_cell(row: ModelReport, name: str) -> Cell:
     result = row.results.get(name)
-    return Cell(figure(result.mean), interval(result)) if result else Cell(NO_FIGURE)
+    return Cell(format_number(result.mean), format_interval(result)) if result else Cell(NO_FIGURE)
 
 
 def _difference_cell(row: ModelReport, name: str) -> Cell:
     difference = row.differences.get(name)
     if difference is None:
         return Cell(NO_FIGURE)
-    return Cell(signed(difference.result.mean), signed_interval(difference.result), difference.verdict)
+    return Cell(format_signed(difference.result.mean), format_signed_interval(difference.result), difference.verdict)
 
 
 def _speed_cell(row: ModelReport, name: str) -> Cell:
     spread = row.speed[name]
     ratio = row.speed_ratios.get(name)
-    return Cell(figure(spread.median), span(spread), f"{ratio.median:.2f} ×" if ratio else "")
+    return Cell(format_number(spread.median), format_range(spread), f"{ratio.median:.2f} ×" if ratio else "")

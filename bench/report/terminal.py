@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bench.report.tables import TextTable, difference_table, quality_table, speed_table, split_table
+from bench.report.tables import ReportTable, difference_table, quality_table, speed_table, split_table
 from bench.results import Report
 from gladstone.report.tables import text_columns
 from gladstone.report.terminal import one_line
@@ -17,14 +17,14 @@ def render_summary(report: Report, folder: Path) -> str:
         parts.append(_render(split_table(report)))
     if report.models[0].speed:
         parts.append(_render(speed_table(report)))
-    parts += ["\n".join(f"Rows: {remark}" for remark in report.remarks)] if report.remarks else []
+    parts += ["\n".join(f"Rows: {remark}" for remark in report.row_notes)] if report.row_notes else []
     parts += [f"Mind: {warning}" for warning in report.warnings]
     parts += report.headline
     paths = "\n".join(f"  {folder / name}" for name in ("report.html", "report.md", "report.json"))
     return "\n\n".join([*parts, f"Report:\n{paths}"])
 
 
-def _render(table: TextTable) -> str:
+def _render(table: ReportTable) -> str:
     rows = [[table.title, *table.headers[1:]]]
     rows += [[title, *(cell.text for cell in cells)] for title, cells in table.rows]
     return "\n".join(text_columns([[*map(one_line, row)] for row in rows]))

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.config import BenchConfig
 from bench.metrics.metrics import METRICS
-from bench.report.summary import Inputs, summarise
+from bench.report.summary import Measurements, summarise
 from bench.results import Answer, Item, Loss, Measured, ModelFile, Report, SpeedRun
 from gladstone.chat.messages import Message
 
@@ -30,7 +30,7 @@ def speed_run(factor: float = 1.0) -> SpeedRun:
     return SpeedRun(0.3, 0.2 / factor, 256, 500 * factor, 64, 100 * factor, 270_000_000)
 
 
-def make_inputs(texts: dict[str, list[str]], nats: dict[str, list[float]] | None = None) -> Inputs:
+def make_inputs(texts: dict[str, list[str]], nats: dict[str, list[float]] | None = None) -> Measurements:
     """Measurements of models that answered with these texts; nats default to 1 a token."""
     count = len(next(iter(texts.values())))
     items = tuple(
@@ -49,7 +49,7 @@ def make_inputs(texts: dict[str, list[str]], nats: dict[str, list[float]] | None
             )
         )
     models = tuple(model_file(label) for label in texts)
-    return Inputs(models, items, tuple(measured), METRICS, BenchConfig((), Path("rows.jsonl")))
+    return Measurements(models, items, tuple(measured), METRICS, BenchConfig((), Path("rows.jsonl")))
 
 
 def make_report(texts: dict[str, list[str]], nats: dict[str, list[float]] | None = None) -> Report:

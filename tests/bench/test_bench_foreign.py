@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli import main
-from bench.measure.asking import Frame
-from bench.measure.likeness import text_differences, unlike_answers
 from bench.measure.models import model_warnings, read_models
-from bench.measure.rows import Room, RowsJob, RowTokens, count_rows
+from bench.measure.prompts import PromptSettings
+from bench.measure.token_counts import ContextLimits, RowTokens, TokenCountJob, count_tokens
+from bench.measure.tokenizer_differences import find_token_mismatches, find_tokenizer_differences
 from bench.report.summary import summarise
 from bench.report.terminal import render_summary
 from bench.results import Answer
@@ -219,14 +219,14 @@ def test_no_think_is_what_each_template_reads_for_it_and_leaves_thoughts_of_refe
 
 def _unlike(first: Path, other: Path) -> tuple[str, list[str]]:
     """Why the answers of two files are other tokens, and all that is said of the second file."""
-    models = read_models([first, other], Frame(), Silent())
+    models = read_models([first, other], PromptSettings(), Silent())
     items = make_inputs({"a": ["x"] * 3}).items
     tokens = [
-        [row for row in count_rows(RowsJob(model.path, items, Frame())) if isinstance(row, RowTokens)]
+        [row for row in count_tokens(TokenCountJob(model.path, items, PromptSettings())) if isinstance(row, RowTokens)]
         for model in models
     ]
-    differences = text_differences(models)
-    found = unlike_answers(models, tokens, differences)
+    differences = find_tokenizer_differences(models)
+    found = find_token_mismatches(models, tokens, differences)
     return found.get(models[1].label, ""), model_warnings(models, differences)
 
 
@@ -263,9 +263,9 @@ def test_rows_are_counted_as_they_are_then_scored(tiny: Path) -> None:
     from runtime.engine import Engine, EngineOptions
 
     items = make_inputs({"a": ["x"] * 2}).items
-    room, *rows = count_rows(RowsJob(tiny, items, Frame()))
+    room, *rows = count_tokens(TokenCountJob(tiny, items, PromptSettings()))
     with Engine(tiny, EngineOptions(threads=1)) as engine:
-        assert room == Room(engine.context_tokens, 256)
+        assert room == ContextLimits(engine.context_tokens, 256)
         prompt = engine.prompt_tokens(items[0].prompt)
         loss = engine.answer_loss(items[0].messages)
     assert isinstance(rows[0], RowTokens)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bench.cli
-from bench.metrics.form import FORM, Form, read_form
+from bench.metrics.answer_form import FORM, Form, read_form
 from bench.metrics.metrics import METRICS
-from bench.metrics.shares import share, share_difference
+from bench.metrics.proportions import proportion, proportion_difference
 from bench.report.html import render_page
 from bench.report.markdown import render_markdown
 from bench.report.summary import summarise
@@ -59,7 +59,7 @@ def report_with_form(base: list[str], tuned: list[str], reference: str, stops: d
 
 @given(st.lists(st.booleans(), min_size=2, max_size=60))
 def test_an_interval_of_a_share_holds_it_and_has_a_width_at_both_ends(right: list[bool]) -> None:
-    found = share([float(each) for each in right])
+    found = proportion([float(each) for each in right])
     assert 0 <= found.low <= found.mean <= found.high <= 1
     assert found.high - found.low > 0.05
 
@@ -73,13 +73,13 @@ def test_wilsons_interval_is_the_published_one() -> None:
         (1, 29): (0.0061, 0.1718),
     }
     for (ones, n), (low, high) in cases.items():
-        found = share([1.0] * ones + [0.0] * (n - ones))
+        found = proportion([1.0] * ones + [0.0] * (n - ones))
         assert (found.low, found.high) == pytest.approx((low, high), abs=6e-5)
 
 
 def test_newcombes_interval_is_the_published_one() -> None:
     """Of 50 pairs both are right in 36, the first alone in 12, the other alone in 2."""
-    gap = share_difference([1.0] * 48 + [0.0] * 2, [1.0] * 36 + [0.0] * 12 + [1.0] * 2)
+    gap = proportion_difference([1.0] * 48 + [0.0] * 2, [1.0] * 36 + [0.0] * 12 + [1.0] * 2)
     assert (gap.low, gap.high) == pytest.approx((-0.3404, -0.0569), abs=6e-5)
 
 
@@ -99,7 +99,7 @@ def test_the_interval_of_a_paired_difference_covers_the_truth() -> None:
         both, first_only, other_only = counts
         first = [1.0] * (both + first_only) + [0.0] * (other_only + rest)
         other = [1.0] * both + [0.0] * first_only + [1.0] * other_only + [0.0] * rest
-        gap = share_difference(first, other)
+        gap = proportion_difference(first, other)
         covered += ways * probability * (gap.low <= truth <= gap.high)
     assert 0.93 < covered < 0.98
 
@@ -107,7 +107,7 @@ def test_the_interval_of_a_paired_difference_covers_the_truth() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40))
 def test_a_paired_difference_turns_round_with_its_sides(pairs: list[tuple[bool, bool]]) -> None:
     first, other = ([float(pair[side]) for pair in pairs] for side in (0, 1))
-    there, back = share_difference(first, other), share_difference(other, first)
+    there, back = proportion_difference(first, other), proportion_difference(other, first)
     assert (there.mean, there.low, there.high) == pytest.approx((-back.mean, -back.high, -back.low))
     assert there.low <= there.mean <= there.high
 

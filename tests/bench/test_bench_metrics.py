@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.metrics.external import load_metrics
+from bench.metrics.evaluate_metrics import load_metrics
 from bench.metrics.metrics import METRICS, corpus_bleu, score_bleu, token_f1
 from gladstone.errors import UnsupportedError
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bench.config import BenchConfig
-from bench.measure.asking import Frame
 from bench.measure.items import read_items
 from bench.measure.models import model_warnings, read_models
+from bench.measure.prompts import PromptSettings
 from bench.report.html import render_page
 from bench.report.json_report import report_json
 from bench.report.markdown import render_markdown
@@ -81,9 +81,9 @@ def test_the_headline_says_what_is_better_and_what_cannot_be_told() -> None:
 
 
 def _signed(report: Report, end: str) -> str:
-    from bench.report.number_format import signed
+    from bench.report.number_format import format_signed
 
-    return signed(getattr(report.models[1].differences["perplexity"].result, end))
+    return format_signed(getattr(report.models[1].differences["perplexity"].result, end))
 
 
 def test_one_model_alone_is_described_and_not_judged() -> None:
@@ -123,7 +123,7 @@ def test_answers_without_an_end_are_counted() -> None:
     report = summarise(
         dataclasses.replace(inputs, measured=(dataclasses.replace(inputs.measured[0], answers=answers),)), []
     )
-    assert report.models[0].endless_answers == 2
+    assert report.models[0].truncated_answers == 2
 
 
 def test_the_json_keeps_every_item_of_every_model_so_that_two_runs_compare_pairwise() -> None:
@@ -166,10 +166,10 @@ def test_a_manifest_beside_the_model_with_another_template_is_an_error(embedded_
     manifest = Manifest("export", (record,), {}, {}, {}, template_sha256="0" * 64)
     write_manifest(tmp_path, manifest)
     with pytest.raises(ArtifactError, match="is not the one that its manifest says it was trained with"):
-        read_models([path], Frame(), Silent())
+        read_models([path], PromptSettings(), Silent())
     write_manifest(tmp_path, dataclasses.replace(manifest, files=(dataclasses.replace(record, sha256="0" * 64),)))
     with pytest.raises(ArtifactError, match="damaged or changed since it was made"):
-        read_models([path], Frame(), Silent())
+        read_models([path], PromptSettings(), Silent())
 
 
 def test_labels_are_the_shortest_ends_that_differ(embedded_gguf: Path, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_labels_are_the_shortest_ends_that_differ(embedded_gguf: Path, tmp_path:
     for path in paths:
         path.parent.mkdir()
         shutil.copy(embedded_gguf, path)
-    assert [model.label for model in read_models(paths, Frame(), Silent())] == ["base/model", "tuned/model"]
+    assert [model.label for model in read_models(paths, PromptSettings(), Silent())] == ["base/model", "tuned/model"]
 
 
 def test_half_a_character_in_a_row_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bench.metrics.bootstrap import Bootstrap, compare, estimate, judge, mean, mean_table, perplexity, spread
 from bench.metrics.metrics import METRICS
-from bench.report.number_format import signed
+from bench.report.number_format import format_signed
 from bench.results import Result
 
 FAST = Bootstrap(resamples=200)
@@ -163,7 +163,7 @@ def test_no_verdict_contradicts_the_interval_that_is_shown(
 ) -> None:
     low, middle, high = sorted(bound * size for bound in bounds)
     verdict = judge(Result(middle, low, high, n), higher_is_better).verdict
-    shown_low, shown_high = signed(low)[0], signed(high)[0]
+    shown_low, shown_high = format_signed(low)[0], format_signed(high)[0]
     if n < 10:
         assert verdict == "too few answers to judge"
     elif verdict == "not distinguishable":

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bench.metrics.metrics import METRICS, score_bleu, score_rouge, score_token_f1
 from bench.metrics.tokenisers import splits
-from bench.metrics.writing import has_mecab, unicode_tokens, writings
+from bench.metrics.writing_systems import detect_writing_systems, has_mecab, unicode_tokens
 
 TEXTS = {
     "russian": "Инсулин снижает уровень сахара в крови.",
@@ -100,7 +100,7 @@ def test_marks_and_letters_of_no_script_are_dropped() -> None:
 @given(st.text(max_size=40))
 @settings(max_examples=150, deadline=None)
 def test_no_letter_digit_or_mark_of_a_text_is_lost_between_its_tokens(text: str) -> None:
-    from bench.metrics.writing import folded
+    from bench.metrics.writing_systems import folded
 
     wanted = Counter(char for char in folded(text) if unicodedata.category(char) in {*LETTERS, "Mn", "Mc"})
     assert Counter(char for char in "".join(unicode_tokens(text)) if char in wanted) == wanted
@@ -137,7 +137,7 @@ def test_a_set_of_several_languages_is_read_row_by_row_and_says_so() -> None:
 
 
 def test_a_row_of_han_alone_is_read_as_the_japanese_rows_beside_it() -> None:
-    kinds = [writing.kind for writing in writings(("急性心不全", TEXTS["japanese"], "インスリン"))]
+    kinds = [writing.kind for writing in detect_writing_systems(("急性心不全", TEXTS["japanese"], "インスリン"))]
     assert kinds == ["japanese"] * 3
     wanted = "ja-mecab" if has_mecab("ja") else "char"
     assert [each.tokenisers.bleu for each in splits(["急性心不全", TEXTS["japanese"]])] == [wanted]
@@ -145,7 +145,7 @@ def test_a_row_of_han_alone_is_read_as_the_japanese_rows_beside_it() -> None:
 
 def test_a_german_set_is_not_stemmed_as_english_though_some_rows_are_ascii() -> None:
     rows = ("Die Niere filtert das Blut.", "Die Lunge füllt sich mit Luft.", "Das Herz schlägt.", "Wasser")
-    assert {writing.kind for writing in writings(rows)} == {"latin"}
+    assert {writing.kind for writing in detect_writing_systems(rows)} == {"latin"}
 
 
 def test_runs_longer_than_every_reference_give_no_figure_instead_of_0() -> None:

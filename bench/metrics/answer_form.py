@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.metrics.bootstrap import mean, mean_table
-from bench.metrics.metrics import Metric, Scored
+from bench.metrics.metrics import Metric, MetricScores
 from bench.results import MetricInfo
 from gladstone.errors import ConfigError
 
@@ -41,9 +41,9 @@ class Form:
         return [number for number, text in enumerate(texts) if self.read(text) is None]
 
     def _metric(self, info: MetricInfo, right: Callable[[str, str], bool]) -> Metric:
-        def score(answers: Sequence[str], references: Sequence[str]) -> Scored:
+        def score(answers: Sequence[str], references: Sequence[str]) -> MetricScores:
             scores = tuple(float(right(*pair)) for pair in zip(answers, references, strict=True))
-            return Scored(scores, mean_table(scores), mean, is_share=True)
+            return MetricScores(scores, mean_table(scores), mean, is_proportion=True)
 
         return Metric(info, score, whole_answers=True)
 

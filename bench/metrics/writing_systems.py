@@ -42,7 +42,7 @@ SCRIPTS = {"Cjk": "Han"}  # what a script is called that Unicode's names call ot
 
 
 @dataclass(frozen=True)
-class Writing:
+class WritingSystem:
     """How a reference is written; `script` is the one that most of its words are in, '' where it has no letters."""
 
     kind: str
@@ -77,7 +77,7 @@ def graphemes(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=4)
-def writings(references: tuple[str, ...]) -> tuple[Writing, ...]:
+def detect_writing_systems(references: tuple[str, ...]) -> tuple[WritingSystem, ...]:
     """How each reference of a set is written."""
     rows = [unicode_tokens(text) for text in references]
     found = [_by_letters(text, tokens) for text, tokens in zip(references, rows, strict=True)]
@@ -90,37 +90,39 @@ def has_mecab(language: str) -> bool:
     return all(find_spec(name) is not None for name in modules)
 
 
-def _by_letters(text: str, tokens: Sequence[str]) -> Writing:
+def _by_letters(text: str, tokens: Sequence[str]) -> WritingSystem:
     """What one row can tell; Latin letters are LATIN until the set has told English ones."""
     if not tokens:
-        return Writing(SYMBOLS if text.strip() else EMPTY)
+        return WritingSystem(SYMBOLS if text.strip() else EMPTY)
     lettered = [token for token in tokens if _LETTER.search(token)]
     if not lettered:
-        return Writing(LATIN if text.isascii() else WORDS)
+        return WritingSystem(LATIN if text.isascii() else WORDS)
     scripts = Counter(map(_script, lettered))
     # β-blocker, α-helix: a letter that stands alone is a sign there
     signs = sum(_script(token) == "Greek" and len(token) == 1 for token in lettered) if scripts["Latin"] else 0
     others = len(lettered) - scripts["Latin"] - signs
     if others <= OTHER_SHARE * len(lettered):
-        return Writing(LATIN, "Latin")
+        return WritingSystem(LATIN, "Latin")
     script = next(name for name, _ in scripts.most_common() if name != "Latin")
     apart = sum(bool(_APART_TOKEN.match(token)) for token in lettered)
     if 2 * apart < others:
-        return Writing(KOREAN if script == "Hangul" else WORDS, script)
+        return WritingSystem(KOREAN if script == "Hangul" else WORDS, script)
     if script not in ("Han", "Hiragana", "Katakana"):
-        return Writing(UNSPACED, script)
-    return Writing(JAPANESE, "Han and kana") if _KANA.search(text) else Writing(CHINESE, "Han")
+        return WritingSystem(UNSPACED, script)
+    return WritingSystem(JAPANESE, "Han and kana") if _KANA.search(text) else WritingSystem(CHINESE, "Han")
 
 
-def _agreed_han(found: Sequence[Writing]) -> list[Writing]:
+def _agreed_han(found: Sequence[WritingSystem]) -> list[WritingSystem]:
     """A Japanese text may have no kana: rows of Han are Japanese where most rows beside them are."""
     kinds = Counter(writing.kind for writing in found)
     if kinds[JAPANESE] < kinds[CHINESE] or not kinds[JAPANESE]:
         return list(found)
-    return [Writing(JAPANESE, "Han and kana") if each.kind == CHINESE else each for each in found]
+    return [WritingSystem(JAPANESE, "Han and kana") if each.kind == CHINESE else each for each in found]
 
 
-def _agreed_latin(found: Sequence[Writing], rows: Sequence[Sequence[str]], references: Sequence[str]) -> list[Writing]:
+def _agreed_latin(
+    found: Sequence[WritingSystem], rows: Sequence[Sequence[str]], references: Sequence[str]
+) -> list[WritingSystem]:
     """English rows told from others in Latin letters: by their words, or where those do not tell by the other rows."""
     votes = [
         _is_english(tokens, text) if writing.kind == LATIN else None
@@ -135,7 +137,7 @@ def _agreed_latin(found: Sequence[Writing], rows: Sequence[Sequence[str]], refer
         votes = [share >= AGREED] * len(votes)
     english = [share >= 0.5 if vote is None else vote for vote in votes]
     return [
-        Writing(ENGLISH, writing.script) if writing.kind == LATIN and vote and _has_ascii(text) else writing
+        WritingSystem(ENGLISH, writing.script) if writing.kind == LATIN and vote and _has_ascii(text) else writing
         for writing, vote, text in zip(found, english, references, strict=True)
     ]
 

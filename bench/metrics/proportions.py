@@ -16,10 +16,10 @@ from gladstone.confidence import Z
 Flags = npt.NDArray[np.bool_]
 
 
-def share(scores: Sequence[float]) -> Result:
+def proportion(scores: Sequence[float]) -> Result:
     """The share of ones among scores of 0 and 1, with Wilson's interval.
 
-    >>> none = share([0.0] * 30)
+    >>> none = proportion([0.0] * 30)
     >>> none.low, round(none.high, 3)
     (0.0, 0.114)
     """
@@ -31,16 +31,16 @@ def share(scores: Sequence[float]) -> Result:
     return Result(mean, low, high, n)
 
 
-def share_difference(first: Sequence[float], other: Sequence[float]) -> Result:
+def proportion_difference(first: Sequence[float], other: Sequence[float]) -> Result:
     """`other`'s share minus `first`'s over the same items, with Newcombe's interval for pairs.
 
-    >>> gap = share_difference([0.0] * 30, [1.0] * 30)
+    >>> gap = proportion_difference([0.0] * 30, [1.0] * 30)
     >>> round(gap.low, 3), gap.high
     (0.839, 1.0)
     """
     if len(first) != len(other):
         raise ValueError(f"not the same items: {len(first)} and {len(other)}")
-    one, two = share(first), share(other)
+    one, two = proportion(first), proportion(other)
     together = _correlation(np.asarray(first, bool), np.asarray(other, bool))
     gap = two.mean - one.mean
     low = gap - _spread(two.mean - two.low, one.high - one.mean, together)

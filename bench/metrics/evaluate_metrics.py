@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench.metrics.metrics import METRICS, Metric, Scored, scored
-from bench.metrics.writing import EMPTY, ENGLISH, writings
+from bench.metrics.metrics import METRICS, Metric, MetricScores, scored
+from bench.metrics.writing_systems import EMPTY, ENGLISH, detect_writing_systems
 from bench.results import MetricInfo
 from gladstone.errors import UnsupportedError
 
@@ -39,7 +39,7 @@ def _load(name: str) -> Metric:
     def score_one(answer: str, reference: str) -> float:
         return _score_one(module, name, (answer, reference))
 
-    def score(answers: Sequence[str], references: Sequence[str]) -> Scored:
+    def score(answers: Sequence[str], references: Sequence[str]) -> MetricScores:
         values = [score_one(*pair) for pair in zip(answers, references, strict=True)]
         return scored(values, unseen=_blind(score_one, references))
 
@@ -51,7 +51,7 @@ def _blind(score_one: Callable[[str, str], float], references: Sequence[str]) ->
 
     Such metrics split texts as they like: one is blind if a reference is worth no more to it than another text.
     """
-    kinds = writings(tuple(references))
+    kinds = detect_writing_systems(tuple(references))
     beyond = [text for text, writing in zip(references, kinds, strict=True) if writing.kind not in (ENGLISH, EMPTY)]
     for text in beyond[:PROBED]:
         other = next((each for each in references if each.strip() and each != text), None)

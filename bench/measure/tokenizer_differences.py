@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from bench.measure.rows import RowTokens
+from bench.measure.token_counts import RowTokens
 from bench.results import ModelFile
 from gladstone.gguf.header import read_model
 
@@ -16,7 +16,7 @@ BOS, ADDS_BOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.add_bos_token"
 _HARMLESS = ("scores", "_token_id", "add_eos_token", "add_sep_token")
 
 
-def text_differences(models: Sequence[ModelFile]) -> dict[str, list[str]]:
+def find_tokenizer_differences(models: Sequence[ModelFile]) -> dict[str, list[str]]:
     """For each later model, by its label, in what it reads text otherwise than the first; templates left out."""
     if len(models) == 1:
         return {}
@@ -24,20 +24,20 @@ def text_differences(models: Sequence[ModelFile]) -> dict[str, list[str]]:
     return {model.label: _differences(first, _tokenizer(model), models[0].label) for model in models[1:]}
 
 
-def unlike_answers(
+def find_token_mismatches(
     models: Sequence[ModelFile], tokens: Sequence[Sequence[RowTokens]], differences: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
     """For each model whose reference answers are other tokens than the first model's, by its label: why, and where."""
     found = {}
     for model, rows in zip(models[1:], tokens[1:], strict=True):
         pairs = zip(tokens[0], rows, strict=True)
-        unlike = next(((one, other) for one, other in pairs if one.pieces != other.pieces), None)
-        if unlike is None:
+        mismatches = next(((one, other) for one, other in pairs if one.pieces != other.pieces), None)
+        if mismatches is None:
             continue
         why = list(differences[model.label])
         if model.template_sha256 != models[0].template_sha256 and not any(VOCABULARY in each for each in why):
-            why.append(f"its chat template frames answers otherwise ({_shown(*unlike)})")
-        found[model.label] = "; ".join(why) or f"the answers are split otherwise ({_shown(*unlike)})"
+            why.append(f"its chat template frames answers otherwise ({_shown(*mismatches)})")
+        found[model.label] = "; ".join(why) or f"the answers are split otherwise ({_shown(*mismatches)})"
     return found
 
 

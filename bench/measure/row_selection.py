@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bench.config import BenchConfig
-from bench.measure.asking import Frame
-from bench.measure.child import run_rows
-from bench.measure.items import Items, count_left_out
-from bench.measure.rows import Room, RowsJob, RowTokens
+from bench.measure.child import run_token_counts
+from bench.measure.items import Items, group_by_reason
+from bench.measure.prompts import PromptSettings
+from bench.measure.token_counts import ContextLimits, RowTokens, TokenCountJob
 from bench.results import ModelFile
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import DataError, listed
@@ -17,23 +17,25 @@ ROUND = 256  # tokens: an advised context is a multiple
 
 
 @dataclass(frozen=True)
-class Fitted:
+class SelectedRows:
     """The items that every model can take, in the context of `frame`; `tokens` are theirs for each model."""
 
     items: Items
-    frame: Frame
+    frame: PromptSettings
     tokens: tuple[tuple[RowTokens, ...], ...]
     notes: tuple[str, ...] = ()
 
 
-def fit_rows(models: Sequence[ModelFile], items: Items, how: tuple[BenchConfig, Frame], progress: Progress) -> Fitted:
+def select_rows(
+    models: Sequence[ModelFile], items: Items, how: tuple[BenchConfig, PromptSettings], progress: Progress
+) -> SelectedRows:
     """Count every row in the tokens of every model, and take those that fit all of them.
 
     Raises DataError for rows that do not, unless they may be skipped, and if fewer than two are left.
     """
     config, frame = how
-    rooms, tokens = zip(*(_count(model, items, frame, progress) for model in models), strict=True)
-    context = min(room.context_tokens for room in rooms)
+    limits, tokens = zip(*(_count(model, items, frame, progress) for model in models), strict=True)
+    context = min(room.context_tokens for room in limits)
     bad: dict[int, tuple[str, str]] = {}
     for model, rows in zip(models, tokens, strict=True):
         of_model = f" of {model.label}" if len(models) > 1 else ""
@@ -42,25 +44,29 @@ def fit_rows(models: Sequence[ModelFile], items: Items, how: tuple[BenchConfig, 
                 bad[place] = (found[0], f"{items.items[place].source}: {found[1]}")
     if bad and not config.skip_bad:
         reasons = [text for _, (_, text) in sorted(bad.items())]
-        headline = f"{config.data}: rows that a model cannot take ({_advice(models, rooms, tokens)})"
+        headline = f"{config.data}: rows that a model cannot take ({_advice(models, limits, tokens)})"
         raise DataError(listed(headline, reasons))
     good = [place for place in range(len(items.items)) if place not in bad]
     if len(good) < 2:
         raise DataError(
             f"{config.data}: {len(good)} of {len(items.items)} rows can be measured, expected at least 2: one row "
-            f"gives no interval. {_advice(models, rooms, tokens)}"
+            f"gives no interval. {_advice(models, limits, tokens)}"
         )
-    left_out = (*items.left_out, *count_left_out([reason for _, reason in sorted(bad.items())]))
+    left_out = (*items.left_out, *group_by_reason([reason for _, reason in sorted(bad.items())]))
     kept = replace(items, items=tuple(items.items[place] for place in good), left_out=left_out)
-    fitted = replace(frame, context_tokens=context)
-    return Fitted(kept, fitted, tuple(tuple(rows[place] for place in good) for rows in tokens), _notes(models, rooms))
+    selected = replace(frame, context_tokens=context)
+    return SelectedRows(
+        kept, selected, tuple(tuple(rows[place] for place in good) for rows in tokens), _notes(models, limits)
+    )
 
 
-def _count(model: ModelFile, items: Items, frame: Frame, progress: Progress) -> tuple[Room, tuple[RowTokens, ...]]:
+def _count(
+    model: ModelFile, items: Items, frame: PromptSettings, progress: Progress
+) -> tuple[ContextLimits, tuple[RowTokens, ...]]:
     with step(progress, f"{model.label}: count the rows' tokens"):
-        job = RowsJob(model.path, items.items, frame)
+        job = TokenCountJob(model.path, items.items, frame)
         count = len(items.items)
-        found = run_rows(job, model.label, lambda row: progress.update(row / count, f"row {row} of {count}"))
+        found = run_token_counts(job, model.label, lambda row: progress.update(row / count, f"row {row} of {count}"))
         progress.update(None)
     return found
 
@@ -73,14 +79,14 @@ def _problem(row: RowTokens, context: int, of_model: str) -> tuple[str, str] | N
     return None
 
 
-def _advice(models: Sequence[ModelFile], rooms: Sequence[Room], tokens: Sequence[Sequence[RowTokens]]) -> str:
+def _advice(models: Sequence[ModelFile], limits: Sequence[ContextLimits], tokens: Sequence[Sequence[RowTokens]]) -> str:
     """What takes the rows in, or leaves them out."""
-    context = min(room.context_tokens for room in rooms)
+    context = min(room.context_tokens for room in limits)
     longest = max(row.needed for rows in tokens for row in rows)
     ways = ["--skip-bad leaves such rows out, for all models"]
     if longest > context:
         wanted = -(-longest // ROUND) * ROUND
-        most, least = min((room.trained_tokens, model.label) for room, model in zip(rooms, models, strict=True))
+        most, least = min((room.trained_tokens, model.label) for room, model in zip(limits, models, strict=True))
         if most >= longest:
             ways.insert(0, f"--context {min(wanted, most)} takes in the long ones")
         elif most > context:
@@ -90,10 +96,10 @@ def _advice(models: Sequence[ModelFile], rooms: Sequence[Room], tokens: Sequence
     return "; ".join(ways)
 
 
-def _notes(models: Sequence[ModelFile], rooms: Sequence[Room]) -> tuple[str, ...]:
+def _notes(models: Sequence[ModelFile], limits: Sequence[ContextLimits]) -> tuple[str, ...]:
     """Where models would have had other contexts."""
-    contexts = {room.context_tokens for room in rooms}
+    contexts = {room.context_tokens for room in limits}
     if len(contexts) == 1:
         return ()
-    smallest, label = min((room.context_tokens, model.label) for room, model in zip(rooms, models, strict=True))
+    smallest, label = min((room.context_tokens, model.label) for room, model in zip(limits, models, strict=True))
     return (f"every model is measured in a context of {smallest:,} tokens, the largest of {label} here",)

@@ -19,7 +19,7 @@ from runtime.text.prompt import prompt_tokens, scored_tokens
 
 
 @dataclass(frozen=True)
-class Frame:
+class PromptSettings:
     """What all models of a benchmark are asked with. `context_tokens` None leaves the context to the machine.
 
     `chat_template` takes the place of each file's own, `template_arguments` are values that it reads by name. With
@@ -51,7 +51,7 @@ class Frame:
         )
 
 
-def frame_of(config: BenchConfig, *, only_texts: bool = False) -> Frame:
+def prompt_settings(config: BenchConfig, *, only_texts: bool = False) -> PromptSettings:
     """What the options ask for; texts that ask nothing need no template.
 
     Raises ConfigError for options that exclude each other, and for a template that is not there.
@@ -66,7 +66,7 @@ def frame_of(config: BenchConfig, *, only_texts: bool = False) -> Frame:
     if wrong and (config.raw or only_texts):
         why = "--raw has no chat template" if config.raw else "rows of plain text need no chat template"
         raise ConfigError(f"{why}, so {' and '.join(wrong)} cannot count.")
-    return Frame(
+    return PromptSettings(
         config.context_tokens,
         config.reasoning_tokens,
         read_template(config.chat_template) if config.chat_template else None,
@@ -89,24 +89,24 @@ def raw_parts(item: Item) -> tuple[str, str]:
     return (prompt if apart else f"{prompt}\n"), answer
 
 
-def asker_of(model: Model, template: GuardedTemplate | None, frame: Frame) -> "Asker":
+def make_prompt_encoder(model: Model, template: GuardedTemplate | None, frame: PromptSettings) -> "PromptEncoder":
     """Who asks a model in this frame; the template, if there is one, gets its arguments.
 
     Raises ConfigError for arguments that the template never reads, or that contradict `no_think`.
     """
     if template is None:
-        return Asker(model, None)
+        return PromptEncoder(model, None)
     switch = find_thinking_switch(template) if frame.no_think else ThinkingSwitch()
     given = frame.template_arguments
     against = [name for name, off in switch.off.items() if given.get(name, off) != off]
     if against:
         raise ConfigError(f"--no-think and --template-arg {against[0]} contradict each other: take one of them.")
     template.set_arguments({**given, **switch.off})
-    return Asker(model, template, frame.no_think, switch.word)
+    return PromptEncoder(model, template, frame.no_think, switch.word)
 
 
 @dataclass(frozen=True)
-class Asker:
+class PromptEncoder:
     """Rows as token ids of a model, of which only the vocabulary is needed; without a template as plain text.
 
     With `no_think` the thoughts of references are left out; `word` is put behind the system prompt, as some templates

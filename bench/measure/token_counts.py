@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.measure.asking import Asker, Frame, asker_of
+from bench.measure.prompts import PromptEncoder, PromptSettings, make_prompt_encoder
 from bench.results import Item
 from gladstone.errors import DataError
 from gladstone.gguf.header import read_model, summarize_model
@@ -19,16 +19,16 @@ CONTROL = "\x01"  # stands for any control token where answers are compared
 
 
 @dataclass(frozen=True)
-class RowsJob:
+class TokenCountJob:
     """Items to count in a model's tokens."""
 
     model: Path
     items: tuple[Item, ...]
-    frame: Frame
+    frame: PromptSettings
 
 
 @dataclass(frozen=True)
-class Room:
+class ContextLimits:
     """The context that this machine opens for the model, and the largest that the model was trained for."""
 
     context_tokens: int
@@ -51,34 +51,34 @@ class RowTokens:
     refused: str = ""
 
 
-def count_rows(job: RowsJob) -> Iterator[Room | RowTokens]:
+def count_tokens(job: TokenCountJob) -> Iterator[ContextLimits | RowTokens]:
     """Yield the room that there is, then each row. Raises ConfigError for a context that cannot be."""
     headers = read_model(job.model)
-    yield Room(plan_context(headers, job.frame.engine_options(None)), summarize_model(headers).context_tokens)
+    yield ContextLimits(plan_context(headers, job.frame.engine_options(None)), summarize_model(headers).context_tokens)
     with ExitStack() as stack:
         model = stack.enter_context(Model(job.model, vocab_only=True, headers=headers))
         template = None
         if not job.frame.raw:
             template = stack.enter_context(closing(load_template(model, chosen=job.frame.chat_template)))
-        asker = asker_of(model, template, job.frame)
+        encoder = make_prompt_encoder(model, template, job.frame)
         for item in job.items:
-            yield _row_tokens(asker, item)
+            yield _row_tokens(encoder, item)
 
 
-def _row_tokens(asker: Asker, item: Item) -> RowTokens:
+def _row_tokens(encoder: PromptEncoder, item: Item) -> RowTokens:
     try:
-        prompt, answer = asker.scored(item)
+        prompt, answer = encoder.scored(item)
     except DataError as error:
         return RowTokens(refused=str(error))
     if not prompt or not answer:
         return RowTokens(refused="its prompt or its answer has no token: nothing can be scored.")
-    pieces = [asker.model.piece(token, special=True) for token in answer]
+    pieces = [encoder.model.piece(token, special=True) for token in answer]
     compared = [
-        CONTROL.encode() if asker.model.is_control(token) else piece
+        CONTROL.encode() if encoder.model.is_control(token) else piece
         for token, piece in zip(answer, pieces, strict=True)
     ]
     return RowTokens(
-        needed=asker.needs(item, prompt, answer),
+        needed=encoder.needs(item, prompt, answer),
         prompt=len(prompt),
         pieces=hashlib.sha256(b"\0".join(compared)).hexdigest(),
         begins=_text(pieces[:SHOWN]),
