@@ -1,4 +1,4 @@
-"""A corpus of broken data files: what people and hostile hands bring. `python -m tests.data.broken FOLDER` writes it.
+"""A corpus of broken data files, accidental and hostile. `python -m tests.data.broken FOLDER` writes it.
 
 Each case has the format to read it as, what its error must say, and how many good rows are left when bad ones are
 skipped (None: the file as a whole is refused, skipping or not).

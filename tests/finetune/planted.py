@@ -1,4 +1,4 @@
-"""Near duplicates made on purpose: the same row in other case, punctuation, order of words, or with other words."""
+"""Near duplicates and leaks made on purpose: other case, punctuation, word order, or other words."""
 
 import random
 import re

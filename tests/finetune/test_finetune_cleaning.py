@@ -1,4 +1,4 @@
-"""Cleaning as a whole: with default settings it damages no answer, and whatever it does is written down and told."""
+"""Cleaning as a whole: default settings damage no answer, and every change is recorded and reported."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Validation and test sets that are files of their own, or that there are not: prepared, trained with, exported."""
+"""Validation and test sets from files of their own, or none at all: prepared, trained with, exported."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""check, preview, prepare and run agree about rows that a base refuses."""
+"""check, preview, prepare and run agree on the rows that a base refuses."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files that are not what their name says, with other separators and encodings, and damaged in the middle."""
+"""Files that contradict their names, use other separators and encodings, or are damaged in the middle."""
 
 import codecs
 import csv

@@ -1,4 +1,4 @@
-"""Wrong values in every place of rows of every layout: a conversation, or one readable error, and nothing else."""
+"""Wrong values in every field of every layout give a conversation or one readable error, and nothing else."""
 
 import copy
 import json

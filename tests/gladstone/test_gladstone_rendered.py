@@ -1,4 +1,4 @@
-"""Texts that a chat template has rendered: what is recognised, what is read back, and what is refused."""
+"""Texts that a chat template has rendered: which are recognised, parsed into turns, or refused."""
 
 import json
 from collections.abc import Callable, Sequence

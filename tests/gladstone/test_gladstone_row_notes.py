@@ -1,4 +1,4 @@
-"""What is said of a row beside its conversation: fields not used, values read as text, kinds of data refused by name."""
+"""Notes on rows: unused fields, values read as text, and unsupported kinds of data, refused by name."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tools, calls and results through chat templates: as transformers renders them, scored as the assistant's own turns."""
+"""Tools, calls and results in chat templates: rendered as transformers does, scored as the assistant's turns."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""What turns say of themselves: roles, flags, calls of tools, parts, orders; and what is written comes back equal."""
+"""Turns of chat layouts: roles, flags, tool calls, parts, order; and a round trip through writing."""
 
 import json
 from typing import Any

@@ -14,7 +14,7 @@ from finetune.data.leaks.vocabulary import Vocabulary
 LONG_QUESTION, PART = 60, 12  # words from which a question is compared in parts, and minimum content words of a part
 MIN_GARBLED_WORDS, GARBLED_SHARE = 2, 0.15  # count and share of unknown words from which a row is garbled
 GARBLED_INPUT_SHARE = 0.25
-MAYBE_GARBLED_SHARE = 0.2  # share of the input's words that no test row has
+MAYBE_GARBLED_SHARE = 0.2  # share of unknown words in the input from which a row may be garbled
 MOST_ANSWER = 1500  # letters
 
 
@@ -116,9 +116,11 @@ class TrainRow:
 
     @cached_property
     def may_be_garbled(self) -> bool:
-        """True if so many words are unknown to the test rows that the row may be garbled."""
+        """True if so many words are in no test row and unknown to the data that the row may be garbled."""
         words = [word for word in self.set if len(word) > 1 and word not in COMMON_WORDS]
-        return len(self.vocabulary.untested(words)) >= max(1, MAYBE_GARBLED_SHARE * len(words))
+        least = max(1, MAYBE_GARBLED_SHARE * len(words))
+        untested = self.vocabulary.untested(words)  # many times cheaper than to ask which words are unknown
+        return len(untested) >= least and sum(map(self.vocabulary.is_unknown, untested)) >= least
 
     @cached_property
     def is_garbled(self) -> bool:
