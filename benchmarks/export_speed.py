@@ -25,7 +25,7 @@ import psutil
 
 from export.convert.llamacpp_converter import converter_folder
 from export.merge.plan import read_plan
-from export.merge.safetensors_io import Planned, plan_shards, writing
+from export.tensors.safetensors_io import TensorSpec, plan_shards, writing
 from gladstone.commands.progress import Silent
 from gladstone.models.base_model import EMBEDDED, resolve_base
 from tests.export.tiny_runs import write_run
@@ -39,8 +39,8 @@ import sys
 from pathlib import Path
 import export.build as making
 import export.pipeline as pipeline
-from export.build import Wanted
-from export.original.model import Asked
+from export.build import ExportOptions
+from export.original.model import SourceOptions
 from export.pipeline import export_gguf
 from export.proof.heldout import HeldOut
 from export.proof.trained import Trained
@@ -52,7 +52,7 @@ making.trained_of = lambda original, onto: Trained(
 making.verify_file = lambda *_, **__: []
 making.check_quantised = lambda *_: ({}, HeldOut((1.0,), (1,)))
 pipeline._hand_over = lambda *_: []
-export_gguf(Path(sys.argv[1]), Asked(), Wanted(("f16", "q8_0", "q4_k_m")), Path(sys.argv[2]), Silent())
+export_gguf(Path(sys.argv[1]), SourceOptions(), ExportOptions(("f16", "q8_0", "q4_k_m")), Path(sys.argv[2]), Silent())
 """
 THEIRS = """
 import sys
@@ -137,15 +137,15 @@ def write_base(folder: Path, shape: Shape) -> Path:
         "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    tensors = [Planned("model.embed_tokens.weight", "BF16", (vocabulary, width))]
+    tensors = [TensorSpec("model.embed_tokens.weight", "BF16", (vocabulary, width))]
     for layer in range(shape.layers):
         shapes = {
             "self_attn.q_proj": (width, width), "self_attn.k_proj": (kv, width), "self_attn.v_proj": (kv, width),
             "self_attn.o_proj": (width, width), "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width),
             "mlp.down_proj": (width, inner), "input_layernorm": (width,), "post_attention_layernorm": (width,),
         }  # fmt: skip
-        tensors += [Planned(f"model.layers.{layer}.{name}.weight", "BF16", each) for name, each in shapes.items()]
-    tensors.append(Planned("model.norm.weight", "BF16", (width,)))
+        tensors += [TensorSpec(f"model.layers.{layer}.{name}.weight", "BF16", each) for name, each in shapes.items()]
+    tensors.append(TensorSpec("model.norm.weight", "BF16", (width,)))
     shards = plan_shards(tensors, 2_000_000_000)
     for name, each in shards.items():
         with writing(folder / name, each) as shard:

@@ -1,4 +1,4 @@
-"""What an export makes of an original, piece by piece on its workbench, each proven before the next."""
+"""What an export makes of an original, artifact by artifact on its workbench, each proven before the next."""
 
 import dataclasses
 import hashlib
@@ -11,22 +11,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from export.artifact_cache import Made, Piece, Workbench
+from export.artifact_cache import Artifact, ArtifactCache, Made
 from export.convert.convert import Conversion, convert
 from export.convert.llamacpp_converter import installed_version
 from export.convert.lora_gguf import LORA, pairs_of, write_lora
 from export.merge.plan import Onto, check_shapes, read_plan
-from export.merge.vocabulary_growth import Growth, find_growth
-from export.merge.weights import read_folder
+from export.merge.vocabulary_growth import VocabularyGrowth, find_vocabulary_growth
 from export.original.model import Original
-from export.preflight import Plan, given_matrix
+from export.preflight import PreflightPlan, given_matrix
+from export.proof.check import Check
 from export.proof.file import verify_file
 from export.proof.heldout import HeldOut, held_out_loss, told
-from export.proof.point import Point
 from export.proof.quantised import check_header, check_quantised
+from export.proof.reading_results import ReadingResults
 from export.proof.tokens import end_of_turn
 from export.proof.trained import Trained, trained_of
-from export.proof.whole import Whole
 from export.publish.metadata import About, about_base, about_model
 from export.quantise.imatrix import (
     Calibration,
@@ -34,9 +33,10 @@ from export.quantise.imatrix import (
     compute_imatrix,
     read_imatrix,
 )
-from export.quantise.quantise import quantise, told_fallbacks
+from export.quantise.quantise import describe_fallbacks, quantise
 from export.quantise.split import split_gguf
 from export.quantise.types import PLAIN, Override, Quantisation, check_quants
+from export.tensors.weights import read_folder
 from gladstone.artifacts import sha256_file
 from gladstone.commands.progress import Progress, step
 from gladstone.commands.shell import command_line
@@ -52,7 +52,7 @@ MATRIX = "-imatrix.gguf"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExportOptions:
     """What an export is to make, and how."""
 
     quants: tuple[str, ...]
@@ -68,19 +68,19 @@ class Wanted:
     languages: tuple[str, ...] = ()
     accepted: bool = False  # also a run whose training went wrong
 
-    def checked(self) -> "Wanted":
+    def checked(self) -> "ExportOptions":
         """With the quants in order. Raises ConfigError for what cannot be made."""
         return dataclasses.replace(
             self, quants=check_quants(self.quants, self.overrides, imatrix=self.imatrix is not None)
         )
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> PreflightPlan:
         """What of it depends on the model's tensors. Raises ArtifactError for an unreadable file of `--imatrix`."""
-        return Plan(self.quants, self.overrides, given_matrix(self.imatrix), self.split_bytes)
+        return PreflightPlan(self.quants, self.overrides, given_matrix(self.imatrix), self.split_bytes)
 
     @property
-    def carrier(self) -> str:
+    def intermediate(self) -> str:
         """The type that the conversion writes and all others are made of: one that holds every plain type asked for."""
         plain = set(self.quants) & {*PLAIN}
         if plain <= {"f16"}:
@@ -88,19 +88,19 @@ class Wanted:
         return "bf16" if plain == {"bf16"} else "f32"
 
 
-def check_makes(original: Original, wanted: Wanted) -> None:
-    """Raises ConfigError for what is wanted of a model's folder, but only an adapter has."""
+def check_options(original: Original, options: ExportOptions) -> None:
+    """Raises ConfigError for options that need an adapter, when the source is a whole model."""
     if original.adapter:
         return
-    if wanted.lora:
+    if options.lora:
         raise ConfigError(f"{original.home}: a model, which has no adapter to write: use `gladstone export gguf`.")
-    if wanted.with_base:
+    if options.with_base:
         raise ConfigError(f"--with-base: {original.home} is a model whose base is not at hand: export that by itself.")
-    if wanted.onto != "16bit":
-        raise ConfigError(f"--onto {wanted.onto}: {original.home} is a model with nothing to merge onto a base.")
+    if options.onto != "16bit":
+        raise ConfigError(f"--onto {options.onto}: {original.home} is a model with nothing to merge onto a base.")
 
 
-def check_vocabulary(original: Original, wanted: Wanted) -> Growth | None:
+def check_vocabulary(original: Original, options: ExportOptions) -> VocabularyGrowth | None:
     """How the vocabulary grew beyond the base's.
 
     Raises UnsupportedError for an adapter of another base, for tokens that the model has no rows for, and for an
@@ -108,10 +108,10 @@ def check_vocabulary(original: Original, wanted: Wanted) -> Growth | None:
     """
     plan = read_plan(original.base.folder, original.adapters)
     check_shapes(plan)
-    if wanted.lora:
+    if options.lora:
         pairs_of(plan)
-    growth = find_growth(original.base.folder, original.tokenizer, plan)
-    if growth and growth.after > growth.before and wanted.with_base:
+    growth = find_vocabulary_growth(original.base.folder, original.tokenizer, plan)
+    if growth and growth.after > growth.before and options.with_base:
         raise ConfigError(
             f"--with-base: {growth.told()[:-1]}. The untouched base has no rows for what was added: export it by "
             f"itself ({command_line('gladstone', 'export', 'gguf', original.base.folder)})."
@@ -132,28 +132,30 @@ def check_end(original: Original, trained: Trained) -> None:
         )
 
 
-class Making:
+class ExportBuilder:
     """Makes the files of one export after another on its workbench."""
 
-    def __init__(self, original: Original, wanted: Wanted, onto: Onto, bench: Workbench, progress: Progress) -> None:
-        self.original, self.wanted, self.onto, self.bench, self.progress = original, wanted, onto, bench, progress
-        self.about = about_model(original, wanted.author, wanted.license, wanted.languages)
+    def __init__(
+        self, original: Original, options: ExportOptions, onto: Onto, cache: ArtifactCache, progress: Progress
+    ) -> None:
+        self.original, self.options, self.onto, self.cache, self.progress = original, options, onto, cache, progress
+        self.about = about_model(original, options.author, options.license, options.languages)
         self.held_out: dict[str, HeldOut] = {}  # by the model's name
         self.notes: list[str] = []
-        self.growth: Growth | None = None  # of the vocabulary
+        self.growth: VocabularyGrowth | None = None  # of the vocabulary
         self.calibration: Calibration | None = None
-        self._vocabularies: dict[str, list[Point]] = {}  # that were proven
+        self._vocabularies: dict[str, list[Check]] = {}  # that were proven
 
     def needed_bytes(self) -> int:
-        """The carrier and each file that is not there yet, at the most that its type can weigh."""
+        """The intermediate and each file that is not there yet, at the most that its type can weigh."""
         elements = sum(math.prod(stored.shape) for stored in read_folder(self.original.base.folder).values())
         quants = [
-            quant for quant in self.wanted.quants if f"{self.original.name}-{quant}.gguf" not in self.bench.pieces
+            quant for quant in self.options.quants if f"{self.original.name}-{quant}.gguf" not in self.cache.artifacts
         ]
-        models = 2 if self.wanted.with_base else 1
+        models = 2 if self.options.with_base else 1
         each = [_most_bits(quant) for quant in quants]
-        bits = _most_bits(self.wanted.carrier) + models * sum(each)
-        if self.wanted.split_bytes:  # a file and its parts are there together for a moment
+        bits = _most_bits(self.options.intermediate) + models * sum(each)
+        if self.options.split_bytes:  # a file and its parts are there together for a moment
             bits += max(each, default=0)
         return int(elements * bits / 8 * 1.02) + (16 << 20)
 
@@ -162,7 +164,7 @@ class Making:
         """The untouched base, with the original's tokenizer, template and rows."""
         return dataclasses.replace(trained_of(self.original, self.onto), adapter=None)
 
-    def told_against(self) -> dict[str, str]:
+    def describe_source(self) -> dict[str, str]:
         """What the files were held against, for the proof's page."""
         original = self.original
         told = {
@@ -176,117 +178,117 @@ class Making:
             told |= {"unknown": ", ".join(original.training.unknown), "unchecked": "; ".join(original.unchecked())}
         return {name: value for name, value in told.items() if value}
 
-    def all(self) -> dict[str, list[Point]]:
-        """Every file that is wanted, and the proofs."""
+    def build(self) -> dict[str, list[Check]]:
+        """Make every requested file; returns the checks by model name."""
         name = self.original.name
         if self.growth:
             self.notes.append(self.growth.told())
         if note := self.original.rows.words.note:
             self.notes.append(note)
-        if self.wanted.lora:
+        if self.options.lora:
             return self.lora(name)
         proof = {name: self.model(name, self.about, self.original.adapter)}
-        if self.wanted.with_base:
+        if self.options.with_base:
             proof[f"{name}-base"] = self.model(f"{name}-base", about_base(self.original), None)
         return proof
 
-    def model(self, name: str, about: About, adapter: Path | None) -> list[Point]:
-        """The model's files in every quant, and the proof of them; the carrier goes unless it was asked for."""
-        base = self._carrier(name, about, adapter)
+    def model(self, name: str, about: About, adapter: Path | None) -> list[Check]:
+        """The model's files in every quant, and the proof of them; the intermediate goes unless it was asked for."""
+        base = self._intermediate(name, about, adapter)
         trained = dataclasses.replace(self.base, adapter=adapter)
-        others = len({*self.wanted.quants} - {self.wanted.carrier})
-        whole = Whole(keeps=others > 0, vocabularies=self._vocabularies)
-        points = verify_file(base, trained, self.progress, files=others, whole=whole)
-        _refuse_failed(base, points)
-        points += self._quantised(name, base, trained, whole)
+        others = len({*self.options.quants} - {self.options.intermediate})
+        results = ReadingResults(keeps=others > 0, vocabularies=self._vocabularies)
+        checks = verify_file(base, trained, self.progress, files=others, results=results)
+        _refuse_failed(base, checks)
+        checks += self._quantised(name, base, trained, results)
         self._put_away(base)
-        return points
+        return checks
 
-    def lora(self, name: str) -> dict[str, list[Point]]:
+    def lora(self, name: str) -> dict[str, list[Check]]:
         """The adapter alone, proven with the base under it, and the base's files in every quant."""
         adapter = self.original.adapter
-        base = self._carrier(f"{name}-base", about_base(self.original), None)
-        path = self.bench.out / f"{name}{LORA}"
+        base = self._intermediate(f"{name}-base", about_base(self.original), None)
+        path = self.cache.out / f"{name}{LORA}"
         conversion = conversion_of(self.original, self.about, adapter, self.onto)
 
         def written() -> Made:
             write_lora(conversion, path, self.original.template_source, self.progress)
             return [path], {}
 
-        self.bench.piece(path.name, ["lora", _said(self.about)], written)
+        self.cache.artifact(path.name, ["lora", _said(self.about)], written)
         trained = dataclasses.replace(self.base, adapter=adapter)
-        whole = Whole()
-        points = verify_file(base, trained, self.progress, loras=[Lora(path)], whole=whole)
-        _refuse_failed(path, points)
-        if self.base.held_out and whole.held_out:
-            self.held_out[f"{name}-lora"] = whole.held_out
-        costs = self._quantised(f"{name}-base", base, self.base, Whole())
+        results = ReadingResults()
+        checks = verify_file(base, trained, self.progress, loras=[Lora(path)], results=results)
+        _refuse_failed(path, checks)
+        if self.base.held_out and results.held_out:
+            self.held_out[f"{name}-lora"] = results.held_out
+        costs = self._quantised(f"{name}-base", base, self.base, ReadingResults())
         self._put_away(base)
-        return {f"{name}-lora": points, f"{name}-base": costs}
+        return {f"{name}-lora": checks, f"{name}-base": costs}
 
-    def _carrier(self, name: str, about: About, adapter: Path | None) -> Path:
+    def _intermediate(self, name: str, about: About, adapter: Path | None) -> Path:
         """The model in the type that all others are made of."""
-        carrier = self.wanted.carrier
-        path = self.bench.out / f"{name}-{carrier}.gguf"
+        intermediate = self.options.intermediate
+        path = self.cache.out / f"{name}-{intermediate}.gguf"
 
         def converted() -> Made:
-            convert(conversion_of(self.original, about, adapter, self.onto), path, self.progress, carrier)
+            convert(conversion_of(self.original, about, adapter, self.onto), path, self.progress, intermediate)
             return [path], {}
 
-        self.bench.piece(path.name, ["convert", _said(about)], converted)
+        self.cache.artifact(path.name, ["convert", _said(about)], converted)
         return path
 
-    def _quantised(self, name: str, base: Path, trained: Trained, whole: Whole) -> list[Point]:
-        """Make the other files from the carrier, and prove each against it on held-out rows.
+    def _quantised(self, name: str, base: Path, trained: Trained, results: ReadingResults) -> list[Check]:
+        """Make the other files from the intermediate, and prove each against it on held-out rows.
 
-        `whole` is what the proof of the carrier has left for that.
+        `results` is what the proof of the intermediate has left for that.
         """
-        carrier = self.wanted.carrier
+        intermediate = self.options.intermediate
         matrix = self._imatrix(name, base)
-        others = [quant for quant in self.wanted.quants if quant != carrier]
-        made = {quant: self._quant(base, f"{name}-{quant}.gguf", Quantisation(quant, self.wanted.overrides, matrix))
+        others = [quant for quant in self.options.quants if quant != intermediate]
+        made = {quant: self._quant(base, f"{name}-{quant}.gguf", Quantisation(quant, self.options.overrides, matrix))
                 for quant in others}  # fmt: skip
-        points = [same for same, _ in made.values()]
+        checks = [same for same, _ in made.values()]
         files = {quant: path for quant, (_, path) in made.items()}
-        what = f"Proving {', '.join(made)} against {carrier}" if made else f"Measuring {base.name}"
+        what = f"Proving {', '.join(made)} against {intermediate}" if made else f"Measuring {base.name}"
         with step(self.progress, f"{what} on {trained.which.words.rows}"):
-            costs, losses = check_quantised(base, files, trained, self.progress, whole)
+            costs, losses = check_quantised(base, files, trained, self.progress, results)
         if trained.held_out:
             self.held_out[name] = losses
-        points += [dataclasses.replace(point, name=quant) for quant, point in costs.items()]
-        _refuse_failed(base, points)
-        return points
+        checks += [dataclasses.replace(check, name=quant) for quant, check in costs.items()]
+        _refuse_failed(base, checks)
+        return checks
 
     def _put_away(self, base: Path) -> None:
-        """The carrier goes, unless it was asked for: then it is cut in parts if the others are."""
-        limit, asked = self.wanted.split_bytes, self.wanted.carrier in self.wanted.quants
+        """The intermediate goes, unless it was asked for: then it is cut in parts if the others are."""
+        limit, asked = self.options.split_bytes, self.options.intermediate in self.options.quants
         if limit and asked:
-            self.bench.piece(
+            self.cache.artifact(
                 f"{base.name} in parts", ["split", limit], lambda: (split_gguf(base, limit, self.progress), {})
             )
         if limit or not asked:
-            self.bench.drop(base.name)
+            self.cache.drop(base.name)
 
     def _imatrix(self, name: str, base: Path) -> Path | None:
         """The importance matrix of a model, made once and kept beside its files, or the one that was given."""
-        if self.wanted.imatrix is None:
+        if self.options.imatrix is None:
             return None
         if self.calibration is None:
-            given = Path(self.wanted.imatrix)
+            given = Path(self.options.imatrix)
             check_fits(read_imatrix(given), read_header(base), given)
             return given
-        text, path = self.calibration, self.bench.out / f"{name}{MATRIX}"
+        text, path = self.calibration, self.cache.out / f"{name}{MATRIX}"
 
         def computed() -> Made:
             compute_imatrix(base, text, path, self.progress)
             return [path], {"text": text.name, "chunks": read_imatrix(path).chunks}
 
-        self.bench.piece(path.name, ["imatrix", text.sha256], computed)
+        self.cache.artifact(path.name, ["imatrix", text.sha256], computed)
         return path
 
-    def _quant(self, base: Path, name: str, how: Quantisation) -> tuple[Point, Path]:
-        """A quantised file, in parts if it is to be, and the proof that its header is the carrier's."""
-        target = self.bench.out / name
+    def _quant(self, base: Path, name: str, how: Quantisation) -> tuple[Check, Path]:
+        """A quantised file, in parts if it is to be, and the proof that its header is the intermediate's."""
+        target = self.cache.out / name
         matrix = sha256_file(how.imatrix) if how.imatrix and how.is_quantised else ""
         overrides = how.overrides if how.is_quantised else ()
 
@@ -295,23 +297,30 @@ class Making:
             same = check_header(target, base)
             facts: dict[str, Any] = {"same": dataclasses.asdict(same), "imatrix": matrix or None}
             facts["fallbacks"] = [dataclasses.asdict(each) for each in made.fallbacks]
-            facts["told"] = told_fallbacks(how.quant, made.fallbacks) if made.fallbacks else None
-            limit = self.wanted.split_bytes
+            facts["told"] = describe_fallbacks(how.quant, made.fallbacks) if made.fallbacks else None
+            limit = self.options.split_bytes
             return (split_gguf(target, limit, self.progress) if limit else [target]), facts
 
-        piece = self.bench.piece(
+        artifact = self.cache.artifact(
             name,
-            ["quantise", self.bench.pieces[base.name].made_from, base.name, overrides, matrix, self.wanted.split_bytes],
+            [
+                "quantise",
+                self.cache.artifacts[base.name].made_from,
+                base.name,
+                overrides,
+                matrix,
+                self.options.split_bytes,
+            ],
             quantised,
         )
-        if piece.facts["told"]:
-            self.notes.append(piece.facts["told"])
-        same = dataclasses.replace(Point(**piece.facts["same"]), name=f"{how.quant}: metadata")
-        return same, self.bench.out / piece.files[0].path
+        if artifact.facts["told"]:
+            self.notes.append(artifact.facts["told"])
+        same = dataclasses.replace(Check(**artifact.facts["same"]), name=f"{how.quant}: metadata")
+        return same, self.cache.out / artifact.files[0].path
 
-    def pieces(self) -> Iterable[Piece]:
+    def artifacts(self) -> Iterable[Artifact]:
         """Those of this call."""
-        return (self.bench.pieces[name] for name in self.bench.used)
+        return (self.cache.artifacts[name] for name in self.cache.used)
 
 
 def model_key(original: Original, onto: Onto) -> str:
@@ -324,8 +333,8 @@ def _most_bits(quant: str) -> float:
     return next((bits for start, bits in MOST_BITS.items() if quant.startswith(start)), MOST_BITS_BELOW)
 
 
-def _refuse_failed(path: Path, points: list[Point]) -> None:
-    failed = [f"{point.name}: {point.detail}" for point in points if not point.passed]
+def _refuse_failed(path: Path, checks: list[Check]) -> None:
+    failed = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
     if failed:
         raise ArtifactError(listed(f"{path}: the proof failed, this file is not the model that was trained", failed))
 
@@ -336,13 +345,13 @@ def conversion_of(original: Original, about: About, adapter: Path | None, onto: 
     return Conversion(about.name, original.base.folder, original.tokenizer, adapters, onto, about.as_metadata())
 
 
-def choose_onto(original: Original, wanted: Wanted, out: Path, progress: Progress) -> tuple[Onto, list[str]]:
+def choose_onto(original: Original, options: ExportOptions, out: Path, progress: Progress) -> tuple[Onto, list[str]]:
     """Which base the adapter is merged onto, and what is to be told of it.
 
     `best` is measured on held-out rows, and is 16bit where there are none.
     """
-    if wanted.onto != "best":
-        return wanted.onto, []
+    if options.onto != "best":
+        return options.onto, []
     about = about_model(original)
     trained = trained_of(original)
     if not trained.held_out:

@@ -14,9 +14,9 @@ from gladstone.machine.packages import require_packages
 
 if TYPE_CHECKING:
     from export.merge.plan import Onto
-    from export.original.model import Asked
+    from export.original.model import SourceOptions
     from export.pipeline import Export
-    from export.proof.point import Point
+    from export.proof.check import Check
     from export.quantise.size_estimate import Size
 
 Command = Callable[..., Any]
@@ -53,9 +53,9 @@ def asks(*options: Callable[[Command], Command]) -> Callable[[Command], Command]
         def called(
             base: str | None = None, template: str | None = None, rows: Path | None = None, **others: Any
         ) -> None:
-            from export.original.model import Asked
+            from export.original.model import SourceOptions
 
-            command(asked=Asked(base, template, rows), **others)
+            command(asked=SourceOptions(base, template, rows), **others)
 
         made: Command = called
         for option in reversed(options):
@@ -129,7 +129,7 @@ def main() -> None:
 @YES
 def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     source: Path,
-    asked: "Asked",
+    asked: "SourceOptions",
     quants: tuple[str, ...],
     with_base: bool,
     out: Path | None,
@@ -151,7 +151,7 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     require_packages("gladstone export", "export", NEEDED)
     if onto != "16bit":
         require_packages(f"gladstone export gguf --onto {onto}", "finetune", ["bitsandbytes"])
-    from export.build import Wanted
+    from export.build import ExportOptions
     from export.pipeline import export_gguf, export_sizes
     from export.quantise.size_estimate import parse_bytes
     from export.quantise.types import parse_override
@@ -160,7 +160,7 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     _check_fit(fit)
     split_bytes = parse_bytes(split, "--split") if split else None
     parsed = tuple(map(parse_override, overrides))
-    wanted = Wanted(
+    wanted = ExportOptions(
         quants, with_base, onto, parsed, imatrix, imatrix_chunks, split_bytes, False, author, license_id, languages,
         accepted,
     )  # fmt: skip
@@ -178,9 +178,9 @@ def _show_export(result: "Export") -> None:
     from gladstone.commands.shell import command_line
     from gladstone.machine.host import readable_bytes
 
-    for name, points in result.proof.items():
+    for name, checks in result.proof.items():
         click.echo(f"Proof of {name}:")
-        _show(points)
+        _show(checks)
     for note in result.notes:
         click.echo(f"Note: {note}")
     for path in result.files.values():
@@ -197,7 +197,7 @@ def _check_fit(fit: str | None) -> None:
 
 
 def _show_sizes(sizes: "list[Size]", context: int) -> None:
-    from export.quantise.quantise import told_fallbacks
+    from export.quantise.quantise import describe_fallbacks
     from gladstone.machine.host import readable_bytes
 
     click.echo(f"{'type':<10}{'file':>11}{f'with {context:,} tokens':>22}")
@@ -205,7 +205,7 @@ def _show_sizes(sizes: "list[Size]", context: int) -> None:
         click.echo(f"{size.quant:<10}{readable_bytes(size.file_bytes):>11}{readable_bytes(size.memory_bytes):>22}")
     for size in sizes:
         if size.fallbacks:
-            click.echo(f"Note: {told_fallbacks(size.quant, size.fallbacks)}")
+            click.echo(f"Note: {describe_fallbacks(size.quant, size.fallbacks)}")
 
 
 @main.command()
@@ -221,7 +221,7 @@ def _show_sizes(sizes: "list[Size]", context: int) -> None:
 @YES
 def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
     source: Path,
-    asked: "Asked",
+    asked: "SourceOptions",
     quants: tuple[str, ...],
     out: Path | None,
     author: str | None,
@@ -235,11 +235,11 @@ def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
     Several adapters can share one base: `runtime chat BASE.gguf --lora ADAPTER.gguf`.
     """
     require_packages("gladstone export", "export", NEEDED)
-    from export.build import Wanted
+    from export.build import ExportOptions
     from export.pipeline import export_gguf
     from gladstone.commands.progress import Lines
 
-    wanted = Wanted(quants, lora=True, author=author, license=license_id, languages=languages, accepted=accepted)
+    wanted = ExportOptions(quants, lora=True, author=author, license=license_id, languages=languages, accepted=accepted)
     _show_export(export_gguf(source, asked, wanted, out, Lines()))
 
 
@@ -256,7 +256,7 @@ def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
 @YES
 def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     source: Path,
-    asked: "Asked",
+    asked: "SourceOptions",
     out: Path | None,
     onto: "Onto",
     weight: float,
@@ -272,14 +272,14 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     require_packages("gladstone export", "export", NEEDED)
     if onto == "nf4":
         require_packages("gladstone export merge --onto nf4", "finetune", ["bitsandbytes"])
-    from export.merge.to_safetensors import Merging, merge_run
+    from export.safetensors_pipeline import MergeOptions, merge_run
     from gladstone.commands.progress import Lines
     from gladstone.machine.host import readable_bytes
 
-    merging = Merging(
+    options = MergeOptions(
         source, onto, weight, tuple(map(_weighted, others)), int(shard_gb * 1e9), accepted, asked
     )  # fmt: skip
-    for path in merge_run(merging, out, Lines()):
+    for path in merge_run(options, out, Lines()):
         click.echo(f"{readable_bytes(path.stat().st_size):>9}  {path}")
 
 
@@ -326,7 +326,7 @@ def push(folder: Path, repo: str, *, private: bool, dry_run: bool, accepted: boo
 def verify(
     file: Path,
     source: Path,
-    asked: "Asked",
+    asked: "SourceOptions",
     loras: tuple[str, ...],
     onto: "Onto",
 ) -> None:
@@ -337,9 +337,9 @@ def verify(
     from gladstone.errors import ArtifactError
     from gladstone.llamacpp.lora import parse_lora
 
-    points = verify_against(file, source, asked, onto, tuple(map(parse_lora, loras)), Lines())
-    _show(points)
-    if not all(point.passed for point in points):
+    checks = verify_against(file, source, asked, onto, tuple(map(parse_lora, loras)), Lines())
+    _show(checks)
+    if not all(check.passed for check in checks):
         raise ArtifactError(f"{file}: not the model of {source}.")
 
 
@@ -353,6 +353,6 @@ def setup(archive: Path | None) -> None:
     click.echo(f"Converter ready: {install_archive(archive, Lines())}")
 
 
-def _show(points: "list[Point]") -> None:
-    for line in (line for point in points for line in point.told().splitlines()):
+def _show(checks: "list[Check]") -> None:
+    for line in (line for check in checks for line in check.told().splitlines()):
         click.echo(f"  {line}")

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.artifact_cache import Workbench
+from export.artifact_cache import ArtifactCache
 from export.build import (
     MATRIX,
-    Making,
-    Wanted,
+    ExportBuilder,
+    ExportOptions,
     check_end,
-    check_makes,
+    check_options,
     check_vocabulary,
     choose_onto,
     conversion_of,
@@ -24,10 +24,10 @@ from export.convert.convert import outline
 from export.convert.lora_gguf import LORA
 from export.merge.plan import Onto, check_shapes, read_plan
 from export.original.finding import default_out, find, opened
-from export.original.model import Asked, check_accepted
+from export.original.model import SourceOptions, check_accepted
 from export.preflight import check_plan, read_calibration
+from export.proof.check import Check
 from export.proof.file import proof_page, verify_file
-from export.proof.point import Point
 from export.proof.trained import date_note, trained_of
 from export.publish.metadata import about_model
 from export.publish.model_card import NAME as CARD_NAME
@@ -57,70 +57,79 @@ PROOF_NAME, PAGE_NAME, LOG_NAME = "proof.json", "proof.txt", "export.log"
 
 @dataclass(frozen=True)
 class Export:
-    """What came out: the files by name, the points of each proof, and what a user has to know of them."""
+    """What came out: the files by name, the checks of each proof, and what a user has to know of them."""
 
     folder: Path
     files: dict[str, Path]
-    proof: dict[str, list[Point]]
+    proof: dict[str, list[Check]]
     notes: tuple[str, ...]
 
 
-def export_gguf(path: Path, asked: Asked, wanted: Wanted, out: Path | None, progress: Progress) -> Export:
+def export_gguf(
+    path: Path, source_options: SourceOptions, options: ExportOptions, out: Path | None, progress: Progress
+) -> Export:
     """Merge, convert, quantise and prove what lies at `path` into `out` (default FOLDER/gguf); the manifest is last.
 
     What an earlier, stopped call finished is used again. Raises ArtifactError if the training went wrong and that is
     not accepted, or if the proof fails: the files stay, for looking into, without a manifest.
     """
-    wanted = wanted.checked()
-    found = find(path, asked)
-    out = out or default_out(found, "lora" if wanted.lora else "gguf")
-    check_accepted(found.home, found.warnings, accepted=wanted.accepted)
+    options = options.checked()
+    found = find(path, source_options)
+    out = out or default_out(found, "lora" if options.lora else "gguf")
+    check_accepted(found.home, found.warnings, accepted=options.accepted)
     with held(out / LOG_NAME, "exporting"), redirect_output(out / LOG_NAME), opened(found, progress) as original:
         remove_partials(out)
         original.check_apart(out)
-        check_makes(original, wanted)
-        growth = check_vocabulary(original, wanted)
-        text = read_calibration(original, wanted.imatrix, wanted.imatrix_chunks)
-        check_plan(conversion_of(original, about_model(original), original.adapter, "16bit"), wanted.plan, progress)
-        onto, notes = choose_onto(original, wanted, out, progress)
-        making = Making(original, wanted, onto, Workbench(out, model_key(original, onto), progress), progress)
-        check_end(original, making.base)
-        making.growth = growth
-        making.notes += [*original.notes, *notes, *date_note(original, making.base.template)]
-        check_disk(out, making.needed_bytes(), "the GGUF files")
-        making.calibration = text
-        proof = making.all()
+        check_options(original, options)
+        growth = check_vocabulary(original, options)
+        text = read_calibration(original, options.imatrix, options.imatrix_chunks)
+        check_plan(conversion_of(original, about_model(original), original.adapter, "16bit"), options.plan, progress)
+        onto, notes = choose_onto(original, options, out, progress)
+        builder = ExportBuilder(
+            original, options, onto, ArtifactCache(out, model_key(original, onto), progress), progress
+        )
+        check_end(original, builder.base)
+        builder.growth = growth
+        builder.notes += [*original.notes, *notes, *date_note(original, builder.base.template)]
+        check_disk(out, builder.needed_bytes(), "the GGUF files")
+        builder.calibration = text
+        proof = builder.build()
         original.check_unchanged()
-        return _finish(making, proof)
+        return _finish(builder, proof)
 
 
 def export_sizes(  # noqa: PLR0913, PLR0917 - one parameter an option
-    path: Path, asked: Asked, wanted: Wanted, context: int, fit_bytes: int | None, progress: Progress
+    path: Path,
+    source_options: SourceOptions,
+    options: ExportOptions,
+    context: int,
+    fit_bytes: int | None,
+    progress: Progress,
 ) -> list[fit.Size]:
     """What each type would weigh, or the one that fits; no weight is read and nothing is kept.
 
     Raises ConfigError if none fits.
     """
-    wanted = wanted.checked()
+    options = options.checked()
     with (
         tempfile.TemporaryDirectory() as work,
         redirect_output(Path(work) / LOG_NAME),
-        opened(find(path, asked), progress) as original,
+        opened(find(path, source_options), progress) as original,
     ):
         header = Path(work) / "outline.gguf"
         # what the base is taken as changes no size
         outline(conversion_of(original, about_model(original), original.adapter, "16bit"), header, progress)
         if fit_bytes is not None:
-            return [fit.best_fit(header, fit_bytes, wanted.overrides, context, imatrix=wanted.imatrix is not None)]
-        return fit.sizes(header, wanted.quants, wanted.overrides, context)
+            return [fit.best_fit(header, fit_bytes, options.overrides, context, imatrix=options.imatrix is not None)]
+        return fit.sizes(header, options.quants, options.overrides, context)
 
 
 def verify_against(  # noqa: PLR0913, PLR0917 - one parameter an option
-    path: Path, folder: Path, asked: Asked, onto: Onto, loras: Sequence[Lora], progress: Progress
-) -> list[Point]:
+    path: Path, folder: Path, source_options: SourceOptions, onto: Onto, loras: Sequence[Lora], progress: Progress
+) -> list[Check]:
     """Prove any GGUF against a run, an adapter or a model: `gladstone export verify FILE --against FOLDER`."""
     read_info(path)
-    found = find(folder, asked)
+    found = find(folder, source_options)
     with (
         tempfile.TemporaryDirectory() as work,
         redirect_output(Path(work) / LOG_NAME),
@@ -130,55 +139,62 @@ def verify_against(  # noqa: PLR0913, PLR0917 - one parameter an option
         return verify_file(path, trained_of(original, onto), progress, loras)
 
 
-def _finish(making: Making, proof: dict[str, list[Point]]) -> Export:
-    original, bench = making.original, making.bench
-    said = _proof_json(making, proof)
-    write_json(bench.out / PROOF_NAME, said)
-    write_text(bench.out / PAGE_NAME, proof_page(proof, said["against"], said["files"]))
-    names = [record.path for piece in making.pieces() for record in piece.files]
-    made = {name: bench.out / name for name in sorted(names, key=lambda name: name.endswith((MATRIX, LORA)))}
-    page = [PROOF_NAME, PAGE_NAME, *_hand_over(making, proof, made)]
-    files = bench.files()
+def _finish(builder: ExportBuilder, proof: dict[str, list[Check]]) -> Export:
+    original, cache = builder.original, builder.cache
+    said = _proof_json(builder, proof)
+    write_json(cache.out / PROOF_NAME, said)
+    write_text(cache.out / PAGE_NAME, proof_page(proof, said["against"], said["files"]))
+    names = [record.path for artifact in builder.artifacts() for record in artifact.files]
+    made = {name: cache.out / name for name in sorted(names, key=lambda name: name.endswith((MATRIX, LORA)))}
+    page = [PROOF_NAME, PAGE_NAME, *_write_publish_files(builder, proof, made)]
+    files = cache.files()
     models = [name for name in files if not name.endswith(MATRIX)]
     manifest = Manifest(
         stage="export",
-        files=(*files.values(), *(record_file(bench.out, bench.out / name) for name in page)),
+        files=(*files.values(), *(record_file(cache.out, cache.out / name) for name in page)),
         parents=dict(original.parents),
-        config={"name": original.name, "base": making.about.base_name, "onto": making.onto, "origin": original.origin},
+        config={
+            "name": original.name,
+            "base": builder.about.base_name,
+            "onto": builder.onto,
+            "origin": original.origin,
+        },
         versions=installed_versions(*VERSIONED),
         template_sha256=template_sha256(original.template_source),
         seed=original.training.seed,
         facts={
-            "key": bench.key,
-            "pieces": bench.as_json(),
-            "tensor_types": {name: _tensor_types(bench.out / name) for name in models},
+            "key": cache.key,
+            "artifacts": cache.as_json(),
+            "tensor_types": {name: _tensor_types(cache.out / name) for name in models},
             "template_date": date.isoformat() if (date := original.training.template_date) else None,
             "training_warnings": original.warnings,
             "unknown": list(original.training.unknown),
         },
     )
-    write_manifest(bench.out, manifest)
-    bench.forget_state()
-    return Export(bench.out, made, proof, tuple(dict.fromkeys(making.notes)))
+    write_manifest(cache.out, manifest)
+    cache.forget_state()
+    return Export(cache.out, made, proof, tuple(dict.fromkeys(builder.notes)))
 
 
-def _hand_over(making: Making, proof: Mapping[str, Sequence[Point]], made: Mapping[str, Path]) -> list[str]:
+def _write_publish_files(
+    builder: ExportBuilder, proof: Mapping[str, Sequence[Check]], made: Mapping[str, Path]
+) -> list[str]:
     """Write Modelfile and model card for what was made; their names."""
-    out, about = making.bench.out, making.about
+    out, about = builder.cache.out, builder.about
     model, lora = next(iter(made.values())), next((path for name, path in made.items() if name.endswith(LORA)), None)
-    no_ollama = write_modelfile(making.base, model, lora, about, common_system(making.base.rows))
+    no_ollama = write_modelfile(builder.base, model, lora, about, common_system(builder.base.rows))
     if no_ollama:
-        making.notes.append(f"no Modelfile for Ollama: {no_ollama}.")
+        builder.notes.append(f"no Modelfile for Ollama: {no_ollama}.")
     card = Card(
         about=about,
-        training=making.original.training,
-        rows=making.original.rows,
-        held_out=making.held_out,
+        training=builder.original.training,
+        rows=builder.original.rows,
+        held_out=builder.held_out,
         proof=proof,
         files={name: path for name, path in made.items() if not name.endswith(MATRIX)},
-        onto=making.onto,
+        onto=builder.onto,
         ollama=no_ollama,
-        vocabulary=making.growth.told() if making.growth else None,
+        vocabulary=builder.growth.told() if builder.growth else None,
     )
     write_card(card, out)
     return [CARD_NAME, *(name for name in MODELFILES if (out / name).is_file())]
@@ -189,12 +205,12 @@ def _tensor_types(path: Path) -> dict[str, int]:
     return dict(Counter(tensor.type_name for tensor in read_header(path, is_model=False).tensors))
 
 
-def _proof_json(making: Making, proof: dict[str, list[Point]]) -> dict[str, Any]:
+def _proof_json(builder: ExportBuilder, proof: dict[str, list[Check]]) -> dict[str, Any]:
     return {
-        "passed": all(point.passed for points in proof.values() for point in points),
-        "against": making.told_against(),
-        "models": {name: [dataclasses.asdict(point) for point in points] for name, points in proof.items()},
-        "held_out": {name: loss.as_json() for name, loss in making.held_out.items()},
-        "files": {record.path: record.sha256 for piece in making.pieces() for record in piece.files},
+        "passed": all(check.passed for checks in proof.values() for check in checks),
+        "against": builder.describe_source(),
+        "models": {name: [dataclasses.asdict(check) for check in checks] for name, checks in proof.items()},
+        "held_out": {name: loss.as_json() for name, loss in builder.held_out.items()},
+        "files": {record.path: record.sha256 for artifact in builder.artifacts() for record in artifact.files},
         "versions": installed_versions(*VERSIONED),
     }

@@ -30,7 +30,7 @@ TRIED_CHARACTERS = 20_000  # of a text are tokenised at once, until there are en
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreflightPlan:
     """What is to be made of a model. `matrix` is the file of an importance matrix that was given, if one was."""
 
     quants: tuple[str, ...]
@@ -49,7 +49,7 @@ def given_matrix(source: str | None) -> Path | None:
     return Path(source) if source not in (None, "train") and is_imatrix(Path(str(source))) else None
 
 
-def check_plan(conversion: Conversion, plan: Plan, progress: Progress) -> None:
+def check_plan(conversion: Conversion, plan: PreflightPlan, progress: Progress) -> None:
     """Compare the plan with the model's outline; no weight is read.
 
     Raises ConfigError for a split or a `--tensor-type` that cannot be, ArtifactError for a file that is no sound
@@ -66,7 +66,7 @@ def check_plan(conversion: Conversion, plan: Plan, progress: Progress) -> None:
         check_outline(path, plan, matrix)
 
 
-def check_outline(path: Path, plan: Plan, matrix: Imatrix | None) -> None:
+def check_outline(path: Path, plan: PreflightPlan, matrix: Imatrix | None) -> None:
     """The part of `check_plan` that looks at the outline, a GGUF that may have no weights. Raises as it does."""
     header = read_header(path)
     if matrix is not None and plan.matrix is not None:

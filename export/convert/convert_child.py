@@ -22,8 +22,8 @@ from export.convert.vocabulary_fixes import (
     prepends_space,
     read_tokenizer,
 )
-from export.merge.plan import Plan, read_plan, set_vocabulary
-from export.merge.safetensors_io import DTYPES
+from export.merge.plan import MergePlan, read_plan, set_vocabulary
+from export.tensors.safetensors_io import DTYPES
 from gladstone import file_names
 from gladstone.errors import UnsupportedError
 from gladstone.gguf.header import NFC_KEY, read_header
@@ -68,7 +68,7 @@ def convert(job: dict[str, Any]) -> None:
         )
 
 
-def _merging(known: Any, folder: Path, hparams: dict[str, Any], plan: Plan, job: dict[str, Any]) -> Any:
+def _merging(known: Any, folder: Path, hparams: dict[str, Any], plan: MergePlan, job: dict[str, Any]) -> Any:
     """The converter's class `known` of a model, handed the plan's tensors in place of the folder's."""
 
     class Merging(known):  # type: ignore[misc]
@@ -154,7 +154,7 @@ def logit_scale(hparams: Mapping[str, Any]) -> float | None:
     return {"mt5": 1.0, "umt5": small}.get(str(kind))
 
 
-def plan_of(job: Mapping[str, Any]) -> Plan:
+def plan_of(job: Mapping[str, Any]) -> MergePlan:
     """What becomes of the tensors of a job's base. Raises what `read_plan` raises."""
     return read_plan(Path(job["base"]), [(Path(path), weight) for path, weight in job["adapters"]], job["onto"])
 
@@ -211,7 +211,7 @@ def write_outline(made: Any, out: Path) -> None:
     writer.fout[0].flush()
 
 
-def lazy_tensor(plan: Plan, name: str, file_type: str) -> Callable[[], Any]:
+def lazy_tensor(plan: MergePlan, name: str, file_type: str) -> Callable[[], Any]:
     """A tensor that is read and merged when the converter writes it."""
     from conversion.base import LazyTorchTensor
 

@@ -7,15 +7,15 @@ modules with an alpha of their own. So each B carries its own strength, and alph
 from pathlib import Path
 
 from export.convert.convert import Conversion, run_converter
-from export.merge.plan import Plan
-from export.merge.updates import LowRank, Rows, Shift, Update
+from export.merge.plan import MergePlan
+from export.merge.updates import BiasUpdate, LowRankUpdate, TokenRows, Update
 from gladstone.commands.progress import Progress
 from gladstone.errors import UnsupportedError, listed
 
 LORA = "-lora.gguf"  # how the file's name ends
 
 
-def pairs_of(plan: Plan) -> list[tuple[str, LowRank]]:
+def pairs_of(plan: MergePlan) -> list[tuple[str, LowRankUpdate]]:
     """The pairs of matrices by the base's tensor. Raises UnsupportedError that names all that only a merge can keep."""
     found: dict[str, str] = {}
     pairs = []
@@ -24,7 +24,7 @@ def pairs_of(plan: Plan) -> list[tuple[str, LowRank]]:
             why = _inexpressible(update)
             if why:
                 found.setdefault(why, name)
-            elif isinstance(update, LowRank):
+            elif isinstance(update, LowRankUpdate):
                 pairs.append((name, update))
     reasons = [f"{name}: {why}" for why, name in found.items()]
     if plan.untied:
@@ -41,13 +41,13 @@ def pairs_of(plan: Plan) -> list[tuple[str, LowRank]]:
 
 def _inexpressible(update: Update) -> str | None:
     """Why an update has no place in such a file."""
-    if isinstance(update, LowRank):
+    if isinstance(update, LowRankUpdate):
         if update.magnitude is not None:
             return "a DoRA has lengths besides the product of two matrices"
         if update.embedding:
             return "an update of the embedding would leave a tied head as it was"
         return "the base keeps it transposed: llama.cpp would compute another update" if update.conv1d else None
-    kinds = {Shift: "a bias was trained", Rows: "rows of the embedding were trained"}
+    kinds = {BiasUpdate: "a bias was trained", TokenRows: "rows of the embedding were trained"}
     return kinds.get(type(update), "was trained as a whole")
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.merge.safetensors_io import Stored
 from export.merge.tensor_names import Part, is_table, read_parts
-from export.merge.updates import LowRank, Rows, Shift, Update, Whole
-from export.merge.weights import read_adapter_tensors
+from export.merge.updates import BiasUpdate, FullTensor, LowRankUpdate, TokenRows, Update
 from export.original.settings import read_settings
+from export.tensors.safetensors_io import StoredTensor
+from export.tensors.weights import read_adapter_tensors
 from gladstone.errors import ArtifactError, UnsupportedError, listed
 
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # keep W as (in, out)
@@ -27,7 +27,7 @@ MERGED = {  # settings that the merge reads, or that say nothing about what an a
     "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
     "revision", "runtime_config", "target_modules", "task_type", "trainable_token_indices", "use_dora", "use_rslora",
 }  # fmt: skip
-ORDER = (Whole, Rows, LowRank, Shift)  # one on top of the other
+ORDER = (FullTensor, TokenRows, LowRankUpdate, BiasUpdate)  # one on top of the other
 HALVES = {  # what a part of a module's update cannot be without
     "up": ("down",),
     "up bias": ("down",),
@@ -42,7 +42,9 @@ class Adapter:
 
     folder: Path
     updates: Mapping[str, tuple[Update, ...]]
-    frozen: Mapping[str, Stored] = field(default_factory=dict)  # tables of the vocabulary as they were in training
+    frozen: Mapping[str, StoredTensor] = field(
+        default_factory=dict
+    )  # tables of the vocabulary as they were in training
     ties: bool = False  # embedding and head were kept one (ensure_weight_tying)
 
 
@@ -61,7 +63,7 @@ def read_adapter(folder: Path, weight: float = 1.0, *, model_type: str = "") -> 
         updates.setdefault(name, []).append(update)
     for each in updates.values():
         each.sort(key=lambda update: ORDER.index(type(update)))
-    whole = [name for name, each in updates.items() if not isinstance(each[0], LowRank | Shift)]
+    whole = [name for name, each in updates.items() if not isinstance(each[0], LowRankUpdate | BiasUpdate)]
     if weight != 1 and whole:
         raise UnsupportedError(f"{folder}: {whole[0]} was trained as a whole and cannot act with the weight {weight}.")
     if weight != 1 and config.get("use_dora"):
@@ -73,7 +75,7 @@ def read_adapter(folder: Path, weight: float = 1.0, *, model_type: str = "") -> 
     return Adapter(folder, {name: tuple(each) for name, each in updates.items()}, tables, ties)
 
 
-def _refuse_lost(frozen: Mapping[str, Stored], updates: Mapping[str, list[Update]]) -> None:
+def _refuse_lost(frozen: Mapping[str, StoredTensor], updates: Mapping[str, list[Update]]) -> None:
     """What a trained tensor took the place of is known from the base; alone, it has no meaning here."""
     lost = [name for name in frozen if not is_table(name.rpartition(".")[0]) and name not in updates]
     if lost:
@@ -95,24 +97,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _updates(
-    config: dict[str, Any], parts: Mapping[Part, tuple[str, Stored]], weight: float, model_type: str
+    config: dict[str, Any], parts: Mapping[Part, tuple[str, StoredTensor]], weight: float, model_type: str
 ) -> Iterator[tuple[str, Update]]:
     """(name of the base's tensor, update) for every tensor of the adapter; pairs are taken together."""
     for part, (key, stored) in parts.items():
         module, role = part.module, part.role
         if role == "trained":
-            yield part.name, Whole(part.name, stored, is_table(module))
+            yield part.name, FullTensor(part.name, stored, is_table(module))
         elif role == "rows":
-            yield part.name, Rows(part.name, _token_ids(config, module), stored)
+            yield part.name, TokenRows(part.name, _token_ids(config, module), stored)
         elif role in ("down", "embedding down"):
             factors = _halves(part, key, stored, parts, dora=bool(config.get("use_dora")))
             scale = weight * scaling(config, module, stored.shape[0])
             embedding = role == "embedding down"
             conv1d = not embedding and _is_conv1d(config, model_type, module)
-            yield part.name, LowRank(module, *factors, conv1d=conv1d, embedding=embedding, scale=scale)
+            yield part.name, LowRankUpdate(module, *factors, conv1d=conv1d, embedding=embedding, scale=scale)
             bias = parts.get(Part(module, "up bias"))
             if bias:
-                yield f"{module}.bias", Shift(f"{module}.bias", bias[1], scale)
+                yield f"{module}.bias", BiasUpdate(f"{module}.bias", bias[1], scale)
         elif role in HALVES and not any(Part(module, half) in parts for half in HALVES[role]):
             raise UnsupportedError(f"the adapter holds {key}, which has no other half.")
     for part, (key, _) in parts.items():
@@ -121,8 +123,8 @@ def _updates(
 
 
 def _halves(
-    part: Part, key: str, down: Stored, parts: Mapping[Part, tuple[str, Stored]], *, dora: bool
-) -> tuple[Stored, Stored, Stored | None]:
+    part: Part, key: str, down: StoredTensor, parts: Mapping[Part, tuple[str, StoredTensor]], *, dora: bool
+) -> tuple[StoredTensor, StoredTensor, StoredTensor | None]:
     """A, B and the magnitude of the module whose A is `part`."""
     up = parts.get(Part(part.module, part.role.replace("down", "up")))
     if up is None:

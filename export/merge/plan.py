@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.merge.adapter import Adapter, read_adapter
-from export.merge.safetensors_io import Planned, Stored, plan_shards, writing
 from export.merge.tensor_names import is_table, same_values
-from export.merge.updates import LowRank, Shift, Update
+from export.merge.updates import BiasUpdate, LowRankUpdate, Update
 from export.merge.vocabulary_tables import (
     EMBEDDINGS,
     HEAD,
@@ -23,7 +22,8 @@ from export.merge.vocabulary_tables import (
     measure,
     without_copied_head,
 )
-from export.merge.weights import read_folder
+from export.tensors.safetensors_io import StoredTensor, TensorSpec, plan_shards, writing
+from export.tensors.weights import read_folder
 from gladstone import file_names
 from gladstone.artifacts import copy_file, write_json
 from gladstone.commands.progress import Progress
@@ -38,10 +38,10 @@ SCORED_HEADS = ("lm_head", "embed_out", "output")  # never held in 4 bit
 
 
 @dataclass(frozen=True)
-class Plan:
+class MergePlan:
     """What becomes of a base's tensors: the source of each, what changes it, and how it is kept."""
 
-    sources: Mapping[str, Stored]  # a table of the vocabulary that grew before the training is the adapter's
+    sources: Mapping[str, StoredTensor]  # a table of the vocabulary that grew before the training is the adapter's
     updates: Mapping[str, tuple[Update, ...]]
     untied: bool
     nf4: frozenset[str] = frozenset()
@@ -59,12 +59,12 @@ class Plan:
         embedding = find_embedding(self.sources)
         return self.planned(embedding).shape[0] if embedding else 0
 
-    def planned(self, name: str) -> Planned:
+    def planned(self, name: str) -> TensorSpec:
         """A tensor of the merged model in the base's type."""
         source = self.sources[name]
         rows = self.sizes.rows.get(name) if self.sizes else None
         shape = source.shape if rows is None else (rows, *source.shape[1:])
-        return Planned(name, self.dtypes.get(name, source.dtype), shape)
+        return TensorSpec(name, self.dtypes.get(name, source.dtype), shape)
 
     def read(self, name: str) -> Any:
         """A tensor: as stored if nothing changes it, in float32 otherwise. Raises UnsupportedError if it is broken."""
@@ -84,19 +84,19 @@ class Plan:
         return weight
 
 
-def read_plan(base: Path, adapters: Iterable[tuple[Path, float]], onto: Onto = "16bit") -> Plan:
+def read_plan(base: Path, adapters: Iterable[tuple[Path, float]], onto: Onto = "16bit") -> MergePlan:
     """The plan of a base and the adapters in folders, each with its weight. Raises what both raise."""
     kind = str(read_model_config(base).get("model_type", ""))
     return plan_merge(base, [read_adapter(folder, weight, model_type=kind) for folder, weight in adapters], onto)
 
 
-def check_shapes(plan: Plan) -> None:
+def check_shapes(plan: MergePlan) -> None:
     """Raises UnsupportedError for updates of other shapes than the base's tensors have; reads no weight."""
     wrong = []
     for name, updates in plan.updates.items():
         theirs = plan.sources[name].shape
         for update in updates:
-            ours = update.shape if isinstance(update, LowRank) else theirs
+            ours = update.shape if isinstance(update, LowRankUpdate) else theirs
             if ours != theirs and not (is_table(name.removesuffix(".weight")) and ours[1:] == theirs[1:]):
                 wrong.append(f"{name} is {_by(theirs)} in the base, and changed by a matrix of {_by(ours)}")
     if wrong:
@@ -107,7 +107,7 @@ def _by(shape: Sequence[int]) -> str:
     return " × ".join(f"{each:,}" for each in shape)
 
 
-def plan_merge(base: Path, adapters: Sequence[Adapter], onto: Onto = "16bit") -> Plan:
+def plan_merge(base: Path, adapters: Sequence[Adapter], onto: Onto = "16bit") -> MergePlan:
     """Find each update's tensor. Raises UnsupportedError for one that the base lacks or that two adapters train."""
     config = read_model_config(base)
     stored = without_copied_head(read_folder(base), config)
@@ -133,10 +133,10 @@ def plan_merge(base: Path, adapters: Sequence[Adapter], onto: Onto = "16bit") ->
     together = {name: tuple(chain.from_iterable(each)) for name, each in found.items()}
     sizes = measure(sources, stored, together, changes[-1].folder) if changes else None
     nf4 = frozenset(_held_in_4_bit(stored, config)) if onto == "nf4" else frozenset[str]()
-    return Plan(sources, together, untied, nf4, types, sizes)
+    return MergePlan(sources, together, untied, nf4, types, sizes)
 
 
-def _placed(adapter: Adapter, stored: Mapping[str, Stored], *, tied: bool) -> Changes:
+def _placed(adapter: Adapter, stored: Mapping[str, StoredTensor], *, tied: bool) -> Changes:
     """An adapter's changes by the base's names. Raises UnsupportedError for one of a tensor that the base lacks."""
     names = {name: _place(name, stored) or (HEAD if tied and name == HEAD else None)
              for name in (*adapter.updates, *adapter.frozen)}  # fmt: skip
@@ -152,9 +152,9 @@ def _placed(adapter: Adapter, stored: Mapping[str, Stored], *, tied: bool) -> Ch
     return Changes(adapter.folder, updates, frozen, adapter.ties)
 
 
-def _frozen(changes: Iterable[Changes]) -> dict[str, Stored]:
+def _frozen(changes: Iterable[Changes]) -> dict[str, StoredTensor]:
     """The tables that took the place of the base's. Raises UnsupportedError where two adapters began with others."""
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredTensor] = {}
     for each in changes:
         for name, table in each.frozen.items():
             if not same_values(found.setdefault(name, table), table):
@@ -168,7 +168,7 @@ def read_model_config(base: Path) -> dict[str, Any]:
     return config
 
 
-def _place(name: str, sources: Mapping[str, Stored]) -> str | None:
+def _place(name: str, sources: Mapping[str, StoredTensor]) -> str | None:
     """The base's name for a tensor that PEFT calls `name`; checkpoints leave out or add one level."""
     for level in ONE_LEVEL:
         for each in (name, name.removeprefix(level), level + name):
@@ -181,7 +181,7 @@ def _refuse_clashes(found: Mapping[str, Sequence[tuple[Update, ...]]]) -> None:
     """Several adapters may change a tensor if all of them add to it."""
     for name, by_adapter in found.items():
         adds = all(
-            isinstance(each, Shift) or (isinstance(each, LowRank) and each.magnitude is None)
+            isinstance(each, BiasUpdate) or (isinstance(each, LowRankUpdate) and each.magnitude is None)
             for updates in by_adapter
             for each in updates
         )
@@ -189,7 +189,7 @@ def _refuse_clashes(found: Mapping[str, Sequence[tuple[Update, ...]]]) -> None:
             raise UnsupportedError(f"{name} is changed by several adapters in ways that do not add up.")
 
 
-def _held_in_4_bit(stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[str]:
+def _held_in_4_bit(stored: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> Iterator[str]:
     """The layers' matrices, which QLoRA quantises; neither embeddings nor the head."""
     kept = set((config.get("quantization_config") or {}).get("llm_int8_skip_modules") or ())
     for name, tensor in stored.items():
@@ -209,12 +209,12 @@ def as_nf4(weight: Any) -> Any:
     return dequantize_4bit(packed, state)
 
 
-def planned_shards(plan: Plan, shard_bytes: int) -> dict[str, list[Planned]]:
+def planned_shards(plan: MergePlan, shard_bytes: int) -> dict[str, list[TensorSpec]]:
     """The files of the merged model and their tensors, in the base's types."""
     return plan_shards([plan.planned(name) for name in plan.sources], shard_bytes)
 
 
-def write_shard(plan: Plan, path: Path, tensors: Sequence[Planned], progress: Progress) -> None:
+def write_shard(plan: MergePlan, path: Path, tensors: Sequence[TensorSpec], progress: Progress) -> None:
     """A file of the merged model in the base's types. In memory is never more than a tensor and its changed copy."""
     with writing(path, tensors) as shard:
         for written, tensor in enumerate(tensors, 1):
@@ -222,7 +222,7 @@ def write_shard(plan: Plan, path: Path, tensors: Sequence[Planned], progress: Pr
             progress.update(written / len(tensors))
 
 
-def write_index(shards: Mapping[str, Sequence[Planned]], out: Path) -> list[Path]:
+def write_index(shards: Mapping[str, Sequence[TensorSpec]], out: Path) -> list[Path]:
     """The index of a model in several files, if it is in several."""
     if len(shards) == 1:
         return []
@@ -232,7 +232,7 @@ def write_index(shards: Mapping[str, Sequence[Planned]], out: Path) -> list[Path
     return [out / file_names.WEIGHTS_INDEX]
 
 
-def set_vocabulary(config: dict[str, Any], plan: Plan) -> None:
+def set_vocabulary(config: dict[str, Any], plan: MergePlan) -> None:
     """Say in a model's config how many tokens it has, and that its head is its own, where a merge changed that."""
     text = config.get("text_config")
     for each in (config, *([text] if isinstance(text, dict) else [])):
@@ -242,7 +242,7 @@ def set_vocabulary(config: dict[str, Any], plan: Plan) -> None:
             each["vocab_size"] = plan.sizes.after
 
 
-def copy_config(plan: Plan, base: Path, out: Path, ends: Sequence[int] = ()) -> list[Path]:
+def copy_config(plan: MergePlan, base: Path, out: Path, ends: Sequence[int] = ()) -> list[Path]:
     """config.json, for what the merge changed of it, and generation_config.json, in which `ends` stop an answer too."""
     config = read_model_config(base)
     set_vocabulary(config, plan)

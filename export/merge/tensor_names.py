@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from export.merge.safetensors_io import Stored
+from export.tensors.safetensors_io import StoredTensor
 from gladstone.errors import UnsupportedError
 
 PREFIX = "base_model.model."
@@ -45,7 +45,7 @@ class Part:
         return f"{self.module}.{self.parameter}"
 
 
-def read_parts(tensors: Mapping[str, Stored], config: Mapping[str, Any]) -> dict[Part, tuple[str, Stored]]:
+def read_parts(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> dict[Part, tuple[str, StoredTensor]]:
     """Each tensor of the file with its key, by what it is; `config` are the adapter's settings.
 
     Raises UnsupportedError if two contradict each other.
@@ -53,7 +53,7 @@ def read_parts(tensors: Mapping[str, Stored], config: Mapping[str, Any]) -> dict
     saved = tuple(config.get("modules_to_save") or ())
     if saved and config.get("ensure_weight_tying"):
         saved += ("lm_head",)  # which is saved as its embedding is, but not named
-    parts: dict[Part, tuple[str, Stored]] = {}
+    parts: dict[Part, tuple[str, StoredTensor]] = {}
     for key in sorted(tensors, key=lambda key: (".modules_to_save." in key, key)):  # PEFT loads the module's own name
         part = _part(key, saved)
         known = parts.setdefault(part, (key, tensors[key]))
@@ -109,7 +109,7 @@ def is_table(module: str) -> bool:
     return module.rpartition(".")[2] in TABLES
 
 
-def same_values(one: Stored, other: Stored) -> bool:
+def same_values(one: StoredTensor, other: StoredTensor) -> bool:
     """Whether two stored tensors are equal."""
     if one.shape != other.shape:
         return False

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from export.merge.safetensors_io import Stored
+from export.tensors.safetensors_io import StoredTensor
 from gladstone.errors import UnsupportedError
 
 
@@ -15,13 +15,13 @@ class Update(Protocol):
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRankUpdate:
     """W + scale · B·A; with a magnitude (DoRA) each of its output rows is brought to that length."""
 
     name: str
-    down: Stored  # (rank, in); of an embedding (rank, entries)
-    up: Stored  # (out, rank); of an embedding (width, rank)
-    magnitude: Stored | None
+    down: StoredTensor  # (rank, in); of an embedding (rank, entries)
+    up: StoredTensor  # (out, rank); of an embedding (width, rank)
+    magnitude: StoredTensor | None
     scale: float
     conv1d: bool = False  # the base keeps W as (in, out)
     embedding: bool = False
@@ -61,11 +61,11 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Whole:
+class FullTensor:
     """A tensor that was trained as a whole (modules_to_save, biases)."""
 
     name: str
-    trained: Stored
+    trained: StoredTensor
     table: bool = False  # one row a token of the vocabulary, which may have grown
 
     def apply(self, weight: Any) -> Any:
@@ -77,15 +77,15 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of an embedding, or of a head, that were trained (trainable_token_indices)."""
+class TokenRows:
+    """TokenRows of an embedding, or of a head, that were trained (trainable_token_indices)."""
 
     name: str
     tokens: tuple[int, ...]
-    trained: Stored  # (tokens, width)
+    trained: StoredTensor  # (tokens, width)
 
     def apply(self, weight: Any) -> Any:
-        """As `Update.apply`. Rows behind the table's last make it longer."""
+        """As `Update.apply`. TokenRows behind the table's last make it longer."""
         import torch
 
         longer = max(self.tokens) + 1 - len(weight)
@@ -98,11 +98,11 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Shift:
+class BiasUpdate:
     """A bias with the adapter's own added (lora_bias)."""
 
     name: str
-    bias: Stored
+    bias: StoredTensor
     scale: float
 
     def apply(self, weight: Any) -> Any:

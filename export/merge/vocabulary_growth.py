@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.merge.plan import Plan
-from export.merge.updates import LowRank, Rows, Whole
+from export.merge.plan import MergePlan
+from export.merge.updates import FullTensor, LowRankUpdate, TokenRows
 from export.merge.vocabulary_tables import SAVE_AGAIN, find_embedding
 from gladstone import file_names
 from gladstone.errors import DataError, UnsupportedError
@@ -18,7 +18,7 @@ STRANGER = 0.1  # share of the base's tokens that have another text: then it is 
 
 
 @dataclass(frozen=True)
-class Growth:
+class VocabularyGrowth:
     """A vocabulary that is not the base's: rows of its tables, and the tokens that the base's tokenizer lacks."""
 
     before: int
@@ -50,7 +50,7 @@ def shown(texts: Collection[str]) -> str:
     return first + (f" and {len(texts) - SHOWN:,} more" if len(texts) > SHOWN else "")
 
 
-def find_growth(base: Path, tokenizer: Path, plan: Plan) -> Growth | None:
+def find_vocabulary_growth(base: Path, tokenizer: Path, plan: MergePlan) -> VocabularyGrowth | None:
     """How the vocabulary of a tokenizer's folder and a plan differs from the base's; None where it does not.
 
     Raises UnsupportedError for tokens without a row, and for a tokenizer that is not the base's with tokens added.
@@ -76,7 +76,9 @@ def find_growth(base: Path, tokenizer: Path, plan: Plan) -> Growth | None:
         return None
     trained = _trained_rows(plan, embedding)
     untrained = () if trained is None else tuple(text for number, text in added if number not in trained)
-    return Growth(before, rows, tuple(added), untrained, rows - len([number for number in ours if number < rows]))
+    return VocabularyGrowth(
+        before, rows, tuple(added), untrained, rows - len([number for number in ours if number < rows])
+    )
 
 
 def _refuse_rowless(tokenizer: Path, ours: Mapping[int, str], rows: int, before: int) -> None:
@@ -95,12 +97,12 @@ def _refuse_rowless(tokenizer: Path, ours: Mapping[int, str], rows: int, before:
     )
 
 
-def _trained_rows(plan: Plan, embedding: str) -> set[int] | None:
+def _trained_rows(plan: MergePlan, embedding: str) -> set[int] | None:
     """Which rows of the embedding were trained; None for all."""
     updates = plan.updates.get(embedding, ())
-    if any(isinstance(each, Whole | LowRank) for each in updates):
+    if any(isinstance(each, FullTensor | LowRankUpdate) for each in updates):
         return None
-    return {number for each in updates if isinstance(each, Rows) for number in each.tokens}
+    return {number for each in updates if isinstance(each, TokenRows) for number in each.tokens}
 
 
 def read_vocabulary(folder: Path) -> dict[int, str]:

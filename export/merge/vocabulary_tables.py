@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.merge.safetensors_io import Stored
 from export.merge.tensor_names import same_values
-from export.merge.updates import LowRank, Rows, Update, Whole
+from export.merge.updates import FullTensor, LowRankUpdate, TokenRows, Update
+from export.tensors.safetensors_io import StoredTensor
 from gladstone.errors import UnsupportedError
 
 HEAD = "lm_head.weight"
@@ -30,7 +30,7 @@ class Changes:
 
     folder: Path
     updates: Mapping[str, tuple[Update, ...]]
-    frozen: Mapping[str, Stored]
+    frozen: Mapping[str, StoredTensor]
     ties: bool
 
     def keep_tied(self, embedding: str) -> bool:
@@ -61,9 +61,9 @@ class Changes:
     def _of_head(self, embedding: str) -> tuple[Update, ...]:
         """Single tokens that were trained in the embedding were so in a tied head, unless it has tokens of its own."""
         own = self.updates.get(HEAD, ())
-        if any(isinstance(each, Rows) for each in own):
+        if any(isinstance(each, TokenRows) for each in own):
             return own
-        return (*(each for each in self.updates.get(embedding, ()) if isinstance(each, Rows)), *own)
+        return (*(each for each in self.updates.get(embedding, ()) if isinstance(each, TokenRows)), *own)
 
 
 def find_embedding(stored: Iterable[str]) -> str | None:
@@ -76,7 +76,7 @@ def find_head(stored: Iterable[str]) -> str | None:
     return next((name for name in HEADS if name in stored), None)
 
 
-def without_copied_head(stored: dict[str, Stored], config: Mapping[str, Any]) -> dict[str, Stored]:
+def without_copied_head(stored: dict[str, StoredTensor], config: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """A tied model's tensors without the copy of the embedding that some checkpoints hold as head."""
     embedding, head = find_embedding(stored), find_head(stored)
     tied = (config.get("text_config") or config).get("tie_word_embeddings", config.get("tie_word_embeddings"))
@@ -91,11 +91,11 @@ def _same_updates(ours: Sequence[Update], theirs: Sequence[Update]) -> bool:
 
 def _same(one: Update, two: Update) -> bool:
     """Whether an update of an embedding and one of a head, which lie alike, are the same."""
-    if isinstance(one, Whole) and isinstance(two, Whole):
+    if isinstance(one, FullTensor) and isinstance(two, FullTensor):
         return same_values(one.trained, two.trained)
-    if isinstance(one, Rows) and isinstance(two, Rows):
+    if isinstance(one, TokenRows) and isinstance(two, TokenRows):
         return one.tokens == two.tokens and same_values(one.trained, two.trained)
-    if isinstance(one, LowRank) and isinstance(two, LowRank) and one.scale == two.scale:
+    if isinstance(one, LowRankUpdate) and isinstance(two, LowRankUpdate) and one.scale == two.scale:
         if one.magnitude or two.magnitude or one.down.shape[0] != two.down.shape[0]:
             return False
         return bool(one.up.read().T.equal(two.down.read()) and one.down.read().T.equal(two.up.read()))
@@ -112,7 +112,10 @@ class Sizes:
 
 
 def measure(
-    sources: Mapping[str, Stored], base: Mapping[str, Stored], updates: Mapping[str, tuple[Update, ...]], folder: Path
+    sources: Mapping[str, StoredTensor],
+    base: Mapping[str, StoredTensor],
+    updates: Mapping[str, tuple[Update, ...]],
+    folder: Path,
 ) -> Sizes | None:
     """How many rows the tables have after the merge; None where their number stays.
 
@@ -137,11 +140,11 @@ def measure(
 def _rows(rows: int, updates: Iterable[Update]) -> int:
     """How many rows a table has by what its updates say."""
     for update in updates:
-        if isinstance(update, Whole):
+        if isinstance(update, FullTensor):
             rows = update.trained.shape[0]
-        elif isinstance(update, Rows):
+        elif isinstance(update, TokenRows):
             rows = max(rows, max(update.tokens) + 1)
-        elif isinstance(update, LowRank):
+        elif isinstance(update, LowRankUpdate):
             rows = update.rows
     return rows
 
@@ -149,9 +152,9 @@ def _rows(rows: int, updates: Iterable[Update]) -> int:
 def _known_rows(rows: int, updates: Iterable[Update]) -> int:
     """Up to where the values of a table's rows are known."""
     for update in updates:
-        if isinstance(update, Whole):
+        if isinstance(update, FullTensor):
             rows = update.trained.shape[0]
-        elif isinstance(update, Rows):
+        elif isinstance(update, TokenRows):
             while rows in update.tokens:
                 rows += 1
     return rows

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.original.bases import base_of
-from export.original.model import Asked, Original, Training
+from export.original.model import Original, SourceOptions, Training
 from export.original.names import name_of
 from export.original.rows import Rows
-from export.original.settings import Settings, read_settings, weights_of
+from export.original.settings import Settings, read_settings
 from export.original.sources import license_of, source_of
-from export.original.tokenizer import Placed, place_first
+from export.original.tokenizer import TokenizerOrigin, place_first
+from export.tensors.weights import weights_of
 from gladstone import file_names
 from gladstone.artifacts import record_file, sha256_file
 from gladstone.commands.progress import Progress
@@ -25,13 +26,13 @@ class Adapter:
     home: Path
     folder: Path
     settings: Settings
-    asked: Asked
+    options: SourceOptions
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()  # of its training nothing is known
 
     def open(self, work: Path, progress: Progress) -> Original:
         """Its original, with the tokenizer in `work`. Raises ConfigError where base or template are to be named."""
-        base, notes = base_of(self.settings, self.asked, progress)
+        base, notes = base_of(self.settings, self.options, progress)
         placed = self._place(work, base)
         files = tuple(
             record_file(self.home, path) for path in (self.folder / file_names.ADAPTER_CONFIG, weights_of(self.folder))
@@ -46,18 +47,18 @@ class Adapter:
             tokenizer=work,
             found_in=placed,
             training=self._training(base),
-            rows=Rows("given", ((self.asked.rows, "auto"),)) if self.asked.rows else Rows("none"),
+            rows=Rows("given", ((self.options.rows, "auto"),)) if self.options.rows else Rows("none"),
             files=files,
             key=(*(record.sha256 for record in files), *spoken),
             parents={"adapter": files[1].sha256, "base": base.fingerprint},
             notes=(*self.notes, *notes, *placed.notes),
         )
 
-    def _place(self, work: Path, base: Base) -> Placed:
+    def _place(self, work: Path, base: Base) -> TokenizerOrigin:
         """Tokenizer and template: those beside the adapter, with which it was trained, else the base's."""
         beside = {"the folder around the adapter": self.home} if self.home != self.folder else {}
         places = {"the adapter's folder": self.folder, **beside, "the base": base.folder}
-        return place_first(places, work, self.asked.template)
+        return place_first(places, work, self.options.template)
 
     def _training(self, base: Base) -> Training:
         declared = license_of(self.folder)
@@ -70,8 +71,8 @@ class Adapter:
         )
 
 
-def read_adapter_folder(home: Path, folder: Path, asked: Asked, notes: tuple[str, ...] = ()) -> Adapter:
+def read_adapter_folder(home: Path, folder: Path, options: SourceOptions, notes: tuple[str, ...] = ()) -> Adapter:
     """The adapter in a folder. Raises ArtifactError or UnsupportedError for what is none or cannot be exported."""
     settings = read_settings(folder)
     weights_of(folder)
-    return Adapter(home, folder, settings, asked, notes)
+    return Adapter(home, folder, settings, options, notes)

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from export.merge.safetensors_io import Stored
-from export.merge.weights import read_folder
 from export.original.json_object import read_object
-from export.original.model import Asked
+from export.original.model import SourceOptions
 from export.original.settings import Settings
 from export.original.sources import HUB_ID
+from export.tensors.safetensors_io import StoredTensor
+from export.tensors.weights import read_folder
 from gladstone import file_names
 from gladstone.commands.progress import Progress
 from gladstone.errors import ConfigError, UnsupportedError
@@ -29,18 +29,18 @@ PACKED = (".absmax", ".quant_map", ".qweight", ".qzeros", ".SCB", ".weight_packe
 PLAIN = ("F64", "F32", "F16", "BF16", "BOOL")  # types of weights; whole numbers in more than one dimension are packed
 
 
-def base_of(settings: Settings, asked: Asked, progress: Progress) -> tuple[Base, list[str]]:
+def base_of(settings: Settings, options: SourceOptions, progress: Progress) -> tuple[Base, list[str]]:
     """The base of an adapter, on this machine, and what is to be told of how it was found.
 
     Raises ConfigError or UnsupportedError with the option that names another one.
     """
     named = settings.base
     plain = IN_4_BIT.sub("", named)
-    if asked.base:
-        base = resolve_base(asked.base, progress, NEEDS)
-        if base.folder == Path(asked.base).expanduser().resolve() and HUB_ID.fullmatch(plain):
+    if options.base:
+        base = resolve_base(options.base, progress, NEEDS)
+        if base.folder == Path(options.base).expanduser().resolve() and HUB_ID.fullmatch(plain):
             base = replace(base, name=plain)  # a folder is told by the name that the adapter has for it
-        return _plain(base, f"--base {asked.base}"), []
+        return _plain(base, f"--base {options.base}"), []
     where = f"{settings.folder / file_names.ADAPTER_CONFIG}"
     if not named:
         raise ConfigError(f"{where} names no base: give the model that it was trained on with --base FOLDER|HUB-ID.")
@@ -55,13 +55,13 @@ def base_of(settings: Settings, asked: Asked, progress: Progress) -> tuple[Base,
             f"{where} names the base {named!r}, which is not on this machine: give it with --base FOLDER|HUB-ID."
         )
     of = f", a copy in 4 bit of {plain}" if notes else ""
-    with told_whose(f"{where} names the base {named!r}{of}", plain):
+    with naming_owner(f"{where} names the base {named!r}{of}", plain):
         found = resolve_base(as_cached(plain), progress, replace(NEEDS, revision=settings.revision))
     return _plain(replace(found, name=plain), f"the base {plain}"), notes
 
 
 @contextmanager
-def told_whose(whose: str, name: str) -> Iterator[None]:
+def naming_owner(whose: str, name: str) -> Iterator[None]:
     """Errors about the base `name`, which no option named, say whose it is, and which option names another."""
     try:
         yield
@@ -105,6 +105,6 @@ def check_plain(folder: Path, what: str, advice: str) -> None:
     raise UnsupportedError(f"{what}: already quantised ({method}{bits}; as {packed} shows). {advice}")
 
 
-def _is_packed(stored: Stored) -> bool:
+def _is_packed(stored: StoredTensor) -> bool:
     """Whether a tensor holds weights of fewer bits than 16, or what belongs to them."""
     return stored.name.endswith(PACKED) or (stored.dtype not in PLAIN and len(stored.shape) > 1)

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from export.artifact_cache import STATE_NAME
 from export.original.adapter import read_adapter_folder
 from export.original.folder import Folder
-from export.original.model import Asked, Original
-from export.original.names import in_hub_cache
+from export.original.model import Original, SourceOptions
+from export.original.names import STATE_NAME, in_hub_cache
 from export.original.run import read_run
 from gladstone import file_names, run_folder
 from gladstone.artifacts import MANIFEST_NAME, read_manifest
@@ -39,30 +38,30 @@ class Found(Protocol):
         """The original, with its tokenizer placed in `work`."""
 
 
-def find(path: Path, asked: Asked | None = None) -> Found:
+def find(path: Path, options: SourceOptions | None = None) -> Found:
     """What lies at a path: a folder, or a file of it. Raises ArtifactError that says what is there instead."""
     try:
-        return _find(path, asked or Asked())
+        return _find(path, options or SourceOptions())
     except PermissionError as error:
         raise ArtifactError(f"{error.filename or path}: cannot be read: {error.strerror}.") from None
 
 
-def _find(path: Path, asked: Asked) -> Found:
+def _find(path: Path, options: SourceOptions) -> Found:
     if not path.exists():
         hub = (
             " To export what lies on the Hub: `hf download OWNER/NAME --local-dir FOLDER`." if _is_hub_id(path) else ""
         )
         raise ArtifactError(f"{path}: no such folder.{hub}")
     if path.is_file():
-        return _find_by_file(path, asked)
+        return _find_by_file(path, options)
     home = path.parent if path.name == run_folder.ADAPTER and _is_run(path.parent) else path
     stage = _stage(home)
     if stage == "merge":
-        return Folder(home, asked, read_manifest(home))
+        return Folder(home, options, read_manifest(home))
     if stage is not None and stage != "base":
-        return read_run(home, asked)
+        return read_run(home, options)
     _refuse_unfinished(home)
-    return _find_foreign(home, asked)
+    return _find_foreign(home, options)
 
 
 def default_out(found: Found, name: str) -> Path:
@@ -79,14 +78,14 @@ def opened(found: Found, progress: Progress) -> Iterator[Original]:
         yield found.open(Path(work), progress)
 
 
-def _find_by_file(path: Path, asked: Asked) -> Found:
+def _find_by_file(path: Path, options: SourceOptions) -> Found:
     """What a file belongs to, which decides where a folder holds both an adapter and a model."""
     if path.name in OF_ADAPTER:
-        return read_adapter_folder(path.parent, path.parent, asked)
+        return read_adapter_folder(path.parent, path.parent, options)
     if path.name == file_names.CONFIG or any(path.match(pattern) for pattern in MODELS):
-        return Folder(path.parent, asked)
+        return Folder(path.parent, options)
     if path.name == MANIFEST_NAME:
-        return find(path.parent, asked)
+        return find(path.parent, options)
     if path.suffix == ".gguf":
         raise ArtifactError(
             f"{path}: a GGUF, which an export makes and cannot begin with. Give the folder that it was made of; "
@@ -95,7 +94,7 @@ def _find_by_file(path: Path, asked: Asked) -> Found:
     raise ArtifactError(f"{path}: a file. Give the folder of a run, of an adapter or of a model.")
 
 
-def _find_foreign(home: Path, asked: Asked) -> Found:
+def _find_foreign(home: Path, options: SourceOptions) -> Found:
     adapter, model = (home / file_names.ADAPTER_CONFIG).is_file(), _is_model(home)
     if adapter and model:
         weights = next(path for pattern in MODELS for path in sorted(home.glob(pattern)))
@@ -104,20 +103,20 @@ def _find_foreign(home: Path, asked: Asked) -> Found:
             f"{home / file_names.ADAPTER_CONFIG} or {weights}."
         )
     if adapter:
-        return read_adapter_folder(home, home, asked)
+        return read_adapter_folder(home, home, options)
     if model:
-        return Folder(home, asked)
-    return _find_below(home, asked)
+        return Folder(home, options)
+    return _find_below(home, options)
 
 
-def _find_below(home: Path, asked: Asked) -> Found:
+def _find_below(home: Path, options: SourceOptions) -> Found:
     """The one adapter or model in a subfolder. Raises ArtifactError if there is none, or more than one."""
     below = sorted(each for each in home.iterdir() if each.is_dir())
     found = [each for each in below if (each / file_names.ADAPTER_CONFIG).is_file() or _is_model(each)]
     if len(found) == 1 and (found[0] / file_names.ADAPTER_CONFIG).is_file():
-        return read_adapter_folder(home, found[0], asked, (f"the adapter lies in {found[0]}.",))
+        return read_adapter_folder(home, found[0], options, (f"the adapter lies in {found[0]}.",))
     if len(found) == 1:
-        return Folder(found[0], asked, notes=(f"the model lies in {found[0]}.",))
+        return Folder(found[0], options, notes=(f"the model lies in {found[0]}.",))
     if found:
         names = ", ".join(each.name for each in found[-SHOWN:])
         raise ArtifactError(f"{home}: holds {len(found)} folders that can be exported: give one of them ({names}).")

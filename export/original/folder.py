@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from export.original.bases import NEEDS, check_plain
-from export.original.model import Asked, Original, Training
+from export.original.model import Original, SourceOptions, Training
 from export.original.names import name_of
 from export.original.rows import Rows
 from export.original.sources import Source, license_of
-from export.original.tokenizer import Placed, place_first
+from export.original.tokenizer import TokenizerOrigin, place_first
 from gladstone.artifacts import Manifest, sha256_file
 from gladstone.commands.progress import Progress
 from gladstone.models.base_model import check_weights, resolve_base
@@ -27,7 +27,7 @@ class Folder:
     """A model's folder; `merge` is the manifest of `gladstone export merge`, where that made it."""
 
     home: Path
-    asked: Asked
+    options: SourceOptions
     merge: Manifest | None = None
     notes: tuple[str, ...] = ()
 
@@ -51,7 +51,7 @@ class Folder:
             tokenizer=work,
             found_in=placed,
             training=self._training(),
-            rows=Rows("given", ((self.asked.rows, "auto"),)) if self.asked.rows else Rows("none"),
+            rows=Rows("given", ((self.options.rows, "auto"),)) if self.options.rows else Rows("none"),
             files=(),
             key=tuple(sha256_file(path) for path in sorted(work.iterdir())),
             parents={"model": base.fingerprint},
@@ -62,12 +62,12 @@ class Folder:
     def _facts(self) -> Mapping[str, Any]:
         return self.merge.facts if self.merge else {}
 
-    def _place(self, work: Path, progress: Progress) -> Placed:
+    def _place(self, work: Path, progress: Progress) -> TokenizerOrigin:
         """Tokenizer and template: the folder's own, else those of the base that the caller names."""
         places = {"the model's folder": self.home}
-        if self.asked.base:
-            places["the base"] = resolve_base(self.asked.base, progress, NEEDS).folder
-        return place_first(places, work, self.asked.template)
+        if self.options.base:
+            places["the base"] = resolve_base(self.options.base, progress, NEEDS).folder
+        return place_first(places, work, self.options.template)
 
     def _training(self) -> Training:
         if "training" in self._facts:

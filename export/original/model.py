@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from export.original.rows import Rows
 from export.original.sources import Source
-from export.original.tokenizer import Placed
+from export.original.tokenizer import TokenizerOrigin
 from gladstone import file_names
 from gladstone.artifacts import FileRecord, check_file
 from gladstone.errors import ArtifactError, listed
@@ -20,7 +20,7 @@ KEPT_FACTS = ("rows", "steps", "held_out_loss_before", "held_out_loss_after", "w
 
 
 @dataclass(frozen=True)
-class Asked:
+class SourceOptions:
     """What a caller says of a model besides where it lies: its base, its chat template, rows to prove it on."""
 
     base: str | None = None  # a folder or a Hub id
@@ -71,7 +71,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Original:
-    """A base, an adapter on it or none, and the tokenizer and chat template with which the two are asked.
+    """A base, an adapter on it or none, and the tokenizer and chat template with which the two are used.
 
     `base` holds the weights; of a model's folder it is that folder. `adapter` is a folder as PEFT writes it; None where
     there is nothing to merge. `tokenizer` is a folder prepared for this export: the files of TOKENIZER_FILES from
@@ -88,7 +88,7 @@ class Original:
     base: Base
     adapter: Path | None
     tokenizer: Path
-    found_in: Placed
+    found_in: TokenizerOrigin
     training: Training
     rows: Rows
     files: tuple[FileRecord, ...]

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 LONGEST = 64
+STATE_NAME = ".export-state.json"  # in the folder of an unfinished export
 # names that say nothing without the folder around them
 BARE = re.compile(r"(checkpoint-\d+|adapter|lora|merged|model|final|outputs?|results?|\.)", re.I)
 SNAPSHOT = re.compile(r"[0-9a-f]{40}")  # of the Hub's cache: models--OWNER--NAME/snapshots/HASH

@@ -7,11 +7,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from export.original.bases import NEEDS, told_whose
-from export.original.model import Asked, Original, Training, serious_warnings
+from export.original.bases import NEEDS, naming_owner
+from export.original.model import Original, SourceOptions, Training, serious_warnings
 from export.original.rows import Rows
 from export.original.sources import Source, source_of
-from export.original.tokenizer import Placed, place_tokenizer
+from export.original.tokenizer import TokenizerOrigin, place_tokenizer
 from gladstone import file_names, run_folder
 from gladstone.artifacts import MANIFEST_NAME, Manifest, check_files, read_manifest, sha256_file
 from gladstone.commands.progress import Progress
@@ -36,7 +36,7 @@ class Run:
 
     home: Path
     manifest: Manifest
-    asked: Asked
+    options: SourceOptions
 
     @property
     def warnings(self) -> list[str]:
@@ -57,7 +57,7 @@ class Run:
             base=base,
             adapter=self.home / run_folder.ADAPTER,
             tokenizer=work,
-            found_in=Placed("the run", "the run"),
+            found_in=TokenizerOrigin("the run", "the run"),
             training=training_of(manifest, source_of(base, manifest.config["base"].get("license"))),
             rows=self._rows(),
             files=manifest.files,
@@ -68,30 +68,30 @@ class Run:
 
     def _base(self, progress: Progress) -> Base:
         name = str(self.manifest.config["base"]["model"])
-        with nullcontext() if self.asked.base else told_whose(f"{self.home} was trained on {name!r}", name):
-            base = resolve_base(self.asked.base or name, progress, NEEDS)
+        with nullcontext() if self.options.base else naming_owner(f"{self.home} was trained on {name!r}", name):
+            base = resolve_base(self.options.base or name, progress, NEEDS)
         if base.fingerprint == self.manifest.parents["base"]:
             return base
-        if self.asked.base:
+        if self.options.base:
             raise ArtifactError(
-                f"--base {self.asked.base}: not the base that {self.home} was trained on ({name}): its weights or its "
-                "tokenizer differ. Leave --base out, or give the same files."
+                f"--base {self.options.base}: not the base that {self.home} was trained on ({name}): its weights or "
+                "its tokenizer differ. Leave --base out, or give the same files."
             )
         raise ArtifactError(f"{base.folder}: not the base that the adapter was trained on (its files have changed).")
 
     def _rows(self) -> Rows:
         recorded = {record.path for record in self.manifest.files}
         held_out = [f"data/{name}.jsonl" for name in ("test", "validation") if f"data/{name}.jsonl" in recorded]
-        if held_out and self.asked.rows:
+        if held_out and self.options.rows:
             raise ConfigError("--data: a run brings its own held-out rows.")
         if held_out:
             return Rows("held out", tuple((self.home / path, "prepared") for path in held_out))
-        if self.asked.rows:
-            return Rows("given", ((self.asked.rows, "auto"),))
+        if self.options.rows:
+            return Rows("given", ((self.options.rows, "auto"),))
         return Rows("trained on", ((run_folder.set_path(self.home / run_folder.DATA, "train"), "prepared"),))
 
 
-def read_run(folder: Path, asked: Asked) -> Run:
+def read_run(folder: Path, options: SourceOptions) -> Run:
     """The run in a folder, its files whole. Raises ArtifactError for one that is damaged or not finished."""
     manifest = read_manifest(folder)
     if manifest.stage != "finetune":
@@ -99,10 +99,10 @@ def read_run(folder: Path, asked: Asked) -> Run:
             f"{folder}: made by the stage {manifest.stage!r}, expected a folder made by `finetune run`, an adapter or "
             "a model."
         )
-    if asked.template:
+    if options.template:
         raise ConfigError(f"--chat-template: {folder} is a run, which is served on the template it was trained with.")
     check_files(folder, manifest)
-    return Run(folder, manifest, asked)
+    return Run(folder, manifest, options)
 
 
 def training_of(manifest: Manifest, base: Source) -> Training:

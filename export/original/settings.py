@@ -9,7 +9,7 @@ from typing import Any
 
 from export.original.json_object import read_object
 from gladstone.errors import ArtifactError, UnsupportedError
-from gladstone.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED_ADAPTER_WEIGHTS
+from gladstone.file_names import ADAPTER_CONFIG
 
 GENERATES = (None, "", "CAUSAL_LM", "SEQ_2_SEQ_LM")  # tasks whose model writes text
 SHOWN_TARGETS = 300  # characters: of long lists the beginning is told
@@ -83,15 +83,3 @@ def read_settings(folder: Path) -> Settings:
             "number."
         )
     return Settings(folder, values)
-
-
-def weights_of(folder: Path) -> Path:
-    """The file that holds an adapter's tensors. Raises ArtifactError if there is none."""
-    found = next(
-        (folder / name for name in (ADAPTER_WEIGHTS, PICKLED_ADAPTER_WEIGHTS) if (folder / name).is_file()), None
-    )
-    if found is None:
-        raise ArtifactError(
-            f"{folder}: has {ADAPTER_CONFIG}, but neither {ADAPTER_WEIGHTS} nor {PICKLED_ADAPTER_WEIGHTS}."
-        )
-    return found

@@ -40,7 +40,7 @@ def own_template(folder: Path) -> str | None:
 
 
 @dataclass(frozen=True)
-class Placed:
+class TokenizerOrigin:
     """Where tokenizer and template of an original were found, and what is to be told of it."""
 
     tokenizer: str
@@ -48,7 +48,7 @@ class Placed:
     notes: tuple[str, ...] = ()
 
 
-def place_first(places: Mapping[str, Path], target: Path, chosen: str | None) -> Placed:
+def place_first(places: Mapping[str, Path], target: Path, chosen: str | None) -> TokenizerOrigin:
     """Place the first tokenizer and the first chat template of `places`, folders by what they are to a user.
 
     `chosen` is a template that a user names in place of all others. Raises ConfigError, which names the option that
@@ -72,7 +72,7 @@ def place_first(places: Mapping[str, Path], target: Path, chosen: str | None) ->
             f"was trained with: --chat-template FILE, or a name ({', '.join(template_names())})."
         )
     place_tokenizer(places[tokenizer], target, template)
-    return Placed(tokenizer, where, tuple(_strange_marks(target, template) if chosen else ()))
+    return TokenizerOrigin(tokenizer, where, tuple(_strange_marks(target, template) if chosen else ()))
 
 
 def _named(chosen: str) -> str:

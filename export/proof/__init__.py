@@ -1,1 +1,1 @@
-"""The proof that a GGUF is the model that was trained, point by point."""
+"""The proof that a GGUF is the model that was trained, check by check."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from export.merge.plan import read_plan
 from export.merge.tensor_names import pefts_name
-from export.merge.weights import read_adapter_tensors
+from export.tensors.weights import read_adapter_tensors
 from gladstone import file_names
 from gladstone.process.import_without_gc import import_without_gc
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from export.proof.check import Check
+from export.proof.divergence import kl_divergence, log_softmax
 from export.proof.grown import added_tokens, check_rows
 from export.proof.heldout import HeldOut
-from export.proof.point import Point
 from export.proof.reading import SEQUENCES, Batch, Logits, Reader, Text, Wave, batch_tokens, plan_reading, wave_tokens
+from export.proof.reading_results import KeptLogProbs, ReadingResults, fits
 from export.proof.reference import Reference
 from export.proof.rows import ANSWER_TOKENS, LONGEST_PROMPT, Row, ordered_rows, prompt_text
-from export.proof.spread import kl_divergence, log_softmax
 from export.proof.trained import Trained
-from export.proof.whole import Kept, Whole, fits
 from gladstone.commands.progress import Progress
 from gladstone.errors import ArtifactError
 from gladstone.llamacpp.lora import Lora
@@ -38,20 +38,20 @@ CURE = (
 
 def check_answers(
     path: Path, quantisation: str, trained: Trained, progress: Progress, loras: Sequence[Lora] = ()
-) -> list[Point]:
-    """The distributions' point and the answers' point. Raises ArtifactError if no prompt is short enough."""
+) -> list[Check]:
+    """The distributions' check and the answers' check. Raises ArtifactError if no prompt is short enough."""
     with Model(path, loras=loras) as model:
         return compare_answers(model, quantisation, trained, progress)
 
 
 def compare_answers(
-    model: Model, quantisation: str, trained: Trained, progress: Progress, whole: Whole | None = None
-) -> list[Point]:
-    """As `check_answers`, of an open file; the held-out answers are read behind the same prompts for `whole`."""
-    reading = _Reading(model, trained, whole)
+    model: Model, quantisation: str, trained: Trained, progress: Progress, results: ReadingResults | None = None
+) -> list[Check]:
+    """As `check_answers`, of an open file; the held-out answers are read behind the same prompts for `results`."""
+    reading = _Reading(model, trained, results)
     reference = Reference(trained)
     comparison, asked = Comparison(), sum(row.asked for row in reading.rows)
-    with Reader(model, reading.plan, SEQUENCES * ANSWER_TOKENS, branches=whole is not None) as reader:
+    with Reader(model, reading.plan, SEQUENCES * ANSWER_TOKENS, branches=results is not None) as reader:
         shared = reading.plan.shared
         if shared:  # every prompt begins with it, and has the same distributions there
             ours = reading.open(reader)
@@ -65,32 +65,32 @@ def compare_answers(
                 comparison.add(ours, their, answer, ended=model.ends_generation(answer[-1]))
             done += len(written)
             progress.update(done / asked, f"greedy answer {done} of {asked}")
-    if whole is not None:
-        reading.finish(whole)
-    points = comparison.points(reference.dtype, quantisation)
+    if results is not None:
+        reading.finish(results)
+    checks = comparison.checks(reference.dtype, quantisation)
     added = added_tokens(trained)
-    return [*points, check_rows(model.path, reference.model, added)] if added else points
+    return [*checks, check_rows(model.path, reference.model, added)] if added else checks
 
 
 class _Reading:
     """The rows of a proof through a file: each prompt once, with the held-out answer and the greedy one behind it."""
 
-    def __init__(self, model: Model, trained: Trained, whole: Whole | None) -> None:
+    def __init__(self, model: Model, trained: Trained, results: ReadingResults | None) -> None:
         self.rows: list[Row] = ordered_rows(trained)
         if not any(row.asked for row in self.rows):
             raise ArtifactError(f"of {len(trained.rows)} rows none has a prompt of 1 to {LONGEST_PROMPT} tokens.")
-        self._measures = whole is not None
+        self._measures = results is not None
         self.texts = [prompt_text(model, row.prompt, row.answer if self._measures else ()) for row in self.rows]
         self.plan = plan_reading(self.texts, batch_tokens(model, self.texts), ANSWER_TOKENS, wave_tokens(model))
-        self._keeps = whole is not None and whole.keeps and fits(self.texts, model.vocab_size)
-        self._kept = Kept(np.zeros((0, model.vocab_size), np.float32))
+        self._keeps = results is not None and results.keeps and fits(self.texts, model.vocab_size)
+        self._kept = KeptLogProbs(np.zeros((0, model.vocab_size), np.float32))
         self._nats: list[float] = []
 
     def open(self, reader: Reader) -> Logits:
         """Read what all prompts begin with."""
         logits = np.concatenate([reader.read(batch).copy() for batch in self.plan.opening.batches])
         if self._keeps:
-            self._kept = Kept(log_softmax(logits, "float32"))
+            self._kept = KeptLogProbs(log_softmax(logits, "float32"))
         return logits
 
     def read(self, reader: Reader, wave: Wave) -> dict[int, tuple[list[int], Logits]]:
@@ -116,11 +116,11 @@ class _Reading:
             if self._keeps:
                 self._kept.add(likely)
 
-    def finish(self, whole: Whole) -> None:
+    def finish(self, results: ReadingResults) -> None:
         """Hand over what was measured and kept."""
         counts = tuple(len(row.answer) for row in self.rows if row.answer)
-        whole.held_out = HeldOut(tuple(self._nats), counts) if counts else None
-        whole.kept = self._kept if self._keeps and counts else None
+        results.held_out = HeldOut(tuple(self._nats), counts) if counts else None
+        results.kept = self._kept if self._keeps and counts else None
 
 
 def kl_limit(quantisation: str) -> float:
@@ -219,8 +219,8 @@ class Comparison:
         self._equal += bool((gaps == 0).all())
         self._ties += bool((gaps > 0).any() and (gaps <= TIE_LOGITS).all())
 
-    def points(self, dtype: str, quantisation: str) -> list[Point]:
-        """The distributions' point and the answers' point; of a quantised file other answers are no fault."""
+    def checks(self, dtype: str, quantisation: str) -> list[Check]:
+        """The distributions' check and the answers' check; of a quantised file other answers are no fault."""
         kl, same = np.concatenate(self._kl), float(np.concatenate(self._same_top).mean())
         # a flat distribution (a small or untrained model) has many tokens that are as good as the best
         but_for_ties = float(np.concatenate(self._near_top).mean())
@@ -247,6 +247,6 @@ class Comparison:
         told += f", {self._ties} but for ties (< {TIE_LOGITS} logits)" if self._ties else ""
         told += f", {different} differ" if different else ""
         return [
-            Point("distributions", near, detail, spread | {"torch_dtype": dtype, "limit": limit}, CURE),
-            Point("greedy answers", different == 0 or not plain, told, answers, CURE),
+            Check("distributions", near, detail, spread | {"torch_dtype": dtype, "limit": limit}, CURE),
+            Check("greedy answers", different == 0 or not plain, told, answers, CURE),
         ]

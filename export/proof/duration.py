@@ -16,7 +16,7 @@ FIXED_S = 6.0  # for loading, and for the vocabulary and the texts
 
 
 def proof_s(model: Model, trained: Trained, files: int) -> float | None:
-    """Seconds for all points of a file and of so many quantised ones made of it; None if there are no rows for it.
+    """Seconds for all checks of a file and of so many quantised ones made of it; None if there are no rows for it.
 
     The file reads a few tokens for it, as fast as it does at the moment.
     """

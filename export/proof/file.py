@@ -1,4 +1,4 @@
-"""All points for one GGUF, and the page that tells them."""
+"""All checks for one GGUF, and the page that tells them."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from export.proof.answers import compare_answers
+from export.proof.check import Check
 from export.proof.duration import proof_s
 from export.proof.grown import check_found
-from export.proof.point import Point
 from export.proof.prompts import check_beginning, check_context, check_rendering, check_template
+from export.proof.reading_results import ReadingResults
 from export.proof.tokens import check_entries, check_special, check_texts, check_typed
 from export.proof.trained import Trained
-from export.proof.whole import Whole
 from gladstone.commands.progress import Progress, step
 from gladstone.gguf.header import GgufHeader, read_info, read_model
 from gladstone.llamacpp.lora import Lora
@@ -26,11 +26,11 @@ def verify_file(  # noqa: PLR0913, PLR0917 - what is proven, and what else its o
     progress: Progress,
     loras: Sequence[Lora] = (),
     files: int = 0,
-    whole: Whole | None = None,
-) -> list[Point]:
-    """All points for a file of any type, with adapters laid over it. Raises ArtifactError if it cannot be loaded.
+    results: ReadingResults | None = None,
+) -> list[Check]:
+    """All checks for a file of any type, with adapters laid over it. Raises ArtifactError if it cannot be loaded.
 
-    The time that is announced includes the proof of so many quantised `files` against it. With `whole` the held-out
+    The time that is announced includes the proof of so many quantised `files` against it. With `results` the held-out
     answers are read, too, and a vocabulary that it knows is not proven again.
     """
     headers = read_model(path)
@@ -38,18 +38,18 @@ def verify_file(  # noqa: PLR0913, PLR0917 - what is proven, and what else its o
         taken_s = proof_s(model, trained, files)
         about = "" if taken_s is None else f" (the proof takes about {rough_duration(taken_s)})"
         with step(progress, f"Proving {path.name}{about}: vocabulary, texts, special tokens, template"):
-            points = [*_known_vocabulary(headers[0], model, trained, whole.vocabularies if whole else {})]
-        if not all(point.passed for point in points if point.name == "vocabulary"):
-            return points  # ids of another vocabulary say nothing about the weights
+            checks = [*_known_vocabulary(headers[0], model, trained, results.vocabularies if results else {})]
+        if not all(check.passed for check in checks if check.name == "vocabulary"):
+            return checks  # ids of another vocabulary say nothing about the weights
         with step(progress, f"Proving {path.name}: distributions and answers against torch"):
-            points += compare_answers(model, read_info(path).quantisation, trained, progress, whole)
-    return points
+            checks += compare_answers(model, read_info(path).quantisation, trained, progress, results)
+    return checks
 
 
 def _known_vocabulary(
-    header: GgufHeader, model: Model, trained: Trained, known: dict[str, list[Point]]
-) -> Sequence[Point]:
-    """The points that need no weights, proven once for all files of the same vocabulary, template and context."""
+    header: GgufHeader, model: Model, trained: Trained, known: dict[str, list[Check]]
+) -> Sequence[Check]:
+    """The checks that need no weights, proven once for all files of the same vocabulary, template and context."""
     names = sorted(key for key in header.metadata if not key.startswith("general.") or key == "general.architecture")
     digest = hashlib.sha256()
     for name in names:
@@ -60,14 +60,14 @@ def _known_vocabulary(
     return known[key]
 
 
-def verify_vocabulary(path: Path, trained: Trained) -> list[Point]:
-    """The points that need no weights."""
+def verify_vocabulary(path: Path, trained: Trained) -> list[Check]:
+    """The checks that need no weights."""
     header = read_model(path)[0]
     with Model(path, vocab_only=True) as model:
         return _check_vocabulary(header, model, trained)
 
 
-def _check_vocabulary(header: GgufHeader, model: Model, trained: Trained) -> list[Point]:
+def _check_vocabulary(header: GgufHeader, model: Model, trained: Trained) -> list[Check]:
     words = check_found(model, trained.tokenizer)
     return [
         check_entries(model, trained.tokenizer),
@@ -82,15 +82,15 @@ def _check_vocabulary(header: GgufHeader, model: Model, trained: Trained) -> lis
     ]
 
 
-def proof_page(proof: Mapping[str, Sequence[Point]], against: Mapping[str, Any], files: Mapping[str, str]) -> str:
+def proof_page(proof: Mapping[str, Sequence[Check]], against: Mapping[str, Any], files: Mapping[str, str]) -> str:
     """The proof as a person reads it."""
-    failed = sum(not point.passed for points in proof.values() for point in points)
+    failed = sum(not check.passed for checks in proof.values() for check in checks)
     count = sum(map(len, proof.values()))
     verdict = "Proven" if not failed else "NOT PROVEN"
-    lines = [f"{verdict}: {count - failed} of {count} points.", ""]
+    lines = [f"{verdict}: {count - failed} of {count} checks.", ""]
     width = max(10, *(len(name) + 2 for name in against))
     lines += [f"{name:<{width}}{value}" for name, value in against.items()]
-    for name, points in proof.items():
-        lines += ["", name, *(f"  {line}" for point in points for line in point.told().splitlines())]
+    for name, checks in proof.items():
+        lines += ["", name, *(f"  {line}" for check in checks for line in check.told().splitlines())]
     lines += ["", "sha256", *(f"  {digest}  {name}" for name, digest in files.items())]
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.merge.vocabulary_growth import read_vocabulary, shown
-from export.proof.point import Point
+from export.proof.check import Check
 from export.proof.trained import Trained
 from gladstone.chat.messages import Conversation, Message
 from gladstone.gguf.header import read_model
@@ -61,7 +61,7 @@ def plain_added(tokenizer: FolderTokenizer) -> dict[int, str]:
     return {int(number): str(token) for number, token in sorted(added.items()) if not token.special}
 
 
-def check_found(model: Model, tokenizer: FolderTokenizer) -> Point | None:
+def check_found(model: Model, tokenizer: FolderTokenizer) -> Check | None:
     """Whether added words are found where training's tokenizer finds them; None where there are none.
 
     A GGUF cannot hold how some are to be found: what that changes is told, and is no fault of the file.
@@ -86,7 +86,7 @@ def check_found(model: Model, tokenizer: FolderTokenizer) -> Point | None:
     if wrong and not faults:
         detail += f": a GGUF cannot hold that {' and '.join(sorted(reasons))}"
     measured = {"words": len(words), "places": len(texts), "differing": len(wrong)}
-    return Point("added words", not faults, detail, measured, CURE, limited=bool(wrong))
+    return Check("added words", not faults, detail, measured, CURE, limited=bool(wrong))
 
 
 def unheld(tokenizer: FolderTokenizer, number: int) -> str | None:
@@ -101,7 +101,7 @@ def unheld(tokenizer: FolderTokenizer, number: int) -> str | None:
     return None
 
 
-def check_rows(path: Path, reference: Any, added: Mapping[int, str]) -> Point:
+def check_rows(path: Path, reference: Any, added: Mapping[int, str]) -> Check:
     """The rows of the added tokens in embedding and head, against those of the trained model in torch."""
     numbers = list(added)[-ROWS:]
     tables = {name: table for name in ("token_embd.weight", "output.weight") if (table := _read(path, name, numbers))}
@@ -117,7 +117,7 @@ def check_rows(path: Path, reference: Any, added: Mapping[int, str]) -> Point:
             worst, limit = error, allowed
     what = f"embedding and head rows of {len(numbers):,} added tokens ({shown(list(added.values()))})"
     detail = f"{what}: at most {worst:.1e} of a row's length from the trained ones (limit {limit:.0e})"
-    return Point("added tokens", worst <= limit, detail, {"tokens": len(numbers), "error": worst, "limit": limit}, CURE)
+    return Check("added tokens", worst <= limit, detail, {"tokens": len(numbers), "error": worst, "limit": limit}, CURE)
 
 
 def _read(path: Path, name: str, numbers: Sequence[int]) -> tuple[npt.NDArray[np.float32], str] | None:

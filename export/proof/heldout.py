@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from export.proof.divergence import log_softmax
 from export.proof.reading import Batch, Logits, Reader, batch_tokens, plan_reading, read_all
 from export.proof.rows import ordered_rows, prompt_text
-from export.proof.spread import log_softmax
 from export.proof.trained import Trained
 from gladstone.commands.progress import Progress
 from gladstone.confidence import Z

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from export.proof.point import Point
+from export.proof.check import Check
 from export.proof.texts import HAND_PICKED
 from export.proof.trained import Trained
 from gladstone.chat.jinja_sandbox import make_strftime_now
@@ -19,20 +19,20 @@ CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length
 OTHER_TEMPLATE = "Export again: a model asked in another form than in training answers worse, or never stops."
 
 
-def check_template(header: GgufHeader, template: ChatTemplate) -> Point:
+def check_template(header: GgufHeader, template: ChatTemplate) -> Check:
     """The chat template byte for byte."""
     found = header.metadata.get("tokenizer.chat_template")
     if found == template.source:
-        return Point("chat template", True, "equal byte for byte", {"sha256": template.sha256})
+        return Check("chat template", True, "equal byte for byte", {"sha256": template.sha256})
     detail = "the GGUF has none" if found is None else "differs from the trained one"
-    return Point("chat template", False, detail, {"trained_sha256": template.sha256}, OTHER_TEMPLATE)
+    return Check("chat template", False, detail, {"trained_sha256": template.sha256}, OTHER_TEMPLATE)
 
 
-def check_rendering(header: GgufHeader, model: Model, trained: Trained) -> Point:
+def check_rendering(header: GgufHeader, model: Model, trained: Trained) -> Check:
     """Turns rendered with the file's template and tokens, against transformers with the trained ones."""
     name, source = "rendered turns", header.metadata.get("tokenizer.chat_template")
     if not isinstance(source, str):
-        return Point(name, False, "the GGUF has no template", {}, OTHER_TEMPLATE)
+        return Check(name, False, "the GGUF has no template", {}, OTHER_TEMPLATE)
     tokens = {"bos_token": model.bos, "eos_token": model.eos, "pad_token": model.pad}
     named = {
         key: model.token_text(token)
@@ -42,7 +42,7 @@ def check_rendering(header: GgufHeader, model: Model, trained: Trained) -> Point
     try:
         ours = ChatTemplate(source, named, now=trained.template.now)
     except DataError as error:
-        return Point(name, False, str(error), {}, OTHER_TEMPLATE)
+        return Check(name, False, str(error), {}, OTHER_TEMPLATE)
     turns = conversations(trained)
     wrong = []
     for row in turns:
@@ -56,7 +56,7 @@ def check_rendering(header: GgufHeader, model: Model, trained: Trained) -> Point
     if wrong:
         first = wrong[0].prompt[-1].content[:60]
         detail = f"{len(wrong)} of {2 * len(turns)} renderings differ from transformers', first of {first!r}"
-    return Point(name, not wrong, detail, {"conversations": len(turns), "differing": len(wrong)}, OTHER_TEMPLATE)
+    return Check(name, not wrong, detail, {"conversations": len(turns), "differing": len(wrong)}, OTHER_TEMPLATE)
 
 
 def _rendered(render: Callable[[], str]) -> str | None:
@@ -108,7 +108,7 @@ def conversations(trained: Trained) -> list[Conversation]:
     return [*rows[: CONVERSATIONS // 2], *own][:CONVERSATIONS]
 
 
-def check_beginning(model: Model, trained: Trained) -> Point:
+def check_beginning(model: Model, trained: Trained) -> Check:
     """Rendered prompts get the ids of training, with one BOS or none."""
     prompts = [row for row in trained.rows if not row.is_text][:CONVERSATIONS]
     wrong = doubled = 0
@@ -124,18 +124,18 @@ def check_beginning(model: Model, trained: Trained) -> Point:
     elif wrong:
         detail = f"{wrong} of {len(prompts)} rendered prompts get other ids than in training"
     cure = "The template writes BOS and the tokenizer adds it, or neither does: keep one of the two, and export again."
-    return Point("prompts", not wrong and not doubled, detail, {"prompts": len(prompts), "differing": wrong}, cure)
+    return Check("prompts", not wrong and not doubled, detail, {"prompts": len(prompts), "differing": wrong}, cure)
 
 
-def check_context(header: GgufHeader, trained: Trained) -> Point:
+def check_context(header: GgufHeader, trained: Trained) -> Check:
     """The length that the model was made for."""
     architecture = header.metadata["general.architecture"]
     found = header.metadata.get(f"{architecture}.context_length")
     wanted = next((trained.config[field] for field in CONTEXT_FIELDS if trained.config.get(field)), None)
     if wanted is None:
-        return Point("context", True, f"{found:,} tokens; the base's config names none", {"context": found})
+        return Check("context", True, f"{found:,} tokens; the base's config names none", {"context": found})
     passed = found == wanted
     detail = f"{wanted:,} tokens" if passed else f"the GGUF says {found} tokens, the base was made for {wanted:,}"
-    return Point(
+    return Check(
         "context", passed, detail, {"context": found, "base": wanted}, "Export again: a longer context is nonsense."
     )

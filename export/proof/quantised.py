@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from export.proof.check import Check
+from export.proof.divergence import log_softmax
 from export.proof.heldout import HeldOut, HeldOutRows, mean_of_rows, pieces
-from export.proof.point import Point
 from export.proof.reading import Batch, Logits, Reader, read_all
-from export.proof.spread import log_softmax
+from export.proof.reading_results import ReadingResults
 from export.proof.trained import Trained
-from export.proof.whole import Whole
 from gladstone.commands.progress import Progress
 from gladstone.gguf.header import read_header
 from gladstone.llamacpp.model import Model
@@ -30,33 +30,37 @@ QUANTISERS_KEYS = {
 }
 
 
-def check_header(path: Path, carrier: Path) -> Point:
+def check_header(path: Path, intermediate: Path) -> Check:
     """A quantised file must carry the vocabulary, special tokens and template of what it was made of unchanged."""
-    ours, theirs = read_header(path).metadata, read_header(carrier).metadata
+    ours, theirs = read_header(path).metadata, read_header(intermediate).metadata
     differing = sorted(
         key for key in (ours.keys() | theirs.keys()) - QUANTISERS_KEYS if ours.get(key) != theirs.get(key)
     )
-    kind = carrier.stem.rpartition("-")[2].upper()
+    kind = intermediate.stem.rpartition("-")[2].upper()
     detail = (
         f"metadata equal to the {kind}'s" if not differing else f"differs from the {kind} in {', '.join(differing)}"
     )
-    return Point("metadata", not differing, detail, {"keys": len(ours)}, "Export again: the header was changed.")
+    return Check("metadata", not differing, detail, {"keys": len(ours)}, "Export again: the header was changed.")
 
 
 def check_quantised(
-    carrier: Path, files: Mapping[str, Path], trained: Trained, progress: Progress, whole: Whole | None = None
-) -> tuple[dict[str, Point], HeldOut]:
-    """Of each file KL, top-1 agreement and perplexity ratio, and how well the carrier predicts the answers.
+    intermediate: Path,
+    files: Mapping[str, Path],
+    trained: Trained,
+    progress: Progress,
+    results: ReadingResults | None = None,
+) -> tuple[dict[str, Check], HeldOut]:
+    """Of each file KL, top-1 agreement and perplexity ratio, and how well the intermediate predicts the answers.
 
-    The answers are held-out ones, or where the run held none out those of training rows, which the points say.
-    A file fails if it computes what is no number. The carrier is read here unless the proof of it has left what is
-    needed in `whole`; all that are read are open at a time.
+    The answers are held-out ones, or where the run held none out those of training rows, which the checks say.
+    A file fails if it computes what is no number. The intermediate is read here unless the proof of it has left what is
+    needed in `results`; all that are read are open at a time.
     """
-    kept = whole.kept if whole else None
-    if whole and whole.held_out and not files:
-        return {}, whole.held_out
+    kept = results.kept if results else None
+    if results and results.held_out and not files:
+        return {}, results.held_out
     with ExitStack() as stack:
-        paths = [*files.values()] if kept else [carrier, *files.values()]
+        paths = [*files.values()] if kept else [intermediate, *files.values()]
         models = [stack.enter_context(Model(path)) for path in paths]
         rows = HeldOutRows(models[0], trained)
         costs = [_Cost(rows) for _ in files]
@@ -72,7 +76,7 @@ def check_quantised(
                     cost.add(batch, piece, log_softmax(other[piece], "float32"), spread)
     held_out = HeldOut(tuple(nats.tolist()), rows.counts)
     return {
-        name: cost.point(held_out, trained.which.words.answers) for name, cost in zip(files, costs, strict=True)
+        name: cost.check(held_out, trained.which.words.answers) for name, cost in zip(files, costs, strict=True)
     }, held_out
 
 
@@ -104,19 +108,19 @@ class _Cost:
         self._same: list[npt.NDArray[np.bool_]] = []
         self._nats = np.zeros(len(rows.texts))  # of each answer
 
-    def add(self, batch: Batch, piece: slice, ours: Logits, whole: _Spread) -> None:
-        """Log-probabilities (N, V) of the file for a piece of a batch, against those of the whole."""
-        kl, same = whole.divergence(ours)
+    def add(self, batch: Batch, piece: slice, ours: Logits, reference: _Spread) -> None:
+        """Log-probabilities (N, V) of the file for a part of a batch, against those of the intermediate."""
+        kl, same = reference.divergence(ours)
         # what all texts begin with was computed once, and counts for each
         times = len(self._rows.texts) if batch.texts[0] < 0 else 1
         self._kl.append(np.tile(kl, times))
         self._same.append(np.tile(same, times))
         self._rows.add(self._nats, batch, piece, ours)
 
-    def point(self, whole: HeldOut, answers: str) -> Point:
+    def check(self, reference: HeldOut, answers: str) -> Check:
         kl, same = np.concatenate(self._kl), np.concatenate(self._same)
-        gaps = [ours - theirs for ours, theirs in zip(self._nats, whole.nats, strict=True)]
-        ratio, low, high = (math.exp(min(each, 700.0)) for each in mean_of_rows(gaps, whole.tokens))
+        gaps = [ours - theirs for ours, theirs in zip(self._nats, reference.nats, strict=True)]
+        ratio, low, high = (math.exp(min(each, 700.0)) for each in mean_of_rows(gaps, reference.tokens))
         passed = bool(np.isfinite(kl).all())
         measured = {"mean_kl_nats": float(kl.mean()), "p999_kl_nats": float(np.quantile(kl, 0.999)),
                     "top1_agreement": float(same.mean()), "perplexity_ratio": ratio,
@@ -127,6 +131,10 @@ class _Cost:
         )
         if not passed:
             detail = "its logits are no numbers"
-        return Point(
-            "against the whole", passed, detail, measured, "Choose another type: this one does not suit the model."
+        return Check(
+            "against the intermediate",
+            passed,
+            detail,
+            measured,
+            "Choose another type: this one does not suit the model.",
         )

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from export.proof.check import Check
 from export.proof.grown import plain_added
-from export.proof.point import Point
 from export.proof.texts import proof_texts
 from export.proof.trained import Trained
 from gladstone.llamacpp.model import Model
@@ -21,16 +21,16 @@ CONVERT_AGAIN = (
 )
 
 
-def check_entries(model: Model, tokenizer: FolderTokenizer) -> Point:
+def check_entries(model: Model, tokenizer: FolderTokenizer) -> Check:
     """Every entry of the vocabulary by its text, and the ids that its text gets."""
     size = len(tokenizer.hf)
     if size > model.vocab_size:
         detail = f"the GGUF has {model.vocab_size:,} entries, the tokenizer {size:,}"
-        return Point("vocabulary", False, detail, {"entries": model.vocab_size}, CONVERT_AGAIN)
+        return Check("vocabulary", False, detail, {"entries": model.vocab_size}, CONVERT_AGAIN)
     names = tokenizer.hf.convert_ids_to_tokens(list(range(size)))
     wrong = [index for index, name in enumerate(names) if not _same_text(model.token_text(index), name)]
     decoded = tokenizer.decode_all([[index] for index in range(size)])
-    words = plain_added(tokenizer)  # how these are found has a point of its own
+    words = plain_added(tokenizer)  # how these are found has a check of its own
     split = _differing(model, tokenizer, ["" if index in words else text for index, text in enumerate(decoded)])
     measured = {"entries": size, "differing_entries": len(wrong), "differing_encodings": len(split)}
     if wrong:
@@ -40,10 +40,10 @@ def check_entries(model: Model, tokenizer: FolderTokenizer) -> Point:
         detail = f"{len(split)} entries are split differently, first {decoded[split[0]]!r}: the pre-tokenizer is wrong"
     else:
         detail = f"all {size:,} entries equal, and their texts split equally"
-    return Point("vocabulary", not wrong and not split, detail, measured, CONVERT_AGAIN)
+    return Check("vocabulary", not wrong and not split, detail, measured, CONVERT_AGAIN)
 
 
-def check_texts(model: Model, trained: Trained) -> Point:
+def check_texts(model: Model, trained: Trained) -> Check:
     """Token ids of rows, many scripts, fuzzed mixes, and each special token within a text."""
     rows = [message.content for row in trained.rows for message in row.messages]
     texts = proof_texts(rows, list(trained.tokenizer.special_tokens), TEXTS)
@@ -53,7 +53,7 @@ def check_texts(model: Model, trained: Trained) -> Point:
         detail += ", their characters composed (NFC) as in training: llama.cpp by itself leaves them apart"
     if wrong:
         detail = f"{len(wrong):,} of {len(texts):,} texts get other token ids, first {wrong[0][:80]!r}"
-    return Point("texts", not wrong, detail, {"texts": len(texts), "differing": len(wrong)}, CONVERT_AGAIN)
+    return Check("texts", not wrong, detail, {"texts": len(texts), "differing": len(wrong)}, CONVERT_AGAIN)
 
 
 def _same_text(ours: str, trained: str) -> bool:
@@ -61,7 +61,7 @@ def _same_text(ours: str, trained: str) -> bool:
     return ours == trained or ours == trained.replace("▁", " ")
 
 
-def check_typed(model: Model, trained: Trained) -> Point:
+def check_typed(model: Model, trained: Trained) -> Check:
     """A special token that a user types is a text like any other."""
     texts = [f"a {token} b" for token in trained.tokenizer.special_tokens]
     with _special_as_text(trained.tokenizer) as encode:
@@ -77,7 +77,7 @@ def check_typed(model: Model, trained: Trained) -> Point:
     detail = f"none of {len(texts)} special tokens is more than text where a user types it"
     if wrong:
         detail = f"{len(wrong)} of {len(texts)} special tokens typed by a user get other ids, first {wrong[0]!r}"
-    return Point("typed tokens", not wrong, detail, {"tokens": len(texts), "differing": len(wrong)}, CONVERT_AGAIN)
+    return Check("typed tokens", not wrong, detail, {"tokens": len(texts), "differing": len(wrong)}, CONVERT_AGAIN)
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def _tokenized(model: Model, texts: Sequence[str]) -> Iterator[list[int]]:
             yield from found
 
 
-def check_special(model: Model, trained: Trained) -> Point:
+def check_special(model: Model, trained: Trained) -> Check:
     """BOS, EOS, padding, whether BOS is added, and whether the trained end of turn stops an answer."""
     hf = trained.tokenizer.hf
     expected = {"bos": hf.bos_token_id, "eos": hf.eos_token_id, "pad": hf.pad_token_id}
@@ -139,7 +139,7 @@ def check_special(model: Model, trained: Trained) -> Point:
     named = hf.convert_ids_to_tokens(end) if end is not None else None
     detail = "; ".join(problems) or f"BOS, EOS, padding as trained; {named!r} stops the answer"
     cure = "Set the tokenizer's eos_token to what ends a turn, train and export again; a wrong BOS doubles or drops it."
-    return Point("special tokens", not problems, detail, measured, cure)
+    return Check("special tokens", not problems, detail, measured, cure)
 
 
 def end_of_turn(trained: Trained) -> int | None:

@@ -14,8 +14,8 @@ from export.merge.plan import MERGED_ONTO, ONTO_SAID, Onto
 from export.original.model import Training, serious_warnings
 from export.original.rows import Rows
 from export.original.sources import Source
+from export.proof.check import Check
 from export.proof.heldout import HeldOut, told
-from export.proof.point import Point
 from export.publish.metadata import About
 from gladstone.chat.messages import NO_MEDICAL_ADVICE
 from gladstone.machine.host import readable_bytes
@@ -39,7 +39,7 @@ class Card:
     training: Training
     rows: Rows
     held_out: Mapping[str, HeldOut]  # by model; empty where the run held no rows out
-    proof: Mapping[str, Sequence[Point]]
+    proof: Mapping[str, Sequence[Check]]
     files: Mapping[str, Path]
     onto: Onto
     ollama: str | None  # why there is no Modelfile, if there is none
@@ -139,8 +139,8 @@ def _results(card: Card) -> Iterable[str]:
 def _files(card: Card) -> Iterable[str]:
     costs = {
         (model, point.name): point.measured
-        for model, points in card.proof.items()
-        for point in points
+        for model, checks in card.proof.items()
+        for point in checks
         if "perplexity_ratio" in point.measured
     }
     yield "## Files"
@@ -196,11 +196,11 @@ def _proof(card: Card) -> Iterable[str]:
     yield "## Proof"
     yield ""
     yield "Each file was held against the trained model; `proof.txt` and `proof.json` have all that was measured."
-    for name, points in card.proof.items():
+    for name, checks in card.proof.items():
         yield ""
         yield f"{name}:"
         yield ""
-        for point in points:
+        for point in checks:
             yield f"- {point.verdict} {_one_line(point.name)}: {_one_line(point.detail)}"
 
 

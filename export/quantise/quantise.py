@@ -102,7 +102,7 @@ def _fallbacks(said: dict[str, Any]) -> tuple[Fallback, ...]:
     return tuple(Fallback(*each) for each in said["fallbacks"])
 
 
-def told_fallbacks(quant: str, fallbacks: tuple[Fallback, ...]) -> str:
+def describe_fallbacks(quant: str, fallbacks: tuple[Fallback, ...]) -> str:
     """The fallbacks in a sentence."""
     groups: dict[tuple[str, str, int], list[str]] = {}
     for each in fallbacks:

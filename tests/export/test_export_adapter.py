@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from export.merge.adapter import read_adapter, scaling
-from export.merge.updates import LowRank
+from export.merge.updates import LowRankUpdate
 from gladstone.errors import ArtifactError, UnsupportedError
 
 SOUND: dict[str, Any] = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "bias": "none", "fan_in_fan_out": False}
@@ -24,9 +24,9 @@ def adapter(folder: Path, tensors: Mapping[str, tuple[int, ...]] | None = None, 
     return folder
 
 
-def only_update(folder: Path, **settings: Any) -> LowRank:
+def only_update(folder: Path, **settings: Any) -> LowRankUpdate:
     ((update,),) = read_adapter(folder, **settings).updates.values()
-    assert isinstance(update, LowRank)
+    assert isinstance(update, LowRankUpdate)
     return update
 
 

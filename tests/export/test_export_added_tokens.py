@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from export.build import Wanted
+from export.build import ExportOptions
 from export.convert.convert import Conversion, convert
 from export.convert.vocabulary_fixes import merge_scores, prepends_space
 from export.merge.plan import read_plan
-from export.merge.vocabulary_growth import Growth, find_growth
-from export.original.model import Asked
+from export.merge.vocabulary_growth import VocabularyGrowth, find_vocabulary_growth
+from export.original.model import SourceOptions
 from export.pipeline import export_gguf
+from export.proof.check import Check
 from export.proof.file import verify_file, verify_vocabulary
-from export.proof.point import Point
 from export.proof.trained import Trained
 from gladstone.chat.messages import Conversation, Message
 from gladstone.commands.progress import Silent
@@ -82,7 +82,7 @@ def write_grown(base: Path, folder: Path, words: Any = WORDS, multiple: int | No
     return folder
 
 
-def proven(base: Path, adapter: Path, out: Path) -> dict[str, Point]:
+def proven(base: Path, adapter: Path, out: Path) -> dict[str, Check]:
     convert(Conversion("grown", base, adapter, ((adapter, 1.0),)), out, Silent(), "f32")
     tokenizer = load_tokenizer(adapter)
     turns = (Message("user", "Name three bones."), Message("assistant", "…"))
@@ -96,10 +96,10 @@ def proven(base: Path, adapter: Path, out: Path) -> dict[str, Point]:
 def test_a_grown_vocabulary_is_proven_with_its_tokens(tmp_path: Path, family: str) -> None:
     base = write_family(family, tmp_path / "base")
     adapter = write_grown(base, tmp_path / "adapter", multiple=16, **SETTINGS[family])
-    points = proven(base, adapter, tmp_path / "grown.gguf")
-    assert [point.told() for point in points.values() if not point.passed] == []
-    assert "added tokens" in points
-    assert points["added words"].limited is (family in ("tinyllama", "mistral"))  # whose texts have marked spaces
+    checks = proven(base, adapter, tmp_path / "grown.gguf")
+    assert [point.told() for point in checks.values() if not point.passed] == []
+    assert "added tokens" in checks
+    assert checks["added words"].limited is (family in ("tinyllama", "mistral"))  # whose texts have marked spaces
     metadata = read_header(tmp_path / "grown.gguf").metadata
     tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     kinds = {token.strip(): kind for token, kind in zip(tokens, types, strict=True)}
@@ -134,18 +134,18 @@ def test_the_end_of_an_answer_that_is_no_end_of_text_stops_it(base: Path, tmp_pa
     folder = load_tokenizer(adapter)
     turns = (Message("user", "Name three bones."), Message("assistant", "…"))
     trained = Trained(folder, folder.template(), base, adapter, [Conversation(turns, "row")])
-    points = {point.name: point for point in verify_vocabulary(tmp_path / "grown.gguf", trained)}
-    assert points["special tokens"].passed, points["special tokens"].told()
-    assert "'</turn>' stops the answer" in points["special tokens"].detail
+    checks = {point.name: point for point in verify_vocabulary(tmp_path / "grown.gguf", trained)}
+    assert checks["special tokens"].passed, checks["special tokens"].told()
+    assert "'</turn>' stops the answer" in checks["special tokens"].detail
 
 
 def test_how_the_vocabulary_grew_is_told(base: Path, grown: Path) -> None:
-    growth = find_growth(base, grown, read_plan(base, [(grown, 1.0)]))
+    growth = find_vocabulary_growth(base, grown, read_plan(base, [(grown, 1.0)]))
     assert growth
     assert (growth.before, growth.after) == (903, 905)
     assert [text for _, text in growth.added] == WORDS
     assert growth.told() == "the vocabulary grew from 903 to 905 rows: 2 added ('paracetamolum', '<drugname>')."
-    assert find_growth(base, base, read_plan(base, [])) is None
+    assert find_vocabulary_growth(base, base, read_plan(base, [])) is None
 
 
 def test_added_tokens_in_a_table_that_had_room_are_told(base: Path, tmp_path: Path) -> None:
@@ -162,12 +162,12 @@ def test_added_tokens_in_a_table_that_had_room_are_told(base: Path, tmp_path: Pa
     adapter = tmp_path / "adapter"
     get_peft_model(load_float32(merged), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(adapter)
     add_tokens(base, adapter)
-    growth = find_growth(merged, adapter, read_plan(merged, [(adapter, 1.0)]))
+    growth = find_vocabulary_growth(merged, adapter, read_plan(merged, [(adapter, 1.0)]))
     assert growth
     assert (growth.before, growth.after, growth.untrained) == (960, 960, tuple(WORDS))
     assert "kept its 960 rows, which had room" in growth.told()
     assert "'paracetamolum', '<drugname>' were not trained" in growth.told()
-    assert find_growth(base, roomy, read_plan(base, [(roomy, 1.0)]))
+    assert find_vocabulary_growth(base, roomy, read_plan(base, [(roomy, 1.0)]))
 
 
 def test_tokens_without_a_row_are_refused(base: Path, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_tokens_without_a_row_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UnsupportedError, match=r"2 tokens were added .*'paracetamolum'.* no rows .*has 903.*number 904"
     ):
-        find_growth(base, tmp_path, plan)
+        find_vocabulary_growth(base, tmp_path, plan)
 
 
 def test_a_vocabulary_that_lost_tokens_is_refused(base: Path, tmp_path: Path) -> None:
@@ -189,36 +189,36 @@ def test_a_vocabulary_that_lost_tokens_is_refused(base: Path, tmp_path: Path) ->
     model.resize_token_embeddings(880)
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedError, match=r"cut from 903 to 880 rows, and 23 tokens of the tokenizer lost theirs"):
-        find_growth(base, base, read_plan(base, [(tmp_path, 1.0)]))
+        find_vocabulary_growth(base, base, read_plan(base, [(tmp_path, 1.0)]))
 
 
 def test_another_models_tokenizer_is_refused(base: Path, tmp_path: Path) -> None:
     other = write_family("mistral", tmp_path / "other")
     with pytest.raises(UnsupportedError, match=r"not the base's tokenizer with tokens added"):
-        find_growth(base, other, read_plan(base, []))
+        find_vocabulary_growth(base, other, read_plan(base, []))
 
 
 def test_what_a_file_over_the_base_or_beside_it_cannot_be_is_told_before_any_work(
     base: Path, grown: Path, tmp_path: Path
 ) -> None:
-    asked = Asked(str(base))
+    asked = SourceOptions(str(base))
     with pytest.raises(
         UnsupportedError, match=r"(?s)merge it with `gladstone export gguf`.*905 tokens, the base's 903"
     ):
-        export_gguf(grown, asked, Wanted(("q8_0",), lora=True), tmp_path / "lora", Silent())
+        export_gguf(grown, asked, ExportOptions(("q8_0",), lora=True), tmp_path / "lora", Silent())
     with pytest.raises(ConfigError, match=r"--with-base: the vocabulary grew from 903 to 905"):
-        export_gguf(grown, asked, Wanted(("q8_0",), with_base=True), tmp_path / "both", Silent())
+        export_gguf(grown, asked, ExportOptions(("q8_0",), with_base=True), tmp_path / "both", Silent())
     assert not list(tmp_path.rglob("*.gguf"))
 
 
 def test_the_export_says_how_the_vocabulary_grew(base: Path, grown: Path, tmp_path: Path) -> None:
-    made = export_gguf(grown, Asked(str(base)), Wanted(("q8_0",)), tmp_path, Silent())
+    made = export_gguf(grown, SourceOptions(str(base)), ExportOptions(("q8_0",)), tmp_path, Silent())
     told = "the vocabulary grew from 903 to 905 rows: 2 added ('paracetamolum', '<drugname>')."
     assert told in made.notes
     assert told in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert told in (tmp_path / "proof.txt").read_text(encoding="utf-8")
-    (points,) = made.proof.values()
-    assert {"added words", "added tokens"} <= {point.name for point in points}
+    (checks,) = made.proof.values()
+    assert {"added words", "added tokens"} <= {point.name for point in checks}
 
 
 def test_words_that_a_gguf_cannot_find_as_training_did_are_told(base: Path, tmp_path: Path) -> None:
@@ -255,5 +255,5 @@ def test_the_space_in_front_is_the_tokenizers(parts: dict[str, Any], prepends: b
 
 
 def test_many_tokens_are_told_by_the_first_few() -> None:
-    growth = Growth(100, 200, tuple((100 + number, f"t{number}") for number in range(90)), unused=10)
+    growth = VocabularyGrowth(100, 200, tuple((100 + number, f"t{number}") for number in range(90)), unused=10)
     assert "90 added ('t0', 't1', 't2', 't3', 't4' and 85 more); 10 rows belong to no token" in growth.told()

@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from export.cli import main
-from export.merge.to_safetensors import Merging, merge_run
-from export.merge.weights import read_folder
 from export.original.finding import find, opened
-from export.original.model import Asked
+from export.original.model import SourceOptions
 from export.publish.push import plan_upload
+from export.safetensors_pipeline import MergeOptions, merge_run
+from export.tensors.weights import read_folder
 from gladstone.artifacts import read_manifest
 from gladstone.commands.progress import Silent
 from gladstone.errors import ArtifactError
@@ -134,7 +134,7 @@ def test_a_stopped_export_of_an_adapter_goes_on_and_one_of_another_does_not(
 @pytest.mark.slow
 def test_a_merged_model_is_exported_with_what_is_known_of_its_run(tiny_run: Path, tmp_path: Path) -> None:
     merged = tmp_path / "merged"
-    merge_run(Merging(tiny_run), merged, Silent())
+    merge_run(MergeOptions(tiny_run), merged, Silent())
     with opened(find(tiny_run), Silent()) as run, opened(find(merged), Silent()) as original:
         assert original.training == dataclasses.replace(
             run.training, settings=(*run.training.settings, ("merged onto", "the base in 16 bit"))
@@ -151,7 +151,7 @@ def test_a_merged_model_is_exported_with_what_is_known_of_its_run(tiny_run: Path
 
 
 def test_a_training_that_went_wrong_is_told_of_its_merge_as_well(tiny_run: Path, tmp_path: Path) -> None:
-    merge_run(Merging(tiny_run), tmp_path / "merged", Silent())
+    merge_run(MergeOptions(tiny_run), tmp_path / "merged", Silent())
     manifest = json.loads((tmp_path / "merged" / "manifest.json").read_text(encoding="utf-8"))
     manifest["facts"]["training_warnings"] = ["it is worse than before"]
     (tmp_path / "merged" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -162,15 +162,15 @@ def test_a_training_that_went_wrong_is_told_of_its_merge_as_well(tiny_run: Path,
 
 def test_weights_in_torchs_own_files_are_merged_to_the_same_model(bare: Path, tiny_base: Path, tmp_path: Path) -> None:
     base, adapter = copy_model(tiny_base, tmp_path / "base"), copy_model(bare, tmp_path / "tune")
-    merge_run(Merging(adapter, asked=Asked(str(base))), tmp_path / "plain", Silent())
+    merge_run(MergeOptions(adapter, source_options=SourceOptions(str(base))), tmp_path / "plain", Silent())
     as_bin(base)
     as_bin(adapter)
     assert not [*base.glob("*.safetensors"), *adapter.glob("*.safetensors")]
-    merge_run(Merging(adapter, asked=Asked(str(base))), tmp_path / "pickled", Silent())
+    merge_run(MergeOptions(adapter, source_options=SourceOptions(str(base))), tmp_path / "pickled", Silent())
     ours, theirs = (read_folder(tmp_path / name) for name in ("pickled", "plain"))
     assert ours.keys() == theirs.keys()
     assert all(ours[name].read().equal(theirs[name].read()) for name in theirs)
-    merge_run(Merging(base), tmp_path / "rewritten", Silent())  # what finetune's refusal of such a base advises
+    merge_run(MergeOptions(base), tmp_path / "rewritten", Silent())  # what finetune's refusal of such a base advises
     assert resolve_base(str(tmp_path / "rewritten"), Silent()).folder == tmp_path / "rewritten"
     rewritten = read_folder(tmp_path / "rewritten")
     assert all(rewritten[name].read().equal(each.read()) for name, each in read_folder(tiny_base).items())
@@ -259,10 +259,10 @@ def test_a_model_without_a_chat_template_says_which_option_brings_one(tiny_base:
     message = refused("gguf", folder)
     assert "--chat-template FILE" in message
     assert "chatml" in message
-    with opened(find(folder, Asked(template="chatml")), Silent()) as original:
+    with opened(find(folder, SourceOptions(template="chatml")), Silent()) as original:
         assert original.found_in.template == "--chat-template chatml"
         assert original.notes == ()
-    with opened(find(folder, Asked(template="llama3")), Silent()) as original:
+    with opened(find(folder, SourceOptions(template="llama3")), Silent()) as original:
         assert "<|start_header_id|>" in original.notes[0]
     assert "no-such" in refused("gguf", folder, "--chat-template", "no-such")
 

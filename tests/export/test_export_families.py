@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from export.build import Wanted
-from export.original.model import Asked
+from export.build import ExportOptions
+from export.original.model import SourceOptions
 from export.pipeline import export_gguf
 from export.proof.answers import TIE_LOGITS
+from export.proof.divergence import log_softmax
 from export.proof.reference import Reference
-from export.proof.spread import log_softmax
 from gladstone.chat.messages import Message
 from gladstone.commands.progress import Silent
 from gladstone.errors import UnsupportedError
@@ -53,7 +53,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
     result = CliRunner().invoke(main, ["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")])
     assert result.exit_code == 0, result.output
-    made = export_gguf(folder / "run", Asked(), Wanted(("f16", "q8_0")), None, Silent())
+    made = export_gguf(folder / "run", SourceOptions(), ExportOptions(("f16", "q8_0")), None, Silent())
     return folder / "run", made.files["tiny-f16.gguf"]
 
 
@@ -61,8 +61,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_the_proof_is_clean(exported: tuple[Path, Path]) -> None:
     proof = json.loads((exported[1].parent / "proof.json").read_text())
     assert proof["passed"] is True
-    points = {point["name"]: point for point in proof["models"]["tiny"]}
-    assert points["greedy answers"]["measured"]["different"] == 0
+    checks = {point["name"]: point for point in proof["models"]["tiny"]}
+    assert checks["greedy answers"]["measured"]["different"] == 0
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def test_a_disk_that_fills_in_the_middle_leaves_nothing_half(
 ) -> None:
     """Another program may take the room that was there."""
     monkeypatch.setattr("export.pipeline.check_disk", lambda *_: None)
-    monkeypatch.setattr("export.merge.to_safetensors.check_disk", lambda *_: None)
+    monkeypatch.setattr("export.safetensors_pipeline.check_disk", lambda *_: None)
     taken = small_disk / "other"
     taken.write_bytes(bytes(16 << 20))
     out = small_disk / "out"
@@ -120,8 +120,8 @@ def test_a_place_where_nothing_can_be_written_is_told(tiny_run: Path, tmp_path: 
 def test_a_source_that_changes_while_it_is_read_is_told(
     changed: str, tiny_run: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from export import safetensors_pipeline as merged
     from export.merge import plan as merge
-    from export.merge import to_safetensors as merged
     from tests.export.tiny_runs import write_run
 
     base = shutil.copytree(tiny_base, tmp_path / "base")

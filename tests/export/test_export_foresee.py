@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from export.convert.convert import Conversion
-from export.preflight import Plan, check_length, check_outline, check_plan, given_matrix
+from export.preflight import PreflightPlan, check_length, check_outline, check_plan, given_matrix
 from export.quantise.imatrix import read_imatrix
 from export.quantise.types import parse_override
 from gladstone.commands.progress import Silent
@@ -19,13 +19,13 @@ def conversion(tiny_base: Path, tiny_run: Path) -> Conversion:
     return Conversion("tiny", tiny_base, tiny_run / "tokenizer", ((tiny_run / "adapter", 1.0),))
 
 
-def refusal(conversion: Conversion, plan: Plan) -> tuple[type[GladstoneError], str]:
+def refusal(conversion: Conversion, plan: PreflightPlan) -> tuple[type[GladstoneError], str]:
     with pytest.raises(GladstoneError) as caught:
         check_plan(conversion, plan, Silent())
     return type(caught.value), str(caught.value)
 
 
-def refusal_by_outline(path: Path, plan: Plan) -> tuple[type[GladstoneError], str]:
+def refusal_by_outline(path: Path, plan: PreflightPlan) -> tuple[type[GladstoneError], str]:
     """Of an outline: here of the model itself."""
     with pytest.raises(GladstoneError) as caught:
         check_outline(path, plan, read_imatrix(plan.matrix) if plan.matrix else None)
@@ -33,19 +33,19 @@ def refusal_by_outline(path: Path, plan: Plan) -> tuple[type[GladstoneError], st
 
 
 def test_a_split_smaller_than_the_largest_tensor_is_refused(f16: Path) -> None:
-    kind, message = refusal_by_outline(f16, Plan(("q8_0",), split_bytes=4_000_000))
+    kind, message = refusal_by_outline(f16, PreflightPlan(("q8_0",), split_bytes=4_000_000))
     assert kind is ConfigError
     assert message.startswith("--split: q8_0 cannot be cut smaller than ")
     assert "for token_embd.weight" in message
 
 
 def test_a_split_of_nothing_is_refused(conversion: Conversion) -> None:
-    assert refusal(conversion, Plan(("q8_0",), split_bytes=0))[0] is ConfigError
+    assert refusal(conversion, PreflightPlan(("q8_0",), split_bytes=0))[0] is ConfigError
 
 
 def test_a_pattern_that_no_tensor_has_is_refused(conversion: Conversion) -> None:
     """The outline is made for it."""
-    kind, message = refusal(conversion, Plan(("q4_0",), overrides=(parse_override("ffn_nowhere=q8_0"),)))
+    kind, message = refusal(conversion, PreflightPlan(("q4_0",), overrides=(parse_override("ffn_nowhere=q8_0"),)))
     assert kind is ConfigError
     assert "--tensor-type ffn_nowhere=q8_0: no tensor is called so" in message
 
@@ -54,7 +54,7 @@ def test_a_pattern_that_no_tensor_has_is_refused(conversion: Conversion) -> None
 def test_an_importance_matrix_of_another_model_is_refused(form: str, f16: Path, tmp_path: Path) -> None:
     """It knows the first layer alone."""
     path = written(f"imatrix.{form}", imatrix() if form == "gguf" else old_imatrix())(tmp_path)
-    kind, message = refusal_by_outline(f16, Plan(("q4_0",), matrix=given_matrix(str(path))))
+    kind, message = refusal_by_outline(f16, PreflightPlan(("q4_0",), matrix=given_matrix(str(path))))
     assert kind is UnsupportedError
     assert message == f"{path}: not of this model: it knows 1 layers, the model has 2."
 
@@ -64,14 +64,14 @@ def test_a_file_that_is_no_matrix_is_refused_before_the_model_is_looked_at(
 ) -> None:
     path = written("tiny.gguf", vocabulary_only())(tmp_path)
     absent = replace(conversion, base=tmp_path / "absent")
-    assert refusal(absent, Plan(("q4_0",), matrix=path)) == (
+    assert refusal(absent, PreflightPlan(("q4_0",), matrix=path)) == (
         ArtifactError,
         f"{path}: a GGUF, but not an importance matrix: it is a model.",
     )
 
 
 def test_a_plan_that_can_be_is_not_refused(f16: Path) -> None:
-    check_outline(f16, Plan(("f16", "q4_0"), (parse_override("ffn_down=q6_k"),), split_bytes=20_000_000), None)
+    check_outline(f16, PreflightPlan(("f16", "q4_0"), (parse_override("ffn_down=q6_k"),), split_bytes=20_000_000), None)
 
 
 def test_rows_and_text_are_no_matrix(tmp_path: Path) -> None:

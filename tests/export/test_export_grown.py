@@ -10,7 +10,7 @@ import pytest
 
 from export.convert.lora_gguf import pairs_of
 from export.merge.adapter import read_adapter
-from export.merge.plan import Plan, copy_config, plan_merge, planned_shards, read_plan, write_index, write_shard
+from export.merge.plan import MergePlan, copy_config, plan_merge, planned_shards, read_plan, write_index, write_shard
 from export.merge.tensor_names import pefts_name
 from export.proof.reference import Reference
 from export.proof.trained import Trained
@@ -86,7 +86,7 @@ def train(base: Path, folder: Path, rows: int | None, **settings: Any) -> Any:
     return adapted.eval()
 
 
-def merged(base: Path, adapter: Path, out: Path) -> tuple[Plan, Any]:
+def merged(base: Path, adapter: Path, out: Path) -> tuple[MergePlan, Any]:
     """The plan, and the merged folder as transformers loads it."""
     plan = plan_merge(
         base, [read_adapter(adapter, model_type=json.loads((base / "config.json").read_text())["model_type"])]

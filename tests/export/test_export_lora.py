@@ -60,8 +60,8 @@ def test_base_and_adapter_answer_as_the_trained_model(
     assert header.metadata["adapter.lora.alpha"] == 0
     assert len(header.tensors) == 2 * 7 * 2  # two layers of seven matrices, two factors each
     against = dataclasses.replace(trained, adapter=tmp_path / "adapter")
-    points = verify_file(base_f16, against, Silent(), [Lora(path)])
-    assert [point.detail for point in points if not point.passed] == []
+    checks = verify_file(base_f16, against, Silent(), [Lora(path)])
+    assert [point.detail for point in checks if not point.passed] == []
     half = verify_file(base_f16, against, Silent(), [Lora(path, 0.5)])
     assert [point.name for point in half if not point.passed] == ["distributions", "greedy answers"]
 

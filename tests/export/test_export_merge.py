@@ -9,9 +9,9 @@ from export.convert.convert import Conversion, convert
 from export.convert.convert_child import as_half
 from export.merge.adapter import read_adapter
 from export.merge.plan import as_nf4, copy_config, plan_merge, planned_shards, write_index, write_shard
-from export.merge.safetensors_io import Stored, read_header
-from export.merge.updates import LowRank
-from export.merge.weights import read_folder
+from export.merge.updates import LowRankUpdate
+from export.tensors.safetensors_io import StoredTensor, read_header
+from export.tensors.weights import read_folder
 from gladstone.commands.progress import Silent
 from gladstone.errors import ToolError, UnsupportedError
 from tests.export.tiny_runs import edit_json, load_float32, write_adapter
@@ -152,11 +152,11 @@ def test_the_merge_of_a_conv1d_layer_is_transposed(tmp_path: Path) -> None:
 
     weight = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])  # (in 2, out 3), as GPT-2 keeps it
     down, up = stored(tmp_path / "down", [[1.0, 10.0]]), stored(tmp_path / "up", [[1.0], [2.0], [3.0]])
-    merged = LowRank("c_attn", down, up, None, 0.5, conv1d=True).apply(weight)
+    merged = LowRankUpdate("c_attn", down, up, None, 0.5, conv1d=True).apply(weight)
     assert merged.tolist() == [[1.5, 3.0, 4.5], [9.0, 15.0, 21.0]]
 
 
-def stored(path: Path, values: list[list[float]]) -> Stored:
+def stored(path: Path, values: list[list[float]]) -> StoredTensor:
     import torch
     from safetensors.torch import save_file
 
@@ -168,7 +168,7 @@ def test_a_merge_of_16_bit_weights_is_done_in_float32(tmp_path: Path) -> None:
     import torch
 
     down = stored(tmp_path / "down", [[2**-6]])
-    merged = LowRank("q", down, down, None, 1.0).apply(torch.ones(1, 1, dtype=torch.bfloat16).float())
+    merged = LowRankUpdate("q", down, down, None, 1.0).apply(torch.ones(1, 1, dtype=torch.bfloat16).float())
     assert merged.dtype == torch.float32
     assert merged.item() == 1 + 2**-12
 

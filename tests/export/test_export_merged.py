@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from export.cli import main
-from export.merge.safetensors_io import Planned, plan_shards, read_header, writing
-from export.merge.weights import read_folder
+from export.tensors.safetensors_io import TensorSpec, plan_shards, read_header, writing
+from export.tensors.weights import read_folder
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.errors import ArtifactError
 from tests.export.tiny_runs import write_adapter
@@ -121,7 +121,7 @@ def test_the_largest_tensor_sets_the_memory(tiny_run: Path, tmp_path: Path) -> N
     [([4, 4, 4], [3]), ([8, 8], [1, 1]), ([20, 4, 4, 4], [1, 3]), ([4, 20, 4], [1, 1, 1]), ([], [0])],
 )
 def test_shards_are_filled_up_to_their_limit(sizes: list[int], files: list[int]) -> None:
-    planned = [Planned(f"t{number}", "F16", (size // 2,)) for number, size in enumerate(sizes)]
+    planned = [TensorSpec(f"t{number}", "F16", (size // 2,)) for number, size in enumerate(sizes)]
     shards = plan_shards(planned, 12)
     assert [len(tensors) for tensors in shards.values()] == files
     assert [tensor for tensors in shards.values() for tensor in tensors] == planned
@@ -139,7 +139,7 @@ def test_what_is_written_is_what_the_formats_own_reader_reads(tmp_path: Path) ->
         "a": torch.randn(3, 5), "b": torch.randn(7).bfloat16(), "c": torch.tensor(3), "d": torch.empty(0, 4).half(),
     }  # fmt: skip
     kinds = {"a": "F32", "b": "BF16", "c": "I64", "d": "F16"}
-    planned = [Planned(name, kinds[name], tuple(tensor.shape)) for name, tensor in tensors.items()]
+    planned = [TensorSpec(name, kinds[name], tuple(tensor.shape)) for name, tensor in tensors.items()]
     path = tmp_path / "it.safetensors"
     with writing(path, planned) as shard:
         for tensor in tensors.values():
@@ -155,7 +155,9 @@ def test_a_shard_that_is_not_finished_leaves_no_file(tmp_path: Path) -> None:
     import torch
 
     def write_one_of_two() -> None:
-        with writing(tmp_path / "it.safetensors", [Planned("a", "F32", (2,)), Planned("b", "F32", (2,))]) as shard:
+        with writing(
+            tmp_path / "it.safetensors", [TensorSpec("a", "F32", (2,)), TensorSpec("b", "F32", (2,))]
+        ) as shard:
             shard.write(torch.zeros(2))
 
     with pytest.raises(ArtifactError, match="b was not written"):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from export.original.finding import find, opened
-from export.original.model import Asked, Original
+from export.original.model import Original, SourceOptions
 from export.original.names import name_of
-from export.original.tokenizer import Placed
+from export.original.tokenizer import TokenizerOrigin
 from gladstone.artifacts import write_json
 from gladstone.commands.progress import Silent
 from gladstone.errors import ArtifactError, ConfigError, GladstoneError, UnsupportedError
@@ -30,7 +30,7 @@ def adapter(tiny_run: Path, tmp_path: Path) -> Path:
 
 def open_it(path: Path, base: Path | str | None = None, rows: Path | None = None) -> Original:
     """Opened and closed again: its tokenizer is gone."""
-    with opened(find(path, Asked(str(base) if base else None, None, rows)), Silent()) as original:
+    with opened(find(path, SourceOptions(str(base) if base else None, None, rows)), Silent()) as original:
         assert original.template_source
         return original
 
@@ -44,7 +44,7 @@ def refused(path: Path, kind: type[GladstoneError], base: Path | str | None = No
 def test_a_bare_adapter_is_merged_onto_the_base_that_a_user_names(adapter: Path, tiny_base: Path) -> None:
     original = open_it(adapter, tiny_base)
     assert (original.origin, original.name, original.adapter) == ("adapter", "tune", adapter)
-    assert original.found_in == Placed("the base", "the base")
+    assert original.found_in == TokenizerOrigin("the base", "the base")
     assert original.base.folder == tiny_base
     assert original.rows.kind == "none"
     assert set(original.training.unknown) == {"data", "training settings", "licence"}
@@ -84,8 +84,8 @@ def test_of_a_copy_in_4_bit_the_model_itself_is_taken(
 
 def test_tokenizer_and_template_beside_an_adapter_are_those_that_are_used(adapter: Path, tiny_base: Path) -> None:
     (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
-    with opened(find(adapter, Asked(str(tiny_base))), Silent()) as original:
-        assert original.found_in == Placed("the base", "the adapter's folder")
+    with opened(find(adapter, SourceOptions(str(tiny_base))), Silent()) as original:
+        assert original.found_in == TokenizerOrigin("the base", "the adapter's folder")
         assert original.template_source == "{{ messages[0].content }}"
     (adapter / "chat_template.jinja").unlink()
     write_tokenizer(adapter)
@@ -94,8 +94,8 @@ def test_tokenizer_and_template_beside_an_adapter_are_those_that_are_used(adapte
     edit_json(
         adapter / "tokenizer_config.json", chat_template=[{"name": "default", "template": template + "{# own #}"}]
     )
-    with opened(find(adapter, Asked(str(tiny_base))), Silent()) as original:
-        assert original.found_in == Placed("the adapter's folder", "the adapter's folder")
+    with opened(find(adapter, SourceOptions(str(tiny_base))), Silent()) as original:
+        assert original.found_in == TokenizerOrigin("the adapter's folder", "the adapter's folder")
         assert original.template_source == template + "{# own #}"
         placed = json.loads((original.tokenizer / "tokenizer_config.json").read_text(encoding="utf-8"))
         assert "chat_template" not in placed  # llama.cpp's converter would take it before the file
@@ -134,7 +134,7 @@ def test_a_model_without_a_tokenizer_takes_that_of_the_base_that_is_named(tiny_b
         path.unlink()
     assert "--base FOLDER|HUB-ID" in refused(folder, ConfigError)
     original = open_it(folder, tiny_base)
-    assert original.found_in == Placed("the base", "the base")
+    assert original.found_in == TokenizerOrigin("the base", "the base")
     assert original.base.folder == folder
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from export.build import Wanted, choose_onto
+from export.build import ExportOptions, choose_onto
 from export.cli import main
 from export.original.finding import find, opened
 from export.proof.heldout import HeldOut
@@ -81,12 +81,12 @@ def test_the_proof_holds_every_point_of_both_models(exported: tuple[Path, Result
     proof = json.loads((exported[0] / "proof.json").read_text())
     assert proof["passed"] is True
     assert proof["models"].keys() == {"tiny", "tiny-base"}
-    for points in proof["models"].values():
-        assert [point["name"] for point in points] == [
+    for checks in proof["models"].values():
+        assert [point["name"] for point in checks] == [
             "vocabulary", "texts", "typed tokens", "special tokens", "chat template", "rendered turns", "prompts", "context",
             "distributions", "greedy answers", "q8_0: metadata", "q4_k_m: metadata", "q8_0", "q4_k_m",
         ]  # fmt: skip
-        assert all(point["passed"] and point["measured"] for point in points)
+        assert all(point["passed"] and point["measured"] for point in checks)
     assert proof["files"].keys() == FILES
 
 
@@ -142,12 +142,12 @@ def test_verify_proves_the_f16_of_a_run_and_refuses_that_of_another(
 def test_verify_holds_a_quantised_file_against_a_folder_of_the_hub(
     f16: Path, tiny_run: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
-    from export.merge.to_safetensors import Merging, merge_run
     from export.quantise.quantise import quantise
     from export.quantise.types import Quantisation
+    from export.safetensors_pipeline import MergeOptions, merge_run
     from gladstone.commands.progress import Silent
 
-    merge_run(Merging(tiny_run), tmp_path / "merged", Silent())
+    merge_run(MergeOptions(tiny_run), tmp_path / "merged", Silent())
     path = tmp_path / "q8_0.gguf"
     quantise(f16, path, Quantisation("q8_0"), Silent())
     result = export("verify", path, "--against", tmp_path / "merged", "--data", tiny_run / "data" / "test.jsonl")
@@ -320,7 +320,7 @@ def test_the_base_of_the_lower_loss_is_taken(
     monkeypatch.setattr("export.build.convert", lambda _conversion, path, _progress: path.touch())
     monkeypatch.setattr("export.build.held_out_loss", lambda *_: HeldOut((next(given),) * 3, (1, 1, 1)))
     with opened(find(tiny_run), Silent()) as run:
-        onto, notes = choose_onto(run, Wanted(("q8_0",), onto="best"), tmp_path, Silent())
+        onto, notes = choose_onto(run, ExportOptions(("q8_0",), onto="best"), tmp_path, Silent())
     assert onto == chosen
     assert notes == [
         f"merged onto {chosen}: held-out loss 16bit {losses[0]:.4f}, nf4 {losses[1]:.4f} nats a token, "

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from export.proof.answers import greedy
 from export.proof.duration import proof_s, token_s
 from export.proof.reading import CONTEXT_TOKENS, SEQUENCES, WAVE_TOKENS, Reader, Text, plan_reading, read_all
+from export.proof.reading_results import KeptLogProbs
 from export.proof.reference import Reference
 from export.proof.rows import ANSWER_TOKENS, ordered_rows, prompt_text, proof_rows
 from export.proof.trained import Trained
-from export.proof.whole import Kept
 from gladstone.chat.messages import Conversation, Message
 from gladstone.commands.progress import Silent
 from gladstone.llamacpp.context import Context
@@ -84,7 +84,7 @@ def test_what_is_kept_is_found_again_for_every_token_of_every_batch(
     texts = [Text([*prompt, *answer], len(prompt)) for prompt, answer in rows]
     plan = plan_reading(texts, batch_tokens)
     opening = min(opened, plan.shared)
-    kept = Kept(np.array([[-1, position] for position in range(opening)], np.float32).reshape(-1, 2))
+    kept = KeptLogProbs(np.array([[-1, position] for position in range(opening)], np.float32).reshape(-1, 2))
     for number, text in enumerate(texts):
         kept.add(np.array([[number, position] for position in range(opening, len(text.tokens))], np.float32))
     for wave in (plan.opening, *plan.waves):

@@ -10,7 +10,7 @@ from export.convert.convert import Conversion, outline
 from export.proof.file import verify_file
 from export.proof.trained import Trained
 from export.quantise import size_estimate as fit
-from export.quantise.quantise import Fallback, predict, quantise, told_fallbacks
+from export.quantise.quantise import Fallback, describe_fallbacks, predict, quantise
 from export.quantise.size_estimate import LADDER, best_fit, context_bytes, parse_bytes
 from export.quantise.split import split_gguf
 from export.quantise.types import QUANTS, Override, Quantisation, needs_imatrix, parse_override
@@ -58,14 +58,14 @@ def test_a_tensor_that_cannot_take_its_type_is_told(f16: Path, tmp_path: Path) -
         name for name in names if names[name] in ("Q5_0", "Q8_0") and name != "token_embd.weight"
     }
     assert all(names[each.tensor] == each.got.upper() for each in made.fallbacks)
-    assert told_fallbacks("q4_k_m", made.fallbacks).startswith(
+    assert describe_fallbacks("q4_k_m", made.fallbacks).startswith(
         f"q4_k_m: {len(made.fallbacks)} tensors cannot take their type: "
     )
 
 
 def test_fallbacks_are_told_together_by_what_became_of_them() -> None:
     found = (Fallback("a", 576, "q4_K", "q5_0"), Fallback("b", 576, "q4_K", "q5_0"), Fallback("c", 576, "q6_K", "q8_0"))
-    assert told_fallbacks("q4_k_m", found) == (
+    assert describe_fallbacks("q4_k_m", found) == (
         "q4_k_m: 3 tensors cannot take their type: 2 with rows of 576 weights are q5_0 and not q4_K, "
         "1 with rows of 576 weights are q8_0 and not q6_K."
     )

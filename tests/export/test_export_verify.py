@@ -13,16 +13,16 @@ import pytest
 from export.convert.convert import Conversion, convert
 from export.original.finding import find, opened
 from export.proof.answers import TIE_LOGITS, Comparison, check_answers, kl_limit
+from export.proof.check import Check
+from export.proof.divergence import kl_divergence, log_softmax
 from export.proof.file import proof_page, verify_file, verify_vocabulary
 from export.proof.heldout import held_out_loss
-from export.proof.point import Point
 from export.proof.quantised import check_quantised
+from export.proof.reading_results import ReadingResults
 from export.proof.reference import Reference
 from export.proof.rows import sequences_of
-from export.proof.spread import kl_divergence, log_softmax
 from export.proof.texts import HAND_PICKED, proof_texts
 from export.proof.trained import Trained, date_note, trained_of
-from export.proof.whole import Whole
 from export.quantise.imatrix import calibration
 from export.quantise.quantise import quantise
 from export.quantise.types import Quantisation
@@ -43,16 +43,16 @@ POINTS = [
 ]  # fmt: skip
 
 
-def failed(points: list[Point]) -> dict[str, str]:
-    return {point.name: point.detail for point in points if not point.passed}
+def failed(checks: list[Check]) -> dict[str, str]:
+    return {check.name: check.detail for check in checks if not check.passed}
 
 
 @pytest.mark.slow
 def test_a_healthy_file_is_proven_in_every_point(f16: Path, trained: Trained) -> None:
-    points = verify_file(f16, trained, Silent())
-    assert [point.name for point in points] == POINTS
-    assert failed(points) == {}
-    measured = {point.name: point.measured for point in points}
+    checks = verify_file(f16, trained, Silent())
+    assert [check.name for check in checks] == POINTS
+    assert failed(checks) == {}
+    measured = {check.name: check.measured for check in checks}
     assert measured["vocabulary"]["entries"] == 49_152
     assert measured["texts"]["texts"] == 2_000
     assert measured["rendered turns"]["conversations"] == 50
@@ -185,7 +185,7 @@ def test_another_best_token_is_no_fault_where_the_two_are_all_but_equal(gap: flo
     ours = as_logits([[0.0, 0.001, -9.0]] * 20)
     comparison = Comparison()
     comparison.add(ours, theirs, [1], ended=False)
-    distributions, answers = comparison.points("float32", "F16")
+    distributions, answers = comparison.checks("float32", "F16")
     assert distributions.measured["top1_agreement"] == 0
     assert distributions.measured["top1_agreement_but_for_ties"] == float(passes)
     assert answers.passed is passes
@@ -326,9 +326,9 @@ def test_a_file_composes_characters_where_the_tokenizer_does(tmp_path: Path) -> 
         assert model.tokenize(text) == model.tokenize(unicodedata.normalize("NFC", text))
     assert failed(verify_vocabulary(path, trained)) == {}
     silent = rewrite_gguf(path, tmp_path / "silent.gguf", gladstone__tokenizer__composes=False)
-    points = {point.name: point for point in verify_vocabulary(silent, trained)}
-    assert points["texts"].passed
-    assert "llama.cpp by itself leaves them apart" in points["texts"].detail
+    checks = {check.name: check for check in verify_vocabulary(silent, trained)}
+    assert checks["texts"].passed
+    assert "llama.cpp by itself leaves them apart" in checks["texts"].detail
 
 
 @pytest.mark.slow
@@ -345,8 +345,8 @@ def test_each_quantised_file_is_measured_against_the_whole(f16: Path, trained: T
         files[quant] = tmp_path / f"{quant}.gguf"
         quantise(f16, files[quant], Quantisation(quant), Silent())
     found, whole = check_quantised(f16, files | {"f16": f16}, trained, Silent())
-    assert all(point.passed for point in found.values())
-    kl = {name: point.measured["mean_kl_nats"] for name, point in found.items()}
+    assert all(check.passed for check in found.values())
+    kl = {name: check.measured["mean_kl_nats"] for name, check in found.items()}
     assert kl["f16"] == 0
     assert found["f16"].measured["perplexity_ratio"] == 1
     assert 0 < kl["q8_0"] < kl["q2_k"]
@@ -361,12 +361,12 @@ def test_each_quantised_file_is_measured_against_the_whole(f16: Path, trained: T
 def test_one_reading_of_the_whole_proves_measures_and_serves_the_quantised_files_as_three_do(
     f16: Path, trained: Trained, tmp_path: Path
 ) -> None:
-    """The same points over as many tokens and rows; only the last bits depend on what is read together."""
+    """The same checks over as many tokens and rows; only the last bits depend on what is read together."""
     file = tmp_path / "q4_0.gguf"
     quantise(f16, file, Quantisation("q4_0"), Silent())
-    whole = Whole(keeps=True)
-    once = {point.name: point for point in verify_file(f16, trained, Silent(), files=1, whole=whole)}
-    apart = {point.name: point for point in check_answers(f16, "F16", trained, Silent())}
+    whole = ReadingResults(keeps=True)
+    once = {check.name: check for check in verify_file(f16, trained, Silent(), files=1, results=whole)}
+    apart = {check.name: check for check in check_answers(f16, "F16", trained, Silent())}
     assert [*once] == POINTS
     for name, counted in (("distributions", "positions"), ("greedy answers", "prompts")):
         assert once[name].passed
@@ -389,11 +389,11 @@ def test_a_fault_is_found_where_held_out_answers_are_read_behind_the_same_prompt
 ) -> None:
     spoilt = rewrite_gguf(f16, tmp_path / "spoilt.gguf", spoilt={"blk.1.ffn_down.weight": swapped})
     other = rewrite_gguf(f16, tmp_path / "other.gguf", tokenizer__ggml__eos_token_id=0)
-    whole = Whole(keeps=True)
-    assert failed(verify_file(f16, trained, Silent(), whole=whole)) == {}
-    assert failed(verify_file(spoilt, trained, Silent(), whole=whole)).keys() >= {"distributions"}
+    whole = ReadingResults(keeps=True)
+    assert failed(verify_file(f16, trained, Silent(), results=whole)) == {}
+    assert failed(verify_file(spoilt, trained, Silent(), results=whole)).keys() >= {"distributions"}
     assert len(whole.vocabularies) == 1
-    assert failed(verify_file(other, trained, Silent(), whole=whole)).keys() == {"special tokens"}
+    assert failed(verify_file(other, trained, Silent(), results=whole)).keys() == {"special tokens"}
     assert len(whole.vocabularies) == 2
 
 
@@ -405,10 +405,10 @@ def test_the_limit_of_a_type_is_wider_the_fewer_bits_it_has() -> None:
 
 def test_the_page_names_what_failed_and_the_cure() -> None:
     proof = {
-        "tiny": [Point("context", True, "2,048 tokens"), Point("texts", False, "1 of 2 differ", {}, "Export again.")]
+        "tiny": [Check("context", True, "2,048 tokens"), Check("texts", False, "1 of 2 differ", {}, "Export again.")]
     }
     assert proof_page(proof, {"run": "tiny"}, {"tiny.gguf": "abc"}) == (
-        "NOT PROVEN: 1 of 2 points.\n\nrun       tiny\n\ntiny\n  proven  context: 2,048 tokens\n"
+        "NOT PROVEN: 1 of 2 checks.\n\nrun       tiny\n\ntiny\n  proven  context: 2,048 tokens\n"
         "  FAILED  texts: 1 of 2 differ\n          Export again.\n\nsha256\n  abc  tiny.gguf\n"
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from export.original.finding import find, opened
-from export.original.model import Asked
+from export.original.model import SourceOptions
 from export.proof.trained import Trained, trained_of
 from finetune.config.schema import Recipe
 from finetune.data.prepare import prepare
@@ -88,7 +88,7 @@ def finish(folder: Path, config: dict[str, Any], template_sha256: str, base: Pat
     write_manifest(folder, manifest)
 
 
-def trained_by(path: Path, asked: Asked | None = None) -> Trained:
+def trained_by(path: Path, asked: SourceOptions | None = None) -> Trained:
     """What a file made of a run, an adapter or a model is held against."""
     with opened(find(path, asked), Silent()) as original:
         return trained_of(original)

@@ -3,7 +3,7 @@
     python -m tests.faults.damage_gguf --files 1000 --seed 0 [--manifest]
 
 Each file goes through what the engine does: the guard, the trial in a child, then a real load and a few words, all in a
-process that plays the user's, so that its crash is counted. Wanted: no crash there, nothing over 5 s of processor time,
+process that plays the user's, so that its crash is counted. ExportOptions: no crash there, nothing over 5 s of processor time,
 memory bounded, one line for each refusal; with a manifest of the sound file beside it, none accepted.
 """
 

@@ -51,8 +51,8 @@ class Export(Victim):
     def trace(self) -> None:
         """The proof is left out."""
         import export.build
-        import export.merge.to_safetensors
         import export.pipeline
+        import export.safetensors_pipeline
         from export.proof.heldout import HeldOut
 
         unproven: dict[str, Any] = {
@@ -64,8 +64,8 @@ class Export(Victim):
             setattr(export.build, name, nothing)
         phase = self.phase
         phase.name = "beginning"
-        phase.wrap(export.merge.to_safetensors, "write_shard", "merging")
-        phase.wrap(export.merge.to_safetensors, "_manifest", "finishing")
+        phase.wrap(export.safetensors_pipeline, "write_shard", "merging")
+        phase.wrap(export.safetensors_pipeline, "_manifest", "finishing")
         phase.wrap(export.build, "convert", "converting")
         phase.wrap(export.build, "write_lora", "converting")
         phase.wrap(export.build, "compute_imatrix", "writing the matrix")

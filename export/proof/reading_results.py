@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from export.proof.check import Check
 from export.proof.heldout import HeldOut
-from export.proof.point import Point
 from export.proof.reading import Batch, Logits, Text
 from gladstone.machine.host import available_memory_bytes
 
 KEPT_BYTES, KEPT_SHARE = 2 << 30, 8  # at most so much is kept, and no more than an eighth of the memory that is there
 
 
-class Kept:
+class KeptLogProbs:
     """Log-probabilities (T, V) of a file after every token of the measured rows."""
 
     def __init__(self, opening: Logits) -> None:
@@ -37,16 +37,16 @@ class Kept:
 
 
 @dataclass
-class Whole:
+class ReadingResults:
     """Filled by the proof of a file: the loss of the held-out answers, and what is kept where there is room.
 
-    `vocabularies` are the points of those that were proven before against the same tokenizer, by what they are.
+    `vocabularies` are the checks of those that were proven before against the same tokenizer, by what they are.
     """
 
     keeps: bool = False
     held_out: HeldOut | None = None
-    kept: Kept | None = None
-    vocabularies: dict[str, list[Point]] = field(default_factory=dict)
+    kept: KeptLogProbs | None = None
+    vocabularies: dict[str, list[Check]] = field(default_factory=dict)
 
 
 def fits(texts: Sequence[Text], vocabulary: int) -> bool:

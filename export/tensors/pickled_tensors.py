@@ -8,12 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from export.merge.safetensors_io import DTYPES, Stored
+from export.tensors.safetensors_io import DTYPES, StoredTensor
 from gladstone.errors import ArtifactError
 
 
 @dataclass(frozen=True)
-class Pickled(Stored):
+class Pickled(StoredTensor):
     """A tensor that a pickle holds; it stays on the disk until it is read, where the file's format allows."""
 
     def read(self) -> Any:
@@ -21,7 +21,7 @@ class Pickled(Stored):
         return _load(self.path, self.path.stat().st_mtime_ns)[self.name].detach().contiguous()
 
 
-def read_pickle(path: Path) -> dict[str, Stored]:
+def read_pickle(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a .bin file by name.
 
     Raises ArtifactError for a file that is damaged, holds something else, or would run code when it is loaded.
@@ -31,7 +31,7 @@ def read_pickle(path: Path) -> dict[str, Stored]:
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}.") from None
     names = {dtype: name for name, dtype in DTYPES.items()}
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     for name, tensor in found.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in names or tensor.layout != _strided():

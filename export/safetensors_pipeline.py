@@ -5,12 +5,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from export.artifact_cache import Made, Workbench
+from export.artifact_cache import ArtifactCache, Made
 from export.merge.plan import (
     MERGED_ONTO,
     ONTO_SAID,
+    MergePlan,
     Onto,
-    Plan,
     check_shapes,
     copy_config,
     planned_shards,
@@ -18,11 +18,11 @@ from export.merge.plan import (
     write_index,
     write_shard,
 )
-from export.merge.safetensors_io import Planned
-from export.merge.vocabulary_growth import find_growth
+from export.merge.vocabulary_growth import find_vocabulary_growth
 from export.original.finding import default_out, find, opened
-from export.original.model import Asked, Original, Training, check_accepted, serious_warnings
-from export.original.settings import weights_of
+from export.original.model import Original, SourceOptions, Training, check_accepted, serious_warnings
+from export.tensors.safetensors_io import TensorSpec
+from export.tensors.weights import weights_of
 from gladstone import file_names
 from gladstone.artifacts import (
     Manifest,
@@ -45,11 +45,11 @@ from gladstone.process.lock import held
 LOG_NAME = "export.log"
 SHARD_BYTES = 2_000_000_000
 VERSIONED = ("torch", "transformers", "peft")
-NOTHING_MORE = Asked()
+DEFAULT_SOURCE_OPTIONS = SourceOptions()
 
 
 @dataclass(frozen=True)
-class Merging:
+class MergeOptions:
     """What to merge: a run, an adapter or a model, onto its base in 16 bit or as NF4, with further adapters."""
 
     path: Path
@@ -58,7 +58,7 @@ class Merging:
     others: tuple[tuple[Path, float], ...] = ()
     shard_bytes: int = SHARD_BYTES
     accepted: bool = False  # also a run whose training went wrong
-    asked: Asked = NOTHING_MORE
+    source_options: SourceOptions = DEFAULT_SOURCE_OPTIONS
 
     def adapters(self, original: Original) -> tuple[tuple[Path, float], ...]:
         """What is merged, each with its weight. Raises ConfigError for a weight without an adapter."""
@@ -69,43 +69,43 @@ class Merging:
         return ((original.adapter, self.weight), *self.others)
 
 
-def merge_run(merging: Merging, out: Path | None, progress: Progress) -> list[Path]:
+def merge_run(options: MergeOptions, out: Path | None, progress: Progress) -> list[Path]:
     """Write the merged model into `out` (default FOLDER/merged), its manifest last; returns the files of the weights.
 
     Raises ArtifactError for a folder that holds something else and for a training that went wrong and is not accepted,
     UnsupportedError for adapters that do not fit.
     """
-    found = find(merging.path, merging.asked)
+    found = find(options.path, options.source_options)
     out = out or default_out(found, "merged")
-    beside = [f"{folder}: {text}" for folder, _ in merging.others for text in _warnings_beside(folder)]
-    check_accepted(found.home, [*found.warnings, *beside], accepted=merging.accepted)
+    beside = [f"{folder}: {text}" for folder, _ in options.others for text in _warnings_beside(folder)]
+    check_accepted(found.home, [*found.warnings, *beside], accepted=options.accepted)
     with opened(found, progress) as original:
-        return _merge(original, merging, out, progress)
+        return _merge(original, options, out, progress)
 
 
-def _merge(original: Original, merging: Merging, out: Path, progress: Progress) -> list[Path]:
-    plan = read_plan(original.base.folder, merging.adapters(original), merging.onto)
+def _merge(original: Original, options: MergeOptions, out: Path, progress: Progress) -> list[Path]:
+    plan = read_plan(original.base.folder, options.adapters(original), options.onto)
     check_shapes(plan)
-    growth = find_growth(original.base.folder, original.tokenizer, plan)
+    growth = find_vocabulary_growth(original.base.folder, original.tokenizer, plan)
     tokenizer = load_tokenizer(original.tokenizer)
     ends = [end for end in (tokenizer.eos_id, end_of_turn_token(tokenizer)) if end is not None]
-    shards = planned_shards(plan, merging.shard_bytes)
+    shards = planned_shards(plan, options.shard_bytes)
     _check_target(original, out, shards)
     needed = sum(stored.size_bytes for stored in plan.sources.values())
     check_disk(out, needed + (1 << 20), "the merged model")
     with held(out / LOG_NAME, "merging"):
         remove_partials(out)
-        bench = Workbench(out, _key(original, merging), progress)
+        cache = ArtifactCache(out, _key(original, options), progress)
         if growth:
             with step(progress, growth.told()[:-1]):
                 pass
         for file, tensors in shards.items():
-            bench.piece(file, [tensor.name for tensor in tensors], _shard(plan, out / file, tensors, progress))
+            cache.artifact(file, [tensor.name for tensor in tensors], _shard(plan, out / file, tensors, progress))
         original.check_unchanged()
         files = [out / file for file in shards] + write_index(shards, out)
         files += copy_config(plan, original.base.folder, out, ends) + _copy_tokenizer(original, out)
-        write_manifest(out, _manifest(original, merging, plan, bench, files))
-        bench.forget_state()
+        write_manifest(out, _manifest(original, options, plan, cache, files))
+        cache.forget_state()
     return [out / file for file in shards]
 
 
@@ -115,7 +115,7 @@ def _warnings_beside(adapter: Path) -> list[str]:
     return serious_warnings(read_manifest(run).facts) if is_finished(run) else []
 
 
-def _shard(plan: Plan, path: Path, tensors: Sequence[Planned], progress: Progress) -> Callable[[], Made]:
+def _shard(plan: MergePlan, path: Path, tensors: Sequence[TensorSpec], progress: Progress) -> Callable[[], Made]:
     def written() -> Made:
         with step(progress, f"Merging {path.name}") as running:
             write_shard(plan, path, tensors, running)
@@ -124,12 +124,14 @@ def _shard(plan: Plan, path: Path, tensors: Sequence[Planned], progress: Progres
     return written
 
 
-def _manifest(original: Original, merging: Merging, plan: Plan, bench: Workbench, files: Sequence[Path]) -> Manifest:
+def _manifest(
+    original: Original, options: MergeOptions, plan: MergePlan, cache: ArtifactCache, files: Sequence[Path]
+) -> Manifest:
     return Manifest(
         stage="merge",
-        files=tuple(record_file(bench.out, path) for path in files),
+        files=tuple(record_file(cache.out, path) for path in files),
         parents=dict(original.parents),
-        config={"name": original.name, "base": original.base.name, "onto": merging.onto, "origin": original.origin},
+        config={"name": original.name, "base": original.base.name, "onto": options.onto, "origin": original.origin},
         versions=installed_versions(*VERSIONED),
         template_sha256=template_sha256(original.template_source),
         seed=original.training.seed,
@@ -138,31 +140,31 @@ def _manifest(original: Original, merging: Merging, plan: Plan, bench: Workbench
             "head_untied": plan.untied,
             "vocabulary": {"before": plan.sizes.before, "after": plan.sizes.after} if plan.sizes else None,
             "training_warnings": original.warnings,
-            "training": _training(original, merging).as_json(),
-            "key": bench.key,
-            "pieces": bench.as_json(),
+            "training": _training(original, options).as_json(),
+            "key": cache.key,
+            "artifacts": cache.as_json(),
         },
     )
 
 
-def _training(original: Original, merging: Merging) -> Training:
+def _training(original: Original, options: MergeOptions) -> Training:
     """What is known of the merged model's training, and what was merged."""
-    others = ", ".join(f"{folder.name} × {weight:g}" for folder, weight in merging.others)
-    rows = [("strength", f"{merging.weight:g}")] if merging.weight != 1 else []
+    others = ", ".join(f"{folder.name} × {weight:g}" for folder, weight in options.others)
+    rows = [("scale", f"{options.weight:g}")] if options.weight != 1 else []
     rows += [("further adapters", others)] if others else []
-    rows += [(MERGED_ONTO, ONTO_SAID[merging.onto])] if original.adapter else []
+    rows += [(MERGED_ONTO, ONTO_SAID[options.onto])] if original.adapter else []
     return replace(original.training, settings=(*original.training.settings, *rows))
 
 
-def _key(original: Original, merging: Merging) -> str:
+def _key(original: Original, options: MergeOptions) -> str:
     """Changes with anything that the weights are made from, or are cut by."""
     files = [
         (path, weight)
-        for folder, weight in merging.adapters(original)
+        for folder, weight in options.adapters(original)
         for path in (weights_of(folder), folder / file_names.ADAPTER_CONFIG)
     ]
     parts = [f"{sha256_file(path)} {weight}" for path, weight in files]
-    parts += [original.base.fingerprint, merging.onto, str(merging.shard_bytes)]
+    parts += [original.base.fingerprint, options.onto, str(options.shard_bytes)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

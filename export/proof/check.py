@@ -5,7 +5,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Point:
+class Check:
     """What was held against what; `measured` holds the figures, `cure` says what to do if it failed."""
 
     name: str

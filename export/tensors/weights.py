@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from export.merge.pickled_tensors import read_pickle
-from export.merge.safetensors_io import Stored, read_header
-from export.original.settings import weights_of
+from export.tensors.pickled_tensors import read_pickle
+from export.tensors.safetensors_io import StoredTensor, read_header
 from gladstone import file_names
 from gladstone.errors import ArtifactError
+from gladstone.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED_ADAPTER_WEIGHTS
 
 
-def read_folder(folder: Path) -> dict[str, Stored]:
+def read_folder(folder: Path) -> dict[str, StoredTensor]:
     """The tensors of all shards of a model's folder by name; the order is that of the files.
 
     Raises ArtifactError for an index or a file that cannot be used, and for a folder without weights.
@@ -25,12 +25,24 @@ def read_folder(folder: Path) -> dict[str, Stored]:
     raise ArtifactError(f"{folder}: holds no weights (*.safetensors, or pytorch_model*.bin).")
 
 
-def read_adapter_tensors(folder: Path) -> dict[str, Stored]:
+def read_adapter_tensors(folder: Path) -> dict[str, StoredTensor]:
     """The tensors of an adapter by name. Raises ArtifactError if there are none."""
     return read_file(weights_of(folder))
 
 
-def read_file(path: Path) -> dict[str, Stored]:
+def weights_of(folder: Path) -> Path:
+    """The file that holds an adapter's tensors. Raises ArtifactError if there is none."""
+    found = next(
+        (folder / name for name in (ADAPTER_WEIGHTS, PICKLED_ADAPTER_WEIGHTS) if (folder / name).is_file()), None
+    )
+    if found is None:
+        raise ArtifactError(
+            f"{folder}: has {ADAPTER_CONFIG}, but neither {ADAPTER_WEIGHTS} nor {PICKLED_ADAPTER_WEIGHTS}."
+        )
+    return found
+
+
+def read_file(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a file by name. Raises ArtifactError if it is damaged or would run code."""
     if not path.is_file():
         raise ArtifactError(f"{path}: named by its index, but missing: the download or the copy is not finished.")

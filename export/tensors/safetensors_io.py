@@ -25,7 +25,7 @@ HEADER_LIMIT = 100_000_000  # bytes, as the format's own reader has it
 
 
 @dataclass(frozen=True)
-class Planned:
+class TensorSpec:
     """A tensor that a file is going to hold."""
 
     name: str
@@ -39,7 +39,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Stored(Planned):
+class StoredTensor(TensorSpec):
     """A tensor that a file holds."""
 
     path: Path
@@ -62,7 +62,7 @@ class Stored(Planned):
         return torch.frombuffer(buffer, dtype=getattr(torch, DTYPES[self.dtype])).reshape(self.shape)
 
 
-def read_header(path: Path) -> dict[str, Stored]:
+def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file by name. Raises ArtifactError if it is none or damaged."""
     try:
         size = path.stat().st_size
@@ -79,9 +79,9 @@ def read_header(path: Path) -> dict[str, Stored]:
     return tensors
 
 
-def _stored(path: Path, name: str, entry: Mapping[str, Any], begin: int, size: int) -> Stored:
+def _stored(path: Path, name: str, entry: Mapping[str, Any], begin: int, size: int) -> StoredTensor:
     shape = tuple(int(each) for each in entry["shape"])
-    stored = Stored(name, str(entry["dtype"]), shape, path, begin + int(entry["data_offsets"][0]))
+    stored = StoredTensor(name, str(entry["dtype"]), shape, path, begin + int(entry["data_offsets"][0]))
     end = begin + int(entry["data_offsets"][1])
     if stored.dtype not in DTYPES:
         raise ValueError(f"{name} is of type {stored.dtype}")
@@ -90,9 +90,9 @@ def _stored(path: Path, name: str, entry: Mapping[str, Any], begin: int, size: i
     return stored
 
 
-def plan_shards(tensors: Iterable[Planned], limit_bytes: int) -> dict[str, list[Planned]]:
+def plan_shards(tensors: Iterable[TensorSpec], limit_bytes: int) -> dict[str, list[TensorSpec]]:
     """File names and what goes into each: as few as hold at most `limit_bytes`, a larger tensor alone in one."""
-    shards: list[list[Planned]] = [[]]
+    shards: list[list[TensorSpec]] = [[]]
     room = limit_bytes
     for tensor in tensors:
         if shards[-1] and tensor.size_bytes > room:
@@ -106,7 +106,7 @@ def plan_shards(tensors: Iterable[Planned], limit_bytes: int) -> dict[str, list[
 
 
 @contextmanager
-def writing(path: Path, tensors: Iterable[Planned]) -> Iterator["ShardWriter"]:
+def writing(path: Path, tensors: Iterable[TensorSpec]) -> Iterator["ShardWriter"]:
     """A shard that appears whole once all its tensors were written."""
     planned = list(tensors)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -131,7 +131,7 @@ def writing(path: Path, tensors: Iterable[Planned]) -> Iterator["ShardWriter"]:
 class ShardWriter:
     """Takes the planned tensors in their order."""
 
-    def __init__(self, file: IO[bytes], planned: list[Planned]) -> None:
+    def __init__(self, file: IO[bytes], planned: list[TensorSpec]) -> None:
         self._file, self.left = file, list(planned)
 
     def write(self, tensor: Any) -> None:
