@@ -231,8 +231,8 @@ def _event(line: str) -> dict[str, Any]:
 
 
 def _reported_error(event: dict[str, Any]) -> GladstoneError:
-    """The child's error, of the child's class if that is one of `gladstone.errors`."""
-    kind = getattr(errors, str(event.get("type")), errors.DataError)  # a stage's own errors are kinds of DataError
+    """The child's error, of its class in `gladstone.errors`."""
+    kind = getattr(errors, str(event.get("type")), ToolError)
     error: GladstoneError = kind(str(event["error"]))
     return error
 

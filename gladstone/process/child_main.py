@@ -30,10 +30,15 @@ def serve(work: Callable[[dict[str, Any]], Any], on_orphaned: Callable[[], None]
         result = work(job)
     except GladstoneError as error:
         print(error, file=sys.stderr)
-        send(error=str(error), type=type(error).__name__)
+        send(error=str(error), type=_public_kind(error))
         sys.exit(EXIT_REPORTED)
     if result is not None:
         send(result=result)
+
+
+def _public_kind(error: GladstoneError) -> str:
+    """The error's nearest class in `gladstone.errors`, which the parent knows."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == GladstoneError.__module__)
 
 
 def send(**fields: Any) -> None:

@@ -61,7 +61,8 @@ def test_an_error_for_the_user_comes_through_as_it_is_whatever_a_library_prints_
     (tmp_path / "small_child.py").write_text(
         "import atexit, sys\nfrom gladstone.process.child_main import serve\nfrom gladstone.errors import DataError\n"
         "atexit.register(lambda: print('Writing:  98%', file=sys.stderr))\n"
-        "def work(job): raise DataError('it is not finite')\nserve(work)\n"
+        "class OwnError(DataError): pass\n"
+        "def work(job): raise OwnError('it is not finite')\nserve(work)\n"
     )
     with pytest.raises(GladstoneError, match=r"^it is not finite$") as caught:
         run_child(module, {}, "The work", ChildOptions(python_path=path))
