@@ -14,7 +14,7 @@ from gladstone.formats import FORMAT_NAMES
 
 @click.group(cls=Group)
 def main() -> None:
-    """Measure GGUF models: quality with intervals, speed with spread, memory."""
+    """Measure GGUF models: quality with confidence intervals, speed with its spread, memory."""
 
 
 @main.command("run")
@@ -26,11 +26,11 @@ def main() -> None:
     type=click.Choice(list(FORMAT_NAMES)),
     default=BenchConfig.format_name,
     show_default=True,
-    help="Layout of the rows.",
+    help="Row format.",
 )
 @row_options
 @click.option(
-    "--skip-bad", is_flag=True, help="Leave out rows that cannot be read or that a model cannot take, and count them."
+    "--skip-bad", is_flag=True, help="Leave out and count rows that cannot be read or that a model cannot process."
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), default=BenchConfig.out, show_default=True, help="Folder for the report."
@@ -54,57 +54,55 @@ def main() -> None:
     type=click.IntRange(min=1),
     default=BenchConfig.max_tokens,
     show_default=True,
-    help="Cut an answer off after N tokens.",
+    help="Maximum length of an answer in tokens.",
 )
 @click.option(
-    "--reasoning-tokens", type=click.IntRange(min=0), metavar="N", help="Close the thought of an answer after N tokens."
+    "--reasoning-tokens", type=click.IntRange(min=0), metavar="N", help="End the reasoning of an answer after N tokens."
 )
 @click.option(
     "--context",
     "context_tokens",
     type=click.IntRange(min=1),
     metavar="TOKENS",
-    help=f"Context of every model.  [default: what all have room for, at most {CHAT_CONTEXT_TOKENS}]",
+    help=f"Context size of every model.  [default: the largest that all can have here, at most {CHAT_CONTEXT_TOKENS}]",
 )
 @click.option(
     "--no-think",
     is_flag=True,
-    help="Turn thinking off by what each chat template reads for it, close a thought at once, and leave out the "
-    "thoughts of references.",
+    help="Disable reasoning: set the variable that each chat template reads for it, end reasoning at once, and leave "
+    "out the reasoning of references.",
 )
 @template_options
 @click.option(
     "--raw",
     is_flag=True,
-    help="Score plain text, for a model without a chat template: texts, and answers to questions.",
+    help="Use plain text without a chat template, for base models.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads for llama.cpp.  [default: all cores]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the resampling.")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: all cores]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bootstrap.")
 @click.option(
     "--metric",
     "metrics",
     multiple=True,
     metavar="NAME",
-    help="Add a metric of the evaluate package, by name or path of a script. Repeatable.",
+    help="Add a metric of the evaluate package, by name or by the path of a script. Repeatable.",
 )
-@click.option(
-    "--regex", metavar="PATTERN", help="Count the answers that match this regular expression, from end to end."
-)
+@click.option("--regex", metavar="PATTERN", help="Count the answers that match this regular expression as a whole.")
 @click.option(
     "--json-schema",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Count the answers that are JSON and fit this schema.",
+    help="Count the answers that are JSON and valid under this schema.",
 )
 @click.option(
     "--speed-repeats",
     type=click.IntRange(min=0),
     default=BenchConfig.speed_repeats,
     show_default=True,
-    help="Rounds of timing; 0 leaves timing out.",
+    help="Number of timing rounds; 0 skips timing.",
 )
 def run(columns: tuple[str, ...], **options: object) -> None:
-    """Compare MODELS (GGUF files) on the same rows; the first is what the others are compared with.
+    """Compare MODELS (GGUF files) on the same rows. The first model is the baseline.
 
     Writes report.html, report.md and report.json.
     """

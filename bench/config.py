@@ -8,9 +8,10 @@ DEFAULT_ROWS, DEFAULT_ANSWERS = 100, 40
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What to measure and how. `speed_repeats` 0 leaves the timings out; `threads` None takes every core.
+    """What to measure and how. `speed_repeats` 0 skips the timings; `threads` None uses all cores.
 
-    `columns` pairs qa's fields with the file's. `context_tokens` None takes what every model has room for here.
+    `columns` maps fields of `qa` to columns of the file. With `context_tokens` None the context is the largest that
+    every model can have on this machine.
     """
 
     models: tuple[Path, ...]

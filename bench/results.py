@@ -20,7 +20,7 @@ CUT = ("length", "context")  # stop reasons of an answer that did not end
 
 @dataclass(frozen=True)
 class Item:
-    """One question with its reference answer, or a text without a question; `source` is `file:line`."""
+    """One question with its reference answer, or a plain text without a question; `source` is `file:line`."""
 
     source: str
     prompt: tuple[Message, ...]
@@ -34,7 +34,7 @@ class Item:
 
     @property
     def reference_text(self) -> str:
-        """What an answer is compared with; calls of tools as JSON."""
+        """The text that an answer is compared with; tool calls are JSON."""
         calls = (
             f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}' for call in self.reference.tool_calls
         )
@@ -42,18 +42,18 @@ class Item:
 
     @property
     def question(self) -> str:
-        """The turn that is answered; the text itself where none is."""
+        """The turn to answer, or the text itself if it asks nothing."""
         return self.prompt[-1].content if self.prompt else self.reference.content
 
     @property
     def is_text(self) -> bool:
-        """True for a text that asks nothing: it is scored, and not answered."""
+        """True for a text that asks nothing: its loss is measured, but no answer is generated."""
         return not self.prompt
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model under test: its file, the short name it has in the report, and facts from its header."""
+    """A model under test: its file, its short name in the report, and facts from its header."""
 
     path: Path
     label: str
@@ -68,7 +68,7 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote to one item's prompt; `stop_reason` is the engine's."""
+    """A model's answer to the prompt of one item; `stop_reason` comes from the engine."""
 
     text: str
     reasoning: str | None
@@ -78,13 +78,13 @@ class Answer:
 
     @property
     def is_reasoning_only(self) -> bool:
-        """True where a thought used up the tokens that the answer was allowed."""
+        """True if the reasoning used up all tokens, so that there is no answer."""
         return not self.text and bool(self.reasoning) and self.stop_reason in CUT
 
     @property
     def shown(self) -> str:
-        """The answer, or in brackets why there is none."""
-        return self.text or ("(no answer: the thought used up its tokens)" if self.is_reasoning_only else "(empty)")
+        """The answer, or the reason in brackets if there is none."""
+        return self.text or ("(no answer: the reasoning used up its tokens)" if self.is_reasoning_only else "(empty)")
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class Loss:
 
 @dataclass(frozen=True)
 class SpeedRun:
-    """One measurement in a fresh process. `prefill` and `decode` are plain evaluation, without text and sampling.
+    """One measurement in a new process. Prefill and decode are timed without detokenising and sampling.
 
-    `other_processors` are those that other processes took meanwhile, of the `processors` that this one may use.
+    `other_processors` is how many of the `processors` available to this process other processes used meanwhile.
     """
 
     load_s: float
@@ -115,7 +115,7 @@ class SpeedRun:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that a model's child processes brought home. Losses are per item, answers for the first items."""
+    """All measurements of one model: a loss for each item, answers to the first items, and speed."""
 
     losses: tuple[Loss, ...]
     answers: tuple[Answer, ...]
@@ -125,7 +125,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Score:
-    """One value of one metric for one item (in [0, 1] for the metrics of this package); None where it sees no text."""
+    """The value of a metric for one item, in [0, 1] for built-in metrics; None if the metric cannot score the item."""
 
     source: str
     value: float | None
@@ -133,7 +133,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Result:
-    """A figure with its 95 % interval over `n` items."""
+    """A mean with its 95 % confidence interval over `n` items."""
 
     mean: float
     low: float
@@ -143,7 +143,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Difference:
-    """A model's figure minus the first model's, over the same items, and what that says in words."""
+    """A model's result minus the first model's over the same items, and the verdict in words."""
 
     result: Result
     verdict: str
@@ -151,7 +151,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Spread:
-    """A timing over several rounds."""
+    """Median, minimum and maximum of a timing over several rounds."""
 
     median: float
     low: float
@@ -161,9 +161,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """One row of the report. `differences` and `speed_ratios` are against the first model, and empty for it.
+    """One model of the report. `differences` and `speed_ratios` compare it with the first model; the first has none.
 
-    `unseen` says of each metric without a figure why there is none; it is in neither `results` nor `differences`.
+    `unseen` maps each metric that has no result, and so no difference either, to the reason.
     """
 
     model: ModelFile
@@ -179,13 +179,13 @@ class ModelReport:
 
     @property
     def reasoning_only_answers(self) -> int:
-        """Answers whose tokens a thought used up."""
+        """Number of answers that ended while the model was still reasoning."""
         return sum(answer.is_reasoning_only for answer in self.measured.answers)
 
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """How a metric is shown: its title, and which way is better (None where that is not known)."""
+    """How a metric is shown: its title, and whether higher is better (None if unknown)."""
 
     name: str
     title: str
@@ -194,7 +194,7 @@ class MetricInfo:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Rows that are measured on no model, why, and what is wrong with the first of them."""
+    """A number of rows that no model is measured on, the reason, and the problem of the first of them."""
 
     reason: str
     rows: int
@@ -203,7 +203,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Report:
-    """All of a benchmark: figures, words, per-item values, and where they come from."""
+    """A whole benchmark: results, sentences, per-item values, and their provenance."""
 
     headline: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -217,23 +217,23 @@ class Report:
 
     @property
     def answered(self) -> int:
-        """How many items were answered (the first ones)."""
+        """Number of items, from the first on, that have answers."""
         return len(self.models[0].measured.answers)
 
     @property
     def row_notes(self) -> tuple[str, ...]:
-        """What there is to say of the rows, a line each: notes, and what was left out."""
+        """Notes on the rows, one line each, those that were left out first."""
         lines = [f"left out: {_rows(each.rows)}, {each.reason} (first: {each.first})" for each in self.left_out]
         return (*lines, *self.notes)
 
     @property
     def scored_description(self) -> str:
-        """What perplexity is of."""
+        """What the perplexity is measured on."""
         return scored_description(self.items)
 
     @property
     def references(self) -> tuple[str, ...]:
-        """What the answers are compared with."""
+        """The texts that the answers are compared with."""
         return tuple(item.reference_text.strip() for item in self.items[: self.answered])
 
 
@@ -242,7 +242,7 @@ def _rows(count: int) -> str:
 
 
 def scored_description(items: Sequence[Item]) -> str:
-    """What the perplexity of items is of."""
+    """What the perplexity of these items is measured on."""
     texts = sum(item.is_text for item in items)
     counts = {"the reference answers of {} rows": len(items) - texts, "{} texts": texts}
     return " and ".join(words.format(f"{count:,}") for words, count in counts.items() if count)

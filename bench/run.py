@@ -1,4 +1,4 @@
-"""The benchmark from files to a report in a folder."""
+"""`bench run`: from model files and rows to a report in a folder."""
 
 import json
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ REPORT_FILES = ("report.json", "report.md", "report.html")
 def run_bench(config: BenchConfig, progress: Progress) -> Report:
     """Measure the models and write `report.json`, `report.md`, `report.html` and the manifest into `config.out`.
 
-    Everything that can be wrong with the input is found before the first model is loaded.
+    The input is checked as a whole before the first model is loaded. Raises GladstoneError.
     """
     check_output_folder(config.out)
     read = read_items(config)
@@ -55,15 +55,15 @@ def run_bench(config: BenchConfig, progress: Progress) -> Report:
     form = read_form(config.regex, config.json_schema)
     if not read.asked and (form or config.metrics):
         raise ConfigError(
-            f"--metric, --regex and --json-schema look at answers, and no row of {config.data} asks anything."
+            f"--metric, --regex and --json-schema score answers, but no row of {config.data} asks a question."
         )
     metrics = _load_metrics(config, form, progress) if read.asked else {}
     selected = select_rows(models, read, (config, frame), progress)
     items, asked = selected.items.items, selected.items.asked
     if asked and min(config.answers, asked) < 2:
         raise ConfigError(
-            f"--answers {config.answers}, and {asked} rows that ask something: expected at least 2, one answer gives "
-            "no interval."
+            f"--answers {config.answers} with {asked} rows that ask a question: expected at least 2 answers, because "
+            "one gives no interval."
         )
     differences = find_tokenizer_differences(models)
     mismatches = find_token_mismatches(models, selected.tokens, differences)
@@ -89,19 +89,19 @@ def _load_metrics(config: BenchConfig, form: Form | None, progress: Progress) ->
 
 
 def _form_warnings(form: Form | None, items: Sequence[Item]) -> list[str]:
-    """A pattern that references do not match is likelier wrong than they are."""
+    """A warning if references do not have the form: the pattern is more likely wrong than the references."""
     outside = form.outside([item.reference_text.strip() for item in items]) if form else []
     if form is None or not outside:
         return []
     first = items[outside[0]].source
     return [
-        f"{len(outside)} of {len(items)} reference answers are not in the form themselves (first: {first}): is it the "
-        f"{form.described} that you want?"
+        f"{len(outside)} of {len(items)} reference answers are not in the form themselves (first: {first}). Check the "
+        f"{form.described}."
     ]
 
 
 def check_output_folder(folder: Path) -> None:
-    """Raises ArtifactError if the folder holds a finished report or cannot be written to."""
+    """Raises ArtifactError if the folder holds a finished report or is not writable."""
     if is_finished(folder):
         raise ArtifactError(
             f"{folder}: already holds finished work ({MANIFEST_NAME}). Choose another folder with --out, or remove it."
@@ -111,7 +111,7 @@ def check_output_folder(folder: Path) -> None:
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write the three forms of the report, and the manifest last."""
+    """Write the report as JSON, Markdown and HTML, and the manifest last."""
     write_json(folder / "report.json", report_json(report))
     write_text(folder / "report.md", render_markdown(report))
     write_text(folder / "report.html", render_page(report))
@@ -156,7 +156,7 @@ def _measure_quality(
 def _measure_speed(
     models: Sequence[ModelFile], items: tuple[Item, ...], how: tuple[BenchConfig, PromptSettings], progress: Progress
 ) -> list[list[SpeedRun]]:
-    """Rounds in which every model has its turn, so that what else the machine does meets all of them."""
+    """Time every model once per round, so that other work on the machine affects all of them alike."""
     config, frame = how
     runs: list[list[SpeedRun]] = [[] for _ in models]
     if not config.speed_repeats:
@@ -173,9 +173,9 @@ def _measure_speed(
 
 
 def _asked(frame: PromptSettings) -> str:
-    """How the models were asked, in words."""
+    """How the models were prompted, in words."""
     if frame.raw:
-        return "as plain text, without a chat template: the answer in the line behind the question"
+        return "as plain text, without a chat template: the answer on the line after the question"
     template = f"through the chat template {frame.chat_template.name}" if frame.chat_template else ""
     given = ", ".join(f"{name}={json.dumps(value)}" for name, value in frame.template_arguments.items())
     thought = ", without thinking" if frame.no_think else ""

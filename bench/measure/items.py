@@ -1,4 +1,4 @@
-"""Data rows to items, through the same reader that training uses."""
+"""Rows of a file as items, read by the same code as for training."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ UNREADABLE = "cannot be read"
 
 @dataclass(frozen=True)
 class Items:
-    """The rows to measure, `in_file` of how many, what is to say of the file, and what was left out."""
+    """The rows to measure, out of `in_file` rows, with notes on the file and the rows that were left out."""
 
     items: tuple[Item, ...]
     in_file: int
@@ -24,7 +24,7 @@ class Items:
 
     @property
     def asked(self) -> int:
-        """How many of the items ask something; they come first."""
+        """Number of items that ask a question; they come first."""
         return sum(not item.is_text for item in self.items)
 
 
@@ -35,11 +35,11 @@ class _Read:
 
 
 def read_items(config: BenchConfig) -> Items:
-    """The first rows of the file as items, those that ask something before those that are text.
+    """The first rows of the file as items, questions before plain texts.
 
-    Text asks nothing: it is passed over beside questions, unless all is taken as plain text.
+    A file with questions has its plain texts skipped, unless everything is scored as plain text (--raw).
 
-    Raises DataError for bad rows (unless they may be skipped), and for fewer than two rows: intervals need a spread.
+    Raises DataError for bad rows (unless they are skipped), and for fewer than two rows: an interval needs two.
     """
     read = _Read()
     path = config.data
@@ -48,14 +48,14 @@ def read_items(config: BenchConfig) -> Items:
     )
     rows = list(iter_conversations(path, layout, read.problems, read.notes))
     if not config.skip_bad:
-        read.problems.check(f"{path}, read as {layout.name!r}, bad rows, which --skip-bad would leave out")
+        read.problems.check(f"{path}, read as {layout.name!r}, bad rows (--skip-bad leaves them out)")
     asked, texts = [row for row in rows if not row.is_text], [row for row in rows if row.is_text]
     taken = [*asked, *texts] if config.raw or not asked else asked
     if len(taken) < 2:
-        raise DataError(f"{path}: holds {_rows(len(taken))}, expected at least 2: one row gives no interval.")
+        raise DataError(f"{path}: holds {_rows(len(taken))}, expected at least 2, because one row gives no interval.")
     notes = [*read.problems.noted(), *read.notes.lines()]
     if len(taken) < len(rows):
-        notes.append(f"passed over: {_rows(len(texts))} of plain text, which ask nothing; --raw scores them too")
+        notes.append(f"skipped: {_rows(len(texts))} of plain text, which ask no question; --raw scores them too")
     items = tuple(Item(talk.source, talk.prompt, talk.answer, talk.tools) for talk in taken[: config.rows])
     return Items(items, len(taken), tuple(notes), _unreadable(read.problems), layout.name)
 
@@ -67,7 +67,7 @@ def _unreadable(problems: Problems) -> tuple[LeftOut, ...]:
 
 
 def group_by_reason(reasons: list[tuple[str, str]]) -> tuple[LeftOut, ...]:
-    """Rows by reason, from a reason and what is wrong for each."""
+    """Left-out rows grouped by reason, from a reason and a problem for each row."""
     counts = Counter(reason for reason, _ in reasons)
     firsts = dict(reversed(reasons))
     return tuple(LeftOut(reason, rows, firsts[reason]) for reason, rows in counts.items())

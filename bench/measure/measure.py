@@ -1,4 +1,4 @@
-"""What is measured on one loaded model: losses, answers, speed. Runs inside a child process."""
+"""Measures one loaded model: losses, answers, speed. Runs in a child process."""
 
 import math
 import time
@@ -19,7 +19,7 @@ WARM_UP_PROMPT_TOKENS, WARM_UP_STEPS = 64, 4
 
 @dataclass(frozen=True)
 class QualityJob:
-    """Losses of all items, greedy answers to the first `answers` of them."""
+    """A job: losses of all items, and greedy answers to the first `answers` of them."""
 
     model: Path
     items: tuple[Item, ...]
@@ -31,7 +31,7 @@ class QualityJob:
 
 @dataclass(frozen=True)
 class SpeedJob:
-    """One timing of a freshly loaded model; the items give the text that is read."""
+    """A job: one timing of a newly loaded model; the items supply the prompt text."""
 
     model: Path
     items: tuple[Item, ...]
@@ -42,7 +42,7 @@ class SpeedJob:
 
 
 def measure_quality(job: QualityJob) -> Iterator[Loss | Answer]:
-    """Yield the loss of every item in order, then the answers in order. The rows fit: `count_tokens` saw to it."""
+    """Yield the loss of every item in order, then the answers in order. `select_rows` has checked that the rows fit."""
     with Engine(job.model, job.frame.engine_options(job.threads, steady=True)) as engine:
         encoder = _encoder(engine, job.frame)
         for item in job.items:
@@ -53,14 +53,16 @@ def measure_quality(job: QualityJob) -> Iterator[Loss | Answer]:
 
 
 def measure_speed(job: SpeedJob) -> SpeedRun:
-    """Load, warm up, then time the first token of a typical question, plain prefill and plain decode.
+    """Load, warm up, then time the first token of a typical question, prefill and decode.
 
-    Prefill and decode leave sampling and text out and never stop early: the same work for every model.
+    Prefill and decode exclude sampling and detokenising and never stop early: every model does the same work.
     """
     with Engine(job.model, job.frame.engine_options(job.threads)) as engine:
         room = engine.context_tokens - job.decode_tokens
         if room < 1:
-            raise UnsupportedError(f"{job.model}: its context of {engine.context_tokens} tokens is too small to time.")
+            raise UnsupportedError(
+                f"{job.model}: its context of {engine.context_tokens} tokens is too small to be timed."
+            )
         encoder = _encoder(engine, job.frame)
         prompt = _text_tokens(encoder, job.items, min(job.prefill_tokens, room))
         _time_plain(engine, prompt[:WARM_UP_PROMPT_TOKENS], WARM_UP_STEPS)
@@ -82,7 +84,7 @@ def measure_speed(job: SpeedJob) -> SpeedRun:
 
 
 def typical_item(items: Sequence[Item]) -> Item:
-    """The item whose question is of median length."""
+    """The item whose question has the median length."""
     by_length = sorted(items, key=lambda item: (len(item.question), item.source))
     return by_length[len(by_length) // 2]
 
@@ -98,7 +100,7 @@ def _loss(engine: Engine, encoder: PromptEncoder, item: Item) -> Loss:
 
 
 def _windows(begin: list[int], tokens: list[int], context: int) -> Iterator[tuple[list[int], list[int]]]:
-    """A text in pieces that fill the context, each behind what the text begins with."""
+    """Split a text into windows that fill the context, each with the same prefix."""
     size = context - len(begin)
     for start in range(0, len(tokens), size):
         yield begin, tokens[start : start + size]
@@ -109,13 +111,14 @@ def _encoder(engine: Engine, frame: PromptSettings) -> PromptEncoder:
 
 
 def _answer(engine: Engine, request: Request) -> Answer:
-    engine.clear_cache()  # a cached prefix changes the last bits of the logits: answers must not depend on their order
+    # a cached prefix changes the last bits of the logits, and answers must not depend on their order
+    engine.clear_cache()
     done = engine.answer(request)
     return Answer(done.text.strip(), done.reasoning, done.stop_reason, done.prompt_tokens, done.generated_tokens)
 
 
 def _text_tokens(encoder: PromptEncoder, items: Sequence[Item], count: int) -> list[int]:
-    """The first `count` tokens of the items' prompts and answers, read over and over if they are short."""
+    """The first `count` tokens of the items' prompts and answers, repeated if there are too few."""
     tokens: list[int] = []
     while len(tokens) < count:
         for item in items:
@@ -134,13 +137,13 @@ def _time_first_token(engine: Engine, encoder: PromptEncoder, item: Item) -> flo
 
 
 def _time_plain(engine: Engine, tokens: list[int], steps: int) -> tuple[float, float]:
-    """Seconds to evaluate the tokens from an empty cache, and for `steps` more, each the likeliest after the last."""
+    """Seconds of prefill from an empty cache, and of `steps` steps of greedy decoding."""
 
     def work(context: Context) -> tuple[float, float]:
         start_s = time.perf_counter()
         for start in range(0, len(tokens), context.batch_tokens):
             context.decode(tokens[start : start + context.batch_tokens], start)
-        context.logits()  # llama.cpp may still be at work until its result is read
+        context.logits()  # llama.cpp may still be computing until the result is read
         read_s = time.perf_counter()
         for step in range(steps):
             context.decode([int(context.logits().argmax())], len(tokens) + step)

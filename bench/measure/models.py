@@ -1,4 +1,4 @@
-"""The model files under test: checked before anything runs, and named for people."""
+"""The model files under test: checked before anything runs, and labelled for the report."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from gladstone.gguf.header import GgufInfo, read_generative_model, summarize_mod
 
 
 def read_models(paths: Sequence[Path], frame: PromptSettings, progress: Progress) -> tuple[ModelFile, ...]:
-    """Check every file, and its manifest where one lies beside it.
+    """Check every file, and its manifest if it has one.
 
-    Raises ConfigError for a file given twice, ArtifactError for one that is damaged, not what its manifest says, or
-    has no chat template where `frame` needs one.
+    Raises ConfigError for a file given twice, ArtifactError for one that is damaged, does not match its manifest, or
+    has no chat template although `frame` needs one.
     """
     _check_distinct(paths)
     infos = [summarize_model(read_generative_model(path)) for path in paths]
@@ -32,24 +32,24 @@ def read_models(paths: Sequence[Path], frame: PromptSettings, progress: Progress
 
 
 def model_warnings(models: Sequence[ModelFile], differences: Mapping[str, Sequence[str]] | None = None) -> list[str]:
-    """What makes a comparison of these files less than fair; `differences` in how they read text are by label."""
+    """Why a comparison of these files is not entirely fair; `differences` are tokenizer differences by label."""
     first, warnings = models[0], []
     for other in models[1:]:
         if other.sha256 == first.sha256:
             warnings.append(
-                f"{other.label} and {first.label} are the same bytes: every difference between them is noise."
+                f"{other.label} and {first.label} are the same file: every difference between them is noise."
             )
         if other.template_sha256 != first.template_sha256:
             warnings.append(
-                f"{other.label} has another chat template than {first.label}: the same rows are other prompts to it, "
-                "so part of the difference can be the template's."
+                f"{other.label} and {first.label} have different chat templates: the same rows give "
+                "different prompts, so part of the difference may come from the template."
             )
         if how := (differences or {}).get(other.label):
-            warnings.append(f"{other.label} reads text otherwise than {first.label}: {'; '.join(how)}.")
+            warnings.append(f"{other.label} tokenises text differently from {first.label}: {'; '.join(how)}.")
         if other.quantisation != first.quantisation:
             warnings.append(
                 f"{other.label} is {other.quantisation} and {first.label} is {first.quantisation}: part of the "
-                "difference is the quantisation's."
+                "difference comes from the quantisation."
             )
     return warnings
 
@@ -58,7 +58,7 @@ def _check_distinct(paths: Sequence[Path]) -> None:
     counts = Counter(path.resolve() for path in paths)
     twice = [path for path in paths if counts[path.resolve()] > 1]
     if twice:
-        raise ConfigError(f"{twice[0]}: given {counts[twice[0].resolve()]} times; name each model file once.")
+        raise ConfigError(f"{twice[0]}: given {counts[twice[0].resolve()]} times. Give each model file once.")
 
 
 def _read_model(info: GgufInfo, label: str, frame: PromptSettings) -> ModelFile:
@@ -77,15 +77,15 @@ def _read_model(info: GgufInfo, label: str, frame: PromptSettings) -> ModelFile:
 
 
 def _template_sha256(info: GgufInfo, frame: PromptSettings) -> str | None:
-    """Of the chat template through which the model is asked, None if it is not."""
+    """The hash of the chat template that renders the prompts; None for plain text."""
     if frame.raw:
         return None
     if frame.chat_template is not None:
         return template_sha256(frame.chat_template.source)
     if info.template_sha256 is None:
         raise ArtifactError(
-            f"{info.path}: holds no chat template, so there is no telling how to ask it. Give one with --chat-template "
-            f"(a file, or one of {', '.join(template_names())}), or score plain text with --raw."
+            f"{info.path}: has no chat template, which its prompts need. Give one with --chat-template "
+            f"(a file, or one of {', '.join(template_names())}), or use plain text with --raw."
         )
     return info.template_sha256
 
@@ -101,13 +101,13 @@ def _check_manifest(info: GgufInfo) -> None:
     check_file(info.path, listed[0])
     if manifest.template_sha256 not in (None, info.template_sha256):
         raise ArtifactError(
-            f"{info.path}: its chat template ({str(info.template_sha256)[:12]}…) is not the one that its manifest says "
-            f"it was trained with ({str(manifest.template_sha256)[:12]}…). Export it again from its run."
+            f"{info.path}: its chat template ({str(info.template_sha256)[:12]}…) is not the one it was trained with "
+            f"according to its manifest ({str(manifest.template_sha256)[:12]}…). Export it again from its run."
         )
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest path suffixes that are unique."""
     resolved = [path.resolve().with_suffix("") for path in paths]
     depth = 1
     while len({path.parts[-depth:] for path in resolved}) < len(resolved) and depth < 64:

@@ -1,4 +1,4 @@
-"""How a row is put to a model: through a chat template, as in training, or as plain text."""
+"""How a row becomes a prompt: through a chat template, as in training, or as plain text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,11 +20,10 @@ from runtime.text.prompt import prompt_tokens, scored_tokens
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """What all models of a benchmark are asked with. `context_tokens` None leaves the context to the machine.
+    """The prompt settings that all models of a benchmark share. With `context_tokens` None the machine decides.
 
-    `chat_template` takes the place of each file's own, `template_arguments` are values that it reads by name. With
-    `raw` there is no template: question and answer are lines of a text. With `no_think` models are asked for no
-    thought, and references have none.
+    `chat_template` replaces the template of each file; `template_arguments` are its variables. With `raw` there is no
+    template: question and answer are lines of a text. `no_think` disables reasoning and drops that of references.
     """
 
     context_tokens: int | None = None
@@ -36,11 +35,11 @@ class PromptSettings:
 
     @property
     def thought_tokens(self) -> int | None:
-        """After how many tokens a thought is closed, None for never."""
+        """Number of tokens after which reasoning is ended; None for no limit."""
         return 0 if self.no_think and self.reasoning_tokens is None else self.reasoning_tokens
 
     def engine_options(self, threads: int | None, *, steady: bool = False) -> EngineOptions:
-        """How the engine is set up."""
+        """The engine options of these settings."""
         return EngineOptions(
             context_tokens=self.context_tokens,
             threads=threads,
@@ -52,9 +51,9 @@ class PromptSettings:
 
 
 def prompt_settings(config: BenchConfig, *, only_texts: bool = False) -> PromptSettings:
-    """What the options ask for; texts that ask nothing need no template.
+    """The prompt settings of a benchmark's options; rows that are all plain text need no template.
 
-    Raises ConfigError for options that exclude each other, and for a template that is not there.
+    Raises ConfigError for options that exclude each other, and for a missing template.
     """
     needs_template = {
         "--chat-template": config.chat_template,
@@ -65,7 +64,7 @@ def prompt_settings(config: BenchConfig, *, only_texts: bool = False) -> PromptS
     wrong = [name for name, value in needs_template.items() if value not in (None, ())]
     if wrong and (config.raw or only_texts):
         why = "--raw has no chat template" if config.raw else "rows of plain text need no chat template"
-        raise ConfigError(f"{why}, so {' and '.join(wrong)} cannot count.")
+        raise ConfigError(f"{why}, so {' and '.join(wrong)} would have no effect. Remove it.")
     return PromptSettings(
         config.context_tokens,
         config.reasoning_tokens,
@@ -77,7 +76,7 @@ def prompt_settings(config: BenchConfig, *, only_texts: bool = False) -> PromptS
 
 
 def raw_parts(item: Item) -> tuple[str, str]:
-    """Question and answer as consecutive parts of a text, a line each unless there is white space between them.
+    """Question and answer as consecutive parts of a text, on a line each unless white space separates them.
 
     >>> from gladstone.chat.messages import Message
     >>> raw_parts(Item("a:1", (Message("user", "What is blood?"),), Message("assistant", "A fluid.")))
@@ -90,7 +89,7 @@ def raw_parts(item: Item) -> tuple[str, str]:
 
 
 def make_prompt_encoder(model: Model, template: GuardedTemplate | None, frame: PromptSettings) -> "PromptEncoder":
-    """Who asks a model in this frame; the template, if there is one, gets its arguments.
+    """The encoder of a model's prompts under these settings; sets the arguments of the template, if there is one.
 
     Raises ConfigError for arguments that the template never reads, or that contradict `no_think`.
     """
@@ -100,17 +99,16 @@ def make_prompt_encoder(model: Model, template: GuardedTemplate | None, frame: P
     given = frame.template_arguments
     against = [name for name, off in switch.off.items() if given.get(name, off) != off]
     if against:
-        raise ConfigError(f"--no-think and --template-arg {against[0]} contradict each other: take one of them.")
+        raise ConfigError(f"--no-think and --template-arg {against[0]} contradict each other. Give one of them.")
     template.set_arguments({**given, **switch.off})
     return PromptEncoder(model, template, frame.no_think, switch.word)
 
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Rows as token ids of a model, of which only the vocabulary is needed; without a template as plain text.
+    """Encodes rows as token ids of a model, whose vocabulary alone is needed; without a template as plain text.
 
-    With `no_think` the thoughts of references are left out; `word` is put behind the system prompt, as some templates
-    want it.
+    `no_think` drops the reasoning of references; `word` is appended to the system prompt, as some templates require.
     """
 
     model: Model
@@ -119,13 +117,13 @@ class PromptEncoder:
     word: str = ""
 
     def prompt(self, item: Item) -> list[int]:
-        """What the model reads before its answer. Raises DataError for turns that the template cannot render."""
+        """The prompt of an item. Raises DataError for turns that the template cannot render."""
         if self.template is None:
             return self.model.add_bos_eos(self._tokens(raw_parts(item)[0]))
         return prompt_tokens(self.model, self.template, self._turns(item.prompt), item.tools)
 
     def scored(self, item: Item) -> tuple[list[int], list[int]]:
-        """What the model reads, and the reference answer, or the text, that is scored behind it."""
+        """The prompt, and the reference answer or the text that is scored after it."""
         if item.is_text:
             return self._text(item)
         if self.template is not None:
@@ -137,7 +135,7 @@ class PromptEncoder:
         return self.model.add_bos_eos(before), behind
 
     def needs(self, item: Item, prompt: Sequence[int], answer: Sequence[int]) -> int:
-        """Tokens of context that a row takes; a text is scored in pieces, an encoder's prompt has its own place."""
+        """Context tokens that a row needs: a text is scored in windows, and an encoder holds its prompt apart."""
         if item.is_text:
             return len(prompt) + 1
         return max(len(prompt), len(answer)) if self.model.has_encoder else len(prompt) + len(answer)
@@ -150,9 +148,9 @@ class PromptEncoder:
         return [Message("system", self.word), *turns]
 
     def _text(self, item: Item) -> tuple[list[int], list[int]]:
-        """BOS, or the first token where the vocabulary has none, and the tokens that are scored behind it."""
+        """BOS, or the first token if the vocabulary has no BOS, and the tokens that are scored after it."""
         if self.model.has_encoder:
-            raise DataError("a model with an encoder continues no text: rows of plain text cannot be scored.")
+            raise DataError("an encoder–decoder model does not continue text: rows of plain text cannot be scored.")
         tokens = self._tokens(item.reference_text)
         begin = self.model.add_bos_eos([])
         return (begin, tokens) if begin else (tokens[:1], tokens[1:])

@@ -1,4 +1,4 @@
-"""Rows checked against every model before one is loaded: all models are measured on the same rows and context."""
+"""The rows that every model can process, found before any model is loaded: all get the same rows and context."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ from gladstone.commands.progress import Progress, step
 from gladstone.errors import DataError, listed
 
 TOO_LONG, REFUSED = "longer than the context", "refused by a chat template"
-ROUND = 256  # tokens: an advised context is a multiple
+ROUND = 256  # tokens: an advised context size is a multiple of this
 
 
 @dataclass(frozen=True)
 class SelectedRows:
-    """The items that every model can take, in the context of `frame`; `tokens` are theirs for each model."""
+    """The items that every model can process, in the context of `frame`; `tokens` are their counts for each model."""
 
     items: Items
     frame: PromptSettings
@@ -29,9 +29,9 @@ class SelectedRows:
 def select_rows(
     models: Sequence[ModelFile], items: Items, how: tuple[BenchConfig, PromptSettings], progress: Progress
 ) -> SelectedRows:
-    """Count every row in the tokens of every model, and take those that fit all of them.
+    """Count the tokens of every row for every model, and select the rows that fit all models.
 
-    Raises DataError for rows that do not, unless they may be skipped, and if fewer than two are left.
+    Raises DataError for rows that do not fit, unless they are skipped, and if fewer than two are left.
     """
     config, frame = how
     limits, tokens = zip(*(_count(model, items, frame, progress) for model in models), strict=True)
@@ -44,7 +44,7 @@ def select_rows(
                 bad[place] = (found[0], f"{items.items[place].source}: {found[1]}")
     if bad and not config.skip_bad:
         reasons = [text for _, (_, text) in sorted(bad.items())]
-        headline = f"{config.data}: rows that a model cannot take ({_advice(models, limits, tokens)})"
+        headline = f"{config.data}: rows that a model cannot process ({_advice(models, limits, tokens)})"
         raise DataError(listed(headline, reasons))
     good = [place for place in range(len(items.items)) if place not in bad]
     if len(good) < 2:
@@ -80,26 +80,26 @@ def _problem(row: RowTokens, context: int, of_model: str) -> tuple[str, str] | N
 
 
 def _advice(models: Sequence[ModelFile], limits: Sequence[ContextLimits], tokens: Sequence[Sequence[RowTokens]]) -> str:
-    """What takes the rows in, or leaves them out."""
+    """The options that fit the rows in or leave them out."""
     context = min(room.context_tokens for room in limits)
     longest = max(row.needed for rows in tokens for row in rows)
-    ways = ["--skip-bad leaves such rows out, for all models"]
+    ways = ["--skip-bad leaves them out for all models"]
     if longest > context:
         wanted = -(-longest // ROUND) * ROUND
         most, least = min((room.trained_tokens, model.label) for room, model in zip(limits, models, strict=True))
         if most >= longest:
-            ways.insert(0, f"--context {min(wanted, most)} takes in the long ones")
+            ways.insert(0, f"--context {min(wanted, most)} fits all of them")
         elif most > context:
-            ways.append(f"--context {most} takes in longer ones, all that {least} was trained for")
+            ways.append(f"--context {most} fits more of them, the most that {least} was trained for")
         else:
             ways.append(f"{least} was trained for a context of {most:,} tokens")
     return "; ".join(ways)
 
 
 def _notes(models: Sequence[ModelFile], limits: Sequence[ContextLimits]) -> tuple[str, ...]:
-    """Where models would have had other contexts."""
+    """A note if the models would have had different context sizes."""
     contexts = {room.context_tokens for room in limits}
     if len(contexts) == 1:
         return ()
     smallest, label = min((room.context_tokens, model.label) for room, model in zip(limits, models, strict=True))
-    return (f"every model is measured in a context of {smallest:,} tokens, the largest of {label} here",)
+    return (f"every model is measured with a context of {smallest:,} tokens, the largest for {label} on this machine",)

@@ -1,4 +1,4 @@
-"""Rows as tokens of a model, counted before any model's weights are loaded. Runs inside a child process."""
+"""Counts the tokens of rows with a model's vocabulary, before any weights are loaded. Runs in a child process."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,13 @@ from gladstone.llamacpp.model import Model
 from runtime.loading import plan_context
 from runtime.text.prompt import load_template
 
-SHOWN = 3  # tokens of an answer's beginning and of its end
+SHOWN = 3  # tokens at the start and at the end of an answer
 CONTROL = "\x01"  # stands for any control token where answers are compared
 
 
 @dataclass(frozen=True)
 class TokenCountJob:
-    """Items to count in a model's tokens."""
+    """Items to count with the vocabulary of a model."""
 
     model: Path
     items: tuple[Item, ...]
@@ -29,7 +29,7 @@ class TokenCountJob:
 
 @dataclass(frozen=True)
 class ContextLimits:
-    """The context that this machine opens for the model, and the largest that the model was trained for."""
+    """The context size that this machine allows for the model, and the one that the model was trained for."""
 
     context_tokens: int
     trained_tokens: int
@@ -37,10 +37,10 @@ class ContextLimits:
 
 @dataclass(frozen=True)
 class RowTokens:
-    """A row in a model's tokens: how many the whole takes, and what its answer consists of.
+    """The token counts of a row, and what identifies the tokens of its answer.
 
-    `pieces` is a hash of the answer's tokens as texts, control tokens alike; `begins` and `ends` are the first and last
-    of them. `refused` says why the model's template cannot render the row, '' if it can.
+    `pieces` is a hash of the answer's tokens as texts, with all control tokens equal; `begins` and `ends` are the first
+    and last tokens. `refused` is the reason why the template cannot render the row, '' if it can.
     """
 
     needed: int = 0
@@ -52,7 +52,7 @@ class RowTokens:
 
 
 def count_tokens(job: TokenCountJob) -> Iterator[ContextLimits | RowTokens]:
-    """Yield the room that there is, then each row. Raises ConfigError for a context that cannot be."""
+    """Yield the context limits, then each row's counts. Raises ConfigError for an impossible context size."""
     headers = read_model(job.model)
     yield ContextLimits(plan_context(headers, job.frame.engine_options(None)), summarize_model(headers).context_tokens)
     with ExitStack() as stack:
@@ -71,7 +71,7 @@ def _row_tokens(encoder: PromptEncoder, item: Item) -> RowTokens:
     except DataError as error:
         return RowTokens(refused=str(error))
     if not prompt or not answer:
-        return RowTokens(refused="its prompt or its answer has no token: nothing can be scored.")
+        return RowTokens(refused="its prompt or its answer has no tokens, so there is nothing to score.")
     pieces = [encoder.model.piece(token, special=True) for token in answer]
     compared = [
         CONTROL.encode() if encoder.model.is_control(token) else piece

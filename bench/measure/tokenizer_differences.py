@@ -1,4 +1,4 @@
-"""In what two model files read text differently: vocabulary, rules, BOS, chat template. Named, and shown."""
+"""How two model files tokenise text differently: vocabulary, merges, rules, BOS, chat template."""
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -9,15 +9,15 @@ from bench.results import ModelFile
 from gladstone.gguf.header import read_model
 
 SHOWN = 3
-VOCABULARY = "its vocabulary"  # begins what is said of other tokens
+VOCABULARY = "its vocabulary"  # the first word of a difference of vocabularies
 TOKENS, TYPES, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges"
 BOS, ADDS_BOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.add_bos_token"
-# keys of a tokenizer that change neither how text is split nor what is read before it
+# tokenizer keys that change neither how text is split nor what precedes it
 _HARMLESS = ("scores", "_token_id", "add_eos_token", "add_sep_token")
 
 
 def find_tokenizer_differences(models: Sequence[ModelFile]) -> dict[str, list[str]]:
-    """For each later model, by its label, in what it reads text otherwise than the first; templates left out."""
+    """The tokenizer differences of each later model to the first, by label; chat templates are not compared."""
     if len(models) == 1:
         return {}
     first = _tokenizer(models[0])
@@ -27,7 +27,7 @@ def find_tokenizer_differences(models: Sequence[ModelFile]) -> dict[str, list[st
 def find_token_mismatches(
     models: Sequence[ModelFile], tokens: Sequence[Sequence[RowTokens]], differences: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-    """For each model whose reference answers are other tokens than the first model's, by its label: why, and where."""
+    """The models, by label, whose reference answers are other tokens than the first model's, and the reason."""
     found = {}
     for model, rows in zip(models[1:], tokens[1:], strict=True):
         pairs = zip(tokens[0], rows, strict=True)
@@ -36,8 +36,8 @@ def find_token_mismatches(
             continue
         why = list(differences[model.label])
         if model.template_sha256 != models[0].template_sha256 and not any(VOCABULARY in each for each in why):
-            why.append(f"its chat template frames answers otherwise ({_shown(*mismatches)})")
-        found[model.label] = "; ".join(why) or f"the answers are split otherwise ({_shown(*mismatches)})"
+            why.append(f"its chat template renders answers differently ({_shown(*mismatches)})")
+        found[model.label] = "; ".join(why) or f"the answers are split differently ({_shown(*mismatches)})"
     return found
 
 
@@ -51,13 +51,13 @@ def _differences(first: Mapping[str, Any], other: Mapping[str, Any], label: str)
     if first.get(TOKENS) != other.get(TOKENS):
         found.append(f"{VOCABULARY} {_vocabulary(first.get(TOKENS, []), other.get(TOKENS, []), label)}")
     elif first.get(TYPES) != other.get(TYPES):
-        found.append(f"other tokens are special in its vocabulary ({_types(first, other)})")
+        found.append(f"different tokens are special in its vocabulary ({_types(first, other)})")
     if first.get(MERGES) != other.get(MERGES) and not found:
-        found.append("its vocabulary has the same tokens and other merges")
+        found.append("its vocabulary has the same tokens but different merges")
     if bool(first.get(ADDS_BOS)) != bool(other.get(ADDS_BOS)):
         with_bos, without = ("it", label) if other.get(ADDS_BOS) else (label, "it")
-        begin = _bos(other if other.get(ADDS_BOS) else first)
-        found.append(f"{with_bos} begins every text with {begin} (BOS), {without} does not")
+        bos = _bos(other if other.get(ADDS_BOS) else first)
+        found.append(f"{with_bos} starts every text with {bos} (BOS), {without} does not")
     keys = sorted((first.keys() | other.keys()) - {TOKENS, TYPES, MERGES, ADDS_BOS})
     rules = [key for key in keys if not key.endswith(_HARMLESS) and first.get(key) != other.get(key)]
     for key in rules:
@@ -75,7 +75,7 @@ def _vocabulary(first: Sequence[str], other: Sequence[str], label: str) -> str:
         return f"has {len(more):,} {'more' if len(other) > shorter else 'fewer'} {tokens} than {label} ({named})"
     place = next(place for place in range(shorter) if first[place] != other[place])
     return (
-        f"is another ({len(other):,} tokens, {len(first):,} in {label}; the first that differs is number {place}: "
+        f"is different ({len(other):,} tokens, {len(first):,} in {label}; the first different one is number {place}: "
         f"{other[place]!r}, {first[place]!r} in {label})"
     )
 
@@ -92,7 +92,7 @@ def _bos(tokenizer: Mapping[str, Any]) -> str:
 
 
 def _shown(first: RowTokens, other: RowTokens) -> str:
-    """The end or the beginning at which two answers differ."""
+    """The start or the end at which two answers differ."""
     if first.begins != other.begins:
-        return f"one begins with {other.begins!r}, {first.begins!r} in the first model"
+        return f"one starts with {other.begins!r}, {first.begins!r} in the first model"
     return f"one ends with {other.ends!r}, {first.ends!r} in the first model"

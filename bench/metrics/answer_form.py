@@ -1,7 +1,7 @@
-"""Do the answers have the wanted form? A regular expression or a JSON schema says what that is.
+"""Whether answers have a required form, given as a regular expression or a JSON schema.
 
-Beside the form itself, what it names is compared with the reference: a pattern's named groups, and a schema's
-properties of few values (enum, const, boolean).
+Named fields are also compared with the reference: the named groups of a pattern, and the properties of a schema that
+allow few values (enum, const, boolean).
 """
 
 import json
@@ -22,14 +22,14 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Form:
-    """A form of answers; `read` gives the named fields of a text that has the form, None of one that has not."""
+    """A form of answers; `read` returns the named fields of a text that has the form, else None."""
 
     described: str
     names: tuple[str, ...]
     read: Callable[[str], Fields | None]
 
     def metrics(self) -> dict[str, Metric]:
-        """The share of answers in the form, and for each field the share that says what the reference says."""
+        """The proportion of answers in the form, and for each field the proportion that equals the reference."""
         found = {FORM: self._metric(MetricInfo(FORM, "in the form", higher_is_better=True), self._in_form)}
         for name in self.names:
             info = MetricInfo(f"{FORM}.{name}", f"{name} as the reference", higher_is_better=True)
@@ -37,7 +37,7 @@ class Form:
         return found
 
     def outside(self, texts: Sequence[str]) -> list[int]:
-        """The texts that do not have the form, by their numbers."""
+        """The indices of the texts that do not have the form."""
         return [number for number, text in enumerate(texts) if self.read(text) is None]
 
     def _metric(self, info: MetricInfo, right: Callable[[str, str], bool]) -> Metric:
@@ -62,9 +62,9 @@ class Form:
 
 
 def read_form(regex: str | None, json_schema: Path | None) -> Form | None:
-    """The form that is asked for, or None. Raises ConfigError for two at once, a bad pattern or a bad schema."""
+    """The form that the options require, or None. Raises ConfigError for both options, a bad pattern or schema."""
     if regex is not None and json_schema is not None:
-        raise ConfigError("--regex and --json-schema: give one of the two, an answer has one form.")
+        raise ConfigError("--regex and --json-schema exclude each other. Give one of them.")
     if regex is not None:
         return _of_regex(regex)
     return _of_schema(json_schema) if json_schema is not None else None
@@ -75,7 +75,7 @@ def _of_regex(pattern: str) -> Form:
         compiled = re.compile(pattern)
     except re.error as error:
         at = f" at character {error.pos + 1}" if error.pos is not None else ""
-        raise ConfigError(f"--regex {pattern!r}: no regular expression: {error.msg}{at}.") from None
+        raise ConfigError(f"--regex {pattern!r}: not a valid regular expression: {error.msg}{at}.") from None
 
     def read(text: str) -> Fields | None:
         match = compiled.fullmatch(text)
@@ -90,13 +90,15 @@ def _of_schema(path: Path) -> Form:
 
     from runtime.grammars.wrappers import unwrapped
 
-    schema = unwrapped(_read_json(path))  # a validator ignores what is no keyword: around a wrapper anything would fit
+    schema = unwrapped(
+        _read_json(path)
+    )  # a validator ignores unknown keywords, so anything would match a wrapped schema
     kind = validator_for(schema)
     try:
         kind.check_schema(schema)
     except SchemaError as error:
-        place = "/".join(map(str, error.absolute_path)) or "its top"
-        raise ConfigError(f"--json-schema {path}: no JSON schema: at {place}: {error.message}.") from None
+        place = "/".join(map(str, error.absolute_path)) or "the top level"
+        raise ConfigError(f"--json-schema {path}: not a valid JSON schema: at {place}: {error.message}.") from None
     validator = kind(schema)
     properties = schema.get("properties", {}) if isinstance(schema, dict) else {}
     names = tuple(name for name, each in properties.items() if _has_few_values(each))
@@ -123,8 +125,8 @@ def _read_json(path: Path) -> Any:
     except OSError as error:
         raise ConfigError(f"--json-schema {path}: cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--json-schema {path}: no JSON: {error}.") from None
+        raise ConfigError(f"--json-schema {path}: not valid JSON: {error}.") from None
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

@@ -1,11 +1,11 @@
-"""Intervals by bootstrap over items, for figures that are functions of sums over items.
+"""Bootstrap confidence intervals over items, for statistics that are functions of sums over items.
 
 A mean is such a function (sum of scores, count), so are perplexity (nats, tokens) and corpus BLEU (n-gram counts).
-Every figure is therefore a table (items, K) and a statistic (..., K) → (...): all resamples are one matrix product.
+Every metric is therefore a table (items, K) and a statistic (..., K) → (...), and all resamples are one matrix product.
 
-The interval is BCa (Efron 1987): scores are skewed and bounded, where the plain percentile interval is off centre. Its
-quantiles are widened as Hesterberg (2014, arXiv 1411.5279, "expanded percentile") does, because a resample of n items
-spreads less than n new items would. In simulation at 10 to 100 items this covers 91–97 %, plain percentile 87–94 %.
+The interval is BCa (Efron 1987), because scores are skewed and bounded, which biases the plain percentile interval. The
+quantiles are widened as in Hesterberg (2014, arXiv 1411.5279, "expanded percentile"), because resamples of n items vary
+less than new samples of n items. In simulations with 10 to 100 items this covers 91–97 %, plain percentile 87–94 %.
 """
 
 import math
@@ -22,8 +22,8 @@ from gladstone.confidence import CONFIDENCE
 Table = npt.NDArray[np.float64]
 Statistic = Callable[[Table], Table]
 
-ROUNDING = 1e-12  # of sums: a bound this near to 0 is 0
-MIN_ANSWERS_FOR_VERDICT = 10  # with fewer items an interval covers less than it says
+ROUNDING = 1e-12  # error of sums: a bound this close to 0 counts as 0
+MIN_ANSWERS_FOR_VERDICT = 10  # with fewer items, intervals cover less than their nominal level
 
 _NORMAL = NormalDist()
 _BLOCK_CELLS = 4_000_000  # resample weights held at once: 32 MB
@@ -31,7 +31,7 @@ _BLOCK_CELLS = 4_000_000  # resample weights held at once: 32 MB
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made. `expand=False` gives textbook BCa."""
+    """Parameters of the bootstrap. `expand=False` gives textbook BCa."""
 
     seed: int = 0
     resamples: int = 2000
@@ -40,7 +40,7 @@ class Bootstrap:
 
 
 def mean(sums: Table) -> Table:
-    """Sum over count, the columns of `mean_table`."""
+    """Sum divided by count, the columns of `mean_table`."""
     quotient: Table = sums[..., 0] / sums[..., 1]
     return quotient
 
@@ -51,19 +51,21 @@ def perplexity(sums: Table) -> Table:
 
 
 def mean_table(scores: Sequence[float]) -> Table:
-    """The table (items, 2) under which `mean` is the mean of the scores."""
+    """The table (items, 2) whose `mean` is the mean of the scores."""
     return np.column_stack([np.asarray(scores, float), np.ones(len(scores))])
 
 
 def estimate(table: Table, statistic: Statistic, bootstrap: Bootstrap) -> Result:
-    """The statistic over all items with its interval. The order of the items does not matter.
+    """The statistic over all items with its interval, whatever the order of the items.
 
-    Raises ValueError for fewer than two items: they have no spread to judge by.
+    Raises ValueError for fewer than two items, which have no variance.
     """
     n = len(table)
     if n < 2:
         raise ValueError(f"an interval needs at least 2 items, not {n}")
-    table = table[np.lexsort(table.T)]  # resampling by position would let the order of the rows in
+    table = table[
+        np.lexsort(table.T)
+    ]  # resampling goes by position: without sorting, the order of the rows would matter
     total = table.sum(axis=0)
     value = float(statistic(total))
     draws = np.sort(_resample(table, statistic, bootstrap))
@@ -86,9 +88,9 @@ def compare(first: Table, other: Table, statistic: Statistic, bootstrap: Bootstr
 
 
 def judge(difference: Result, higher_is_better: bool | None) -> Difference:
-    """Words for a difference: only an interval that leaves 0 out, over ten items at least, tells two models apart.
+    """The verdict on a difference: two models differ if the interval, over at least ten items, excludes 0.
 
-    With fewer items it says that: their interval may leave 0 out, and covers less than it claims.
+    With fewer items the verdict is TOO_FEW, because their intervals cover less than the nominal level.
     """
     if difference.n < MIN_ANSWERS_FOR_VERDICT:
         return Difference(difference, TOO_FEW)
@@ -101,7 +103,7 @@ def judge(difference: Result, higher_is_better: bool | None) -> Difference:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, least and greatest."""
+    """Median, minimum and maximum."""
     return Spread(float(np.median(values)), min(values), max(values), len(values))
 
 
@@ -115,7 +117,7 @@ def _resample(table: Table, statistic: Statistic, bootstrap: Bootstrap) -> Table
 
 
 def _bca(draws: Table, value: float, left_out: Table, quantile: float) -> tuple[float, float]:
-    """Quantiles of the sorted `draws`, corrected for bias (z0) and for a spread that changes with the value (a)."""
+    """Quantiles of the sorted `draws`, corrected for bias (z0) and acceleration (a)."""
     below = (np.sum(draws < value) + np.sum(draws <= value)) / 2 / len(draws)
     z0 = _NORMAL.inv_cdf(min(max(below, 1 / (len(draws) + 1)), 1 - 1 / (len(draws) + 1)))
     a = _acceleration(left_out, value)
@@ -125,12 +127,12 @@ def _bca(draws: Table, value: float, left_out: Table, quantile: float) -> tuple[
 
 
 def _acceleration(left_out: Table, value: float) -> float:
-    """Skewness of the leave-one-out values over 6; 0 where they differ by rounding only, as for equal items."""
+    """Skewness of the leave-one-out values over 6; 0 if they differ by rounding only, as for equal items."""
     gaps = left_out.mean() - left_out
     largest = float(np.abs(gaps).max())
     if largest <= 1e-12 * max(1.0, abs(value)):
         return 0.0
-    gaps = gaps / largest  # the ratio has no unit, but its powers could overflow
+    gaps = gaps / largest  # the ratio is dimensionless, but powers of the gaps could overflow
     return float((gaps**3).sum() / (6 * (gaps**2).sum() ** 1.5))
 
 

@@ -14,7 +14,7 @@ PROBED = 3  # references
 
 
 def load_metrics(names: Sequence[str]) -> dict[str, Metric]:
-    """The metrics of this package, and each named one that is not among them.
+    """The built-in metrics, and every named metric of the evaluate package.
 
     Raises UnsupportedError if `evaluate` cannot load a name.
     """
@@ -27,11 +27,11 @@ def _load(name: str) -> Metric:
 
     try:
         module = evaluate.load(name, keep_in_memory=True)
-    # evaluate runs a foreign script and a downloader: what they raise is open
+    # evaluate runs a third-party script and a download, which may raise anything
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnsupportedError(
-            f"--metric {name}: none of this package's ({', '.join(METRICS)}), and evaluate cannot load it: {reason} "
+            f"--metric {name}: not a built-in metric ({', '.join(METRICS)}), and evaluate cannot load it: {reason} "
             "Without a network, give the path of a local metric script (a .py file with an evaluate.Metric)."
         ) from error
     title = str(module.name)
@@ -47,9 +47,9 @@ def _load(name: str) -> Metric:
 
 
 def _blind(score_one: Callable[[str, str], float], references: Sequence[str]) -> str:
-    """Why a foreign metric sees nothing of texts beyond English, '' if it does.
+    """The reason why a third-party metric cannot score text that is not English, '' if it can.
 
-    Such metrics split texts as they like: one is blind if a reference is worth no more to it than another text.
+    Such metrics have tokenisers of their own. A metric is blind to a reference that it scores no higher than any text.
     """
     kinds = detect_writing_systems(tuple(references))
     beyond = [text for text, writing in zip(references, kinds, strict=True) if writing.kind not in (ENGLISH, EMPTY)]
@@ -57,19 +57,19 @@ def _blind(score_one: Callable[[str, str], float], references: Sequence[str]) ->
         other = next((each for each in references if each.strip() and each != text), None)
         if other is None or score_one(text, text) != score_one(other, text):
             return ""
-    return "its own code tells a reference in these letters from no other text" if beyond else ""
+    return "it scores a reference in this script no higher than any other text" if beyond else ""
 
 
 def _score_one(module: Any, name: str, pair: tuple[str, str]) -> float:
     try:
         values = module.compute(predictions=[pair[0]], references=[pair[1]])
     except Exception as error:
-        raise UnsupportedError(f"--metric {name}: the metric's own code failed on an answer: {error!r}.") from error
+        raise UnsupportedError(f"--metric {name}: the code of the metric failed on an answer: {error!r}.") from error
     numbers = {key: value for key, value in (values or {}).items() if isinstance(value, int | float)}
     chosen = numbers.get(module.name, next(iter(numbers.values())) if len(numbers) == 1 else None)
     if chosen is None or not math.isfinite(chosen):
         raise UnsupportedError(
-            f"--metric {name}: expected one finite number per answer, called {module.name!r} or alone; "
-            f"it gave {', '.join(values or {}) or 'nothing'}."
+            f"--metric {name}: expected one finite number per answer, named {module.name!r} or the only one; "
+            f"it returned {', '.join(values or {}) or 'nothing'}."
         )
     return float(chosen)

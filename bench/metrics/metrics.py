@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU
 
 BLEU_ORDER = 4
-MIN_SCORED = 2  # items with a score that a figure needs
+MIN_SCORED = 2  # items with a score that an interval needs
 
 
 @dataclass(frozen=True)
 class MetricScores:
-    """A metric over all items of one model: a score per item, and the table and statistic of the figure.
+    """A metric over all items of one model: a score per item, and the table and statistic of the result.
 
-    Of a share every score is 0 or 1. An item whose reference the metric cannot see has no score (None) and no line in
-    the table. `unseen` says why there is no figure at all, '' where there is one; `remark` what else to mind of it.
+    The scores of a proportion are 0 or 1. An item whose reference the metric cannot score has None and no row in the
+    table. `unseen` is the reason why there is no result at all, else ''; `remark` is a caveat.
     """
 
     scores: tuple[float | None, ...]
@@ -44,11 +44,11 @@ class MetricScores:
     remark: str = ""
 
     def estimate(self, bootstrap: Bootstrap) -> Result:
-        """The figure with its interval."""
+        """The result with its interval."""
         return proportion(self._seen()) if self.is_proportion else estimate(self.table, self.statistic, bootstrap)
 
     def minus(self, first: "MetricScores", bootstrap: Bootstrap) -> Result:
-        """The figure minus another model's over the same items."""
+        """The result minus that of another model over the same items."""
         if self.is_proportion:
             return proportion_difference(first._seen(), self._seen())
         return compare(first.table, self.table, self.statistic, bootstrap)
@@ -59,7 +59,7 @@ class MetricScores:
 
 @dataclass(frozen=True)
 class Metric:
-    """A named way to score answers against references; of `whole_answers` one that was cut off is none."""
+    """Scores answers against references; with `whole_answers`, an answer that was cut off scores 0."""
 
     info: MetricInfo
     score: Callable[[Sequence[str], Sequence[str]], MetricScores]
@@ -67,15 +67,15 @@ class Metric:
 
 
 def scored(scores: Sequence[float | None], *, is_proportion: bool = False, unseen: str = "") -> MetricScores:
-    """The mean of the scores that there are."""
+    """A metric whose result is the mean of the scores, None left out."""
     seen = [score for score in scores if score is not None]
     if len(seen) < MIN_SCORED and not unseen:
-        unseen = f"fewer than {MIN_SCORED} references hold any text"
+        unseen = f"fewer than {MIN_SCORED} references contain text"
     return MetricScores(tuple(scores), mean_table(seen), mean, is_proportion, unseen)
 
 
 def token_f1(answer: str, reference: str, kind: str = ENGLISH) -> float:
-    """Overlap of words as SQuAD counts it: case, punctuation and articles do not matter, repeated words count.
+    """Overlap of words as in SQuAD: case, punctuation and articles are ignored, repeated words count.
 
     >>> token_f1("The left atrium.", "left atrium")
     1.0
@@ -98,7 +98,7 @@ def score_token_f1(answers: Sequence[str], references: Sequence[str]) -> MetricS
 
 
 def score_exact_match(answers: Sequence[str], references: Sequence[str]) -> MetricScores:
-    """The share of answers that have the reference's words in its order.
+    """The proportion of answers with the words of the reference in its order.
 
     >>> score_exact_match(["Yes.", "не"], ["yes", "да"]).scores
     (1.0, 0.0)
@@ -111,7 +111,7 @@ def score_exact_match(answers: Sequence[str], references: Sequence[str]) -> Metr
 
 
 def score_rouge(kind: str, answers: Sequence[str], references: Sequence[str]) -> MetricScores:
-    """Mean ROUGE F1 of one kind (`rouge1`, `rouge2`, `rougeL`), by the rouge-score package; English is stemmed.
+    """Mean ROUGE F1 of a kind (`rouge1`, `rouge2`, `rougeL`) by the rouge-score package; English is stemmed.
 
     >>> score_rouge("rouge1", ["the heart fails"], ["the heart failed"]).scores
     (1.0,)
@@ -129,7 +129,7 @@ def score_rouge(kind: str, answers: Sequence[str], references: Sequence[str]) ->
     if kind != "rouge2":
         return scored(scores)
     short = sum(length < 2 for length in lengths)
-    remark = f"{short} of {len(lengths)} references have one token, and no pairs that it compares: they count as 0"
+    remark = f"{short} of {len(lengths)} references have a single token, and therefore no bigrams: they count as 0"
     found = scored(scores, unseen=_too_short(max(lengths, default=0), 2))
     return replace(found, remark=remark if short and not found.unseen else "")
 
@@ -142,14 +142,14 @@ def _rouge_scorer(kind: str, writing: str) -> "RougeScorer":
 
 
 class _Tokeniser:
-    """What rouge-score takes as a tokeniser."""
+    """Adapter to the tokeniser interface of rouge-score."""
 
     def __init__(self, tokens: Callable[[str], list[str]]) -> None:
         self.tokenize = tokens
 
 
 def score_bleu(answers: Sequence[str], references: Sequence[str]) -> MetricScores:
-    """Corpus BLEU by sacrebleu's counts; the scores per item are its sentence BLEU with effective order.
+    """Corpus BLEU from sacrebleu's counts; the score of an item is sentence BLEU with effective order.
 
     >>> score_bleu(["the heart pumps the blood"], ["the heart pumps the blood"]).scores
     (1.0,)
@@ -161,7 +161,7 @@ def score_bleu(answers: Sequence[str], references: Sequence[str]) -> MetricScore
             scores.append(None)
             continue
         sentence, corpus = _bleu(tokenisers_of(kind).bleu)
-        # é may be one character or two; English counts as sacrebleu itself counts it
+        # é may be one code point or two; English is passed as is, to give the values of sacrebleu itself
         said, wanted = (text if kind == ENGLISH else normalize("NFC", text) for text in (answer, reference))
         scores.append(min(sentence.sentence_score(said, [wanted]).score / 100, 1.0))
         counts = corpus.corpus_score([said], [[wanted]])
@@ -188,7 +188,7 @@ def corpus_bleu(sums: Table) -> Table:
     empty = matches == 0
     smoothed = np.where(empty, 0.5 ** np.cumsum(empty, axis=-1), matches)
     usable = (totals > 0).all(axis=-1) & (matches.sum(axis=-1) > 0)
-    with np.errstate(divide="ignore", invalid="ignore"):  # where it is not usable
+    with np.errstate(divide="ignore", invalid="ignore"):  # entries that are not usable
         precision = np.exp(np.log(smoothed / totals).mean(axis=-1))
         brevity = np.exp(np.minimum(0.0, 1 - reference_length / length))
         return np.where(usable, np.minimum(precision * brevity, 1.0), 0.0)
@@ -212,11 +212,11 @@ METRICS: dict[str, Metric] = {
 
 
 def _rows(answers: Sequence[str], references: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Answer, reference and the reference's kind of writing."""
+    """Answer, reference, and the writing system of the reference."""
     kinds = (writing.kind for writing in detect_writing_systems(tuple(references)))
     return zip(answers, references, kinds, strict=True)
 
 
 def _too_short(longest: int, order: int) -> str:
-    """Why n-grams of this order are in none of the references, '' if they are."""
-    return "" if longest >= order else f"no reference has {order} tokens, and it compares runs of {order}"
+    """The reason why no reference has n-grams of this order, '' if one has."""
+    return "" if longest >= order else f"no reference has {order} tokens, and it compares {order}-grams"

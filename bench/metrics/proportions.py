@@ -1,7 +1,7 @@
-"""Shares of answers that are right or in a form: intervals that hold where all are, or none is.
+"""Proportions with intervals that also hold for 0 % and 100 %.
 
-A bootstrap of 0 of 30 gives an interval of no width. Wilson's score interval has one, and so has Newcombe's difference
-of two paired shares, which is made of it (1998, Statistics in Medicine 17:2635, method 10).
+The bootstrap gives 0 of 30 an interval of zero width. Wilson's score interval does not, nor does Newcombe's interval
+for the difference of paired proportions, which builds on it (1998, Statistics in Medicine 17:2635, method 10).
 """
 
 import math
@@ -17,7 +17,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 def proportion(scores: Sequence[float]) -> Result:
-    """The share of ones among scores of 0 and 1, with Wilson's interval.
+    """The proportion of ones among scores of 0 and 1, with Wilson's interval.
 
     >>> none = proportion([0.0] * 30)
     >>> none.low, round(none.high, 3)
@@ -32,7 +32,7 @@ def proportion(scores: Sequence[float]) -> Result:
 
 
 def proportion_difference(first: Sequence[float], other: Sequence[float]) -> Result:
-    """`other`'s share minus `first`'s over the same items, with Newcombe's interval for pairs.
+    """The proportion of `other` minus that of `first` over the same items, with Newcombe's paired interval.
 
     >>> gap = proportion_difference([0.0] * 30, [1.0] * 30)
     >>> round(gap.low, 3), gap.high
@@ -53,7 +53,7 @@ def _spread(ours: float, theirs: float, together: float) -> float:
 
 
 def _correlation(first: Flags, other: Flags) -> float:
-    """The phi coefficient of pairs, corrected as Newcombe does; 0 where one side is always the same."""
+    """The phi coefficient of pairs with Newcombe's correction; 0 if one side is constant."""
     both, neither = int((first & other).sum()), int((~first & ~other).sum())
     only_first, only_other = int((first & ~other).sum()), int((~first & other).sum())
     sides = (both + only_first) * (only_other + neither) * (both + only_other) * (only_first + neither)

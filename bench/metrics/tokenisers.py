@@ -1,7 +1,7 @@
-"""How each metric splits texts, by their writing: what English benchmarks use for English, and Unicode's rules else.
+"""How each metric tokenises text: as English benchmarks do for English, and by Unicode's rules for other texts.
 
-rouge-score, 13a and SQuAD's words are what `evaluate` and sacrebleu take by default. They know ASCII letters, or spaces
-and ASCII punctuation alone: of other texts they see nothing, or one word.
+The tokenisers of rouge-score, 13a and SQuAD are the defaults of `evaluate` and sacrebleu. They know ASCII letters only,
+or split at spaces and ASCII punctuation only: of other texts they see nothing, or a single word.
 """
 
 import re
@@ -38,7 +38,7 @@ UNICODE, CHARACTERS, BOTH = "Unicode words", "characters", "characters; other sc
 
 @dataclass(frozen=True)
 class Tokenisers:
-    """The tokenisers of one writing, in the words of a report; `bleu` is sacrebleu's name."""
+    """The tokenisers for one writing system, named for a report; `bleu` is sacrebleu's name."""
 
     rouge: str
     bleu: str
@@ -47,7 +47,7 @@ class Tokenisers:
 
 @dataclass(frozen=True)
 class Split:
-    """References of one writing, and how they and their answers are split."""
+    """The references in one writing system, and how they and their answers are tokenised."""
 
     title: str
     rows: int
@@ -55,7 +55,7 @@ class Split:
 
 
 def tokenisers_of(kind: str) -> Tokenisers:
-    """The tokenisers of a kind of writing; sacrebleu's for Japanese and Korean need its MeCab packages."""
+    """The tokenisers for a writing system; sacrebleu's for Japanese and Korean need its MeCab packages."""
     if kind == ENGLISH:
         return Tokenisers(OWN_ROUGE, "13a", SQUAD)
     seen = {LATIN: UNICODE, WORDS: UNICODE, KOREAN: UNICODE, SYMBOLS: CHARACTERS}.get(kind, BOTH)
@@ -66,7 +66,7 @@ def tokenisers_of(kind: str) -> Tokenisers:
 
 
 def splits(references: Sequence[str]) -> list[Split]:
-    """How the references of a set are split, the most frequent writing first; empty ones are left out."""
+    """How a set's references are tokenised, the most frequent writing system first; empty references are left out."""
     counts: dict[WritingSystem, int] = {}
     for writing in detect_writing_systems(tuple(references)):
         counts[writing] = counts.get(writing, 0) + 1
@@ -85,7 +85,7 @@ def answer_tokens(kind: str) -> Tokens:
 
 
 def squad_tokens(text: str) -> list[str]:
-    """Words as SQuAD counts them: without case, ASCII punctuation and English articles."""
+    """Words as in SQuAD's metrics: lower case, without ASCII punctuation and English articles."""
     plain = text.lower().translate(_PUNCTUATION)
     return re.sub(r"\b(a|an|the)\b", " ", plain).split()
 

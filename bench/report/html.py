@@ -1,4 +1,4 @@
-"""The report as one self-contained page. Every text passes Jinja's autoescape: what a model wrote is hostile."""
+"""The report as one self-contained HTML page. Jinja's autoescape escapes every text: model output is untrusted."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ TONES |= dict.fromkeys((SAME, TOO_FEW, NOT_COMPARABLE), "even")
 
 
 def render_page(report: Report) -> str:
-    """HTML with its styles and plots inside; its content policy forbids every request."""
+    """HTML with inline styles and plots; its content security policy forbids every request."""
     return render_template(
         "bench",
         "report.html",
@@ -33,7 +33,7 @@ def render_page(report: Report) -> str:
 
 
 def _plots(report: Report) -> dict[str, list[tuple[str, Any]]]:
-    """Caption and SVG of each plot, by the title of the table that it belongs to."""
+    """Caption and SVG of each plot, by the title of its table."""
     from markupsafe import Markup
 
     def drawn(caption: str, svg: str) -> tuple[str, Any]:
@@ -49,10 +49,10 @@ def _plots(report: Report) -> dict[str, list[tuple[str, Any]]]:
     if any(info.higher_is_better and info.name in row.results for row in report.models for info in report.metrics):
         plots["Quality"].append(drawn("Scores of the answers, 95 % interval. Higher is better.", scores_plot(report)))
     if len({row.model.size_bytes for row in report.models}) > 1:
-        caption = "Size of the file against perplexity: down and to the left is better."
+        caption = "File size against perplexity. Smaller and lower is better."
         plots["Quality"].append(drawn(caption, size_plot(report)))
     if report.models[0].speed:
-        caption = "Decode speed in tokens per second: a dot for each round, a bar at the median."
+        caption = "Decode speed in tokens per second: a dot per round, a bar at the median."
         plots["Speed and memory"] = [drawn(caption, decode_plot(report))]
     return plots
 

@@ -1,4 +1,4 @@
-"""The report as JSON: every figure, every interval, every per-item value."""
+"""The report as JSON: all results, intervals and per-item values."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ SCHEMA = 1
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """The report as plain values; equal reports give equal values."""
+    """The report as JSON values; equal reports give equal values."""
     data: dict[str, Any] = {
         "schema": SCHEMA,
         "headline": report.headline,

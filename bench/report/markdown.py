@@ -1,4 +1,4 @@
-"""The report as Markdown, for a README, an issue or a terminal."""
+"""The report as Markdown, for a README or an issue."""
 
 from bench.report.tables import ReportTable, all_tables
 from bench.results import Report
@@ -9,22 +9,22 @@ SHOWN_ANSWERS = 6
 
 
 def render_markdown(report: Report) -> str:
-    """Headline, tables, some answers, provenance."""
+    """Headline, warnings, tables, some answers, and provenance."""
     parts = ["# Benchmark", *(escape_markdown(sentence) for sentence in report.headline)]
     if report.warnings:
-        parts.append("\n".join(f"- **Mind:** {escape_markdown(warning)}" for warning in report.warnings))
+        parts.append("\n".join(f"- **Warning:** {escape_markdown(warning)}" for warning in report.warnings))
     if report.row_notes:
         parts.append("\n".join(f"- **Rows:** {escape_markdown(remark)}" for remark in report.row_notes))
     for table in all_tables(report):
         parts += [f"## {escape_markdown(table.title)}", _table(table), escape_markdown(table.note)]
     if report.answered:
         parts += ["## Answers side by side", *(_answers(report, number) for number in range(_shown(report)))]
-    parts += ["## Where these figures come from", _provenance(report), NO_MEDICAL_ADVICE]
+    parts += ["## Provenance", _provenance(report), NO_MEDICAL_ADVICE]
     return "\n\n".join(parts) + "\n"
 
 
 def measured_rows(report: Report) -> str:
-    """Which rows were measured."""
+    """The rows that were measured, in words."""
     rows, in_file = report.settings["rows"], report.settings["rows_in_file"]
     return f"{rows:,} of {in_file:,} rows" if report.left_out else f"rows 1–{rows:,} of {in_file:,}"
 
@@ -54,7 +54,7 @@ def _provenance(report: Report) -> str:
         f"- {facts['date']}, {facts['processor']}, {facts['cores']} cores, threads: {settings['threads']}",
         f"- {measured_rows(report)} of {settings['data']} "
         f"({settings['format']}, sha256 {facts['data_sha256'][:12]}…), seed {settings['seed']}",
-        f"- asked {settings['asked']}",
+        f"- prompts {settings['asked']}",
         "- " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     ]
     lines += [f"- {row.model.label}: sha256 {row.model.sha256}" for row in report.models]

@@ -1,4 +1,4 @@
-"""Numbers as people read them: as many digits as they are worth, a true minus sign, units."""
+"""Numbers for people: significant digits only, a true minus sign."""
 
 from bench.results import Result, Spread
 
@@ -12,7 +12,7 @@ def format_number(value: float) -> str:
     if value == 0:
         return "0"
     size = abs(value)
-    if size < 0.00005:  # would round to 0, and what is not 0 is not shown as 0
+    if size < 0.00005:  # would round to 0, and a value other than 0 is not shown as 0
         return f"{value:.0e}".replace("-", "−")
     decimals = 4 if size < 0.01 else 3 if size < 1 else 2 if size < 100 else 1 if size < 1000 else 0
     return f"{value:,.{decimals}f}".replace("-", "−")
@@ -38,5 +38,5 @@ def format_signed_interval(result: Result) -> str:
 
 
 def format_range(spread: Spread) -> str:
-    """`(least–greatest)`, or nothing for a single round."""
+    """`(minimum–maximum)`, or nothing for a single round."""
     return f"({format_number(spread.low)}–{format_number(spread.high)})" if spread.n > 1 else ""

@@ -1,4 +1,4 @@
-"""From what was measured to figures with intervals, and to sentences that say what they mean."""
+"""From measurements to results with intervals, and to sentences that state them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,7 +30,7 @@ from bench.results import (
 )
 from gladstone.machine.other_work import NOTICEABLE
 
-NO_ANSWER = "the thought used up the tokens of every answer"
+NO_ANSWER = "the reasoning used up the tokens of every answer"
 PERPLEXITY = MetricInfo("perplexity", "perplexity", higher_is_better=False)
 ROUGH_BELOW = 20
 NAMED = 4  # disturbed measurements
@@ -44,18 +44,20 @@ SPEED_FIGURES: dict[str, Callable[[SpeedRun], float]] = {
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured, on what, and how it is to be scored."""
+    """The measurements of all models, the items, and how answers are scored."""
 
     models: tuple[ModelFile, ...]
     items: tuple[Item, ...]
     measured: tuple[Measured, ...]
     metrics: dict[str, Metric]
     config: BenchConfig
-    mismatches: Mapping[str, str] = field(default_factory=dict)  # why a model's answers are other tokens, by label
+    mismatches: Mapping[str, str] = field(
+        default_factory=dict
+    )  # why reference answers are other tokens to a model, by label
 
 
 def summarise(inputs: Measurements, warnings: Sequence[str]) -> Report:
-    """The report, with settings and provenance still to be filled in."""
+    """The report without settings and provenance, which the caller adds."""
     tables = [_scored(inputs, measured) for measured in inputs.measured]
     rows = tuple(_model_report(inputs, tables, place) for place in range(len(inputs.models)))
     infos = (PERPLEXITY, *(metric.info for metric in inputs.metrics.values()))
@@ -75,7 +77,7 @@ def summarise(inputs: Measurements, warnings: Sequence[str]) -> Report:
 
 
 def headline(rows: Sequence[ModelReport], infos: Sequence[MetricInfo], scored: str) -> tuple[str, ...]:
-    """One sentence for each model after the first; for a single model its perplexity on what was `scored`."""
+    """One sentence for each model after the first; for a single model, its perplexity on what was `scored`."""
     first = rows[0]
     if len(rows) == 1:
         result = first.results[PERPLEXITY.name]
@@ -88,7 +90,7 @@ def headline(rows: Sequence[ModelReport], infos: Sequence[MetricInfo], scored: s
 
 
 def _scored(inputs: Measurements, measured: Measured) -> dict[str, MetricScores]:
-    """Perplexity over all items and each metric over the answered ones, as tables that can be resampled."""
+    """Perplexity over all items and each metric over the answers, as tables for the bootstrap."""
     references = [item.reference_text.strip() for item in inputs.items[: len(measured.answers)]]
     scored = {name: _score(metric, measured.answers, references) for name, metric in inputs.metrics.items()}
     likelihood = tuple(float(np.exp(-loss.nats / loss.tokens)) for loss in measured.losses)
@@ -187,7 +189,7 @@ def _finding(first: ModelReport, row: ModelReport, infos: Sequence[MetricInfo]) 
     if "decode_tokens_per_s" in row.speed_ratios:
         ratio = row.speed_ratios["decode_tokens_per_s"]
         parts.append(
-            f"writes at {ratio.median:.2f} × the speed ({ratio.low:.2f}–{ratio.high:.2f} over {ratio.n} rounds)"
+            f"decodes at {ratio.median:.2f} × the speed ({ratio.low:.2f}–{ratio.high:.2f} over {ratio.n} rounds)"
         )
     return f"{row.model.label} against {first.model.label}: {'; '.join(parts)}."
 
@@ -203,7 +205,7 @@ def _form_finding(first: ModelReport, row: ModelReport) -> str:
 
 
 def _disturbances(rows: Sequence[ModelReport]) -> list[str]:
-    """What other work took of the processors while speed was measured."""
+    """A warning if other processes used the processors while speed was measured."""
     disturbed = [
         (run.other_processors, run.processors, f"{row.model.label} in round {number}")
         for row in rows
@@ -216,8 +218,8 @@ def _disturbances(rows: Sequence[ModelReport]) -> list[str]:
     total = sum(len(row.measured.speed) for row in rows)
     named = ", ".join(name for _, _, name in disturbed[:NAMED]) + (" and others" if len(disturbed) > NAMED else "")
     return [
-        f"Other work ran on this machine during {len(disturbed)} of {total} speed measurements ({named}) and took up "
-        f"to {most:.1f} of {processors} processors: these speeds are too low. Measure again on a quiet machine."
+        f"Other work ran on this machine during {len(disturbed)} of {total} speed measurements ({named}) and "
+        f"used up to {most:.1f} of {processors} processors: these speeds are too low. Measure again on an idle machine."
     ]
 
 
@@ -227,11 +229,11 @@ def _metric_remarks(scored: Mapping[str, MetricScores], infos: Sequence[MetricIn
 
 def _thought_warning(row: ModelReport) -> str:
     count, answers = row.reasoning_only_answers, len(row.measured.answers)
-    scored = "nothing of it can be scored" if count == answers else "these count as wrong"
+    scored = "there is nothing to score" if count == answers else "they count as wrong"
     return (
-        f"{count} of {answers} answers of {row.model.label} are empty, because the thought before them used up their "
-        f"tokens: {scored}. --max-tokens allows more tokens, --reasoning-tokens closes a thought after some, "
-        "--no-think asks for none."
+        f"{count} of {answers} answers of {row.model.label} are empty, because the reasoning before them used up their "
+        f"tokens: {scored}. --max-tokens allows more tokens, --reasoning-tokens limits the reasoning, and --no-think "
+        "disables it."
     )
 
 
@@ -240,17 +242,15 @@ def _measurement_warnings(rows: Sequence[ModelReport], mismatches: Mapping[str, 
     answers = len(rows[0].measured.answers)
     if 0 < answers < ROUGH_BELOW:
         no_verdict = (
-            f", and below {MIN_ANSWERS_FOR_VERDICT} no model is judged by them"
-            if answers < MIN_ANSWERS_FOR_VERDICT
-            else ""
+            f", and there is no verdict below {MIN_ANSWERS_FOR_VERDICT}" if answers < MIN_ANSWERS_FOR_VERDICT else ""
         )
         warnings.append(f"Only {answers} answers were scored: the intervals are rough below {ROUGH_BELOW}{no_verdict}.")
     warnings += map(_thought_warning, filter(lambda row: row.reasoning_only_answers, rows))
     for row in rows:
         if PERPLEXITY.name in row.differences and row.differences[PERPLEXITY.name].verdict == NOT_COMPARABLE:
-            why = mismatches.get(row.model.label, "they differ in number")
+            why = mismatches.get(row.model.label, "the numbers of tokens differ")
             warnings.append(
-                f"The reference answers are other tokens to {row.model.label} than to {rows[0].model.label}: {why}. "
-                "Perplexity is per token and cannot be compared between them."
+                f"{row.model.label} and {rows[0].model.label} split the reference answers into different tokens: "
+                f"{why}. Perplexity is per token, so it cannot be compared between them."
             )
     return warnings

@@ -1,4 +1,4 @@
-"""The report's tables as cells, the same for the page, the Markdown file and the terminal."""
+"""The tables of the report as cells, shared by the HTML page, the Markdown file and the terminal."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ SPEED_TITLES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure, its uncertainty in small print, and a verdict where there is one."""
+    """A value, its uncertainty in small print, and a verdict if there is one."""
 
     value: str
     detail: str = ""
@@ -35,13 +35,13 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """All of it on one line."""
+        """The whole cell on one line."""
         return " ".join(part for part in (self.value, self.detail, self.verdict) if part)
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """Rows of cells under headers; the first header names the row titles."""
+    """Rows of cells under headers; the first header is that of the row titles."""
 
     title: str
     note: str
@@ -50,7 +50,7 @@ class ReportTable:
 
 
 def all_tables(report: Report) -> list[ReportTable]:
-    """The tables that this report has something for, in reading order."""
+    """The tables of this report that have content, in reading order."""
     tables = [files_table(report), quality_table(report)]
     if report.answered:
         tables.append(split_table(report))
@@ -62,7 +62,7 @@ def all_tables(report: Report) -> list[ReportTable]:
 
 
 def files_table(report: Report) -> ReportTable:
-    """What was measured."""
+    """The model files."""
     rows = tuple(
         (
             row.model.label,
@@ -74,21 +74,19 @@ def files_table(report: Report) -> ReportTable:
         )
         for row in report.models
     )
-    note = (
-        "Base against tuned is fair only between files made the same way: export both through the same steps and types."
-    )
+    note = "Compare a base with a tuned model only if both were exported by the same steps with the same types."
     headers = ("model", "size", "quantisation, tensors", "architecture, parameters")
     return ReportTable("Models", note, headers, rows)
 
 
 def quality_table(report: Report) -> ReportTable:
-    """Each metric of each model with its interval, and the answers that never ended."""
+    """Each metric of each model with its interval, and the number of answers that were cut off."""
     rows = [(info.title, tuple(_result_cell(row, info.name) for row in report.models)) for info in report.metrics]
     answers = report.answered
     if answers:
         rows.append(("answers cut off", tuple(Cell(f"{row.truncated_answers} of {answers}") for row in report.models)))
     if any(row.reasoning_only_answers for row in report.models):
-        rows.append(("of them only a thought", tuple(Cell(f"{row.reasoning_only_answers}") for row in report.models)))
+        rows.append(("of them reasoning only", tuple(Cell(f"{row.reasoning_only_answers}") for row in report.models)))
     compared = (
         f"; the other metrics compare {answers} greedy answers with their references (higher is better, at most 1)"
     )
@@ -105,8 +103,8 @@ def _form_note(report: Report) -> str:
         return ""
     wanted = "match --regex" if report.settings["regex"] is not None else "fit --json-schema"
     return (
-        f" In the form are answers that ended and {wanted}, wholly; 'as the reference' are those in the form whose "
-        "field says what the reference's says. Intervals of these shares are Wilson's."
+        f" 'In the form' counts answers that are complete and {wanted} as a whole; 'as the reference' counts those "
+        "whose field equals that of the reference. The intervals of these proportions are Wilson's."
     )
 
 
@@ -121,12 +119,12 @@ def _unseen_note(report: Report) -> str:
 
 
 def split_table(report: Report) -> ReportTable:
-    """How references and answers were split into what the metrics compare."""
+    """How references and answers were tokenised for the metrics."""
     rows = tuple(
         (each.title, (Cell(f"{each.rows:,}"), *map(Cell, dataclasses.astuple(each.tokenisers))))
         for each in splits(report.references)
     )
-    note = "The writing of a reference decides how it and its answers are split into tokens. BLEU's are sacrebleu's."
+    note = "The writing system of a reference decides how it and its answers are tokenised, for BLEU by sacrebleu."
     headers = ("references in", "rows", "ROUGE", "BLEU", "token F1, exact match")
     return ReportTable("Tokenisers", note, headers, rows)
 
@@ -154,17 +152,18 @@ def speed_table(report: Report) -> ReportTable:
     first = report.models[0]
     run = first.measured.speed[0]
     note = (
-        f"Median (least–greatest) of {len(first.measured.speed)} rounds; in each round every model ran once, in a "
-        f"process of its own, threads: {report.settings['threads']}, after a warm-up. × is the median of the ratios "
-        f"to {first.model.label} within a round. Load: file cache warm or not is unknown. First token: rendering, "
-        f"tokenising and reading a typical question. Prefill: {run.prefill_tokens} tokens, decode: {run.decode_tokens} "
-        "tokens, both without sampling. Peak memory: the whole process, mapped pages of the model file included."
+        f"Median (minimum–maximum) of {len(first.measured.speed)} rounds. In each round every model ran once, in "
+        f"its own process, after a warm-up, with {report.settings['threads']} threads. × is the median ratio to "
+        f"{first.model.label} within a round. Load: the file cache may be warm or cold. First token: rendering, "
+        f"tokenising and prefill of a typical question. Prefill: {run.prefill_tokens} tokens, decode: "
+        f"{run.decode_tokens} tokens, both without sampling. Peak memory: the whole process, including mapped pages of "
+        "the model file."
     )
     return ReportTable("Speed and memory", note, ("", *_labels(report)), tuple(rows))
 
 
 def _tensor_types(model: ModelFile) -> str:
-    # the type that a file is called by can be rare in it: rows that do not fit its blocks get another
+    # the type in a file's name can be rare in it: rows that do not fit its blocks get another type
     return ", ".join(f"{count} {name}" for name, count in model.tensor_types.items())
 
 

@@ -1,4 +1,4 @@
-"""The report in a few lines of plain text."""
+"""The report as a few lines of plain text."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from gladstone.report.terminal import one_line
 
 
 def render_summary(report: Report, folder: Path) -> str:
-    """The figures as compact tables, what to mind, and where the full report lies."""
+    """The results as compact tables, the warnings, and the paths of the full report."""
     parts = [_render(quality_table(report))]
     if len(report.models) > 1:
         parts.append(_render(difference_table(report)))
@@ -18,7 +18,7 @@ def render_summary(report: Report, folder: Path) -> str:
     if report.models[0].speed:
         parts.append(_render(speed_table(report)))
     parts += ["\n".join(f"Rows: {remark}" for remark in report.row_notes)] if report.row_notes else []
-    parts += [f"Mind: {warning}" for warning in report.warnings]
+    parts += [f"Warning: {warning}" for warning in report.warnings]
     parts += report.headline
     paths = "\n".join(f"  {folder / name}" for name in ("report.html", "report.md", "report.json"))
     return "\n\n".join([*parts, f"Report:\n{paths}"])

@@ -44,7 +44,7 @@ def test_a_row_without_its_field_is_named_with_its_keys(embedded_gguf: Path, tmp
     data.write_text('{"question": "a", "answer": "b"}\n{"question": "a", "reply": "b"}\n')
     assert run_bench(embedded_gguf, "--data", data, "--out", out) == (
         1,
-        f"Error: {data}, read as 'qa', bad rows, which --skip-bad would leave out: {data}:2: no field 'answer'; the row has 'question', 'reply'.\n",
+        f"Error: {data}, read as 'qa', bad rows (--skip-bad leaves them out): {data}:2: no field 'answer'; the row has 'question', 'reply'.\n",
     )
 
 
@@ -53,7 +53,7 @@ def test_a_single_row_is_refused_because_it_gives_no_interval(embedded_gguf: Pat
     data.write_text('{"question": "a", "answer": "b"}\n')
     assert run_bench(embedded_gguf, "--data", data, "--out", out) == (
         1,
-        f"Error: {data}: holds 1 row, expected at least 2: one row gives no interval.\n",
+        f"Error: {data}: holds 1 row, expected at least 2, because one row gives no interval.\n",
     )
 
 
@@ -91,7 +91,7 @@ def test_the_same_model_twice_is_one_message(embedded_gguf: Path, rows_file: Pat
     link.symlink_to(embedded_gguf)
     assert run_bench(embedded_gguf, link, "--data", rows_file, "--out", out) == (
         1,
-        f"Error: {embedded_gguf}: given 2 times; name each model file once.\n",
+        f"Error: {embedded_gguf}: given 2 times. Give each model file once.\n",
     )
 
 
@@ -181,7 +181,7 @@ def test_a_model_against_a_copy_of_itself_differs_in_no_metric(
     assert all(gap["low"] == gap["high"] == 0 for name, gap in gaps.items() if name != "exact_match")
     assert (
         data["warnings"][0]
-        == f"copy and {embedded_gguf.stem} are the same bytes: every difference between them is noise."
+        == f"copy and {embedded_gguf.stem} are the same file: every difference between them is noise."
     )
     assert len(data["items"]) == 3
     assert [len(item["models"]["copy"]) for item in data["items"]] == [3, 3, 1]

@@ -104,7 +104,7 @@ def test_a_context_that_no_model_has_is_refused_and_a_smaller_one_is_kept(bench:
     code, output, _ = bench([tiny], ROWS, "--context", 16)
     assert code == 1
     assert "more than the context of 16 tokens" in output
-    assert "--context 256 takes in the long ones" in output
+    assert "--context 256 fits all of them" in output
 
 
 def test_too_few_rows_that_can_be_measured_are_refused(bench: Bench, tiny: Path) -> None:
@@ -233,10 +233,10 @@ def _unlike(first: Path, other: Path) -> tuple[str, list[str]]:
 def test_another_template_on_the_same_vocabulary_is_called_that(tiny: Path, folder: Path) -> None:
     end = "{% for m in messages %}{{ m.content }}<|im_end|><|endoftext|>{% endfor %}"
     why, warnings = _unlike(tiny, write_tiny(folder / "template.gguf", {TEMPLATE: end}))
-    assert "chat template frames answers otherwise" in why
+    assert "chat template" in why
     assert "<|im_end|><|endoftext|>" in why
     assert "vocabulary" not in why
-    assert any("another chat template" in warning for warning in warnings)
+    assert any("different chat templates" in warning for warning in warnings)
     same = "{% for m in messages %}[{{ m.role }}] {{ m.content }}<|endoftext|>{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
     # one control token for another: the answer's tokens can be compared, one by one
     assert _unlike(tiny, write_tiny(folder / "same.gguf", {TEMPLATE: same}))[0] == ""
@@ -245,17 +245,17 @@ def test_another_template_on_the_same_vocabulary_is_called_that(tiny: Path, fold
 def test_added_tokens_bos_and_another_vocabulary_are_each_named(tiny: Path, folder: Path) -> None:
     keys = {name: value for name, _, value in tiny_bpe().keys}
     _, warnings = _unlike(tiny, write_tiny(folder / "bos.gguf", {ADDS_BOS: 1}))
-    assert any("begins every text with '<|endoftext|>' (BOS), tiny does not" in warning for warning in warnings)
+    assert any("starts every text with '<|endoftext|>' (BOS), tiny does not" in warning for warning in warnings)
     special = Array(keys[TYPES].kind, [*keys[TYPES].values[:-1], 1])
     _, warnings = _unlike(tiny, write_tiny(folder / "special.gguf", {TYPES: special}))
-    assert any("other tokens are special in its vocabulary ('<|im_end|>')" in warning for warning in warnings)
+    assert any("different tokens are special in its vocabulary ('<|im_end|>')" in warning for warning in warnings)
     tokens = Array(STRING, [*keys[TOKENS].values[:-1], "<|grown|>"])
     _, warnings = _unlike(tiny, write_tiny(folder / "grown.gguf", {TOKENS: tokens, "tokenizer.ggml.eos_token_id": 0}))
     assert any("'<|grown|>', '<|im_end|>' in tiny" in warning for warning in warnings)
     spm = folder / "spm.gguf"
     spm.write_bytes(tiny_spm().content())
     why, _ = _unlike(tiny, spm)
-    assert "its vocabulary is another" in why
+    assert "its vocabulary is different" in why
     assert BOS.startswith("tokenizer")
 
 
@@ -283,7 +283,7 @@ def test_answers_that_only_thought_are_told_with_the_options_that_help() -> None
         return summarise(replace(inputs, measured=(first, replace(other, answers=answers))), [])
 
     some = with_thoughts(5)
-    (told,) = [warning for warning in some.warnings if "thought" in warning]
+    (told,) = [warning for warning in some.warnings if "reasoning" in warning]
     assert "5 of 12 answers of b" in told
     assert all(option in told for option in ("--reasoning-tokens", "--max-tokens", "--no-think"))
     assert some.models[1].results["token_f1"].mean == pytest.approx(7 / 12)
@@ -298,5 +298,5 @@ def test_answers_that_only_thought_are_told_with_the_options_that_help() -> None
     from bench.report.markdown import render_markdown
 
     for page in (render_markdown(every), render_page(every)):
-        assert "the thought used up its tokens" in page
-        assert "the thought used up the tokens of every answer" in page
+        assert "the reasoning used up its tokens" in page
+        assert "the reasoning used up the tokens of every answer" in page

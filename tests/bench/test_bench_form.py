@@ -157,8 +157,8 @@ def test_a_schema_takes_json_that_fits_and_compares_properties_of_few_values(tmp
     ("regex", "text", "named"),
     [
         ("(", None, ["--regex '('", "character 1"]),
-        (None, "{", ["--json-schema", "no JSON"]),
-        (None, '{"type": "organ"}', ["--json-schema", "no JSON schema", "type", "'organ'"]),
+        (None, "{", ["--json-schema", "not valid JSON"]),
+        (None, '{"type": "organ"}', ["--json-schema", "not a valid JSON schema", "type", "'organ'"]),
         ("a", "{}", ["--regex and --json-schema"]),
     ],
 )

@@ -130,7 +130,7 @@ def test_an_unknown_metric_is_one_message_that_names_the_way_out(
         load_metrics(["no_such_metric"])
     message = str(caught.value)
     assert message.startswith(
-        "--metric no_such_metric: none of this package's (rouge1, rouge2, rougeL, bleu, token_f1, exact_match)"
+        "--metric no_such_metric: not a built-in metric (rouge1, rouge2, rougeL, bleu, token_f1, exact_match)"
     )
     assert "path of a local metric script" in message
     assert "\n" not in message

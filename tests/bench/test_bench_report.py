@@ -76,7 +76,7 @@ def test_the_headline_says_what_is_better_and_what_cannot_be_told() -> None:
     assert report.headline == (
         "tuned against base: perplexity 20.09 → 7.58, better (difference −12.51, 95 % interval "
         f"{_signed(report, 'low')} to {_signed(report, 'high')}, 12 rows); not distinguishable: ROUGE-1, ROUGE-2, ROUGE-L, "
-        "token F1, exact match; writes at 2.00 × the speed (2.00–2.00 over 3 rounds).",
+        "token F1, exact match; decodes at 2.00 × the speed (2.00–2.00 over 3 rounds).",
     )
 
 
@@ -99,7 +99,7 @@ def test_models_that_split_the_text_differently_are_not_compared_by_perplexity()
     other = dataclasses.replace(inputs.measured[1], losses=tuple(Loss(5.0, 11) for _ in range(4)))
     report = summarise(dataclasses.replace(inputs, measured=(inputs.measured[0], other)), [])
     assert report.models[1].differences["perplexity"].verdict == "not comparable"
-    assert any("The reference answers are other tokens to b than to a" in warning for warning in report.warnings)
+    assert any("b and a split the reference answers into different tokens" in warning for warning in report.warnings)
 
 
 def test_speeds_that_other_work_disturbed_are_told_by_model_and_round() -> None:
@@ -152,9 +152,9 @@ def test_unlike_files_are_told_in_plain_words() -> None:
     first = model_file("a")
     assert model_warnings([first, model_file("b")]) == []
     same = model_warnings([first, model_file("b", sha256=first.sha256)])
-    assert same == ["b and a are the same bytes: every difference between them is noise."]
+    assert same == ["b and a are the same file: every difference between them is noise."]
     template = model_warnings([first, model_file("b", template_sha256="u" * 64)])
-    assert "b has another chat template than a" in template[0]
+    assert "b and a have different chat templates" in template[0]
     quant = model_warnings([first, model_file("b", quantisation="Q4_K_M")])
     assert "b is Q4_K_M and a is Q8_0" in quant[0]
 
@@ -165,7 +165,7 @@ def test_a_manifest_beside_the_model_with_another_template_is_an_error(embedded_
     record = record_file(tmp_path, path)
     manifest = Manifest("export", (record,), {}, {}, {}, template_sha256="0" * 64)
     write_manifest(tmp_path, manifest)
-    with pytest.raises(ArtifactError, match="is not the one that its manifest says it was trained with"):
+    with pytest.raises(ArtifactError, match="not the one it was trained with according to its manifest"):
         read_models([path], PromptSettings(), Silent())
     write_manifest(tmp_path, dataclasses.replace(manifest, files=(dataclasses.replace(record, sha256="0" * 64),)))
     with pytest.raises(ArtifactError, match="damaged or changed since it was made"):

@@ -154,6 +154,6 @@ def test_runs_longer_than_every_reference_give_no_figure_instead_of_0() -> None:
         assert "no reference has" in found.unseen
     some = METRICS["rouge2"].score(["да", "да и нет"], ["да", "да и нет"])
     assert (some.unseen, some.scores) == ("", (0.0, 1.0))
-    assert "1 of 2 references have one token" in some.remark
+    assert "1 of 2 references" in some.remark
     assert METRICS["rouge1"].score(["да", "нет"], ["да", "нет"]).unseen == ""
-    assert "hold any text" in METRICS["token_f1"].score(["", "a"], ["", " "]).unseen
+    assert "contain text" in METRICS["token_f1"].score(["", "a"], ["", " "]).unseen
