@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gladstone.chat.messages import Conversation, Message
 from gladstone.formats.fields import Fields, assistant_message, checked_text
 from gladstone.formats.turns import build_conversation
-from gladstone.rows.limits import kind_of
+from gladstone.rows.row_types import kind_of
 
 FIELDS = ("instruction", "output")
 

@@ -8,7 +8,7 @@ from typing import Any
 from gladstone.chat.messages import Message
 from gladstone.errors import DataError
 from gladstone.formats.trimming import trim_after_marker, trimmed
-from gladstone.rows.limits import Row, kind_of, readable_fields
+from gladstone.rows.row_types import Row, kind_of, readable_fields
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 _EMPTY: tuple[object, ...] = (None, "", [], {})

@@ -12,7 +12,7 @@ from gladstone.formats.fields import Fields, assistant_message, checked_text, js
 from gladstone.formats.tools import definition, listed_values
 from gladstone.formats.trimming import trimmed
 from gladstone.formats.turns import check_order, read_flag
-from gladstone.rows.limits import kind_of, readable_fields
+from gladstone.rows.row_types import kind_of, readable_fields
 
 FIELDS = ("contents",)
 ROLES = {"user": "user", "model": "assistant", "assistant": "assistant", "function": "tool", "tool": "tool"}

@@ -5,7 +5,7 @@ from gladstone.formats import alpaca, messages, prompt, qa, sharegpt
 from gladstone.formats.fields import Fields, assistant_message
 from gladstone.formats.notes import LeftOutError
 from gladstone.formats.turns import build_conversation, read_turns, turns_of
-from gladstone.rows.limits import readable_fields
+from gladstone.rows.row_types import readable_fields
 
 CHOSEN = ("chosen", "preferred_output")
 REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")

@@ -5,7 +5,7 @@ from typing import Any
 
 from gladstone.chat.messages import ToolCall
 from gladstone.formats.fields import Fields, json_text, parsed_json
-from gladstone.rows.limits import kind_of
+from gladstone.rows.row_types import kind_of
 
 DEFINITION = "{type: function, function: {name, description, parameters}}"
 CALL = "name and arguments"

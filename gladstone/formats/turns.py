@@ -8,7 +8,7 @@ from gladstone.errors import DataError
 from gladstone.formats.fields import Fields, assistant_message, checked_text, json_text
 from gladstone.formats.tools import calls_in_text, read_calls, read_tools
 from gladstone.formats.trimming import trimmed
-from gladstone.rows.limits import kind_of
+from gladstone.rows.row_types import kind_of
 
 CALLS = "function_call"
 ROLES = {

@@ -12,17 +12,8 @@ from gladstone.errors import DataError
 from gladstone.rows import csv_tables, excel, json_arrays, json_lines, kinds, medquad_xml, parquet
 from gladstone.rows.compression import COMPRESSED, as_file, decompress, detect_compression, first_bytes, split_head
 from gladstone.rows.encodings import as_utf8, check_encoding
-from gladstone.rows.limits import (
-    DEFAULT_OPTIONS,
-    MAX_FIELDS,
-    Note,
-    Problems,
-    ReadOptions,
-    Row,
-    RowItem,
-    kind_of,
-    readable_fields,
-)
+from gladstone.rows.problems import Note, Problems
+from gladstone.rows.row_types import DEFAULT_OPTIONS, MAX_FIELDS, ReadOptions, Row, RowItem, kind_of, readable_fields
 
 __all__ = [
     "DEFAULT_OPTIONS",

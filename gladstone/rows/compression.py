@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, cast
 
 from gladstone.errors import DataError
 from gladstone.machine.packages import require_packages
-from gladstone.rows.limits import FileDamage
+from gladstone.rows.problems import FileDamage
 from gladstone.signatures import FileKind, recognise
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}

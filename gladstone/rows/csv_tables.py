@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gladstone.errors import DataError
+from gladstone.rows.encodings import find_stray_byte
 from gladstone.rows.json_lines import MAX_BLANK_LINES, stray_byte
-from gladstone.rows.limits import MAX_FIELDS, MAX_ROW_BYTES, Note, RowItem, readable_fields
+from gladstone.rows.problems import Note
+from gladstone.rows.row_types import MAX_FIELDS, MAX_ROW_BYTES, RowItem, readable_fields
 from gladstone.rows.separators import SEPARATORS, find_separator
 
 MAX_RECORD_LINES = 100_000
-_STRAY = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are not UTF-8
 MAX_LOOKED_AT = 200  # lines after a damaged record, searched for the beginning of the next
 
 
@@ -233,8 +234,8 @@ class _Lines:
             line = line.removeprefix("\ufeff")
         if "\0" in line:
             return line, "contains NUL bytes"
-        stray = None if line.isascii() else _STRAY.search(line)
-        return line, stray_byte(ord(stray[0]) - 0xDC00) if stray else ""
+        stray = 0 if line.isascii() else find_stray_byte(line)
+        return line, stray_byte(stray) if stray else ""
 
 
 def _balanced(lines: list[str]) -> int:

@@ -5,6 +5,7 @@ is not UTF-8 and the detector finds one that fits: a damaged byte in a UTF-8 fil
 """
 
 import codecs
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, pairwise
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from gladstone.errors import DataError
-from gladstone.rows.limits import FileDamage, Note
+from gladstone.rows.problems import FileDamage, Note
 
 if TYPE_CHECKING:
     from charset_normalizer import CharsetMatch
@@ -34,10 +35,17 @@ TIDY = 0.2  # like CLOSE, for a double-byte encoding whose text reads better
 PAIRS = ("gb18030", "big5", "cp932", "euc_jp", "cp949")
 FEW_SHARE = 0.05  # share of all characters
 CLOSE = 0.02  # encodings whose scores differ by less are indistinguishable
+_STRAY = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are not UTF-8
 ADVICE = (
     "Save the file as UTF-8, or name its encoding (data.encoding in a recipe, --encoding of `finetune data check` and "
     "`bench run`)"
 )
+
+
+def find_stray_byte(text: str, begin: int = 0, end: int | None = None) -> int:
+    """Return the first byte that is not UTF-8 in a text decoded with surrogateescape; 0 if there is none."""
+    stray = _STRAY.search(text, begin, len(text) if end is None else end)
+    return ord(stray[0]) - 0xDC00 if stray else 0
 
 
 def check_encoding(name: str) -> str:

@@ -14,7 +14,8 @@ from gladstone.errors import DataError
 from gladstone.rows.compression import MAX_RATIO, MIN_SUSPECT_BYTES
 from gladstone.rows.csv_tables import checked_header
 from gladstone.rows.json_lines import MAX_BLANK_LINES
-from gladstone.rows.limits import MAX_FIELDS, MAX_ROW_BYTES, Note, RowItem, readable_fields
+from gladstone.rows.problems import Note
+from gladstone.rows.row_types import MAX_FIELDS, MAX_ROW_BYTES, RowItem, readable_fields
 
 if TYPE_CHECKING:
     from openpyxl.workbook import Workbook

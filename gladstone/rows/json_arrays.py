@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gladstone.errors import DataError
+from gladstone.rows.encodings import find_stray_byte
 from gladstone.rows.json_lines import DECODER, reason, stray_byte
-from gladstone.rows.limits import MAX_ROW_BYTES, FileDamage, Note, RowItem, readable_fields
+from gladstone.rows.problems import FileDamage, Note
+from gladstone.rows.row_types import MAX_ROW_BYTES, RowItem, readable_fields
 
 CHUNK_BYTES = 1 << 16
 KEPT_CHARS = 1 << 12  # kept while searching: the beginning of a row is shorter than this
 _SPACE = re.compile(r"[ \t\r\n]*")
-_STRAY = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of bytes that are not UTF-8
 _FIELD = re.compile(r'\{\s*"((?:[^"\\]|\\.){1,200})"\s*:')
 _NEXT_OBJECT = re.compile(r'\}\s*,?\s*(?:"[^"]{1,200}"\s*:\s*)?\{')
 
@@ -194,8 +195,7 @@ class _Window:
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{source}: the row that starts here is not JSON: {reason(error)}.") from None
             else:
-                stray = _STRAY.search(self._text, self._position, end) if self._has_stray else None
-                self.stray = ord(stray[0]) - 0xDC00 if stray else 0
+                self.stray = find_stray_byte(self._text, self._position, end) if self._has_stray else 0
                 self._position = end if consume else self._position
                 return value
 
@@ -238,7 +238,7 @@ class _Window:
         parts, wanted = [self._text], max(1, len(self._text))
         while wanted > 0 and (chunk := next(self._chunks, "")):
             parts.append(chunk)
-            self._has_stray = self._has_stray or (not chunk.isascii() and bool(_STRAY.search(chunk)))
+            self._has_stray = self._has_stray or (not chunk.isascii() and bool(find_stray_byte(chunk)))
             wanted -= len(chunk)
         self._text = "".join(parts)
         return len(parts) > 1

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 from gladstone.errors import DataError
 from gladstone.rows.encodings import ADVICE
-from gladstone.rows.limits import MAX_ROW_BYTES, RowItem, readable_fields
+from gladstone.rows.row_types import MAX_ROW_BYTES, RowItem, readable_fields
 
 MAX_BLANK_LINES = 100_000  # a file of line ends only would take minutes
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from gladstone.errors import DataError
-from gladstone.rows.limits import MAX_ROW_BYTES, RowItem
+from gladstone.rows.row_types import MAX_ROW_BYTES, RowItem
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gladstone.errors import DataError
 from gladstone.machine.packages import require_packages
-from gladstone.rows.limits import MAX_FIELDS, RowItem
+from gladstone.rows.row_types import MAX_FIELDS, RowItem
 
 BATCH_ROWS = 500
 

@@ -17,13 +17,13 @@ INSERTED = 4  # letters; an unaligned word of this length is an extra word
 class Alignment:
     """The words aligned with a question: a score from 0 to 1, the words, and the edits that each question word needs.
 
-    `place` is the position of the first word in the text, `before` are some words before it, `inserted` are unaligned
+    `position` is that of the first word in the text, `before` are some words before it, `inserted` are unaligned
     words, `pairs` the whole words aligned with each word of the question, "" if there is none. `numbered` is true if a
     number of the text is aligned with no letters.
     """
 
     score: float
-    place: int
+    position: int
     before: list[str]
     words: list[str]
     edits: list[int]

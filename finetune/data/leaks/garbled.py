@@ -10,16 +10,14 @@ LONG = 10  # content words; a longer question tolerates an extra word
 MIN_SIMILARITY, MIN_SIMILARITY_INSIDE = 0.7, 0.85  # similarity of a question, and of one inside an answer
 MIN_SIMILARITY_BESIDE_ANSWER = 0.55  # if the answers are alike
 WRONG_LETTERS, WRONG_AT_ALL = 0.45, 0.5  # share of a word's letters, among several garbled words
-WRONG_BESIDE, WRONG_PLAIN = (
-    0.4,
-    0.6,
-)  # share of a word's letters, beside one garbled word, and in a word that only shapes the question
+# share of a word's letters, beside one garbled word, and in a word that only shapes the question
+WRONG_BESIDE, WRONG_PLAIN = 0.4, 0.6
 FEW_WORSE, SURE_WORSE = 5, 3  # one garbled word in this many may be worse
 SHORT_WORD = 5  # letters
 LONG_WORD = 7  # letters; two may be wrong if nothing else is
 MIN_REAL = 4  # letters; a shorter word may be a fragment of another
-MORE_WORDS = 2
-LOTS = 9
+MORE_WORDS = 2  # that make it another question
+MANY_GARBLED = 9  # other words, where the whole row is garbled
 
 
 def match_garbled_question(row: TrainRow, part: QuestionPart) -> Match | None:
@@ -46,15 +44,15 @@ def fits(row: TrainRow, part: QuestionPart, alignment: Alignment, *, sure: bool 
         return False
     if len(alignment.inserted) > len(part.content) // LONG or any(map(row.is_known, alignment.inserted)):
         return False
-    opposites = [*zip(part.words, alignment.edits, alignment.pairs, strict=True)]
-    misread = sum(_is_misprint(row, *aligned) for aligned in opposites)
-    if not misread:  # intact words have been compared before
+    word_pairs = [*zip(part.words, alignment.edits, alignment.pairs, strict=True)]
+    garbled_words = sum(_is_misprint(row, *pair) for pair in word_pairs)
+    if not garbled_words:  # intact words have been compared before
         return False
     content, worse = set(part.content), 0
-    for word, edits, other in opposites:
+    for word, edits, other in word_pairs:
         if other == word or (word not in content and word not in NEGATIONS):
             continue
-        beside = LOTS if row.is_garbled else misread - _is_misprint(row, word, edits, other)
+        beside = MANY_GARBLED if row.is_garbled else garbled_words - _is_misprint(row, word, edits, other)
         limit, at_most = _most_edits(row, word, beside)
         if edits > at_most or _is_other_word(row, word, edits, other, beside):
             return False
@@ -66,12 +64,12 @@ def _is_misprint(row: TrainRow, word: str, edits: int, other: str) -> bool:
     """True for a word with wrong letters, or with a missing or extra space."""
     if other in {"", word} or other in COMMON_WORDS:
         return False
-    return edits <= WRONG_PLAIN * len(word) and not _is_other_word(row, word, edits, other, LOTS)
+    return edits <= WRONG_PLAIN * len(word) and not _is_other_word(row, word, edits, other, MANY_GARBLED)
 
 
 def _continues(row: TrainRow, alignment: Alignment) -> bool:
     """True if the words that follow make it another question."""
-    begin = alignment.place + len(alignment.words)
+    begin = alignment.position + len(alignment.words)
     after = row.words[begin : min((end for end in row.ends if end >= begin), default=begin)]
     return sum(len(word) >= MIN_REAL and not row.is_filler(word) for word in after) >= MORE_WORDS
 

@@ -28,11 +28,8 @@ LEAST_SCORE = 0.6  # lower scores are not reported
 VOCABULARY_ROWS, VOCABULARY_CHARS = 20_000, 16_000_000  # training rows read ahead for their vocabulary
 QUESTION_GRAM, ANSWER_GRAM, TEXT_GRAM = 4, 6, 12
 SAMPLED_ANSWER, SAMPLED_TEXT = 2, 1  # one in this many of the grams that begin a word is indexed
-LEAST_QUESTION, LEAST_ANSWER, LEAST_TEXT = (
-    0.15,
-    0.25,
-    0.5,
-)  # shares of a test row's gram weight that make it a candidate
+# shares of a test row's gram weight that make it a candidate
+LEAST_QUESTION, LEAST_ANSWER, LEAST_TEXT = 0.15, 0.25, 0.5
 MOST_CANDIDATES, MOST_CANDIDATES_GARBLED = 4, 40  # candidates of a clean row, and of a garbled one
 CONSTANT_ROWS, CONSTANT_SHARE = 5, 0.5  # a passage in this many test rows is not part of the questions
 DIFF_CHARS, SAME_WORDS = 160, 3

@@ -1,12 +1,10 @@
-"""Limits on a row, and the collector of bad rows and notes."""
+"""Collects what is noticed while rows are read: bad rows, damaged files, and notes."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from gladstone.errors import MAX_LISTED_PROBLEMS, DataError, listed
 
-Row = dict[str, Any]
+MAX_NOTES = 30  # distinct texts
 
 
 @dataclass(frozen=True)
@@ -19,25 +17,6 @@ class Note:
 
 class FileDamage(DataError):  # noqa: N818 - read as the noun it is
     """The rest of a file cannot be read, whatever its rows are like."""
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Facts that the user supplies because the bytes do not show them: text encoding, and sheet of a workbook."""
-
-    encoding: str | None = None
-    sheet: str | None = None
-
-
-DEFAULT_OPTIONS = ReadOptions()  # the user supplies nothing
-
-
-# a value with its source (`read_rows` rejects values that are not objects), the reason why there is none, or a note
-RowItem = tuple[Any, str] | DataError | Note
-
-MAX_ROW_BYTES = 16 << 20  # the longest real row seen, a whole MedQuAD document, has 60 kB
-MAX_FIELDS = 1000
-MAX_NOTES = 30  # distinct texts
 
 
 @dataclass
@@ -93,19 +72,3 @@ class Problems:
 
 def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count:,} rows"
-
-
-def readable_fields(names: Iterable[str]) -> str:
-    """Return field names for a message: at most ten, each cut to 40 characters."""
-    names = list(names)
-    shown = ", ".join(repr(name if len(name) <= 40 else name[:39] + "…") for name in names[:10])
-    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
-    return (shown or "no fields") + more
-
-
-def kind_of(value: object) -> str:
-    """Name the kind of a JSON value."""
-    if value is None:
-        return "null"
-    names = {dict: "an object", list: "an array", str: "a text", int: "a number", float: "a number"}
-    return "true or false" if isinstance(value, bool) else names.get(type(value), type(value).__name__)
