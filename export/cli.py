@@ -321,7 +321,7 @@ def push(folder: Path, repo: str, *, private: bool, dry_run: bool, accepted: boo
     "--against", "source", type=click.Path(path_type=Path), required=True, help="The run, the adapter or the model."
 )
 @asks(BASE, CHAT_TEMPLATE, DATA)
-@click.option("--lora", "loras", multiple=True, metavar="FILE[=STRENGTH]", help="Adapter laid over FILE; repeats.")
+@click.option("--lora", "loras", multiple=True, metavar="FILE[=SCALE]", help="Adapter to apply to FILE. Repeatable.")
 @ONTO
 def verify(
     file: Path,

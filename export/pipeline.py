@@ -48,7 +48,7 @@ from gladstone.gguf.header import read_header, read_info
 from gladstone.llamacpp.lora import Lora
 from gladstone.machine.host import check_disk
 from gladstone.machine.packages import installed_versions
-from gladstone.process.lock import held
+from gladstone.process.lock import lock_folder
 from gladstone.process.redirect_output import redirect_output
 
 VERSIONED = ("llama-cpp-python", "torch", "transformers", "peft")
@@ -77,7 +77,7 @@ def export_gguf(
     found = find(path, source_options)
     out = out or default_out(found, "lora" if options.lora else "gguf")
     check_accepted(found.home, found.warnings, accepted=options.accepted)
-    with held(out / LOG_NAME, "exporting"), redirect_output(out / LOG_NAME), opened(found, progress) as original:
+    with lock_folder(out / LOG_NAME, "exporting"), redirect_output(out / LOG_NAME), opened(found, progress) as original:
         remove_partials(out)
         original.check_apart(out)
         check_options(original, options)

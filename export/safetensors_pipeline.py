@@ -40,7 +40,7 @@ from gladstone.errors import ArtifactError, ConfigError
 from gladstone.machine.host import check_disk
 from gladstone.machine.packages import installed_versions
 from gladstone.models.tokenizer import end_of_turn_token, load_tokenizer, tokenizer_files
-from gladstone.process.lock import held
+from gladstone.process.lock import lock_folder
 
 LOG_NAME = "export.log"
 SHARD_BYTES = 2_000_000_000
@@ -93,7 +93,7 @@ def _merge(original: Original, options: MergeOptions, out: Path, progress: Progr
     _check_target(original, out, shards)
     needed = sum(stored.size_bytes for stored in plan.sources.values())
     check_disk(out, needed + (1 << 20), "the merged model")
-    with held(out / LOG_NAME, "merging"):
+    with lock_folder(out / LOG_NAME, "merging"):
         remove_partials(out)
         cache = ArtifactCache(out, _key(original, options), progress)
         if growth:

@@ -38,7 +38,7 @@ from gladstone.errors import ArtifactError, DataError, listed
 from gladstone.machine.host import check_disk
 from gladstone.machine.packages import installed_versions
 from gladstone.models.tokenizer import tokenizer_files
-from gladstone.process.lock import held
+from gladstone.process.lock import lock_folder
 from gladstone.process.redirect_output import redirect_output
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "datasets")
@@ -77,7 +77,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: CallOptions | No
     if not context.is_main:
         return _follow(recipe, out, options, context)
     _check_unfinished(out)
-    with held(out / run_folder.LOG, "training"):
+    with lock_folder(out / run_folder.LOG, "training"):
         _check_folder(out, options)
         return _lead(recipe, out, progress, options, context)
 

@@ -1,7 +1,7 @@
-"""The first bytes by which kinds of files are known, and what each kind is called.
+"""File signatures: the first bytes that identify a kind of file, and the noun for each kind.
 
-What a user is advised depends on what was expected in the file's place: `gladstone.gguf.identify_file` has the advice
-for GGUF models, `gladstone.rows.kinds` the one for rows.
+The advice to a user depends on what was expected instead: `gladstone.gguf.identify_file` has it for GGUF models,
+`gladstone.rows.kinds` for rows.
 """
 
 from enum import StrEnum
@@ -36,7 +36,7 @@ class FileKind(StrEnum):
     ARROW_STREAM = "an Arrow stream"
 
 
-# where one begins with another, the longer one stands first
+# if one signature begins with another, the longer one comes first
 SIGNATURES = {
     b"PK\x03\x04": FileKind.ZIP,
     b"\x1f\x8b": FileKind.GZIP,
@@ -70,5 +70,5 @@ SIGNATURES = {
 
 
 def recognise(head: bytes) -> FileKind | None:
-    """The kind of a file that begins with these bytes, None if they are no signature."""
+    """The kind of a file that begins with these bytes; None if no signature matches."""
     return next((kind for signature, kind in SIGNATURES.items() if head.startswith(signature)), None)

@@ -11,7 +11,7 @@ from gladstone.report.svg_charts import (
     dot,
     grid,
     linear_ticks,
-    shortened,
+    shorten_label,
     strip_chart,
     svg,
     text,
@@ -90,4 +90,4 @@ def _paint(number: int) -> Paint:
 
 
 def _label(name: str) -> str:
-    return shortened(name, LABEL_CHARACTERS, keep_end=True)
+    return shorten_label(name, LABEL_CHARACTERS, keep_end=True)

@@ -19,7 +19,7 @@ from gladstone.report.svg_charts import (
     line_chart,
     linear_ticks,
     log_ticks,
-    shortened,
+    shorten_label,
     strip_chart,
     svg,
     text,
@@ -41,7 +41,7 @@ def losses_plot(table: Table) -> str:
     strips, losses = [], [row.figures.validation_loss or 0.0 for row in rows]
     for row, loss in zip(rows, losses, strict=True):
         label = " · ".join([str(row.number), *map(setting_text, row.settings.values())])
-        strips.append(Strip(shortened(label, LABEL_CHARACTERS), [Mark(loss, f"{loss:.4f}", _paint(table, row))]))
+        strips.append(Strip(shorten_label(label, LABEL_CHARACTERS), [Mark(loss, f"{loss:.4f}", _paint(table, row))]))
     ticks = linear_ticks(min(losses), max(losses))
     return strip_chart("Lowest validation loss of each trial", strips, ticks, gap=2, width=WIDTH)
 
@@ -101,7 +101,7 @@ def _across(values: Sequence[Any]) -> tuple[list[tuple[float, str]], dict[str, f
     axis = Axis((-0.5, len(keys) - 0.5), FIELD_AREA.left, FIELD_AREA.right)
     characters = int((axis.end - axis.start) / len(keys) / CHARACTER_WIDTH)
     pixels = {key: axis.pixel(number) for number, key in enumerate(keys)}
-    return [(pixel, shortened(key, characters)) for key, pixel in pixels.items()], pixels
+    return [(pixel, shorten_label(key, characters)) for key, pixel in pixels.items()], pixels
 
 
 def _key(value: Any) -> str:

@@ -10,7 +10,7 @@ from finetune.sweep.search_space import Plan
 from gladstone.artifacts import check_writable, write_json
 from gladstone.config import build_config
 from gladstone.errors import ArtifactError, listed
-from gladstone.process.lock import held, waited_for
+from gladstone.process.lock import lock_folder, wait_for_lock
 
 SWEEP_NAME, LOCK_NAME, BEST_NAME = "sweep.json", ".sweep.lock", "best.yaml"
 SCHEMA = 1
@@ -23,12 +23,12 @@ def trial_folder(folder: Path, number: int) -> Path:
 
 def sweep_lock(folder: Path) -> AbstractContextManager[None]:
     """Held by the one command that makes this sweep. Raises ArtifactError if another one does."""
-    return held(folder / LOCK_NAME, "making a sweep")
+    return lock_folder(folder / LOCK_NAME, "making a sweep")
 
 
 def trial_lock(folder: Path, number: int) -> AbstractContextManager[None]:
     """Held by the one process that makes this trial; waits for one that a killed sweep left behind, which ends soon."""
-    return waited_for(trial_folder(folder, number).with_name(f".trial-{number:03d}.lock"))
+    return wait_for_lock(trial_folder(folder, number).with_name(f".trial-{number:03d}.lock"))
 
 
 def begin(folder: Path, plan: Plan) -> None:

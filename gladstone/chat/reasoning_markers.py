@@ -1,6 +1,6 @@
-"""How models mark their reasoning: one table of families, for training, proof and serving.
+"""The markers that models put around their reasoning: one table of families, for training, proofs and serving.
 
-A family that is trained with other markers than it is served with shows its thoughts as part of the answer.
+If a model is trained with other markers than it is served with, its reasoning appears as part of the answer.
 """
 
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Markers:
-    """The texts around a thought; `bridge` is what follows the end of it before the answer begins.
+    """The texts `opening` and `closing` around a thought, and `bridge` between its end and the answer.
 
-    `direct` is what stands before an answer that nothing was thought before, `again` what stands after a thought before
-    a further one, `ending` what may stand behind the answer. A chat template of the family holds one of the `signs`;
-    without any, the opening or the closing text.
+    `direct` precedes an answer without a thought, `again` separates a thought from a further one, and `ending` may
+    follow the answer. A chat template of the family contains one of the `signs`, or if there are none, the opening or
+    closing text.
     """
 
     opening: str
@@ -25,24 +25,24 @@ class Markers:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All that a model writes to mark something."""
+        """All markers that a model of the family may generate."""
         every = (self.opening, self.closing, self.bridge, self.direct, self.again, self.ending)
         return tuple(text for text in every if text)
 
     def mark_up(self, reasoning: str, answer: str) -> str:
-        """A thought and the answer behind it, as the family writes them; the answer alone where nothing was thought."""
+        """Format a thought and the answer after it; returns only the answer if there is no reasoning."""
         if not reasoning:
             return answer
         return f"{self.opening}\n{self.close_reasoning(reasoning)}{self.bridge}{answer}{self.ending}"
 
     def close_reasoning(self, reasoning: str) -> str:
-        """A thought behind its opening, to its end."""
+        """The thought after its opening marker, with the closing marker."""
         return f"{reasoning}\n{self.closing}\n\n"
 
 
-UNMARKED = Markers("", "")  # of raw text, in which nothing is told apart
-THINK = Markers("<think>", "</think>")  # also for models whose template names no marker
-# a template may name the markers of several families: it is of the first one, so plain words come after tokens
+UNMARKED = Markers("", "")  # for raw text, where reasoning and answer are not separated
+THINK = Markers("<think>", "</think>")  # also for models whose template contains no marker
+# a template may contain the markers of several families; the first match counts, so tokens come before plain words
 FAMILIES = (
     Markers(  # gpt-oss
         "<|channel|>analysis<|message|>",
@@ -105,7 +105,7 @@ FAMILIES = (
 
 
 def find_markers(template: str) -> Markers:
-    """The family whose markers a chat template names; that of `<think>` if it names none."""
+    """Find the family whose markers a chat template contains; `<think>` if it contains none."""
     for family in FAMILIES:
         if any(sign in template for sign in family.signs or (family.opening, family.closing)):
             return family

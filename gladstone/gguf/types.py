@@ -1,13 +1,13 @@
-"""The numbers that GGUF files use: types of values, tensors, files and tokens, each with its name.
+"""The type numbers of GGUF files and their names: of values, tensors, files and tokens.
 
-Their sources are ggml/docs/gguf.md, ggml.h, ggml-common.h and llama.h.
+Sources: ggml/docs/gguf.md, ggml.h, ggml-common.h and llama.h.
 """
 
 from dataclasses import dataclass
 from enum import IntEnum
 
 MAGIC = b"GGUF"
-ALIGNMENT = 32  # bytes; of a file that names no other in general.alignment
+ALIGNMENT = 32  # bytes; the default without general.alignment
 
 
 class ValueType(IntEnum):
@@ -41,7 +41,7 @@ class TokenType(IntEnum):
 
 
 class Pooling(IntEnum):
-    """How a model makes one vector of a text; RANK gives a score instead, as rerankers do."""
+    """How an embedding model pools a text into one vector; RANK (of rerankers) gives a score instead."""
 
     UNSPECIFIED = -1
     NONE = 0
@@ -63,7 +63,7 @@ TENSOR_TYPES = {
     40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
 }  # fmt: skip
 
-# general.file_type, llama.h's llama_ftype; the types a user meets
+# general.file_type (llama.h's llama_ftype): the types in common use
 FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
     12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS",
@@ -77,7 +77,7 @@ TENSOR_TYPE_NUMBERS = {name: number for number, (name, _, _) in TENSOR_TYPES.ite
 
 @dataclass(frozen=True)
 class Tensor:
-    """Description of one tensor; `shape` has the fastest dimension first, `offset` counts from the data section."""
+    """Description of one tensor; `shape` has the fastest dimension first, `offset` is relative to the data section."""
 
     name: str
     shape: tuple[int, ...]

@@ -33,16 +33,16 @@ class Lora:
 
 def parse_lora(text: str) -> Lora:
     """Parse 'adapter.gguf' or 'adapter.gguf=0.5'. Raises ConfigError for a scale that is not a finite number."""
-    file, separator, scale = text.rpartition("=")
+    file, separator, number = text.rpartition("=")
     if not separator or Path(text).is_file():
         return Lora(Path(text))
     try:
-        strength = float(scale)
+        scale = float(number)
     except ValueError:
-        strength = math.nan
-    if not math.isfinite(strength):
+        scale = math.nan
+    if not math.isfinite(scale):
         raise ConfigError(f"the adapter {text!r}: expected FILE or FILE=SCALE, for example adapter.gguf=0.5.")
-    return Lora(Path(file), strength)
+    return Lora(Path(file), scale)
 
 
 def check_lora(path: Path, model: Sequence[GgufHeader]) -> None:

@@ -1,8 +1,8 @@
 """The parent's side of a child process: start it with a job, read its events, end it whatever happens.
 
 Work that may crash, hang or take much memory runs as `python -m MODULE`. The job is one JSON line on the child's stdin,
-which stays open: a child whose stdin ends has lost its parent and ends itself. Events are JSON objects on its stdout,
-one a line; everything else that it prints is its log. `gladstone.process.child_main` is the other side.
+which stays open: when it closes, the parent has died and the child exits. Events are JSON objects on the child's
+stdout, one per line; all its other output is its log. `gladstone.process.child_main` is the child's side.
 """
 
 import json
@@ -25,20 +25,20 @@ from gladstone import errors
 from gladstone.commands.progress import Progress, Silent
 from gladstone.errors import ArtifactError, GladstoneError, ToolError
 
-LOG_LINES, LOG_BYTES = 20, 1 << 20  # of a log's end: shown, and read
-POLL_S = 0.05  # between two looks at the limits
-# tensor after tensor is read into fresh memory: in pages of 4 KB that takes a quarter of a large conversion's time
+LOG_LINES, LOG_BYTES = 20, 1 << 20  # of the end of a log: lines shown, bytes read
+POLL_S = 0.05  # between two checks of the limits
+# tensors are read into fresh memory: allocating it in pages of 4 KB takes a quarter of a large conversion's time
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-LEAST_ROOM_BYTES = 1 << 20  # with less free disk a failure is put down to the disk
+LEAST_ROOM_BYTES = 1 << 20  # with less free disk space, a failure is attributed to the disk
 
 
 @dataclass(frozen=True)
 class ChildOptions:
-    """How a child is started and what it may take.
+    """How a child is started, and its limits.
 
-    `environment` overrides this process's. The child is killed after `time_s` by the clock, or when its resident memory
-    exceeds `memory_bytes`. With `inherit_log` its log goes to our stderr instead of a file. With `saves_on_interrupt`
-    Ctrl-C is passed on and the child's end awaited; a second Ctrl-C kills it.
+    `environment` overrides this process's variables. The child is killed after `time_s` seconds of elapsed time, or
+    when its resident memory exceeds `memory_bytes`. With `inherit_log` its log goes to this process's stderr instead of
+    a file. With `saves_on_interrupt` Ctrl-C is passed on and the child may save; a second Ctrl-C kills it.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class ChildOptions:
 
 
 class Child:
-    """A running child process; made by `start_child`."""
+    """A running child process, started by `start_child`."""
 
     def __init__(self, process: "subprocess.Popen[str]", log: IO[bytes], options: ChildOptions) -> None:
         self._process, self._log = process, log
@@ -69,7 +69,7 @@ class Child:
             self._process.stdin.flush()
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The child's events until its stdout ends; lines that are no JSON objects are skipped.
+        """Yield the child's events until its stdout ends; other lines are skipped.
 
         Raises the GladstoneError that the child reports.
         """
@@ -82,7 +82,7 @@ class Child:
                 yield event
 
     def wait(self) -> int:
-        """The exit code once the child has ended; negative for a signal. Raises KeyboardInterrupt if that is SIGINT."""
+        """Wait for the child and return its exit code, negative for a signal. Raises KeyboardInterrupt for SIGINT."""
         code = self._process.wait()
         self._stop_watching()
         if code == -signal.SIGINT:
@@ -90,13 +90,13 @@ class Child:
         return code
 
     def log(self) -> str:
-        """The end of what an ended child printed; '' if it went to our stderr."""
+        """The end of an exited child's log; '' if it went to this process's stderr."""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - LOG_BYTES))
         return self._log.read().decode("utf-8", "replace")
 
     def check(self, what: str) -> None:
-        """Wait for the end. Raises ToolError, with the end of the log, if the exit code is not 0."""
+        """Wait for the child. Raises ToolError, with the end of its log, if the exit code is not 0."""
         code = self.wait()
         if code:
             lines = self.log().strip().splitlines()[-LOG_LINES:]
@@ -142,9 +142,9 @@ class Child:
 
 @contextmanager
 def start_child(module: str, job: Mapping[str, Any], options: ChildOptions | None = None) -> Iterator[Child]:
-    """Run `python -m MODULE` with the job on its stdin; when the block is left, the child has ended.
+    """Run `python -m MODULE` with the job on its stdin; the child is killed, if it still runs, at the block's end.
 
-    The child has a session of its own, so that Ctrl-C reaches only this process.
+    The child runs in its own session, so that Ctrl-C reaches only this process.
     """
     options = options or ChildOptions()
     with tempfile.TemporaryFile() as log:
@@ -179,8 +179,9 @@ def run_child(
 ) -> Any:
     """Run a child to its end, show the progress that it reports, and return its result (None if it has none).
 
-    The file or folder that the child writes is `job["out"]`. Raises the GladstoneError that the child reports,
-    ArtifactError if the disk is full, and ToolError, with the end of its log, if it fails: `what` names the work.
+    `job["out"]` is the file or folder that the child writes; `what` names the work in messages. Raises the
+    GladstoneError that the child reports, ArtifactError if the disk is full, and ToolError, with the end of the log, if
+    the child fails.
     """
     options = options or ChildOptions()
     large_pages = {name: os.environ.get(name, value) for name, value in LARGE_PAGES.items()}
@@ -200,12 +201,12 @@ def run_child(
 
 
 def describe_exit(code: int) -> str:
-    """How a process ended: 'exit code 7', 'SIGABRT', or 'SIGKILL: did memory run out?'."""
+    """Describe how a process ended: 'exit code 7', 'SIGABRT', or 'SIGKILL: did memory run out?'."""
     return f"{exit_name(code)}: did memory run out?" if exit_name(code) == "SIGKILL" else exit_name(code)
 
 
 def exit_name(code: int) -> str:
-    """The signal that ended a process, as 'SIGILL', or its exit code."""
+    """The signal that ended a process, such as 'SIGILL', or its exit code."""
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -215,7 +216,7 @@ def exit_name(code: int) -> str:
 
 
 def _environment(options: ChildOptions) -> dict[str, str]:
-    """This process's, with our packages on the path: the child finds them whatever its working folder."""
+    """This process's environment, with Gladstone's packages on the path whatever the working folder is."""
     root = Path(gladstone.__file__).parents[1]
     paths = [*map(str, options.python_path), str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | dict(options.environment)
@@ -238,8 +239,8 @@ def _reported_error(event: dict[str, Any]) -> GladstoneError:
 
 
 def _check_room(job: Mapping[str, Any]) -> None:
-    """Raises ArtifactError if the disk that a failed child wrote to is full: libraries word that each in their way."""
+    """Raise ArtifactError if the disk that a failed child wrote to is full: libraries report that in many ways."""
     target = Path(str(job.get("out", ".")))
     folder = target if target.is_dir() else target.parent
     if "out" in job and shutil.disk_usage(folder).free < LEAST_ROOM_BYTES:
-        raise ArtifactError(f"{folder}: cannot be written: No space left on device. Free some, and call it again.")
+        raise ArtifactError(f"{folder}: cannot be written: No space left on device. Free some and run it again.")

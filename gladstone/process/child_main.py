@@ -1,4 +1,4 @@
-"""The child's side of a child process: what its `main` calls. See `gladstone.process.child`."""
+"""The child's side of a child process: its `main` calls `serve`. See `gladstone.process.child`."""
 
 import json
 import os
@@ -10,16 +10,16 @@ from typing import Any, TextIO
 
 from gladstone.errors import GladstoneError
 
-EXIT_REPORTED = 3  # of a child that has reported an error for the user
+EXIT_REPORTED = 3  # the child has reported an error for the user
 
 _events: TextIO | None = None
 
 
 def serve(work: Callable[[dict[str, Any]], Any], on_orphaned: Callable[[], None] | None = None) -> None:
-    """Read the job from stdin, do the work, and send what it returns; a GladstoneError is sent instead.
+    """Read the job from stdin, do the work, and send its result, or the GladstoneError that it raises.
 
-    stdout is kept for events: what libraries print there goes to stderr, the log. When the parent dies, this process
-    ends at once, or `on_orphaned` is called in another thread.
+    stdout is reserved for events: other output goes to stderr, the log. When the parent dies, this process exits at
+    once, or `on_orphaned` is called in another thread.
     """
     global _events  # noqa: PLW0603 - a process has one parent
     _events = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -47,17 +47,17 @@ def send(**fields: Any) -> None:
 
 
 def send_fraction(fraction: float) -> None:
-    """Report how much of the work is done, from 0 to 1."""
+    """Report the progress of the work as a fraction from 0 to 1."""
     send(fraction=fraction)
 
 
 def save_and_stop() -> None:
-    """For `on_orphaned`: SIGTERM to this process, at which a training saves its checkpoint and stops."""
+    """For `on_orphaned`: send SIGTERM to this process, on which a training run saves a checkpoint and stops."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wait_for_orphaning(on_orphaned: Callable[[], None]) -> None:
-    os.read(0, 1)  # returns when the parent's end is closed: nothing more is ever sent
+    os.read(0, 1)  # returns when the parent's end closes: after the job the parent sends nothing
     on_orphaned()
 
 

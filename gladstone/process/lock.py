@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""Locks that keep a folder to one process at a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,11 +9,11 @@ from gladstone.errors import ArtifactError
 
 
 @contextmanager
-def held(log: Path, doing: str) -> Iterator[None]:
-    """Keep other processes out of the folder of `log`, which is the lock's file, while the block runs.
+def lock_folder(log: Path, doing: str) -> Iterator[None]:
+    """Lock the folder of `log`, which is the lock file, while the block runs.
 
-    `doing` says what this process does there. The system releases the lock however the process ends. If the block
-    raises, a log without text and a folder without files are removed. Raises ArtifactError if another process holds the
+    `doing` names this process's work in the message to others. The system releases the lock however the process ends.
+    If the block raises, an empty log and an empty folder are removed. Raises ArtifactError if another process holds the
     lock or the log cannot be written.
     """
     try:
@@ -28,16 +28,16 @@ def held(log: Path, doing: str) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            _leave_nothing(log)
+            _remove_if_empty(log)
             with suppress(OSError):
-                log.parent.rmdir()  # if there is nothing else in it
+                log.parent.rmdir()  # fails if it holds other files
             raise
-        _leave_nothing(log)
+        _remove_if_empty(log)
 
 
 @contextmanager
-def waited_for(path: Path) -> Iterator[None]:
-    """Hold the lock of this file while the block runs, once the process that holds it has ended."""
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Lock this file while the block runs; wait until other processes have released it."""
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def waited_for(path: Path) -> Iterator[None]:
 def _lock(log: Path, doing: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    # since 4 filelock neither truncates the file nor removes it; a marker in its place would outlive a killed process
+    # filelock 4 neither truncates nor removes the file; without soft locks, none outlives a killed process
     lock = FileLock(log, blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -68,7 +68,7 @@ def _lock(log: Path, doing: str) -> Iterator[None]:
         lock.release()
 
 
-def _leave_nothing(log: Path) -> None:
+def _remove_if_empty(log: Path) -> None:
     """Remove an empty log."""
     with suppress(OSError):
         if log.stat().st_size == 0:

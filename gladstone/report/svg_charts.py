@@ -1,7 +1,7 @@
-"""Charts as inline SVG: axes with round ticks, lines, dots with whiskers, strips, and the keys of a legend.
+"""Charts as inline SVG: axes with round ticks, lines, dots with whiskers, strips, and legend keys.
 
-A chart takes fonts and colours from its page, so it suits a dark page as well as a light one. The page's style sheet
-defines the classes `grid`, `tick`, `label`, `curve`, `whisker` and `dot`, and the colours that a `Paint` names.
+A chart takes fonts and colours from its page, so it works on dark and light pages. The page's style sheet defines the
+classes `grid`, `tick`, `label`, `curve`, `whisker` and `dot`, and the colours that a `Paint` names.
 """
 
 import math
@@ -13,14 +13,14 @@ Point = tuple[float, float]
 Pixels = tuple[float, float]
 
 FACTORS, WHOLE_FACTORS = (1, 2, 2.5, 5, 10), (1, 2, 5, 10)
-NEGLIGIBLE = 1e-6  # a range that is a smaller share of its values than this is drawn as a single value
-LABEL_GAP, TICK_DROP, BASELINE = 8, 18, 4  # pixels from an axis to its texts, from a middle to a text's baseline
+NEGLIGIBLE = 1e-6  # a range that is a smaller share of its values is drawn as a single value
+LABEL_GAP, TICK_DROP, BASELINE = 8, 18, 4  # pixels: axis to label, axis to tick text, middle to baseline of a text
 STRIP_ROW, STRIP_TOP, STRIP_RIGHT = 18, 8, 72
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A linear or logarithmic scale from values to pixels, with its ticks; `name` is what it shows."""
+    """A linear or logarithmic scale from values to pixels, with ticks; `name` labels it."""
 
     ticks: tuple[float, ...]
     start: float
@@ -29,7 +29,7 @@ class Axis:
     log: bool = False
 
     def pixel(self, value: float) -> float:
-        """Where the value lies."""
+        """The pixel of a value."""
         low, high, position = (self._position(number) for number in (self.ticks[0], self.ticks[-1], value))
         return self.start + (position - low) / (high - low) * (self.end - self.start)
 
@@ -42,7 +42,7 @@ class Axis:
 
 
 def linear_ticks(low: float, high: float, count: int = 6, *, whole: bool = False) -> tuple[float, ...]:
-    """About `count` round values that enclose low and high; `whole` for counts, of which there are no halves.
+    """About `count` round values that enclose low and high; `whole` allows only integers.
 
     >>> linear_ticks(0, 9)
     (0.0, 2.0, 4.0, 6.0, 8.0, 10.0)
@@ -68,7 +68,7 @@ def log_ticks(low: float, high: float) -> tuple[float, ...]:
 
 
 def tick_text(value: float) -> str:
-    """A tick's value without needless zeros."""
+    """Format a tick's value without trailing zeros."""
     return f"{value:,.6g}"
 
 
@@ -81,7 +81,7 @@ class Paint:
     dash: str = ""
 
     def attributes(self, painted: str, style_class: str = "") -> str:
-        """SVG attributes; `painted` is the CSS property that takes the colour, fill or stroke."""
+        """SVG attributes; `painted` is the CSS property for the colour: fill or stroke."""
         classes = " ".join(filter(None, (style_class, self.style_class)))
         parts = [f'class="{classes}"'] if classes else []
         parts += [f'style="{painted}:{self.colour}"'] if self.colour else []
@@ -91,7 +91,7 @@ class Paint:
 
 @dataclass(frozen=True)
 class Area:
-    """A chart's width and height, and the edges of what lies between its axes, in pixels."""
+    """A chart's width and height, and the edges of its plot area, in pixels."""
 
     width: float
     height: float
@@ -109,14 +109,14 @@ class Area:
         return Axis(ticks, self.bottom, self.top, name)
 
     def columns(self, marks: Iterable[tuple[float, str]]) -> list[str]:
-        """A vertical grid line at each pixel, with its text below."""
+        """Vertical grid lines with their texts below."""
         return [
             _grid_line((x, self.top), (x, self.bottom)) + text((x, self.bottom + TICK_DROP), label, anchor="middle")
             for x, label in marks
         ]
 
     def levels(self, marks: Iterable[tuple[float, str]]) -> list[str]:
-        """A horizontal grid line at each pixel, with its text to the left."""
+        """Horizontal grid lines with their texts to the left."""
         return [
             _grid_line((self.left, y), (self.right, y))
             + text((self.left - LABEL_GAP, y + BASELINE), label, anchor="end")
@@ -126,7 +126,7 @@ class Area:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve through points (x, y); a dot at every point, at its end, or only where there is a single point."""
+    """A curve through points (x, y), with dots at all points or at its end; a single point always gets a dot."""
 
     points: Sequence[Point]
     paint: Paint
@@ -135,7 +135,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A value on a strip with its text; a whisker from `low` to `high`, and single measurements as dots."""
+    """A value on a strip with its text, an optional whisker (low, high), and single measurements as dots."""
 
     value: float
     text: str
@@ -146,7 +146,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Strip:
-    """A labelled row of a strip chart, a line high for each mark."""
+    """A labelled row of a strip chart, with one line for each mark."""
 
     label: str
     marks: Sequence[Mark]
@@ -155,7 +155,7 @@ class Strip:
 def line_chart(
     title: str, area: Area, axes: tuple[Axis, Axis], lines: Iterable[Line], labels: Iterable[str] = ()
 ) -> str:
-    """Curves over a grid with `labels` on top; `axes` are the horizontal and the vertical one."""
+    """A chart of curves over a grid, with `labels` on top; `axes` are the horizontal and the vertical one."""
     across, up = axes
     parts = grid(area, across, up)
     for line in lines:
@@ -164,7 +164,7 @@ def line_chart(
 
 
 def grid(area: Area, across: Axis, up: Axis) -> list[str]:
-    """Lines at the ticks, and the axes' names: below the middle of the horizontal one, above the vertical one."""
+    """Grid lines at the ticks, and the axes' names: below the horizontal axis, above the vertical one."""
     middle = (area.left + area.right) / 2
     names = [text((middle, area.height - 6), across.name, anchor="middle"), text((0, 12), up.name)]
     return [*area.columns(across.marks()), *area.levels(up.marks()), *names]
@@ -176,12 +176,12 @@ def polyline(line: Line, pixels: Sequence[Pixels]) -> list[str]:
         return []
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)
     dotted = pixels if line.dots == "all" else pixels[-1:] if line.dots == "end" or len(pixels) == 1 else []
-    dots = [dot(place, Paint(line.paint.style_class, line.paint.colour), radius=3.5) for place in dotted]
+    dots = [dot(position, Paint(line.paint.style_class, line.paint.colour), radius=3.5) for position in dotted]
     return [f'<polyline {line.paint.attributes("stroke", "curve")} points="{path}"/>', *dots]
 
 
 def strip_chart(title: str, strips: Sequence[Strip], ticks: tuple[float, ...], *, gap: float, width: float) -> str:
-    """Rows of marks under one axis, `gap` pixels between them; labels on the left."""
+    """A chart of rows of marks above one axis, `gap` pixels apart, with labels on the left."""
     left = 24 + max(label_width(strip.label) for strip in strips)
     heights = [STRIP_ROW * len(strip.marks) + gap for strip in strips]
     bottom = STRIP_TOP + sum(heights)
@@ -198,7 +198,7 @@ def strip_chart(title: str, strips: Sequence[Strip], ticks: tuple[float, ...], *
 
 
 def label_width(label: str) -> float:
-    """About how many pixels a label takes."""
+    """Approximate width of a label in pixels."""
     return 7.0 * len(label)
 
 
@@ -223,26 +223,28 @@ def whisker(start: Pixels, end: Pixels, paint: Paint) -> str:
     return f"<line {paint.attributes('stroke', 'whisker')} {_ends(start, end)}/>"
 
 
-def dot(place: Pixels, paint: Paint, *, radius: float = 5, style_class: str = "", title: str = "") -> str:
-    """A filled circle; `title` is what it says under the pointer."""
-    circle = f'<circle {paint.attributes("fill", style_class)} cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="{radius:g}"'
+def dot(position: Pixels, paint: Paint, *, radius: float = 5, style_class: str = "", title: str = "") -> str:
+    """A filled circle; `title` is its tooltip."""
+    circle = (
+        f'<circle {paint.attributes("fill", style_class)} cx="{position[0]:.1f}" cy="{position[1]:.1f}" r="{radius:g}"'
+    )
     return f"{circle}><title>{escape(title)}</title></circle>" if title else f"{circle}/>"
 
 
-def text(place: Pixels, content: str, *, anchor: str = "", style_class: str = "tick") -> str:
-    """A text at a place: it begins there, or has its middle or its end there."""
+def text(position: Pixels, content: str, *, anchor: str = "", style_class: str = "tick") -> str:
+    """A text at a position, where it begins, or has its middle or end (`anchor`)."""
     aligned = f' text-anchor="{anchor}"' if anchor else ""
-    return f'<text class="{style_class}"{aligned} x="{place[0]:.1f}" y="{place[1]:.1f}">{escape(content)}</text>'
+    return f'<text class="{style_class}"{aligned} x="{position[0]:.1f}" y="{position[1]:.1f}">{escape(content)}</text>'
 
 
 def legend_key(paint: Paint) -> str:
-    """A short piece of a line, to stand before its name."""
+    """A short sample of a line for a legend."""
     line = f'<line x1="0" x2="26" y1="5" y2="5" stroke-width="4" {paint.attributes("stroke")}/>'
     return f'<svg class="key" viewBox="0 0 26 10" aria-hidden="true">{line}</svg>'
 
 
 def svg(title: str, width: float, height: float, parts: Iterable[str]) -> str:
-    """The whole image; the title is for those who cannot see it."""
+    """The complete image; the title is for screen readers."""
     return (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
@@ -257,10 +259,10 @@ def _ends(start: Pixels, end: Pixels) -> str:
     return f'x1="{start[0]:.1f}" x2="{end[0]:.1f}" y1="{start[1]:.1f}" y2="{end[1]:.1f}"'
 
 
-def shortened(label: str, characters: int, *, keep_end: bool = False) -> str:
-    """The label with its end left out where it is too long, or its beginning if the end tells labels apart.
+def shorten_label(label: str, characters: int, *, keep_end: bool = False) -> str:
+    """Cut a long label at its end, or at its beginning if the ends distinguish labels (`keep_end`).
 
-    >>> shortened("learning_rate", 6), shortened("model-q8_0", 6, keep_end=True)
+    >>> shorten_label("learning_rate", 6), shorten_label("model-q8_0", 6, keep_end=True)
     ('learn…', '…-q8_0')
     """
     if len(label) <= characters:

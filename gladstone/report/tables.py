@@ -1,4 +1,4 @@
-"""Tables of text cells as Markdown, as CSV and as aligned columns for a terminal; no cell can break its table."""
+"""Tables as Markdown, as CSV and as aligned columns for a terminal; no cell's text can break its table."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from gladstone.report.terminal import one_line
 
 Value = str | float | int | None
-NARROWEST = 12  # columns: a narrower terminal breaks the lines itself
+NARROWEST = 12  # columns: a narrower terminal wraps the lines itself
 
 # an underscore between letters or digits is not markup (CommonMark 6.2), so file names need no backslashes
 _MARKDOWN = re.compile(r"([\\`*\[\]<>#|&~!$]|(?<![^\W_])_|_(?![^\W_]))")
@@ -17,13 +17,13 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet reads a text 
 
 
 class Markdown(str):
-    """Text that is Markdown already: `markdown_table` takes it as it is."""
+    """Text that is already Markdown: `markdown_table` does not escape it."""
 
     __slots__ = ()
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is: a model's answer can hold links, images and markup.
+    """Escape text so that Markdown shows it literally: a model's answer can contain links, images and markup.
 
     >>> escape_markdown("![x](http://a) <b>")
     '\\\\!\\\\[x\\\\](http://a) \\\\<b\\\\>'
@@ -32,25 +32,25 @@ def escape_markdown(text: str) -> str:
 
 
 def markdown_line(text: str) -> str:
-    """Text on one line, escaped; `Markdown` is only put on one line."""
+    """Put text on one line and escape it; `Markdown` is not escaped."""
     flat = one_line(text)
     return flat if isinstance(text, Markdown) else escape_markdown(flat)
 
 
 def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[int] = ()) -> str:
-    """A table whose columns with an index in `right` are aligned to the right.
+    """A Markdown table; the columns with an index in `right` are right-aligned.
 
     >>> print(markdown_table(["name", "rows"], [["a|b", "3"]], right=[1]))
     | name | rows |
     | --- | --: |
     | a\\|b | 3 |
     """
-    rule = [Markdown("--:" if place in right else "---") for place in range(len(headers))]
+    rule = [Markdown("--:" if index in right else "---") for index in range(len(headers))]
     return "\n".join(f"| {' | '.join(map(markdown_line, cells))} |" for cells in (headers, rule, *rows))
 
 
 def csv_table(headers: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
-    """Lines of CSV with numbers in full; None is an empty cell, and no text is a formula to a spreadsheet."""
+    """A CSV table with unrounded numbers; None is an empty cell, and no spreadsheet runs a cell as a formula."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for cells in (headers, *rows):
@@ -59,7 +59,7 @@ def csv_table(headers: Sequence[str], rows: Iterable[Sequence[Value]]) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """The text, with an apostrophe before what a spreadsheet reads as a formula, as spreadsheets write text.
+    """Return the text, with an apostrophe in front if a spreadsheet would run it as a formula.
 
     >>> csv_cell("=1+1")
     "'=1+1"
@@ -68,9 +68,9 @@ def csv_cell(text: str) -> str:
 
 
 def text_columns(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
-    """The rows as lines of aligned columns, two spaces apart; columns with an index in `right` end flush.
+    """Align the rows in columns, two spaces apart; the columns with an index in `right` are right-aligned.
 
-    Widths are those on a terminal: wide characters count twice, styles not at all.
+    Widths are terminal columns: wide characters count twice, styles not at all.
 
     >>> text_columns([["name", "rows"], ["a", "3"]], right=[1])
     ['name  rows', 'a        3']
@@ -80,13 +80,13 @@ def text_columns(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) 
 
 
 def _padded(row: Sequence[str], widths: Sequence[int], right: Collection[int]) -> Iterable[str]:
-    for place, (cell, width) in enumerate(zip(row, widths, strict=True)):
+    for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
         padding = " " * (width - text_width(cell))
-        yield padding + cell if place in right else cell + padding
+        yield padding + cell if index in right else cell + padding
 
 
 def text_width(text: str) -> int:
-    """How many columns of a terminal the text takes."""
+    """Width of a text in terminal columns."""
     import click
     from rich.cells import cell_len
 
@@ -94,7 +94,7 @@ def text_width(text: str) -> int:
 
 
 def text_blocks(headers: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], width: int) -> str:
-    """For a terminal that is too narrow for columns: a block for each header, with a line for each row's name and cell.
+    """Layout for a narrow terminal: a block for each header, with a line for each row's name and cell.
 
     >>> print(text_blocks(["a", "b"], [("rows", ["3", "4"])], 20))
     a

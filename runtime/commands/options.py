@@ -126,7 +126,11 @@ def engine_options(command: Command) -> Command:
         ),
         click.option("--mmap/--no-mmap", default=None, help=MMAP_HELP),
         click.option(
-            "--lora", "loras", multiple=True, metavar="FILE[=STRENGTH]", help="Adapter to lay over the model; repeats."
+            "--lora",
+            "loras",
+            multiple=True,
+            metavar="FILE[=SCALE]",
+            help="Adapter to apply to the model. Repeatable.",
         ),
         click.option("--threads", type=int, help="Threads to compute with.  [default: all processors]"),
         click.option(

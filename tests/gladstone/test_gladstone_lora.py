@@ -108,7 +108,7 @@ def test_what_llama_cpp_would_leave_out_or_cannot_use_is_refused(
         check(file, model)
 
 
-def test_a_strength_is_read_behind_the_last_equals_sign(tmp_path: Path) -> None:
+def test_a_scale_is_read_after_the_last_equals_sign(tmp_path: Path) -> None:
     assert parse_lora("a.gguf") == Lora(Path("a.gguf"), 1.0)
     assert parse_lora("a=b.gguf=-0.5") == Lora(Path("a=b.gguf"), -0.5)
     odd = tmp_path / "lr=2.gguf"

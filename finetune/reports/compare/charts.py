@@ -8,7 +8,7 @@ from pathlib import Path
 from finetune.monitor.plots import LOSS_UNIT, legend_above, new_figure, save_figure, step_axis
 from finetune.monitor.smoothing import losses, running_mean, thinned
 from finetune.reports.compare.runs import Run
-from gladstone.report.svg_charts import Area, Line, Paint, legend_key, line_chart, linear_ticks, shortened
+from gladstone.report.svg_charts import Area, Line, Paint, legend_key, line_chart, linear_ticks, shorten_label
 from gladstone.report.terminal import one_line
 
 AREA = Area(720, 300, 64, 704, 24, 256)
@@ -97,7 +97,7 @@ def write_picture(path: Path, runs: Sequence[Run]) -> None:
 
 def _label(run: Run) -> str:
     """A name as it is: matplotlib would take '$…$' for a formula, and leaves out names that begin with '_'."""
-    shown = shortened(one_line(run.label), LEGEND_CHARACTERS, keep_end=True).replace("$", r"\$")
+    shown = shorten_label(one_line(run.label), LEGEND_CHARACTERS, keep_end=True).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 
