@@ -10,7 +10,7 @@ STAGES = {
     "export": ("export.cli:main", "Merge, convert, quantise and prove: adapter in, GGUF out."),
     "runtime": ("runtime.cli:main", "Chat with a GGUF on this machine, without a network."),
     "bench": ("bench.cli:main", "Measure quality and speed of GGUF files, with error bars."),
-    "demo": ("gladstone.demo:main", "Run the whole line on the embedded model and the embedded rows."),
+    "demo": ("gladstone.demo:main", "Run all stages on the embedded model and the embedded rows."),
 }
 
 

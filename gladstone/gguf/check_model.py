@@ -175,7 +175,7 @@ def _check_experts(sizes: Sizes) -> None:
     count = sizes.number("expert_count", 0, MAX_COUNT) or 0
     most = max(sizes.by_layer("expert_used_count", 0, MAX_EXPERTS), default=0)
     if count > MAX_EXPERTS or most > count or (count and not most):
-        raise DamagedError(f"it claims {count:,} experts and to use {most:,} of them")
+        raise DamagedError(f"it claims {count:,} experts, {most:,} of them used")
     groups = sizes.number("expert_group_count", 0, MAX_COUNT) or 0
     used = sizes.number("expert_group_used_count", 0, MAX_COUNT) or 0
     if groups and (groups >= count or (groups > 1 and (count % groups or not 0 < used < groups))):
@@ -187,7 +187,7 @@ def _check_heads(sizes: Sizes) -> None:
     shared = sizes.by_layer("attention.head_count_kv", 0, MAX_HEADS) or heads
     for ours, theirs in zip(heads, shared, strict=False):
         if ours and theirs and ours % theirs:
-            raise DamagedError(f"{ours:,} attention heads cannot share {theirs:,} heads of keys and values")
+            raise DamagedError(f"{ours:,} attention heads cannot share {theirs:,} key-value heads")
     width, first = sizes.number("embedding_length", 1, MAX_WIDTH), heads[0] if heads else 0
     length = sizes.number("attention.key_length", 1, MAX_UNITS)
     if length is None and width is not None and first:
@@ -196,7 +196,7 @@ def _check_heads(sizes: Sizes) -> None:
         length = width // first
     rotated = sizes.number("rope.dimension_count", 0, MAX_UNITS)
     if rotated is not None and length is not None and (rotated > length or rotated % 2):
-        raise DamagedError(f"of attention heads of {length:,} numbers {rotated:,} cannot be rotated")
+        raise DamagedError(f"RoPE cannot rotate {rotated:,} dimensions of attention heads of {length:,}")
 
 
 def check_shapes(keys: Keys, tensors: Sequence[Tensor]) -> None:

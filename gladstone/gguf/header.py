@@ -105,7 +105,7 @@ def _check_regular(path: Path) -> None:
     if path.is_dir():
         raise ArtifactError(f"{path}: not a regular file: expected a GGUF model, this is {identify_folder(path)}.")
     if path.is_symlink() and not path.exists():
-        raise ArtifactError(f"{path}: no such model file: it is a link to {path.readlink()}, which is not there.")
+        raise ArtifactError(f"{path}: no such model file: it is a link to {path.readlink()}, which does not exist.")
     raise ArtifactError(f"{path}: no such model file." if not path.exists() else f"{path}: not a regular file.")
 
 
@@ -182,13 +182,13 @@ def _keys(cursor: Cursor, count: int) -> Keys:
         if not key.isprintable():
             raise DamagedError(f"the key {shorten(key)} holds control characters")
         if key in keys.values:
-            raise DamagedError(f"the key {shorten(key)} is there twice")
+            raise DamagedError(f"the key {shorten(key)} occurs twice")
         what = shorten(key)
         keys.types[key] = kind = cursor.scalar("<I", what)
         most = MAX_ITEMS if key.startswith("tokenizer.") else MAX_OTHER_ITEMS
         keys.values[key], items = cursor.value(kind, what, most)
         if isinstance(keys.values[key], str) and "\0" in keys.values[key]:  # llama.cpp reads up to the zero byte
-            raise DamagedError(f"{what} is a text with a zero byte in it: {shorten(keys.values[key])}")
+            raise DamagedError(f"{what} is text that contains a zero byte: {shorten(keys.values[key])}")
         if items is not None:
             keys.items[key] = items
     return keys
@@ -227,7 +227,7 @@ def _check_tensors(
 ) -> None:
     twice = [name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1]
     if twice:
-        raise DamagedError(f"tensor {twice[0]!r} is there twice")
+        raise DamagedError(f"tensor {twice[0]!r} occurs twice")
     expected = 0  # llama.cpp requires a model's tensors without gaps
     for tensor in tensors:
         end = tensor.offset + tensor.size_bytes
@@ -235,7 +235,7 @@ def _check_tensors(
             least = data_offset + max(other.offset + other.size_bytes for other in tensors)
             raise DamagedError(
                 f"tensor {tensor.name!r} ends {end - data_bytes:,} bytes after the file's end: the file is cut short, "
-                f"of {least:,} bytes it holds {max(0, data_offset + data_bytes):,}"
+                f"it has {max(0, data_offset + data_bytes):,} of {least:,} bytes"
             )
         if tensor.offset % alignment or tensor.offset < expected or (tensor.offset > expected and not gaps):
             raise DamagedError(

@@ -29,7 +29,7 @@ ADVICE = {
         (FileKind.ZIP, FileKind.GZIP, FileKind.BZIP2, FileKind.XZ, FileKind.SEVEN_ZIP, FileKind.RAR, FileKind.ZSTD),
         "Unpack it",
     ),
-    FileKind.PICKLE: f"as torch.save wrote weights. {EXPORT}",
+    FileKind.PICKLE: f"as torch.save writes weights. {EXPORT}",
     **dict.fromkeys((FileKind.GGML, FileKind.GGMF, FileKind.GGJT), OLD),
     FileKind.GGLA: "export the adapter's own folder: `gladstone export lora`",
     FileKind.LLAMAFILE: "Run it by itself, or unpack the .gguf in it",

@@ -313,7 +313,7 @@ class Context:
         if not self._lib.llama_memory_seq_rm(self._memory, sequence, start, -1):
             self._lib.llama_memory_seq_rm(self._memory, sequence, 0, -1)  # recurrent models cannot remove a part
             if start:
-                raise UnsupportedError("this model's state cannot be cut back: start the sequence again")
+                raise UnsupportedError("this model's state cannot be truncated: start the sequence again")
 
     def share(self, source: int, target: int, count: int) -> None:
         """Copy the first `count` tokens of sequence `source` to the empty sequence `target`; both share the cells."""

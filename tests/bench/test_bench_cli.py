@@ -81,7 +81,7 @@ def test_a_model_cut_short_is_one_message(embedded_gguf: Path, rows_file: Path, 
     assert code == 1
     assert re.fullmatch(
         rf"Error: {model}: not a usable GGUF file: tensor '.+' ends [\d,]+ bytes after the file's end: the file is cut "
-        r"short, of [\d,]+ bytes it holds 50,000,000\. Download or copy it again\.\n",
+        r"short, it has 50,000,000 of [\d,]+ bytes\. Download or copy it again\.\n",
         output,
     )
 

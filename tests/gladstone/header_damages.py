@@ -55,7 +55,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
     "no keys": (lambda f: setattr(f, "keys", []), "it does not name an architecture"),
     "architecture that is a number": (lambda f: f.set("general.architecture", U32, 1), "does not name an architecture"),
-    "key twice": (lambda f: f.keys.append(("general.name", STRING, "Two")), "the key 'general.name' is there twice"),
+    "key twice": (lambda f: f.keys.append(("general.name", STRING, "Two")), "the key 'general.name' occurs twice"),
     "absurd key length": (
         lambda f: setattr(f, "keys", [("k" * 70_000, U8, 1)]),
         "claims 70,000 bytes, more than 65,535",
@@ -96,7 +96,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
     "tensor twice": (
         lambda f: f.tensors.__setitem__(1, TensorEntry(offset=512)),
-        "tensor 'token_embd.weight' is there twice",
+        "tensor 'token_embd.weight' occurs twice",
     ),
     "tensor name too long": (replace_tensor(name="n" * 64), "claims 64 bytes, more than 63"),
     "tensor without dimensions": (replace_tensor(shape=()), "tensor 'token_embd.weight' has 0 dimensions"),
@@ -146,11 +146,14 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "no layers": (lambda f: f.set("llama.block_count", U32, 0), "block_count is 0, expected a number from 1 to 512"),
     "absurd layers": (lambda f: f.set("llama.block_count", U32, 513), "block_count is 513, expected a number from 1"),
     "layers that are a text": (lambda f: f.set("llama.block_count", STRING, "2"), "block_count is '2', expected"),
-    "absurd experts": (lambda f: f.set("llama.expert_count", U32, 100_000), "it claims 100,000 experts and to use 0"),
-    "experts without use": (lambda f: f.set("llama.expert_count", U32, 8), "it claims 8 experts and to use 0"),
+    "absurd experts": (
+        lambda f: f.set("llama.expert_count", U32, 100_000),
+        "it claims 100,000 experts, 0 of them used",
+    ),
+    "experts without use": (lambda f: f.set("llama.expert_count", U32, 8), "it claims 8 experts, 0 of them used"),
     "use without experts": (
         lambda f: f.set("llama.expert_used_count", ARRAY, Array(U32, [0, 2])),
-        "it claims 0 experts and to use 2 of them",
+        "it claims 0 experts, 2 of them used",
     ),
     "experts that are a text": (
         lambda f: f.set("llama.expert_count", STRING, "8"),
@@ -260,7 +263,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
     "heads that share unevenly": (
         each(put("llama.attention.head_count", U32, 4), put("llama.attention.head_count_kv", U32, 3)),
-        "4 attention heads cannot share 3 heads of keys and values",
+        "4 attention heads cannot share 3 key-value heads",
     ),
     "heads of too few layers": (
         each(put("llama.block_count", U32, 2), put("llama.attention.head_count", ARRAY, Array(U32, [4]))),
@@ -276,7 +279,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
     "more rotated than there is": (
         each(put("llama.attention.key_length", U32, 16), put("llama.rope.dimension_count", U32, 18)),
-        "of attention heads of 16 numbers 18 cannot be rotated",
+        "RoPE cannot rotate 18 dimensions of attention heads of 16",
     ),
     "rope base of nothing": (
         lambda f: f.set("llama.rope.freq_base", F32, 0.0),

@@ -27,13 +27,13 @@ SAID = {
     "pieces joined by cat": ("3 parts of a split model joined by `cat`", "llama-gguf-split --merge"),
     "first raw part": ("part 1 of 2 of tiny.gguf", "cat {folder}/tiny.gguf.part1of2 {folder}/tiny.gguf.part2of2 > "),
     "second raw part": ("part 2 of 2 of tiny.gguf", "cat {folder}/tiny.gguf.part1of2 {folder}/tiny.gguf.part2of2 > "),
-    "download cut short": ("cut short, of 226,816 bytes it holds 225,816", "Download or copy it again"),
+    "download cut short": ("cut short, it has 225,816 of 226,816 bytes", "Download or copy it again"),
     "download of zeros": ("nothing but zeros", "Download it again"),
     "vocabulary only": ("a vocabulary without weights", "the model's own file"),
     "unknown architecture": ("architecture is 'qwen9'", "qwen3"),
     "image model": ("generates images", "models that generate text"),
     "text diffusion model": ("a diffusion model (dream)", "llama-diffusion-cli"),
-    "speech model": ("a GGML file, as whisper.cpp reads", "as a GGUF"),
+    "speech model": ("a GGML file, the format of whisper.cpp", "as a GGUF"),
     "old ggml": ("a GGJT file", "as a GGUF"),
     "old lora": ("a GGLA file", "gladstone export lora"),
     "safetensors": ("weights in safetensors", "gladstone export gguf {folder}"),
@@ -172,7 +172,7 @@ def test_a_damaged_archive_is_still_named(tmp_path: Path) -> None:
 def test_a_dangling_link_names_where_it_leads(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.symlink_to(tmp_path / "gone.gguf")
-    with pytest.raises(ArtifactError, match=r"a link to .*gone\.gguf, which is not there"):
+    with pytest.raises(ArtifactError, match=r"a link to .*gone\.gguf, which does not exist"):
         read_generative_model(path)
 
 
