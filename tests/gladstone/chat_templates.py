@@ -1,4 +1,4 @@
-"""Chat templates as models carry them: the shapes that differ from each other."""
+"""Chat templates of model families, one of each kind."""
 
 CHATML = """\
 {% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system

@@ -1,4 +1,4 @@
-"""A writer of tiny GGUF files, sound by default, with each part open to damage."""
+"""Write tiny GGUF files that are valid by default and whose every part can be damaged."""
 
 import struct
 from dataclasses import dataclass, field

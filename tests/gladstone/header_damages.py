@@ -1,4 +1,4 @@
-"""Damage to a sound header, each with what the refusal has to say."""
+"""Damage to a valid GGUF header, and the text that the error must contain."""
 
 import struct
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Chat templates as an attacker would write them: to reach out of the sandbox, to never end, to fill the memory."""
+"""Hostile chat templates: they try to escape the sandbox, to run forever, or to exhaust the memory."""
 
 # read from a file by name, from the environment, from the program; written to a file; the turns changed.
 # SECRET_FILE and WRITTEN_FILE stand for paths

@@ -1,4 +1,4 @@
-"""A command that the tests load when they call it."""
+"""A command that the tests load lazily."""
 
 import click
 

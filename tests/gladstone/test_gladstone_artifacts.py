@@ -85,7 +85,7 @@ def test_a_failure_keeps_the_file_that_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_nobody_wrote_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with (
         pytest.raises(ArtifactError, match=r"file\.txt: cannot be written: No such file"),
         atomic_file(tmp_path / "file.txt"),
@@ -154,7 +154,7 @@ def test_a_file_that_the_manifest_does_not_list_is_named(tmp_path: Path) -> None
         make_folder(tmp_path).record("c.txt")
 
 
-def test_a_changed_a_cut_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
+def test_a_changed_a_cut_and_a_missing_file_are_reported_apart(tmp_path: Path) -> None:
     manifest = make_folder(tmp_path)
     path = tmp_path / "a.txt"
     path.write_text("alphA")

@@ -1,4 +1,4 @@
-"""Which back end is taken: of pretended ones that lie, crash, hang or compute nonsense, and of real broken libraries."""
+"""Which CPU backend is chosen: among simulated ones that lie, crash, hang or compute nonsense, and real broken files."""
 
 import json
 import math
@@ -73,7 +73,7 @@ def test_one_that_claims_more_than_the_processor_has_is_not_even_tried() -> None
     assert verdicts["libggml-cpu-zen4.so"] == "needs instructions that this CPU lacks"
 
 
-def test_where_the_system_tells_no_flags_every_one_is_tried() -> None:
+def test_without_cpu_flags_every_backend_is_probed() -> None:
     probe = answers({"haswell": works(0.02), "zen4": Probe(failure="crashed with signal 4")})
     path, verdicts = choose_backend(named("zen4", "haswell"), frozenset(), probe)
     assert path.name == "libggml-cpu-haswell.so"

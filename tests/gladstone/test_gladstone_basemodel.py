@@ -212,7 +212,7 @@ WHOLE = weights_of(
         (weights_of({"w": {"data_offsets": ["a", "b"]}}, b""), r"damaged: \d+ bytes that are not safetensors\."),
     ],
 )
-def test_damaged_weights_are_told_before_they_are_loaded(tmp_path: Path, content: bytes, message: str) -> None:
+def test_damaged_weights_are_reported_before_they_are_loaded(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ArtifactError, match=rf"/model\.safetensors: {message}"):
         check_weights(Base("mine", tmp_path, "", {}))

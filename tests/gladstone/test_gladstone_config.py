@@ -42,7 +42,7 @@ def problems(data: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def test_three_mistakes_are_told_in_one_message() -> None:
+def test_three_mistakes_are_reported_in_one_message() -> None:
     message = problems({"name": "a/b", "training": {"learning_rat": 1, "epochs": "many"}})
     assert message.splitlines()[0] == "recipe.yaml (3 problems):"
     assert "  - name: 'a/b' must not hold a slash" in message.splitlines()
@@ -71,7 +71,7 @@ def test_three_mistakes_are_told_in_one_message() -> None:
         ),
     ],
 )
-def test_a_mistake_is_told_with_its_field(data: dict[str, Any], message: str) -> None:
+def test_a_mistake_is_reported_with_its_field(data: dict[str, Any], message: str) -> None:
     assert problems(data) == message
 
 

@@ -1,4 +1,4 @@
-"""What the commands and the library say and how: progress, quiet, command glue."""
+"""Command glue, progress and output of the commands."""
 
 import io
 import os
@@ -78,7 +78,7 @@ def test_help_lists_a_lazy_command_without_loading_it_and_a_call_loads_it() -> N
     assert CliRunner().invoke(tool, ["later"]).stdout == "loaded\n"
 
 
-def test_an_error_inside_a_nested_group_is_told_once() -> None:
+def test_an_error_inside_a_nested_group_is_reported_once() -> None:
     outer = Group("outer", commands={"tool": tool})
     result = CliRunner().invoke(outer, ["tool", "fail", "error"])
     assert result.exit_code == 1

@@ -1,4 +1,4 @@
-"""What the demo shows of answers: never a loop as the tuned model's result."""
+"""The demo never shows a degenerate answer as the tuned model's result."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_no_answer_of_the_embedded_rows_counts_as_a_loop() -> None:
     assert [text for text in answers if repeats_itself(text)] == []
 
 
-def test_an_empty_answer_is_told_and_a_good_one_is_shown() -> None:
+def test_an_empty_answer_is_reported_and_a_good_one_is_shown() -> None:
     assert describe_answer(GOOD, ended=True, base=False) == GOOD
     assert "is empty" in describe_answer("", ended=True, base=False)
     assert describe_answer("It is a cold.", ended=True, base=False) == "It is a cold.\n(not in the form)"

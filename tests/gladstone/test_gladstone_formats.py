@@ -347,7 +347,7 @@ def test_auto_recognises_each_format_and_says_why(name: str, tmp_path: Path) -> 
     assert read_conversations(path, "auto") == read_conversations(path, name)
 
 
-def test_auto_goes_by_most_of_the_rows_and_the_others_are_told(tmp_path: Path) -> None:
+def test_auto_goes_by_most_of_the_rows_and_the_others_are_reported(tmp_path: Path) -> None:
     path = write_row(tmp_path / "rows.jsonl", *[GOOD["qa"][0]] * 3, {"question": "Q"})
     assert recognise(path).why == "3 of the first 4 rows have question, answer"
     with pytest.raises(DataError, match=r"rows\.jsonl:4: no field 'answer'"):

@@ -1,4 +1,4 @@
-"""A GGUF as the model to train: refused with what can be given instead; the embedded one is trained."""
+"""A GGUF as the base model to train: the error names what to give instead; the embedded one is accepted."""
 
 from pathlib import Path
 
@@ -25,14 +25,14 @@ def refused(name: str | Path) -> str:
     return message
 
 
-def test_the_source_that_the_metadata_names_is_told(tmp_path: Path) -> None:
+def test_the_source_that_the_metadata_names_is_reported(tmp_path: Path) -> None:
     file = with_keys(tiny_bpe(), ("general.base_model.0.repo_url", STRING, SOURCE))
     assert "made from HuggingFaceTB/SmolLM2-135M-Instruct: give that Hub id" in refused(
         written("model.gguf", file)(tmp_path)
     )
 
 
-def test_a_file_that_names_no_source_is_told_by_its_name(tmp_path: Path) -> None:
+def test_a_file_that_names_no_source_is_reported_by_its_name(tmp_path: Path) -> None:
     assert "(it calls itself 'Tiny')" in refused(written("blob", tiny_bpe())(tmp_path))
 
 
@@ -42,12 +42,12 @@ def test_what_was_exported_here_names_its_base(tmp_path: Path) -> None:
     assert "a run whose base is owner/base" in refused(path)
 
 
-def test_a_gguf_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_gguf_that_is_not_there_is_reported(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "none.gguf")
     assert "no such file" in refused("models/none.gguf")  # by its slash it could be a Hub id
 
 
-def test_a_folder_of_gguf_files_is_told(tmp_path: Path) -> None:
+def test_a_folder_of_gguf_files_is_reported(tmp_path: Path) -> None:
     written("model-q4.gguf", tiny_bpe())(tmp_path)
     assert "holds model-q4.gguf, a GGUF" in refused(tmp_path)
 

@@ -290,7 +290,7 @@ def test_closing_ends_the_process_and_nothing_renders_afterwards() -> None:
         template.render(ONE)
 
 
-def test_a_template_that_nobody_holds_takes_its_process_with_it() -> None:
+def test_a_collected_template_ends_its_process() -> None:
     template = GuardedTemplate(CHATML)
     pid = child_of(template)
     del template
@@ -307,7 +307,7 @@ def test_a_template_that_does_not_compile_leaves_no_process() -> None:
     assert not psutil.pid_exists(pid)
 
 
-def test_a_process_that_somebody_killed_is_replaced() -> None:
+def test_a_killed_process_is_replaced() -> None:
     with GuardedTemplate(CHATML) as template:
         first = child_of(template)
         os.kill(first, signal.SIGKILL)

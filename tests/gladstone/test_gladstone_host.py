@@ -191,7 +191,7 @@ def test_sizes_are_readable(count: int, text: str) -> None:
     assert readable_bytes(count) == text
 
 
-def test_versions_of_what_is_installed_are_told_and_the_rest_left_out() -> None:
+def test_versions_of_what_is_installed_are_reported_and_the_rest_left_out() -> None:
     versions = installed_versions("click", "no-such-package")
     assert versions["gladstone"] == __version__
     assert versions["python"] == platform.python_version()

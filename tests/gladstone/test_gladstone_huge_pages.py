@@ -36,7 +36,7 @@ def points(ranges: list[Range]) -> set[int]:
         (None, False),
     ],
 )
-def test_huge_pages_are_there_if_the_system_gives_them_to_who_asks(
+def test_huge_pages_are_available_if_the_system_provides_them_on_request(
     tmp_path: Path, text: str | None, expected: bool
 ) -> None:
     folder = tmp_path / "sys/kernel/mm/transparent_hugepage"

@@ -40,7 +40,7 @@ def context(model: Model) -> Iterator[Context]:
         yield context
 
 
-def test_the_model_tells_what_its_header_says(vocabulary: Model) -> None:
+def test_the_model_reports_what_its_header_says(vocabulary: Model) -> None:
     assert (vocabulary.vocab_size, vocabulary.bos, vocabulary.eos) == (49_152, 1, 2)
     assert not vocabulary.adds_bos
     assert vocabulary.token_text(1) == "<|im_start|>"
@@ -133,7 +133,7 @@ def test_a_sequence_that_is_not_there_is_an_error_and_no_crash(context: Context)
         context.decode([5], 0, sequence=3)
 
 
-def test_logits_that_nobody_asked_for_are_an_error_and_no_crash(context: Context) -> None:
+def test_logits_that_were_not_requested_are_an_error_not_a_crash(context: Context) -> None:
     context.forget()
     context.decode([5, 6, 7], 0)
     for index in (0, 99, -2):

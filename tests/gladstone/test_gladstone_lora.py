@@ -1,4 +1,4 @@
-"""What is refused of an adapter's file before llama.cpp sees it, and that what is sound loads."""
+"""Adapters are checked before llama.cpp loads them: damaged ones are refused, valid ones load."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is said of files that people give in a model's place."""
+"""Errors for files that users give in place of a model."""
 
 import shlex
 from pathlib import Path
@@ -106,7 +106,7 @@ def test_pieces_of_a_split_are_one_model(tmp_path: Path) -> None:
     assert read_info(first).parameters == read_info(written("tiny.gguf", tiny_bpe())(tmp_path)).parameters
 
 
-def test_raw_parts_that_are_joined_as_told_are_the_model_again(tmp_path: Path) -> None:
+def test_raw_parts_joined_with_the_given_command_are_the_model_again(tmp_path: Path) -> None:
     first, second = raw_parts(tmp_path)
     told = describe_raw_part(second)
     assert told is not None

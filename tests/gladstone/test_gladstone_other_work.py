@@ -1,4 +1,4 @@
-"""Other work on the machine: how OpenMP's threads wait beside it, and how much of it there is."""
+"""Other work on the machine: its measurement, and how OpenMP threads wait beside it."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ def _said(code: str, **environment: str) -> list[str]:
 
 @LINUX
 @pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
-def test_threads_spin_or_sleep_as_they_are_told_in_every_kind_of_process(load: str) -> None:
+def test_threads_spin_or_sleep_as_they_are_reported_in_every_kind_of_process(load: str) -> None:
     (first_s, first), (brief_s, brief), (again_s, again), (last_s, last) = (
         map(float, line.split()) for line in _said(load + SPENT)
     )

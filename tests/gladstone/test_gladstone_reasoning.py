@@ -1,4 +1,4 @@
-"""What is trained as a thought is served as a thought: every family of markers, and templates as their models have."""
+"""Reasoning that is trained comes out of the runtime as reasoning, for every family of markers."""
 
 from importlib.util import find_spec
 from pathlib import Path

@@ -68,7 +68,7 @@ def test_a_curve_stays_inside_its_area_and_has_its_points_in_order(points: Seque
         assert x == pytest.approx(axes[0].pixel(step), abs=0.06)
 
 
-def test_texts_in_a_chart_are_escaped_and_its_title_is_for_those_who_cannot_see_it() -> None:
+def test_texts_in_a_chart_are_escaped_and_its_title_is_for_screen_readers() -> None:
     paint = Paint(colour="var(--model-0)")
     strips = [Strip(HOSTILE, [Mark(2.0, HOSTILE, paint, (1.0, 3.0), (1.5, 2.5)), Mark(1.0, "1", paint)])]
     chart = ElementTree.fromstring(strip_chart(HOSTILE, strips, (0.0, 2.0, 4.0), gap=10, width=720))

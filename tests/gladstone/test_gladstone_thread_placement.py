@@ -1,4 +1,4 @@
-"""Threads beside other work: where they run, and how soon they have a processor."""
+"""Threads beside other work: their placement and their time slices."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The number of threads follows what evaluations take: pretended machines whose time is the clock's."""
+"""The thread count follows the measured speed: simulated machines with a simulated clock."""
 
 import random
 from collections.abc import Callable

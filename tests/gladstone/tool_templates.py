@@ -1,4 +1,4 @@
-"""Chat templates that know tools, after the formats that model families document, each with a way of its own."""
+"""Chat templates that support tools, in the formats that model families document."""
 
 HERMES = """\
 {{- bos_token }}{{- '<|im_start|>system\\nYou are a function calling AI model. <tools> ' }}

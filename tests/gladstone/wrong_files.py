@@ -1,4 +1,4 @@
-"""Files that people give in a model's place, each as small as it can be and made as its own tool would make it."""
+"""Files that users give in place of a model, each as small as possible and written like its own tool writes it."""
 
 import dataclasses
 import gzip
