@@ -27,7 +27,8 @@ from export.convert.llamacpp_converter import converter_folder
 from export.merge.plan import read_plan
 from export.tensors.safetensors_io import TensorSpec, plan_shards, writing
 from gladstone.commands.progress import Silent
-from gladstone.models.base_model import EMBEDDED, resolve_base
+from gladstone.models.base_model import resolve_base
+from gladstone.models.embedded_model import EMBEDDED
 from tests.export.tiny_runs import write_run
 from tests.tiny_models import write_tokenizer
 

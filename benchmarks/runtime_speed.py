@@ -27,7 +27,7 @@ import psutil
 from benchmarks.random_models import SHAPES, write_random_model
 from benchmarks.runtime_ours import SAMPLINGS, STORY, text
 from benchmarks.slices import in_slices
-from gladstone.models.base_model import embedded_gguf
+from gladstone.models.embedded_model import embedded_gguf
 from runtime.text.detokenizer import Detokenizer
 
 QUESTIONS = (

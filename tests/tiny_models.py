@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gladstone.gguf.header import read_header
-from gladstone.models.base_model import embedded_gguf, write_bpe_tokenizer
+from gladstone.models.embedded_model import embedded_gguf, write_bpe_tokenizer
 
 WIDTH = 64
 

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gladstone.models.base_model import EMBEDDED, Base
+from gladstone.models.base_model import Base
+from gladstone.models.embedded_model import EMBEDDED
 
 HUB = "https://huggingface.co/"
 EMBEDDED_ID, EMBEDDED_LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"

@@ -24,7 +24,8 @@ from gladstone import run_folder
 from gladstone.commands.progress import Progress, Silent, step
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.machine.host import available_memory_bytes, core_count, processor_name
-from gladstone.models.base_model import EMBEDDED, Base, find_local_base, resolve_base
+from gladstone.models.base_model import Base, find_local_base, resolve_base
+from gladstone.models.embedded_model import EMBEDDED
 from gladstone.process.redirect_output import redirect_output
 
 LIBRARIES_BYTES = 650_000_000  # of a training process before it loads the model, at least

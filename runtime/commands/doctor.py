@@ -242,7 +242,7 @@ def _as_json(facts: Facts, bandwidth: "Bandwidth", speed: Speed | None) -> dict[
 
 
 def _embedded() -> Path | None:
-    from gladstone.models.base_model import embedded_gguf
+    from gladstone.models.embedded_model import embedded_gguf
 
     try:
         return embedded_gguf()

@@ -27,7 +27,8 @@ from finetune.sizing.step_plan import Plan, Row, make_plan, micro_batch_shape, r
 from finetune.tokens.examples import PairExample, TokenizedExample
 from gladstone.commands.progress import Silent
 from gladstone.errors import ConfigError, UnsupportedError
-from gladstone.models.base_model import EMBEDDED, resolve_base
+from gladstone.models.base_model import resolve_base
+from gladstone.models.embedded_model import EMBEDDED
 from gladstone.models.tokenizer import load_tokenizer
 from tests.families import write_family
 from tests.tiny_models import write_model, write_rows_file

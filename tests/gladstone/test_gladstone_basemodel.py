@@ -12,16 +12,8 @@ from gladstone.commands.progress import Silent
 from gladstone.errors import ArtifactError, ConfigError, DataError, UnsupportedError
 from gladstone.gguf.header import read_header
 from gladstone.llamacpp.model import Model
-from gladstone.models.base_model import (
-    EMBEDDED,
-    Base,
-    check_weights,
-    embedded_folder,
-    embedded_gguf,
-    fingerprint,
-    resolve_base,
-    write_bpe_tokenizer,
-)
+from gladstone.models.base_model import Base, check_weights, fingerprint, resolve_base
+from gladstone.models.embedded_model import EMBEDDED, embedded_folder, embedded_gguf, write_bpe_tokenizer
 from gladstone.models.tokenizer import FolderTokenizer, load_tokenizer
 
 HARD_TEXTS = [

@@ -8,7 +8,8 @@ from gladstone.artifacts import Manifest, record_file, write_manifest
 from gladstone.commands.progress import Silent
 from gladstone.errors import ConfigError
 from gladstone.gguf.trainable_base import gguf_repository_error, source_hub_id
-from gladstone.models.base_model import EMBEDDED, find_local_base, resolve_base
+from gladstone.models.base_model import find_local_base, resolve_base
+from gladstone.models.embedded_model import EMBEDDED
 from tests.faults.tiny_ggufs import tiny_bpe
 from tests.gladstone.gguf_files import STRING
 from tests.gladstone.wrong_files import with_keys, written
