@@ -79,8 +79,7 @@ class Context:
         # an encoder takes its input in one batch, since every token attends to every other
         whole = context_tokens if model.has_encoder or pooling is not None else BATCH_TOKENS
         params.n_batch = params.n_ubatch = min(batch_tokens or whole, context_tokens)
-        params.n_seq_max = sequences
-        params.n_outputs_max = outputs or 0
+        params.n_seq_max, params.n_outputs_max = sequences, outputs or 0
         params.kv_unified = sequences > 1  # llama.cpp aborts when part of a separate cache is copied
         params.n_threads = threads or core_count()
         params.n_threads_batch = prefill_threads or threads or core_count()
@@ -108,8 +107,7 @@ class Context:
         )
         self._divides = flash_attention is not False and cache_type in ("f16", "f32")
         self._cells = 0  # upper bound of the cells in use
-        # the library's function, but it returns an integer: creating a pointer object for each token is slow
-        self._outputs_at = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", self._lib._lib))
+        self._outputs_at = _logits_address(self._lib)
         self._rows_at: int | None = None
         self._rows = np.zeros((0, model.vocab_size), np.float32)  # view (N, V) of llama.cpp's outputs
 
@@ -368,6 +366,11 @@ class _Batch:
 
 def _field_type(structure: Any, name: str) -> Any:
     return next(kind for field, kind in structure._fields_ if field == name)
+
+
+def _logits_address(lib: Any) -> Any:
+    """llama_get_logits with an integer as its result: creating a pointer object for each token is slow."""
+    return ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("llama_get_logits", lib._lib))
 
 
 def _strlen() -> Any:
