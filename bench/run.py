@@ -36,7 +36,7 @@ from gladstone.artifacts import (
 )
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, ConfigError
-from gladstone.machine.host import core_count, processor_name
+from gladstone.machine.host import core_count, cpu_name
 from gladstone.machine.packages import installed_versions
 
 PACKAGES = ("llama-cpp-python", "numpy", "rouge-score", "sacrebleu", "evaluate")
@@ -216,7 +216,7 @@ def _provenance(config: BenchConfig) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "data_sha256": sha256_file(config.data),
-        "processor": processor_name(),
+        "processor": cpu_name(),
         "cores": core_count(),
         "versions": installed_versions(*PACKAGES),
     }

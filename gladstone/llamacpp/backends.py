@@ -16,7 +16,7 @@ from typing import Any
 
 from gladstone.artifacts import sha256_file
 from gladstone.errors import GladstoneError, UnsupportedError
-from gladstone.machine.host import cache_dir, processor_flags, processor_name
+from gladstone.machine.host import cache_dir, cpu_flags, cpu_name
 from gladstone.machine.measurement_cache import read_measurements, store_measurement
 from gladstone.machine.packages import llamacpp_folder
 from gladstone.process.child import ChildOptions, exit_name, start_child
@@ -184,9 +184,9 @@ def with_ggml_functions(module: Any) -> Any:
 
 def _cached_choice(files: Sequence[Path]) -> Path:
     """The cached choice for this CPU and these files; probes if there is none."""
-    flags = processor_flags()
+    flags = cpu_flags()
     store = cache_dir() / "backends.json"
-    marks = [processor_name(), *sorted(flags), *map(fingerprint, files)]
+    marks = [cpu_name(), *sorted(flags), *map(fingerprint, files)]
     key = hashlib.sha256("\n".join(marks).encode()).hexdigest()
     named = read_measurements(store).get(key)
     chosen = next((path for path in files if isinstance(named, dict) and path.name == named.get("backend")), None)

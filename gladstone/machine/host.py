@@ -67,18 +67,18 @@ def _physical_by_psutil(allowed: int) -> int:
     return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 
-def processor_name() -> str:
+def cpu_name() -> str:
     """The CPU's name as the operating system reports it."""
-    name = _in_cpuinfo(ROOT, "model name")
+    name = _read_cpuinfo(ROOT, "model name")
     return name or platform.processor() or platform.machine()  # outside Linux: platform reports a coarser name
 
 
-def processor_flags(root: Path = ROOT) -> frozenset[str]:
+def cpu_flags(root: Path = ROOT) -> frozenset[str]:
     """Instruction sets that the CPU has and the system allows, by Linux's names; empty on other systems."""
-    return frozenset((_in_cpuinfo(root, "flags") or _in_cpuinfo(root, "Features") or "").split())
+    return frozenset((_read_cpuinfo(root, "flags") or _read_cpuinfo(root, "Features") or "").split())
 
 
-def _in_cpuinfo(root: Path, key: str) -> str | None:
+def _read_cpuinfo(root: Path, key: str) -> str | None:
     try:
         lines = (root / "proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -97,7 +97,7 @@ def available_memory_bytes() -> int:
 
 def mapped_file_bytes() -> int:
     """Resident bytes of mapped files in this process, such as a model's; 0 where the system does not report them."""
-    return _in_status(Path("/proc/self/status"), "RssFile") or 0
+    return _read_status(Path("/proc/self/status"), "RssFile") or 0
 
 
 def peak_memory_bytes() -> int:
@@ -107,7 +107,7 @@ def peak_memory_bytes() -> int:
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     # on Linux getrusage reports the parent's peak to a child if that was higher
-    own = _in_status(Path("/proc/self/status"), "VmHWM")
+    own = _read_status(Path("/proc/self/status"), "VmHWM")
     if own is not None:
         return own
     import resource
@@ -116,7 +116,7 @@ def peak_memory_bytes() -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def _in_status(status: Path, key: str) -> int | None:
+def _read_status(status: Path, key: str) -> int | None:
     try:
         lines = status.read_text(encoding="utf-8").splitlines()
     except OSError:

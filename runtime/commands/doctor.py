@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gladstone.errors import UnsupportedError
-from gladstone.machine.host import available_memory_bytes, processor_flags, processor_name, read_cores, readable_bytes
+from gladstone.machine.host import available_memory_bytes, cpu_flags, cpu_name, read_cores, readable_bytes
 from gladstone.machine.huge_pages import has_huge_pages
 from gladstone.machine.packages import installed_versions, require_packages
 from gladstone.process.child import ChildOptions, exit_name, start_child
@@ -93,8 +93,8 @@ def read_facts() -> Facts:
     folder = llamacpp_folder()
     files = backend_files(folder) if folder else ()
     return Facts(
-        processor=processor_name(),
-        flags=processor_flags(),
+        processor=cpu_name(),
+        flags=cpu_flags(),
         cores=read_cores(),
         version=installed_versions("llama-cpp-python").get("llama-cpp-python", "0"),
         used=frozenset(),

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from gladstone.gguf.header import GgufInfo
-from gladstone.machine.host import Cores, cache_dir, processor_name, read_cores
+from gladstone.machine.host import Cores, cache_dir, cpu_name, read_cores
 from gladstone.machine.measurement_cache import read_measurements, store_measurement
 from gladstone.machine.other_work import NOTICEABLE, OtherWork
 
@@ -154,7 +154,7 @@ def _measure(
 def threads_key(model: GgufInfo, backend: str, cores: Cores) -> str:
     """The key of a measurement: processor, CPUs that may be used, shape of the model, back end."""
     shape = f"{model.architecture} {model.parameters} {model.quantisation}"
-    return f"{processor_name()} | {cores.allowed} of {cores.logical}, quota {cores.quota} | {shape} | {backend}"
+    return f"{cpu_name()} | {cores.allowed} of {cores.logical}, quota {cores.quota} | {shape} | {backend}"
 
 
 def recall(store: Path, key: str, clock: Callable[[], float] = time.time) -> Threads | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gladstone.errors import ArtifactError
-from gladstone.machine.host import processor_name, readable_bytes
+from gladstone.machine.host import cpu_name, readable_bytes
 from gladstone.process.child import ChildOptions, exit_name, start_child
 from gladstone.report.terminal import one_line
 from runtime.trust.checked_files import Stamp, is_remembered, remember
@@ -79,7 +79,7 @@ def check_loadable(path: Path, *, timeout_s: float | None = None, vocab_only: bo
 
 def _kind(*, vocab_only: bool) -> str:
     """What was found out, by which software, on which processor."""
-    return f"tried {TRIAL} {vocab_only} {metadata.version('llama-cpp-python')} {processor_name()}"
+    return f"tried {TRIAL} {vocab_only} {metadata.version('llama-cpp-python')} {cpu_name()}"
 
 
 def _run(job: _Job) -> None:

@@ -226,9 +226,9 @@ def test_the_choice_is_remembered_until_a_file_or_the_memory_changes(
 def memory_key(files: tuple[Path, ...]) -> str:
     import hashlib
 
-    from gladstone.machine.host import processor_flags, processor_name
+    from gladstone.machine.host import cpu_flags, cpu_name
 
-    marks = [processor_name(), *sorted(processor_flags()), *map(fingerprint, files)]
+    marks = [cpu_name(), *sorted(cpu_flags()), *map(fingerprint, files)]
     return hashlib.sha256("\n".join(marks).encode()).hexdigest()
 
 

@@ -17,10 +17,10 @@ from gladstone.machine.host import (
     cache_dir,
     check_disk,
     core_count,
+    cpu_flags,
+    cpu_name,
     mapped_file_bytes,
     peak_memory_bytes,
-    processor_flags,
-    processor_name,
     read_cores,
     readable_bytes,
 )
@@ -122,9 +122,9 @@ def test_threads_of_one_core_are_counted_as_one_physical_core(tmp_path: Path) ->
 def test_flags_of_the_processor_are_read_for_both_families(tmp_path: Path) -> None:
     intel = files(tmp_path / "x86", {"proc/cpuinfo": "processor\t: 0\nmodel name\t: X\nflags\t\t: fpu avx2 amx_int8\n"})
     arm = files(tmp_path / "arm", {"proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd i8mm\n"})
-    assert processor_flags(intel) == {"fpu", "avx2", "amx_int8"}
-    assert processor_flags(arm) == {"fp", "asimd", "i8mm"}
-    assert processor_flags(tmp_path / "none") == set()
+    assert cpu_flags(intel) == {"fpu", "avx2", "amx_int8"}
+    assert cpu_flags(arm) == {"fp", "asimd", "i8mm"}
+    assert cpu_flags(tmp_path / "none") == set()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
@@ -138,7 +138,7 @@ def test_pages_of_mapped_files_are_counted(tmp_path: Path) -> None:
 
 
 def test_facts_about_the_machine_are_plausible() -> None:
-    assert processor_name().strip()
+    assert cpu_name().strip()
     assert 0 < available_memory_bytes() <= psutil.virtual_memory().total
     resident = psutil.Process().memory_info().rss
     assert resident * 0.5 < peak_memory_bytes() < psutil.virtual_memory().total
