@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finetune.config.data import DataSection
-from finetune.data.duplicates.duplicates import Duplicates, row_text
-from finetune.data.duplicates.grams import gram_hashes
+from finetune.data.duplicates.content_keys import content_key, message_text
+from finetune.data.duplicates.duplicates import Duplicates
+from finetune.data.duplicates.grams import CommonText
 from finetune.data.prepare import prepare
 from gladstone.chat.messages import Conversation, Message
 from gladstone.commands.progress import Lines
@@ -96,9 +97,12 @@ def datasketch(rows: list[Conversation]) -> int:
 
     lsh = MinHashLSH(threshold=SIMILARITY, num_perm=128)
     found = 0
+    common = CommonText()  # counts nothing: no text is common
     for number, row in enumerate(rows):
         sketch = MinHash(num_perm=128)
-        sketch.update_batch([int(gram).to_bytes(8, "little") for gram in set(gram_hashes(row_text(row)).tolist())])
+        turns = [content_key(message_text(message)) for message in row.messages]
+        grams = {int(gram) for gram in common.grams([turns])[0]}
+        sketch.update_batch([gram.to_bytes(8, "little") for gram in grams])
         found += bool(lsh.query(sketch))
         lsh.insert(str(number), sketch)
     return found

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from finetune.config.data import Source
 from finetune.data.duplicates.compare_rows import say_the_same
+from finetune.data.duplicates.content_keys import content_key
 from finetune.data.duplicates.duplicates import Duplicates, batches
-from finetune.data.duplicates.grams import Sketcher, gram_hashes, jaccard
+from finetune.data.duplicates.grams import CommonText, Hashes, Sketcher, jaccard
 from finetune.data.duplicates.groups import Groups, rows_by_key
 from finetune.data.sources import source_file
 from gladstone.chat.messages import Conversation, Message
@@ -123,6 +124,10 @@ def test_a_copy_of_groups_is_its_own() -> None:
     copy = groups.copy()
     copy.merge(0, 2)
     assert (groups.root(2), copy.root(2)) == (2, 0)
+
+
+def gram_hashes(text: str) -> Hashes:
+    return CommonText().grams([[content_key(text)]])[0]
 
 
 @given(st.text(max_size=60))

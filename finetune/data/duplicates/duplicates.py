@@ -32,11 +32,6 @@ CACHED_ROWS = 4096
 T = TypeVar("T")
 
 
-def row_text(conversation: Conversation) -> str:
-    """Return all text of a row, reasoning included."""
-    return "\n".join(filter(None, map(message_text, conversation.messages)))
-
-
 def question_key(conversation: Conversation) -> str:
     """Return the key that rows with the same question share: the words before the answer, or of a plain text."""
     asked = " ".join(message_text(message) for message in conversation.prompt)

@@ -10,8 +10,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data.duplicates.content_keys import content_key
-
 GRAM, RUN = 5, 12  # characters: of the grams compared, and of the runs counted to find common text
 MANY_ROWS, MANY_SHARE = 5, 0.02  # text in at least this many rows, and this share of them, is common
 COUNTERS = 1 << 22
@@ -120,12 +118,6 @@ class CommonText:
         """Return the grams of the varying text of each row; at least one per row."""
         characters = Characters(rows)
         return characters.grams(self.varying(characters))
-
-
-def gram_hashes(text: str) -> Hashes:
-    """Return the grams of one text, common or not; at least one."""
-    codes = np.frombuffer(content_key(text).ljust(GRAM).encode("utf-32-le"), dtype="<u4").astype(np.uint64)
-    return hash_windows(codes, GRAM)
 
 
 def jaccard(one: Hashes, other: Hashes) -> float:

@@ -1,4 +1,4 @@
-"""Words for the same in plain and clinical English, a group a line; NAMES are of bodies, people and illnesses."""
+"""Synonyms in plain and clinical English, one group per line; NAMES are of the body, people and illnesses."""
 
 GENERAL = """
 symptom sign manifestation indication
