@@ -15,7 +15,7 @@ from finetune.estimate.estimate import estimate_tokenized
 from finetune.model import trainable as training
 from finetune.model.distributed import DistributedContext, init_distributed
 from finetune.monitor.plots import PLOTS
-from finetune.monitor.trackers import Reporter, check_trackers
+from finetune.monitor.trackers import TrackerCallback, check_trackers
 from finetune.tokens.clock import note, time_of
 from finetune.train import checkpoint as checkpoints
 from finetune.train.inputs import Inputs, differences, read_inputs, reader_of, write_inputs
@@ -97,12 +97,14 @@ def _lead(
         write_inputs(inputs)
         context.barrier()  # the other processes read these files
         config = inputs.recipe.model_dump(mode="json")
-        with Reporter(recipe.training.report_to, recipe.name, out, config, resume=checkpoint is not None) as reporter:
+        with TrackerCallback(
+            recipe.training.report_to, recipe.name, out, config, resume=checkpoint is not None
+        ) as tracker:
             on_loaded, time_left = _opening(inputs, options, progress)
-            call_options = replace(options, callbacks=(*options.callbacks, time_left, reporter), on_loaded=on_loaded)
+            call_options = replace(options, callbacks=(*options.callbacks, time_left, tracker), on_loaded=on_loaded)
             outcome = Session(inputs, progress, call_options, out / checkpoints.FOLDER, context).run(checkpoint)
             if outcome.loss_after is not None:
-                reporter.on_measured(outcome.result.notes["held_out_loss_before"], outcome.loss_after)
+                tracker.log_held_out(outcome.result.notes["held_out_loss_before"], outcome.loss_after)
     return _finish(inputs, outcome) if not outcome.result.reason else _result(inputs, outcome)
 
 

@@ -37,17 +37,17 @@ class LiveView(Lines, Callback):
     """Progress and, while it is told of steps, the course of the training; pass it to a run as both."""
 
     def __init__(self, stream: Any, memory: Callable[[], str] | None = None) -> None:
-        super().__init__(cast("Any", _Lasting(stream)))
-        self._console = _OwnConsole(file=cast("IO[str]", self._stream), force_terminal=True, highlight=False)
+        super().__init__(cast("Any", _UnbreakableStream(stream)))
+        self._console = _TerminalConsole(file=cast("IO[str]", self._stream), force_terminal=True, highlight=False)
         self._memory = memory or memory_in_use
         self._view: Live | None = None
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()
         self._total, self._made, self._first_s, self._last_s = 0, 0, 0.0, 0.0
         self._last: StepStats | None = None
         self._losses: list[float] = []
         self._steps: list[int] = []
         self._recent: list[StepStats] = []
-        self._judged: tuple[int, float] | None = None
+        self._validation: tuple[int, float] | None = None
         self._best: tuple[int, float] | None = None
         self._sample: tuple[int, str, str] | None = None
 
@@ -80,15 +80,15 @@ class LiveView(Lines, Callback):
 
     def on_train_begin(self, history: History, total: int) -> None:
         """What an earlier call of the run has told."""
-        with self._guard:
+        with self._lock:
             self._total, self._best = total, history.best
-            self._judged = history.validation[-1] if history.validation else None
+            self._validation = history.validation[-1] if history.validation else None
             self._steps = [stats.step for stats in history.steps]
             self._losses = [stats.loss_nats_per_token for stats in history.steps]
 
     def on_step_end(self, stats: StepStats, total: int) -> None:
         """A step was made."""
-        with self._guard:
+        with self._lock:
             if self._last is None:
                 self._first_s = time.monotonic() - stats.step_s
             self._last_s = time.monotonic()
@@ -99,19 +99,19 @@ class LiveView(Lines, Callback):
 
     def on_validation_end(self, step: int, loss: float) -> None:
         """The validation loss was measured."""
-        with self._guard:
-            self._judged = (step, loss)
+        with self._lock:
+            self._validation = (step, loss)
             if self._best is None or loss < self._best[1]:
-                self._best = self._judged
+                self._best = self._validation
 
     def on_sample(self, step: int, prompt: str, text: str) -> None:
         """The model answered a prompt."""
-        with self._guard:
+        with self._lock:
             self._sample = (step, one_line(prompt), one_line(text))
 
     def render(self) -> RenderableType:
         """What stands on the terminal: one line, or while training the whole view."""
-        with self._guard:
+        with self._lock:
             if self._last is None:
                 return Text(visible(self._present()), no_wrap=True, overflow="ellipsis")
             return Group(*self._lines(self._last))
@@ -123,8 +123,8 @@ class LiveView(Lines, Callback):
             _bar(last.step / max(self._total, 1), min(size.columns, WIDEST)),
             self._loss_line(last, min(size.columns, WIDEST)),
         ]
-        if self._judged is not None and self._best is not None:
-            lines.append(_validation_line(self._judged, self._best))
+        if self._validation is not None and self._best is not None:
+            lines.append(_validation_line(self._validation, self._best))
         lines.append(Text(f"{self._tokens_per_s():,.0f} tokens/s  {self._memory()}"))
         if self._sample is not None:
             lines += _sample_lines(self._sample, self._console, size.columns)
@@ -155,9 +155,9 @@ def _bar(share: float, width: int) -> Text:
     return Text("━" * done, "green", no_wrap=True).append("─" * (width - done), "dim")
 
 
-def _validation_line(judged: tuple[int, float], best: tuple[int, float]) -> Text:
-    text = Text(f"validation {judged[1]:.3f} at step {judged[0]:,}")
-    if judged == best:
+def _validation_line(validation: tuple[int, float], best: tuple[int, float]) -> Text:
+    text = Text(f"validation {validation[1]:.3f} at step {validation[0]:,}")
+    if validation == best:
         text.append("  ★ best", "green")
     else:
         text.append(f"  best ★ {best[1]:.3f} at step {best[0]:,}", "yellow")
@@ -207,7 +207,7 @@ def memory_in_use() -> str:
     return told
 
 
-class _OwnConsole(Console):
+class _TerminalConsole(Console):
     """Measures the terminal that it writes to, where rich asks the standard streams; leaves the cursor alone."""
 
     @property
@@ -223,7 +223,7 @@ class _OwnConsole(Console):
         return False
 
 
-class _Lasting:
+class _UnbreakableStream:
     """A stream that can go away, as a terminal does whose connection is lost."""
 
     def __init__(self, stream: Any) -> None:

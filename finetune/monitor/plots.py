@@ -145,16 +145,18 @@ def save_figure(figure: "Figure", path: Path) -> None:
         figure.savefig(partial, format="png")
 
 
-def draw_curve(axes: "Axes", steps: Sequence[int], values: Sequence[float], each: str, mean: str) -> None:
+def draw_curve(axes: "Axes", steps: Sequence[int], values: Sequence[float], raw_label: str, mean_label: str) -> None:
     """Values pale, their running mean dark; where there are more values than pixels, the span of their extremes."""
     raw, smooth = thinned(steps, values), thinned(steps, running_mean(values))
     if len(raw) < len(values) and not np.array_equal(raw.low, raw.high):
-        axes.fill_between(raw.steps, raw.low, raw.high, color=PALE, linewidth=0, label=f"{each} (lowest to highest)")
+        axes.fill_between(
+            raw.steps, raw.low, raw.high, color=PALE, linewidth=0, label=f"{raw_label} (lowest to highest)"
+        )
     else:
         colour = PALE if len(steps) > 1 else BLUE
-        axes.plot(raw.steps, raw.values, _style(steps), color=colour, linewidth=1, label=each)
+        axes.plot(raw.steps, raw.values, _style(steps), color=colour, linewidth=1, label=raw_label)
     if len(steps) > 1:
-        axes.plot(smooth.steps, smooth.values, color=BLUE, linewidth=2, label=mean)
+        axes.plot(smooth.steps, smooth.values, color=BLUE, linewidth=2, label=mean_label)
 
 
 def step_axis(axes: "Axes", steps: Sequence[int], *, titled: bool = True) -> None:

@@ -49,7 +49,7 @@ def check_trackers(names: Sequence[Tracker]) -> None:
         )
 
 
-class Reporter(Callback):
+class TrackerCallback(Callback):
     """Watches a training and reports it; open it while the run is under way.
 
     The trackers begin with the first figure. With `resume` the run goes on under the name that it had.
@@ -95,7 +95,7 @@ class Reporter(Callback):
         """Report the scores of sampled answers."""
         self._log({f"samples/{name}": value for name, value in scores.items()}, step)
 
-    def on_measured(self, before: float, after: float) -> None:
+    def log_held_out(self, before: float, after: float) -> None:
         """Report the held-out losses at the end."""
         values = {"held_out/loss_before": before, "held_out/loss_after": after}
         self._log(values | {"held_out/perplexity_after": _perplexity(after)}, self._step)

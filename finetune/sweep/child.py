@@ -1,9 +1,9 @@
-"""A trial in a process of its own: its peak memory is its own, and a crash ends it alone."""
+"""Runs a trial in its own process: peak memory is measured per trial, and a crash ends that trial only."""
 
 from pathlib import Path
 from typing import Any
 
-from finetune.sweep.trial import make_trial
+from finetune.sweep.trial import run_trial
 from gladstone.commands.group import EXIT_INTERRUPTED
 from gladstone.commands.progress import Lines
 from gladstone.process.child import ChildOptions, describe_exit, start_child
@@ -11,9 +11,9 @@ from gladstone.process.child_main import save_and_stop, serve
 
 
 def run_child(folder: Path, number: int) -> str:
-    """Make a trial in a child; returns how the child ended, in words.
+    """Run a trial in a child process and return how the process ended, in words.
 
-    Raises KeyboardInterrupt if the user stopped it, once it is saved.
+    Raises KeyboardInterrupt if the user stopped it, after it has saved a checkpoint.
     """
     options = ChildOptions(inherit_log=True, saves_on_interrupt=True)
     with start_child("finetune.sweep.child", {"folder": str(folder), "number": number}, options) as child:
@@ -24,9 +24,9 @@ def run_child(folder: Path, number: int) -> str:
 
 
 def make(job: dict[str, Any]) -> None:
-    """Make the trial that the job names. Exits with EXIT_INTERRUPTED once it is saved if the user stopped it."""
+    """Run the trial that the job names. If the user stops it, it saves a checkpoint and exits with EXIT_INTERRUPTED."""
     try:
-        make_trial(Path(job["folder"]), job["number"], Lines())
+        run_trial(Path(job["folder"]), job["number"], Lines())
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None
 

@@ -8,7 +8,7 @@ from gladstone.machine.packages import require_packages
 
 
 class SweepCommand(click.Command):
-    """A command whose help ends with the fields of a SWEEP.yaml, in the words that its sections have for them."""
+    """A command whose help ends with the fields of SWEEP.yaml and their descriptions."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from finetune.config.field_help import field_help
@@ -27,30 +27,32 @@ class SweepCommand(click.Command):
     is_flag=False,
     flag_value="local",
     metavar="[ADDRESS]",
-    help="Spread the trials over a Ray cluster, whose machines share the folder: HOST:PORT, 'auto' for one that runs "
-    "here, or, at the end of the line, nothing for this machine's own processors.",
+    help="Distribute the trials over a Ray cluster whose machines share the folder: HOST:PORT, or 'auto' for a cluster "
+    "that runs on this machine. Without ADDRESS, at the end of the line: use the processors of this machine.",
 )
-@click.option("--cpus", type=click.FloatRange(min=0, min_open=True), help="With --ray: of each trial.  [default: 1]")
 @click.option(
-    "--gpus", type=click.FloatRange(min=0), help="With --ray: of each trial.  [default: 1 where there are any]"
+    "--cpus", type=click.FloatRange(min=0, min_open=True), help="With --ray: processors per trial.  [default: 1]"
+)
+@click.option(
+    "--gpus", type=click.FloatRange(min=0), help="With --ray: GPUs per trial.  [default: 1 if the cluster has any]"
 )
 def sweep(sweep_file: Path, out: Path | None, address: str | None, cpus: float | None, gpus: float | None) -> None:
-    """Try settings of a recipe in many runs, and compare them in a table.
+    """Train a recipe with many combinations of settings and compare the runs in a table.
 
-    The same command again finishes a sweep that was stopped or killed.
+    Repeat the command to continue a sweep that was stopped or killed.
     """
     if address is None and (cpus is not None or gpus is not None):
-        raise click.UsageError("--cpus and --gpus are of the trials of --ray, which is not given.")
+        raise click.UsageError("--cpus and --gpus need --ray.")
     from finetune.sweep.ray_trials import Cluster, check_address
 
     if address is not None:
         check_address(address)
         require_packages("finetune sweep --ray", "ray", ["ray"])
     require_packages("finetune sweep", "finetune", ["torch", "peft", "optuna"])
-    from finetune.sweep.run import Place, run_sweep
+    from finetune.sweep.run import run_sweep
     from finetune.sweep.table import ending
 
     cluster = Cluster(address, cpus or 1, gpus) if address is not None else None
     folder = out or Path("sweeps") / sweep_file.stem
-    table = run_sweep(sweep_file, Place(folder, cluster), lambda line: click.echo(line, err=True))
+    table = run_sweep(sweep_file, folder, lambda line: click.echo(line, err=True), cluster)
     click.echo(ending(table, folder))

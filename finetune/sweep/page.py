@@ -1,4 +1,4 @@
-"""The experiments table as one self-contained page. Every text passes Jinja's autoescape."""
+"""The table of trials as one self-contained HTML page. Jinja's autoescape escapes every text."""
 
 from finetune.sweep.plots import curves_plot, field_plots, losses_plot
 from finetune.sweep.results import Table
@@ -7,13 +7,13 @@ from gladstone.report.html import render_template
 
 
 def render_page(table: Table) -> str:
-    """HTML with its styles and plots inside; its content policy forbids every request."""
+    """HTML with inline styles and plots; its content security policy forbids every request."""
     from markupsafe import Markup
 
     settings = ", ".join(["number", *short_names(table.fields)])
     plots = [
-        (f"Lowest validation loss of each trial: {settings}. Less is better.", losses_plot(table)),
-        ("Validation loss while training; the numbers are the trials'.", curves_plot(table)),
+        (f"Lowest validation loss of each trial: {settings}. Lower is better.", losses_plot(table)),
+        ("Validation loss during training, labelled with the numbers of the trials.", curves_plot(table)),
     ]
     return render_template(
         "finetune",

@@ -34,11 +34,11 @@ LOG_RATIO = 20  # of the highest to the lowest value, from which a logarithmic a
 
 
 def losses_plot(table: Table) -> str:
-    """The lowest validation loss of each trial, the best one in the colour of the page."""
-    rows = [row for row in table.rows if row.figures.validation_loss is not None]
+    """The lowest validation loss of each trial, with the best trial highlighted."""
+    rows = [row for row in table.rows if row.metrics.validation_loss is not None]
     if not rows:
         return ""
-    strips, losses = [], [row.figures.validation_loss or 0.0 for row in rows]
+    strips, losses = [], [row.metrics.validation_loss or 0.0 for row in rows]
     for row, loss in zip(rows, losses, strict=True):
         label = " · ".join([str(row.number), *map(setting_text, row.settings.values())])
         strips.append(Strip(shorten_label(label, LABEL_CHARACTERS), [Mark(loss, f"{loss:.4f}", _paint(table, row))]))
@@ -48,21 +48,21 @@ def losses_plot(table: Table) -> str:
 
 def curves_plot(table: Table) -> str:
     """Validation loss over the optimizer steps."""
-    rows = [row for row in table.rows if row.figures.validation]
+    rows = [row for row in table.rows if row.metrics.validation]
     if not rows:
         return ""
-    steps, losses = zip(*(point for row in rows for point in row.figures.validation), strict=True)
+    steps, losses = zip(*(point for row in rows for point in row.metrics.validation), strict=True)
     across = CURVES_AREA.across(linear_ticks(0, max(steps), whole=True), "optimizer step")
     up = CURVES_AREA.up(linear_ticks(min(losses), max(losses)), LOSS_UNIT)
     best_on_top = sorted(rows, key=lambda row: row is table.best)
-    lines = [Line(row.figures.validation, _paint(table, row), "end") for row in best_on_top]
-    ends = [(*row.figures.validation[-1], row.number) for row in rows]
+    lines = [Line(row.metrics.validation, _paint(table, row), "end") for row in best_on_top]
+    ends = [(*row.metrics.validation[-1], row.number) for row in rows]
     numbers = _numbers([(up.pixel(loss), across.pixel(step), number) for step, loss, number in ends])
     return line_chart("Validation loss while training", CURVES_AREA, (across, up), lines, numbers)
 
 
 def _numbers(ends: list[tuple[float, float, int]]) -> list[str]:
-    """The trials' numbers beside the ends (y, x) of their curves; those at the same step keep their distance."""
+    """The numbers of the trials next to the ends (y, x) of their curves, spaced apart at equal steps."""
     lowest: dict[float, float] = {}
     parts = []
     for y, x, number in sorted(ends):
@@ -72,14 +72,14 @@ def _numbers(ends: list[tuple[float, float, int]]) -> list[str]:
 
 
 def field_plots(table: Table) -> list[tuple[str, str]]:
-    """For each field its name and its values against the lowest validation loss."""
-    rows = [row for row in table.rows if row.figures.validation_loss is not None]
+    """The name of each field, and a plot of the lowest validation loss over its values."""
+    rows = [row for row in table.rows if row.metrics.validation_loss is not None]
     names = zip(table.fields, short_names(table.fields), strict=True)
     return [(title, _field_plot(table, rows, name, title)) for name, title in names if rows]
 
 
 def _field_plot(table: Table, rows: Sequence[Row], name: str, title: str) -> str:
-    losses = [row.figures.validation_loss or 0.0 for row in rows]
+    losses = [row.metrics.validation_loss or 0.0 for row in rows]
     up = FIELD_AREA.up(linear_ticks(min(losses), max(losses), 5))
     marks, pixels = _across([row.settings[name] for row in rows])
     parts = [*FIELD_AREA.levels(up.marks()), *FIELD_AREA.columns(marks)]
@@ -90,7 +90,7 @@ def _field_plot(table: Table, rows: Sequence[Row], name: str, title: str) -> str
 
 
 def _across(values: Sequence[Any]) -> tuple[list[tuple[float, str]], dict[str, float]]:
-    """Ticks with their texts, and the pixel of each value: on a scale if all are numbers, else side by side."""
+    """Ticks with their texts, and the pixel of each value: on a scale if all are numbers, else as categories."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         low, high = min(values), max(values)
         log = low > 0 and high >= LOG_RATIO * low

@@ -1,7 +1,7 @@
-"""Trials on the machines of a Ray cluster, which share the sweep's folder. Names ray.
+"""Runs trials on the machines of a Ray cluster, which share the sweep folder. Names ray.
 
-The study stays the sweep's memory: Ray Tune places trials, sees workers die, and makes their trials again elsewhere,
-where they go on from the checkpoint in their run folder.
+The study holds the state of the sweep. Ray Tune schedules trials, detects dead workers and restarts their trials
+elsewhere, where they continue from the checkpoint in their run folder.
 """
 
 import os
@@ -17,9 +17,9 @@ from finetune.sweep.study import Study
 from gladstone.errors import ConfigError, ToolError
 
 LOCAL = "local"
-SCRATCH = ".ray"  # Ray Tune's own notes; the study is what is kept
+SCRATCH = ".ray"  # the state of Ray Tune, which is not kept: the study holds that of the sweep
 RETRIES = 3
-# read by Ray when it is imported: nothing leaves the machine, and Ctrl-C is ours
+# Ray reads these at import: no telemetry, and Ctrl-C is handled here
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -27,15 +27,15 @@ SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
-Begun = Callable[[int, bool], None]
-Ended = Callable[[int], None]
+OnTrialStart = Callable[[int, bool], None]
+OnTrialEnd = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster by its address ('local': one on this machine), and what of a machine each trial takes.
+    """A cluster by its address ('local': one on this machine), and the resources of a trial.
 
-    `gpus` None: one where the cluster has any, since Ray hides the GPUs from a trial that asks for none.
+    `gpus` None means one if the cluster has any: Ray hides the GPUs from a trial that requests none.
     """
 
     address: str = LOCAL
@@ -44,32 +44,32 @@ class Cluster:
 
 
 def check_address(address: str) -> None:
-    """Raises ConfigError for what is no address of a cluster."""
+    """Raises ConfigError for an invalid cluster address."""
     if address not in (LOCAL, "auto") and not re.fullmatch(r"[\w.-]+:\d+", address):
         raise ConfigError(
-            f"--ray {address!r}: expected HOST:PORT of a cluster's head, 'auto' for the one that `ray start` began on "
-            "this machine, or --ray alone, at the end, for one that lives as long as the command."
+            f"--ray {address!r}: expected HOST:PORT of the head node, 'auto' for a cluster that `ray start` started on "
+            "this machine, or --ray alone at the end of the line for a temporary local cluster."
         )
 
 
-def make_on_ray(folder: Path, study: Study, cluster: Cluster, begun: Begun, ended: Ended) -> None:
-    """Make all trials that are left. Raises ToolError if the cluster cannot be reached or has no room for a trial."""
-    with _connected(cluster) as takes:
+def run_on_ray(folder: Path, study: Study, cluster: Cluster, begun: OnTrialStart, ended: OnTrialEnd) -> None:
+    """Run all remaining trials. Raises ToolError if the cluster is unreachable or too small for a trial."""
+    with _connect(cluster) as resources:
         from ray import tune
 
         report = _callback(study, begun, ended)
         here = str(Path.cwd())
 
         def make(config: dict[str, Any]) -> None:
-            from finetune.sweep.trial import make_trial
+            from finetune.sweep.trial import run_trial
             from gladstone.commands.progress import Silent
 
-            os.chdir(here)  # a recipe's paths are as the user wrote them
-            make_trial(folder, config["trial"], Silent())
+            os.chdir(here)  # paths in a recipe are relative to the directory of the command
+            run_trial(folder, config["trial"], Silent())
             tune.report({"trial": config["trial"]})
 
         tuner = tune.Tuner(
-            tune.with_resources(make, takes),
+            tune.with_resources(make, resources),
             tune_config=tune.TuneConfig(search_alg=_searcher(study), num_samples=-1, metric="trial", mode="min"),
             run_config=tune.RunConfig(
                 name=SCRATCH,
@@ -79,14 +79,14 @@ def make_on_ray(folder: Path, study: Study, cluster: Cluster, begun: Begun, ende
                 verbose=0,
             ),
         )
-        shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of a sweep that was killed
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # left over from a killed sweep
         tuner.fit()
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)
 
 
 @contextmanager
-def _connected(cluster: Cluster) -> Iterator[dict[str, float]]:
-    """What each trial takes, while the cluster is held."""
+def _connect(cluster: Cluster) -> Iterator[dict[str, float]]:
+    """Connect to the cluster and yield the resources of a trial."""
     os.environ |= SETTINGS
     import ray
 
@@ -98,32 +98,32 @@ def _connected(cluster: Cluster) -> Iterator[dict[str, float]]:
             logging_level="error",
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ToolError(f"--ray {cluster.address}: no cluster there: {error}") from error
+        raise ToolError(f"--ray {cluster.address}: cannot connect to a cluster: {error}") from error
     try:
         whole = ray.cluster_resources()
         gpus = min(1, whole.get("GPU", 0)) if cluster.gpus is None else cluster.gpus
-        takes = {"CPU": cluster.cpus, "GPU": gpus}
-        _check_room(cluster, takes, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        yield takes
+        resources = {"CPU": cluster.cpus, "GPU": gpus}
+        _check_capacity(cluster, resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        yield resources
     finally:
         ray.shutdown()
 
 
-def _check_room(cluster: Cluster, takes: dict[str, float], machines: list[dict[str, float]]) -> None:
-    """Ray would wait for ever for a machine that is large enough."""
-    if not any(all(machine.get(kind, 0) >= count for kind, count in takes.items()) for machine in machines):
-        rooms = "; ".join(f"{each.get('CPU', 0):g} and {each.get('GPU', 0):g}" for each in machines)
+def _check_capacity(cluster: Cluster, resources: dict[str, float], machines: list[dict[str, float]]) -> None:
+    """Raise ToolError if no machine is large enough, for which Ray would wait forever."""
+    if not any(all(machine.get(kind, 0) >= count for kind, count in resources.items()) for machine in machines):
+        capacities = "; ".join(f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in machines)
         raise ToolError(
-            f"--ray {cluster.address}: no machine has the {takes['CPU']:g} processors and {takes['GPU']:g} GPUs that a "
-            f"trial takes; they have {rooms}. Change --cpus or --gpus."
+            f"--ray {cluster.address}: a trial needs {resources['CPU']:g} processors and {resources['GPU']:g} GPUs, "
+            f"and no machine has them; the machines have {capacities}. Change --cpus or --gpus."
         )
 
 
 def _searcher(study: Study) -> Any:
-    """Ray Tune asks it for each trial's settings when there is room; the study answers."""
+    """The searcher that Ray Tune asks for the next trial, which comes from the study."""
     from ray.tune.search import Searcher
 
-    class Claims(Searcher):  # type: ignore[misc]  # ray is no package of the checks
+    class Claims(Searcher):  # type: ignore[misc]  # ray is not installed where types are checked
         def __init__(self) -> None:
             super().__init__(metric="trial", mode="min")
             self._taken: dict[str, int] = {}
@@ -133,27 +133,27 @@ def _searcher(study: Study) -> Any:
             if claim is None:
                 return Searcher.FINISHED
             self._taken[trial_id] = claim.number
-            return {"trial": claim.number, "begun": claim.begun}
+            return {"trial": claim.number, "resumed": claim.resumed}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             self._taken.pop(trial_id, None)
 
         def save(self, checkpoint_path: str) -> None:
-            """The study keeps itself."""
+            """Nothing to do: the study is stored in its journal."""
 
         def restore(self, checkpoint_path: str) -> None:
-            """The study keeps itself."""
+            """Nothing to do: the study is stored in its journal."""
 
     return Claims()
 
 
-def _callback(study: Study, begun: Begun, ended: Ended) -> Any:
-    """Ray Tune's events, told by the trials' own numbers."""
+def _callback(study: Study, begun: OnTrialStart, ended: OnTrialEnd) -> Any:
+    """The callback that passes Ray Tune's events on with the trial numbers of the study."""
     from ray import tune
 
-    class Report(tune.Callback):  # type: ignore[misc]  # ray is no package of the checks
+    class Report(tune.Callback):  # type: ignore[misc]  # ray is not installed where types are checked
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            begun(trial.config["trial"], trial.config["begun"] or trial.num_failures > 0)
+            begun(trial.config["trial"], trial.config["resumed"] or trial.num_failures > 0)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             ended(trial.config["trial"])
@@ -161,14 +161,14 @@ def _callback(study: Study, begun: Begun, ended: Ended) -> Any:
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             number = trial.config["trial"]
             if study.state(number) == "RUNNING":
-                study.fail(number, f"its worker failed {RETRIES + 1} times, the last time with: {_last_line(trial)}")
+                study.fail(number, f"its worker failed {RETRIES + 1} times, most recently with: {_last_line(trial)}")
             ended(number)
 
     return Report()
 
 
 def _last_line(trial: Any) -> str:
-    """The end of a Ray trial's traceback."""
+    """The last line of a Ray trial's traceback."""
     path = Path(trial.error_file or "")
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "no message")

@@ -1,4 +1,4 @@
-"""What the trials' run folders say, side by side."""
+"""Reads the run folders of the trials into a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -7,21 +7,23 @@ from pathlib import Path
 from finetune.monitor.metrics_log import History, StepStats, read_history
 from finetune.sweep.search_space import Plan, Settings
 from finetune.sweep.storage import trial_folder
-from finetune.sweep.study import PEAK, REASON, SAME_AS, Study
+from finetune.sweep.study import PEAK_MEMORY, REASON, SAME_AS, Study
 from finetune.train.checkpoint import FOLDER as CHECKPOINTS
 from finetune.train.verdict import serious
 from gladstone import run_folder
 from gladstone.artifacts import is_finished, read_manifest
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "under way"}
-LAST_SHARE = 10  # the final training loss is over the last tenth of the steps: that of a single step is noise
+FINAL_FRACTION = (
+    10  # the final training loss is the mean over the last tenth of the steps, since that of one step is noisy
+)
 
 Curve = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What was measured of a trial; None where it was not. Losses in nats per target token."""
+class TrialMetrics:
+    """The metrics of a trial; None if not measured. Losses are in nats per target token."""
 
     training_loss: float | None = None
     validation: Curve = ()
@@ -31,29 +33,29 @@ class Figures:
     peak_memory_bytes: int | None = None
     tokens_per_s: float | None = None
     steps: int = 0
-    warnings: tuple[str, ...] = ()  # what went wrong in a run that is finished
+    warnings: tuple[str, ...] = ()  # serious warnings of a finished run
 
     @property
     def validation_loss(self) -> float | None:
-        """The lowest one."""
+        """The lowest validation loss."""
         return min((loss for _, loss in self.validation), default=None)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A trial: its number from 1, its settings, what became of it and why, its run folder within the sweep's."""
+    """A trial: its number from 1, its settings, its state and the reason for it, its run folder in the sweep folder."""
 
     number: int
     settings: Settings
     state: str
     reason: str
     folder: Path
-    figures: Figures
+    metrics: TrialMetrics
 
 
 @dataclass(frozen=True)
 class Table:
-    """All trials that were begun, of how many; `best` is the finished one with the lowest validation loss."""
+    """The trials started so far, out of `total`; `best` is the finished one with the lowest validation loss."""
 
     name: str
     fields: tuple[str, ...]
@@ -63,18 +65,18 @@ class Table:
 
     @property
     def best(self) -> Row | None:
-        """The earliest of equals; None while none is finished."""
-        finished = [row for row in self.rows if row.state == "finished" and row.figures.validation_loss is not None]
-        return min(finished, key=lambda row: row.figures.validation_loss or 0.0, default=None)
+        """The best trial, the first of equals; None if none is finished."""
+        finished = [row for row in self.rows if row.state == "finished" and row.metrics.validation_loss is not None]
+        return min(finished, key=lambda row: row.metrics.validation_loss or 0.0, default=None)
 
     @property
     def score_names(self) -> tuple[str, ...]:
-        """Metrics of sampled answers that any trial has."""
-        return tuple(dict.fromkeys(name for row in self.rows for name in row.figures.scores))
+        """The names of all scores of sampled answers."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row.metrics.scores))
 
 
 def read_table(folder: Path, plan: Plan, study: Study) -> Table:
-    """The table as it stands."""
+    """The current table."""
     rows = []
     for trial in study.trials():
         if trial.state.name == "WAITING" or len(trial.params) < len(plan.space):
@@ -84,24 +86,24 @@ def read_table(folder: Path, plan: Plan, study: Study) -> Table:
         out = trial_folder(folder, same or number)
         reason = trial.user_attrs.get(REASON, "")
         if same:
-            reason = f"the settings of trial {same}, which was not made again"
+            reason = f"same settings as trial {same}, which was not run again"
         state = f"same as {same}" if same else STATES[trial.state.name]
         within = out.relative_to(folder)
-        figures = read_figures(out)
-        if figures.peak_memory_bytes is None:
-            figures = replace(figures, peak_memory_bytes=trial.user_attrs.get(PEAK))
-        rows.append(Row(number, plan.settings(trial.params), state, reason, within, figures))
+        metrics = read_trial_metrics(out)
+        if metrics.peak_memory_bytes is None:
+            metrics = replace(metrics, peak_memory_bytes=trial.user_attrs.get(PEAK_MEMORY))
+        rows.append(Row(number, plan.settings(trial.params), state, reason, within, metrics))
     return Table(plan.recipe["name"], tuple(plan.space), tuple(rows), plan.total, tuple(plan.notes))
 
 
-def read_figures(out: Path) -> Figures:
-    """The figures of a run folder, finished or not. Raises ArtifactError if its manifest or a metric is damaged."""
+def read_trial_metrics(out: Path) -> TrialMetrics:
+    """The metrics in a run folder, finished or not. Raises ArtifactError if its manifest or metrics are damaged."""
     paths = (out / run_folder.METRICS, out / CHECKPOINTS / run_folder.METRICS)
     history = next((read_history(path) for path in paths if path.is_file()), History())
     steps = history.steps
     facts = read_manifest(out).facts if is_finished(out) else {}
     spent_s = sum(stats.step_s for stats in steps)
-    return Figures(
+    return TrialMetrics(
         training_loss=_final_loss(steps),
         validation=tuple(history.validation),
         held_out_loss=facts.get("held_out_loss_after"),
@@ -121,6 +123,6 @@ def _numbers(scores: dict[str, float]) -> dict[str, float]:
 
 
 def _final_loss(steps: Sequence[StepStats]) -> float | None:
-    last = steps[-max(1, len(steps) // LAST_SHARE) :]
+    last = steps[-max(1, len(steps) // FINAL_FRACTION) :]
     targets = sum(stats.target_tokens for stats in last)
     return sum(stats.loss_nats_per_token * stats.target_tokens for stats in last) / targets if targets else None

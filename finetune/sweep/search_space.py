@@ -1,4 +1,4 @@
-"""A sweep that was checked as a whole: the recipe, the values to try, and what the user must be told."""
+"""A checked sweep: its recipe, the values to try, and notes for the user."""
 
 import difflib
 import itertools
@@ -18,22 +18,22 @@ from gladstone.config import build_config, read_yaml
 from gladstone.errors import ConfigError, listed
 
 Settings = dict[str, Any]
-NO_VALIDATION = "data.validation=0: a sweep compares its trials by their validation loss; name validation rows."
+NO_VALIDATION = "data.validation=0: a sweep compares its trials by validation loss. Set data.validation."
 OWN_FIELDS = ("name", "description")
-LENGTHS = ("training.epochs", "training.max_steps")
-MAX_GRID = 10_000
-# the validation loss of trials that differ in these is of other rows or of other tokens
-OTHER_ROWS = ("data.", "base.model", "base.chat_template", "base.template_date", "base.max_tokens",
+DURATION_FIELDS = ("training.epochs", "training.max_steps")
+MAX_COMBINATIONS = 10_000
+# trials that differ in these have validation losses on different rows or tokens
+ROW_FIELDS = ("data.", "base.model", "base.chat_template", "base.template_date", "base.max_tokens",
               "base.max_target_tokens", "base.long_rows")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The section and the recipe that it starts from, with its overrides and every default written out."""
+    """The sweep section and its recipe, with overrides applied and all defaults written out."""
 
     section: SweepSection
     recipe: dict[str, Any]
-    told: tuple[str, ...] = field(default=(), compare=False)  # how the recipe's layers came together
+    recipe_notes: tuple[str, ...] = field(default=(), compare=False)  # notes on how the recipe was composed
 
     @cached_property
     def space(self) -> dict[str, Choices | Range]:
@@ -42,32 +42,32 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """How many trials there will be."""
+        """The number of trials."""
         return self.section.trials or combinations(self.space) or 0
 
     @property
     def notes(self) -> list[str]:
-        """What of the recipe the sweep's settings replace, and what makes the trials' losses hard to compare."""
-        return [*self.told, *self._replaced()] + [
-            f"{name} changes the rows or the tokens that the loss is measured on: the losses of trials that differ in "
-            "it do not compare."
+        """Notes on recipe fields that the sweep replaces, and on fields that make losses incomparable."""
+        return [*self.recipe_notes, *self._replaced()] + [
+            f"{name} changes the rows or tokens on which the loss is measured: losses of trials that differ in it are "
+            "not comparable."
             for name in self.space
-            if name.startswith(OTHER_ROWS)
+            if name.startswith(ROW_FIELDS)
         ]
 
     def _replaced(self) -> Iterator[str]:
-        for tried, other in (LENGTHS, LENGTHS[::-1]):
+        for tried, other in (DURATION_FIELDS, DURATION_FIELDS[::-1]):
             value = self.recipe["training"].get(other.partition(".")[2])
             if tried in self.space and value is not None:
-                yield f"{other}={value} of the recipe is not used: {tried} is tried."
+                yield f"{other}={value} of the recipe is ignored, because the sweep varies {tried}."
 
     def grid(self) -> Iterator[dict[str, str]]:
-        """Every combination of the lists, values as JSON, the last field changing fastest."""
+        """Every combination of the lists, values as JSON; the last field changes fastest."""
         lists = [values for values in self.space.values() if not isinstance(values, Range)]
         return (dict(zip(self.space, values, strict=True)) for values in itertools.product(*lists))
 
     def settings(self, parameters: Mapping[str, Any]) -> Settings:
-        """The values of a trial's parameters, in the order of the file."""
+        """The settings of a trial's parameters, in the order of the file."""
         return {
             name: parameters[name] if isinstance(values, Range) else json.loads(parameters[name])
             for name, values in self.space.items()
@@ -78,19 +78,19 @@ class Plan:
         name = self.recipe["name"]
         values = self.recipe | ({"name": f"{name[:56]}-{trial:03d}"} if trial is not None else {})
         changed, _ = with_overrides(values, assignments(settings), "the recipe")
-        recipe = build_config(Recipe, changed, phrase(settings))
+        recipe = build_config(Recipe, changed, describe_settings(settings))
         if not recipe.data.has("validation"):
-            raise ConfigError(f"{phrase(settings)}: {NO_VALIDATION}")
+            raise ConfigError(f"{describe_settings(settings)}: {NO_VALIDATION}")
         return recipe
 
 
-def phrase(settings: Settings) -> str:
-    """The settings in a line."""
+def describe_settings(settings: Settings) -> str:
+    """The settings on one line."""
     return ", ".join(f"{name} {setting_text(value)}" for name, value in settings.items())
 
 
 def setting_text(value: Any) -> str:
-    """A value as people read it: four significant digits.
+    """A value for people: numbers have four significant digits.
 
     >>> [setting_text(value) for value in (0.000134893, 2e-4, 0.05, 16, True, None, "cosine", ["q_proj", "v_proj"])]
     ['1.349e-4', '2e-4', '0.05', '16', 'true', 'null', 'cosine', 'q_proj v_proj']
@@ -105,7 +105,7 @@ def setting_text(value: Any) -> str:
 
 
 def assignments(settings: Settings) -> list[str]:
-    """The settings as --set takes them."""
+    """The settings as arguments of --set."""
     return [f"{name}={json.dumps(value, default=str)}" for name, value in settings.items()]
 
 
@@ -134,8 +134,8 @@ def read_plan(file: Path) -> Plan:
     return Plan(section, values, told)
 
 
-def check_points(plan: Plan, points: Iterable[dict[str, Any]]) -> None:
-    """Raises ConfigError that lists every combination of settings that the recipe refuses."""
+def check_settings(plan: Plan, points: Iterable[dict[str, Any]]) -> None:
+    """Raises ConfigError that lists every combination of settings that is invalid for the recipe."""
     problems = []
     for point in points:
         try:
@@ -143,7 +143,7 @@ def check_points(plan: Plan, points: Iterable[dict[str, Any]]) -> None:
         except ConfigError as error:
             problems.append(str(error))
     if problems:
-        raise ConfigError(listed(f"settings that {plan.section.search} would try", problems))
+        raise ConfigError(listed(f"invalid settings for search: {plan.section.search}", problems))
 
 
 def _name_problems(section: SweepSection) -> list[str]:
@@ -151,17 +151,19 @@ def _name_problems(section: SweepSection) -> list[str]:
     for part, names in (("fields", section.fields), ("overrides", section.overrides)):
         for name in names:
             if name in OWN_FIELDS:
-                problems.append(f"{part}.{name}: tells trials apart and is set by the sweep.")
+                problems.append(f"{part}.{name}: is set by the sweep to distinguish trials.")
             elif not _is_field(name):
-                problems.append(f"{part}.{name}: unknown field{_nearest(name)}.")
+                problems.append(f"{part}.{name}: unknown field{_suggestion(name)}.")
     both = [name for name in section.fields if name in section.overrides]
-    problems += [f"{name}: is under fields and under overrides; which one?" for name in both]
-    lengths = [name for name in LENGTHS if name in section.fields or name in section.overrides]
+    problems += [f"{name}: is under both fields and overrides. Keep one." for name in both]
+    lengths = [name for name in DURATION_FIELDS if name in section.fields or name in section.overrides]
     if len(lengths) > 1:
-        problems.append(f"{' and '.join(lengths)} both say how long to train; which one?")
+        problems.append(f"{' and '.join(lengths)} both set the length of the training. Keep one.")
     grid = combinations(section.space()[0]) or 0
-    if section.search == "grid" and grid > MAX_GRID:
-        problems.append(f"fields: {grid:,} combinations; use search: random or tpe with trials.")
+    if section.search == "grid" and grid > MAX_COMBINATIONS:
+        problems.append(
+            f"fields: {grid:,} combinations, more than {MAX_COMBINATIONS:,}. Use search: random or tpe with trials."
+        )
     return problems
 
 
@@ -170,7 +172,7 @@ def _field_names() -> list[str]:
 
 
 def _is_field(name: str) -> bool:
-    """True for a field, and for what a field that holds settings by name has in it."""
+    """True for a field of the recipe, and for an entry of a field that is a mapping."""
     section, _, inner = name.rpartition(".")
     return name in _field_names() or (section in _field_names() and bool(inner) and _holds_settings(section))
 
@@ -183,7 +185,7 @@ def _holds_settings(name: str) -> bool:
     return str(annotation.model_fields[field].annotation).startswith("dict[")
 
 
-def _nearest(name: str) -> str:
+def _suggestion(name: str) -> str:
     known = _field_names()
     same_end = [each for each in known if each.rpartition(".")[2] == name.rpartition(".")[2]]
     near = difflib.get_close_matches(name, known, n=1) or same_end
@@ -191,7 +193,7 @@ def _nearest(name: str) -> str:
 
 
 def _value_problems(plan: Plan, tried: dict[str, Choices | Range]) -> list[str]:
-    """What the recipe says of each value by itself, and of the ends of each range."""
+    """The problems of each value on its own, and of both ends of each range."""
     problems = []
     for name, values in tried.items():
         ends = [values.low, values.high] if isinstance(values, Range) else [json.loads(text) for text in values]

@@ -1,4 +1,4 @@
-"""Where a sweep keeps what, and who may write there."""
+"""The files of a sweep folder, and the locks on it."""
 
 import json
 from contextlib import AbstractContextManager
@@ -17,7 +17,7 @@ SCHEMA = 1
 
 
 def trial_folder(folder: Path, number: int) -> Path:
-    """The run folder of a trial, by its number from 1."""
+    """The run folder of the trial with this number, from 1."""
     return folder / "trials" / f"trial-{number:03d}"
 
 
@@ -31,12 +31,12 @@ def trial_lock(folder: Path, number: int) -> AbstractContextManager[None]:
     return wait_for_lock(trial_folder(folder, number).with_name(f".trial-{number:03d}.lock"))
 
 
-def begin(folder: Path, plan: Plan) -> None:
-    """Note what the sweep is. Raises ArtifactError if the folder holds another one, with the difference."""
+def start_or_continue(folder: Path, plan: Plan) -> None:
+    """Record the sweep in its folder. Raises ArtifactError with the differences if the folder holds another sweep."""
     known = identity(plan)
     if not (folder / SWEEP_NAME).is_file():
         if folder.is_dir() and any(path.name != LOCK_NAME for path in folder.iterdir()):
-            raise ArtifactError(f"{folder}: holds something else than a sweep. Choose another folder with --out.")
+            raise ArtifactError(f"{folder}: holds other files, not a sweep. Choose another folder with --out.")
         check_writable(folder)
         write_json(folder / SWEEP_NAME, known)
         return
@@ -44,18 +44,18 @@ def begin(folder: Path, plan: Plan) -> None:
     changes = [change for part in ("sweep", "recipe") for change in _differences(before.get(part), known[part], part)]
     if changes:
         raise ArtifactError(
-            listed(f"{folder}: holds a sweep that was begun with other settings", changes)
-            + "\nChange them back, choose another folder with --out, or remove this one."
+            listed(f"{folder}: holds a sweep that was started with other settings", changes)
+            + "\nRestore them, choose another folder with --out, or remove this one."
         )
 
 
 def identity(plan: Plan) -> dict[str, Any]:
-    """What a command that goes on with a sweep must share with the one that began it."""
+    """The part of a sweep that must be equal to continue it."""
     return {"schema": SCHEMA, "sweep": plan.section.model_dump(mode="json", exclude_unset=True), "recipe": plan.recipe}
 
 
 def stored_plan(folder: Path) -> Plan:
-    """The plan of a sweep that was begun. Raises ArtifactError."""
+    """The plan of a started sweep. Raises ArtifactError."""
     data = _read(folder)
     return Plan(build_config(SweepSection, data["sweep"], str(folder / SWEEP_NAME)), data["recipe"])
 
@@ -67,7 +67,7 @@ def _read(folder: Path) -> dict[str, Any]:
         if data["schema"] != SCHEMA:
             raise ArtifactError(f"{path}: written by another version of Gladstone (schema {SCHEMA} expected).")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: not what a sweep left there ({error}).") from None
+        raise ArtifactError(f"{path}: not a valid sweep file ({error}).") from None
     return data
 
 

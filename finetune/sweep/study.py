@@ -1,6 +1,6 @@
-"""The sweep's memory: an Optuna study in a journal file, which outlives a killed process. Names optuna.
+"""The state of a sweep: an Optuna study in a journal file, which survives a killed process. Names optuna.
 
-A journal, not SQLite: it also works on the network folder that the machines of a Ray cluster share.
+A journal file, unlike SQLite, also works on the network folder that the machines of a Ray cluster share.
 """
 
 import random
@@ -11,25 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from finetune.sweep.config import Range, combinations
-from finetune.sweep.search_space import Plan, Settings, check_points
+from finetune.sweep.search_space import Plan, Settings, check_settings
 
 JOURNAL_NAME = "study.journal"
 NAME = "sweep"
-REASON, SAME_AS, JUDGED, PEAK = "reason", "same as", "judged steps", "peak memory bytes"
-RANDOM_SHARE = 3  # of a TPE search's trials, one of three is drawn before any is proposed, at most Optuna's own 10
+REASON, SAME_AS, REPORTED_STEPS, PEAK_MEMORY = "reason", "same as", "judged steps", "peak memory bytes"
+RANDOM_FRACTION = (
+    3  # one third of a TPE search's trials are random before it proposes any, at most Optuna's default of 10
+)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial to be made: its number from 1, its settings, and whether an earlier process has begun it."""
+    """A trial to run: its number from 1, its settings, and whether an earlier process started it."""
 
     number: int
     settings: Settings
-    begun: bool
+    resumed: bool
 
 
 class Study:
-    """The trials of a sweep and their states; several processes may hold one at a time."""
+    """The trials of a sweep and their states; several processes may open it at once."""
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         import optuna
@@ -40,7 +42,7 @@ class Study:
         self._plan = plan
         path = str(folder / JOURNAL_NAME)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna 4 calls its journal experimental
+            warnings.simplefilter("ignore")  # Optuna 4 marks its journal as experimental
             storage = JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
             self._study = optuna.create_study(
                 study_name=NAME,
@@ -51,19 +53,19 @@ class Study:
                 pruner=_pruner(plan),
             )
 
-    def enlist(self, points: Sequence[dict[str, Any]]) -> None:
-        """Put what a grid or a random search will try into the study."""
-        for point in points[len(self.trials()) :]:  # a killed process may have put in the first ones
+    def enqueue(self, points: Sequence[dict[str, Any]]) -> None:
+        """Enqueue the trials of a grid or a random search."""
+        for point in points[len(self.trials()) :]:  # a killed process may have enqueued the first ones
             self._study.enqueue_trial(point)
 
     def trials(self) -> list[Any]:
-        """Optuna's frozen trials, those that wait among them."""
+        """Optuna's frozen trials, including waiting ones."""
         return list(self._study.get_trials(deepcopy=False))
 
     def claim(self, taken: Collection[int] = ()) -> Claim | None:
-        """The next trial to make: one that was under way, else a new one; None if there is none left.
+        """The next trial to run: an interrupted one, else a new one; None if none is left.
 
-        `taken` are the numbers of trials that this process has claimed before and that still run.
+        `taken` holds the numbers of trials that this process has claimed and that still run.
         """
         while True:
             trials = self.trials()
@@ -77,42 +79,42 @@ class Study:
             if begun or not self._repeats(trial):
                 return Claim(trial.number + 1, settings, bool(begun))
 
-    def judge(self, number: int, step: int, loss: float) -> bool:
-        """Note a running trial's validation loss after an optimizer step; True if it shall be given up."""
+    def report(self, number: int, step: int, loss: float) -> bool:
+        """Record the validation loss of a running trial at an optimizer step; True if the trial should be pruned."""
         trial = self._running(number - 1)
-        steps: list[int] = trial.user_attrs.get(JUDGED, [])
+        steps: list[int] = trial.user_attrs.get(REPORTED_STEPS, [])
         if step not in steps:
             steps = [*steps, step]
-            trial.set_user_attr(JUDGED, steps)
-        place = steps.index(step)  # trials of other batch sizes judge at other steps: the n-th validations compare
+            trial.set_user_attr(REPORTED_STEPS, steps)
+        place = steps.index(step)  # trials with other batch sizes validate at other steps: compare the n-th validations
         if place not in self.trials()[number - 1].intermediate_values:
             trial.report(loss, place)
         return bool(trial.should_prune())
 
     def state(self, number: int) -> str:
-        """Optuna's name of the state of a trial."""
+        """Optuna's name for the state of a trial."""
         return str(self.trials()[number - 1].state.name)
 
     def finish(self, number: int, loss: float) -> None:
-        """The trial is done."""
+        """Mark a trial as finished."""
         self._study.tell(number - 1, loss)
 
     def prune(self, number: int, peak_bytes: int | None = None) -> None:
-        """The trial is given up since others do better; it has no manifest to keep the peak of its memory."""
+        """Mark a trial as pruned and record its peak memory, since it has no manifest."""
         from optuna.trial import TrialState
 
-        self._running(number - 1).set_user_attr(PEAK, peak_bytes)
+        self._running(number - 1).set_user_attr(PEAK_MEMORY, peak_bytes)
         self._study.tell(number - 1, state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
-        """The trial is given up since it cannot be made."""
+        """Mark a trial as failed."""
         from optuna.trial import TrialState
 
         self._running(number - 1).set_user_attr(REASON, reason)
         self._study.tell(number - 1, state=TrialState.FAIL)
 
     def settings(self, number: int) -> Settings:
-        """The settings of a trial that was claimed."""
+        """The settings of a claimed trial."""
         return self._plan.settings(self.trials()[number - 1].params)
 
     def _running(self, place: int) -> Any:
@@ -121,7 +123,7 @@ class Study:
         return optuna.Trial(self._study, self.trials()[place]._trial_id)
 
     def _repeats(self, trial: Any) -> bool:
-        """True if TPE proposed what is known already: the trial then takes the loss of the one before."""
+        """True if TPE proposed settings of a finished trial: the new trial then gets its loss without a run."""
         finished = (each for each in self.trials() if each.state.name == "COMPLETE")
         same = next((each for each in finished if each.params == trial.params), None)
         if same is None:
@@ -131,8 +133,8 @@ class Study:
         return True
 
 
-def mend_journal(folder: Path) -> None:
-    """Cut off a line that a power cut left half-written, and the lock of a killed process: nobody else may be at it."""
+def repair_journal(folder: Path) -> None:
+    """Remove an incomplete last line and a stale lock; the caller must be the only process that uses the study."""
     path = folder / JOURNAL_NAME
     path.with_name(f"{JOURNAL_NAME}.lock").unlink(missing_ok=True)
     if not path.is_file():
@@ -154,10 +156,10 @@ def _suggest(trial: Any, plan: Plan) -> dict[str, Any]:
     return dict(trial.params)
 
 
-def draw_points(plan: Plan) -> list[dict[str, Any]]:
-    """All that a grid tries, or what a random search will: known from the start, so a killed sweep draws no other.
+def sample_points(plan: Plan) -> list[dict[str, Any]]:
+    """The trials of a grid or random search, fixed from the start, so that a continued sweep gets the same ones.
 
-    Empty for TPE, which proposes one after the other. Raises ConfigError that lists what the recipe refuses.
+    Empty for TPE, which proposes trials one by one. Raises ConfigError that lists every invalid combination.
     """
     section = plan.section
     if section.search == "tpe":
@@ -169,7 +171,7 @@ def draw_points(plan: Plan) -> list[dict[str, Any]]:
         points = draw.sample(list(plan.grid()), plan.total)
     else:
         points = _draw(plan)
-    check_points(plan, points)
+    check_settings(plan, points)
     return points
 
 
@@ -182,13 +184,13 @@ def _draw(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _sampler(plan: Plan, place: int) -> Any:
-    """A new one for each trial, seeded by its place: a sweep that goes on proposes what an unbroken one would."""
+    """A new sampler per trial, seeded by its index: a continued sweep proposes what an uninterrupted one would."""
     import optuna
 
     seed = plan.section.seed + place
     if plan.section.search != "tpe":
         return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, -(-plan.total // RANDOM_SHARE)))
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, -(-plan.total // RANDOM_FRACTION)))
 
 
 def _pruner(plan: Plan) -> Any:

@@ -1,4 +1,4 @@
-"""The experiments table as published runs print it: Markdown, CSV, plain text; `page` has the HTML."""
+"""The table of trials as Markdown, CSV and plain text; `page` renders the HTML."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ LOSSES = "Losses are in nats per target token; the training loss is the mean of 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title for people, its name with the unit for programs, its value, and how that is shown."""
+    """A column: its title for people, its name with unit for programs, its value, and how the value is shown."""
 
     title: str
     name: str
@@ -37,31 +37,31 @@ class Column:
 
 
 def columns(table: Table) -> list[Column]:
-    """Trial, settings, losses, scores where there are any, cost, state."""
+    """The columns: trial, settings, losses, scores if there are any, cost, state."""
     found = [Column("trial", "trial", lambda row: row.number)]
     found += [
         Column(title, name, partial(_setting, name), number=False)
         for name, title in zip(table.fields, short_names(table.fields), strict=True)
     ]
     found += [
-        Column("training loss", "training_loss_nats_per_token", lambda row: row.figures.training_loss, _loss),
+        Column("training loss", "training_loss_nats_per_token", lambda row: row.metrics.training_loss, _loss),
         Column(
-            "validation loss", "best_validation_loss_nats_per_token", lambda row: row.figures.validation_loss, _loss
+            "validation loss", "best_validation_loss_nats_per_token", lambda row: row.metrics.validation_loss, _loss
         ),
-        Column("held-out loss", "held_out_loss_nats_per_token", lambda row: row.figures.held_out_loss, _loss),
+        Column("held-out loss", "held_out_loss_nats_per_token", lambda row: row.metrics.held_out_loss, _loss),
     ]
     found += [Column(SCORE_TITLES.get(name, name), name, partial(_score, name), _loss) for name in table.score_names]
     return [
         *found,
-        Column("time", "training_s", lambda row: row.figures.train_s, duration),
-        Column("peak memory", "peak_memory_bytes", lambda row: row.figures.peak_memory_bytes, readable_bytes),
-        Column("tokens/s", "tokens_per_s", lambda row: row.figures.tokens_per_s, lambda value: f"{value:,.0f}"),
+        Column("time", "training_s", lambda row: row.metrics.train_s, duration),
+        Column("peak memory", "peak_memory_bytes", lambda row: row.metrics.peak_memory_bytes, readable_bytes),
+        Column("tokens/s", "tokens_per_s", lambda row: row.metrics.tokens_per_s, lambda value: f"{value:,.0f}"),
         Column("state", "state", _state, number=False),
     ]
 
 
 def short_names(fields: Sequence[str]) -> list[str]:
-    """The last part of each field's name, where it tells them apart.
+    """The last part of each field name if it is unique, else the whole name.
 
     >>> short_names(["training.learning_rate", "training.seed", "data.seed"])
     ['learning_rate', 'training.seed', 'data.seed']
@@ -71,19 +71,19 @@ def short_names(fields: Sequence[str]) -> list[str]:
 
 
 def cells(table: Table, row: Row) -> list[str]:
-    """A row as it is shown; '—' where nothing was measured."""
+    """The cells of a row as text; '—' if a value was not measured."""
     found = ((column, column.value(row)) for column in columns(table))
     return ["—" if value is None and column.number else column.show(value) for column, value in found]
 
 
 def reasons(table: Table) -> list[str]:
-    """Why a trial was not finished, or what went wrong in one that was, a line each."""
-    warned = [f"WARNING of trial {row.number}: {text}." for row in table.rows for text in row.figures.warnings]
+    """A line for each trial that did not finish, and for each serious warning of one that did."""
+    warned = [f"WARNING of trial {row.number}: {text}." for row in table.rows for text in row.metrics.warnings]
     return [f"Trial {row.number} ({row.state}): {row.reason}" for row in table.rows if row.reason] + warned
 
 
 def render_markdown(table: Table) -> str:
-    """A table for a README; the best trial in bold."""
+    """The table as Markdown, with the best trial in bold."""
     shown = columns(table)
     rows = [
         [Markdown(f"**{markdown_line(cell)}**") if row is table.best else cell for cell in cells(table, row)]
@@ -97,7 +97,7 @@ def render_markdown(table: Table) -> str:
 
 
 def render_csv(table: Table) -> str:
-    """Bare numbers, units in the names; no cell is a formula to a spreadsheet."""
+    """The table as CSV: plain numbers, with units in the column names."""
     shown = columns(table)
     lines = [
         [
@@ -112,7 +112,7 @@ def render_csv(table: Table) -> str:
 
 
 def render_text(table: Table) -> str:
-    """Aligned columns for a terminal; the best trial is marked."""
+    """The table as aligned columns for a terminal; * marks the best trial."""
     shown = columns(table)
     lines = [[column.title for column in shown], *([*map(one_line, cells(table, row))] for row in table.rows)]
     marks = [" ", *("*" if row is table.best else " " for row in table.rows)]
@@ -121,33 +121,33 @@ def render_text(table: Table) -> str:
 
 
 def ending(table: Table, folder: Path) -> str:
-    """What the command prints last: the table, what to mind, and what to do next."""
+    """The last output of the command: the table, notes, and the next command."""
     lines = [render_text(table), "", verdict(table), *table.notes, *map(one_line, reasons(table))]
     lines.append(f"Table: {folder / 'table.md'}, also .csv and .html")
     if table.best is not None:
         lines.append(f"Best recipe: {folder / BEST_NAME}")
-        if table.best.figures.warnings:
-            lines.append(f"WARNING: the training of the best trial went wrong, too: {table.best.figures.warnings[0]}.")
+        if table.best.metrics.warnings:
+            lines.append(f"WARNING: the best trial has a serious warning, too: {table.best.metrics.warnings[0]}.")
         else:
             lines.append(f"Next: {command_line('gladstone', 'export', 'gguf', folder / table.best.folder)}")
     return "\n".join(lines)
 
 
 def heading(table: Table) -> str:
-    """What the table is of."""
+    """The title of the table."""
     return f"{table.name}: {len(table.rows)} of {table.total} trials"
 
 
 def verdict(table: Table) -> str:
-    """Which trial is best."""
+    """A sentence that names the best trial."""
     best = table.best
-    if best is None or best.figures.validation_loss is None:
-        return "No trial is finished."
-    return f"Best: trial {best.number}, validation loss {_loss(best.figures.validation_loss)}."
+    if best is None or best.metrics.validation_loss is None:
+        return "No trial has finished."
+    return f"Best: trial {best.number}, validation loss {_loss(best.metrics.validation_loss)}."
 
 
 def _state(row: Row) -> str:
-    return f"{row.state}, WARNING" if row.figures.warnings else row.state
+    return f"{row.state}, WARNING" if row.metrics.warnings else row.state
 
 
 def _setting(name: str, row: Row) -> Any:
@@ -155,7 +155,7 @@ def _setting(name: str, row: Row) -> Any:
 
 
 def _score(name: str, row: Row) -> float | None:
-    return row.figures.scores.get(name)
+    return row.metrics.scores.get(name)
 
 
 def _loss(value: float) -> str:

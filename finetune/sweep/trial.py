@@ -1,4 +1,4 @@
-"""One trial: a run of its own folder that tells the study how it goes, wherever it is made."""
+"""One trial: a training run in its own folder that reports its progress to the study."""
 
 import shutil
 import traceback
@@ -21,37 +21,37 @@ ERROR_NAME = "error.txt"
 
 
 class _PrunedError(Exception):
-    """The study gives the trial up."""
+    """The study pruned the trial."""
 
 
-class _Reporter(Callback):
+class _StudyCallback(Callback):
     """Reports each validation loss to the study."""
 
     def __init__(self, study: Study, number: int) -> None:
         self._study, self._number = study, number
 
     def on_validation_end(self, step: int, loss: float) -> None:
-        """Raises _PrunedError if the trial is worse than the others."""
-        if self._study.judge(self._number, step, loss):
+        """Raises _PrunedError if the study prunes the trial."""
+        if self._study.report(self._number, step, loss):
             raise _PrunedError
 
 
-def make_trial(folder: Path, number: int, progress: Progress) -> None:
-    """Make the trial, or go on with it, and tell the study what became of it.
+def run_trial(folder: Path, number: int, progress: Progress) -> None:
+    """Run or continue a trial and record its outcome in the study.
 
-    Raises KeyboardInterrupt if the user stopped it: its checkpoint is saved, and it counts as under way.
+    Raises KeyboardInterrupt if the user stopped it: a checkpoint is saved, and the trial still counts as running.
     """
     plan, out = stored_plan(folder), trial_folder(folder, number)
     study = Study(folder, plan)
     with trial_lock(folder, number):
-        if study.state(number) != "RUNNING":  # the process of a killed sweep has finished it meanwhile
+        if study.state(number) != "RUNNING":  # a process left over from a killed sweep has finished it meanwhile
             return
         try:
             recipe = plan.recipe_of(study.settings(number), number)
-            study.finish(number, _lowest_loss(recipe, out, _Reporter(study, number), progress))
+            study.finish(number, _train(recipe, out, _StudyCallback(study, number), progress))
         except _PrunedError:
             study.prune(number, peak_memory_bytes())
-            _keep_metrics(out)
+            _keep_only_metrics(out)
         except GladstoneError as error:
             study.fail(number, str(error))
         except Exception as error:  # noqa: BLE001 - a library's refusal of odd settings must not end the night's work
@@ -59,8 +59,8 @@ def make_trial(folder: Path, number: int, progress: Progress) -> None:
             study.fail(number, f"{type(error).__name__}: {error} (see {out / ERROR_NAME})")
 
 
-def _lowest_loss(recipe: Recipe, out: Path, reporter: _Reporter, progress: Progress) -> float:
-    # all trials write the date on which their sweep began: else their losses are of different rows
+def _train(recipe: Recipe, out: Path, reporter: _StudyCallback, progress: Progress) -> float:
+    # all trials render the start date of the sweep: otherwise their losses would be on different prompts
     began = datetime.fromtimestamp(int((out.parents[1] / SWEEP_NAME).stat().st_mtime))
     if not is_finished(out):
         from finetune.run import run
@@ -71,12 +71,12 @@ def _lowest_loss(recipe: Recipe, out: Path, reporter: _Reporter, progress: Progr
             raise KeyboardInterrupt
     validation = read_manifest(out).facts["validation_loss"]
     if not validation:
-        raise DataError(f"{out}: the run measured no validation loss.")
+        raise DataError(f"{out}: the run has no validation loss.")
     return float(min(loss for _, loss in validation))
 
 
-def _keep_metrics(out: Path) -> None:
-    """Of a trial that nobody will go on with only its figures stay, not its checkpoints."""
+def _keep_only_metrics(out: Path) -> None:
+    """Keep the metrics of a pruned trial and delete its checkpoints."""
     metrics = out / CHECKPOINTS / run_folder.METRICS
     if metrics.is_file():
         metrics.replace(out / run_folder.METRICS)

@@ -8,9 +8,9 @@ import yaml
 
 from finetune.sweep.results import Table, read_table
 from finetune.sweep.search_space import Plan, read_plan
-from finetune.sweep.storage import begin
-from finetune.sweep.study import Study, draw_points
-from finetune.sweep.trial import make_trial
+from finetune.sweep.storage import start_or_continue
+from finetune.sweep.study import Study, sample_points
+from finetune.sweep.trial import run_trial
 from gladstone.commands.progress import Silent
 from tests.tiny_models import tiny_recipe, write_rows_file
 
@@ -30,9 +30,9 @@ def write_sweep(folder: Path, base: Path | str, /, training: dict[str, Any] | No
 def open_sweep(path: Path, folder: Path) -> tuple[Plan, Study]:
     """The plan and the study, as the command opens them."""
     plan = read_plan(path)
-    begin(folder, plan)
+    start_or_continue(folder, plan)
     study = Study(folder, plan)
-    study.enlist(draw_points(plan))
+    study.enqueue(sample_points(plan))
     return plan, study
 
 
@@ -40,5 +40,5 @@ def make_here(path: Path, folder: Path) -> Table:
     """All trials in this process: no import is paid twice."""
     plan, study = open_sweep(path, folder)
     while (claim := study.claim()) is not None:
-        make_trial(folder, claim.number, Silent())
+        run_trial(folder, claim.number, Silent())
     return read_table(folder, plan, study)

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from finetune.cli import main
 from finetune.sweep.config import SweepSection
 from finetune.sweep.page import render_page
-from finetune.sweep.results import Figures, Row, Table
+from finetune.sweep.results import Row, Table, TrialMetrics
 from finetune.sweep.search_space import Plan, read_plan
-from finetune.sweep.storage import begin, stored_plan, sweep_lock, trial_lock
-from finetune.sweep.study import JOURNAL_NAME, Study, draw_points, mend_journal
+from finetune.sweep.storage import start_or_continue, stored_plan, sweep_lock, trial_lock
+from finetune.sweep.study import JOURNAL_NAME, Study, repair_journal, sample_points
 from finetune.sweep.table import ending, render_csv, render_markdown, render_text
 from gladstone.errors import ArtifactError, ConfigError
 from tests.finetune.sweeps import open_sweep, write_sweep
@@ -64,8 +64,8 @@ def test_a_grid_is_every_combination_and_the_last_field_changes_fastest(tmp_path
 def test_epochs_that_are_tried_replace_the_recipes_steps_and_two_lengths_are_refused(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, fields={"training.epochs": [1, 2]})
     assert [plan.recipe_of({"training.epochs": epochs}).training.total_steps(10) for epochs in (1, 2)] == [10, 20]
-    assert "training.max_steps=4 of the recipe is not used: training.epochs is tried." in plan.notes
-    with pytest.raises(ConfigError, match=r"training\.epochs and training\.max_steps both say how long"):
+    assert "training.max_steps=4 of the recipe is ignored, because the sweep varies training.epochs." in plan.notes
+    with pytest.raises(ConfigError, match=r"training\.epochs and training\.max_steps both set the length"):
         plan_of(tmp_path, fields={"training.epochs": [1, 2]}, overrides={"training.max_steps": 5})
 
 
@@ -98,11 +98,11 @@ def test_every_mistake_is_in_one_message(tmp_path: Path) -> None:
         "fields.lora.dropout: expected a list of values or a range",
         "fields.training.weight_decay: the list is empty.",
         "fields.training.max_grad_norm: 1 is listed twice.",
-        "trials: a grid tries every combination; leave it out.",
+        "trials: a grid runs every combination.",
         "fields.training.learning_rat: unknown field (did you mean 'training.learning_rate'?).",
         "fields.rank: unknown field (did you mean 'lora.rank'?).",
-        "fields.name: tells trials apart and is set by the sweep.",
-        "lora.rank: is under fields and under overrides; which one?",
+        "fields.name: is set by the sweep",
+        "lora.rank: is under both fields and overrides.",
         "fields.lora.rank 0: lora.rank: expected greater than 0, found 0.",
     ):
         assert part in message
@@ -114,21 +114,21 @@ def test_every_mistake_is_in_one_message(tmp_path: Path) -> None:
     [
         ({"fields": {}}, "fields: expected"),
         ({"fields": {"lora.rank": [4]}, "serch": "grid"}, "serch: unknown field (did you mean 'search'?)."),
-        ({"fields": {"lora.rank": [4]}, "search": "tpe"}, "trials: missing; how many trials shall search: tpe make?"),
+        ({"fields": {"lora.rank": [4]}, "search": "tpe"}, "trials: missing, required for search: tpe."),
         ({"fields": {"lora.rank": [4, 8]}, "search": "random", "trials": 3}, "the lists have only 2 combinations"),
-        ({"fields": {"lora.rank": {"low": 4, "high": 8}}}, "fields.lora.rank: a grid takes a list of values"),
+        ({"fields": {"lora.rank": {"low": 4, "high": 8}}}, "fields.lora.rank: a grid needs a list of values"),
         (
             {"fields": {"lora.dropout": {"low": 0.0, "high": 1.0}}, "search": "random", "trials": 3},
             "fields.lora.dropout 1: lora.dropout: expected less than 1, found 1.0.",
         ),
         (
             {"fields": {"training.learning_rate": {"low": 0, "high": 1, "log": True}}, "search": "tpe", "trials": 3},
-            "log: true takes a low above 0",
+            "log: true requires low > 0",
         ),
         ({"fields": {"lora.rank": [4]}, "pruning": "medium"}, "pruning.kind: expected"),
         (
             {"fields": {"lora.rank": [4]}, "pruning": {"kind": "median", "reduction": 3}},
-            "reduction is of kind 'halving'",
+            "reduction needs kind: halving",
         ),
         ({"fields": {"lora.rank": [4]}, "objective": "ROUGE"}, "objective: expected 'validation loss'"),
         ({"fields": {"lora.rank": [4]}, "recipe": "smollm2"}, "recipe: no recipe 'smollm2'"),
@@ -143,7 +143,7 @@ def test_a_mistake_is_told(tmp_path: Path, sweep: dict[str, Any], told: str) -> 
 def test_values_that_the_recipe_refuses_together_are_told(tmp_path: Path, search: dict[str, Any]) -> None:
     plan = plan_of(tmp_path, fields={"data.test": [0.1, 0.7], "data.validation": [0.1, 0.5]}, **search)
     with pytest.raises(ConfigError, match=r"data.test 0\.7, data.validation 0\.5: .*leave less than a tenth") as caught:
-        draw_points(plan)
+        sample_points(plan)
     assert "problems" not in str(caught.value)  # the other three are good
 
 
@@ -205,7 +205,7 @@ def test_a_sweep_that_is_broken_off_after_every_trial_tries_what_an_unbroken_one
         assert claim is not None
         again = open_sweep(path, tmp_path / "broken")[1].claim()
         assert again is not None
-        assert (again.number, again.settings, again.begun) == (claim.number, claim.settings, True)
+        assert (again.number, again.settings, again.resumed) == (claim.number, claim.settings, True)
         broken.append(claim.settings)
         open_sweep(path, tmp_path / "broken")[1].finish(claim.number, float(claim.number))
     assert broken == unbroken
@@ -278,7 +278,7 @@ def test_a_trial_that_does_worse_is_given_up(tmp_path: Path, pruning: Any, given
     found = []
     while (claim := study.claim()) is not None:
         for place in range(1, 5):
-            if study.judge(claim.number, 10 * place * claim.number, claim.number - place / 10):
+            if study.report(claim.number, 10 * place * claim.number, claim.number - place / 10):
                 found.append((claim.number, place))
                 study.prune(claim.number)
                 break
@@ -292,7 +292,7 @@ def test_a_validation_that_a_resumed_trial_measures_again_counts_once(tmp_path: 
     _, study = open_sweep(path, tmp_path / "out")
     study.claim()
     for step in (10, 20, 10, 20, 30):
-        study.judge(1, step, step / 10)
+        study.report(1, step, step / 10)
     assert study.trials()[0].intermediate_values == {0: 1.0, 1: 2.0, 2: 3.0}
 
 
@@ -306,7 +306,7 @@ def test_a_half_written_line_of_the_journal_is_cut_off(tmp_path: Path) -> None:
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"op_code":6,"worker')
     (out / f"{JOURNAL_NAME}.lock").write_text("")  # of a process that was killed while it wrote
-    mend_journal(out)
+    repair_journal(out)
     assert journal.read_bytes() == whole
     claim = Study(out, stored_plan(out)).claim()
     assert claim is not None
@@ -327,15 +327,15 @@ def test_a_study_that_was_killed_while_its_points_were_put_in_gets_the_others(tm
 
 def test_another_sweep_in_the_folder_is_refused_with_the_difference(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    begin(out, plan_of(tmp_path, fields={"lora.rank": [4, 8]}))
+    start_or_continue(out, plan_of(tmp_path, fields={"lora.rank": [4, 8]}))
     before = (out / "sweep.json").read_bytes()
     with pytest.raises(ArtifactError) as caught:
-        begin(out, plan_of(tmp_path, fields={"lora.rank": [4, 16]}, training={"max_steps": 5}))
+        start_or_continue(out, plan_of(tmp_path, fields={"lora.rank": [4, 16]}, training={"max_steps": 5}))
     assert str(caught.value) == (
-        f"{out}: holds a sweep that was begun with other settings (2 problems):\n"
+        f"{out}: holds a sweep that was started with other settings (2 problems):\n"
         "  - sweep.fields.lora.rank: was [4, 8], is [4, 16]\n"
         "  - recipe.training.max_steps: was 4, is 5\n"
-        "Change them back, choose another folder with --out, or remove this one."
+        "Restore them, choose another folder with --out, or remove this one."
     )
     assert (out / "sweep.json").read_bytes() == before
 
@@ -344,8 +344,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("mine")
-    with pytest.raises(ArtifactError, match="holds something else than a sweep"):
-        begin(out, plan_of(tmp_path, fields={"lora.rank": [4, 8]}))
+    with pytest.raises(ArtifactError, match="not a sweep"):
+        start_or_continue(out, plan_of(tmp_path, fields={"lora.rank": [4, 8]}))
 
 
 def test_two_sweeps_never_work_in_one_folder(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_two_sweeps_never_work_in_one_folder(tmp_path: Path) -> None:
 
 def row(number: int, state: str, loss: float | None, **settings: Any) -> Row:
     curve = () if loss is None else ((2, loss + 0.5), (4, loss))
-    figures = Figures(1.25, curve, loss, {"rougeL": 0.31} if number == 1 else {}, 174.0, 2_270_000_000, 1234.5, 4)
+    figures = TrialMetrics(1.25, curve, loss, {"rougeL": 0.31} if number == 1 else {}, 174.0, 2_270_000_000, 1234.5, 4)
     reason = "a|b\n<script>alert(1)</script>" if state == "failed" else ""
     return Row(number, settings, state, reason, Path(f"trials/trial-{number:03d}"), figures)
 
@@ -401,7 +401,7 @@ def test_the_markdown_table_is_as_published_runs_print_it(table: Table) -> None:
 
 
 def test_a_trial_whose_training_went_wrong_is_marked_and_not_handed_on(table: Table, tmp_path: Path) -> None:
-    rows = [replace(row, figures=replace(row.figures, warnings=("it is worse",))) for row in table.rows[:2]]
+    rows = [replace(row, metrics=replace(row.metrics, warnings=("it is worse",))) for row in table.rows[:2]]
     marked = replace(table, rows=(*rows, *table.rows[2:]))
     assert "finished, WARNING" in render_text(marked)
     assert "WARNING of trial 2: it is worse." in render_markdown(marked)
@@ -443,7 +443,7 @@ def test_the_page_is_self_contained_and_runs_nothing(table: Table) -> None:
 
 def test_a_table_of_nothing_yet_is_a_page_too() -> None:
     page = render_page(Table("tiny", ("lora.rank",), (), 3, ()))
-    assert "No trial is finished." in page
+    assert "No trial has finished." in page
     assert "<svg" not in page
 
 
@@ -456,6 +456,6 @@ def test_the_page_is_well_formed(table: Table) -> None:
 
 def test_yaml_of_the_plan_reads_back(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, fields=RANGES, search="tpe", trials=5, pruning={"kind": "median", "after_trials": 3})
-    begin(tmp_path / "out", plan)
+    start_or_continue(tmp_path / "out", plan)
     assert stored_plan(tmp_path / "out") == plan
     assert yaml.safe_load((tmp_path / "sweep.yaml").read_text())["trials"] == 5

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from finetune.cli import main
 from finetune.config.load import load_recipe
 from finetune.sweep.results import Table
-from finetune.sweep.run import Place, run_sweep
+from finetune.sweep.run import run_sweep
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.errors import ToolError
 from tests.finetune.sweeps import COMMAND, make_here, write_sweep
@@ -71,7 +71,7 @@ def test_a_finished_trial_is_a_run_folder_like_any_other(made: tuple[Path, Table
     check_files(run, manifest)
     assert manifest.config["name"] == "tiny-001"
     assert manifest.config["training"]["learning_rate"] == 5e-3
-    figures = made[1].rows[0].figures
+    figures = made[1].rows[0].metrics
     facts = manifest.facts
     assert figures.validation_loss == min(loss for _, loss in facts["validation_loss"])
     assert (figures.held_out_loss, figures.train_s, figures.peak_memory_bytes, figures.tokens_per_s, figures.steps) == (
@@ -82,16 +82,16 @@ def test_a_finished_trial_is_a_run_folder_like_any_other(made: tuple[Path, Table
 
 def test_a_failed_trial_tells_why(made: tuple[Path, Table]) -> None:
     row = made[1].rows[1]
-    assert row.reason.startswith("a step takes 400 rows")
-    assert row.figures.validation_loss is None
+    assert row.reason.startswith("a step resources 400 rows")
+    assert row.metrics.validation_loss is None
 
 
 def test_a_pruned_trial_keeps_its_figures_and_no_checkpoint(made: tuple[Path, Table]) -> None:
     row, run = made[1].rows[2], made[0] / "trials" / "trial-003"
-    assert row.figures.steps == 4
-    assert [step for step, _ in row.figures.validation] == [2, 4]
-    assert row.figures.tokens_per_s is not None
-    assert row.figures.peak_memory_bytes is not None
+    assert row.metrics.steps == 4
+    assert [step for step, _ in row.metrics.validation] == [2, 4]
+    assert row.metrics.tokens_per_s is not None
+    assert row.metrics.peak_memory_bytes is not None
     assert not (run / "checkpoints").exists()
     assert not (run / "manifest.json").exists()
 
@@ -279,10 +279,10 @@ def test_a_sweep_whose_trials_all_fail_is_an_error(tmp_path: Path, tiny_base: Pa
     path = write_sweep(tmp_path, tiny_base, fields={"training.batch_size": [400, 500]})
     told: list[str] = []
     with pytest.raises(ToolError) as caught:
-        run_sweep(path, Place(tmp_path / "out"), told.append)
-    assert str(caught.value).splitlines()[0] == "no trial could be made (2 problems):"
-    assert "trial 2: a step takes 500 rows" in str(caught.value)
-    assert told[1].startswith("Trial 1 of 2: failed: a step takes 400 rows")
+        run_sweep(path, tmp_path / "out", told.append)
+    assert str(caught.value).splitlines()[0] == "all trials failed (2 problems):"
+    assert "trial 2: a step resources 500 rows" in str(caught.value)
+    assert told[1].startswith("Trial 1 of 2: failed: a step resources 400 rows")
     assert "failed" in (tmp_path / "out" / "table.md").read_text()
 
 
@@ -345,4 +345,4 @@ def test_a_cluster_without_room_for_a_trial_is_told(tmp_path: Path, tiny_base: P
     command = start(path, tmp_path / "out", "--ray", cluster, "--cpus", "2")
     _, errors = command.communicate(timeout=PATIENCE_S)
     assert command.returncode == 1
-    assert f"Error: --ray {cluster}: no machine has the 2 processors and 0 GPUs that a trial takes" in errors
+    assert f"Error: --ray {cluster}: no machine has the 2 processors and 0 GPUs that a trial resources" in errors

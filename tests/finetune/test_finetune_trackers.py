@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from finetune.monitor.trackers import RUN_ID, Reporter, Tracker, check_trackers
+from finetune.monitor.trackers import RUN_ID, Tracker, TrackerCallback, check_trackers
 from gladstone.errors import ConfigError, UnsupportedError
 from tests.finetune.histories import made_up_history
 
@@ -19,7 +19,7 @@ HISTORY = made_up_history(6, validations=2)
 
 
 def report(names: list[Tracker], out: Path, first: int = 1, last: int = 6, *, resume: bool = False) -> None:
-    with Reporter(names, "tiny", out, CONFIG, resume=resume) as reporter:
+    with TrackerCallback(names, "tiny", out, CONFIG, resume=resume) as reporter:
         for stats in HISTORY.steps[first - 1 : last]:
             reporter.on_step_end(stats, 6)
             for step, loss in HISTORY.validation:
@@ -27,7 +27,7 @@ def report(names: list[Tracker], out: Path, first: int = 1, last: int = 6, *, re
                     reporter.on_validation_end(step, loss)
         if last == 6:
             reporter.on_scores(6, {"rougeL": 0.25})
-            reporter.on_measured(4.0, 2.0)
+            reporter.log_held_out(4.0, 2.0)
 
 
 EXPECTED = {

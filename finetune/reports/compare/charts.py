@@ -1,4 +1,4 @@
-"""Overlaid curves: inline SVG that takes the page's fonts and colours, and the same as a picture. Names matplotlib."""
+"""The loss curves of several runs in one chart, as inline SVG and as PNG. Names matplotlib."""
 
 import math
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def run_keys(count: int) -> list[str]:
 
 
 def write_picture(path: Path, runs: Sequence[Run]) -> None:
-    """Training and validation losses of all runs, one above the other."""
+    """Write a PNG with the training losses above the validation losses of all runs."""
     figure = new_figure(9, 8)
     panels = figure.subplots(2, sharex=True)
     steps = [stats.step for run in runs for stats in run.history.steps]
@@ -96,7 +96,7 @@ def write_picture(path: Path, runs: Sequence[Run]) -> None:
 
 
 def _label(run: Run) -> str:
-    """A name as it is: matplotlib would take '$…$' for a formula, and leaves out names that begin with '_'."""
+    """A name for matplotlib, which renders '$…$' as a formula and hides names that start with '_'."""
     shown = shorten_label(one_line(run.label), LEGEND_CHARACTERS, keep_end=True).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 

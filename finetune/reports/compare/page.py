@@ -1,4 +1,4 @@
-"""`finetune compare --out`: the comparison as files."""
+"""`finetune compare --out`: writes the comparison as files."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ FILES = ("compare.html", "compare.md", "compare.csv", "compare.png")
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:
-    """Write FILES into the folder, each whole. Raises ArtifactError if that cannot be done."""
+    """Write FILES into the folder, each atomically. Raises ArtifactError if the folder is not writable."""
     check_writable(folder)
     write_text(folder / "compare.md", render_markdown(comparison))
     write_text(folder / "compare.csv", render_csv(comparison))
@@ -22,7 +22,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
 
 
 def render_page(comparison: Comparison) -> str:
-    """HTML with its styles and curves inside; texts pass Jinja's autoescape, its policy forbids every request."""
+    """HTML with inline styles and curves; texts are escaped, and a content security policy forbids every request."""
     from markupsafe import Markup
 
     drawn = {

@@ -1,4 +1,4 @@
-"""A run as it is read back from its folder: its settings, its history, and what it was trained and measured on."""
+"""Reads a run from its folder: settings, history, and hashes of what it was trained and measured on."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ NO_ROWS = "no rows"  # in place of a set's hash
 
 @dataclass(frozen=True)
 class Run:
-    """One run. `identity` has the hashes of the base, the tokenizer, the chat template and the three sets, if known."""
+    """One run. `identity` holds the known hashes of base, tokenizer, chat template and the three sets."""
 
     label: str
     folder: Path
@@ -33,12 +33,12 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in their order. Raises ArtifactError that names every folder that is none, or ConfigError."""
+    """The runs in order. Raises ArtifactError that names every folder that is not a run, or ConfigError."""
     if len(folders) < 2:
-        raise ConfigError("a comparison takes two runs or more.")
+        raise ConfigError("a comparison needs at least two runs.")
     same = [str(path) for place, path in enumerate(folders) if _place(path) in map(_place, folders[:place])]
     if same:
-        raise ConfigError(f"{', '.join(same)}: named twice. A run compared with itself says nothing.")
+        raise ConfigError(f"{', '.join(same)}: given twice. Name different runs.")
     runs, problems = [], []
     for folder, label in zip(folders, labels(folders), strict=True):
         try:
@@ -46,12 +46,12 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         except GladstoneError as error:
             problems.append(str(error))
     if problems:
-        raise ArtifactError(listed("not every folder is a run", problems))
+        raise ArtifactError(listed("some folders are not runs", problems))
     return runs
 
 
 def read_run(folder: Path, label: str) -> Run:
-    """A finished run by its manifest, another by its recipe, checkpoints and metrics. Raises ArtifactError."""
+    """Read a finished run by its manifest, another by its recipe, checkpoints and metrics. Raises ArtifactError."""
     if is_finished(folder):
         return _finished(folder, label)
     metrics = folder / checkpoints.FOLDER / run_folder.METRICS
@@ -59,14 +59,14 @@ def read_run(folder: Path, label: str) -> Run:
         raise ArtifactError(f"{folder}: no such folder.")
     if not (folder / run_folder.RECIPE).is_file() or not metrics.is_file():
         raise ArtifactError(
-            f"{folder}: no run: it has neither {MANIFEST_NAME}, as a finished one has, nor recipe.yaml and "
-            f"{metrics.relative_to(folder)}, as one under way has."
+            f"{folder}: not a run: it has neither {MANIFEST_NAME} (a finished run) nor recipe.yaml and "
+            f"{metrics.relative_to(folder)} (an unfinished run)."
         )
     return _under_way(folder, label, read_history(metrics))
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
-    """As much of each path's end as tells it from the others."""
+    """The shortest suffixes of the paths that are unique."""
     parts = [_place(folder).parts for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         found = ["/".join(each[-count:]) for each in parts]
@@ -82,7 +82,7 @@ def _place(folder: Path) -> Path:
 def _finished(folder: Path, label: str) -> Run:
     manifest = read_manifest(folder)
     if manifest.stage != "finetune":
-        raise ArtifactError(f"{folder}: made by {manifest.stage!r}, not by finetune: no run.")
+        raise ArtifactError(f"{folder}: made by {manifest.stage!r}, not by finetune, so it is not a run.")
     return Run(
         label,
         folder,
@@ -106,7 +106,7 @@ def _identity(manifest: Manifest) -> dict[str, str]:
 
 def _under_way(folder: Path, label: str, history: History) -> Run:
     if not history.steps:
-        raise ArtifactError(f"{folder}: has made no step yet.")
+        raise ArtifactError(f"{folder}: has no completed step yet.")
     recipe = _read_recipe(folder / run_folder.RECIPE)
     sets = {name: run_folder.set_path(folder / run_folder.DATA, name) for name in SETS}
     facts: dict[str, Any] = {"rows": {name: _count(path) if path.is_file() else 0 for name, path in sets.items()}}
@@ -126,12 +126,12 @@ def _under_way(folder: Path, label: str, history: History) -> Run:
 
 
 def _checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Hashes of what the run was made of, and the loop's notes."""
+    """The hashes of the run's inputs, and the notes of the loop."""
     try:
         state = json.loads((path / checkpoints.STATE).read_text(encoding="utf-8"))
         return read_manifest(path).config["inputs"], state["loop"]["notes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: a checkpoint that cannot be read ({error}).") from None
+        raise ArtifactError(f"{path}: cannot read this checkpoint ({error}).") from None
 
 
 def _is_of_tokenizer(name: str, path: str) -> bool:
@@ -157,7 +157,7 @@ def _count(path: Path) -> int:
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} → {'a.b': 1}; a list is one value."""
+    """{'a': {'b': 1}} → {'a.b': 1}; a list counts as one value."""
     if not isinstance(values, dict) or not values:
         return {prefix: values}
     return {

@@ -1,4 +1,4 @@
-"""What the runs did, as one table; which settings differ; and where a comparison would not be fair."""
+"""The results of runs as one table, their differing settings, and notes on unfair comparisons."""
 
 import json
 import math
@@ -12,14 +12,14 @@ from finetune.train.verdict import serious
 from gladstone.machine.host import readable_bytes
 from gladstone.report.durations import duration
 
-NOT_KNOWN = "–"
-FREE = ("name", "description", "hub")  # of a recipe: names, not settings
+NOT_MEASURED = "–"
+IGNORED_SECTIONS = ("name", "description", "hub")  # names in a recipe, which are not settings
 Value = str | int | float | None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a name, each run's value in `unit`, and the value as people read it."""
+    """One row of the table: a name, the value of each run in `unit`, and the values as text."""
 
     name: str
     values: tuple[Value, ...]
@@ -29,27 +29,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs, the settings that differ, the findings, and what to mind."""
+    """The runs, the settings that differ, the results, and the notes."""
 
     runs: tuple[Run, ...]
     settings: tuple[Row, ...]
-    findings: tuple[Row, ...]
+    results: tuple[Row, ...]
     warnings: tuple[str, ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The runs' names."""
+        """The names of the runs."""
         return tuple(run.label for run in self.runs)
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    """Put runs side by side."""
-    return Comparison(tuple(runs), tuple(differing(runs)), tuple(_findings(runs)), tuple(_warnings(runs)))
+    """Compare runs."""
+    return Comparison(tuple(runs), tuple(differing_settings(runs)), tuple(_results(runs)), tuple(_warnings(runs)))
 
 
-def differing(runs: Sequence[Run]) -> list[Row]:
-    """The settings that are not the same in all runs."""
-    names = dict.fromkeys(name for run in runs for name in run.settings if name.partition(".")[0] not in FREE)
+def differing_settings(runs: Sequence[Run]) -> list[Row]:
+    """The settings that differ between runs."""
+    names = dict.fromkeys(
+        name for run in runs for name in run.settings if name.partition(".")[0] not in IGNORED_SECTIONS
+    )
     rows = []
     for name in names:
         values = tuple(run.settings.get(name, NO_SETTING) for run in runs)
@@ -65,17 +67,17 @@ def _cell(value: Any) -> Value:
     return value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
 
 
-def _findings(runs: Sequence[Run]) -> list[Row]:
-    """Every finding that at least one run has."""
+def _results(runs: Sequence[Run]) -> list[Row]:
+    """Every result that at least one run has."""
     rows = []
-    for name, (read, show) in FINDINGS.items():
+    for name, (read, show) in RESULTS.items():
         values = [read(run) for run in runs]
         if any(value is not None for value in values):
-            texts = tuple(NOT_KNOWN if each is None else show(each) for each in values)
+            texts = tuple(NOT_MEASURED if each is None else show(each) for each in values)
             rows.append(Row(name, tuple(values), texts, _UNITS.get(show, "")))
     for name in dict.fromkeys(name for run in runs for _, scores in run.history.scores for name in scores):
         last = [next((found[name] for _, found in reversed(run.history.scores) if name in found), None) for run in runs]
-        texts = tuple(NOT_KNOWN if each is None else f"{each:.3f}" for each in last)
+        texts = tuple(NOT_MEASURED if each is None else f"{each:.3f}" for each in last)
         rows.append(Row(f"{name} of the last samples", tuple(last), texts))
     return rows
 
@@ -84,7 +86,7 @@ def _state(run: Run) -> str:
     return "finished" if run.finished else "not finished"
 
 
-def _fact(name: str, inner: str | None = None) -> Callable[[Run], Any]:
+def _manifest_fact(name: str, inner: str | None = None) -> Callable[[Run], Any]:
     def read(run: Run) -> Any:
         found = run.facts.get(name)
         return found.get(inner) if inner is not None and isinstance(found, dict) else found
@@ -155,66 +157,65 @@ def _whole(value: float) -> str:
     return f"{value:,.0f}"
 
 
-FINDINGS: Mapping[str, tuple[Callable[[Run], Any], Callable[[Any], str]]] = {
+RESULTS: Mapping[str, tuple[Callable[[Run], Any], Callable[[Any], str]]] = {
     "state": (_state, str),
     "WARNING": (_warned, str),
-    "training rows": (_fact("rows", "train"), _whole),
-    "validation rows": (_fact("rows", "validation"), _whole),
-    "test rows": (_fact("rows", "test"), _whole),
+    "training rows": (_manifest_fact("rows", "train"), _whole),
+    "validation rows": (_manifest_fact("rows", "validation"), _whole),
+    "test rows": (_manifest_fact("rows", "test"), _whole),
     "steps": (lambda run: len(run.history.steps), _whole),
     "tokens trained": (lambda run: run.history.tokens, _whole),
     "training loss, running mean at the end": (_training_loss, _loss),
     "validation loss, last": (_last_validation, _loss),
     "validation loss, best": (_best(1), _loss),
     "best at step": (_best(0), _whole),
-    "held-out loss before": (_fact("held_out_loss_before"), _loss),
-    "held-out loss after": (_fact("held_out_loss_after"), _loss),
+    "held-out loss before": (_manifest_fact("held_out_loss_before"), _loss),
+    "held-out loss after": (_manifest_fact("held_out_loss_after"), _loss),
     "held-out loss, change": (_change, _signed_loss),
     "held-out perplexity after": (_perplexity, lambda value: f"{value:,.2f}"),
     "tokens/s": (_speed, _whole),
     "training time": (_train_s, duration),
-    "peak memory": (_fact("peak_memory_bytes"), readable_bytes),
+    "peak memory": (_manifest_fact("peak_memory_bytes"), readable_bytes),
     "padding share": (_padding, _share),
-    "steps redone, out of memory": (_shrunk, _whole),
-    "device": (_fact("device"), str),
-    "number format": (_fact("dtype"), str),
+    "steps retried, out of memory": (_shrunk, _whole),
+    "device": (_manifest_fact("device"), str),
+    "number format": (_manifest_fact("dtype"), str),
 }
 
 _UNITS = {_loss: "nats per answer token", _signed_loss: "nats per answer token", duration: "s", readable_bytes: "bytes",
           _share: "share"}  # fmt: skip
 
-OTHER = {
-    "rows:test": "the runs were measured on different test rows: their held-out losses say nothing about each other.",
-    "rows:validation": "the validation rows differ: the validation losses say nothing about each other.",
-    "base": "the base models differ: compare each with its own loss before.",
-    "tokenizer": "the tokenizers differ: a loss per token is of other tokens, so no loss here compares the runs.",
-    "template": "the chat templates differ: the answers are scored behind different prompts.",
-    "rows:train": "the training rows differ, not the settings alone.",
+MISMATCHES = {
+    "rows:test": "the test rows differ: held-out losses are not comparable.",
+    "rows:validation": "the validation rows differ: validation losses are not comparable.",
+    "base": "the base models differ: compare each run with its own held-out loss before training.",
+    "tokenizer": "the tokenizers differ: losses are per token, so no loss is comparable.",
+    "template": "the chat templates differ: the answers are scored after different prompts.",
+    "rows:train": "the training rows differ as well as the settings.",
 }
 
 
 def _warnings(runs: Sequence[Run]) -> list[str]:
-    """What makes the comparison unfair, or would make a reader see more in it than there is."""
-    told = []
-    for name, sentence in OTHER.items():
+    """Notes on what makes the comparison unfair or limits what it shows."""
+    warnings = []
+    for name, sentence in MISMATCHES.items():
         known = {run.identity[name] for run in runs if name in run.identity}
         if len(known) > 1:
-            told.append(sentence[0].upper() + sentence[1:])
+            warnings.append(sentence[0].upper() + sentence[1:])
         unknown = [run.label for run in runs if name not in run.identity]
         if unknown:
-            told.append(f"Of {', '.join(unknown)} the {_NAMES[name]} not known: they may differ.")
+            warnings.append(f"The {_NAMES[name]} unknown for {', '.join(unknown)} and may differ.")
     for run in runs:
-        told += [f"WARNING of {run.label}: {each['text']}." for each in serious(run.facts)]
+        warnings += [f"WARNING of {run.label}: {each['text']}." for each in serious(run.facts)]
     unfinished = [run.label for run in runs if not run.finished]
     if unfinished:
-        told.append(f"Not finished: {', '.join(unfinished)}. What a held-out loss would be is not known yet.")
+        warnings.append(f"Not finished: {', '.join(unfinished)}. Held-out losses are measured at the end.")
     if sum(run.facts.get("held_out_loss_after") is not None for run in runs) > 1:
-        told.append(
-            "A difference of held-out losses is not judged: each is a mean without an interval, of one seed. Export "
-            "the runs and let `bench run` compare the models row by row: it gives the difference an interval and a "
-            "verdict."
+        warnings.append(
+            "Held-out losses have no confidence interval here, and each comes from one seed. To test a difference, "
+            "export the runs and compare the models with `bench run`, which reports an interval and a verdict."
         )
-    return told
+    return warnings
 
 
 _NAMES = {

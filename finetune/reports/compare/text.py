@@ -1,4 +1,4 @@
-"""A comparison as text: for a terminal of any width, as Markdown and as CSV."""
+"""A comparison of runs as terminal text, Markdown and CSV."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ LONGEST_CELL = 40
 
 
 def render_terminal(comparison: Comparison, width: int | None, *, colours: bool) -> str:
-    """The table if it fits into `width` columns (None: any), else a block for each run; then what to mind."""
+    """A table if it fits into `width` columns (None: unlimited), else a block per run; then the notes."""
     lines = _columns(comparison, colours=colours)
     if width is not None and max(map(text_width, lines)) > width:
         lines = _blocks(comparison, width).splitlines()
-    mind = [f"Mind: {one_line(warning)}" for warning in comparison.warnings]
-    wrapped = [textwrap.fill(sentence, min(width, 120)) if width else sentence for sentence in mind]
+    notes = [f"Note: {one_line(warning)}" for warning in comparison.warnings]
+    wrapped = [textwrap.fill(sentence, min(width, 120)) if width else sentence for sentence in notes]
     return "\n".join([*lines, *(["", *wrapped] if wrapped else [])]) + "\n"
 
 
@@ -29,7 +29,7 @@ def _columns(comparison: Comparison, *, colours: bool) -> list[str]:
         return click.style(shown, **style) if colours and shown else shown
 
     rows = [["", *(styled(label, bold=True) for label in comparison.labels)]]
-    for found, colour in ((comparison.settings, "cyan"), (comparison.findings, None)):
+    for found, colour in ((comparison.settings, "cyan"), (comparison.results, None)):
         rows += [
             [styled(row.name, fg=colour) if colour else styled(row.name), *map(styled, row.texts)] for row in found
         ]
@@ -37,17 +37,17 @@ def _columns(comparison: Comparison, *, colours: bool) -> list[str]:
 
 
 def _blocks(comparison: Comparison, width: int) -> str:
-    rows = [(one_line(row.name), [*map(one_line, row.texts)]) for row in (*comparison.settings, *comparison.findings)]
+    rows = [(one_line(row.name), [*map(one_line, row.texts)]) for row in (*comparison.settings, *comparison.results)]
     return text_blocks([*map(one_line, comparison.labels)], rows, width)
 
 
 def render_markdown(comparison: Comparison) -> str:
-    """The tables, and what to mind."""
-    parts = ["# Runs side by side"]
-    for title, rows in (("Settings that differ", comparison.settings), ("What came of them", comparison.findings)):
+    """The tables and the notes as Markdown."""
+    parts = ["# Comparison of runs"]
+    for title, rows in (("Settings that differ", comparison.settings), ("Results", comparison.results)):
         parts += [f"## {title}", _markdown_table(comparison.labels, rows) if rows else "None."]
     if comparison.warnings:
-        parts += ["## Mind", "\n".join(f"- {_sentence(warning)}" for warning in comparison.warnings)]
+        parts += ["## Notes", "\n".join(f"- {_sentence(warning)}" for warning in comparison.warnings)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -56,13 +56,13 @@ def _markdown_table(labels: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 def _sentence(text: str) -> str:
-    """A sentence of ours as Markdown: what it puts between backticks stays code."""
+    """A sentence as Markdown; text between backticks stays code."""
     return escape_markdown(one_line(text)).replace("\\`", "`")
 
 
 def render_csv(comparison: Comparison) -> str:
-    """A line for each run, a column for each setting that differs and each finding; numbers in full, with units."""
-    rows = (*comparison.settings, *comparison.findings)
+    """A line per run, with a column per differing setting and per result; unrounded numbers, units in the headers."""
+    rows = (*comparison.settings, *comparison.results)
     headers = ["run", "folder", *(f"{row.name} ({row.unit})" if row.unit else row.name for row in rows)]
     lines = [
         [run.label, str(run.folder), *(row.values[number] for row in rows)]
