@@ -281,7 +281,7 @@ def test_a_sweep_whose_trials_all_fail_is_an_error(tmp_path: Path, tiny_base: Pa
     with pytest.raises(ToolError) as caught:
         run_sweep(path, tmp_path / "out", told.append)
     assert str(caught.value).splitlines()[0] == "all trials failed (2 problems):"
-    assert "trial 2: a step resources 500 rows" in str(caught.value)
+    assert "trial 2: a step takes 500 rows" in str(caught.value)
     assert told[1].startswith("Trial 1 of 2: failed: a step resources 400 rows")
     assert "failed" in (tmp_path / "out" / "table.md").read_text()
 
@@ -345,4 +345,4 @@ def test_a_cluster_without_room_for_a_trial_is_told(tmp_path: Path, tiny_base: P
     command = start(path, tmp_path / "out", "--ray", cluster, "--cpus", "2")
     _, errors = command.communicate(timeout=PATIENCE_S)
     assert command.returncode == 1
-    assert f"Error: --ray {cluster}: no machine has the 2 processors and 0 GPUs that a trial resources" in errors
+    assert f"Error: --ray {cluster}: a trial needs 2 processors and 0 GPUs" in errors
