@@ -35,6 +35,7 @@ from export.publish.model_card import Card
 from export.publish.write import MODELFILES, common_system, write_card, write_modelfile
 from export.quantise import size_estimate as fit
 from gladstone.artifacts import (
+    PROOF_NAME,
     Manifest,
     record_file,
     remove_partials,
@@ -52,7 +53,7 @@ from gladstone.process.lock import lock_folder
 from gladstone.process.redirect_output import redirect_output
 
 VERSIONED = ("llama-cpp-python", "torch", "transformers", "peft")
-PROOF_NAME, PAGE_NAME, LOG_NAME = "proof.json", "proof.txt", "export.log"
+PAGE_NAME, LOG_NAME = "proof.txt", "export.log"
 
 
 @dataclass(frozen=True)

@@ -278,6 +278,6 @@ def _made_files(out: Path) -> Sequence[Path]:
     sets = [
         run_folder.set_path(out / run_folder.DATA, name).name for name in SETS if has_set(out / run_folder.DATA, name)
     ]
-    names += [f"data/{name}" for name in (*sets, *reports)]
+    names += [f"{run_folder.DATA}/{name}" for name in (*sets, *reports)]
     made = [out / name for name in names]
     return [*made, *tokenizer_files(out / run_folder.TOKENIZER), *sorted((out / run_folder.ADAPTER).iterdir())]

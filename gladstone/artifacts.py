@@ -19,6 +19,7 @@ from typing import Any
 from gladstone.errors import ArtifactError
 
 MANIFEST_NAME = "manifest.json"
+PROOF_NAME = "proof.json"  # beside an exported model: its checks against the trained one
 MANIFEST_SCHEMA = 1
 
 _FIELD_TYPES: dict[str, Any] = {

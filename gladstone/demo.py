@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from gladstone import run_folder
-from gladstone.artifacts import is_finished, read_manifest
+from gladstone.artifacts import PROOF_NAME, is_finished, read_manifest
 from gladstone.chat.messages import NO_MEDICAL_ADVICE
 from gladstone.chat.repetition import repeats_itself
 from gladstone.commands.group import EXIT_INTERRUPTED
@@ -153,7 +153,7 @@ def main(out: Path, fresh: bool) -> None:
 
 def _show(demo: Demo, answers: list[tuple[str, str, str]]) -> None:
     facts = read_manifest(demo.run).facts
-    proof = json.loads((demo.gguf / "proof.json").read_text(encoding="utf-8"))
+    proof = json.loads((demo.gguf / PROOF_NAME).read_text(encoding="utf-8"))
     click.secho(f"\nBefore and after, on {MEASURED} held-out questions", bold=True)
     report = json.loads((demo.report / "report.json").read_text(encoding="utf-8"))
     for line in measured_lines(report):

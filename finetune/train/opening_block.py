@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune.data.summary import Line, describe, format_columns
+from finetune.data.summary import DROPPED, Line, describe, format_columns
 from finetune.estimate.estimate import Estimate
 from finetune.sizing.step_plan import epochs_text
 from finetune.train.inputs import Inputs, limits_hit
 from finetune.train.stop_conditions import CallLimits
 from finetune.train.time_left import FIRST_STEPS
+from gladstone import run_folder
 from gladstone.machine.host import readable_bytes
 from gladstone.report.durations import rough_duration
 
@@ -36,7 +37,9 @@ class OpeningBlock:
         """Render the block as aligned lines, without a final newline."""
         lines = [*self._training(loop), *self._machine(trainable, loop), *self._remarks(loop)]
         own = format_columns(lines)
-        rows = f"{describe(self.inputs.summary, self.inputs.out / 'data')}\n" if self.inputs.summary.read else ""
+        rows = (
+            f"{describe(self.inputs.summary, self.inputs.out / run_folder.DATA)}\n" if self.inputs.summary.read else ""
+        )
         return f"Run of {self.inputs.recipe.name}\n{rows}{own}"
 
     def _training(self, loop: "Loop") -> Iterator[Line]:
@@ -125,7 +128,7 @@ class OpeningBlock:
         if lost > MANY_LEFT_OUT * summary.read > 0:
             yield (
                 f"{lost:,} of {summary.read:,} rows ({lost / summary.read:.0%}) are dropped; "
-                f"{self.inputs.out / 'data' / 'dropped.jsonl'} has the reason for each."
+                f"{self.inputs.out / run_folder.DATA / DROPPED} has the reason for each."
             )
         if rows < FEW_ROWS:
             yield f"{rows:,} rows are few to train on; the model can learn little more than the form of the answers."

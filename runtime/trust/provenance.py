@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gladstone.artifacts import MANIFEST_NAME, Manifest, check_file, read_manifest, sha256_file
+from gladstone.artifacts import MANIFEST_NAME, PROOF_NAME, Manifest, check_file, read_manifest, sha256_file
 from gladstone.errors import ArtifactError
 from runtime.trust.checked_files import Stamp, is_remembered, remember
 from runtime.trust.load_check import check_loadable
@@ -13,7 +13,6 @@ from runtime.trust.load_check import check_loadable
 if TYPE_CHECKING:
     from gladstone.gguf.header import GgufInfo
 
-PROOF_NAME = "proof.json"
 VERIFIED, NO_MANIFEST = "verified", "no manifest"
 
 
