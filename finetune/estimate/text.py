@@ -25,7 +25,7 @@ def lines(estimate: Estimate) -> list[str]:
         f"{max(lengths):,} the longest; {len(estimate.rows['validation']):,} to validate, "
         f"{len(estimate.rows['test']):,} to test",
         f"  steps     {plan.steps:,} of {recipe.training.rows_per_step} rows ({epochs_text(plan.epochs)}), "
-        f"{plan.tokens_per_step:,.0f} tokens each; largest micro-batch {plan.largest.total:,} tokens{recomputed}",
+        f"{plan.tokens_per_step:,.0f} computed tokens each; largest micro-batch {plan.largest.total:,}{recomputed}",
         f"  memory    {readable_bytes(memory.peak)} at the peak; {readable_bytes(estimate.limit_bytes)} available"
         f"{'' if estimate.fits else ': IT DOES NOT FIT'}",
         f"            {_parts(memory)}",

@@ -1,4 +1,4 @@
-"""A training that is broken off at a step and goes on from its checkpoint, against one that is not."""
+"""A training that stops at a step and resumes from its checkpoint, compared with an unbroken one."""
 
 import shutil
 import signal
@@ -38,7 +38,7 @@ QUESTION_ANSWER = (
 
 @dataclass(frozen=True)
 class Case:
-    """A base's family and what differs from the plain recipe."""
+    """A base's family and the settings that differ from the plain recipe."""
 
     family: str = "llama3"
     base: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Case:
 
 T5 = {"targets": ["q", "v"]}
 CASES = {
-    "LoRA, rows end to end": Case(),
+    "LoRA, packed rows": Case(),
     "LoRA dropout 0.1": Case(lora={"dropout": 0.1}),
     "layers compiled, dropout 0.1": Case(lora={"dropout": 0.1}, training={"compile": "on"}),
     "answers at each validation": Case(lora={"dropout": 0.1}, training={"samples": 1, "sample_tokens": 8}),
@@ -70,7 +70,7 @@ CASES = {
 
 @dataclass
 class Subject:
-    """A loaded case; the adapter can be set back to its start."""
+    """A loaded case, whose adapter can be reset to its initial values."""
 
     trainable: Trainable
     examples: Sequence[Example]
@@ -78,7 +78,7 @@ class Subject:
     start: dict[str, Any]
 
     def set_back(self, *, spoilt: bool = False) -> None:
-        """The adapter as it was loaded, or nonsense: what a checkpoint forgets must not be there by chance."""
+        """Reset the adapter, or spoil it, so that a value missing in a checkpoint is not restored by chance."""
         import torch
 
         with torch.no_grad():
@@ -114,7 +114,7 @@ def whole(subject: Subject, work: Path) -> History:
 
 
 class Interrupting(Callback):
-    """Stops the run after a step, as Ctrl-C does."""
+    """Interrupts the run after a step, as Ctrl-C does."""
 
     def __init__(self, step: int, interruption: Interruption) -> None:
         self._step, self._interruption = step, interruption
@@ -125,7 +125,7 @@ class Interrupting(Callback):
 
 
 def broken(subject: Subject, work: Path, where: str) -> History:
-    """The training, broken off and taken up by another loop."""
+    """The training, stopped and resumed by another loop."""
     folder, step = work / "broken", BREAKS[where]
     shutil.rmtree(folder, ignore_errors=True)
     subject.set_back()

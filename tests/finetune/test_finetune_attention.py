@@ -1,4 +1,4 @@
-"""Attention over rows laid end to end, against the definition in float64, row by row."""
+"""Attention over packed rows, against the definition in float64, row by row."""
 
 from collections.abc import Sequence
 from itertools import pairwise

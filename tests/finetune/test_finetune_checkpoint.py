@@ -90,7 +90,7 @@ DAMAGES = [cut, flip, empty, Path.unlink, replace_by_folder, replace_by_link]
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
-def test_a_damaged_newest_checkpoint_is_skipped_and_told(
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(
     folder: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     damage(folder / "step-00000002" / name)
@@ -198,7 +198,7 @@ def test_a_pickle_in_a_checkpoint_is_never_loaded(folder: Path, tmp_path: Path, 
     assert not mark.exists()
 
 
-def test_where_no_checkpoint_is_whole_nothing_is_begun_anew_silently(folder: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_silently_start_again(folder: Path) -> None:
     for step in (1, 2):
         cut(folder / f"step-0000000{step}" / TRAINED)
     with pytest.raises(

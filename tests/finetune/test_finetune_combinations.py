@@ -39,11 +39,11 @@ def told(tmp_path: Path, **sections: dict[str, Any]) -> str:
         ({"training": {"patience": 2, "evaluations": 2}}, r"training\.patience: 2 .*training\.evaluations=2"),
     ],
 )  # fmt: skip
-def test_an_impossible_combination_is_told(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
+def test_conflicting_settings_are_reported(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
     assert re.search(message, told(tmp_path, **sections))
 
 
-def test_all_impossible_combinations_are_listed_at_once(tmp_path: Path) -> None:
+def test_all_conflicts_are_listed_at_once(tmp_path: Path) -> None:
     training = {"schedule": "constant", "warmup_share": 0.1, "optimizer": "adam", "patience": 5}
     message = told(tmp_path, training=training, lora={"init": "pissa"}, base={"load_in_4bit": True})
     assert message.startswith("recipe tiny.yaml (4 problems):\n")

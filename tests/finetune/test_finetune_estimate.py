@@ -341,7 +341,7 @@ def test_a_base_with_fewer_layers_is_loaded_by_links_alone(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_peak_of_a_run_is_the_one_that_was_told(tmp_path: Path) -> None:
+def test_the_peak_of_a_run_is_the_estimated_one(tmp_path: Path) -> None:
     rows = Path("finetune/samples")
     assert rows.is_dir()
     settings = [

@@ -95,7 +95,7 @@ class Worsening(PaddedForward):
         return super().loss(batch, divisor) * (1 if self.computed <= 24 else 10)
 
 
-def test_an_exploding_loss_is_told_with_the_rows_of_the_last_step(subject: Subject, tmp_path: Path) -> None:
+def test_a_diverging_loss_is_an_error_that_names_the_rows_of_the_last_step(subject: Subject, tmp_path: Path) -> None:
     forward = Worsening(subject.trainable.model, 0, seq2seq=False)
     worsening = dataclasses.replace(subject.trainable, forward=forward)
     loop = loop_over(worsening, subject.examples, changed(subject, max_steps=40), tmp_path)
@@ -148,7 +148,7 @@ class Raising(Callback):
             raise RuntimeError("enough")
 
 
-def test_what_a_watcher_raises_ends_the_training_after_a_checkpoint(subject: Subject, tmp_path: Path) -> None:
+def test_an_exception_of_a_callback_ends_the_training_after_a_checkpoint(subject: Subject, tmp_path: Path) -> None:
     loop = loop_over(subject.trainable, subject.examples, subject.recipe, tmp_path, callbacks=[Raising()])
     with pytest.raises(RuntimeError, match="enough"):
         ended(loop)
@@ -173,7 +173,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(subject: Subject, tmp_path: 
 
 
 @pytest.mark.parametrize("part", ["optimizer", "random"])
-def test_a_checkpoint_that_does_not_fit_is_told(subject: Subject, tmp_path: Path, part: str) -> None:
+def test_a_checkpoint_that_does_not_fit_is_refused(subject: Subject, tmp_path: Path, part: str) -> None:
     import torch
 
     recipe = changed(subject, max_steps=1)
@@ -236,7 +236,7 @@ def test_a_limit_stops_before_the_step_that_would_pass_it(
     assert begun_now.reached(*made) == expected
 
 
-def test_without_a_limit_of_time_there_is_always_enough(subject: Subject, tmp_path: Path) -> None:
+def test_without_a_time_limit_there_is_always_enough_time(subject: Subject, tmp_path: Path) -> None:
     assert not CallLimits().out_of_time(1e12)
     assert CallLimits().time_name == ""
     assert Interruption().name == ""

@@ -71,7 +71,7 @@ def test_a_padded_batch_is_padded_on_the_right_and_padding_is_not_scored(load: L
     assert (batch.target_tokens, batch.tokens, batch.computed_tokens) == (2, 4, 6)
 
 
-def test_a_flat_batch_has_no_padding_and_scores_no_row_by_the_one_before(load: Load, recipe: MakeRecipe) -> None:
+def test_a_packed_batch_has_no_padding_and_scores_no_row_by_the_one_before(load: Load, recipe: MakeRecipe) -> None:
     rows = [TokenizedExample((5, 6, 7), (IGNORED, 6, 7)), TokenizedExample((8, 9), (8, 9))]
     batch = PackedForward(load(recipe()).model).batch(rows)
     assert batch.tensors["input_ids"].tolist() == [[5, 6, 8]]  # nothing is predicted from the last of each row
@@ -82,7 +82,7 @@ def test_a_flat_batch_has_no_padding_and_scores_no_row_by_the_one_before(load: L
     assert (batch.target_tokens, batch.tokens, batch.computed_tokens) == (3, 5, 3)
 
 
-def test_what_rows_begin_with_is_laid_before_them_once(load: Load, recipe: MakeRecipe) -> None:
+def test_a_shared_prefix_is_packed_once(load: Load, recipe: MakeRecipe) -> None:
     rows = [
         TokenizedExample((5, 6, 7, 8, 1), (IGNORED, IGNORED, IGNORED, 8, 1)),
         TokenizedExample((5, 6, 9, 1, 4, 4), (IGNORED, IGNORED, IGNORED, 1, IGNORED, IGNORED)),
@@ -97,7 +97,7 @@ def test_what_rows_begin_with_is_laid_before_them_once(load: Load, recipe: MakeR
     assert PackedForward(load(recipe(lora={"dropout": 0.1})).model).batch(rows).computed_tokens == 7
 
 
-def test_the_last_token_that_rows_share_predicts_the_next_of_each(load: Load, recipe: MakeRecipe) -> None:
+def test_the_last_token_of_a_shared_prefix_predicts_the_next_token_of_every_row(load: Load, recipe: MakeRecipe) -> None:
     rows = [TokenizedExample((5, 6, each, 1), (IGNORED, IGNORED, each, 1)) for each in (7, 8)]
     batch = PackedForward(load(recipe()).model).batch(rows)
     assert batch.tensors["input_ids"].tolist() == [[5, 6, 7, 8]]
@@ -118,14 +118,14 @@ def test_the_last_token_that_rows_share_predicts_the_next_of_each(load: Load, re
         ([((1, 2, 3), 3), ((1, 2, 3), 3)], 0),  # nothing is scored
     ],
 )
-def test_the_common_opening_is_unscored_and_leaves_each_row_a_token_that_it_needs(
+def test_a_shared_prefix_is_unscored_and_leaves_every_row_a_needed_token(
     rows: list[tuple[tuple[int, ...], int]], shared: int
 ) -> None:
     examples = [TokenizedExample(ids, (IGNORED,) * begin + ids[begin:]) for ids, begin in rows]
     assert common_prefix_length(examples) == shared
 
 
-def test_gradients_of_rows_that_share_their_beginning_are_those_of_padded_ones(
+def test_gradients_of_rows_with_a_shared_prefix_equal_those_of_padded_rows(
     load: Load, recipe: MakeRecipe, examples: tuple[Example, ...]
 ) -> None:
     import torch
@@ -146,9 +146,9 @@ def test_gradients_of_rows_that_share_their_beginning_are_those_of_padded_ones(
             trainable.model.zero_grad()
             loss.backward()
         found.append({n: p.grad.clone() for n, p in trainable.model.named_parameters() if p.grad is not None})
-    flat, wanted = found
-    assert flat.keys() == wanted.keys()
-    for name, gradient in flat.items():
+    packed, wanted = found
+    assert packed.keys() == wanted.keys()
+    for name, gradient in packed.items():
         assert torch.allclose(gradient, wanted[name], rtol=1e-3, atol=1e-6 * float(wanted[name].abs().max() + 1)), name
 
 
@@ -194,7 +194,7 @@ def test_the_first_logged_loss_is_the_mean_over_all_tokens_of_the_step(
     assert abs(sum(of_rows) / len(of_rows) - expected) > 0.02
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["flat", "padded"])
+@pytest.mark.parametrize("padded", [False, True], ids=["packed", "padded"])
 def test_a_step_counts_its_tokens_and_its_padding(
     load: Load, recipe: MakeRecipe, examples: tuple[Example, ...], tmp_path: Path, padded: bool
 ) -> None:
@@ -285,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(
         run(load(chosen), examples, chosen, tmp_path)
 
 
-def test_a_step_with_nothing_scored_is_told_as_such(load: Load, recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_a_step_without_a_scored_token_is_an_error(load: Load, recipe: MakeRecipe, tmp_path: Path) -> None:
     chosen = recipe(training={"max_steps": 1, "batch_size": 2})
     nothing = (TokenizedExample((5, 6, 7), (IGNORED,) * 3),) * 2
     with pytest.raises(DataError, match="step 1 has no scored token"):
