@@ -145,7 +145,7 @@ def _estimate(
     elif device is None:
         setting = _setting_here(subject.shape)
     else:
-        setting = ComputeSetting(dtype_bytes=4 if subject.shape.seq2seq else 2, on_gpu=True, padded=True)
+        setting = ComputeSetting(dtype_bytes=4 if subject.shape.is_encoder_decoder else 2, on_gpu=True, padded=True)
     limit = int(device.memory_bytes) if device else _limit_here(setting)
     scenario = Scenario(subject.shape, subject.recipe, setting, subject.rows, limit, subject.file_bytes)
     option = fit(scenario) if fitted else None
@@ -165,7 +165,7 @@ def _described(
     notes = list(subject.notes)
     here = f"this machine ({cpu_name()}, {core_count()} cores)"
     if rates is None:
-        used = device or _device_here("float32" if scenario.shape.seq2seq else "bfloat16")
+        used = device or _device_here("float32" if scenario.shape.is_encoder_decoder else "bfloat16")
         rates = computed_rates(
             scenario.shape, scenario.recipe, plan, used, replace(scenario.setting, recomputes=recomputes)
         )
@@ -215,7 +215,7 @@ def _setting_here(shape: Shape) -> ComputeSetting:
 
     if torch.cuda.is_available():
         half = 2 if torch.cuda.is_bf16_supported() else 4
-        return ComputeSetting(dtype_bytes=4 if shape.seq2seq else half, on_gpu=True, padded=True)
+        return ComputeSetting(dtype_bytes=4 if shape.is_encoder_decoder else half, on_gpu=True, padded=True)
     return ComputeSetting(padded=shape.refuses_packing, process_bytes=_process_bytes() + FIRST_STEP_BYTES)
 
 

@@ -23,8 +23,10 @@ def recipe_table() -> str:
 def training_bytes(recipe: Recipe, facts: HubFacts) -> int:
     """GPU memory that a recipe takes with full micro-batches of the longest rows and recomputed activations."""
     shape = shape_of_facts(facts)
-    setting = ComputeSetting(dtype_bytes=4 if shape.seq2seq else 2, on_gpu=True, padded=True, recomputes=True)
-    output = recipe.base.max_target_tokens or recipe.base.max_tokens if shape.seq2seq else 0
+    setting = ComputeSetting(
+        dtype_bytes=4 if shape.is_encoder_decoder else 2, on_gpu=True, padded=True, recomputes=True
+    )
+    output = recipe.base.max_target_tokens or recipe.base.max_tokens if shape.is_encoder_decoder else 0
     rows = recipe.training.batch_size
     largest = MicroBatchShape(rows * recipe.base.max_tokens, rows * output, rows)
     return estimate_memory(shape, recipe, setting, largest, MicroBatchShape(0)).peak

@@ -6,8 +6,7 @@ from typing import Any
 from finetune.config.schema import Recipe
 from finetune.kernels.compile_layers import compile_layers, should_compile
 from finetune.kernels.fused_lora import fuse_lora_layers
-from finetune.model import decoder
-from finetune.model import encoder_decoder as seq2seq
+from finetune.model import decoder, encoder_decoder
 from finetune.model.distributed import SINGLE_PROCESS, DistributedContext, shard_frozen_weights
 from finetune.model.loss import PackedForward, choose_forward
 from finetune.model.trainable import Trainable, out_of_memory, release_memory
@@ -43,9 +42,9 @@ def load_trainable(
 def _load(
     base: Base, recipe: Recipe, pad_id: int, examples: Sequence[Example], context: DistributedContext
 ) -> Trainable:
-    kind = seq2seq if base.is_encoder_decoder else decoder
+    loader = encoder_decoder if base.is_encoder_decoder else decoder
     longest = max(len(example.input_ids) for example in examples)
-    model, checkpointing = kind.load_model(base, recipe, longest)
+    model, checkpointing = loader.load_model(base, recipe, longest)
     initial_adapter = None
     if recipe.lora.changes_base:
         initial_adapter = {

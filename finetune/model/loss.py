@@ -142,8 +142,8 @@ class PaddedForward:
 
     padded = True
 
-    def __init__(self, model: Any, pad_id: int, *, seq2seq: bool) -> None:
-        self._model, self._pad_id, self._seq2seq = model, pad_id, seq2seq
+    def __init__(self, model: Any, pad_id: int, *, encoder_decoder: bool) -> None:
+        self._model, self._pad_id, self._encoder_decoder = model, pad_id, encoder_decoder
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """As `Forward.batch`: input_ids and attention_mask (B, T), labels (B, L), all int64; of a decoder L is T."""
@@ -161,7 +161,7 @@ class PaddedForward:
             "attention_mask": padded([[1] * length for length in lengths], 0),
         }
         tokens, computed_tokens = sum(lengths), len(examples) * max(lengths)
-        if self._seq2seq:
+        if self._encoder_decoder:
             tokens += sum(len(example.labels) for example in examples)
             computed_tokens += len(examples) * max(len(example.labels) for example in examples)
         targets = sum(example.target_tokens for example in examples)
@@ -171,7 +171,7 @@ class PaddedForward:
         """As `Forward.loss`."""
         import torch
 
-        if not self._seq2seq:
+        if not self._encoder_decoder:
             return self._model(**batch.tensors, num_items_in_batch=divisor).loss
         logits = self._model(**batch.tensors).logits.float()
         labels = batch.tensors["labels"].flatten()
@@ -188,9 +188,9 @@ def choose_forward(model: Any, pad_id: int, examples: Sequence[Example]) -> Forw
 
     A reason against packing goes to the log.
     """
-    seq2seq = isinstance(examples[0], PairExample)
-    padded = PaddedForward(model, pad_id, seq2seq=seq2seq)
-    if seq2seq or model.device.type != "cpu":
+    encoder_decoder = isinstance(examples[0], PairExample)
+    padded = PaddedForward(model, pad_id, encoder_decoder=encoder_decoder)
+    if encoder_decoder or model.device.type != "cpu":
         return padded
     implementation = model.get_base_model().config._attn_implementation
     probe = _probe(examples)

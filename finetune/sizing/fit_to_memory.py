@@ -110,7 +110,7 @@ def _candidates(scenario: Scenario) -> Iterator[tuple[Changes, int]]:
     """Yield changes and the training rows that they lose, the cheapest first."""
     recipe = scenario.recipe
     four_bit: list[Changes] = [{}]
-    if not recipe.base.load_in_4bit and not scenario.shape.seq2seq:
+    if not recipe.base.load_in_4bit and not scenario.shape.is_encoder_decoder:
         four_bit.append({"base.load_in_4bit": True})
     recomputing: list[Changes] = [{}]
     if recipe.training.gradient_checkpointing != "on":

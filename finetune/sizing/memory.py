@@ -124,7 +124,7 @@ def training_activations(shape: Shape, recipe: Recipe, setting: ComputeSetting, 
     block = block_bytes(shape, recipe.lora, setting, batch)
     scores = _scores(shape, batch) * 4
     if setting.recomputes:
-        tokens = batch.total if shape.seq2seq else batch.input_tokens
+        tokens = batch.total if shape.is_encoder_decoder else batch.input_tokens
         inputs = shape.layers * shape.width * tokens * setting.dtype_bytes
         gaps = 0.0 if setting.on_gpu else RECOMPUTED_GAPS * block
         kept, recomputed = inputs + scores + gaps, block / shape.layers
@@ -161,7 +161,7 @@ def head_bytes(shape: Shape, setting: ComputeSetting, batch: MicroBatchShape) ->
 
 def block_bytes(shape: Shape, lora: LoraSection, setting: ComputeSetting, batch: MicroBatchShape) -> float:
     """Bytes that all blocks save for the backward pass of a micro-batch."""
-    if not shape.seq2seq:
+    if not shape.is_encoder_decoder:
         return batch.input_tokens * shape.layers * _token_bytes(shape, lora, setting, shape.linears)
     # a decoder block also has cross-attention, whose keys and values are computed from the encoder's output
     encoder = _token_bytes(shape, lora, setting, shape.linears)
@@ -200,7 +200,7 @@ def _adapter_bytes(
 
 def _scores(shape: Shape, batch: MicroBatchShape) -> float:
     """T5's position bias, saved once for all blocks: for the encoder's, the decoder's and the cross-attention."""
-    if not shape.seq2seq:
+    if not shape.is_encoder_decoder:
         return 0
     encoder, decoder = batch.input_tokens / batch.rows, batch.output_tokens / batch.rows
     return 2 * shape.heads * (encoder**2 + decoder**2 + encoder * decoder)
@@ -215,7 +215,7 @@ def fullest_micro_batch(shape: Shape, recipe: Recipe, longest_tokens: int) -> Mi
     training = recipe.training
     tokens = max(longest_tokens, training.batch_tokens or training.batch_size * longest_tokens)
     rows = max(1, tokens // longest_tokens)
-    output = rows * (recipe.base.max_target_tokens or recipe.base.max_tokens) if shape.seq2seq else 0
+    output = rows * (recipe.base.max_target_tokens or recipe.base.max_tokens) if shape.is_encoder_decoder else 0
     return MicroBatchShape(tokens, output, rows, tokens)
 
 

@@ -73,7 +73,7 @@ class Shape:
         return self.total or self.embedding + self.linear_weights
 
     @property
-    def seq2seq(self) -> bool:
+    def is_encoder_decoder(self) -> bool:
         """True for an encoder–decoder model."""
         return self.kind == "t5"
 

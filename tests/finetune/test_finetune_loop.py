@@ -96,7 +96,7 @@ class Worsening(PaddedForward):
 
 
 def test_a_diverging_loss_is_an_error_that_names_the_rows_of_the_last_step(subject: Subject, tmp_path: Path) -> None:
-    forward = Worsening(subject.trainable.model, 0, seq2seq=False)
+    forward = Worsening(subject.trainable.model, 0, encoder_decoder=False)
     worsening = dataclasses.replace(subject.trainable, forward=forward)
     loop = loop_over(worsening, subject.examples, changed(subject, max_steps=40), tmp_path)
     with subject.trainable.forward.generation_mode(), pytest.raises(DataError) as caught:
@@ -116,7 +116,9 @@ class Detached(PaddedForward):
 
 
 def test_a_loss_that_the_adapter_does_not_reach_is_an_error_at_the_first_step(subject: Subject, tmp_path: Path) -> None:
-    cut_off = dataclasses.replace(subject.trainable, forward=Detached(subject.trainable.model, 0, seq2seq=False))
+    cut_off = dataclasses.replace(
+        subject.trainable, forward=Detached(subject.trainable.model, 0, encoder_decoder=False)
+    )
     loop = loop_over(cut_off, subject.examples, subject.recipe, tmp_path)
     with subject.trainable.forward.generation_mode(), pytest.raises(DataError, match=r"step 1 has no gradient"):
         ended(loop)

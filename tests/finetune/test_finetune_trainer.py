@@ -64,7 +64,7 @@ def load(base: Base, examples: tuple[Example, ...]) -> Load:
 
 def test_a_padded_batch_is_padded_on_the_right_and_padding_is_not_scored(load: Load, recipe: MakeRecipe) -> None:
     rows = [TokenizedExample((5, 6, 7), (IGNORED, 6, 7)), TokenizedExample((8,), (8,))]
-    batch = PaddedForward(load(recipe()).model, PAD, seq2seq=False).batch(rows)
+    batch = PaddedForward(load(recipe()).model, PAD, encoder_decoder=False).batch(rows)
     assert batch.tensors["input_ids"].tolist() == [[5, 6, 7], [8, PAD, PAD]]
     assert batch.tensors["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
     assert batch.tensors["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
@@ -139,7 +139,7 @@ def test_gradients_of_rows_with_a_shared_prefix_equal_those_of_padded_rows(
     assert common_prefix_length(examples) > 5
     found = []
     for padded in (False, True):
-        forward = PaddedForward(trainable.model, PAD, seq2seq=False) if padded else trainable.forward
+        forward = PaddedForward(trainable.model, PAD, encoder_decoder=False) if padded else trainable.forward
         with trainable.forward.generation_mode() if padded else nullcontext():
             batch = forward.batch(examples)
             loss = forward.loss(batch, batch.target_tokens)
@@ -201,7 +201,7 @@ def test_a_step_counts_its_tokens_and_its_padding(
     chosen = recipe(training={"batch_size": 8, "max_steps": 1})
     trainable = load(chosen)
     if padded:
-        trainable = dataclasses.replace(trainable, forward=PaddedForward(trainable.model, PAD, seq2seq=False))
+        trainable = dataclasses.replace(trainable, forward=PaddedForward(trainable.model, PAD, encoder_decoder=False))
         trainable.model.get_base_model().set_attn_implementation("sdpa")
     (stats,) = run(trainable, examples, chosen, tmp_path)
     lengths = [len(example.input_ids) for example in examples]
