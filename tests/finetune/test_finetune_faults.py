@@ -298,14 +298,14 @@ def test_where_the_time_is_too_short_to_measure_and_save_the_end_the_next_call_d
 # of memory that does not suffice: the forward pass of a training step fails above so many tokens
 STARVED = """
 import torch
-from finetune import forward
-loss = forward.Flat.loss
+from finetune.model.loss import PackedForward
+loss = PackedForward.loss
 def starved(self, batch, divisor):
     found = loss(self, batch, divisor)
     if batch.tokens > {tokens} and {where}:
         raise {error}
     return found
-forward.Flat.loss = starved
+PackedForward.loss = starved
 """
 TORCH_ERROR = 'torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")'
 CPU_ERROR = 'RuntimeError("[enforce fail] DefaultCPUAllocator: can\'t allocate memory: you tried to allocate 9 bytes.")'
@@ -426,7 +426,7 @@ def test_a_single_row_whose_loss_cannot_be_measured_is_refused(server: Server, r
 def test_an_update_that_does_not_fit_is_no_step_to_be_made_again(server: Server, recipe: Path, tmp_path: Path) -> None:
     before = "import torch\ndef full(*a, **k): raise torch.OutOfMemoryError('CUDA out of memory')\ntorch.optim.AdamW.step = full"
     message = error_of(server.run("run", recipe, "--out", tmp_path / "out", before=before))
-    assert message.startswith("Error: out of memory in the update of step 1. Lower lora.rank, or take an optimizer")
+    assert message.startswith("Error: out of memory in the update of step 1. Lower lora.rank, or choose an optimizer")
 
 
 def test_damaged_weights_of_the_base_are_told_before_the_first_step(
