@@ -5,6 +5,7 @@ import functools
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ HEAVY = {
     "torch", "transformers", "unsloth", "trl", "peft", "llama_cpp", "gradio", "ray", "optuna", "matplotlib", "datasets",
     "safetensors", "tokenizers", "bitsandbytes", "evaluate", "huggingface_hub",
 }  # fmt: skip
+MOST_MODULES = 15  # of a folder that a reader can take in
+ROOM = {"gladstone/formats": 24, "export/proof": 17}  # a module for each row format; one for each check of the proof
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc", "base"}
 
 
@@ -195,28 +198,64 @@ def test_a_file_that_names_a_heavy_library_says_so_in_its_docstring() -> None:
     )
 
 
-def test_no_package_imports_in_a_circle() -> None:
-    known = {
-        source.name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): source for source in sources()
-    }
+def module_name(source: Source) -> str:
+    return source.name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
-    def needed(name: str) -> Iterator[str]:
-        for each in known[name].imports:
-            if not each.lazy and not each.typing and each.top in PACKAGES:
-                yield each.module if each.module in known else each.module.rpartition(".")[0]
 
+@functools.cache
+def imported_modules() -> dict[str, set[str]]:
+    """The modules of ours that each one imports: at load time, lazily or for types alone."""
+    names = {module_name(source) for source in sources()}
+    graph: dict[str, set[str]] = {name: set() for name in names}
+    for source, statement in all_imports():
+        module = statement.module if statement.module in names else statement.module.rpartition(".")[0]
+        if module in names and module != module_name(source):
+            graph[module_name(source)].add(module)
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """A circle of each group of nodes that reach one another, as "a → b → a"."""
+    found: list[str] = []
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, " → ".join((*path, name))
-        if name not in done:
-            for other in needed(name):
-                if other in known and other != name:
-                    visit(other, (*path, name))
+        if name in path:
+            found.append(" → ".join((*path[path.index(name) :], name)))
+        elif name not in done:
+            for other in sorted(graph.get(name, ())):
+                visit(other, (*path, name))
             done.add(name)
 
-    for name in known:
+    for name in sorted(graph):
         visit(name, ())
+    return found
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b → c → b"]
+
+
+def test_no_module_imports_in_a_circle_lazily_or_for_types_either() -> None:
+    assert circles(imported_modules()) == []
+
+
+def test_no_folder_imports_in_a_circle() -> None:
+    """Modules at the top of a package stand above its folders, and reach down freely."""
+    folders = {module_name(source): Path(source.name).parent.as_posix() for source in sources()}
+    graph: dict[str, set[str]] = {}
+    for name, others in imported_modules().items():
+        reached = {folders[other] for other in others} - {folders[name], *PACKAGES}
+        if folders[name] not in PACKAGES:
+            graph.setdefault(folders[name], set()).update(reached)
+    assert circles(graph) == []
+
+
+def test_no_folder_is_crowded() -> None:
+    count = Counter(Path(source.name).parent.as_posix() for source in sources() if not source.name.endswith("__.py"))
+    crowded = {folder: modules for folder, modules in count.items() if modules > ROOM.get(folder, MOST_MODULES)}
+    assert crowded == {}, f"more than {MOST_MODULES} modules"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
