@@ -1,4 +1,4 @@
-"""Which artifacts of an export are whole, remembered in a file: a stopped export goes on from there."""
+"""The finished artifacts of an export, recorded in a state file so that an interrupted export resumes."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ from gladstone.errors import ArtifactError
 
 @dataclass(frozen=True)
 class Artifact:
-    """Files that were made together, what they were made from, and what is to be told of them."""
+    """Files that were made together, the hash of what they were made from, and facts for manifest and notes."""
 
     made_from: str
     files: tuple[FileRecord, ...]
@@ -35,16 +35,16 @@ Made = tuple[Iterable[Path], dict[str, Any]]
 
 
 class ArtifactCache:
-    """Makes the artifacts of an export in a folder, each once."""
+    """Makes each artifact of an export once, in one folder."""
 
     def __init__(self, out: Path, key: str, progress: Progress) -> None:
-        """`key` changes with the model. Raises ArtifactError if the folder holds the export of another."""
+        """`key` identifies the model. Raises ArtifactError if the folder holds the export of another model."""
         self.out, self.key, self.progress = out, key, progress
         self.artifacts = self._earlier()
         self.used: list[str] = []
 
     def artifact(self, name: str, made_from: Iterable[object], make: Callable[[], Made]) -> Artifact:
-        """The artifact as it was made before from the same, else as `make` makes it."""
+        """The artifact of this name: the recorded one if it was made from the same, else the one that `make` makes."""
         digest = hashlib.sha256("\0".join(map(str, made_from)).encode("utf-8", "surrogatepass")).hexdigest()
         known = self.artifacts.get(name)
         if known is None or known.made_from != digest or not self._is_there(known):
@@ -63,27 +63,27 @@ class ArtifactCache:
         return known
 
     def drop(self, name: str) -> None:
-        """Remove an artifact's files: it was needed for others alone."""
+        """Remove an artifact that was needed only to make others."""
         self._remove({*self.artifacts.pop(name).files})
         self.used.remove(name)
 
     def files(self) -> dict[str, FileRecord]:
-        """Every file of every artifact that is there, those of earlier calls included."""
+        """Every file of every complete artifact, including those of earlier calls."""
         whole = (artifact for artifact in self.artifacts.values() if self._is_there(artifact))
         return {record.path: record for artifact in whole for record in artifact.files}
 
     def as_json(self) -> dict[str, Any]:
-        """For the state and the manifest."""
+        """The complete artifacts, for the state file and the manifest."""
         return {
             name: dataclasses.asdict(artifact) for name, artifact in self.artifacts.items() if self._is_there(artifact)
         }
 
     def forget_state(self) -> None:
-        """Called when the manifest is written."""
+        """Remove the state file once the manifest is written."""
         (self.out / STATE_NAME).unlink(missing_ok=True)
 
     def _open(self) -> None:
-        """Before a file of a finished folder changes: what is known goes into the state, and it is finished no more."""
+        """Reopen a finished folder before a file in it changes: save the state, remove the manifest."""
         if is_finished(self.out):
             self._save()
             (self.out / MANIFEST_NAME).unlink()
@@ -101,7 +101,7 @@ class ArtifactCache:
         return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
     def _earlier(self) -> dict[str, Artifact]:
-        """Pieces in the folder, from a stopped export or a finished one of the same model."""
+        """Artifacts of an interrupted or finished export of the same model in this folder."""
         earlier: dict[str, Artifact] = {}
         if is_finished(self.out):
             facts = read_manifest(self.out).facts
@@ -116,9 +116,9 @@ class ArtifactCache:
             if saved["key"] == self.key:
                 earlier |= _read_artifacts(saved)
         except FileNotFoundError:
-            pass  # nothing was stopped here
+            pass  # no export was interrupted here
         except (ValueError, KeyError, TypeError, AttributeError):
-            state.unlink()  # unusable: everything is made again
+            state.unlink()  # unreadable: everything is made again
         return earlier
 
 

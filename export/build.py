@@ -1,4 +1,4 @@
-"""What an export makes of an original, artifact by artifact on its workbench, each proven before the next."""
+"""Build the files of an export, artifact by artifact, and prove each before the next is made from it."""
 
 import dataclasses
 import hashlib
@@ -21,7 +21,7 @@ from export.original.model import Original
 from export.preflight import PreflightPlan, given_matrix
 from export.proof.check import Check
 from export.proof.file import verify_file
-from export.proof.heldout import HeldOut, held_out_loss, told
+from export.proof.heldout import HeldOut, describe_mean, held_out_loss
 from export.proof.quantised import check_header, check_quantised
 from export.proof.reading_results import ReadingResults
 from export.proof.tokens import end_of_turn
@@ -44,7 +44,7 @@ from gladstone.errors import ArtifactError, ConfigError, UnsupportedError, liste
 from gladstone.gguf.header import read_header
 from gladstone.llamacpp.lora import Lora
 
-# bits a weight that a file never has more of: those of the largest type that its mixture falls back to
+# upper bound of bits per weight by type: those of the largest type that its mixture falls back to
 MOST_BITS = {"f32": 33, "f16": 17, "bf16": 17, "q8": 9, "q6": 8.6, "q5": 7, "mx": 7, "q4": 6.6, "iq4": 5.6}
 MOST_BITS_BELOW = 5.0
 ONTO: tuple[Onto, ...] = ("16bit", "nf4")
@@ -53,35 +53,35 @@ MATRIX = "-imatrix.gguf"
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an export is to make, and how."""
+    """Which files an export makes, and how."""
 
     quants: tuple[str, ...]
     with_base: bool = False
-    onto: Onto | Literal["best"] = "16bit"  # best: whichever predicts held-out rows better
+    onto: Onto | Literal["best"] = "16bit"  # best: the one that predicts held-out rows better
     overrides: tuple[Override, ...] = ()
-    imatrix: str | None = None  # 'train', or a file of rows, of text, or an importance matrix
+    imatrix: str | None = None  # 'train', or a file of rows or text, or an importance matrix
     imatrix_chunks: int = 100
     split_bytes: int | None = None
-    lora: bool = False  # the adapter alone, and the base in every quant
+    lora: bool = False  # the adapter as its own file, and the base in every type
     author: str | None = None
-    license: str | None = None  # of the tuned model; the base's if none is given
+    license: str | None = None  # of the model; None: the base's
     languages: tuple[str, ...] = ()
-    accepted: bool = False  # also a run whose training went wrong
+    accepted: bool = False  # accept a run whose training went wrong
 
     def checked(self) -> "ExportOptions":
-        """With the quants in order. Raises ConfigError for what cannot be made."""
+        """These options with normalised quants. Raises ConfigError for types that cannot be made."""
         return dataclasses.replace(
             self, quants=check_quants(self.quants, self.overrides, imatrix=self.imatrix is not None)
         )
 
     @property
     def plan(self) -> PreflightPlan:
-        """What of it depends on the model's tensors. Raises ArtifactError for an unreadable file of `--imatrix`."""
+        """The part that depends on the model's tensors. Raises ArtifactError for an unreadable `--imatrix` file."""
         return PreflightPlan(self.quants, self.overrides, given_matrix(self.imatrix), self.split_bytes)
 
     @property
     def intermediate(self) -> str:
-        """The type that the conversion writes and all others are made of: one that holds every plain type asked for."""
+        """Type of the intermediate GGUF (f16, bf16 or f32): the smallest that holds every requested plain type."""
         plain = set(self.quants) & {*PLAIN}
         if plain <= {"f16"}:
             return "f16"
@@ -93,18 +93,20 @@ def check_options(original: Original, options: ExportOptions) -> None:
     if original.adapter:
         return
     if options.lora:
-        raise ConfigError(f"{original.home}: a model, which has no adapter to write: use `gladstone export gguf`.")
+        raise ConfigError(f"{original.home}: a model folder without an adapter: use `gladstone export gguf`.")
     if options.with_base:
-        raise ConfigError(f"--with-base: {original.home} is a model whose base is not at hand: export that by itself.")
+        raise ConfigError(
+            f"--with-base: {original.home} is a model folder whose base is not known: export the base separately."
+        )
     if options.onto != "16bit":
-        raise ConfigError(f"--onto {options.onto}: {original.home} is a model with nothing to merge onto a base.")
+        raise ConfigError(f"--onto {options.onto}: {original.home} is a model folder; there is no adapter to merge.")
 
 
 def check_vocabulary(original: Original, options: ExportOptions) -> VocabularyGrowth | None:
-    """How the vocabulary grew beyond the base's.
+    """How the vocabulary grew beyond the base's; None if it did not.
 
-    Raises UnsupportedError for an adapter of another base, for tokens that the model has no rows for, and for an
-    adapter alone that needs a merge.
+    Raises UnsupportedError for an adapter of another base, for tokens without a row in the model, and for an adapter
+    that cannot be a file of its own. Raises ConfigError if `--with-base` meets a grown vocabulary.
     """
     plan = read_plan(original.base.folder, original.adapters)
     check_shapes(plan)
@@ -113,27 +115,28 @@ def check_vocabulary(original: Original, options: ExportOptions) -> VocabularyGr
     growth = find_vocabulary_growth(original.base.folder, original.tokenizer, plan)
     if growth and growth.after > growth.before and options.with_base:
         raise ConfigError(
-            f"--with-base: {growth.told()[:-1]}. The untouched base has no rows for what was added: export it by "
-            f"itself ({command_line('gladstone', 'export', 'gguf', original.base.folder)})."
+            f"--with-base: {growth.describe()[:-1]}. The base has no rows for the added tokens: export it "
+            f"separately ({command_line('gladstone', 'export', 'gguf', original.base.folder)})."
         )
     return growth
 
 
 def check_end(original: Original, trained: Trained) -> None:
-    """Raises UnsupportedError if the chat template ends an answer with nothing that could stop a model."""
+    """Raises UnsupportedError if the chat template ends an answer without a special token."""
     if end_of_turn(trained) is None:
         advice = (
-            "Train again with one that does: base.chat_template=FILE."
+            "Train again with a template that does: base.chat_template=FILE."
             if original.origin == "run"
-            else "Give the one that it was trained with: --chat-template FILE|NAME."
+            else "Give the template used in training: --chat-template FILE|NAME."
         )
         raise UnsupportedError(
-            f"{original.home}: its chat template ends an answer with no special token: nothing would stop it. {advice}"
+            f"{original.home}: its chat template ends an answer without a special token: nothing stops the generation. "
+            f"{advice}"
         )
 
 
 class ExportBuilder:
-    """Makes the files of one export after another on its workbench."""
+    """Builds the files of one export and collects checks, held-out losses and notes."""
 
     def __init__(
         self, original: Original, options: ExportOptions, onto: Onto, cache: ArtifactCache, progress: Progress
@@ -147,7 +150,7 @@ class ExportBuilder:
         self._vocabularies: dict[str, list[Check]] = {}  # that were proven
 
     def needed_bytes(self) -> int:
-        """The intermediate and each file that is not there yet, at the most that its type can weigh."""
+        """Disk space for the intermediate and every missing file, at the upper bound of their types."""
         elements = sum(math.prod(stored.shape) for stored in read_folder(self.original.base.folder).values())
         quants = [
             quant for quant in self.options.quants if f"{self.original.name}-{quant}.gguf" not in self.cache.artifacts
@@ -155,34 +158,34 @@ class ExportBuilder:
         models = 2 if self.options.with_base else 1
         each = [_most_bits(quant) for quant in quants]
         bits = _most_bits(self.options.intermediate) + models * sum(each)
-        if self.options.split_bytes:  # a file and its parts are there together for a moment
+        if self.options.split_bytes:  # a file and its parts exist together for a moment
             bits += max(each, default=0)
         return int(elements * bits / 8 * 1.02) + (16 << 20)
 
     @cached_property
     def base(self) -> Trained:
-        """The untouched base, with the original's tokenizer, template and rows."""
+        """The untouched base with the source's tokenizer, template and rows."""
         return dataclasses.replace(trained_of(self.original, self.onto), adapter=None)
 
     def describe_source(self) -> dict[str, str]:
-        """What the files were held against, for the proof's page."""
+        """What the files are compared with, for the page of the proof."""
         original = self.original
-        told = {
+        facts = {
             original.origin.replace("folder", "model"): original.name,
             "base": self.about.base_name,
             "rows": original.rows.words.page,
         }
-        told |= {"vocabulary": self.growth.told()} if self.growth else {}
+        facts |= {"vocabulary": self.growth.describe()} if self.growth else {}
         if original.origin != "run":
-            told |= {"tokenizer": original.found_in.tokenizer, "template": original.found_in.template}
-            told |= {"unknown": ", ".join(original.training.unknown), "unchecked": "; ".join(original.unchecked())}
-        return {name: value for name, value in told.items() if value}
+            facts |= {"tokenizer": original.found_in.tokenizer, "template": original.found_in.template}
+            facts |= {"unknown": ", ".join(original.training.unknown), "unchecked": "; ".join(original.unchecked())}
+        return {name: value for name, value in facts.items() if value}
 
     def build(self) -> dict[str, list[Check]]:
         """Make every requested file; returns the checks by model name."""
         name = self.original.name
         if self.growth:
-            self.notes.append(self.growth.told())
+            self.notes.append(self.growth.describe())
         if note := self.original.rows.words.note:
             self.notes.append(note)
         if self.options.lora:
@@ -193,7 +196,7 @@ class ExportBuilder:
         return proof
 
     def model(self, name: str, about: About, adapter: Path | None) -> list[Check]:
-        """The model's files in every quant, and the proof of them; the intermediate goes unless it was asked for."""
+        """Build one model in every type and prove it; the intermediate is removed unless it was requested."""
         base = self._intermediate(name, about, adapter)
         trained = dataclasses.replace(self.base, adapter=adapter)
         others = len({*self.options.quants} - {self.options.intermediate})
@@ -205,7 +208,7 @@ class ExportBuilder:
         return checks
 
     def lora(self, name: str) -> dict[str, list[Check]]:
-        """The adapter alone, proven with the base under it, and the base's files in every quant."""
+        """Build the adapter as its own file, proven on top of the base, and the base in every type."""
         adapter = self.original.adapter
         base = self._intermediate(f"{name}-base", about_base(self.original), None)
         path = self.cache.out / f"{name}{LORA}"
@@ -227,7 +230,7 @@ class ExportBuilder:
         return {f"{name}-lora": checks, f"{name}-base": costs}
 
     def _intermediate(self, name: str, about: About, adapter: Path | None) -> Path:
-        """The model in the type that all others are made of."""
+        """Convert a model, merged with its adapter if it has one, to the intermediate GGUF."""
         intermediate = self.options.intermediate
         path = self.cache.out / f"{name}-{intermediate}.gguf"
 
@@ -239,9 +242,9 @@ class ExportBuilder:
         return path
 
     def _quantised(self, name: str, base: Path, trained: Trained, results: ReadingResults) -> list[Check]:
-        """Make the other files from the intermediate, and prove each against it on held-out rows.
+        """Quantise the intermediate to the other types and check each against it on held-out rows.
 
-        `results` is what the proof of the intermediate has left for that.
+        `results` holds what the proof of the intermediate already computed.
         """
         intermediate = self.options.intermediate
         matrix = self._imatrix(name, base)
@@ -260,7 +263,7 @@ class ExportBuilder:
         return checks
 
     def _put_away(self, base: Path) -> None:
-        """The intermediate goes, unless it was asked for: then it is cut in parts if the others are."""
+        """Remove the intermediate unless it was requested; split it if the other files are split."""
         limit, asked = self.options.split_bytes, self.options.intermediate in self.options.quants
         if limit and asked:
             self.cache.artifact(
@@ -270,7 +273,7 @@ class ExportBuilder:
             self.cache.drop(base.name)
 
     def _imatrix(self, name: str, base: Path) -> Path | None:
-        """The importance matrix of a model, made once and kept beside its files, or the one that was given."""
+        """The importance matrix: the given file, or one computed once and kept beside the model; None without one."""
         if self.options.imatrix is None:
             return None
         if self.calibration is None:
@@ -287,7 +290,7 @@ class ExportBuilder:
         return path
 
     def _quant(self, base: Path, name: str, how: Quantisation) -> tuple[Check, Path]:
-        """A quantised file, in parts if it is to be, and the proof that its header is the intermediate's."""
+        """A quantised file, split if requested, and the check that its header equals the intermediate's."""
         target = self.cache.out / name
         matrix = sha256_file(how.imatrix) if how.imatrix and how.is_quantised else ""
         overrides = how.overrides if how.is_quantised else ()
@@ -297,7 +300,7 @@ class ExportBuilder:
             same = check_header(target, base)
             facts: dict[str, Any] = {"same": dataclasses.asdict(same), "imatrix": matrix or None}
             facts["fallbacks"] = [dataclasses.asdict(each) for each in made.fallbacks]
-            facts["told"] = describe_fallbacks(how.quant, made.fallbacks) if made.fallbacks else None
+            facts["note"] = describe_fallbacks(how.quant, made.fallbacks) if made.fallbacks else None
             limit = self.options.split_bytes
             return (split_gguf(target, limit, self.progress) if limit else [target]), facts
 
@@ -313,18 +316,18 @@ class ExportBuilder:
             ],
             quantised,
         )
-        if artifact.facts["told"]:
-            self.notes.append(artifact.facts["told"])
+        if note := artifact.facts.get("note", artifact.facts.get("told")):  # version 0.1.0 wrote told
+            self.notes.append(note)
         same = dataclasses.replace(Check(**artifact.facts["same"]), name=f"{how.quant}: metadata")
         return same, self.cache.out / artifact.files[0].path
 
     def artifacts(self) -> Iterable[Artifact]:
-        """Those of this call."""
+        """The artifacts of this call."""
         return (self.cache.artifacts[name] for name in self.cache.used)
 
 
 def model_key(original: Original, onto: Onto) -> str:
-    """Changes with anything that the model is made from."""
+    """A hash over everything that the model is made from."""
     parts = [original.base.fingerprint, *original.key, installed_version(), original.name, onto]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -336,26 +339,26 @@ def _most_bits(quant: str) -> float:
 def _refuse_failed(path: Path, checks: list[Check]) -> None:
     failed = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
     if failed:
-        raise ArtifactError(listed(f"{path}: the proof failed, this file is not the model that was trained", failed))
+        raise ArtifactError(listed(f"{path}: the proof failed: this file is not the trained model", failed))
 
 
 def conversion_of(original: Original, about: About, adapter: Path | None, onto: Onto) -> Conversion:
-    """What is converted to make a model, its adapter merged if it has one."""
+    """The conversion that makes a model, with its adapter merged if it has one."""
     adapters = ((adapter, 1.0),) if adapter else ()
     return Conversion(about.name, original.base.folder, original.tokenizer, adapters, onto, about.as_metadata())
 
 
 def choose_onto(original: Original, options: ExportOptions, out: Path, progress: Progress) -> tuple[Onto, list[str]]:
-    """Which base the adapter is merged onto, and what is to be told of it.
+    """The base precision to merge onto, and notes about the choice.
 
-    `best` is measured on held-out rows, and is 16bit where there are none.
+    `best` measures both on held-out rows; without such rows it is 16bit.
     """
     if options.onto != "best":
         return options.onto, []
     about = about_model(original)
     trained = trained_of(original)
     if not trained.held_out:
-        return "16bit", ["merged onto 16bit: which base is better was not measured, there are no held-out rows."]
+        return "16bit", ["merged onto 16bit: without held-out rows, the two bases were not compared."]
     losses: dict[Onto, HeldOut] = {}
     with tempfile.TemporaryDirectory(prefix=".onto.", suffix=".partial", dir=out) as work:
         for onto in ONTO:
@@ -367,9 +370,10 @@ def choose_onto(original: Original, options: ExportOptions, out: Path, progress:
     nearer = losses["16bit"].less(losses["nf4"])
     chosen: Onto = "nf4" if nearer[0] > 0 else "16bit"
     means = ", ".join(f"{onto} {loss.as_json()['nats_per_token']:.4f}" for onto, loss in losses.items())
-    sure = "" if nearer[1] > 0 or nearer[2] < 0 else ", a difference that may be chance"
+    sure = "" if nearer[1] > 0 or nearer[2] < 0 else ", a difference within the noise"
     return chosen, [
-        f"merged onto {chosen}: held-out loss {means} nats a token, 16bit less nf4 {told(nearer, digits=4)}{sure}."
+        f"merged onto {chosen}: held-out loss {means} nats a token, 16bit less nf4 "
+        f"{describe_mean(nearer, digits=4)}{sure}."
     ]
 
 

@@ -26,27 +26,27 @@ SOURCE = click.argument("source", metavar="RUN|ADAPTER|MODEL", type=click.Path(p
 BASE = click.option(
     "--base",
     metavar="FOLDER|HUB-ID",
-    help="The model that an adapter belongs to, where it names another one or one that is not here; a model's folder "
-    "without a tokenizer gets this one's.",
+    help="Base model of the adapter, if adapter_config.json names a wrong or missing one. A model folder without a "
+    "tokenizer takes this model's tokenizer.",
 )
 CHAT_TEMPLATE = click.option(
     "--chat-template",
     "template",
     metavar="FILE|NAME",
-    help="The chat template that the model was trained with, where it has none or another one: a Jinja file, or the "
-    "name of one that comes with Gladstone, as chatml.",
+    help="Chat template used in training, if the model has none or a different one: a Jinja file, or the name of a "
+    "built-in template such as chatml.",
 )
 DATA = click.option(
     "--data",
     "rows",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Rows to prove and measure on, in any layout that finetune reads; a run has its own.",
+    help="Rows for the proof and the held-out loss, in any layout that finetune reads. A run has its own.",
 )
 
 
 def asks(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """What a user says of the model besides its folder, by options; the command gets it as `asked`."""
+    """Add options that describe the source model; the command receives them as `source_options`."""
 
     def add(command: Command) -> Command:
         @wraps(command)
@@ -65,7 +65,7 @@ def asks(*options: Callable[[Command], Command]) -> Callable[[Command], Command]
     return add
 
 
-ONTO_HELP = "Merge onto the base as it is, or onto its weights as QLoRA held them in training"
+ONTO_HELP = "Weights to merge onto: the base in 16 bit, or the base in NF4 as QLoRA used it in training"
 ONTO = click.option(
     "--onto", type=click.Choice(["16bit", "nf4"]), default="16bit", show_default=True, help=f"{ONTO_HELP}."
 )
@@ -74,58 +74,70 @@ ONTO_OR_BEST = click.option(
     type=click.Choice(["16bit", "nf4", "best"]),
     default="16bit",
     show_default=True,
-    help=f"{ONTO_HELP}; best measures both on held-out rows.",
+    help=f"{ONTO_HELP}; best measures both on held-out rows and takes the better.",
 )
 
-AUTHOR = click.option("--author", metavar="NAME", help="Who made the model; goes into the files and the model card.")
+AUTHOR = click.option("--author", metavar="NAME", help="Author of the model, written to the files and the model card.")
 LANGUAGES = click.option(
-    "--language", "languages", multiple=True, metavar="CODE", help="A language it answers in, as en; repeats."
+    "--language", "languages", multiple=True, metavar="CODE", help="Language of the answers, such as en. Repeatable."
 )
 LICENSE = click.option(
-    "--license", "license_id", metavar="ID", help="The model's licence, as mit.  [default: the base's]"
+    "--license", "license_id", metavar="ID", help="Licence of the model, such as mit.  [default: the base's]"
 )
 
-YES = click.option("--yes", "accepted", is_flag=True, help="Go on with a model whose training went wrong.")
+YES = click.option(
+    "--yes", "accepted", is_flag=True, help="Continue although the run reports that its training went wrong."
+)
 
 
 @click.group(cls=Group, resumes=True)
 def main() -> None:
-    """Turn an adapter into GGUF files that are proven to be the model you trained."""
+    """Turn an adapter into GGUF files, with a proof that they are the model you trained."""
 
 
 @main.command()
 @SOURCE
 @asks(BASE, CHAT_TEMPLATE, DATA)
-@click.option("--quant", "quants", multiple=True, default=("q8_0",), show_default=True, help="Type to write; repeats.")
-@click.option("--with-base", is_flag=True, help="Export the untouched base the same way, for a fair comparison.")
-@click.option("--out", type=FOLDER, help="Folder for the files.  [default: gguf in the given folder]")
+@click.option(
+    "--quant", "quants", multiple=True, default=("q8_0",), show_default=True, help="File type to write. Repeatable."
+)
+@click.option("--with-base", is_flag=True, help="Also export the untouched base, for comparison.")
+@click.option("--out", type=FOLDER, help="Output folder.  [default: gguf in the source folder]")
 @ONTO_OR_BEST
 @click.option(
     "--imatrix",
     metavar="train|FILE",
-    help="Weigh columns by their use, on the run's training rows, your own rows or text, or as a file says.",
+    help="Compute an importance matrix from the training rows, or from rows or text in FILE; or use that in FILE.",
 )
 @click.option(
-    "--imatrix-chunks", type=click.IntRange(min=1), default=100, show_default=True, help="Times 512 tokens to look at."
+    "--imatrix-chunks",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Number of 512-token chunks for the importance matrix.",
 )
 @click.option(
-    "--tensor-type", "overrides", multiple=True, metavar="PATTERN=TYPE", help="Another type for some tensors; repeats."
+    "--tensor-type",
+    "overrides",
+    multiple=True,
+    metavar="PATTERN=TYPE",
+    help="Type of the tensors whose names match PATTERN. Repeatable.",
 )
 @click.option(
-    "--fit", metavar="SIZE", help="Write the best type that runs in so much memory, as 4GB; in place of --quant."
+    "--fit", metavar="SIZE", help="Write the best type that runs in this much memory, such as 4GB. Replaces --quant."
 )
 @click.option(
     "--context",
     type=click.IntRange(min=1),
     default=CHAT_CONTEXT_TOKENS,
     show_default=True,
-    help="Tokens to reckon with for memory.",
+    help="Context tokens assumed when memory is estimated.",
 )
-@click.option("--split", metavar="SIZE", help="Cut files into parts of at most this size, as 2GB.")
+@click.option("--split", metavar="SIZE", help="Split files into parts of at most this size, such as 2GB.")
 @AUTHOR
 @LANGUAGES
 @LICENSE
-@click.option("--dry-run", is_flag=True, help="Show what each file would weigh, and make none.")
+@click.option("--dry-run", is_flag=True, help="Show the size of each file without writing any.")
 @YES
 def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     source: Path,
@@ -147,7 +159,7 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     dry_run: bool,
     accepted: bool,
 ) -> None:
-    """Merge, convert, quantise and prove a model: a finished RUN, any PEFT ADAPTER, or a MODEL's folder."""
+    """Merge, convert, quantise and prove a model: a finished RUN, a PEFT ADAPTER or a MODEL folder."""
     require_packages("gladstone export", "export", NEEDED)
     if onto != "16bit":
         require_packages(f"gladstone export gguf --onto {onto}", "finetune", ["bitsandbytes"])
@@ -193,7 +205,7 @@ def _show_export(result: "Export") -> None:
 def _check_fit(fit: str | None) -> None:
     source = click.get_current_context().get_parameter_source("quants")
     if fit and source == click.core.ParameterSource.COMMANDLINE:
-        raise click.UsageError("--fit chooses the type itself: leave --quant out.")
+        raise click.UsageError("--fit chooses the type: remove --quant.")
 
 
 def _show_sizes(sizes: "list[Size]", context: int) -> None:
@@ -212,9 +224,14 @@ def _show_sizes(sizes: "list[Size]", context: int) -> None:
 @SOURCE
 @asks(BASE, CHAT_TEMPLATE, DATA)
 @click.option(
-    "--quant", "quants", multiple=True, default=("q8_0",), show_default=True, help="Type of the base's file; repeats."
+    "--quant",
+    "quants",
+    multiple=True,
+    default=("q8_0",),
+    show_default=True,
+    help="Type of the base's file. Repeatable.",
 )
-@click.option("--out", type=FOLDER, help="Folder for the files.  [default: lora in the given folder]")
+@click.option("--out", type=FOLDER, help="Output folder.  [default: lora in the source folder]")
 @AUTHOR
 @LANGUAGES
 @LICENSE
@@ -230,7 +247,7 @@ def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
     *,
     accepted: bool,
 ) -> None:
-    """Write the adapter of a RUN or an ADAPTER's folder alone, as GGUF, and the base's file that it is laid over.
+    """Write the adapter of a RUN or ADAPTER folder as its own GGUF, and the base as another.
 
     Several adapters can share one base: `runtime chat BASE.gguf --lora ADAPTER.gguf`.
     """
@@ -246,13 +263,15 @@ def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
 @main.command()
 @SOURCE
 @asks(BASE, CHAT_TEMPLATE)
-@click.option("--out", type=FOLDER, help="Folder for the model.  [default: merged in the given folder]")
+@click.option("--out", type=FOLDER, help="Output folder.  [default: merged in the source folder]")
 @ONTO
-@click.option("--weight", type=float, default=1.0, show_default=True, help="Strength of the adapter.")
+@click.option("--weight", type=float, default=1.0, show_default=True, help="Scale of the adapter; 1 is as trained.")
 @click.option(
-    "--adapter", "others", multiple=True, metavar="FOLDER=WEIGHT", help="A further adapter of the same base; repeats."
+    "--adapter", "others", multiple=True, metavar="FOLDER=WEIGHT", help="Another adapter of the same base. Repeatable."
 )
-@click.option("--shard-gb", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="Largest file.")
+@click.option(
+    "--shard-gb", type=click.FloatRange(min=0.01), default=2.0, show_default=True, help="Largest file, in GB."
+)
 @YES
 def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     source: Path,
@@ -265,9 +284,9 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     *,
     accepted: bool,
 ) -> None:
-    """Merge a RUN or an ADAPTER into an ordinary folder of safetensors, for what reads no GGUF.
+    """Merge a RUN or an ADAPTER into its base and write a model folder of safetensors.
 
-    No more than a tensor at a time is in memory.
+    Memory holds one tensor at a time.
     """
     require_packages("gladstone export", "export", NEEDED)
     if onto == "nf4":
@@ -294,13 +313,13 @@ def _weighted(text: str) -> tuple[Path, float]:
 @main.command()
 @click.argument("folder", type=FOLDER)
 @click.argument("repo", metavar="OWNER/NAME")
-@click.option("--private", is_flag=True, help="Make the repository private, if it is not there yet.")
-@click.option("--dry-run", is_flag=True, help="Show what would go up, and send nothing.")
+@click.option("--private", is_flag=True, help="Make the repository private if it is created.")
+@click.option("--dry-run", is_flag=True, help="List the files without uploading them.")
 @YES
 def push(folder: Path, repo: str, *, private: bool, dry_run: bool, accepted: bool) -> None:
-    """Upload a finished export (its FOLDER) to the Hub. A stopped upload goes on when the command is repeated.
+    """Upload the FOLDER of a finished export to the Hub.
 
-    This is the one command that sends something: the files that it lists.
+    The same command resumes an interrupted upload. This is the only command that sends anything: the files it lists.
     """
     require_packages("gladstone export push", "export", ["huggingface_hub"])
     from export.publish.push import plan_upload, upload
@@ -318,7 +337,11 @@ def push(folder: Path, repo: str, *, private: bool, dry_run: bool, accepted: boo
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--against", "source", type=click.Path(path_type=Path), required=True, help="The run, the adapter or the model."
+    "--against",
+    "source",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The run, adapter or model folder to compare with.",
 )
 @asks(BASE, CHAT_TEMPLATE, DATA)
 @click.option("--lora", "loras", multiple=True, metavar="FILE[=SCALE]", help="Adapter to apply to FILE. Repeatable.")
@@ -330,7 +353,7 @@ def verify(
     loras: tuple[str, ...],
     onto: "Onto",
 ) -> None:
-    """Prove that a GGUF is the model of a run, of an adapter on its base, or of a folder as the Hub holds it."""
+    """Prove that a GGUF computes what a run, an adapter on its base, or a model folder computes."""
     require_packages("gladstone export", "export", NEEDED)
     from export.pipeline import verify_against
     from gladstone.commands.progress import Lines
@@ -344,9 +367,14 @@ def verify(
 
 
 @main.command()
-@click.option("--from", "archive", type=click.Path(path_type=Path), help="The archive, brought by hand.")
+@click.option(
+    "--from",
+    "archive",
+    type=click.Path(path_type=Path),
+    help="Source archive of llama-cpp-python, for a machine without a network.",
+)
 def setup(archive: Path | None) -> None:
-    """Fetch llama.cpp's converter into the cache (once; other commands then need no network)."""
+    """Download llama.cpp's converter into the cache. Done once; the other commands then need no network."""
     from export.convert.llamacpp_converter import install_archive
     from gladstone.commands.progress import Lines
 
@@ -354,5 +382,5 @@ def setup(archive: Path | None) -> None:
 
 
 def _show(checks: "list[Check]") -> None:
-    for line in (line for check in checks for line in check.told().splitlines()):
+    for line in (line for check in checks for line in check.describe().splitlines()):
         click.echo(f"  {line}")

@@ -58,7 +58,7 @@ PAGE_NAME, LOG_NAME = "proof.txt", "export.log"
 
 @dataclass(frozen=True)
 class Export:
-    """What came out: the files by name, the checks of each proof, and what a user has to know of them."""
+    """The result of an export: its files by name, the checks of each model, and notes for the user."""
 
     folder: Path
     files: dict[str, Path]
@@ -69,10 +69,10 @@ class Export:
 def export_gguf(
     path: Path, source_options: SourceOptions, options: ExportOptions, out: Path | None, progress: Progress
 ) -> Export:
-    """Merge, convert, quantise and prove what lies at `path` into `out` (default FOLDER/gguf); the manifest is last.
+    """Merge, convert, quantise and prove the source at `path` into `out` (default FOLDER/gguf), the manifest last.
 
-    What an earlier, stopped call finished is used again. Raises ArtifactError if the training went wrong and that is
-    not accepted, or if the proof fails: the files stay, for looking into, without a manifest.
+    Artifacts that an interrupted call finished are reused. Raises ArtifactError if the training went wrong and
+    `options` do not accept that, or if the proof fails: the files stay for inspection, without a manifest.
     """
     options = options.checked()
     found = find(path, source_options)
@@ -107,9 +107,9 @@ def export_sizes(  # noqa: PLR0913, PLR0917 - one parameter an option
     fit_bytes: int | None,
     progress: Progress,
 ) -> list[fit.Size]:
-    """What each type would weigh, or the one that fits; no weight is read and nothing is kept.
+    """The size of each type, or the best type that fits `fit_bytes`. Reads no weight and writes nothing.
 
-    Raises ConfigError if none fits.
+    Raises ConfigError if no type fits.
     """
     options = options.checked()
     with (
@@ -118,7 +118,7 @@ def export_sizes(  # noqa: PLR0913, PLR0917 - one parameter an option
         opened(find(path, source_options), progress) as original,
     ):
         header = Path(work) / "outline.gguf"
-        # what the base is taken as changes no size
+        # the precision of the base changes no size
         outline(conversion_of(original, about_model(original), original.adapter, "16bit"), header, progress)
         if fit_bytes is not None:
             return [fit.best_fit(header, fit_bytes, options.overrides, context, imatrix=options.imatrix is not None)]
@@ -180,7 +180,7 @@ def _finish(builder: ExportBuilder, proof: dict[str, list[Check]]) -> Export:
 def _write_publish_files(
     builder: ExportBuilder, proof: Mapping[str, Sequence[Check]], made: Mapping[str, Path]
 ) -> list[str]:
-    """Write Modelfile and model card for what was made; their names."""
+    """Write Modelfile and model card; returns their names."""
     out, about = builder.cache.out, builder.about
     model, lora = next(iter(made.values())), next((path for name, path in made.items() if name.endswith(LORA)), None)
     no_ollama = write_modelfile(builder.base, model, lora, about, common_system(builder.base.rows))
@@ -195,14 +195,14 @@ def _write_publish_files(
         files={name: path for name, path in made.items() if not name.endswith(MATRIX)},
         onto=builder.onto,
         ollama=no_ollama,
-        vocabulary=builder.growth.told() if builder.growth else None,
+        vocabulary=builder.growth.describe() if builder.growth else None,
     )
     write_card(card, out)
     return [CARD_NAME, *(name for name in MODELFILES if (out / name).is_file())]
 
 
 def _tensor_types(path: Path) -> dict[str, int]:
-    """How many tensors of each type a file, or a part of one, has."""
+    """The number of tensors of each type in a file or in one part of it."""
     return dict(Counter(tensor.type_name for tensor in read_header(path, is_model=False).tensors))
 
 

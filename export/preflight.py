@@ -1,4 +1,4 @@
-"""What cannot be made is refused before anything is merged, by what is cheap to know: texts, the model's outline."""
+"""Cheap checks before anything is merged: the calibration text, and the model's outline (a GGUF without weights)."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -26,12 +26,12 @@ from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.formats import read_conversations
 from gladstone.gguf.header import read_header
 
-TRIED_CHARACTERS = 20_000  # of a text are tokenised at once, until there are enough
+TRIED_CHARACTERS = 20_000  # tokenised at a time, until there are enough tokens
 
 
 @dataclass(frozen=True)
 class PreflightPlan:
-    """What is to be made of a model. `matrix` is the file of an importance matrix that was given, if one was."""
+    """What an export makes of a model. `matrix` is the file of a given importance matrix."""
 
     quants: tuple[str, ...]
     overrides: tuple[Override, ...] = ()
@@ -40,24 +40,24 @@ class PreflightPlan:
 
     @property
     def needs_outline(self) -> bool:
-        """Whether anything depends on the names and sizes of the model's tensors."""
+        """True if a check needs the names and sizes of the model's tensors."""
         return bool(self.overrides or self.matrix or self.split_bytes is not None)
 
 
 def given_matrix(source: str | None) -> Path | None:
-    """The file of `--imatrix`, if it is an importance matrix and no rows or text. Raises ArtifactError."""
+    """The file of `--imatrix` if it holds an importance matrix, None if it holds rows or text. Raises ArtifactError."""
     return Path(source) if source not in (None, "train") and is_imatrix(Path(str(source))) else None
 
 
 def check_plan(conversion: Conversion, plan: PreflightPlan, progress: Progress) -> None:
-    """Compare the plan with the model's outline; no weight is read.
+    """Compare the plan with the model's outline; reads no weight.
 
-    Raises ConfigError for a split or a `--tensor-type` that cannot be, ArtifactError for a file that is no sound
-    importance matrix, UnsupportedError for one of another model.
+    Raises ConfigError for an impossible split or `--tensor-type`, ArtifactError for a damaged importance matrix,
+    UnsupportedError for the importance matrix of another model.
     """
-    matrix = read_imatrix(plan.matrix) if plan.matrix else None  # what needs no outline comes first
+    matrix = read_imatrix(plan.matrix) if plan.matrix else None  # first what needs no outline
     if plan.split_bytes is not None and plan.split_bytes < 1:
-        raise ConfigError(f"--split {plan.split_bytes}: expected a size, as 2GB.")
+        raise ConfigError(f"--split {plan.split_bytes}: expected a size such as 2GB.")
     if not plan.needs_outline:
         return
     with tempfile.TemporaryDirectory() as work:
@@ -67,7 +67,7 @@ def check_plan(conversion: Conversion, plan: PreflightPlan, progress: Progress) 
 
 
 def check_outline(path: Path, plan: PreflightPlan, matrix: Imatrix | None) -> None:
-    """The part of `check_plan` that looks at the outline, a GGUF that may have no weights. Raises as it does."""
+    """The part of `check_plan` that reads the outline, a GGUF that may lack weights. Raises as `check_plan` does."""
     header = read_header(path)
     if matrix is not None and plan.matrix is not None:
         check_fits(matrix, header, plan.matrix)
@@ -78,17 +78,17 @@ def check_outline(path: Path, plan: PreflightPlan, matrix: Imatrix | None) -> No
 
 
 def read_calibration(original: Original, source: str | None, chunks: int) -> Calibration | None:
-    """The rows or the text of `--imatrix`; None where none is wanted or an importance matrix was given.
+    """The rows or the text of `--imatrix`; None without the option, or if it names an importance matrix.
 
-    Raises DataError for rows and texts that cannot be used or are too short, ConfigError where the training rows are
-    not known, UnsupportedError for a model that can have none.
+    Raises DataError for rows or text that are unreadable or too short, ConfigError if the training rows are not known,
+    UnsupportedError for encoder-decoder models.
     """
     if source is None or given_matrix(source) is not None:
         return None
     path = _training_rows(original) if source == "train" else Path(source)
     trained = trained_of(original, "16bit")
     if trained.seq2seq:
-        raise UnsupportedError("--imatrix: importance matrices of models with encoder and decoder are not computed.")
+        raise UnsupportedError("--imatrix: importance matrices of encoder-decoder models are not supported.")
     if path.suffix == ".txt":
         text = Calibration(path.name, read_text(path), chunks)
     else:
@@ -101,14 +101,13 @@ def read_calibration(original: Original, source: str | None, chunks: int) -> Cal
 def _training_rows(original: Original) -> Path:
     if original.calibration is None:
         raise ConfigError(
-            "--imatrix train: the rows that the model was trained on are not known. Give rows or text of yours: "
-            "--imatrix FILE."
+            "--imatrix train: the training rows of this model are not known. Give rows or text: --imatrix FILE."
         )
     return original.calibration
 
 
 def check_length(name: str, texts: Iterable[str], encode: Callable[[str], Sequence[int]]) -> None:
-    """Raises DataError for texts that are too short for an importance matrix; reads no more than it needs."""
+    """Raises DataError for texts too short for an importance matrix. Stops reading once there are enough tokens."""
     count = 0
     for text in texts:
         for begin in range(0, len(text), TRIED_CHARACTERS):
@@ -116,6 +115,6 @@ def check_length(name: str, texts: Iterable[str], encode: Callable[[str], Sequen
             if count >= CHUNK_TOKENS:
                 return
     raise DataError(
-        f"--imatrix {name}: {count:,} tokens, an importance matrix needs {CHUNK_TOKENS:,} at least. Give more rows or "
+        f"--imatrix {name}: {count:,} tokens, an importance matrix needs at least {CHUNK_TOKENS:,}. Give more rows or "
         "a longer text."
     )

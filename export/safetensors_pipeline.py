@@ -1,4 +1,4 @@
-"""`gladstone export merge`: base and adapter as an ordinary folder of safetensors, for what reads no GGUF."""
+"""`gladstone export merge`: base and adapters merged into a model folder of safetensors."""
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
@@ -50,7 +50,7 @@ DEFAULT_SOURCE_OPTIONS = SourceOptions()
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """What to merge: a run, an adapter or a model, onto its base in 16 bit or as NF4, with further adapters."""
+    """What to merge: a run, adapter or model, the precision of its base, and further adapters with their weights."""
 
     path: Path
     onto: Onto = "16bit"
@@ -61,19 +61,19 @@ class MergeOptions:
     source_options: SourceOptions = DEFAULT_SOURCE_OPTIONS
 
     def adapters(self, original: Original) -> tuple[tuple[Path, float], ...]:
-        """What is merged, each with its weight. Raises ConfigError for a weight without an adapter."""
+        """The adapters to merge with their weights. Raises ConfigError for a weight without an adapter."""
         if original.adapter is None:
             if self.weight != 1.0:
-                raise ConfigError(f"--weight: {original.home} is a model without an adapter that could be weighed.")
+                raise ConfigError(f"--weight: {original.home} is a model folder without an adapter.")
             return self.others
         return ((original.adapter, self.weight), *self.others)
 
 
 def merge_run(options: MergeOptions, out: Path | None, progress: Progress) -> list[Path]:
-    """Write the merged model into `out` (default FOLDER/merged), its manifest last; returns the files of the weights.
+    """Write the merged model into `out` (default FOLDER/merged), the manifest last; returns the weight files.
 
-    Raises ArtifactError for a folder that holds something else and for a training that went wrong and is not accepted,
-    UnsupportedError for adapters that do not fit.
+    Raises ArtifactError for a folder that holds something else, or if the training went wrong and `options` do not
+    accept that; UnsupportedError for adapters that do not fit the base.
     """
     found = find(options.path, options.source_options)
     out = out or default_out(found, "merged")
@@ -97,7 +97,7 @@ def _merge(original: Original, options: MergeOptions, out: Path, progress: Progr
         remove_partials(out)
         cache = ArtifactCache(out, _key(original, options), progress)
         if growth:
-            with step(progress, growth.told()[:-1]):
+            with step(progress, growth.describe()[:-1]):
                 pass
         for file, tensors in shards.items():
             cache.artifact(file, [tensor.name for tensor in tensors], _shard(plan, out / file, tensors, progress))
@@ -110,7 +110,7 @@ def _merge(original: Original, options: MergeOptions, out: Path, progress: Progr
 
 
 def _warnings_beside(adapter: Path) -> list[str]:
-    """What the manifest of the run says in whose folder an adapter lies; nothing of one that lies elsewhere."""
+    """Warnings in the manifest of the run that holds an adapter; empty for an adapter outside a run."""
     run = adapter.resolve().parent
     return serious_warnings(read_manifest(run).facts) if is_finished(run) else []
 
@@ -148,7 +148,7 @@ def _manifest(
 
 
 def _training(original: Original, options: MergeOptions) -> Training:
-    """What is known of the merged model's training, and what was merged."""
+    """What is known of the merged model's training, with the merge added to its settings."""
     others = ", ".join(f"{folder.name} × {weight:g}" for folder, weight in options.others)
     rows = [("scale", f"{options.weight:g}")] if options.weight != 1 else []
     rows += [("further adapters", others)] if others else []
@@ -157,7 +157,7 @@ def _training(original: Original, options: MergeOptions) -> Training:
 
 
 def _key(original: Original, options: MergeOptions) -> str:
-    """Changes with anything that the weights are made from, or are cut by."""
+    """A hash over everything that the weight files are made from, and the shard size."""
     files = [
         (path, weight)
         for folder, weight in options.adapters(original)
@@ -169,10 +169,10 @@ def _key(original: Original, options: MergeOptions) -> str:
 
 
 def _check_target(original: Original, out: Path, files: Collection[str]) -> None:
-    """Raises ArtifactError if the files would go among those of the run, of the base or of another model."""
+    """Raises ArtifactError if the folder belongs to the run, the base or another model."""
     original.check_apart(out)
     if is_finished(out) and read_manifest(out).stage != "merge":
-        raise ArtifactError(f"{out}: holds another stage's files. Choose another folder with --out.")
+        raise ArtifactError(f"{out}: holds the files of another stage. Choose another folder with --out.")
     others = sorted(path.name for path in out.glob(file_names.WEIGHTS_PATTERN) if path.name not in files)
     if others:
         raise ArtifactError(f"{out}: holds other weights ({others[0]}). Choose another folder with --out.")

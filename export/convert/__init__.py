@@ -1,1 +1,1 @@
-"""Base model and adapter to GGUF, through the converter of llama.cpp."""
+"""Converts base and adapter to GGUF with llama.cpp's converter."""

@@ -1,4 +1,4 @@
-"""Base and adapters to a GGUF of 16 or 32 bit, from which all others are quantised."""
+"""Converts a base with its adapters to the intermediate GGUF (F16, BF16 or F32)."""
 
 import json
 import tempfile
@@ -23,7 +23,7 @@ UNKNOWN_TOKENIZER = "the converter has never seen this tokenizer"
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to convert: the base's weights, the trained tokenizer and template, the adapters with their weights."""
+    """What to convert: base, tokenizer folder with the template, adapters with their weights, metadata."""
 
     name: str
     base: Path
@@ -34,19 +34,19 @@ class Conversion:
 
 
 def convert(conversion: Conversion, out: Path, progress: Progress, file_type: str = "f16") -> None:
-    """Write `out` whole, of type f16, bf16 or f32.
+    """Write the GGUF `out` of type f16, bf16 or f32, whole or not at all.
 
-    Raises UnsupportedError for an adapter that cannot be merged or an architecture that the converter does not know,
-    ToolError if the converter fails.
+    Raises UnsupportedError for an adapter that cannot be merged or an architecture unknown to the converter, ToolError
+    if the converter fails.
     """
     what = "Merging and converting" if conversion.adapters else "Converting"
     _convert(conversion, out, progress, f"{what} to {file_type.upper()}", {"type": file_type, "outline": False})
 
 
 def outline(conversion: Conversion, out: Path, progress: Progress, file_type: str = "f16") -> None:
-    """What `convert` would write but for the weights: a file with holes, which takes hardly any disk.
+    """Write what `convert` would write without the weights: a sparse file, from which sizes can be predicted.
 
-    It says of every quantisation what it will weigh. Raises as `convert` does.
+    Raises as `convert` does.
     """
     _convert(conversion, out, progress, "Measuring the model", {"type": file_type, "outline": True})
 
@@ -77,7 +77,7 @@ def run_converter(  # noqa: PLR0913, PLR0917 - what is converted, whereto, and h
     how: Mapping[str, object],
     module: str = "export.convert.convert_child",
 ) -> None:
-    """Write `out` whole by a child with the converter's packages; `how` is the part of its job that is its own."""
+    """Write `out` in a child process with the converter's packages; `how` holds the job's own settings."""
     folder = converter_folder(progress)
     with step(progress, what), atomic_file(out) as partial, tempfile.TemporaryDirectory() as work:
         model = Path(work) / "model"
@@ -97,14 +97,14 @@ def run_converter(  # noqa: PLR0913, PLR0917 - what is converted, whereto, and h
 
 
 def _stage(conversion: Conversion, model: Path) -> None:
-    """A folder of links: shape of the base, tokenizer and template as trained. The weights come from the merge."""
+    """Make the folder the converter reads: links to the base's config and the trained tokenizer, without weights."""
     model.mkdir()
     for name in (file_names.CONFIG, file_names.GENERATION_CONFIG):
         if (conversion.base / name).is_file():
             (model / name).symlink_to((conversion.base / name).resolve())
     for path in tokenizer_files(conversion.tokenizer):
         (model / path.name).symlink_to(path.resolve())
-    # transformers 5 saves a tokenizer without it; what was added is in tokenizer.json
+    # transformers 5 does not save these; added tokens are in tokenizer.json
     for name in file_names.SENTENCEPIECE:
         if (conversion.base / name).is_file() and not (model / name).exists() and _same_kind(conversion):
             (model / name).symlink_to((conversion.base / name).resolve())
@@ -112,13 +112,13 @@ def _stage(conversion: Conversion, model: Path) -> None:
 
 
 def _same_kind(conversion: Conversion) -> bool:
-    """Whether the tokenizer is the base's, but for tokens that were added."""
+    """True if the tokenizer is the base's, except for added tokens."""
     ours, theirs = (read_tokenizer(folder) for folder in (conversion.tokenizer, conversion.base))
     return bool(ours and theirs and ours["model"]["vocab"] == theirs["model"]["vocab"])
 
 
 def _name_added_tokens(model: Path) -> None:
-    """Tell the converter which tokens are special: it reads of them where transformers 5 writes of them no more."""
+    """Add added_tokens_decoder to tokenizer_config.json: the converter reads it, transformers 5 does not write it."""
     config_path, path = model / file_names.TOKENIZER_CONFIG, model / file_names.TOKENIZER
     if not config_path.is_file() or not path.is_file():
         return
@@ -129,5 +129,5 @@ def _name_added_tokens(model: Path) -> None:
     config["added_tokens_decoder"] = {
         str(each["id"]): {key: value for key, value in each.items() if key != "id"} for each in added
     }
-    config_path.unlink()  # a link to the run's own
+    config_path.unlink()  # a link to the source's file
     write_json(config_path, config)

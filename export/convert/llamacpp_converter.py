@@ -1,7 +1,7 @@
-"""llama.cpp's own converter, of exactly the installed llama-cpp-python's version, from that package's source archive.
+"""llama.cpp's converter, from the source archive of exactly the installed llama-cpp-python.
 
-Converter and runtime of one version agree on every tensor name and tokenizer hash. The archive is fetched once with
-pip, checked by sha256, and only the converter's files are unpacked into the user's cache.
+Converter and runtime of one version agree on tensor names and tokenizer hashes. pip downloads the archive once; it is
+checked by sha256, and only the converter's files are unpacked into the user's cache.
 """
 
 import compileall
@@ -36,12 +36,12 @@ def installed_version() -> str:
 
 
 def archive_path() -> Path:
-    """Where the source archive lies in the user's cache."""
+    """Path of the source archive in the user's cache."""
     return cache_dir() / "llama.cpp" / f"llama_cpp_python-{installed_version()}.tar.gz"
 
 
 def converter_folder(progress: Progress) -> Path:
-    """The unpacked converter; fetches and unpacks it the first time. Raises ToolError if it cannot be fetched."""
+    """The unpacked converter, downloaded on first use. Raises ToolError if the download fails."""
     version = installed_version()
     folder = cache_dir() / "llama.cpp" / f"converter-{version}-{ARCHIVE_SHA256[version][:8]}"
     if (folder / DONE_MARK).is_file():
@@ -57,7 +57,7 @@ def converter_folder(progress: Progress) -> Path:
 
 
 def install_archive(source: Path | None, progress: Progress) -> Path:
-    """Bring the converter into the cache, from `source` on a machine without a network."""
+    """Put the converter into the cache, from the archive `source` or from the network."""
     if source is not None:
         if not source.is_file():
             raise ArtifactError(f"{source}: no such archive.")
@@ -75,11 +75,11 @@ def _fetch(version: str, archive: Path) -> None:
         )
         found = next(Path(work).glob("*.tar.gz"), None)
         if done.returncode or found is None:
-            reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+            reason = (done.stderr.strip().splitlines() or ["pip printed no message"])[-1]
             raise ToolError(
-                f"the source archive of {PACKAGE} {version} cannot be fetched: {reason}\nWithout a network: on another "
-                f"machine run `pip download --no-deps --no-binary {PACKAGE} {PACKAGE}=={version}`, bring the file here "
-                "and run `gladstone export setup --from FILE`."
+                f"the source archive of {PACKAGE} {version} cannot be downloaded: {reason}\nWithout a network: on "
+                f"another machine run `pip download --no-deps --no-binary {PACKAGE} {PACKAGE}=={version}`, bring the "
+                "file here and run `gladstone export setup --from FILE`."
             )
         found.replace(archive)
 
@@ -94,7 +94,7 @@ def _check(archive: Path, version: str) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack the converter's files only, aside, and rename the folder when it is whole."""
+    """Unpack only the converter's files, into a temporary folder that is renamed when complete."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -104,7 +104,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 if "/vendor/llama.cpp/" in member.name and member.isfile() and str(inner).startswith(WANTED):
                     member.name = str(inner)
                     tar.extract(member, partial, filter="data")
-        # else every conversion compiles them where Python may not, or shall not, write bytecode beside them
+        # otherwise every conversion compiles them again where Python cannot write bytecode
         compileall.compile_dir(partial, quiet=2, stripdir=str(partial), prependdir=str(folder))
         (partial / DONE_MARK).touch()
         partial.replace(folder)

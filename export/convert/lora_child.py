@@ -1,6 +1,6 @@
-"""Writes a LoRA adapter as GGUF with llama.cpp's `conversion` package, in a process of its own. Names torch.
+"""Child process that writes a LoRA adapter as GGUF with llama.cpp's `conversion` package. Names torch.
 
-The model class of the base's architecture renames, permutes and splits each pair as it does the matrix it belongs to.
+The model class of the base's architecture renames, permutes and splits each pair as it does the matching matrix.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ def write(job: dict[str, Any]) -> None:
     pairs = pairs_of(plan_of(job))
 
     class Pairs(known):  # type: ignore[misc, valid-type]
-        """The model class, handed pairs in place of matrices."""
+        """The model class with LoRA pairs in place of matrices."""
 
         model_arch = known.model_arch
 
@@ -40,7 +40,7 @@ def write(job: dict[str, Any]) -> None:
             self.gguf_writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)
 
         def generate_extra_tensors(self) -> Iterable[tuple[str, Any]]:
-            return ()  # what a model needs besides its weights is in the base's file
+            return ()  # the base's file holds what a model needs besides weights
 
         def index_tensors(self, remote_hf_model_id: str | None = None) -> dict[str, Any]:
             return {}
@@ -49,13 +49,13 @@ def write(job: dict[str, Any]) -> None:
             for name, pair in pairs:
                 kept = self.filter_tensors((name, lambda: None))
                 if kept is None:
-                    raise UnsupportedError(f"{name}: llama.cpp's converter leaves it out of a model of this kind.")
+                    raise UnsupportedError(f"{name}: llama.cpp's converter drops this tensor for models of this kind.")
                 yield kept[0], LoraTorchTensor(pair.down.read().float(), pair.up.read().float() * pair.scale)
 
         def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
             made = list(super().modify_tensors(data_torch, name, bid))
             if not made:
-                raise UnsupportedError(f"{name}: llama.cpp's converter leaves it out of a model of this kind.")
+                raise UnsupportedError(f"{name}: llama.cpp's converter drops this tensor for models of this kind.")
             for target, pair in made:
                 down, up = pair.get_lora_A_B()
                 yield f"{target}.lora_a", down

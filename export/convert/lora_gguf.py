@@ -1,7 +1,7 @@
-"""A LoRA adapter as a GGUF of its own, to be laid over the base's file.
+"""Writes a LoRA adapter as its own GGUF, to be applied to the base's file.
 
-llama.cpp knows one strength for a whole adapter and computes it as alpha/rank, which is wrong for rsLoRA and for
-modules with an alpha of their own. So each B carries its own strength, and alpha is 0: llama.cpp then applies no more.
+llama.cpp applies one scale, alpha / rank, to a whole adapter, which is wrong for rsLoRA and alpha_pattern. So each B is
+already scaled and alpha is 0: llama.cpp then applies no further scale.
 """
 
 from pathlib import Path
@@ -12,11 +12,11 @@ from export.merge.updates import BiasUpdate, LowRankUpdate, TokenRows, Update
 from gladstone.commands.progress import Progress
 from gladstone.errors import UnsupportedError, listed
 
-LORA = "-lora.gguf"  # how the file's name ends
+LORA = "-lora.gguf"  # suffix of the file's name
 
 
 def pairs_of(plan: MergePlan) -> list[tuple[str, LowRankUpdate]]:
-    """The pairs of matrices by the base's tensor. Raises UnsupportedError that names all that only a merge can keep."""
+    """The low-rank updates by base tensor. Raises UnsupportedError listing the updates that need a merge."""
     found: dict[str, str] = {}
     pairs = []
     for name, updates in plan.updates.items():
@@ -31,16 +31,16 @@ def pairs_of(plan: MergePlan) -> list[tuple[str, LowRankUpdate]]:
         reasons.append("the head was trained apart from the embedding that it shares with the base")
     if plan.sizes:
         rows = f"{plan.sizes.after:,} tokens, the base's {plan.sizes.before:,}"
-        reasons.insert(0, f"the vocabulary has {rows}: a file laid over the base's cannot change that")
+        reasons.insert(0, f"the vocabulary has {rows}: an adapter file cannot change that")
     if reasons:
         raise UnsupportedError(
-            listed("this adapter cannot be a GGUF of its own (merge it with `gladstone export gguf`)", reasons)
+            listed("this adapter cannot be written as its own GGUF (merge it with `gladstone export gguf`)", reasons)
         )
     return pairs
 
 
 def _inexpressible(update: Update) -> str | None:
-    """Why an update has no place in such a file."""
+    """Why an update cannot be written to an adapter GGUF; None if it can."""
     if isinstance(update, LowRankUpdate):
         if update.magnitude is not None:
             return "a DoRA has lengths besides the product of two matrices"
@@ -52,8 +52,8 @@ def _inexpressible(update: Update) -> str | None:
 
 
 def write_lora(conversion: Conversion, out: Path, template: str, progress: Progress) -> None:
-    """Write `out` whole: the conversion's adapter in float32, with the template that it was trained with.
+    """Write the adapter as the GGUF `out` in float32, with its chat template.
 
-    Raises UnsupportedError for what cannot be expressed, ToolError if the converter fails.
+    Raises UnsupportedError for updates that such a file cannot hold, ToolError if the converter fails.
     """
     run_converter(conversion, out, progress, "Writing the adapter", {"template": template}, "export.convert.lora_child")

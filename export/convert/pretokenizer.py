@@ -1,7 +1,7 @@
-"""Which of llama.cpp's pre-tokenizers splits texts as a tokenizer does that its converter has never seen.
+"""Finds the llama.cpp pre-tokenizer that matches a tokenizer unknown to the converter.
 
-The converter knows tokenizers by the hash of a sample's ids. Of any other, fine-tuned or trained anew, each
-pre-tokenizer is tried on hard texts; the first that gives the same ids on all of them is taken.
+The converter recognises tokenizers by the hash of a sample's token ids. For any other tokenizer, each pre-tokenizer is
+tried on difficult texts; the first that yields the same ids on all of them is taken.
 """
 
 import struct
@@ -15,7 +15,7 @@ from gladstone.gguf.types import ValueType
 from gladstone.llamacpp.model import Model
 from gladstone.models.tokenizer import load_tokenizer
 
-# one name of each kind that llama.cpp tells apart (src/llama-vocab.cpp), the widespread first
+# one name of each kind in llama.cpp (src/llama-vocab.cpp), the most common first
 NAMES = (
     "llama-bpe", "qwen2", "gpt-2", "gpt-4o", "deepseek-r1-qwen", "tekken", "smollm", "deepseek-llm", "deepseek-coder",
     "deepseek-v3", "falcon3", "falcon", "mpt", "starcoder", "phi-2", "command-r", "qwen35", "stablelm2", "olmo", "dbrx",
@@ -30,16 +30,16 @@ TEXTS = 300
 
 
 def choose(header: Path, tokenizer: Path, progress: Progress) -> str:
-    """The pre-tokenizer for a GGUF whose vocabulary is that of a tokenizer's folder; its weights are not read.
+    """The pre-tokenizer for a GGUF with the vocabulary of a tokenizer folder; reads no weight.
 
-    Raises UnsupportedError if none splits as the tokenizer does.
+    Raises UnsupportedError if none splits texts as the tokenizer does.
     """
     trained = load_tokenizer(tokenizer)
     texts = proof_texts([], list(trained.special_tokens), TEXTS)
     wanted = trained.encode_all(texts)
     before, after = _around(header)
     fewest = len(texts) + 1, ""
-    with step(progress, "Looking for the pre-tokenizer that splits alike"), tempfile.TemporaryDirectory() as work:
+    with step(progress, "Looking for a matching pre-tokenizer"), tempfile.TemporaryDirectory() as work:
         path = Path(work) / "vocabulary.gguf"
         for place, name in enumerate(NAMES):
             path.write_bytes(before + _text(name.encode()) + after)
@@ -49,8 +49,8 @@ def choose(header: Path, tokenizer: Path, progress: Progress) -> str:
             fewest = min(fewest, (wrong, name))
             progress.update((place + 1) / len(NAMES))
     raise UnsupportedError(
-        f"{tokenizer}: none of llama.cpp's {len(NAMES)} pre-tokenizers splits texts as it does; the nearest, "
-        f"{fewest[1]}, splits {fewest[0]} of {len(texts)} otherwise."
+        f"{tokenizer}: none of llama.cpp's {len(NAMES)} pre-tokenizers splits texts as it does; the closest, "
+        f"{fewest[1]}, differs on {fewest[0]} of {len(texts)} texts."
     )
 
 
@@ -59,12 +59,12 @@ def _differing(path: Path, texts: list[str], wanted: list[list[int]]) -> int:
         with Model(path, vocab_only=True) as model:
             pairs = zip(texts, wanted, strict=True)
             return sum(model.tokenize(text, parse_special=True) != ids for text, ids in pairs)
-    except ArtifactError:  # llama.cpp wants of some kinds what this vocabulary does not have
+    except ArtifactError:  # some kinds need what this vocabulary lacks
         return len(texts)
 
 
 def _around(header: Path) -> tuple[bytes, bytes]:
-    """A file without tensors, cut around the name of its pre-tokenizer."""
+    """The bytes of a tensor-less GGUF before and after the name of its pre-tokenizer."""
     data = header.read_bytes()
     data = data[:8] + struct.pack("<Q", 0) + data[16:]
     found = data.find(_text(KEY) + struct.pack("<I", ValueType.STRING))

@@ -1,8 +1,7 @@
-"""What llama.cpp's converter leaves out of a vocabulary, or takes for something else, put right from tokenizer.json.
+"""Corrects vocabularies that llama.cpp's converter reads wrongly, from tokenizer.json.
 
-Its own readers know the tokens of sentencepiece models and of files that older versions of transformers wrote: of
-tokens that were added later they take the kind from other files, or give them none; of a sentencepiece tokenizer
-whose model file was not saved they make up the scores.
+The converter reads sentencepiece models and the files of older transformers versions: it mistakes or drops the kind of
+tokens added later, and invents scores for a sentencepiece tokenizer without its model file.
 """
 
 import json
@@ -18,14 +17,14 @@ ADDED_SCORE = -1000.0
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any] | None:
-    """tokenizer.json of a folder."""
+    """tokenizer.json of a folder; None without one."""
     path = folder / file_names.TOKENIZER
     data: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     return data
 
 
 def is_sentencepiece_bpe(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json is of a sentencepiece model: BPE that spells unknown characters byte by byte."""
+    """True for the tokenizer.json of a sentencepiece BPE model (byte fallback, not byte-level)."""
     model = tokenizer.get("model") or {}
     return bool(model.get("type") == "BPE" and model.get("byte_fallback")) and '"ByteLevel"' not in json.dumps(
         [tokenizer.get("pre_tokenizer"), tokenizer.get("decoder")]
@@ -33,7 +32,7 @@ def is_sentencepiece_bpe(tokenizer: Mapping[str, Any]) -> bool:
 
 
 def prepends_space(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether a sentencepiece tokenizer puts a space before a text."""
+    """True if a sentencepiece tokenizer prepends a space to a text."""
     normalizer, splitter = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
     steps = [normalizer, *normalizer.get("normalizers", ())]
     cutters = [splitter, *splitter.get("pretokenizers", ())]
@@ -42,12 +41,12 @@ def prepends_space(tokenizer: Mapping[str, Any]) -> bool:
 
 
 def _prepends(metaspace: Mapping[str, Any]) -> bool:
-    always = "always" if metaspace.get("add_prefix_space", True) else "never"  # the older way to say it
+    always = "always" if metaspace.get("add_prefix_space", True) else "never"  # the older setting
     return bool(metaspace.get("prepend_scheme", always) != "never")
 
 
 def merge_scores(tokenizer: Mapping[str, Any], tokens: list[Any]) -> list[float]:
-    """A score for each token, so that of two the one that is merged first has the greater: as sentencepiece's own."""
+    """Scores that order tokens by merge rank, as in sentencepiece."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(tokenizer["model"]["merges"]):
         parts = merge.split(" ") if isinstance(merge, str) else merge
@@ -59,7 +58,7 @@ def merge_scores(tokenizer: Mapping[str, Any], tokens: list[Any]) -> list[float]
 def mend(
     values: Mapping[str, Any], tokenizer: Mapping[str, Any] | None, rows: int, looks_special: Callable[[str], bool]
 ) -> None:
-    """Give every row an entry, and every added token its text and kind; `values` are those of a GGUF's header."""
+    """Give every row an entry and every added token its text and type; `values` are the GGUF header's."""
     tokens, types = values[TOKENS].value, values[TYPES].value
     scores = values[SCORES].value if SCORES in values else None
     in_bytes = isinstance(tokens[0], bytes)
@@ -87,9 +86,7 @@ def _own_tokens(tokenizer: Mapping[str, Any]) -> int:
 
 
 def as_found(added: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> str:
-    """The text in which llama.cpp finds an added token: of one that is looked for in texts with their spaces marked,
-    and one put in front, the space before it is a part.
-    """
+    """The text by which llama.cpp finds an added token; includes the leading space if the tokenizer prepends one."""
     text, steps = str(added["content"]), tokenizer.get("normalizer") or {}
     kinds = [each.get("type") for each in (steps, *steps.get("normalizers", ()))]
     prepended = added.get("normalized") and "Prepend" in kinds and not text.startswith(("▁", " "))

@@ -1,1 +1,1 @@
-"""An adapter merged into its base, tensor by tensor."""
+"""Merges adapters into their base, tensor by tensor."""

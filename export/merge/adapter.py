@@ -1,6 +1,6 @@
-"""A LoRA adapter as PEFT saves it: which tensors of the base it changes, and how.
+"""Reads a LoRA adapter as PEFT saves it: the updates it makes to the base's tensors.
 
-Every tensor of the file has a meaning here or the adapter is refused: nothing that was trained is dropped.
+An adapter with a tensor of unknown meaning is refused, so that nothing trained is dropped.
 """
 
 import json
@@ -18,17 +18,23 @@ from export.tensors.safetensors_io import StoredTensor
 from export.tensors.weights import read_adapter_tensors
 from gladstone.errors import ArtifactError, UnsupportedError, listed
 
-CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # keep W as (in, out)
-MOVED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")  # beginnings that take a part out of the base
-MERGED = {  # settings that the merge reads, or that say nothing about what an adapter computes
+CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # store W as (in, out)
+MOVED_BASES = (
+    "pissa",
+    "olora",
+    "corda",
+    "loftq",
+    "lora_ga",
+)  # initialisations that move a part of the base into the adapter
+MERGED = {  # settings that the merge reads, or that do not affect what an adapter computes
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
     "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
     "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "lora_ga_config",
     "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
     "revision", "runtime_config", "target_modules", "task_type", "trainable_token_indices", "use_dora", "use_rslora",
 }  # fmt: skip
-ORDER = (FullTensor, TokenRows, LowRankUpdate, BiasUpdate)  # one on top of the other
-HALVES = {  # what a part of a module's update cannot be without
+ORDER = (FullTensor, TokenRows, LowRankUpdate, BiasUpdate)  # order of application
+HALVES = {  # parts that a part requires
     "up": ("down",),
     "up bias": ("down",),
     "embedding up": ("embedding down",),
@@ -38,21 +44,19 @@ HALVES = {  # what a part of a module's update cannot be without
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's updates by the name that PEFT gives to the base's tensor."""
+    """An adapter's updates, keyed by PEFT's name of the base tensor."""
 
     folder: Path
     updates: Mapping[str, tuple[Update, ...]]
-    frozen: Mapping[str, StoredTensor] = field(
-        default_factory=dict
-    )  # tables of the vocabulary as they were in training
-    ties: bool = False  # embedding and head were kept one (ensure_weight_tying)
+    frozen: Mapping[str, StoredTensor] = field(default_factory=dict)  # embedding and head as they were before training
+    ties: bool = False  # embedding and head stayed tied (ensure_weight_tying)
 
 
 def read_adapter(folder: Path, weight: float = 1.0, *, model_type: str = "") -> Adapter:
-    """The adapter in a folder, acting with a strength of `weight`.
+    """Read the adapter in a folder, scaled by `weight`.
 
-    `model_type` is the base's. Raises ArtifactError if it is no adapter, UnsupportedError for a kind that would be
-    merged wrongly.
+    `model_type` is the base's. Raises ArtifactError if the folder holds no adapter, UnsupportedError for one that
+    cannot be merged exactly.
     """
     config, tensors = _read_config(folder), read_adapter_tensors(folder)
     parts = read_parts(tensors, config)
@@ -65,9 +69,9 @@ def read_adapter(folder: Path, weight: float = 1.0, *, model_type: str = "") -> 
         each.sort(key=lambda update: ORDER.index(type(update)))
     whole = [name for name, each in updates.items() if not isinstance(each[0], LowRankUpdate | BiasUpdate)]
     if weight != 1 and whole:
-        raise UnsupportedError(f"{folder}: {whole[0]} was trained as a whole and cannot act with the weight {weight}.")
+        raise UnsupportedError(f"{folder}: {whole[0]} was trained as a full tensor and cannot be scaled by {weight}.")
     if weight != 1 and config.get("use_dora"):
-        raise UnsupportedError(f"{folder}: a DoRA adapter cannot act with the weight {weight}.")
+        raise UnsupportedError(f"{folder}: a DoRA adapter cannot be scaled by {weight}.")
     frozen = {part.name: stored for part, (_, stored) in parts.items() if part.role == "frozen"}
     _refuse_lost(frozen, updates)
     tables = {name: stored for name, stored in frozen.items() if is_table(name.rpartition(".")[0])}
@@ -76,30 +80,31 @@ def read_adapter(folder: Path, weight: float = 1.0, *, model_type: str = "") -> 
 
 
 def _refuse_lost(frozen: Mapping[str, StoredTensor], updates: Mapping[str, list[Update]]) -> None:
-    """What a trained tensor took the place of is known from the base; alone, it has no meaning here."""
+    """Raises UnsupportedError for an untrained value without its trained counterpart."""
     lost = [name for name in frozen if not is_table(name.rpartition(".")[0]) and name not in updates]
     if lost:
         raise UnsupportedError(f"the adapter holds the untrained value of {lost[0]}, but not what was trained of it.")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """The settings, which the merge understands all. Raises UnsupportedError for one that it does not."""
+    """adapter_config.json. Raises UnsupportedError for a setting that the merge does not support."""
     config = read_settings(folder).values
     unknown = [f"{key} = {json.dumps(config[key])[:80]}" for key in sorted(config.keys() - MERGED) if config[key]]
     if str(config.get("init_lora_weights")).lower().startswith(MOVED_BASES):
         unknown.append(
             f"init_lora_weights = {config['init_lora_weights']!r}: a part of the base was moved into the adapter, so "
-            "that no untouched base fits (PEFT's save_pretrained converts it: path_initial_model_for_weight_conversion)"
+            "the original base does not fit (PEFT's save_pretrained converts it: "
+            "path_initial_model_for_weight_conversion)"
         )
     if unknown:
-        raise UnsupportedError(listed(f"{folder}: the adapter has what this export cannot merge", unknown))
+        raise UnsupportedError(listed(f"{folder}: settings that cannot be merged", unknown))
     return config
 
 
 def _updates(
     config: dict[str, Any], parts: Mapping[Part, tuple[str, StoredTensor]], weight: float, model_type: str
 ) -> Iterator[tuple[str, Update]]:
-    """(name of the base's tensor, update) for every tensor of the adapter; pairs are taken together."""
+    """Yield (name of the base tensor, update); the two factors of a pair form one update."""
     for part, (key, stored) in parts.items():
         module, role = part.module, part.role
         if role == "trained":
@@ -125,7 +130,7 @@ def _updates(
 def _halves(
     part: Part, key: str, down: StoredTensor, parts: Mapping[Part, tuple[str, StoredTensor]], *, dora: bool
 ) -> tuple[StoredTensor, StoredTensor, StoredTensor | None]:
-    """A, B and the magnitude of the module whose A is `part`."""
+    """A (rank, in), B (out, rank) and the DoRA magnitude of the module whose A is `part`."""
     up = parts.get(Part(part.module, part.role.replace("down", "up")))
     if up is None:
         raise UnsupportedError(f"the adapter has {key} without its lora_B.")
@@ -136,7 +141,7 @@ def _halves(
 
 
 def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """How strongly PEFT lets a module's update act: alpha/rank, of rsLoRA alpha/√rank, alpha as the pattern has it."""
+    """The scale of a module's update in PEFT: alpha / rank, or alpha / √rank for rsLoRA, with alpha_pattern applied."""
     alpha = float(config["lora_alpha"])
     for pattern, own in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
@@ -146,7 +151,7 @@ def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _is_conv1d(config: dict[str, Any], model_type: str, module: str) -> bool:
-    """Whether the base keeps the module's W transposed; in a GPT-2 all but the head do."""
+    """True if the base stores W as (in, out); in GPT-2 every module but the head does."""
     if model_type:
         return model_type in CONV1D_MODELS and module != "lm_head"
     return bool(config.get("fan_in_fan_out"))
@@ -154,7 +159,7 @@ def _is_conv1d(config: dict[str, Any], model_type: str, module: str) -> bool:
 
 def _token_ids(config: dict[str, Any], module: str) -> tuple[int, ...]:
     indices = config.get("trainable_token_indices")
-    if isinstance(indices, dict):  # a tied head has the tokens of its embedding
+    if isinstance(indices, dict):  # a tied head trains the same tokens as its embedding
         own = next((each for name, each in indices.items() if module.endswith(name)), None)
         indices = own or (next(iter(indices.values())) if len(indices) == 1 and is_table(module) else None)
     if not isinstance(indices, list) or not indices or not all(isinstance(each, int) and each >= 0 for each in indices):

@@ -1,6 +1,4 @@
-"""The base's tensors with adapters folded in, one at a time: each is read, changed in float32 and handed on.
-Names torch, bitsandbytes.
-"""
+"""Plans a merge and reads its tensors one at a time, updated in float32. Names torch, bitsandbytes."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,22 +29,22 @@ from gladstone.errors import UnsupportedError, listed
 
 Onto = Literal["16bit", "nf4"]
 MERGED_ONTO = "merged onto"
-ONTO_SAID: Mapping[Onto, str] = {"16bit": "the base in 16 bit", "nf4": "the base as QLoRA held it (NF4)"}
-ONE_LEVEL = ("model.", "transformer.", "base_model.")  # what a checkpoint may leave out before its names
-NF4_BLOCK = 64  # weights with a scale of their own, as QLoRA has it
-SCORED_HEADS = ("lm_head", "embed_out", "output")  # never held in 4 bit
+ONTO_SAID: Mapping[Onto, str] = {"16bit": "the base in 16 bit", "nf4": "the base in NF4, as in QLoRA training"}
+ONE_LEVEL = ("model.", "transformer.", "base_model.")  # prefixes that a checkpoint may leave out
+NF4_BLOCK = 64  # weights per scale in QLoRA
+SCORED_HEADS = ("lm_head", "embed_out", "output")  # never quantised to 4 bit
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What becomes of a base's tensors: the source of each, what changes it, and how it is kept."""
+    """The merged model's tensors: where each is read, its updates, and its dtype."""
 
-    sources: Mapping[str, StoredTensor]  # a table of the vocabulary that grew before the training is the adapter's
+    sources: Mapping[str, StoredTensor]  # the adapter's own for an embedding or head that grew before the training
     updates: Mapping[str, tuple[Update, ...]]
     untied: bool
     nf4: frozenset[str] = frozenset()
-    dtypes: Mapping[str, str] = field(default_factory=dict)  # the base's types, where the source is the adapter's
-    sizes: Sizes | None = None  # of the vocabulary, where it is not the base's
+    dtypes: Mapping[str, str] = field(default_factory=dict)  # the base's dtypes of tensors read from the adapter
+    sizes: Sizes | None = None  # of a vocabulary that differs from the base's
 
     @property
     def changed(self) -> frozenset[str]:
@@ -55,19 +53,19 @@ class MergePlan:
 
     @property
     def rows(self) -> int:
-        """Of the embedding: how many tokens the model can have. 0 where it has no embedding."""
+        """Rows of the embedding; 0 without an embedding."""
         embedding = find_embedding(self.sources)
         return self.planned(embedding).shape[0] if embedding else 0
 
     def planned(self, name: str) -> TensorSpec:
-        """A tensor of the merged model in the base's type."""
+        """Shape and dtype of a merged tensor; the dtype is the base's."""
         source = self.sources[name]
         rows = self.sizes.rows.get(name) if self.sizes else None
         shape = source.shape if rows is None else (rows, *source.shape[1:])
         return TensorSpec(name, self.dtypes.get(name, source.dtype), shape)
 
     def read(self, name: str) -> Any:
-        """A tensor: as stored if nothing changes it, in float32 otherwise. Raises UnsupportedError if it is broken."""
+        """A merged tensor: as stored if unchanged, else float32. Raises UnsupportedError if it contains NaN or Inf."""
         import torch
 
         weight = self.sources[name].read()
@@ -78,20 +76,20 @@ class MergePlan:
             weight = as_nf4(weight)
         for update in self.updates.get(name, ()):
             weight = update.apply(weight)
-        # NaN and infinity show in the extremes, which take a tenth of the time of asking each weight
+        # NaN and Inf show in the extremes, a tenth of the time of isfinite on every weight
         if weight.numel() and not torch.isfinite(torch.stack(weight.aminmax())).all():
-            raise UnsupportedError(f"{name} is not finite after the merge: the adapter is broken.")
+            raise UnsupportedError(f"{name} contains NaN or Inf after the merge: the adapter is broken.")
         return weight
 
 
 def read_plan(base: Path, adapters: Iterable[tuple[Path, float]], onto: Onto = "16bit") -> MergePlan:
-    """The plan of a base and the adapters in folders, each with its weight. Raises what both raise."""
+    """The plan for a base and adapter folders with their weights. Raises as `read_adapter` and `plan_merge`."""
     kind = str(read_model_config(base).get("model_type", ""))
     return plan_merge(base, [read_adapter(folder, weight, model_type=kind) for folder, weight in adapters], onto)
 
 
 def check_shapes(plan: MergePlan) -> None:
-    """Raises UnsupportedError for updates of other shapes than the base's tensors have; reads no weight."""
+    """Raises UnsupportedError for updates whose shapes differ from the base's tensors; reads no weight."""
     wrong = []
     for name, updates in plan.updates.items():
         theirs = plan.sources[name].shape
@@ -100,7 +98,7 @@ def check_shapes(plan: MergePlan) -> None:
             if ours != theirs and not (is_table(name.removesuffix(".weight")) and ours[1:] == theirs[1:]):
                 wrong.append(f"{name} is {_by(theirs)} in the base, and changed by a matrix of {_by(ours)}")
     if wrong:
-        raise UnsupportedError(listed("the adapter belongs to another base: name the right one with --base", wrong))
+        raise UnsupportedError(listed("the adapter belongs to another base; name the right one with --base", wrong))
 
 
 def _by(shape: Sequence[int]) -> str:
@@ -108,10 +106,10 @@ def _by(shape: Sequence[int]) -> str:
 
 
 def plan_merge(base: Path, adapters: Sequence[Adapter], onto: Onto = "16bit") -> MergePlan:
-    """Find each update's tensor. Raises UnsupportedError for one that the base lacks or that two adapters train."""
+    """Match each update with a base tensor. Raises UnsupportedError if the base lacks it or two adapters conflict."""
     config = read_model_config(base)
     stored = without_copied_head(read_folder(base), config)
-    embedding = find_embedding(stored) if find_head(stored) is None else None  # of a tied base
+    embedding = find_embedding(stored) if find_head(stored) is None else None  # None unless the base is tied
     changes = [_placed(adapter, stored, tied=embedding is not None) for adapter in adapters]
     untied = embedding is not None and not all(each.keep_tied(embedding) for each in changes)
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
@@ -137,7 +135,7 @@ def plan_merge(base: Path, adapters: Sequence[Adapter], onto: Onto = "16bit") ->
 
 
 def _placed(adapter: Adapter, stored: Mapping[str, StoredTensor], *, tied: bool) -> Changes:
-    """An adapter's changes by the base's names. Raises UnsupportedError for one of a tensor that the base lacks."""
+    """An adapter's updates keyed by the base's names. Raises UnsupportedError for a tensor that the base lacks."""
     names = {name: _place(name, stored) or (HEAD if tied and name == HEAD else None)
              for name in (*adapter.updates, *adapter.frozen)}  # fmt: skip
     lost = [name for name, place in names.items() if place is None]
@@ -153,7 +151,7 @@ def _placed(adapter: Adapter, stored: Mapping[str, StoredTensor], *, tied: bool)
 
 
 def _frozen(changes: Iterable[Changes]) -> dict[str, StoredTensor]:
-    """The tables that took the place of the base's. Raises UnsupportedError where two adapters began with others."""
+    """Tables that replaced the base's before training. Raises UnsupportedError if two adapters disagree."""
     found: dict[str, StoredTensor] = {}
     for each in changes:
         for name, table in each.frozen.items():
@@ -169,7 +167,7 @@ def read_model_config(base: Path) -> dict[str, Any]:
 
 
 def _place(name: str, sources: Mapping[str, StoredTensor]) -> str | None:
-    """The base's name for a tensor that PEFT calls `name`; checkpoints leave out or add one level."""
+    """The base's name for PEFT's `name`, with one prefix added or removed; None if there is none."""
     for level in ONE_LEVEL:
         for each in (name, name.removeprefix(level), level + name):
             if each in sources:
@@ -178,7 +176,7 @@ def _place(name: str, sources: Mapping[str, StoredTensor]) -> str | None:
 
 
 def _refuse_clashes(found: Mapping[str, Sequence[tuple[Update, ...]]]) -> None:
-    """Several adapters may change a tensor if all of them add to it."""
+    """Raises UnsupportedError if adapters change the same tensor other than by addition."""
     for name, by_adapter in found.items():
         adds = all(
             isinstance(each, BiasUpdate) or (isinstance(each, LowRankUpdate) and each.magnitude is None)
@@ -186,11 +184,11 @@ def _refuse_clashes(found: Mapping[str, Sequence[tuple[Update, ...]]]) -> None:
             for each in updates
         )
         if len(by_adapter) > 1 and not adds:
-            raise UnsupportedError(f"{name} is changed by several adapters in ways that do not add up.")
+            raise UnsupportedError(f"{name} is changed by several adapters, and their updates cannot be added.")
 
 
 def _held_in_4_bit(stored: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> Iterator[str]:
-    """The layers' matrices, which QLoRA quantises; neither embeddings nor the head."""
+    """Names of the matrices that QLoRA quantises: those of the layers, without embeddings and head."""
     kept = set((config.get("quantization_config") or {}).get("llm_int8_skip_modules") or ())
     for name, tensor in stored.items():
         module = name.removesuffix(".weight")
@@ -202,7 +200,7 @@ def _held_in_4_bit(stored: Mapping[str, StoredTensor], config: Mapping[str, Any]
 
 
 def as_nf4(weight: Any) -> Any:
-    """What QLoRA computes with in place of a weight: quantised to NF4 in blocks of 64, scales in 8 bit, and back."""
+    """A weight quantised to NF4 (blocks of 64, 8-bit scales) and dequantised, as QLoRA computes with it; same shape."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     packed, state = quantize_4bit(weight, blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4")
@@ -210,12 +208,12 @@ def as_nf4(weight: Any) -> Any:
 
 
 def planned_shards(plan: MergePlan, shard_bytes: int) -> dict[str, list[TensorSpec]]:
-    """The files of the merged model and their tensors, in the base's types."""
+    """The merged model's files and their tensors, in the base's dtypes."""
     return plan_shards([plan.planned(name) for name in plan.sources], shard_bytes)
 
 
 def write_shard(plan: MergePlan, path: Path, tensors: Sequence[TensorSpec], progress: Progress) -> None:
-    """A file of the merged model in the base's types. In memory is never more than a tensor and its changed copy."""
+    """Write one file of the merged model. Memory holds one tensor and its updated copy."""
     with writing(path, tensors) as shard:
         for written, tensor in enumerate(tensors, 1):
             shard.write(plan.read(tensor.name))
@@ -223,7 +221,7 @@ def write_shard(plan: MergePlan, path: Path, tensors: Sequence[TensorSpec], prog
 
 
 def write_index(shards: Mapping[str, Sequence[TensorSpec]], out: Path) -> list[Path]:
-    """The index of a model in several files, if it is in several."""
+    """Write the index of a model in several files; returns no path for a single file."""
     if len(shards) == 1:
         return []
     where = {tensor.name: file for file, tensors in shards.items() for tensor in tensors}
@@ -233,7 +231,7 @@ def write_index(shards: Mapping[str, Sequence[TensorSpec]], out: Path) -> list[P
 
 
 def set_vocabulary(config: dict[str, Any], plan: MergePlan) -> None:
-    """Say in a model's config how many tokens it has, and that its head is its own, where a merge changed that."""
+    """Update vocab_size and tie_word_embeddings in a config if the merge changed them."""
     text = config.get("text_config")
     for each in (config, *([text] if isinstance(text, dict) else [])):
         if plan.untied:
@@ -243,7 +241,7 @@ def set_vocabulary(config: dict[str, Any], plan: MergePlan) -> None:
 
 
 def copy_config(plan: MergePlan, base: Path, out: Path, ends: Sequence[int] = ()) -> list[Path]:
-    """config.json, for what the merge changed of it, and generation_config.json, in which `ends` stop an answer too."""
+    """Write config.json with the merge's changes, and generation_config.json with `ends` among its stop tokens."""
     config = read_model_config(base)
     set_vocabulary(config, plan)
     write_json(out / file_names.CONFIG, config)

@@ -1,7 +1,7 @@
-"""The names of an adapter's tensors: PEFT's of all versions, Unsloth's, and those of a raw state dict, brought to one.
+"""Normalises the tensor names of adapters: all versions of PEFT, Unsloth, and raw state dicts.
 
-A file may name a tensor twice: PEFT writes what was trained of a module once under the module's own name and, where
-the vocabulary grew, once more with all that the module's wrapper holds.
+A file may hold a tensor twice: PEFT writes trained values under the module's own name and, if the vocabulary grew,
+again under the names of the module's wrapper.
 """
 
 import re
@@ -13,9 +13,9 @@ from export.tensors.safetensors_io import StoredTensor
 from gladstone.errors import UnsupportedError
 
 PREFIX = "base_model.model."
-WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")  # torch.compile's and FSDP's, where they were not taken off
-TABLES = ("embed_tokens", "wte", "shared", "embed_in", "word_embeddings", "lm_head", "embed_out")  # a row a token
-NAMED = r"(?P<named>\.(?!weight$|bias$)[^.]+)?"  # the adapter's own name, which PEFT takes off when it saves
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")  # of torch.compile and FSDP, if they were not removed
+TABLES = ("embed_tokens", "wte", "shared", "embed_in", "word_embeddings", "lm_head", "embed_out")  # one row per token
+NAMED = r"(?P<named>\.(?!weight$|bias$)[^.]+)?"  # the adapter's name, which PEFT removes when it saves
 FORMS = {
     "down": re.compile(rf"\.lora_A{NAMED}\.weight$"),
     "up": re.compile(rf"\.lora_B{NAMED}\.weight$"),
@@ -33,7 +33,7 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Part:
-    """What a tensor is of a module: a half of its update, its trained or its frozen value."""
+    """The role of a tensor in a module: a factor of its update, its trained value or its frozen value."""
 
     module: str
     role: str  # a key of FORMS; 'trained' and 'frozen' hold the whole parameter
@@ -46,15 +46,17 @@ class Part:
 
 
 def read_parts(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> dict[Part, tuple[str, StoredTensor]]:
-    """Each tensor of the file with its key, by what it is; `config` are the adapter's settings.
+    """The tensors of an adapter file with their keys, by role; `config` is adapter_config.json.
 
-    Raises UnsupportedError if two contradict each other.
+    Raises UnsupportedError if two tensors contradict each other.
     """
     saved = tuple(config.get("modules_to_save") or ())
     if saved and config.get("ensure_weight_tying"):
-        saved += ("lm_head",)  # which is saved as its embedding is, but not named
+        saved += ("lm_head",)  # saved like its embedding, but not listed
     parts: dict[Part, tuple[str, StoredTensor]] = {}
-    for key in sorted(tensors, key=lambda key: (".modules_to_save." in key, key)):  # PEFT loads the module's own name
+    for key in sorted(
+        tensors, key=lambda key: (".modules_to_save." in key, key)
+    ):  # PEFT loads the module's own name first
         part = _part(key, saved)
         known = parts.setdefault(part, (key, tensors[key]))
         if known[0] != key and not same_values(known[1], tensors[key]):
@@ -63,7 +65,7 @@ def read_parts(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -
 
 
 def pefts_name(key: str) -> str:
-    """The key under which the installed PEFT saves a tensor, and loads it: that of the module, without its wrapper."""
+    """The key under which the installed PEFT saves and loads a tensor."""
     name = _plain(key)
     for role, form in FORMS.items():
         found = form.search(name)
@@ -95,22 +97,22 @@ def _part(key: str, saved: tuple[str, ...]) -> Part:
 
 
 def _of_form(role: str, module: str, rest: str) -> Part:
-    """The part of a module; `rest` is the path of a parameter in it."""
+    """The part for a matched form; `rest` is the path of the parameter within the module."""
     if not rest:
         return Part(module, role)
     inner, _, parameter = f"{module}.{rest}".rpartition(".")
-    if role == "layer":  # of a wrapped table PEFT saves the untrained value, of other layers a trained bias
+    if role == "layer":  # PEFT saves the untrained value of a wrapped table, and trained biases of other layers
         role = "frozen" if is_table(inner) and parameter == "weight" else "trained"
     return Part(inner, role, parameter)
 
 
 def is_table(module: str) -> bool:
-    """Whether a module holds one row for each token of the vocabulary."""
+    """True for embeddings and heads: one row per token."""
     return module.rpartition(".")[2] in TABLES
 
 
 def same_values(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two stored tensors are equal."""
+    """True if two stored tensors have equal shapes and values, also across dtypes."""
     if one.shape != other.shape:
         return False
     first, second = one.read(), other.read()

@@ -1,4 +1,4 @@
-"""How an adapter changes one tensor of the base: added to, replaced, or in some of its rows. Names torch."""
+"""The updates an adapter makes to one base tensor: low-rank, full, by rows, or to a bias. Names torch."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,38 +8,38 @@ from gladstone.errors import UnsupportedError
 
 
 class Update(Protocol):
-    """How an adapter changes one tensor of the base."""
+    """An update of one base tensor."""
 
     def apply(self, weight: Any) -> Any:
-        """The changed tensor in float32, from the base's in float32. Raises UnsupportedError if it does not fit."""
+        """The updated tensor from the base's, both float32. Raises UnsupportedError if the shapes do not fit."""
 
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """W + scale · B·A; with a magnitude (DoRA) each of its output rows is brought to that length."""
+    """W + scale · B·A; with a DoRA magnitude (out,) each output row is rescaled to that norm."""
 
     name: str
-    down: StoredTensor  # (rank, in); of an embedding (rank, entries)
-    up: StoredTensor  # (out, rank); of an embedding (width, rank)
+    down: StoredTensor  # A: (rank, in); for an embedding (rank, tokens)
+    up: StoredTensor  # B: (out, rank); for an embedding (width, rank)
     magnitude: StoredTensor | None
     scale: float
-    conv1d: bool = False  # the base keeps W as (in, out)
+    conv1d: bool = False  # the base stores W as (in, out)
     embedding: bool = False
 
     @property
     def transposed(self) -> bool:
-        """Whether the base keeps W as (in, out)."""
+        """True if the base stores W as (in, out)."""
         return self.conv1d or self.embedding
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the matrix that it changes, as the base keeps it."""
+        """Shape of the changed matrix as the base stores it."""
         shape = (self.up.shape[0], self.down.shape[1])
         return (shape[1], shape[0]) if self.transposed else shape
 
     @property
     def rows(self) -> int:
-        """Of the matrix that it changes, where that is a table of the vocabulary."""
+        """Rows of the changed matrix if it is an embedding or head: one per token."""
         return (self.down if self.transposed else self.up).shape[1 if self.transposed else 0]
 
     def apply(self, weight: Any) -> Any:
@@ -62,30 +62,32 @@ class LowRankUpdate:
 
 @dataclass(frozen=True)
 class FullTensor:
-    """A tensor that was trained as a whole (modules_to_save, biases)."""
+    """A tensor trained in full (modules_to_save, biases)."""
 
     name: str
     trained: StoredTensor
-    table: bool = False  # one row a token of the vocabulary, which may have grown
+    table: bool = False  # an embedding or head, which may have grown
 
     def apply(self, weight: Any) -> Any:
         """As `Update.apply`."""
         ours, theirs = self.trained.shape, tuple(weight.shape)
         if (ours[1:] != theirs[1:]) if self.table else (ours != theirs):
-            raise UnsupportedError(f"{self.name}: the adapter's tensor is {ours}, the base's {theirs}: another base's.")
+            raise UnsupportedError(
+                f"{self.name}: the adapter's tensor is {ours}, the base's {theirs}: it belongs to another base."
+            )
         return self.trained.read().float()
 
 
 @dataclass(frozen=True)
 class TokenRows:
-    """TokenRows of an embedding, or of a head, that were trained (trainable_token_indices)."""
+    """Trained rows of an embedding or a head (trainable_token_indices)."""
 
     name: str
     tokens: tuple[int, ...]
-    trained: StoredTensor  # (tokens, width)
+    trained: StoredTensor  # (len(tokens), width)
 
     def apply(self, weight: Any) -> Any:
-        """As `Update.apply`. TokenRows behind the table's last make it longer."""
+        """As `Update.apply`. Rows beyond the table's end extend it."""
         import torch
 
         longer = max(self.tokens) + 1 - len(weight)
@@ -99,7 +101,7 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class BiasUpdate:
-    """A bias with the adapter's own added (lora_bias)."""
+    """An addition to a bias, (out,) (lora_bias)."""
 
     name: str
     bias: StoredTensor

@@ -1,4 +1,4 @@
-"""The vocabulary of a merged model beside its base's: how far it grew, which tokens are new, whether all have rows."""
+"""Compares the vocabularies of a merged model and its base: growth, added tokens, missing rows."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -14,21 +14,21 @@ from gladstone.errors import DataError, UnsupportedError
 from gladstone.models.tokenizer import load_tokenizer
 
 SHOWN = 5
-STRANGER = 0.1  # share of the base's tokens that have another text: then it is another tokenizer
+STRANGER = 0.1  # share of base tokens with another text above which it is a different tokenizer
 
 
 @dataclass(frozen=True)
 class VocabularyGrowth:
-    """A vocabulary that is not the base's: rows of its tables, and the tokens that the base's tokenizer lacks."""
+    """A vocabulary that differs from the base's: rows before and after, and added tokens as (id, text)."""
 
     before: int
     after: int
     added: tuple[tuple[int, str], ...]
-    untrained: tuple[str, ...] = ()  # of the added: their rows are what the base, or the resize, left there
-    unused: int = 0  # rows that no token has
+    untrained: tuple[str, ...] = ()  # added tokens whose rows were not trained
+    unused: int = 0  # rows without a token
 
-    def told(self) -> str:
-        """In a sentence or two."""
+    def describe(self) -> str:
+        """The difference in one or two sentences."""
         names = shown([text for _, text in self.added])
         new = f"{len(self.added):,} added ({names})" if self.added else "no token was added"
         if self.after > self.before:
@@ -45,15 +45,15 @@ class VocabularyGrowth:
 
 
 def shown(texts: Collection[str]) -> str:
-    """The first few of some tokens."""
+    """The first few texts, quoted, and how many more there are."""
     first = ", ".join(repr(text) for text in list(texts)[:SHOWN])
     return first + (f" and {len(texts) - SHOWN:,} more" if len(texts) > SHOWN else "")
 
 
 def find_vocabulary_growth(base: Path, tokenizer: Path, plan: MergePlan) -> VocabularyGrowth | None:
-    """How the vocabulary of a tokenizer's folder and a plan differs from the base's; None where it does not.
+    """How the vocabulary of a tokenizer folder and a plan differs from the base's; None if it does not.
 
-    Raises UnsupportedError for tokens without a row, and for a tokenizer that is not the base's with tokens added.
+    Raises UnsupportedError for tokens without a row, and for a tokenizer that does not extend the base's.
     """
     embedding = find_embedding(plan.sources)
     ours = read_vocabulary(tokenizer)
@@ -98,7 +98,7 @@ def _refuse_rowless(tokenizer: Path, ours: Mapping[int, str], rows: int, before:
 
 
 def _trained_rows(plan: MergePlan, embedding: str) -> set[int] | None:
-    """Which rows of the embedding were trained; None for all."""
+    """Ids of the trained embedding rows; None for all."""
     updates = plan.updates.get(embedding, ())
     if any(isinstance(each, FullTensor | LowRankUpdate) for each in updates):
         return None
@@ -106,7 +106,7 @@ def _trained_rows(plan: MergePlan, embedding: str) -> set[int] | None:
 
 
 def read_vocabulary(folder: Path) -> dict[int, str]:
-    """The tokens of a tokenizer's folder by number; empty where it has no tokenizer that can be read."""
+    """Token texts of a tokenizer folder by id; empty without a readable tokenizer."""
     try:
         data: dict[str, Any] = json.loads((folder / file_names.TOKENIZER).read_text(encoding="utf-8"))
         model = data["model"]["vocab"]

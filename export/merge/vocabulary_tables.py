@@ -1,8 +1,7 @@
-"""The two tables of a vocabulary, embedding and head: whether they are one matrix, and how many rows each has.
+"""Embedding and head: whether they stay tied, and how many rows each has.
 
-Where a model shares one matrix between the two (tied) and an adapter changes them differently, the head becomes a
-tensor of its own: what was trained is the model with the two apart. What an adapter wrote of both is compared by its
-values, since versions of PEFT and Unsloth differ in what they keep tied.
+If an adapter changes the two sides of a tied matrix differently, the head becomes a tensor of its own, as in training.
+Updates are compared by value, since versions of PEFT and Unsloth differ in what they keep tied.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +25,7 @@ SAVE_AGAIN = (
 
 @dataclass(frozen=True)
 class Changes:
-    """An adapter's updates by the base's names, and the tables that took the place of the base's in training."""
+    """An adapter's updates by the base's names, and the tables that replaced the base's before training."""
 
     folder: Path
     updates: Mapping[str, tuple[Update, ...]]
@@ -34,7 +33,7 @@ class Changes:
     ties: bool
 
     def keep_tied(self, embedding: str) -> bool:
-        """Whether the head of a tied base, after this adapter, still is its embedding."""
+        """True if embedding and head of a tied base stay equal with this adapter."""
         ours, theirs = self.frozen.get(embedding), self.frozen.get(HEAD)
         if ours and theirs and not same_values(ours, theirs):
             return False
@@ -43,11 +42,11 @@ class Changes:
         return _same_updates(self.updates.get(embedding, ()), self._of_head(embedding))
 
     def settled(self, embedding: str, *, apart: bool) -> "Changes":
-        """With the updates of a tied base's head as they act: none where it is the embedding, else its own."""
+        """These changes with the head's updates resolved: none if it stays tied, else its own."""
         updates, frozen = dict(self.updates), dict(self.frozen)
         own = self._of_head(embedding)
         updates.pop(HEAD, None)
-        either = frozen.get(embedding) or frozen.get(HEAD)  # in a tied base they began as one
+        either = frozen.get(embedding) or frozen.get(HEAD)  # a tied base starts with one matrix
         if either:
             frozen.setdefault(embedding, either)
         if not apart:
@@ -59,7 +58,7 @@ class Changes:
         return replace(self, updates=updates | ({HEAD: own} if own else {}), frozen=frozen)
 
     def _of_head(self, embedding: str) -> tuple[Update, ...]:
-        """Single tokens that were trained in the embedding were so in a tied head, unless it has tokens of its own."""
+        """The head's updates; without token rows of its own a tied head takes the embedding's."""
         own = self.updates.get(HEAD, ())
         if any(isinstance(each, TokenRows) for each in own):
             return own
@@ -67,17 +66,17 @@ class Changes:
 
 
 def find_embedding(stored: Iterable[str]) -> str | None:
-    """The name of a model's embedding."""
+    """The name of the embedding tensor; None without one."""
     return next((name for name in stored if name.endswith(EMBEDDINGS)), None)
 
 
 def find_head(stored: Iterable[str]) -> str | None:
-    """The name of a model's head, None where it has no tensor of its own."""
+    """The name of the head tensor; None without one."""
     return next((name for name in HEADS if name in stored), None)
 
 
 def without_copied_head(stored: dict[str, StoredTensor], config: Mapping[str, Any]) -> dict[str, StoredTensor]:
-    """A tied model's tensors without the copy of the embedding that some checkpoints hold as head."""
+    """The tensors without the head that some tied checkpoints store as a copy of the embedding."""
     embedding, head = find_embedding(stored), find_head(stored)
     tied = (config.get("text_config") or config).get("tie_word_embeddings", config.get("tie_word_embeddings"))
     if not (tied and embedding and head == HEAD and same_values(stored[embedding], stored[head])):
@@ -90,7 +89,7 @@ def _same_updates(ours: Sequence[Update], theirs: Sequence[Update]) -> bool:
 
 
 def _same(one: Update, two: Update) -> bool:
-    """Whether an update of an embedding and one of a head, which lie alike, are the same."""
+    """True if an embedding update equals a head update."""
     if isinstance(one, FullTensor) and isinstance(two, FullTensor):
         return same_values(one.trained, two.trained)
     if isinstance(one, TokenRows) and isinstance(two, TokenRows):
@@ -104,7 +103,7 @@ def _same(one: Update, two: Update) -> bool:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The rows of a model's tables after the merge, by name, where they are not the base's."""
+    """Rows of embedding and head after the merge, by tensor name, and the vocabulary size before and after."""
 
     rows: Mapping[str, int]
     before: int
@@ -117,9 +116,9 @@ def measure(
     updates: Mapping[str, tuple[Update, ...]],
     folder: Path,
 ) -> Sizes | None:
-    """How many rows the tables have after the merge; None where their number stays.
+    """The table sizes after the merge; None if they do not change.
 
-    Raises UnsupportedError where the vocabulary changed and the adapter does not hold all new rows.
+    Raises UnsupportedError if the vocabulary changed and the adapter lacks some of the new rows.
     """
     embedding = find_embedding(sources)
     if embedding is None:
@@ -138,7 +137,7 @@ def measure(
 
 
 def _rows(rows: int, updates: Iterable[Update]) -> int:
-    """How many rows a table has by what its updates say."""
+    """Rows of a table after its updates."""
     for update in updates:
         if isinstance(update, FullTensor):
             rows = update.trained.shape[0]
@@ -150,7 +149,7 @@ def _rows(rows: int, updates: Iterable[Update]) -> int:
 
 
 def _known_rows(rows: int, updates: Iterable[Update]) -> int:
-    """Up to where the values of a table's rows are known."""
+    """Number of leading rows whose values are known."""
     for update in updates:
         if isinstance(update, FullTensor):
             rows = update.trained.shape[0]

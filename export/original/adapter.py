@@ -64,7 +64,7 @@ class Adapter:
         declared = license_of(self.folder)
         return Training(
             method="lora",
-            settings=tuple(self.settings.told()),
+            settings=tuple(self.settings.describe()),
             base=source_of(base),
             license=declared,
             unknown=UNKNOWN[:2] if declared else UNKNOWN,

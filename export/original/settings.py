@@ -40,7 +40,7 @@ class Settings:
         kinds = [("use_dora", "DoRA"), ("use_rslora", "rsLoRA")]
         return ", ".join(["LoRA", *(name for key, name in kinds if self.values.get(key))])
 
-    def told(self) -> Iterator[tuple[str, str]]:
+    def describe(self) -> Iterator[tuple[str, str]]:
         """What it says of the training, as names and values."""
         values = self.values
         yield "method", self.method

@@ -1,1 +1,1 @@
-"""The proof that a GGUF is the model that was trained, check by check."""
+"""The proof that a GGUF is the trained model: a list of checks."""

@@ -1,4 +1,4 @@
-"""An adapter on its base as PEFT runs it, its vocabulary as large as in training. Names torch, peft and safetensors."""
+"""Loads an adapter on its base with PEFT, with the vocabulary size of training. Names torch, peft and safetensors."""
 
 import json
 import tempfile
@@ -13,10 +13,10 @@ from gladstone.process.import_without_gc import import_without_gc
 
 
 def adapted(model: Any, base: Path, adapter: Path) -> Any:
-    """PEFT's model of the adapter in a folder, over the `model` that was loaded from the folder `base`.
+    """The PeftModel of `adapter` on `model`, which was loaded from the folder `base`.
 
-    PEFT loads an adapter of a grown vocabulary only onto a base that was resized before, and only tensors that have
-    the names of its own version: others are renamed in a copy.
+    PEFT loads an adapter with a grown vocabulary only onto a resized base, and only tensors named as its own version
+    names them; tensors with other names are renamed in a copy of the adapter.
     """
     with import_without_gc():
         from peft import PeftModel
@@ -27,7 +27,9 @@ def adapted(model: Any, base: Path, adapter: Path) -> Any:
     config = json.loads((adapter / file_names.ADAPTER_CONFIG).read_text(encoding="utf-8"))
     tensors = read_adapter_tensors(adapter)
     named = {pefts_name(key): stored for key, stored in tensors.items()}
-    parted = bool(config.get("ensure_weight_tying")) and plan.untied  # by a version of PEFT that did not keep them one
+    parted = (
+        bool(config.get("ensure_weight_tying")) and plan.untied
+    )  # written by a version of PEFT that did not keep them tied
     if named.keys() <= tensors.keys() and not parted:
         return PeftModel.from_pretrained(model, str(adapter))
     from safetensors.torch import save_file

@@ -1,4 +1,4 @@
-"""Does the file compute what the trained model computes: distributions over the next token, and greedy answers?
+"""Checks that a file computes what the trained model computes: next-token distributions and greedy answers.
 
 Names torch.
 """
@@ -24,22 +24,22 @@ from gladstone.llamacpp.lora import Lora
 from gladstone.llamacpp.model import Model
 
 TOP1_LIMIT = 0.99
-TIE_LOGITS = 0.1  # candidates nearer than this may change places: F16 activations move logits by about 0.03
-# mean KL in nats; F16 against float32 is near 1e-5, a wrong scale or rope base far above. What a quantised file may
-# lose hides smaller faults: the proof of its F16 is the sharp one
+TIE_LOGITS = 0.1  # logits closer than this are a tie: F16 activations move logits by about 0.03
+# mean KL in nats: F16 against float32 is near 1e-5, a wrong scale or rope base far above. The limits of quantised
+# files hide smaller faults: the proof of the F16 file is the sharp one
 MEAN_KL_LIMIT = 1e-3
 QUANTISED_KL_LIMIT = {"Q8": 0.02, "Q6": 0.05, "Q5": 0.1, "Q4": 0.4, "IQ4": 0.4, "MXFP4": 0.4, "Q3": 1.0, "IQ3": 1.0}
 FEWEST_BITS_KL_LIMIT = 4.0
 CURE = (
-    "The weights, or how they are used, are not those that were trained: merge strength, rope, a tensor that is "
-    "missing or transposed. Export again; a file by another tool is at fault itself."
+    "The file does not compute with the trained weights: wrong merge scale or rope, or a missing or transposed tensor. "
+    "Export again; a file made by another tool has to be made again there."
 )
 
 
 def check_answers(
     path: Path, quantisation: str, trained: Trained, progress: Progress, loras: Sequence[Lora] = ()
 ) -> list[Check]:
-    """The distributions' check and the answers' check. Raises ArtifactError if no prompt is short enough."""
+    """The checks of distributions and greedy answers. Raises ArtifactError if no prompt is short enough."""
     with Model(path, loras=loras) as model:
         return compare_answers(model, quantisation, trained, progress)
 
@@ -47,13 +47,13 @@ def check_answers(
 def compare_answers(
     model: Model, quantisation: str, trained: Trained, progress: Progress, results: ReadingResults | None = None
 ) -> list[Check]:
-    """As `check_answers`, of an open file; the held-out answers are read behind the same prompts for `results`."""
+    """As `check_answers` for an open file; fills `results` with the held-out loss behind the same prompts."""
     reading = _Reading(model, trained, results)
     reference = Reference(trained)
     comparison, asked = Comparison(), sum(row.asked for row in reading.rows)
     with Reader(model, reading.plan, SEQUENCES * ANSWER_TOKENS, branches=results is not None) as reader:
         shared = reading.plan.shared
-        if shared:  # every prompt begins with it, and has the same distributions there
+        if shared:  # the shared prefix has the same distributions in every prompt
             ours = reading.open(reader)
             comparison.add_rows(ours, reference.opening(reading.texts[0].tokens[:shared]), times=asked)
         done = 0
@@ -73,7 +73,7 @@ def compare_answers(
 
 
 class _Reading:
-    """The rows of a proof through a file: each prompt once, with the held-out answer and the greedy one behind it."""
+    """Runs the rows of a proof through a file: each prompt once, then the held-out and the greedy answer behind it."""
 
     def __init__(self, model: Model, trained: Trained, results: ReadingResults | None) -> None:
         self.rows: list[Row] = ordered_rows(trained)
@@ -87,14 +87,14 @@ class _Reading:
         self._nats: list[float] = []
 
     def open(self, reader: Reader) -> Logits:
-        """Read what all prompts begin with."""
+        """Logits (T, V) float32 of the prefix that all prompts share."""
         logits = np.concatenate([reader.read(batch).copy() for batch in self.plan.opening.batches])
         if self._keeps:
             self._kept = KeptLogProbs(log_softmax(logits, "float32"))
         return logits
 
     def read(self, reader: Reader, wave: Wave) -> dict[int, tuple[list[int], Logits]]:
-        """The greedy answer of each text of a wave that is asked, as `write_answers` gives it."""
+        """The greedy answers of a wave's asked texts, in the form of `write_answers`."""
         found = read_prompts(reader, wave)
         if wave.answers:
             self._read_answers(reader, wave, found)
@@ -117,14 +117,14 @@ class _Reading:
                 self._kept.add(likely)
 
     def finish(self, results: ReadingResults) -> None:
-        """Hand over what was measured and kept."""
+        """Store the held-out loss and the kept log-probabilities in `results`."""
         counts = tuple(len(row.answer) for row in self.rows if row.answer)
         results.held_out = HeldOut(tuple(self._nats), counts) if counts else None
         results.kept = self._kept if self._keeps and counts else None
 
 
 def kl_limit(quantisation: str) -> float:
-    """How far the mean KL of a file of this type may be from the trained model."""
+    """Limit of the mean KL, in nats, for a file of this type."""
     if quantisation in ("F16", "F32", "BF16"):
         return MEAN_KL_LIMIT if quantisation != "BF16" else 10 * MEAN_KL_LIMIT
     limits = (limit for start, limit in QUANTISED_KL_LIMIT.items() if quantisation.startswith(start))
@@ -134,12 +134,12 @@ def kl_limit(quantisation: str) -> float:
 def greedy(
     reader: Reader, wave: Wave, texts: Sequence[Text], most: int = ANSWER_TOKENS
 ) -> list[tuple[list[int], Logits]]:
-    """Read the prompts of a wave and write the greedy answers to them, as `write_answers` does."""
+    """Prefill the prompts of a wave and decode greedy answers, in the form of `write_answers`."""
     return [*write_answers(reader, wave, texts, read_prompts(reader, wave), most).values()]
 
 
 def read_prompts(reader: Reader, wave: Wave) -> dict[int, list[Logits]]:
-    """Begin with a wave; logits (T, V) after the tokens of each of its prompts, in parts."""
+    """Prefill the prompts of a wave; returns logits (T, V) float32 of each prompt, in parts."""
     reader.begin(wave)
     return _by_text(reader, wave, wave.prompts)
 
@@ -160,9 +160,9 @@ def write_answers(
     prompts: Mapping[int, list[Logits]],
     most: int = ANSWER_TOKENS,
 ) -> dict[int, tuple[list[int], Logits]]:
-    """The greedy answers to prompts of a wave that were read with these logits, their end tokens included.
+    """Decode greedy answers to prefilled prompts: token ids with their end token, and logits (T, V) float32.
 
-    With each its logits (T, V) after every token behind the common opening that was read or written, but the last.
+    The logits follow every token after the shared prefix, prompt and answer, except the last.
     """
     slots = dict(zip(wave.texts, wave.sequences, strict=True))
     rows = {number: [*parts] for number, parts in prompts.items()}
@@ -182,7 +182,7 @@ def write_answers(
 
 
 class Comparison:
-    """Collects the agreement of two models over prompts."""
+    """Accumulates the agreement of two models over prompts."""
 
     def __init__(self) -> None:
         self._kl: list[npt.NDArray[np.float64]] = []
@@ -192,7 +192,7 @@ class Comparison:
         self._widest = 0.0
 
     def add_rows(self, ours: Logits, theirs: Logits, times: int = 1) -> None:
-        """Distributions (T, V) that so many texts have in common."""
+        """Add logits (T, V) that `times` texts share."""
         width = min(ours.shape[1], theirs.shape[1])
         ours, theirs = ours[:, :width], theirs[:, :width]
         ours_top, theirs_top = ours.argmax(axis=1), theirs.argmax(axis=1)
@@ -206,23 +206,23 @@ class Comparison:
             kept.append(np.tile(found, times))
 
     def add(self, ours: Logits, theirs: Logits, answer: list[int], *, ended: bool) -> None:
-        """`theirs` may have more vocabulary (padding) and one more position than `ours`."""
+        """Add one answer. `ours` is (T, V); `theirs` may have a wider vocabulary (padding) and one more position."""
         width = min(ours.shape[1], theirs.shape[1])
         theirs = theirs[: len(ours), :width]
         self.add_rows(ours, theirs)
         self._answers += 1
         self._ended += ended
         steps = theirs[-len(answer) :]
-        # by how much torch prefers another token at the steps where it does; equal up to there means equal greedily
+        # gap by which torch prefers another token; no gap at any step means equal greedy answers
         gaps = steps.max(axis=1) - steps[np.arange(len(answer)), answer]
         self._widest = max(self._widest, float(gaps.max()))
         self._equal += bool((gaps == 0).all())
         self._ties += bool((gaps > 0).any() and (gaps <= TIE_LOGITS).all())
 
     def checks(self, dtype: str, quantisation: str) -> list[Check]:
-        """The distributions' check and the answers' check; of a quantised file other answers are no fault."""
+        """The two checks; different greedy answers fail only files of 16 or 32 bit."""
         kl, same = np.concatenate(self._kl), float(np.concatenate(self._same_top).mean())
-        # a flat distribution (a small or untrained model) has many tokens that are as good as the best
+        # in a flat distribution (a small or untrained model) many tokens tie with the best
         but_for_ties = float(np.concatenate(self._near_top).mean())
         mean, limit = float(kl.mean()), kl_limit(quantisation)
         plain = quantisation in ("F16", "F32")

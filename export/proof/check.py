@@ -1,4 +1,4 @@
-"""One thing that a proof proves or refutes."""
+"""One check of a proof."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Check:
-    """What was held against what; `measured` holds the figures, `cure` says what to do if it failed."""
+    """The result of one comparison; `measured` holds the figures, `cure` says what to do after a failure."""
 
     name: str
     passed: bool
     detail: str
     measured: dict[str, Any] = field(default_factory=dict)
     cure: str = ""
-    limited: bool = False  # passed, but for what a GGUF cannot hold, which `detail` names
+    limited: bool = False  # passed except for what a GGUF cannot hold, which `detail` names
 
     @property
     def verdict(self) -> str:
-        """In a word."""
-        return "FAILED" if not self.passed else "limited" if self.limited else "proven"
+        """FAILED, limited or passed."""
+        return "FAILED" if not self.passed else "limited" if self.limited else "passed"
 
-    def told(self) -> str:
-        """A line or two for people."""
+    def describe(self) -> str:
+        """One line for the user, and a second one with the cure after a failure."""
         line = f"{self.verdict:7} {self.name}: {self.detail}"
         return line if self.passed or not self.cure else f"{line}\n        {self.cure}"

@@ -1,4 +1,4 @@
-"""How far distributions over the next token are apart. Names torch."""
+"""KL divergence and log-softmax of next-token logits. Names torch."""
 
 from typing import Any, Literal
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from export.proof.reading import Logits
 
-ROWS_AT_ONCE = 16  # of logits in float64: as many as the processor's cache holds
+ROWS_AT_ONCE = 16  # rows of float64 logits that fit the processor's cache
 
 
 def kl_divergence(reference: Logits, other: Logits) -> npt.NDArray[np.float64]:
@@ -15,7 +15,7 @@ def kl_divergence(reference: Logits, other: Logits) -> npt.NDArray[np.float64]:
     import torch  # on all cores
 
     found = []
-    for start in range(0, len(reference), ROWS_AT_ONCE):  # in float64 the logits of a whole text take a gigabyte
+    for start in range(0, len(reference), ROWS_AT_ONCE):  # the float64 logits of a whole text take a gigabyte
         p, q = (
             torch.log_softmax(torch.from_numpy(each[start : start + ROWS_AT_ONCE]), 1, torch.float64)
             for each in (reference, other)
@@ -25,7 +25,7 @@ def kl_divergence(reference: Logits, other: Logits) -> npt.NDArray[np.float64]:
 
 
 def log_softmax(logits: Logits, dtype: Literal["float32", "float64"] = "float64") -> npt.NDArray[Any]:
-    """Log-probabilities of each row (T, V), computed in the type."""
+    """Log-probabilities (T, V) of logits (T, V), computed in `dtype`."""
     import torch  # on all cores
 
     found: npt.NDArray[Any] = torch.log_softmax(torch.from_numpy(logits), 1, getattr(torch, dtype)).numpy()

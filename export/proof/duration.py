@@ -1,4 +1,4 @@
-"""How long a proof takes, estimated before it begins."""
+"""Estimate of a proof's duration."""
 
 import time
 
@@ -9,16 +9,16 @@ from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.model import Model
 
 TRIAL_TOKENS = 48
-# what a token takes, against one that llama.cpp reads from the file itself: as a step of an answer, by torch, and from
-# a quantised file (SmolLM2-135M, q8_0 and q4_k_m, two cores with AVX-512)
+# cost of a token relative to a prefilled token of the file: decoded, in torch, and in a quantised file
+# (SmolLM2-135M, q8_0 and q4_k_m, two cores with AVX-512)
 WRITTEN_COST, TORCH_COST, QUANTISED_COST = 1.4, 0.7, 1.15
-FIXED_S = 6.0  # for loading, and for the vocabulary and the texts
+FIXED_S = 6.0  # for loading, vocabulary and texts
 
 
 def proof_s(model: Model, trained: Trained, files: int) -> float | None:
-    """Seconds for all checks of a file and of so many quantised ones made of it; None if there are no rows for it.
+    """Estimated seconds for all checks of a file and of `files` quantised ones; None without rows.
 
-    The file reads a few tokens for it, as fast as it does at the moment.
+    Times a short prefill of the file.
     """
     sequences = sequences_of(trained)
     if not sequences:
@@ -32,10 +32,10 @@ def proof_s(model: Model, trained: Trained, files: int) -> float | None:
 
 
 def token_s(model: Model, tokens: list[int]) -> float:
-    """What reading such tokens takes the file, each: the better of two times. Ids that it does not have do no harm."""
+    """Prefill seconds per token, the better of two measurements. Unknown token ids are clamped."""
     times = []
     with Context(model, TRIAL_TOKENS) as context:
-        # a file with a wrong vocabulary may have fewer entries than the tokenizer; it is found later
+        # a wrong vocabulary may be smaller than the tokenizer's; a later check reports it
         known = [min(token, model.vocab_size - 1) for token in tokens]
         read = (known * TRIAL_TOKENS)[:TRIAL_TOKENS]
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""All checks for one GGUF, and the page that tells them."""
+"""All checks of one GGUF, and the text page that reports them."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -28,10 +28,10 @@ def verify_file(  # noqa: PLR0913, PLR0917 - what is proven, and what else its o
     files: int = 0,
     results: ReadingResults | None = None,
 ) -> list[Check]:
-    """All checks for a file of any type, with adapters laid over it. Raises ArtifactError if it cannot be loaded.
+    """Run all checks on a GGUF of any type, with adapters applied. Raises ArtifactError if it cannot be loaded.
 
-    The time that is announced includes the proof of so many quantised `files` against it. With `results` the held-out
-    answers are read, too, and a vocabulary that it knows is not proven again.
+    The announced time includes the proof of `files` quantised files. `results` receives the held-out loss; a vocabulary
+    that it has already seen is not checked again.
     """
     headers = read_model(path)
     with Model(path, loras=loras, headers=headers) as model:
@@ -40,7 +40,7 @@ def verify_file(  # noqa: PLR0913, PLR0917 - what is proven, and what else its o
         with step(progress, f"Proving {path.name}{about}: vocabulary, texts, special tokens, template"):
             checks = [*_known_vocabulary(headers[0], model, trained, results.vocabularies if results else {})]
         if not all(check.passed for check in checks if check.name == "vocabulary"):
-            return checks  # ids of another vocabulary say nothing about the weights
+            return checks  # token ids of another vocabulary say nothing about the weights
         with step(progress, f"Proving {path.name}: distributions and answers against torch"):
             checks += compare_answers(model, read_info(path).quantisation, trained, progress, results)
     return checks
@@ -49,7 +49,7 @@ def verify_file(  # noqa: PLR0913, PLR0917 - what is proven, and what else its o
 def _known_vocabulary(
     header: GgufHeader, model: Model, trained: Trained, known: dict[str, list[Check]]
 ) -> Sequence[Check]:
-    """The checks that need no weights, proven once for all files of the same vocabulary, template and context."""
+    """The checks without weights, run once for all files with the same vocabulary, template and context."""
     names = sorted(key for key in header.metadata if not key.startswith("general.") or key == "general.architecture")
     digest = hashlib.sha256()
     for name in names:
@@ -61,7 +61,7 @@ def _known_vocabulary(
 
 
 def verify_vocabulary(path: Path, trained: Trained) -> list[Check]:
-    """The checks that need no weights."""
+    """Run the checks that need no weights."""
     header = read_model(path)[0]
     with Model(path, vocab_only=True) as model:
         return _check_vocabulary(header, model, trained)
@@ -83,7 +83,7 @@ def _check_vocabulary(header: GgufHeader, model: Model, trained: Trained) -> lis
 
 
 def proof_page(proof: Mapping[str, Sequence[Check]], against: Mapping[str, Any], files: Mapping[str, str]) -> str:
-    """The proof as a person reads it."""
+    """The proof as a text page."""
     failed = sum(not check.passed for checks in proof.values() for check in checks)
     count = sum(map(len, proof.values()))
     verdict = "Proven" if not failed else "NOT PROVEN"
@@ -91,6 +91,6 @@ def proof_page(proof: Mapping[str, Sequence[Check]], against: Mapping[str, Any],
     width = max(10, *(len(name) + 2 for name in against))
     lines += [f"{name:<{width}}{value}" for name, value in against.items()]
     for name, checks in proof.items():
-        lines += ["", name, *(f"  {line}" for check in checks for line in check.told().splitlines())]
+        lines += ["", name, *(f"  {line}" for check in checks for line in check.describe().splitlines())]
     lines += ["", "sha256", *(f"  {digest}  {name}" for name, digest in files.items())]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Are a grown vocabulary's new tokens in the file as they were trained: their rows, and how they are found in texts?
+"""Checks of added tokens: their rows in embedding and head, and how they are found in text.
 
 Names torch and gguf.
 """
@@ -18,10 +18,10 @@ from gladstone.gguf.header import read_model
 from gladstone.llamacpp.model import Model
 from gladstone.models.tokenizer import FolderTokenizer
 
-ROWS = 256  # of the new ones are compared
-ASKED, TOGETHER = 4, 8  # prompts that hold new tokens, and how many each holds
-HEAD_ROWS = 64  # of a unit matrix at once: each gives logits over the whole vocabulary
-# ‖row − trained row‖ / ‖trained row‖ by the file's type; of a file with few bits only a row of another token shows
+ROWS = 256  # of the added tokens are compared
+ASKED, TOGETHER = 4, 8  # prompts with added tokens, and tokens in each
+HEAD_ROWS = 64  # rows of a unit matrix at a time: each yields logits over the vocabulary
+# ‖row − trained row‖ / ‖trained row‖ by type; with few bits only the row of another token exceeds it
 ERROR_LIMIT = {"F32": 1e-4, "F16": 2e-3, "BF16": 1e-2}
 QUANTISED_ERROR_LIMIT = 0.6
 FORMS = (
@@ -34,13 +34,13 @@ FORMS = (
     ("twice", "WORDWORD"),
 )
 CURE = (
-    "The file's rows or tokens are not those that were trained: export again from the adapter and the tokenizer that "
-    "was saved with it."
+    "The rows or tokens of the file are not the trained ones: export again from the adapter and the tokenizer saved "
+    "with it."
 )
 
 
 def added_tokens(trained: Trained) -> dict[int, str]:
-    """The tokens that the tokenizer has and the base's does not, by number; empty where the base has no tokenizer."""
+    """Tokens by id that the base's tokenizer lacks; empty if the base has no tokenizer."""
     theirs = read_vocabulary(trained.base)
     names = {int(number): str(text) for text, number in trained.tokenizer.hf.get_vocab().items()}
     ours = names | {int(number): str(token) for number, token in trained.tokenizer.hf.added_tokens_decoder.items()}
@@ -48,7 +48,7 @@ def added_tokens(trained: Trained) -> dict[int, str]:
 
 
 def asked_of(trained: Trained) -> list[Conversation]:
-    """Questions that hold the added tokens, a few in each."""
+    """Questions that contain the added tokens, a few in each."""
     texts = list(added_tokens(trained).values())[: ASKED * TOGETHER]
     groups = [texts[start : start + TOGETHER] for start in range(0, len(texts), TOGETHER)]
     answer = Message("assistant", "…")
@@ -56,15 +56,15 @@ def asked_of(trained: Trained) -> list[Conversation]:
 
 
 def plain_added(tokenizer: FolderTokenizer) -> dict[int, str]:
-    """Tokens that were added as words: they are found in any text, whoever wrote it."""
+    """Added tokens that are not special: they are found in any text."""
     added = tokenizer.hf.added_tokens_decoder
     return {int(number): str(token) for number, token in sorted(added.items()) if not token.special}
 
 
 def check_found(model: Model, tokenizer: FolderTokenizer) -> Check | None:
-    """Whether added words are found where training's tokenizer finds them; None where there are none.
+    """Check that added words are found where the training tokenizer finds them; None without added words.
 
-    A GGUF cannot hold how some are to be found: what that changes is told, and is no fault of the file.
+    A GGUF cannot express some matching rules: such differences are reported as a limit, not as a failure.
     """
     words = dict(list(plain_added(tokenizer).items())[-ROWS:])
     if not words:
@@ -77,8 +77,8 @@ def check_found(model: Model, tokenizer: FolderTokenizer) -> Check | None:
         if model.tokenize(text, parse_special=True) != ids
     ]
     detail = f"{len(words):,} added words get the ids of training in all {len(texts):,} places"
-    reasons = {reason for number, _ in wrong if (reason := unheld(tokenizer, number))}
-    faults = [number for number, _ in wrong if not unheld(tokenizer, number)]
+    reasons = {reason for number, _ in wrong if (reason := inexpressible_rule(tokenizer, number))}
+    faults = [number for number, _ in wrong if not inexpressible_rule(tokenizer, number)]
     if wrong:
         told = shown(list(dict.fromkeys(words[number] for number, _ in wrong)))
         places = ", ".join(dict.fromkeys(place for _, place in wrong))
@@ -89,8 +89,8 @@ def check_found(model: Model, tokenizer: FolderTokenizer) -> Check | None:
     return Check("added words", not faults, detail, measured, CURE, limited=bool(wrong))
 
 
-def unheld(tokenizer: FolderTokenizer, number: int) -> str | None:
-    """What of the way in which an added word is found has no place in a GGUF."""
+def inexpressible_rule(tokenizer: FolderTokenizer, number: int) -> str | None:
+    """The matching rule of an added word that a GGUF cannot express; None if there is none."""
     token, backend = tokenizer.hf.added_tokens_decoder[number], getattr(tokenizer.hf, "backend_tokenizer", None)
     if token.lstrip or token.rstrip:
         return "they take the spaces around them (lstrip, rstrip)"
@@ -102,7 +102,7 @@ def unheld(tokenizer: FolderTokenizer, number: int) -> str | None:
 
 
 def check_rows(path: Path, reference: Any, added: Mapping[int, str]) -> Check:
-    """The rows of the added tokens in embedding and head, against those of the trained model in torch."""
+    """Compare the added tokens' rows in embedding and head with those of the trained model in torch."""
     numbers = list(added)[-ROWS:]
     tables = {name: table for name in ("token_embd.weight", "output.weight") if (table := _read(path, name, numbers))}
     theirs = {"token_embd.weight": embedding_rows(reference, numbers), "output.weight": head_rows(reference, numbers)}
@@ -121,7 +121,7 @@ def check_rows(path: Path, reference: Any, added: Mapping[int, str]) -> Check:
 
 
 def _read(path: Path, name: str, numbers: Sequence[int]) -> tuple[npt.NDArray[np.float32], str] | None:
-    """Rows of a file's tensor in float32, and the tensor's type; None where the file has no such tensor."""
+    """Rows (N, width) float32 of a tensor, and its type; None if the file lacks the tensor."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -142,7 +142,7 @@ def _read(path: Path, name: str, numbers: Sequence[int]) -> tuple[npt.NDArray[np
 
 
 def embedding_rows(reference: Any, numbers: Sequence[int]) -> npt.NDArray[np.float32]:
-    """What a model puts in place of tokens, before it scales that."""
+    """Embedding rows (N, width) float32 of token ids, before scaling."""
     import torch
 
     module = reference.get_input_embeddings()
@@ -153,7 +153,7 @@ def embedding_rows(reference: Any, numbers: Sequence[int]) -> npt.NDArray[np.flo
 
 
 def head_rows(reference: Any, numbers: Sequence[int]) -> npt.NDArray[np.float32]:
-    """With what a model multiplies its last state to get the logits of tokens."""
+    """Rows (N, width) float32 of the output head for token ids."""
     import torch
 
     module = reference.get_output_embeddings()

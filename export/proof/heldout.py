@@ -64,7 +64,7 @@ class HeldOutRows:
             self._next[number, text.answer_at - 1 : len(text.tokens) - 1] = text.tokens[text.answer_at :]
 
     def add(self, nats: npt.NDArray[np.float64], batch: Batch, piece: slice, likely: Logits) -> None:
-        """Add -log p of the answers' tokens to `nats`, from log-probabilities (N, V) of a piece of a batch."""
+        """Add -log p of the answer tokens to `nats`, from log-probabilities (N, V) of a part of a batch."""
         if batch.texts[0] < 0:
             return  # the opening of all prompts
         texts = batch.texts[piece]
@@ -74,14 +74,14 @@ class HeldOutRows:
 
 
 def pieces(count: int) -> list[slice]:
-    """Rows of logits that fit into the processor's cache."""
+    """Slices of logits that fit the processor's cache."""
     return [slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE)]
 
 
 def mean_of_rows(sums: Iterable[float], counts: Iterable[int]) -> tuple[float, float, float]:
-    """Mean over all tokens of what is summed over each row, with its 95 % interval.
+    """Mean per token of sums over rows, with its 95 % interval, in the unit of the sums.
 
-    It is rows, not their tokens, that were drawn independently.
+    Rows, not tokens, are the independent samples.
     """
     ours, tokens = np.array(list(sums)), np.array(list(counts))
     mean, rows = float(ours.sum() / tokens.sum()), len(ours)
@@ -90,7 +90,7 @@ def mean_of_rows(sums: Iterable[float], counts: Iterable[int]) -> tuple[float, f
     return mean, mean - error, mean + error
 
 
-def told(found: Sequence[float], digits: int = 3) -> str:
-    """A mean and its interval for people."""
+def describe_mean(found: Sequence[float], digits: int = 3) -> str:
+    """A mean with its interval as text."""
     mean, low, high = (f"{each:.{digits}f}" for each in found)
     return f"{mean} [{low}, {high}]" if math.isfinite(found[1]) else mean

@@ -1,4 +1,4 @@
-"""Does the file ask as the model was asked in training: template, rendered turns, beginning, room?"""
+"""Checks of the prompt: chat template, rendered turns, BOS, context length."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from gladstone.llamacpp.model import Model
 
 CONVERSATIONS, LONG = 50, 200
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
-OTHER_TEMPLATE = "Export again: a model asked in another form than in training answers worse, or never stops."
+OTHER_TEMPLATE = "Export again: with another template than in training a model answers worse, or never stops."
 
 
 def check_template(header: GgufHeader, template: ChatTemplate) -> Check:
-    """The chat template byte for byte."""
+    """Check that the chat template is equal byte for byte."""
     found = header.metadata.get("tokenizer.chat_template")
     if found == template.source:
         return Check("chat template", True, "equal byte for byte", {"sha256": template.sha256})
@@ -29,7 +29,7 @@ def check_template(header: GgufHeader, template: ChatTemplate) -> Check:
 
 
 def check_rendering(header: GgufHeader, model: Model, trained: Trained) -> Check:
-    """Turns rendered with the file's template and tokens, against transformers with the trained ones."""
+    """Compare turns rendered with the file's template and tokens with transformers' rendering."""
     name, source = "rendered turns", header.metadata.get("tokenizer.chat_template")
     if not isinstance(source, str):
         return Check(name, False, "the GGUF has no template", {}, OTHER_TEMPLATE)
@@ -60,7 +60,7 @@ def check_rendering(header: GgufHeader, model: Model, trained: Trained) -> Check
 
 
 def _rendered(render: Callable[[], str]) -> str | None:
-    """The text, or None where the template refuses these turns."""
+    """The text; None if the template refuses these turns."""
     from jinja2 import TemplateError
 
     try:
@@ -83,7 +83,7 @@ def _by_transformers(trained: Trained, row: Conversation, *, prompt: bool) -> st
 
 
 def conversations(trained: Trained) -> list[Conversation]:
-    """Rows without their reasoning, turns with several questions, a system prompt, other scripts, and white space."""
+    """Conversations to render: rows without reasoning, several turns, system prompts, other scripts, white space."""
     rows = [
         dataclasses.replace(row, messages=tuple(dataclasses.replace(turn, reasoning=None) for turn in row.messages))
         for row in trained.rows
@@ -109,7 +109,7 @@ def conversations(trained: Trained) -> list[Conversation]:
 
 
 def check_beginning(model: Model, trained: Trained) -> Check:
-    """Rendered prompts get the ids of training, with one BOS or none."""
+    """Check that rendered prompts get the token ids of training, with at most one BOS."""
     prompts = [row for row in trained.rows if not row.is_text][:CONVERSATIONS]
     wrong = doubled = 0
     for row in prompts:
@@ -123,12 +123,12 @@ def check_beginning(model: Model, trained: Trained) -> Check:
         detail = f"{doubled} of {len(prompts)} rendered prompts begin with two BOS"
     elif wrong:
         detail = f"{wrong} of {len(prompts)} rendered prompts get other ids than in training"
-    cure = "The template writes BOS and the tokenizer adds it, or neither does: keep one of the two, and export again."
+    cure = "Both the template and the tokenizer add BOS, or neither does: keep exactly one, and export again."
     return Check("prompts", not wrong and not doubled, detail, {"prompts": len(prompts), "differing": wrong}, cure)
 
 
 def check_context(header: GgufHeader, trained: Trained) -> Check:
-    """The length that the model was made for."""
+    """Check the context length."""
     architecture = header.metadata["general.architecture"]
     found = header.metadata.get(f"{architecture}.context_length")
     wanted = next((trained.config[field] for field in CONTEXT_FIELDS if trained.config.get(field)), None)
@@ -137,5 +137,9 @@ def check_context(header: GgufHeader, trained: Trained) -> Check:
     passed = found == wanted
     detail = f"{wanted:,} tokens" if passed else f"the GGUF says {found} tokens, the base was made for {wanted:,}"
     return Check(
-        "context", passed, detail, {"context": found, "base": wanted}, "Export again: a longer context is nonsense."
+        "context",
+        passed,
+        detail,
+        {"context": found, "base": wanted},
+        "Export again: the model cannot use a longer context.",
     )

@@ -1,4 +1,4 @@
-"""What quantising cost: each quantised file against the one it was made of, on held-out rows, token by token.
+"""Checks of quantised files: each against the intermediate on held-out rows, token by token.
 
 Names torch.
 """
@@ -31,7 +31,7 @@ QUANTISERS_KEYS = {
 
 
 def check_header(path: Path, intermediate: Path) -> Check:
-    """A quantised file must carry the vocabulary, special tokens and template of what it was made of unchanged."""
+    """Check that a quantised file has the vocabulary, special tokens and template of the intermediate."""
     ours, theirs = read_header(path).metadata, read_header(intermediate).metadata
     differing = sorted(
         key for key in (ours.keys() | theirs.keys()) - QUANTISERS_KEYS if ours.get(key) != theirs.get(key)
@@ -50,11 +50,11 @@ def check_quantised(
     progress: Progress,
     results: ReadingResults | None = None,
 ) -> tuple[dict[str, Check], HeldOut]:
-    """Of each file KL, top-1 agreement and perplexity ratio, and how well the intermediate predicts the answers.
+    """KL, top-1 agreement and perplexity ratio of each file, and the held-out loss of the intermediate.
 
-    The answers are held-out ones, or where the run held none out those of training rows, which the checks say.
-    A file fails if it computes what is no number. The intermediate is read here unless the proof of it has left what is
-    needed in `results`; all that are read are open at a time.
+    Without held-out rows the answers are those of training rows, as the checks say. A file fails if its logits contain
+    NaN or Inf. The intermediate is evaluated here unless its proof left the log-probabilities in `results`. All
+    evaluated files are open at the same time.
     """
     kept = results.kept if results else None
     if results and results.held_out and not files:
@@ -71,7 +71,7 @@ def check_quantised(
             for piece in pieces(len(batch.tokens)):
                 likely = log_softmax(logits[0][piece], "float32") if known is None else known[piece]
                 rows.add(nats, batch, piece, likely)
-                spread = _Spread(likely)
+                spread = _Reference(likely)
                 for cost, other in zip(costs, logits if kept else logits[1:], strict=True):
                     cost.add(batch, piece, log_softmax(other[piece], "float32"), spread)
     held_out = HeldOut(tuple(nats.tolist()), rows.counts)
@@ -80,8 +80,8 @@ def check_quantised(
     }, held_out
 
 
-class _Spread:
-    """Distributions that several files are held against."""
+class _Reference:
+    """Reference distributions for several files."""
 
     def __init__(self, likely: Logits) -> None:
         """`likely` are log-probabilities (N, V)."""
@@ -91,7 +91,7 @@ class _Spread:
         self._chances, self._best = self._likely.exp(), self._likely.argmax(1)
 
     def divergence(self, ours: Logits) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """KL (N,) of log-probabilities (N, V) from these, and whether the likeliest token is the same."""
+        """KL (N,) in nats against log-probabilities (N, V), and whether the top tokens agree, (N,) bool."""
         import torch
 
         file = torch.from_numpy(ours)
@@ -100,7 +100,7 @@ class _Spread:
 
 
 class _Cost:
-    """Collects how a quantised file differs."""
+    """Accumulates the differences of one quantised file."""
 
     def __init__(self, rows: HeldOutRows) -> None:
         self._rows = rows
@@ -108,10 +108,10 @@ class _Cost:
         self._same: list[npt.NDArray[np.bool_]] = []
         self._nats = np.zeros(len(rows.texts))  # of each answer
 
-    def add(self, batch: Batch, piece: slice, ours: Logits, reference: _Spread) -> None:
+    def add(self, batch: Batch, piece: slice, ours: Logits, reference: _Reference) -> None:
         """Log-probabilities (N, V) of the file for a part of a batch, against those of the intermediate."""
         kl, same = reference.divergence(ours)
-        # what all texts begin with was computed once, and counts for each
+        # the shared prefix was computed once and counts for every text
         times = len(self._rows.texts) if batch.texts[0] < 0 else 1
         self._kl.append(np.tile(kl, times))
         self._same.append(np.tile(same, times))
@@ -130,7 +130,7 @@ class _Cost:
             f"top-1 {same.mean():.1%}, perplexity × {ratio:.3f} [{low:.3f}, {high:.3f}] on {len(self._nats)} {answers}"
         )
         if not passed:
-            detail = "its logits are no numbers"
+            detail = "its logits contain NaN or Inf"
         return Check(
             "against the intermediate",
             passed,

@@ -1,4 +1,4 @@
-"""Many texts through llama.cpp at a time: several sequences in a batch, and what all of them begin with only once."""
+"""Evaluates many texts with llama.cpp: several sequences in a batch, their shared prefix only once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,16 +13,16 @@ from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.model import Model
 
 CONTEXT_TOKENS = 1024  # the longest text
-WAVE_TOKENS = 1536  # of all texts of a wave
+WAVE_TOKENS = 1536  # tokens of all texts of a wave
 SEQUENCES = 16
-WAVE_BYTES = 512 << 20  # of logits that a wave may have
+WAVE_BYTES = 512 << 20  # of logits in a wave
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Text:
-    """What is read: its tokens, from where on they are an answer, and what an encoder reads before it."""
+    """Tokens to evaluate, the index at which the answer begins, and the encoder's tokens if there is an encoder."""
 
     tokens: list[int]
     answer_at: int
@@ -31,7 +31,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens (N,) with their positions, sequences and texts (-1: what all texts begin with)."""
+    """Token ids, positions, sequences and text numbers, each (N,) int64; text -1 is the shared prefix."""
 
     tokens: Ids
     positions: Ids
@@ -41,10 +41,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Wave:
-    """Texts, by their numbers, that are in the cache together, and the batches in which they are read.
+    """Text numbers that share the KV cache, and the batches that evaluate them.
 
-    Or first their `prompts` and then, in sequences of their own, their `answers`: another answer can go on behind each
-    prompt.
+    `prompts` and `answers` split the same tokens: answers use sequences of their own, so that another answer can follow
+    each prompt.
     """
 
     texts: tuple[int, ...]
@@ -55,7 +55,7 @@ class Wave:
 
     @property
     def sequences(self) -> tuple[int, ...]:
-        """That of each text; 0 holds what all texts begin with, or what an encoder has read."""
+        """The sequence of each text; sequence 0 holds the shared prefix, or the encoder's output."""
         return tuple(range(1, len(self.texts) + 1)) if self.encoded is None else (0,)
 
     @property
@@ -66,29 +66,29 @@ class Wave:
 
 @dataclass(frozen=True)
 class Plan:
-    """In which order texts are read: their common opening, then one wave after another."""
+    """The order of evaluation: the shared prefix, then one wave after another."""
 
     opening: Wave
     waves: tuple[Wave, ...]
 
     @property
     def shared(self) -> int:
-        """Tokens of the common opening."""
+        """Tokens of the shared prefix."""
         return sum(len(batch.tokens) for batch in self.opening.batches)
 
     @property
     def cells(self) -> int:
-        """Of the cache, that reading takes."""
+        """KV cache cells that the plan needs."""
         return self.shared + max(sum(len(batch.tokens) for batch in wave.batches) for wave in self.waves)
 
     @property
     def read(self) -> int:
-        """Tokens in all."""
+        """Total number of tokens."""
         return sum(len(batch.tokens) for wave in (self.opening, *self.waves) for batch in wave.batches)
 
 
 def plan_reading(texts: Sequence[Text], batch_tokens: int, room: int = 0, most: int = WAVE_TOKENS) -> Plan:
-    """Waves of up to sixteen texts with at most `most` tokens, each text with `room` for another answer."""
+    """Group texts into waves of up to 16 texts and `most` tokens, each text with `room` tokens for another answer."""
     apart = any(text.encoded is not None for text in texts)
     shared = 0 if apart or len(texts) < 2 else _shared(texts)
     opening = Wave((), tuple(_batches([(0, -1, (0, shared))], texts, batch_tokens)))
@@ -107,14 +107,14 @@ def plan_reading(texts: Sequence[Text], batch_tokens: int, room: int = 0, most: 
 
 
 def _shared(texts: Sequence[Text]) -> int:
-    """Tokens that all texts begin with; each keeps one before its answer for itself."""
+    """Length of the longest common prefix; each text keeps at least one prompt token."""
     most = min(text.answer_at for text in texts) - 1
     columns = zip(*(text.tokens[:most] for text in texts), strict=True)
     return next((place for place, column in enumerate(columns) if len(set(column)) > 1), max(most, 0))
 
 
 def _groups(sizes: Sequence[int], count: int, most: int) -> Iterator[tuple[int, ...]]:
-    """The first text alone, as a chat would have it; then as many together as fit."""
+    """The first text alone, as in a chat; then as many together as fit."""
     group: list[int] = []
     for number, size in enumerate(sizes):
         taken = sum(sizes[each] for each in group)
@@ -126,7 +126,7 @@ def _groups(sizes: Sequence[int], count: int, most: int) -> Iterator[tuple[int, 
 
 
 def _batches(parts: Sequence[tuple[int, int, tuple[int, int]]], texts: Sequence[Text], size: int) -> Iterator[Batch]:
-    """Batches of parts of texts: of each its sequence, its text's number (-1: of all), where it begins and ends."""
+    """Batches of text parts, each given as sequence, text number (-1: shared prefix), begin and end."""
     tokens = np.concatenate([np.array(texts[number].tokens[begin:end], np.int64) for _, number, (begin, end) in parts])
     positions = np.concatenate([np.arange(begin, end) for _, _, (begin, end) in parts])
     sequences = np.concatenate([np.full(end - begin, slot) for slot, _, (begin, end) in parts])
@@ -137,10 +137,10 @@ def _batches(parts: Sequence[tuple[int, int, tuple[int, int]]], texts: Sequence[
 
 
 class Reader:
-    """A model that reads the texts of a plan; what is shared is computed by `open`."""
+    """Evaluates the batches of a plan in one llama.cpp context."""
 
     def __init__(self, model: Model, plan: Plan, room: int = 0, *, branches: bool = False) -> None:
-        """With `room` for tokens that are written; `branches`: answers are read in sequences of their own."""
+        """`room` is the number of tokens to decode; `branches`: answers get sequences of their own."""
         self.model, self._plan = model, plan
         cells = max(plan.cells + room, CONTEXT_TOKENS)
         texts = max(len(wave.texts) for wave in plan.waves) * (2 if branches else 1)
@@ -148,7 +148,7 @@ class Reader:
         self.context = Context(model, cells, sequences=self._sequences)
 
     def begin(self, wave: Wave) -> None:
-        """Make room for the texts of a wave, each behind the common opening."""
+        """Prepare the sequences of a wave, each with the shared prefix."""
         if wave.encoded is not None:
             self.context.forget()
             self.context.encode(wave.encoded, self._sequences)
@@ -160,21 +160,21 @@ class Reader:
                 self.context.share(0, slot, self._plan.shared)
 
     def branch(self, wave: Wave, texts: Sequence[Text]) -> None:
-        """Let the answers of a wave whose prompts were read, and nothing else, begin behind those."""
+        """Start the answers' sequences behind the prefilled prompts of a wave."""
         for slot, own, number in zip(wave.branches, wave.sequences, wave.texts, strict=True):
             self.context.share(own, slot, texts[number].answer_at)
 
     def cut_off(self, wave: Wave) -> None:
-        """Forget the answers again."""
+        """Remove the answers' sequences."""
         for slot in wave.branches:
             self.context.forget(sequence=slot)
 
     def read(self, batch: Batch) -> Logits:
-        """Logits (N, V) after each token of a batch; a view that the next batch overwrites."""
+        """Logits (N, V) float32 after each token of a batch; a view that the next batch overwrites."""
         return self.step(batch.tokens.tolist(), batch.positions.tolist(), batch.sequences.tolist())
 
     def step(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> Logits:
-        """The same of tokens, positions and sequences (N,)."""
+        """As `read`, for tokens, positions and sequences of length N."""
         self.context.evaluate(tokens, positions, sequences, [True] * len(tokens))
         return self.context.all_logits(len(tokens))
 
@@ -190,12 +190,12 @@ class Reader:
 
 
 def batch_tokens(model: Model, texts: Sequence[Text]) -> int:
-    """How many tokens a batch takes: what an encoder has read is answered in one piece."""
+    """Batch size in tokens; with an encoder a text is one batch."""
     return max(len(text.tokens) for text in texts) if model.has_encoder else 512
 
 
 def read_all(readers: Sequence[Reader], plan: Plan, progress: Progress) -> Iterator[tuple[Batch, list[Logits]]]:
-    """Each batch with what every model computes after its tokens; views that the next batch overwrites."""
+    """Yield each batch with every model's logits (N, V); views that the next batch overwrites."""
     done = 0
     for wave in (plan.opening, *plan.waves):
         if wave.texts:
@@ -208,5 +208,5 @@ def read_all(readers: Sequence[Reader], plan: Plan, progress: Progress) -> Itera
 
 
 def wave_tokens(model: Model) -> int:
-    """How many tokens a wave may have whose logits are kept."""
+    """Largest wave, in tokens, whose logits fit WAVE_BYTES."""
     return int(min(max(WAVE_BYTES // (4 * model.vocab_size), 1), WAVE_TOKENS))

@@ -1,4 +1,4 @@
-"""What one reading of a file leaves for the proofs that come after it: its loss, and what others are held against."""
+"""What one pass over a file leaves for later proofs: its held-out loss, and its log-probabilities."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,23 +10,23 @@ from export.proof.heldout import HeldOut
 from export.proof.reading import Batch, Logits, Text
 from gladstone.machine.host import available_memory_bytes
 
-KEPT_BYTES, KEPT_SHARE = 2 << 30, 8  # at most so much is kept, and no more than an eighth of the memory that is there
+KEPT_BYTES, KEPT_SHARE = 2 << 30, 8  # kept at most: this, and an eighth of the available memory
 
 
 class KeptLogProbs:
-    """Log-probabilities (T, V) of a file after every token of the measured rows."""
+    """Log-probabilities (T, V) float32 of a file after every token of the measured rows."""
 
     def __init__(self, opening: Logits) -> None:
-        """`opening` are those of the tokens that all rows begin with."""
+        """`opening` (T, V) belongs to the shared prefix of all rows."""
         self._opening = opening
         self._texts: list[Logits] = []
 
     def add(self, likely: Logits) -> None:
-        """Those of the next row behind the opening."""
+        """Add those of the next row, after the shared prefix."""
         self._texts.append(likely)
 
     def rows(self, batch: Batch) -> Logits:
-        """Those (N, V) of a batch of the rows, however they are cut."""
+        """Log-probabilities (N, V) for a batch, however the rows are batched."""
         found = []
         for number in dict.fromkeys(batch.texts.tolist()):
             positions = batch.positions[batch.texts == number]
@@ -38,9 +38,9 @@ class KeptLogProbs:
 
 @dataclass
 class ReadingResults:
-    """Filled by the proof of a file: the loss of the held-out answers, and what is kept where there is room.
+    """Filled by the proof of a file: the held-out loss and, where memory allows, the log-probabilities.
 
-    `vocabularies` are the checks of those that were proven before against the same tokenizer, by what they are.
+    `vocabularies` holds the checks of vocabularies already compared with the same tokenizer, by their hash.
     """
 
     keeps: bool = False
@@ -50,6 +50,6 @@ class ReadingResults:
 
 
 def fits(texts: Sequence[Text], vocabulary: int) -> bool:
-    """Whether the log-probabilities of all tokens of the texts can be kept."""
+    """True if the log-probabilities of all tokens of the texts fit in memory."""
     needed = 4 * vocabulary * sum(len(text.tokens) for text in texts)
     return needed <= min(KEPT_BYTES, available_memory_bytes() // KEPT_SHARE)

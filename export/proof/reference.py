@@ -1,7 +1,7 @@
-"""The trained model in torch: what a GGUF is proven against. Names torch and transformers.
+"""The trained model in torch, the reference of a proof. Names torch and transformers.
 
-The adapter is not merged but applied as it was in training: of a model whose embedding and head are one matrix, PEFT's
-merge would change both where training changed one.
+The adapter is applied as in training, not merged: in a model with tied embedding and head, PEFT's merge would change
+both where training changed one.
 """
 
 import copy
@@ -21,7 +21,7 @@ TEXTS_AT_ONCE = 8
 
 
 class Reference:
-    """Base and adapter as PEFT runs them, in float32 where memory allows, else in the base's 16-bit type."""
+    """Base and adapter as PEFT runs them, in float32 if memory allows, else in bfloat16."""
 
     def __init__(self, trained: Trained) -> None:
         with import_without_gc():
@@ -29,7 +29,7 @@ class Reference:
             from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
         weights = sum(path.stat().st_size for path in weights_files(trained.base))
-        # stored in 16 bit: twice that in float32, and half as much again while it loads
+        # float32 takes twice the 16-bit weights, and half as much again while loading
         roomy = 3 * weights < available_memory_bytes()
         self.dtype = "float32" if roomy else "bfloat16"
         self._seq2seq = trained.seq2seq
@@ -40,8 +40,8 @@ class Reference:
             options["quantization_config"] = _as_trained_in_4bit(options["dtype"])
         model: Any = kind.from_pretrained(trained.base, local_files_only=True, trust_remote_code=False, **options)
         if trained.onto == "nf4":
-            # in training bitsandbytes computes with the weights that its four bits stand for; in evaluation it takes
-            # a kernel that rounds to bfloat16 on processors that have it, whatever type was asked for
+            # training computes with the dequantised NF4 weights; in evaluation bitsandbytes takes a kernel that
+            # rounds to bfloat16 on processors that have it, whatever type is requested
             model = model.dequantize(dtype=options["dtype"])
         if trained.adapter is not None:
             model = adapted(model, trained.base, trained.adapter)
@@ -49,28 +49,28 @@ class Reference:
 
     @property
     def model(self) -> Any:
-        """In torch."""
+        """The torch module."""
         return self._model
 
     def opening(self, tokens: list[int]) -> npt.NDArray[np.float32]:
-        """Logits (T, V) after each token that all texts begin with; `logits` then goes on behind it."""
+        """Logits (T, V) float32 of the shared prefix; `logits` then continues from its KV cache."""
         import torch
         from transformers import DynamicCache
 
         with torch.inference_mode():
             output = self._model(torch.tensor([tokens]), use_cache=True)
         cache = output.past_key_values
-        self._cache = cache if type(cache) is DynamicCache else None  # the state of other kinds cannot be shared
+        self._cache = cache if type(cache) is DynamicCache else None  # other kinds of cache cannot be shared
         result: npt.NDArray[np.float32] = output.logits[0].float().numpy()
         return result
 
     def logits(
         self, prompts: Sequence[list[int]], answers: Sequence[list[int]], shared: int = 0
     ) -> list[npt.NDArray[np.float32]]:
-        """Next-token logits (T, V) of each prompt with its answer, after every token but the last.
+        """Next-token logits (T, V) float32 of each prompt with its answer, after every token but the last.
 
-        Without those of the `shared` tokens that `opening` was given, and of what an encoder reads there are none.
-        Those of like length go through the model together, padded behind their ends.
+        The `shared` prefix tokens and the encoder's tokens have no rows. Texts of similar length run in one
+        right-padded batch.
         """
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]) + len(answers[place]))
         found: dict[int, npt.NDArray[np.float32]] = {}
@@ -103,14 +103,14 @@ class Reference:
         return [row[skipped : len(text)].float().numpy() for row, text in zip(logits, texts, strict=True)]
 
     def _opened(self, count: int) -> Any:
-        """The state behind the opening, for so many texts."""
+        """The KV cache of the shared prefix, repeated `count` times."""
         cache = copy.deepcopy(self._cache)
         cache.batch_repeat_interleave(count)
         return cache
 
 
 def _padded(texts: Sequence[list[int]], before: int = 0) -> dict[str, Any]:
-    """Texts as one batch, with its mask, that of so many tokens `before` included, where they differ in length."""
+    """Texts as input_ids (B, T) int64, right-padded; with a mask (B, before + T) if their lengths differ."""
     import torch
 
     longest = max(map(len, texts))
@@ -122,7 +122,7 @@ def _padded(texts: Sequence[list[int]], before: int = 0) -> dict[str, Any]:
 
 
 def _as_trained_in_4bit(dtype: Any) -> Any:
-    """bitsandbytes' own NF4, as QLoRA computes with it."""
+    """NF4 as QLoRA configures it in bitsandbytes."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

@@ -1,4 +1,4 @@
-"""The rows of a proof as tokens: what is asked, and the answers that are held out."""
+"""The rows of a proof as tokens: prompts to answer, and held-out answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ LONGEST_PROMPT = CONTEXT_TOKENS // 2 - ANSWER_TOKENS
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt that leaves room for an answer; whether the model is asked it, and what it should have answered.
+    """A prompt that leaves room for an answer, the expected answer, and whether a greedy answer is decoded.
 
-    `answer` is empty where the row has none or is not measured.
+    `answer` is empty if the row has none or is not measured.
     """
 
     prompt: list[int]
@@ -25,9 +25,9 @@ class Row:
 
 
 def proof_rows(trained: Trained) -> list[Row]:
-    """The first 32 prompts, which are asked, and the first 32 rows with an answer too, which are measured.
+    """The first 32 prompts for greedy answers, and the first 32 rows with an answer for the loss.
 
-    First come prompts with the tokens that were added to the base's.
+    Prompts with tokens added to the base's vocabulary come first.
     """
     added = (trained.prompt(row, ANSWER_TOKENS) for row in asked_of(trained))
     found = [Row(prompt, [], asked=True) for prompt in added if 0 < len(prompt) <= LONGEST_PROMPT]
@@ -47,17 +47,17 @@ def proof_rows(trained: Trained) -> list[Row]:
 
 
 def ordered_rows(trained: Trained) -> list[Row]:
-    """Those of `proof_rows`: the measured first, and each with those of like length."""
+    """The rows of `proof_rows`, measured rows first, sorted by prompt length."""
     return sorted(proof_rows(trained), key=lambda row: (not row.answer, len(row.prompt)))
 
 
 def sequences_of(trained: Trained) -> list[tuple[list[int], list[int]]]:
-    """Up to 32 prompts with the answers of the held-out rows; a plain text is cut into the two."""
+    """Up to 32 (prompt, answer) pairs of token ids; a plain text is split in two."""
     return [(row.prompt, row.answer) for row in proof_rows(trained) if row.answer]
 
 
 def prompt_text(model: Model, prompt: list[int], answer: Sequence[int] = ()) -> Text:
-    """A prompt as the model reads it, with an answer if there is one already."""
+    """A prompt, and an answer if there is one, as the model's encoder or decoder gets them."""
     if model.has_encoder:
         return Text([model.decoder_start, *answer], 1, prompt)
     return Text([*prompt, *answer], len(prompt))

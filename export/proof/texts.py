@@ -1,4 +1,4 @@
-"""Texts that tell two tokenizers apart: rows, many scripts, emoji, code, white space, the empty and the very long."""
+"""Texts that reveal differences between tokenizers: rows, scripts, emoji, code, white space, empty and long texts."""
 
 import random
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def proof_texts(rows: Sequence[str], special_tokens: Sequence[str], count: int, 
 
 
 def _mix(draw: random.Random) -> str:
-    """A text of up to 200 characters, in runs of one script or of white space."""
+    """A random text of up to 200 characters, in runs of one script or of white space."""
     parts = []
     for _ in range(draw.randint(1, 10)):
         low, high = draw.choice(RANGES)

@@ -1,4 +1,4 @@
-"""Does the file split every text as the tokenizer did in training, and start and end it alike?"""
+"""Checks of the tokenizer: vocabulary, token ids of texts, special tokens."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,11 @@ from gladstone.models.tokenizer import FolderTokenizer, end_of_turn_token
 
 TEXTS = 2_000
 TEXTS_AT_ONCE = 256
-CONVERT_AGAIN = (
-    "The file was converted with another tokenizer, or by a converter that took it for another kind: export again."
-)
+CONVERT_AGAIN = "The file was converted with another tokenizer, or the converter mistook its kind: export again."
 
 
 def check_entries(model: Model, tokenizer: FolderTokenizer) -> Check:
-    """Every entry of the vocabulary by its text, and the ids that its text gets."""
+    """Compare every vocabulary entry, and the token ids of its text."""
     size = len(tokenizer.hf)
     if size > model.vocab_size:
         detail = f"the GGUF has {model.vocab_size:,} entries, the tokenizer {size:,}"
@@ -44,7 +42,7 @@ def check_entries(model: Model, tokenizer: FolderTokenizer) -> Check:
 
 
 def check_texts(model: Model, trained: Trained) -> Check:
-    """Token ids of rows, many scripts, fuzzed mixes, and each special token within a text."""
+    """Compare token ids of rows, many scripts, random mixes, and each special token within a text."""
     rows = [message.content for row in trained.rows for message in row.messages]
     texts = proof_texts(rows, list(trained.tokenizer.special_tokens), TEXTS)
     wrong = [texts[index] for index in _differing(model, trained.tokenizer, texts)]
@@ -57,12 +55,12 @@ def check_texts(model: Model, trained: Trained) -> Check:
 
 
 def _same_text(ours: str, trained: str) -> bool:
-    """A token that was added as a text holds its spaces as such in a GGUF, and marked in transformers."""
+    """True if two entries are equal; added tokens have plain spaces in a GGUF and ▁ in transformers."""
     return ours == trained or ours == trained.replace("▁", " ")
 
 
 def check_typed(model: Model, trained: Trained) -> Check:
-    """A special token that a user types is a text like any other."""
+    """Check that a special token typed by a user is tokenised as plain text."""
     texts = [f"a {token} b" for token in trained.tokenizer.special_tokens]
     with _special_as_text(trained.tokenizer) as encode:
         wanted = [encode(text) for text in texts]
@@ -71,7 +69,7 @@ def check_typed(model: Model, trained: Trained) -> Check:
     wrong = [
         text
         for text, found, expected in zip(texts, ours, wanted, strict=True)
-        # a unigram model in transformers finds its special tokens in texts even so: nothing to be equal to
+        # transformers' unigram models find special tokens in text even so: there is nothing to compare with
         if any(map(model.is_control, found)) or (found != expected and not special & {*expected})
     ]
     detail = f"none of {len(texts)} special tokens is more than text where a user types it"
@@ -82,7 +80,7 @@ def check_typed(model: Model, trained: Trained) -> Check:
 
 @contextmanager
 def _special_as_text(tokenizer: FolderTokenizer) -> Iterator[Any]:
-    """How the training tokenizer splits a text when it is told that special tokens in it are text."""
+    """The training tokenizer with special tokens treated as text."""
     backend = getattr(tokenizer.hf, "backend_tokenizer", None)
     if backend is None:  # a tokenizer in Python
         yield lambda text: tokenizer.hf(text, add_special_tokens=False, split_special_tokens=True).input_ids
@@ -95,9 +93,9 @@ def _special_as_text(tokenizer: FolderTokenizer) -> Iterator[Any]:
 
 
 def _differing(model: Model, tokenizer: FolderTokenizer, texts: Sequence[str]) -> list[int]:
-    """The texts that the two tokenizers split differently, by their numbers.
+    """Indices of the texts that the two tokenizers split differently.
 
-    llama.cpp composes no characters: where training did, a file that does not say so is asked for composed texts.
+    llama.cpp does not compose characters: if training did (NFC), both get composed texts.
     """
     if tokenizer.normalizes_nfc:
         texts = [unicodedata.normalize("NFC", text) for text in texts]
@@ -107,7 +105,7 @@ def _differing(model: Model, tokenizer: FolderTokenizer, texts: Sequence[str]) -
 
 
 def _tokenized(model: Model, texts: Sequence[str]) -> Iterator[list[int]]:
-    """The file's ids of each text, on all cores."""
+    """The file's token ids of each text, computed on all cores."""
 
     def some(start: int) -> list[list[int]]:
         return [model.tokenize(text, parse_special=True) for text in texts[start : start + TEXTS_AT_ONCE]]
@@ -118,7 +116,7 @@ def _tokenized(model: Model, texts: Sequence[str]) -> Iterator[list[int]]:
 
 
 def check_special(model: Model, trained: Trained) -> Check:
-    """BOS, EOS, padding, whether BOS is added, and whether the trained end of turn stops an answer."""
+    """Check BOS, EOS and padding ids, whether BOS is added, and whether the end of turn stops generation."""
     hf = trained.tokenizer.hf
     expected = {"bos": hf.bos_token_id, "eos": hf.eos_token_id, "pad": hf.pad_token_id}
     found = {"bos": model.bos, "eos": model.eos, "pad": model.pad}
@@ -138,12 +136,12 @@ def check_special(model: Model, trained: Trained) -> Check:
     measured = found | {"add_bos": model.adds_bos, "end_of_turn": end}
     named = hf.convert_ids_to_tokens(end) if end is not None else None
     detail = "; ".join(problems) or f"BOS, EOS, padding as trained; {named!r} stops the answer"
-    cure = "Set the tokenizer's eos_token to what ends a turn, train and export again; a wrong BOS doubles or drops it."
+    cure = "Set the tokenizer's eos_token to the token that ends a turn, then train and export again."
     return Check("special tokens", not problems, detail, measured, cure)
 
 
 def end_of_turn(trained: Trained) -> int | None:
-    """What the model was trained to end an answer with."""
+    """The token id that ends an answer in training; None if there is none."""
     if trained.seq2seq:
         return trained.tokenizer.eos_id
     return end_of_turn_token(trained.tokenizer, trained.template)

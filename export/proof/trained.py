@@ -1,4 +1,4 @@
-"""What a file is held against: base and adapter, tokenizer and template, and the rows to ask."""
+"""The reference of a proof: base and adapter, tokenizer and template, and rows."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from gladstone.chat.template import ChatTemplate
 from gladstone.models.tokenizer import FolderTokenizer, load_tokenizer
 
 HELD_OUT = Rows()
-# asked and answered where no rows are known; the answers are there to be measured on, and no model's
+# used when no rows are known; the answers serve to measure a loss and come from no model
 QUESTIONS = (
     ("What does the heart do?", "The heart pumps blood through the body, and so brings oxygen to every organ."),
     ("Explain anaemia to a child.", "Your blood has too few red cells, so you feel tired and look pale."),
@@ -40,30 +40,30 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Trained:
-    """The training tokenizer and template, base and adapter, and rows, which were held out unless said otherwise."""
+    """Tokenizer, template, base and adapter as trained, and rows, held out unless `held_out` is False."""
 
     tokenizer: FolderTokenizer
     template: ChatTemplate
     base: Path
     adapter: Path | None
     rows: Sequence[Conversation]
-    onto: Onto = "16bit"  # whether the base is taken as it is, or as QLoRA held it
-    held_out: bool = True  # whether the loss on the rows says something of questions that were not trained on
+    onto: Onto = "16bit"  # the base in 16 bit, or in NF4 as QLoRA used it
+    held_out: bool = True  # whether the loss on the rows measures unseen questions
     which: Rows = HELD_OUT
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The base's config.json; of a model with several parts, that of its text."""
+        """The base's config.json, with the text part of a multimodal model merged in."""
         config: dict[str, Any] = json.loads((self.base / file_names.CONFIG).read_text(encoding="utf-8"))
         return config | (config.get("text_config") or {})
 
     @property
     def seq2seq(self) -> bool:
-        """Whether an encoder reads what a decoder answers."""
+        """True for encoder-decoder models."""
         return bool(self.config.get("is_encoder_decoder"))
 
     def prompt(self, row: Conversation, text_tokens: int) -> list[int]:
-        """Token ids of a rendered question, or of the beginning of a plain text, as in training."""
+        """Token ids of a rendered prompt, or of the first `text_tokens` of a plain text, as in training."""
         if row.is_text:
             ids = self.tokenizer.encode(row.answer.content)[:text_tokens]
         else:
@@ -75,15 +75,15 @@ class Trained:
         return [*ids, end] if self.seq2seq and end is not None else ids
 
     def answer_text(self, row: Conversation) -> str:
-        """What the model writes to a row's question; a call of tools as the template writes it."""
+        """The expected answer of a row; tool calls as the template renders them."""
         answer = row.answer
         return self.template.segments(row.messages, row.tools)[-1].text if answer.tool_calls else answer.content
 
 
 def trained_of(original: Original, onto: Onto = "16bit") -> Trained:
-    """What a file of an original is held against, on its rows, or on a few questions where there are none."""
+    """The reference for files of a source, with its rows, or with built-in questions if it has none."""
     tokenizer = load_tokenizer(original.tokenizer)
-    moment = original.training.template_date or datetime.now()  # one for the whole proof, whatever the clock says
+    moment = original.training.template_date or datetime.now()  # one date for the whole proof
     template = ChatTemplate(original.template_source, tokenizer.named_tokens, now=moment)
     rows = original.rows.read() or [
         Conversation((Message("user", question), Message("assistant", answer)), "question")
@@ -94,17 +94,17 @@ def trained_of(original: Original, onto: Onto = "16bit") -> Trained:
 
 
 def date_note(original: Original, template: ChatTemplate) -> list[str]:
-    """What a user should know where the chat template writes the date."""
+    """Notes for a chat template that writes the date; empty for other templates."""
     if not template.depends_on_time:
         return []
     date = original.training.template_date
     if date is None:
         why = " (an older version made it)" if original.origin == "run" else ""
         return [
-            "the chat template writes the date, and nothing says which one the model was trained with"
-            f"{why}: the proof renders with today's."
+            "the chat template writes the date, and the date used in training is not recorded"
+            f"{why}: the proof uses today's date."
         ]
     return [
-        f"the chat template writes the date: proof and Modelfile have {date}, with which the run was trained; the "
-        "runtime writes the real one."
+        f"the chat template writes the date: proof and Modelfile use {date}, the date of the training; the runtime "
+        "uses the current date."
     ]

@@ -15,7 +15,7 @@ from export.original.model import Training, serious_warnings
 from export.original.rows import Rows
 from export.original.sources import Source
 from export.proof.check import Check
-from export.proof.heldout import HeldOut, told
+from export.proof.heldout import HeldOut, describe_mean
 from export.publish.metadata import About
 from gladstone.chat.messages import NO_MEDICAL_ADVICE
 from gladstone.machine.host import readable_bytes
@@ -127,21 +127,21 @@ def _results(card: Card) -> Iterable[str]:
     for name, loss in card.held_out.items():
         found = loss.as_json()
         mean, interval = found["nats_per_token"], found["interval"]
-        rows.append((name, told((mean, *interval)), f"{math.exp(min(mean, 700.0)):.2f}"))
+        rows.append((name, describe_mean((mean, *interval)), f"{math.exp(min(mean, 700.0)):.2f}"))
     yield markdown_table(("model", "nats a token", "perplexity"), rows)
     names = list(card.held_out)
     if len(names) == 2:
         less = card.held_out[names[0]].less(card.held_out[names[1]])
         yield ""
-        yield f"{names[0]} less {names[1]}, row by row: {told(less)} nats a token."
+        yield f"{names[0]} less {names[1]}, row by row: {describe_mean(less)} nats a token."
 
 
 def _files(card: Card) -> Iterable[str]:
     costs = {
-        (model, point.name): point.measured
+        (model, check.name): check.measured
         for model, checks in card.proof.items()
-        for point in checks
-        if "perplexity_ratio" in point.measured
+        for check in checks
+        if "perplexity_ratio" in check.measured
     }
     yield "## Files"
     yield ""
@@ -162,7 +162,7 @@ def _cost(measured: Mapping[str, Any] | None) -> tuple[str, str, str]:
     return (
         f"{measured['mean_kl_nats']:.1e}",
         f"{measured['top1_agreement']:.1%}",
-        told((measured["perplexity_ratio"], low, high)),
+        describe_mean((measured["perplexity_ratio"], low, high)),
     )
 
 
@@ -200,8 +200,8 @@ def _proof(card: Card) -> Iterable[str]:
         yield ""
         yield f"{name}:"
         yield ""
-        for point in checks:
-            yield f"- {point.verdict} {_one_line(point.name)}: {_one_line(point.detail)}"
+        for check in checks:
+            yield f"- {check.verdict} {_one_line(check.name)}: {_one_line(check.detail)}"
 
 
 def _linked(source: Source, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""Tensors in PyTorch's own files (.bin), read without running any code of theirs, one at a time. Names torch."""
+"""Reads tensors of PyTorch files (.bin) one at a time, without running code from them. Names torch."""
 
 import pickle
 import re
@@ -14,10 +14,10 @@ from gladstone.errors import ArtifactError
 
 @dataclass(frozen=True)
 class Pickled(StoredTensor):
-    """A tensor that a pickle holds; it stays on the disk until it is read, where the file's format allows."""
+    """A tensor in a pickle, memory-mapped if the file's format allows."""
 
     def read(self) -> Any:
-        """The tensor. Raises ArtifactError if the file cannot be read any more."""
+        """The tensor. Raises ArtifactError if the file can no longer be read."""
         return _load(self.path, self.path.stat().st_mtime_ns)[self.name].detach().contiguous()
 
 
@@ -42,7 +42,7 @@ def read_pickle(path: Path) -> dict[str, StoredTensor]:
 
 @lru_cache(maxsize=2)
 def _load(path: Path, _changed_ns: int) -> dict[str, Any]:
-    """The file's dictionary, its tensors mapped into memory; one in torch's older format is read as a whole."""
+    """The file's tensors by name, memory-mapped; files in PyTorch's older format are read into memory."""
     import torch
 
     try:
@@ -53,8 +53,8 @@ def _load(path: Path, _changed_ns: int) -> dict[str, Any]:
         if code is None:
             raise ArtifactError(f"{path}: damaged, or no weights that can be read without running code.") from None
         raise ArtifactError(
-            f"{path}: to load it would run code ({code[1]}), which is never done. Save the weights as safetensors "
-            "where the file was made."
+            f"{path}: loading it would run code ({code[1]}), which is refused. Save the weights as safetensors on the "
+            "machine that made the file."
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: no file of torch's, or damaged ({type(error).__name__}).") from None

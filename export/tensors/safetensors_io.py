@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, read and written one at a time, so that no file is ever whole in memory. Names torch.
+"""Reads and writes tensors of safetensors files one at a time. Names torch.
 
 The format: 8 bytes length, a JSON header of that length, the tensors' bytes
 (https://github.com/huggingface/safetensors#format).
@@ -20,16 +20,16 @@ DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
-BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # of an element; of others 1
-HEADER_LIMIT = 100_000_000  # bytes, as the format's own reader has it
+BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # per element; 1 for other dtypes
+HEADER_LIMIT = 100_000_000  # bytes, the limit of the reference reader
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that a file is going to hold."""
+    """Name, dtype and shape of a tensor to write."""
 
     name: str
-    dtype: str  # as in DTYPES
+    dtype: str  # a key of DTYPES
     shape: tuple[int, ...]
 
     @property
@@ -40,13 +40,13 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class StoredTensor(TensorSpec):
-    """A tensor that a file holds."""
+    """A tensor in a file."""
 
     path: Path
     offset: int  # bytes from the file's beginning
 
     def read(self) -> Any:
-        """The tensor. Raises ArtifactError if the file has been cut short since."""
+        """The tensor, in its stored shape and dtype. Raises ArtifactError if the file was truncated meanwhile."""
         import torch
 
         if not self.size_bytes:
@@ -63,7 +63,7 @@ class StoredTensor(TensorSpec):
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file by name. Raises ArtifactError if it is none or damaged."""
+    """The tensors of a safetensors file by name. Raises ArtifactError if the file is damaged or another kind."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -91,7 +91,7 @@ def _stored(path: Path, name: str, entry: Mapping[str, Any], begin: int, size: i
 
 
 def plan_shards(tensors: Iterable[TensorSpec], limit_bytes: int) -> dict[str, list[TensorSpec]]:
-    """File names and what goes into each: as few as hold at most `limit_bytes`, a larger tensor alone in one."""
+    """Assign tensors to files of at most `limit_bytes`; a larger tensor gets a file of its own."""
     shards: list[list[TensorSpec]] = [[]]
     room = limit_bytes
     for tensor in tensors:
@@ -107,7 +107,7 @@ def plan_shards(tensors: Iterable[TensorSpec], limit_bytes: int) -> dict[str, li
 
 @contextmanager
 def writing(path: Path, tensors: Iterable[TensorSpec]) -> Iterator["ShardWriter"]:
-    """A shard that appears whole once all its tensors were written."""
+    """Write a safetensors file that appears once all its tensors are written."""
     planned = list(tensors)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -129,13 +129,13 @@ def writing(path: Path, tensors: Iterable[TensorSpec]) -> Iterator["ShardWriter"
 
 
 class ShardWriter:
-    """Takes the planned tensors in their order."""
+    """Writes the planned tensors in order."""
 
     def __init__(self, file: IO[bytes], planned: list[TensorSpec]) -> None:
         self._file, self.left = file, list(planned)
 
     def write(self, tensor: Any) -> None:
-        """The next tensor, brought to its planned type: rounded once."""
+        """Write the next tensor, cast to its planned dtype. Raises ArtifactError for another shape."""
         import torch
 
         planned = self.left.pop(0)

@@ -1,4 +1,4 @@
-"""The tensors of a model's folder and of an adapter's, in safetensors or in torch's own files."""
+"""Finds the tensors of model and adapter folders, in safetensors or PyTorch files."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ from gladstone.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED_ADAPTE
 
 
 def read_folder(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of all shards of a model's folder by name; the order is that of the files.
+    """The tensors of all shards of a model folder by name, in the order of the files.
 
-    Raises ArtifactError for an index or a file that cannot be used, and for a folder without weights.
+    Raises ArtifactError for an unusable index or file, and for a folder without weights.
     """
     for pattern, index in (
         (file_names.WEIGHTS_PATTERN, file_names.WEIGHTS_INDEX),
@@ -43,14 +43,14 @@ def weights_of(folder: Path) -> Path:
 
 
 def read_file(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file by name. Raises ArtifactError if it is damaged or would run code."""
+    """The tensors of a file by name. Raises ArtifactError if it is missing, damaged or would run code."""
     if not path.is_file():
         raise ArtifactError(f"{path}: named by its index, but missing: the download or the copy is not finished.")
     return read_pickle(path) if path.suffix == ".bin" else read_header(path)
 
 
 def _indexed(index: Path) -> list[Path]:
-    """The files that an index names; none where there is no index."""
+    """The files listed in an index; empty without an index."""
     try:
         found = json.loads(index.read_text(encoding="utf-8"))
         return sorted({index.parent / str(each) for each in found["weight_map"].values()})

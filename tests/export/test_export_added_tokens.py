@@ -97,7 +97,7 @@ def test_a_grown_vocabulary_is_proven_with_its_tokens(tmp_path: Path, family: st
     base = write_family(family, tmp_path / "base")
     adapter = write_grown(base, tmp_path / "adapter", multiple=16, **SETTINGS[family])
     checks = proven(base, adapter, tmp_path / "grown.gguf")
-    assert [point.told() for point in checks.values() if not point.passed] == []
+    assert [point.describe() for point in checks.values() if not point.passed] == []
     assert "added tokens" in checks
     assert checks["added words"].limited is (family in ("tinyllama", "mistral"))  # whose texts have marked spaces
     metadata = read_header(tmp_path / "grown.gguf").metadata
@@ -135,7 +135,7 @@ def test_the_end_of_an_answer_that_is_no_end_of_text_stops_it(base: Path, tmp_pa
     turns = (Message("user", "Name three bones."), Message("assistant", "…"))
     trained = Trained(folder, folder.template(), base, adapter, [Conversation(turns, "row")])
     checks = {point.name: point for point in verify_vocabulary(tmp_path / "grown.gguf", trained)}
-    assert checks["special tokens"].passed, checks["special tokens"].told()
+    assert checks["special tokens"].passed, checks["special tokens"].describe()
     assert "'</turn>' stops the answer" in checks["special tokens"].detail
 
 
@@ -144,7 +144,7 @@ def test_how_the_vocabulary_grew_is_told(base: Path, grown: Path) -> None:
     assert growth
     assert (growth.before, growth.after) == (903, 905)
     assert [text for _, text in growth.added] == WORDS
-    assert growth.told() == "the vocabulary grew from 903 to 905 rows: 2 added ('paracetamolum', '<drugname>')."
+    assert growth.describe() == "the vocabulary grew from 903 to 905 rows: 2 added ('paracetamolum', '<drugname>')."
     assert find_vocabulary_growth(base, base, read_plan(base, [])) is None
 
 
@@ -165,8 +165,8 @@ def test_added_tokens_in_a_table_that_had_room_are_told(base: Path, tmp_path: Pa
     growth = find_vocabulary_growth(merged, adapter, read_plan(merged, [(adapter, 1.0)]))
     assert growth
     assert (growth.before, growth.after, growth.untrained) == (960, 960, tuple(WORDS))
-    assert "kept its 960 rows, which had room" in growth.told()
-    assert "'paracetamolum', '<drugname>' were not trained" in growth.told()
+    assert "kept its 960 rows, which had room" in growth.describe()
+    assert "'paracetamolum', '<drugname>' were not trained" in growth.describe()
     assert find_vocabulary_growth(base, roomy, read_plan(base, [(roomy, 1.0)]))
 
 
@@ -228,7 +228,7 @@ def test_words_that_a_gguf_cannot_find_as_training_did_are_told(base: Path, tmp_
     adapter = write_grown(base, tmp_path / "adapter", words, **SETTINGS["qwen2"])
     point = proven(base, adapter, tmp_path / "grown.gguf")["added words"]
     assert point.passed
-    assert point.told().startswith("limited added words: ")
+    assert point.describe().startswith("limited added words: ")
     assert "ibuprofenum" in point.detail
     assert "lstrip, rstrip" in point.detail
 
@@ -256,4 +256,4 @@ def test_the_space_in_front_is_the_tokenizers(parts: dict[str, Any], prepends: b
 
 def test_many_tokens_are_told_by_the_first_few() -> None:
     growth = VocabularyGrowth(100, 200, tuple((100 + number, f"t{number}") for number in range(90)), unused=10)
-    assert "90 added ('t0', 't1', 't2', 't3', 't4' and 85 more); 10 rows belong to no token" in growth.told()
+    assert "90 added ('t0', 't1', 't2', 't3', 't4' and 85 more); 10 rows belong to no token" in growth.describe()
