@@ -367,14 +367,20 @@ def choose_onto(original: Original, options: ExportOptions, out: Path, progress:
             with step(progress, f"Measuring the merge onto {onto} on held-out rows"):
                 losses[onto] = held_out_loss(path, trained, progress)
             path.unlink()
-    nearer = losses["16bit"].less(losses["nf4"])
-    chosen: Onto = "nf4" if nearer[0] > 0 else "16bit"
-    means = ", ".join(f"{onto} {loss.as_json()['nats_per_token']:.4f}" for onto, loss in losses.items())
-    sure = "" if nearer[1] > 0 or nearer[2] < 0 else ", a difference within the noise"
-    return chosen, [
-        f"merged onto {chosen}: held-out loss {means} nats a token, 16bit less nf4 "
-        f"{describe_mean(nearer, digits=4)}{sure}."
-    ]
+    chosen, note = better_base(losses["16bit"], losses["nf4"])
+    return chosen, [note]
+
+
+def better_base(plain: HeldOut, nf4: HeldOut) -> tuple[Onto, str]:
+    """The base precision with the lower held-out loss, and a note with both losses and their difference."""
+    difference = plain.less(nf4)
+    chosen: Onto = "nf4" if difference[0] > 0 else "16bit"
+    means = [f"{loss.as_json()['nats_per_token']:.4f}" for loss in (plain, nf4)]
+    noise = "" if difference[1] > 0 or difference[2] < 0 else ", a difference within the noise"
+    return chosen, (
+        f"merged onto {chosen}: held-out loss 16bit {means[0]}, nf4 {means[1]} nats a token, 16bit less nf4 "
+        f"{describe_mean(difference, digits=4)}{noise}."
+    )
 
 
 def _said(about: About) -> str:

@@ -163,7 +163,7 @@ def evaluate(job: dict[str, Any]) -> tuple[Collector, int]:
         chunks = min(int(job["chunks"]), len(tokens) // size)
         if not chunks:
             raise UnsupportedError(
-                f"{job['name']}: {len(tokens):,} tokens, an importance matrix needs {size:,} at least."
+                f"{job['name']}: {len(tokens):,} tokens, an importance matrix needs at least {size:,}."
             )
         for number in range(chunks):
             chunk = tokens[number * size : (number + 1) * size]

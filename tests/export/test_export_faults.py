@@ -4,15 +4,22 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from export.build import ExportOptions
 from export.cli import main
+from export.original.model import SourceOptions
+from export.pipeline import export_gguf
+from export.safetensors_pipeline import MergeOptions, merge_run
 from gladstone.artifacts import check_files, read_manifest
+from gladstone.commands.progress import Silent
+from gladstone.errors import ArtifactError
+from tests.export.tiny_runs import write_run
 
 
 def export(*arguments: Any) -> Result:
@@ -35,11 +42,11 @@ def test_killed_at_random_moments_nothing_is_half_and_every_export_ends_as_the_u
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with room for one file of the tiny model, not for two."""
+    """A file system of its own with little room."""
     place = tmp_path / "small"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(place)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(place)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("no right to mount a file system")
@@ -50,7 +57,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["gguf", "merge"])
 def test_a_disk_that_is_too_small_is_told_before_the_first_byte(command: str, small_disk: Path, tiny_run: Path) -> None:
-    (small_disk / "other").write_bytes(bytes(15 << 20))
+    (small_disk / "other").write_bytes(bytes(35 << 20))
     message = refused(export(command, tiny_run, "--out", small_disk / "out"))
     assert "no space: " in message
     assert "are free" in message
@@ -59,17 +66,15 @@ def test_a_disk_that_is_too_small_is_told_before_the_first_byte(command: str, sm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["gguf", "merge"])
-def test_a_disk_that_fills_in_the_middle_leaves_nothing_half(
-    command: str, small_disk: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another program may take the room that was there."""
-    monkeypatch.setattr("export.pipeline.check_disk", lambda *_: None)
-    monkeypatch.setattr("export.safetensors_pipeline.check_disk", lambda *_: None)
-    taken = small_disk / "other"
-    taken.write_bytes(bytes(16 << 20))
-    out = small_disk / "out"
-    message = refused(export(command, tiny_run, "--out", out))
-    assert "No space left on device" in message
+def test_a_disk_that_fills_in_the_middle_leaves_nothing_half(command: str, small_disk: Path, tiny_run: Path) -> None:
+    """Another program takes the space after it was checked."""
+    taken, out = small_disk / "other", small_disk / "out"
+
+    def fill() -> None:
+        taken.write_bytes(bytes(shutil.disk_usage(small_disk).free - (1 << 20)))
+
+    with pytest.raises(ArtifactError, match="No space left on device"):
+        make(command, tiny_run, out, DuringStep("Merging", fill))
     assert {path.suffix for path in out.glob("*")} <= {".log"}
     assert not [path for path in out.glob(".*") if path.name != ".export-state.json"]
     taken.unlink()
@@ -77,6 +82,25 @@ def test_a_disk_that_fills_in_the_middle_leaves_nothing_half(
     result = export(command, tiny_run, *quants, "--out", out)
     assert result.exit_code == 0, result.output
     check_files(out, read_manifest(out))
+
+
+class DuringStep(Silent):
+    """Progress that does something once, as soon as a step of this name begins: what else happens meanwhile."""
+
+    def __init__(self, name: str, act: Callable[[], None]) -> None:
+        self._name, self._act, self._done = name, act, False
+
+    def start(self, name: str) -> None:
+        if name.startswith(self._name) and not self._done:
+            self._done = True
+            self._act()
+
+
+def make(command: str, run: Path, out: Path, progress: Silent) -> None:
+    if command == "gguf":
+        export_gguf(run, SourceOptions(), ExportOptions(("q8_0",)), out, progress)
+    else:
+        merge_run(MergeOptions(run), out, progress)
 
 
 @pytest.mark.long
@@ -117,27 +141,18 @@ def test_a_place_where_nothing_can_be_written_is_told(tiny_run: Path, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changed", ["base", "adapter"])
-def test_a_source_that_changes_while_it_is_read_is_told(
-    changed: str, tiny_run: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from export import safetensors_pipeline as merged
-    from export.merge import plan as merge
-    from tests.export.tiny_runs import write_run
-
+def test_a_source_that_changes_while_it_is_read_is_reported(changed: str, tiny_base: Path, tmp_path: Path) -> None:
     base = shutil.copytree(tiny_base, tmp_path / "base")
     run = write_run(tmp_path / "run", base)
     source = base / "model.safetensors" if changed == "base" else run / "adapter" / "adapter_model.safetensors"
-    write_shard = merge.write_shard
 
-    def meddled(*arguments: Any) -> None:
-        write_shard(*arguments)
+    def meddle() -> None:
         with source.open("r+b") as file:
             file.seek(-8, 2)
-            file.write(b"changed!")
+            file.write(b"\0\0\0\0\0\0\0\0")
 
-    monkeypatch.setattr(merged, "write_shard", meddled)
-    message = refused(export("merge", run, "--out", tmp_path / "out"))
-    assert "changed" in message
+    with pytest.raises(ArtifactError):
+        make("merge", run, tmp_path / "out", DuringStep("Merging", meddle))
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 

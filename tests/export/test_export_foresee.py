@@ -83,7 +83,7 @@ def test_rows_and_text_are_no_matrix(tmp_path: Path) -> None:
 
 def test_a_text_that_is_too_short_for_a_matrix_is_refused_and_no_more_is_read_than_needed() -> None:
     encode = str.split
-    with pytest.raises(DataError, match=r"--imatrix notes\.txt: 511 tokens, an importance matrix needs 512 at least"):
+    with pytest.raises(DataError, match=r"--imatrix notes\.txt: 511 tokens, an importance matrix needs at least 512"):
         check_length("notes.txt", ["word " * 500, "word " * 11], lambda text: [0] * len(encode(text)))
     seen: list[int] = []
 

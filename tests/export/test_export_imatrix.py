@@ -131,7 +131,7 @@ def test_it_changes_what_the_quantiser_makes(matrix: Path, f16: Path, tmp_path: 
 
 
 def test_a_text_of_less_than_a_chunk_is_refused(f16: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"short: \d+ tokens, an importance matrix needs 512 at least"):
+    with pytest.raises(UnsupportedError, match=r"short: \d+ tokens, an importance matrix needs at least 512"):
         compute_imatrix(f16, Calibration("short", "A few words.", 10), tmp_path / "out.gguf", Silent())
     assert list(tmp_path.iterdir()) == []
 

@@ -272,9 +272,9 @@ def test_two_adapters_add_up_by_their_weights(tiny_base: Path, tmp_path: Path) -
 def test_what_does_not_add_up_is_refused(tiny_base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     for name in ("first", "second"):
         write_adapter(tiny_base, tmp_path / name, **settings)
-    with pytest.raises(UnsupportedError, match="in ways that do not add up"):
+    with pytest.raises(UnsupportedError, match="updates cannot be added"):
         plan_merge(tiny_base, [read_adapter(tmp_path / "first"), read_adapter(tmp_path / "second")])
-    with pytest.raises(UnsupportedError, match=r"cannot act with the weight 0\.5"):
+    with pytest.raises(UnsupportedError, match=r"cannot be scaled by 0\.5"):
         read_adapter(tmp_path / "first", 0.5)
 
 
@@ -314,7 +314,7 @@ def test_a_merge_that_is_not_finite_is_refused(tiny_base: Path, tmp_path: Path, 
     tensors[name][3, 1] = broken
     save_file(tensors, path)
     plan = plan_merge(tiny_base, [read_adapter(tmp_path / "adapter")])
-    with pytest.raises(UnsupportedError, match="is not finite after the merge: the adapter is broken"):
+    with pytest.raises(UnsupportedError, match="contains NaN or Inf after the merge"):
         plan.read(name.removeprefix("base_model.model.").replace(".lora_B", ""))
 
 

@@ -9,7 +9,6 @@ from export.cli import main
 from export.convert.convert import Conversion, outline
 from export.proof.file import verify_file
 from export.proof.trained import Trained
-from export.quantise import size_estimate as fit
 from export.quantise.quantise import Fallback, describe_fallbacks, predict, quantise
 from export.quantise.size_estimate import LADDER, best_fit, context_bytes, parse_bytes
 from export.quantise.split import split_gguf
@@ -114,9 +113,9 @@ def test_a_context_takes_what_llama_cpp_says(measured: Path) -> None:
     assert many < 1 << 30
 
 
-def test_the_best_that_fits_is_taken(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "context_bytes", lambda _path, _tokens: 1_000_000)
-    whole = {quant: predict(measured, Quantisation(quant)).size_bytes + 1_000_000 for quant in ("f16", "q8_0", "q6_k")}
+def test_the_best_that_fits_is_taken(measured: Path) -> None:
+    beside = context_bytes(measured, 512)
+    whole = {quant: predict(measured, Quantisation(quant)).size_bytes + beside for quant in ("f16", "q8_0", "q6_k")}
     assert best_fit(measured, whole["f16"], (), 512, imatrix=False).quant == "f16"
     assert best_fit(measured, whole["f16"] - 1, (), 512, imatrix=False).quant == "q8_0"
     found = best_fit(measured, whole["q8_0"] - 1, (), 512, imatrix=False)

@@ -246,7 +246,7 @@ def test_where_the_template_writes_the_date_an_export_says_which_one_was_trained
         training = dataclasses.replace(older.training, template_date=datetime(2026, 11, 30, 23, 59, 58))
         dated = dataclasses.replace(older, training=training)
         assert date_note(older, ChatTemplate(chat_templates.CHATML)) == []
-        assert "nothing says which" in date_note(older, template)[0]
+        assert "is not recorded" in date_note(older, template)[0]
         assert "2026-11-30 23:59:58" in date_note(dated, template)[0]
         assert trained_of(dated).template.now == datetime(2026, 11, 30, 23, 59, 58)
 
@@ -408,7 +408,7 @@ def test_the_page_names_what_failed_and_the_cure() -> None:
         "tiny": [Check("context", True, "2,048 tokens"), Check("texts", False, "1 of 2 differ", {}, "Export again.")]
     }
     assert proof_page(proof, {"run": "tiny"}, {"tiny.gguf": "abc"}) == (
-        "NOT PROVEN: 1 of 2 checks.\n\nrun       tiny\n\ntiny\n  proven  context: 2,048 tokens\n"
+        "NOT PROVEN: 1 of 2 checks.\n\nrun       tiny\n\ntiny\n  passed  context: 2,048 tokens\n"
         "  FAILED  texts: 1 of 2 differ\n          Export again.\n\nsha256\n  abc  tiny.gguf\n"
     )
 
