@@ -1,1 +1,1 @@
-"""What the commands of all stages share: errors to exit codes, options, progress."""
+"""Shared by the commands of all stages: exit codes, options, shell quoting, progress."""

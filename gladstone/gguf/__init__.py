@@ -1,1 +1,1 @@
-"""GGUF files: headers read and checked before llama.cpp sees them."""
+"""GGUF files: headers, read and checked before llama.cpp loads them."""

@@ -1,1 +1,1 @@
-"""The machine: processors, memory, threads, and what was measured on it."""
+"""The machine: CPUs, memory, threads, installed packages, and cached measurements."""

@@ -20,14 +20,14 @@ class OtherWork:
         self._busy_s, self._clock = busy_s or _others_busy_s, clock
         self._begin_s = self._since_s = self._next_s = 0.0
         self._first_busy_s = self._last_busy_s = 0.0
-        self._processors = 0.0
+        self._cpus = 0.0
         self._begun = False
 
     def measure(self) -> float:
         """CPUs that other work occupied recently; 0 at the first call. Measures again only after a while."""
         now_s = self._clock()
         if now_s < self._next_s:
-            return self._processors
+            return self._cpus
         cost_s = time.thread_time()
         busy_s = self._busy_s()
         cost_s = time.thread_time() - cost_s  # CPU time: elapsed time beside other work may be far longer
@@ -35,10 +35,10 @@ class OtherWork:
             cost_s = 0.0  # mostly the import of psutil
             self._begun, self._begin_s, self._first_busy_s = True, now_s, busy_s
         else:
-            self._processors = max(0.0, busy_s - self._last_busy_s) / (now_s - self._since_s)
+            self._cpus = max(0.0, busy_s - self._last_busy_s) / (now_s - self._since_s)
         self._since_s, self._last_busy_s = now_s, busy_s
         self._next_s = now_s + max(SHORTEST_S, cost_s / COST_SHARE)
-        return self._processors
+        return self._cpus
 
     def mean(self) -> float:
         """Mean number of CPUs that other work has occupied since the first measurement."""

@@ -1,1 +1,1 @@
-"""What reports are made of: pages, charts, tables, durations, text that is safe on a terminal."""
+"""Parts of reports: pages, charts, tables, durations, and text that is safe on a terminal."""
