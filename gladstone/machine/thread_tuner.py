@@ -155,16 +155,23 @@ class CountChooser:
         before, self._chosen_cost = self._chosen_cost or cost, self._chosen_cost or cost
         if not before / CHANGED <= cost <= before * CHANGED:
             self._urgent, self._down, self._chosen_cost = True, cost > before, cost
-        index = self._index + (-1 if self._down else 1)
-        if not 0 <= index < len(self._counts):
-            self._down = not self._down
-            index = self._index + (-1 if self._down else 1)
+        index = self._neighbour()
         if self._urgent and self.lost_s <= MOST_SHARE * self.total_s:
             self._tried = index
         else:
             loss_s = self._lost_shares.get(index, UNKNOWN_LOSS) * max(TRIAL_S, self._window.longest_s)
             share = BUSY_SHARE if self._busy else QUIET_SHARE
             self._tried = index if self.lost_s + loss_s <= share * self.total_s else None
+
+    def _neighbour(self) -> int:
+        """The index to try next; turns round at the smallest and the largest count."""
+        if not 0 <= self._index + (-1 if self._down else 1) < len(self._counts):
+            self._down = not self._down
+        if self._down:
+            return self._index - 1
+        # even with perfect scaling a count that is hardly larger, as 16 after 15, cannot be clearly faster
+        larger = range(self._index + 1, len(self._counts))
+        return next((index for index in larger if self.chosen < BETTER * self._counts[index]), larger[-1])
 
     def _finish_trial(self) -> None:
         """End the trial and keep its count if it is clearly faster."""
