@@ -1,4 +1,4 @@
-"""Texts to vectors, with any GGUF that gives them: BERT and its kin, embedding decoders, chat models, T5's encoder."""
+"""Embeddings of texts, from any GGUF that has them: BERT-like encoders, embedding decoders, chat models, T5."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,24 +17,23 @@ from runtime.errors import ContextFullError
 
 Vectors = npt.NDArray[np.float32]
 CHOICES = ("mean", "cls", "last")
-BATCH_TOKENS = 512  # more in one batch is no faster: every token is compared with all others, of other texts too
+BATCH_TOKENS = 512  # larger batches are no faster: attention compares each token with all others of the batch
 BATCH_TEXTS = 64
 
 
 class Embedder:
-    """A model that makes vectors of texts. Close it, or use it in a `with` block; one thread at a time may use it.
+    """A model that embeds texts. Close it, or use it in a `with` block; one thread at a time may use it.
 
-    `pooling` says what becomes of the vectors of a text's tokens: their mean, the first ("cls") or the last one. None
-    takes what the file says, and the mean where it says nothing, as files of chat models do. `dimensions` is the length
-    of a vector, `context_tokens` the most that a text may have: the model's own limit if nothing else is said.
+    `pooling` combines the vectors of a text's tokens: their mean, the first ("cls") or the last one. None takes the
+    file's setting, or the mean if it has none, as in files of chat models. `dimensions` is the length of a vector,
+    `context_tokens` the most tokens of a text, by default the model's own limit.
     """
 
     def __init__(
         self, path: Path, *, pooling: str | None = None, context_tokens: int | None = None, threads: int | None = None
     ) -> None:
-        """Raises ArtifactError for a file that cannot be loaded, UnsupportedError for one that gives scores or classes.
-
-        ConfigError for a pooling or a context that the model cannot have.
+        """Raises ArtifactError for a file that cannot be loaded, UnsupportedError for a reranker or a classifier,
+        ConfigError for an unknown pooling or a context out of range.
         """
         if pooling is not None and pooling not in CHOICES:
             raise ConfigError(f"pooling is {pooling!r}, expected one of {', '.join(CHOICES)}.")
@@ -65,17 +64,17 @@ class Embedder:
         self.close()
 
     def embed(self, texts: Sequence[str], *, normalise: bool = True) -> Vectors:
-        """The vectors (N, D) of texts, in their order, of length 1 unless `normalise` is off.
+        """Vectors (N, D) float32 of N texts, in their order, with Euclidean norm 1 unless `normalise` is False.
 
-        The tokens that the model wants around a text are put there, those that a text spells are text. Raises
-        ContextFullError for a text that is too long, DataError for an empty one if the model puts nothing around it.
+        Special tokens of the model are added around each text; text that spells one stays text. Raises ContextFullError
+        for a text that is too long, DataError for an empty one if the model adds no special token.
         """
         tokens = [self._tokens(text, f"text {number} of {len(texts)}") for number, text in enumerate(texts, 1)]
         vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         for batch in _batches([len(each) for each in tokens], self._batch_texts):
             self._evaluate(tokens[batch], vectors[batch])
         if not np.isfinite(vectors).all():
-            raise ArtifactError(f"{self._model.path}: it gives vectors that are not finite: the weights are damaged.")
+            raise ArtifactError(f"{self._model.path}: its embeddings contain NaN or Inf: the weights are damaged.")
         if normalise:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return vectors
@@ -83,27 +82,27 @@ class Embedder:
     def _tokens(self, text: str, which: str) -> list[int]:
         tokens = self._model.tokenize(text, add_special=True)
         if not tokens:
-            raise DataError(f"{which} is empty, and {self._model.path.name} reads nothing before a text: leave it out.")
+            raise DataError(f"{which} is empty, and {self._model.path.name} adds no special token to it: leave it out.")
         if len(tokens) > self.context_tokens:
             raise ContextFullError(
-                f"{which} has {len(tokens):,} tokens, at most {self.context_tokens:,} can be read: cut it into parts."
+                f"{which} has {len(tokens):,} tokens, at most {self.context_tokens:,} can be read: split it."
             )
         return tokens
 
     def _context_for(self, tokens: int) -> Context:
-        """Which one depends on a text's own length alone, for each computes in a way of its own.
+        """The context for a text, which depends on its length only, since the contexts round differently.
 
-        A text must be read in one piece, and of each of its tokens llama.cpp computes logits too: the memory for long
-        texts grows with the longest that came.
+        A text must be evaluated in one batch, and llama.cpp computes logits of each token too: the memory of the long
+        context grows with the longest text so far.
         """
         if tokens <= BATCH_TOKENS:
-            # flash attention rounds to 16 bits, at other places where other texts stand before
+            # flash attention rounds to 16 bits, and differently if other texts precede in the batch
             self._short = self._short or self._open(BATCH_TOKENS, cache_type="f32", flash_attention=False)
             return self._short
         if self._long is None or self._long.batch_tokens < tokens:
             if self._long:
                 self._long.close()
-                self._long = None  # there may be no memory for the next
+                self._long = None  # there may be too little memory for the next one
             self._long = self._open(min(1 << (tokens - 1).bit_length(), self.context_tokens))
         return self._long
 
@@ -127,18 +126,18 @@ class Embedder:
 
 
 def _can_batch(model: Model) -> bool:
-    """Whether a text's vector stays the same, within 1e-4, whatever is read with it.
+    """Whether the vector of a text is the same, within 1e-4, whatever other texts are in its batch.
 
-    Numbers that run through weights of 16 bits or fewer are rounded, and which way may depend on what stands before:
-    vectors then differed by up to 0.007. Reading one by one costs a quarter of the time at 10 tokens and none from 30
-    on. An encoder, and a state that is rolled up as it goes, have one text at a time anyhow.
+    With weights of 16 bits or fewer, rounding depends on the preceding texts, and vectors differed by up to 0.007.
+    Evaluating texts one by one takes a quarter more time at 10 tokens and none from 30 tokens on. Encoders and
+    recurrent models evaluate one text at a time anyway.
     """
     weights = (tensor for header in model.headers for tensor in header.tensors if len(tensor.shape) > 1)
     return model.can_truncate and not model.has_encoder and all(tensor.type_name == "F32" for tensor in weights)
 
 
 def _batches(lengths: Sequence[int], most_texts: int) -> Iterator[slice]:
-    """Neighbouring texts that are read together; one that is longer than a batch is read alone."""
+    """Slices of neighbouring texts for one batch each; a text longer than a batch is alone."""
     begin = tokens = 0
     for index, length in enumerate(lengths):
         if index > begin and (tokens + length > BATCH_TOKENS or index - begin == most_texts):
@@ -150,21 +149,21 @@ def _batches(lengths: Sequence[int], most_texts: int) -> Iterator[slice]:
 
 
 def _pooling(headers: Sequence[GgufHeader]) -> str:
-    """What the file says. Raises UnsupportedError for rerankers and classifiers."""
+    """The pooling that the file declares, or "mean". Raises UnsupportedError for rerankers and classifiers."""
     metadata, path = headers[0].metadata, headers[0].path
     architecture = metadata["general.architecture"]
     number = metadata.get(f"{architecture}.pooling_type")
     names = {tensor.name for header in headers for tensor in header.tensors}
-    # ModernBERT's masked language models have that layer too, but no classes behind it
+    # ModernBERT's masked language models have `cls.weight` too, but no classes
     is_classifier = "cls.output.weight" in names or ("cls.weight" in names and architecture != "modern-bert")
     if number == Pooling.RANK or is_classifier:
-        what = "a reranker: it gives a score" if number == Pooling.RANK else "a classifier: it gives classes"
-        raise UnsupportedError(f"{path}: {what}, and no vector of a text. Use an embedding model.")
+        what = "a reranker, which returns scores" if number == Pooling.RANK else "a classifier, which returns classes"
+        raise UnsupportedError(f"{path}: the model is {what}, not embeddings. Use an embedding model.")
     return next((name for name in CHOICES if POOLINGS[name] == number), "mean")
 
 
 def _limit(model: Model, wanted: int | None) -> int:
-    """The most tokens of a text. Raises ConfigError: beyond a table of positions llama.cpp ends the process."""
+    """The most tokens of a text. Raises ConfigError above the model's limit, where llama.cpp ends the process."""
     if wanted is None:
         return model.context_tokens
     if not 0 < wanted <= model.context_tokens:

@@ -1,4 +1,4 @@
-"""`runtime ask`: one question, one answer, fit for pipes."""
+"""`runtime ask`: one question and its answer, for use in pipes."""
 
 import sys
 from pathlib import Path
@@ -34,29 +34,29 @@ if TYPE_CHECKING:
 @click.argument("question", required=False)
 @click.option("--file", type=click.Path(path_type=Path), metavar="FILE", help="Read the question from a file.")
 @click.option(
-    "--raw", is_flag=True, help="Continue QUESTION as it is, without a chat template; its special tokens count."
+    "--raw", is_flag=True, help="Continue QUESTION without a chat template; special tokens in it are recognised."
 )
 @prompt_options
 @engine_options
 @sampling_options(ASK)
-@click.option("--json-schema", metavar="FILE", help="The answer is JSON that this schema allows.")
-@click.option("--json-object", is_flag=True, help="The answer is a JSON object.")
-@click.option("--regex", metavar="PATTERN", help="The answer matches this regular expression.")
-@click.option("--grammar", metavar="FILE", help="The answer follows this grammar (GBNF).")
+@click.option("--json-schema", metavar="FILE", help="Constrain the answer to JSON that matches this schema.")
+@click.option("--json-object", is_flag=True, help="Constrain the answer to a JSON object.")
+@click.option("--regex", metavar="PATTERN", help="Constrain the answer to this regular expression.")
+@click.option("--grammar", metavar="FILE", help="Constrain the answer to this grammar (GBNF).")
 @click.option(
-    "--logprobs", type=int, metavar="N", help="With --json: log-probabilities, of the N likeliest tokens too."
+    "--logprobs", type=int, metavar="N", help="With --json: log-probabilities of each token and the N likeliest ones."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the answer, token counts and times.")
 def ask(model: Path, question: str | None, file: Path | None, as_json: bool, **options: Any) -> None:
-    """Put one QUESTION and print the answer.
+    """Ask one QUESTION and print the answer.
 
     The question is read from standard input if it is '-' or missing. Reasoning goes to standard error, so that standard
-    output holds nothing but the answer. An answer that is cut before it fits its schema, grammar or pattern ends with
-    exit code 1, one that Ctrl-C stops with 130.
+    output holds only the answer. The exit code is 1 if the answer is cut before it matches its schema, grammar or
+    pattern, and 130 after Ctrl-C.
     """
     check_raw(options)
     if options["logprobs"] is not None and not as_json:
-        raise click.UsageError("--logprobs is shown with --json: give both.")
+        raise click.UsageError("--logprobs needs --json, which prints them.")
     sampling, settings = build_sampling(options), prompt_settings(options)
     grammar = _read_grammar(options)
     text = _read_question(question, file, raw=options["raw"])
@@ -79,7 +79,7 @@ def ask(model: Path, question: str | None, file: Path | None, as_json: bool, **o
 
 
 def _prompt(engine: "Engine", text: str, settings: PromptSettings | None) -> tuple[list[int], int | None]:
-    """The tokens of a question, or of a raw text without settings; and how long a thought may be."""
+    """The tokens of a question (of a raw text if there are no settings), and the budget of reasoning tokens."""
     if settings is None:
         return engine.text_tokens(text), None
     from runtime.commands.prompt_builder import PromptBuilder
@@ -91,7 +91,7 @@ def _prompt(engine: "Engine", text: str, settings: PromptSettings | None) -> tup
 
 
 class _Show:
-    """Puts the pieces of an answer where they belong."""
+    """Prints the pieces of an answer: the answer to standard output, reasoning to standard error."""
 
     def __init__(self, waiting: Waiting, *, silent: bool) -> None:
         self._waiting, self._silent = waiting, silent
@@ -99,7 +99,7 @@ class _Show:
         self._reasoning_open = False
 
     def piece(self, piece: "Piece") -> None:
-        """Show one piece as it comes."""
+        """Print one piece."""
         if self._silent:
             return
         self._waiting.end()
@@ -111,7 +111,7 @@ class _Show:
             write(visible(piece.text) if self._to_terminal else piece.text)
 
     def finish(self, completion: "Completion") -> None:
-        """The end of the line."""
+        """End the last line."""
         if not self._silent:
             self._close_reasoning()
             if completion.text:
@@ -124,16 +124,16 @@ class _Show:
 
 
 def _end(completion: "Completion", engine: "Engine", *, constrained: bool, as_json: bool) -> None:
-    """Say on standard error what the user should know of the end; exit with another code than 0 for half an answer.
+    """Print a note on standard error if the answer is cut; exit with 130 after Ctrl-C.
 
-    Raises DataError for one that does not fit what it was asked to be.
+    Raises DataError for an answer that does not match its schema, grammar or pattern.
     """
     if completion.stop_reason == "cancelled":
         click.echo("\nStopped.", err=True)
         click.get_current_context().exit(EXIT_INTERRUPTED)
     note = _note(completion, engine)
     if constrained and not completion.complete:
-        raise DataError(f"the answer does not fit what was asked of it yet. {note or 'A stop text ended it.'}")
+        raise DataError(f"the answer is incomplete: it does not match its grammar. {note or 'A stop string ended it.'}")
     if note and not as_json:
         click.echo(note, err=True)
 
@@ -142,21 +142,21 @@ def _note(completion: "Completion", engine: "Engine") -> str | None:
     if by_thought := cut_by_thought(completion, "--no-think"):
         return by_thought
     if completion.stop_reason == "length":
-        return f"The answer is cut after {completion.generated_tokens:,} tokens: --max-tokens allows more."
+        return f"The answer is cut after {completion.generated_tokens:,} tokens: --max-tokens raises the limit."
     if completion.stop_reason == "context":
         return (
             f"The answer is cut: question and answer fill the context of {engine.context_tokens:,} tokens. "
-            "--context allows more, up to what the model was trained for."
+            "--context sets a larger one, up to what the model was trained for."
         )
     return None if completion.text else "The model ended its turn without an answer."
 
 
 def _read_question(argument: str | None, file: Path | None, *, raw: bool) -> str:
-    """The question; the line end behind a file or a pipe is none of it. Raises DataError if it is empty."""
+    """The question, without the line end of a file or a pipe. Raises DataError if it is empty."""
     from gladstone.rows.encodings import decoded
 
     if argument is not None and file is not None:
-        raise click.UsageError("a question and --file exclude each other.")
+        raise click.UsageError("a question and --file exclude each other: give one of them.")
     if file is not None:
         text = read_text(file)
     elif argument not in (None, "-"):
@@ -173,18 +173,18 @@ def _read_question(argument: str | None, file: Path | None, *, raw: bool) -> str
 
 
 def _read_grammar(options: dict[str, Any]) -> "Grammar | None":
-    """What the answer has to be, if anything."""
+    """The grammar that constrains the answer, if there is one."""
     from runtime.grammars.grammar import Grammar
 
-    wanted = {name: options[name] for name in ("json_schema", "regex", "grammar") if options[name] is not None}
-    wanted |= {"json_object": True} if options["json_object"] else {}
-    if len(wanted) > 1:
-        flags = " and ".join(f"--{name.replace('_', '-')}" for name in wanted)
+    given = {name: options[name] for name in ("json_schema", "regex", "grammar") if options[name] is not None}
+    given |= {"json_object": True} if options["json_object"] else {}
+    if len(given) > 1:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise click.UsageError(f"{flags} exclude each other.")
-    empty = [name for name, value in wanted.items() if value == ""]
+    empty = [name for name, value in given.items() if value == ""]
     if empty:
-        raise click.UsageError(f"--{empty[0].replace('_', '-')} is empty: it would ask nothing of the answer.")
-    match wanted:
+        raise click.UsageError(f"--{empty[0].replace('_', '-')} is empty: it would not constrain the answer.")
+    match given:
         case {"json_schema": file}:
             return Grammar("json_schema", read_text(Path(file)))
         case {"json_object": _}:

@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "/help": "this list",
-    "/clear": "forget the conversation; the system prompt stays",
-    "/retry": "another answer to the last question",
-    "/system [TEXT]": "show the system prompt, or set it from the next question on; /system off takes it away",
-    "/think on|off": "let the model think before it answers, or not",
+    "/clear": "clear the conversation; the system prompt stays",
+    "/retry": "generate another answer to the last question",
+    "/system [TEXT]": "show the system prompt, or set it for the next questions; /system off removes it",
+    "/think on|off": "turn the model's reasoning on or off",
     "/exit": "leave (also Ctrl-D, or Ctrl-C twice at the prompt)",
 }
 HELP = "\n".join(
     [
         *(f"{name:<16} {text}" for name, text in COMMANDS.items()),
-        "Ctrl-C stops an answer and keeps what is there. Begin with a space to send a text that starts with '/'.",
+        "Ctrl-C stops an answer and keeps its text so far. To send text that starts with '/', type a space first.",
     ]
 )
 
@@ -59,13 +59,13 @@ HELP = "\n".join(
 @click.option("--raw", is_flag=True, hidden=True)
 @click.option("--show-reasoning/--hide-reasoning", default=True, help="Show reasoning, dimmed.  [default: show]")
 def chat(model: Path, raw: bool, show_reasoning: bool, **options: Any) -> None:
-    """Talk with a model in the terminal.
+    """Chat with a model in the terminal.
 
-    Lines that are piped in are questions too, one each; if one of them gets no answer, the exit code is 1. The defaults
-    suit small models: little randomness, a mild penalty on repetition.
+    Each line from a pipe is a question; if one gets no answer, the exit code is 1. The defaults suit small models: a
+    low temperature and a mild repetition penalty.
     """
     if raw:
-        raise click.UsageError("a chat needs a chat template. `runtime ask MODEL.gguf --raw TEXT` continues a text.")
+        raise click.UsageError("a chat needs a chat template. To continue a text, use `runtime ask MODEL.gguf --raw`.")
     sampling, settings = build_sampling(options), prompt_settings(options)
     tolerate_narrow_encodings()
     with load_engine(model, options) as engine:
@@ -75,11 +75,11 @@ def chat(model: Path, raw: bool, show_reasoning: bool, **options: Any) -> None:
         lines = open_lines()
         chat.run(lines)
     if chat.failures and isinstance(lines, PipedLines):
-        raise DataError(f"{chat.failures:,} of the lines got no answer, or could not be obeyed.")
+        raise DataError(f"{chat.failures:,} of the lines got no answer, or were not valid commands.")
 
 
 class Chat:
-    """One conversation: the turns so far, and what a line of the user does to them."""
+    """One conversation: its turns so far, and what each line of the user does."""
 
     def __init__(self, engine: "Engine", sampling: Sampling, prompts: "PromptBuilder", *, show_reasoning: bool) -> None:
         self._engine, self._sampling, self._show_reasoning = engine, sampling, show_reasoning
@@ -89,7 +89,7 @@ class Chat:
         self.failures = 0
 
     def run(self, lines: LineSource) -> None:
-        """Greet, then answer until the user leaves."""
+        """Show a greeting, then answer until the user leaves."""
         engine = self._engine
         click.echo(f"{engine.model.path.name}, context {engine.context_tokens:,} tokens. {NO_MEDICAL_ADVICE}")
         threads = engine.threads.decode
@@ -105,7 +105,7 @@ class Chat:
                 self._ask([*self._turns, Message("user", line.strip())])
 
     def _command(self, line: str) -> bool:
-        """Obey a slash command; False if it is the one that leaves."""
+        """Run a slash command; False for /exit."""
         name, _, text = line.strip().partition(" ")
         text = text.strip()
         match name:
@@ -115,7 +115,7 @@ class Chat:
                 click.echo(HELP)
             case "/clear":
                 self._turns, self._asked = [], None
-                remark("The conversation is forgotten.")
+                remark("The conversation is cleared.")
             case "/retry":
                 self._retry()
             case "/system":
@@ -124,14 +124,14 @@ class Chat:
                 self._think(text)
             case _:
                 known = ", ".join(command.split()[0] for command in COMMANDS)
-                remark(f"{visible(name)} is no command. Known: {known}.")
+                remark(f"{visible(name)} is not a command. Commands: {known}.")
                 self.failures += 1
         return True
 
     def _set_system(self, text: str) -> None:
         if text == "off" and self._prompts.system:
             self._prompts.set_system(None)
-            remark("The system prompt is taken away.")
+            remark("The system prompt is removed.")
         elif text and text != "off":
             try:
                 self._prompts.set_system(text)
@@ -142,29 +142,29 @@ class Chat:
         elif self._prompts.system:
             remark(f"System prompt: {visible(self._prompts.system)}")
         else:
-            remark("No system prompt is set: the model's template decides.")
+            remark("No system prompt is set: the chat template may add its own.")
 
     def _think(self, text: str) -> None:
         if text not in ("on", "off"):
             self._refuse("/think takes on or off.")
             return
-        said = self._prompts.think(on=text == "on")
-        how = "as the template and --reasoning-tokens say" if text == "on" else f"by {self._prompts.thinking_by()}"
-        remark(said or f"Thinking is {text}, {how}.")
+        warning = self._prompts.think(on=text == "on")
+        how = "as the template and --reasoning-tokens set it" if text == "on" else f"by {self._prompts.thinking_by()}"
+        remark(warning or f"Reasoning is {text}, {how}.")
 
     def _retry(self) -> None:
         if self._asked is None:
-            self._refuse("There is no question to ask again.")
+            self._refuse("There is no question to answer again.")
             return
         turns, answers = self._asked
         if self._sampling.temperature == 0:
-            remark("At temperature 0 the answer stays the same: start with --temperature 0.7 for another one.")
+            remark("At temperature 0 the answer stays the same: start the chat with --temperature 0.7 for another one.")
         else:
             remark(f"Again, with seed {self._seed(answers)}.")
         self._ask(turns, answers)
 
     def _ask(self, turns: list[Message], answers: int = 0) -> None:
-        """Answer the last of the turns; each further answer to it has a seed of its own."""
+        """Answer the last turn; each further answer to it uses the next seed."""
         from runtime.request import Request
 
         self._asked = turns, answers + 1
@@ -180,8 +180,8 @@ class Chat:
             self._refuse(f"Not sent: {error}{_advice(error)}")
             return
         screen.finish()
-        self._tell_end(completion)
-        if completion.text:  # the template decides what of the reasoning is in the next prompt; without a say, nothing
+        self._show_end(completion)
+        if completion.text:  # the template decides which reasoning enters the next prompt; without a field for it, none
             kept = completion.reasoning if self._engine.template.reasoning_field else None
             self._turns = [*turns, Message("assistant", completion.text, kept)]
 
@@ -192,18 +192,18 @@ class Chat:
         self.failures += 1
         remark(visible(why))
 
-    def _tell_end(self, completion: "Completion") -> None:
+    def _show_end(self, completion: "Completion") -> None:
         size = self._engine.context_tokens
         ends = {
             "cancelled": "Stopped.",
             "length": f"Cut after {completion.generated_tokens:,} tokens (--max-tokens).",
-            "context": f"Cut: the context of {size:,} tokens is full. /clear forgets the conversation.",
+            "context": f"Cut: the context of {size:,} tokens is full. /clear starts a new conversation.",
         }
         if completion.stop_reason in ends:
             remark(ends[completion.stop_reason])
         if not completion.text:
             self.failures += 1
-            remark(cut_by_thought(completion, "/think off") or "There is no answer, so the question is taken back.")
+            remark(cut_by_thought(completion, "/think off") or "There is no answer, so the question is not kept.")
         count = completion.generated_tokens
         used = min(size, completion.prompt_tokens + count)
         speed = f"{(count - 1) / completion.decode_s:.1f} tokens/s, " if count > 1 else ""
@@ -214,5 +214,5 @@ def _advice(error: GladstoneError) -> str:
     from runtime.errors import ContextFullError
 
     if isinstance(error, ContextFullError):
-        return " /clear forgets the earlier turns; --context sets the size."
+        return " /clear drops the earlier turns; --context sets the size."
     return ""

@@ -1,4 +1,4 @@
-"""What a terminal needs: safe and dimmed text, a line that tells of waiting, lines that are typed or piped, Ctrl-C."""
+"""Terminal input and output: dimmed text, a line while the user waits, typed or piped lines, Ctrl-C."""
 
 import signal
 import sys
@@ -17,17 +17,17 @@ PATIENCE_S = 2.0
 
 
 def write(text: str, *, dim: bool = False, err: bool = False) -> None:
-    """Show a piece of text at once, dimmed if the stream is a terminal."""
+    """Print text without a line end and flush it, dimmed if the stream is a terminal."""
     click.echo(click.style(text, dim=True) if dim else text, nl=False, err=err)
 
 
 def remark(text: str) -> None:
-    """A line of the program, not of the model."""
+    """Print a line of the program, which is dimmed to tell it from the model's text."""
     write(f"{text}\n", dim=True)
 
 
 def tolerate_narrow_encodings() -> None:
-    """Let characters that the terminal's encoding lacks come out as '?' instead of ending the program."""
+    """Print '?' for characters that the terminal's encoding lacks, instead of raising UnicodeEncodeError."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure:
@@ -35,7 +35,7 @@ def tolerate_narrow_encodings() -> None:
 
 
 class Waiting:
-    """A line on stderr that appears after `patience_s` (default: 2 s), and goes when the wait is over."""
+    """A line on stderr that appears if the block takes longer than `patience_s` (default: 2 s), erased at its end."""
 
     def __init__(self, what: str, patience_s: float | None = None) -> None:
         self._what = what
@@ -44,7 +44,7 @@ class Waiting:
         self._timer.daemon = True
 
     def end(self) -> None:
-        """Over; ending twice is harmless."""
+        """Erase the line. Ending twice is harmless."""
         self._timer.cancel()
         self._timer.join()
         if self.shown and sys.stderr.isatty():
@@ -67,7 +67,7 @@ class Waiting:
 
 @contextmanager
 def cancel_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C raises nothing; the function given tells whether it was pressed."""
+    """Let Ctrl-C raise nothing within the block; the function that it yields returns whether it was pressed."""
     pressed = threading.Event()
 
     def remember(_signal: int, _frame: FrameType | None) -> None:
@@ -81,15 +81,15 @@ def cancel_on_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 class LineSource(Protocol):
-    """Where the user's lines come from."""
+    """The source of the user's lines."""
 
     def read(self) -> str | None:
-        """The next line without its end; None when the user leaves."""
+        """The next line without its line end; None when the user leaves."""
         ...
 
 
 class TypedLines:
-    """Lines typed at a terminal, with editing and history. Ctrl-D or Ctrl-C twice leaves."""
+    """Lines typed at a terminal, with editing and history. Ctrl-D, or Ctrl-C twice, leaves."""
 
     def __init__(self) -> None:
         from prompt_toolkit import PromptSession
@@ -111,7 +111,7 @@ class TypedLines:
 
 
 class PipedLines:
-    """Lines of a pipe or a file, so that a chat can be scripted: UTF-8, or what a byte-order mark says.
+    """Lines of a pipe or a file, for scripted chats: UTF-8, or what a byte-order mark says.
 
     Raises DataError for a line that is not UTF-8.
     """
@@ -119,7 +119,7 @@ class PipedLines:
     def __init__(self) -> None:
         self._stream = sys.stdin.buffer
         self._number = 0
-        self._wide: Iterator[str] | None = None  # the lines of an input whose line ends are more than a byte
+        self._wide: Iterator[str] | None = None  # the lines of UTF-16 or UTF-32, whose line ends take several bytes
 
     def read(self) -> str | None:
         if self._wide is not None:
@@ -138,5 +138,5 @@ class PipedLines:
 
 
 def open_lines() -> LineSource:
-    """An editor on a terminal, plain lines elsewhere."""
+    """Typed lines on a terminal, piped lines otherwise."""
     return TypedLines() if sys.stdin.isatty() and sys.stdout.isatty() else PipedLines()

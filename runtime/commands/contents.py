@@ -1,4 +1,4 @@
-"""What `runtime info` shows of a GGUF that holds no model: importance matrices, adapters and the like."""
+"""What `runtime info` shows for a GGUF without a model: an importance matrix, an adapter and the like."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,7 +9,7 @@ from gladstone.gguf.header import GgufHeader, read_header
 from gladstone.gguf.kinds import identify_kind
 from gladstone.machine.host import readable_bytes
 
-# keys that say what such a file was made of and for, by the name that is shown
+# keys that say what the file was made from and for, with the names shown for them
 SHOWN = {
     "general.name": "name",
     "general.architecture": "architecture",
@@ -28,7 +28,7 @@ SHOWN = {
 
 
 def read_contents(path: Path) -> dict[str, Any]:
-    """Names and values, fit for JSON. Raises ArtifactError for a damaged file, or one that its manifest belies."""
+    """Names and JSON values. Raises ArtifactError for a damaged file, or one that differs from its manifest."""
     header = read_header(path, is_model=False)
     kind = identify_kind(header.metadata, (tensor.name for tensor in header.tensors))
     assert kind is not None  # noqa: S101 - the caller has met it as one
@@ -43,7 +43,7 @@ def read_contents(path: Path) -> dict[str, Any]:
 
 
 def render_contents(contents: dict[str, Any]) -> str:
-    """The same as lines for a person."""
+    """Render the contents as lines of text."""
     shown = contents | {"size": readable_bytes(contents["size_bytes"])}
     del shown["size_bytes"]
     lists = {name: ", ".join(map(str, value)) for name, value in shown.items() if isinstance(value, list)}

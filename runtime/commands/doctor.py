@@ -1,4 +1,4 @@
-"""`runtime doctor`: what this machine is, how fast models run on it, what is wrong, and which build its GPU needs."""
+"""`runtime doctor`: the machine, the speed of models on it, known faults, and the build that its GPU needs."""
 
 import json
 import os
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 CHILD_TIMEOUT_S, TOOL_TIMEOUT_S = 120.0, 10.0
 WATCHED = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "GLADSTONE_CPU_BACKEND")
-LLVMPIPE = ("llvmpipe", "softpipe", "swiftshader")  # Vulkan on the processor
+SOFTWARE_VULKAN = ("llvmpipe", "softpipe", "swiftshader")  # devices that run on the CPU
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of a model, on the threads that an engine would take."""
+    """The speed of a model, on the threads that an engine would choose."""
 
     model: str
     size_bytes: int
@@ -50,10 +50,10 @@ class Speed:
     prefill_tokens_per_s: float
     decode_threads: int
     decode_tokens_per_s: float
-    other_processors: float = 0.0  # that other work took meanwhile
+    other_processors: float = 0.0  # mean number that other work occupied meanwhile
 
     def share_of(self, bytes_per_s: float) -> float:
-        """How much of the memory's bandwidth decoding uses: each token reads all weights once."""
+        """The fraction of the memory bandwidth that decoding uses: each token reads all weights once."""
         return self.size_bytes * self.decode_tokens_per_s / bytes_per_s
 
 
@@ -61,7 +61,7 @@ class Speed:
 @click.argument("model", metavar="[MODEL.gguf]", type=click.Path(path_type=Path), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(model: Path | None, as_json: bool) -> None:
-    """Show processor, memory and GPU, measure their speed, and say what is wrong and what to do.
+    """Show CPU, memory and GPU, measure their speed, and report known faults with their fixes.
 
     Speeds are those of MODEL, or of the embedded model if it is installed.
     """
@@ -72,9 +72,9 @@ def doctor(model: Path | None, as_json: bool) -> None:
     tolerate_narrow_encodings()
     path = model or _embedded()
     if path is not None:
-        read_generative_model(path)  # what is no model is told at once
+        read_generative_model(path)  # reports a file that is not a model at once
     with Waiting("measuring"):
-        facts = read_facts()  # the load first: measuring is one
+        facts = read_facts()  # first, since measuring raises the load average
         bandwidth = measure_bandwidth(facts.cores.usable)
         facts, speed = measure_speed(facts, path)
     if as_json:
@@ -84,7 +84,7 @@ def doctor(model: Path | None, as_json: bool) -> None:
 
 
 def read_facts() -> Facts:
-    """What the system and the installed files tell without loading llama.cpp."""
+    """What the system and the installed files show, without loading llama.cpp."""
     import psutil
 
     from gladstone.llamacpp.backends import backend_files, compiler_of
@@ -111,7 +111,7 @@ def read_facts() -> Facts:
 
 
 def measure_speed(facts: Facts, path: Path | None) -> tuple[Facts, Speed | None]:
-    """The facts with what llama.cpp says of itself, and the speed of a model; in a child, whose crash is a fact too.
+    """The facts with llama.cpp's own description, and the speed of a model, from a child whose crash is reported.
 
     Raises the child's error if the model cannot be used.
     """
@@ -133,11 +133,11 @@ def measure_speed(facts: Facts, path: Path | None) -> tuple[Facts, Speed | None]
 
 
 def read_tools() -> Tools:
-    """GPUs as their drivers tell them, graphics hardware without one, and programs that a build needs."""
+    """GPUs that drivers report, graphics hardware on the bus, and the programs that a build needs."""
     query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     return Tools(
-        nvidia=parse_nvidia(_said(query)),
-        vulkan=parse_vulkan(_said(["vulkaninfo", "--summary"])),
+        nvidia=parse_nvidia(_output_of(query)),
+        vulkan=parse_vulkan(_output_of(["vulkaninfo", "--summary"])),
         controllers=read_controllers(Path("/sys/bus/pci/devices")),
         nvcc=shutil.which("nvcc") is not None,
         glslc=shutil.which("glslc") is not None,
@@ -146,19 +146,19 @@ def read_tools() -> Tools:
 
 
 def parse_nvidia(text: str) -> tuple[tuple[str, str], ...]:
-    """'NVIDIA H100, 9.0' and the like: names and compute capabilities."""
-    found = (re.fullmatch(r"(.+), *(\d+\.\d+)", line.strip()) for line in text.splitlines())
-    return tuple((each[1], each[2]) for each in found if each)
+    """Names and compute capabilities from lines such as 'NVIDIA H100, 9.0'."""
+    matches = (re.fullmatch(r"(.+), *(\d+\.\d+)", line.strip()) for line in text.splitlines())
+    return tuple((match[1], match[2]) for match in matches if match)
 
 
 def parse_vulkan(text: str) -> tuple[str, ...]:
-    """Devices of `vulkaninfo --summary` but those that are the processor in disguise."""
+    """Devices in the output of `vulkaninfo --summary`, without those that run on the CPU."""
     names = re.findall(r"(?m)^\s*deviceName\s*=\s*(.+?)\s*$", text)
-    return tuple(name for name in names if not any(fake in name.lower() for fake in LLVMPIPE))
+    return tuple(name for name in names if not any(software in name.lower() for software in SOFTWARE_VULKAN))
 
 
 def read_controllers(devices: Path) -> tuple[str, ...]:
-    """Vendors of the graphics hardware on the PCI bus (class 03), of those that llama.cpp has a back end for."""
+    """Vendors of graphics hardware on the PCI bus (class 03) that llama.cpp has a back end for."""
     found = set()
     for folder in devices.iterdir() if devices.is_dir() else ():
         with suppress(OSError):
@@ -169,17 +169,17 @@ def read_controllers(devices: Path) -> tuple[str, ...]:
 
 
 def render(facts: Facts, bandwidth: "Bandwidth", speed: Speed | None) -> str:
-    """The whole report as lines of name and value."""
+    """Render the report as lines of name and value."""
     unused = instructions_unused(facts)
     rows = [
         ("processor", facts.processor),
         ("threads", _threads(facts)),
-        ("instructions", " ".join(sorted(facts.used)) or "not known: llama.cpp did not answer"),
+        ("instructions", " ".join(sorted(facts.used)) or "unknown: llama.cpp did not answer"),
     ]
     if unused:
         cost = idle_cost(unused)
         rows.append(("  not used", f"{' '.join(unused)}{f': {cost}' if cost else ''}"))
-    made = f" made by {facts.compiler}" if facts.compiler else ""
+    made = f" built with {facts.compiler}" if facts.compiler else ""
     rows += [
         ("llama.cpp", f"llama-cpp-python {facts.version}, {facts.backend or 'no back end'}{made}"),
         ("gpu", ", ".join(facts.devices) or "llama.cpp sees none"),
@@ -246,12 +246,12 @@ def _embedded() -> Path | None:
 
     try:
         return embedded_gguf()
-    except UnsupportedError:  # not installed, and not needed: the report says that no speed was measured
+    except UnsupportedError:  # not installed: the report says that no speed was measured
         return None
 
 
-def _said(command: list[str]) -> str:
-    """What a program prints; '' if it is not there, fails or takes too long."""
+def _output_of(command: list[str]) -> str:
+    """The output of a program; '' if it is not installed, fails or takes too long."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""`runtime info`: what a model file holds, and whether it is the file that its manifest describes."""
+"""`runtime info`: what a model file contains, and whether it is the file that its manifest describes."""
 
 import json
 from pathlib import Path
@@ -25,8 +25,8 @@ TEMPLATE_LINES = 6
 def info(model: Path, as_json: bool) -> None:
     """Show architecture, size, quantisation, context, special tokens and template; check manifest and proof.
 
-    A file that differs from the manifest beside it is an error. Of a GGUF that holds no model, as an adapter or an
-    importance matrix, it shows what it is and what it is for.
+    A file that differs from the manifest beside it is an error. For a GGUF without a model, such as an adapter or an
+    importance matrix, it shows what the file is and what it is for.
     """
     from gladstone.gguf.header import OtherKindError, read_info
 
@@ -54,7 +54,7 @@ def _show_contents(path: Path, *, as_json: bool) -> None:
 
 
 def read_special_tokens(path: Path) -> dict[str, tuple[int, str]]:
-    """Id and text of BOS, EOS and end of turn, as llama.cpp understands the vocabulary; those that there are."""
+    """Id and text of BOS, EOS and EOT, those that the vocabulary has, as llama.cpp reads it."""
     from gladstone.llamacpp.model import Model
 
     with Model(path, vocab_only=True) as model:
@@ -63,7 +63,7 @@ def read_special_tokens(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def render_info(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenance: Provenance) -> str:
-    """The facts as lines for a person."""
+    """Render the facts as lines of text."""
     types = ", ".join(f"{count} {name}" for name, count in facts.tensor_types.items())
     proofs = {None: "no proof", True: "passed", False: "FAILED: this file differs from the model that was trained"}
     bits = 8 * facts.size_bytes / max(1, facts.parameters)
@@ -82,11 +82,11 @@ def render_info(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenan
         or "none",
         "manifest": provenance.manifest + stage,
         "proof": proofs[provenance.proof_passed],
-        "template": facts.template_sha256 or "none: --chat-template gives it one",
+        "template": facts.template_sha256 or "none: give one with --chat-template",
     }
     if _asks_for_date(facts):
-        trained = f"; trained on {provenance.template_date}" if provenance.template_date else ""
-        rows["date"] = f"the template writes today's{trained}"
+        trained = f"; trained with {provenance.template_date}" if provenance.template_date else ""
+        rows["date"] = f"the template writes today's date{trained}"
     lines = [f"{name:<15} {value}" for name, value in rows.items()]
     template = (facts.template or "").splitlines()
     lines += [f"  | {line[:110]}{'…' if len(line) > 110 else ''}" for line in template[:TEMPLATE_LINES]]
@@ -98,7 +98,7 @@ def render_info(facts: "GgufInfo", special: dict[str, tuple[int, str]], provenan
 def _context(facts: "GgufInfo") -> str:
     if facts.claimed_tokens == facts.context_tokens:
         return f"{facts.context_tokens:,} tokens"
-    return f"{facts.claimed_tokens:,} tokens are claimed; no more than {facts.context_tokens:,} can be used"
+    return f"{facts.claimed_tokens:,} tokens declared, of which {facts.context_tokens:,} can be used"
 
 
 def _asks_for_date(facts: "GgufInfo") -> bool:

@@ -1,4 +1,4 @@
-"""Options that chat and ask have in common, and their defaults."""
+"""Options that chat and ask share, and their defaults."""
 
 import secrets
 from collections.abc import Callable
@@ -20,44 +20,44 @@ ASK = Sampling()  # greedy: the same question gives the same answer
 CHAT = Sampling(**CHAT_SAMPLING)
 
 _HELP = {
-    "temperature": "0 takes the likeliest token each time; higher is more varied.",
-    "top_k": "Choose among the K likeliest tokens; 0 for all.",
-    "top_p": "Choose among the likeliest tokens that share this probability; 1 for all.",
-    "min_p": "Drop tokens below this share of the likeliest one's probability; 0 for none.",
-    "typical_p": "Choose among the tokens that surprise as much as is expected; 1 for all.",
-    "top_n_sigma": "Choose among tokens within so many standard deviations of the best logit; 0 for all.",
-    "xtc_probability": "How often the likeliest tokens are left out (XTC); 0 for never.",
-    "xtc_threshold": "From which probability on XTC counts a token among the likeliest.",
-    "repeat_penalty": "Make tokens that were there lately less likely; 1 for no penalty.",
-    "repeat_window": "How many tokens the penalties look back.",
-    "frequency_penalty": "The same, more for each time that a token was there; 0 for none.",
-    "presence_penalty": "The same, once for each token; 0 for none.",
-    "dry_multiplier": "Make the next token of a repetition less likely (DRY); 0 for no.",
-    "dry_base": "How fast DRY grows with the length of the repetition.",
-    "dry_allowed_length": "Repetitions up to this length are free.",
-    "dry_window": "How many tokens DRY looks back.",
-    "mirostat": "Keep the surprise of the text constant in place of all filters: version 1 or 2; 0 for no.",
-    "mirostat_tau": "The surprise that mirostat aims at.",
-    "mirostat_eta": "How fast mirostat corrects itself.",
-    "seed": "The same seed gives the same answers; random draws one and says which.",
-    "max_tokens": "Cut an answer after this many tokens.",
-    "beams": "Search with so many beams (models as T5); 1 for no search.",
-    "no_repeat_ngram": "Never write so many tokens in a row twice (models as T5); 0 for no.",
-    "length_penalty": "Above 0 beams favour long answers, below 0 short ones.",
+    "temperature": "Randomness: 0 always takes the likeliest token.",
+    "top_k": "Sample from the K likeliest tokens; 0 for all.",
+    "top_p": "Sample from the likeliest tokens whose probabilities sum to this; 1 for all.",
+    "min_p": "Drop tokens below this fraction of the likeliest token's probability; 0 for none.",
+    "typical_p": "Locally typical sampling with this probability mass; 1 for all.",
+    "top_n_sigma": "Sample from tokens within this many standard deviations of the highest logit; 0 for all.",
+    "xtc_probability": "Probability of excluding the likeliest tokens (XTC); 0 for never.",
+    "xtc_threshold": "Least probability of a token that XTC may exclude.",
+    "repeat_penalty": "Penalty on tokens that occurred recently; 1 for none.",
+    "repeat_window": "Number of recent tokens that the penalties consider.",
+    "frequency_penalty": "Penalty for each recent occurrence of a token; 0 for none.",
+    "presence_penalty": "Penalty on each token that occurred recently, however often; 0 for none.",
+    "dry_multiplier": "Strength of the DRY penalty on repeated sequences; 0 for none.",
+    "dry_base": "Base with which DRY grows with the length of the repetition.",
+    "dry_allowed_length": "Longest repetition without a DRY penalty, in tokens.",
+    "dry_window": "Number of recent tokens that DRY considers.",
+    "mirostat": "Mirostat sampling instead of all filters: version 1 or 2; 0 for off.",
+    "mirostat_tau": "Target surprise of mirostat, in bits.",
+    "mirostat_eta": "Learning rate of mirostat.",
+    "seed": "Random seed: equal seeds give equal answers. random draws one and prints it.",
+    "max_tokens": "Most tokens of an answer.",
+    "beams": "Number of beams (encoder-decoder models such as T5); 1 for no beam search.",
+    "no_repeat_ngram": "Never repeat a run of this many tokens (encoder-decoder models); 0 for off.",
+    "length_penalty": "Above 0 beam search favours long answers, below 0 short ones.",
 }
 
 Command = Callable[..., Any]
 CACHE_TYPES = ("f16", "q8_0")  # smaller ones cost more than they save
-CACHE_HELP = "What the context is kept in: q8_0 takes half the memory."
+CACHE_HELP = "Type of the KV cache: q8_0 takes half the memory."
 
 MMAP_HELP = (
-    "Map the weights' file, or copy it into memory: faster, but no other program can have that memory.  "
-    "[default: copy where it is faster and half of the free memory is left]"
+    "Map the file of weights, or copy it into memory, which is faster but keeps the memory from other programs.  "
+    "[default: copy if that is faster and leaves half of the free memory]"
 )
 
 
 class DrawnSeed(int):
-    """A seed that was drawn: the user is told which, to repeat what it gave."""
+    """A seed that was drawn at random, and is shown so that the user can repeat the answer."""
 
 
 class Seed(click.ParamType[Any]):
@@ -89,15 +89,17 @@ class GpuLayers(click.ParamType[Any]):
 
 
 def model_argument(command: Command) -> Command:
-    """The model file; its own reader says what is wrong with it."""
+    """Add the MODEL.gguf argument. The GGUF reader reports a bad file."""
     return click.argument("model", metavar="MODEL.gguf", type=click.Path(path_type=Path))(command)
 
 
 def sampling_options(defaults: Sampling) -> Callable[[Command], Command]:
-    """One option for each sampling setting, and where an answer stops."""
+    """Add an option for each sampling setting, and --stop."""
 
     def decorate(command: Command) -> Command:
-        stop = click.option("--stop", multiple=True, metavar="TEXT", help="End an answer before this text; repeats.")
+        stop = click.option(
+            "--stop", multiple=True, metavar="TEXT", help="Stop string: end the answer before this text. Repeatable."
+        )
         command = stop(command)
         for name, text in reversed(_HELP.items()):
             value = getattr(defaults, name)
@@ -110,27 +112,26 @@ def sampling_options(defaults: Sampling) -> Callable[[Command], Command]:
 
 
 def engine_options(command: Command) -> Command:
-    """Context size, what computes, adapters, guesses."""
+    """Add the options of the engine: context, threads, GPU, cache, adapters, drafts."""
     for option in (
         click.option(
-            "--draft", type=click.Path(path_type=Path), metavar="FILE", help="A small model that guesses ahead."
+            "--draft",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Draft model for speculative decoding: a small GGUF with the same vocabulary.",
         ),
-        click.option("--lookup", is_flag=True, help="Guess ahead from the text itself: faster where answers quote."),
+        click.option("--lookup", is_flag=True, help="Draft from the prompt (n-grams): faster if answers quote it."),
         click.option("--cache-type", type=click.Choice(CACHE_TYPES), default="f16", show_default=True, help=CACHE_HELP),
         click.option(
             "--gpu-layers",
             type=GpuLayers(),
             default="auto",
             show_default=True,
-            help="Layers on the GPU: auto or a number.",
+            help="Layers to put on the GPU.",
         ),
         click.option("--mmap/--no-mmap", default=None, help=MMAP_HELP),
         click.option(
-            "--lora",
-            "loras",
-            multiple=True,
-            metavar="FILE[=SCALE]",
-            help="Adapter to apply to the model. Repeatable.",
+            "--lora", "loras", multiple=True, metavar="FILE[=SCALE]", help="LoRA adapter (GGUF) to apply. Repeatable."
         ),
         click.option("--threads", type=int, help="Threads to compute with.  [default: all processors]"),
         click.option(
@@ -145,21 +146,21 @@ def engine_options(command: Command) -> Command:
 
 
 def build_sampling(options: dict[str, Any]) -> Sampling:
-    """The settings among a command's options. Raises ConfigError that names every wrong one."""
+    """The sampling settings among a command's options. Raises ConfigError that names every bad one."""
     return Sampling(**{field.name: options[field.name] for field in fields(Sampling) if field.name in options})
 
 
 def seed_remark(sampling: Sampling) -> str | None:
-    """Which seed was drawn, if one was."""
+    """The line that shows a drawn seed; None if the user gave it."""
     if not isinstance(sampling.seed, DrawnSeed):
         return None
     if sampling.temperature == 0:
-        return "--seed random: at temperature 0 every seed gives the same answer; --temperature 0.7 lets them differ."
-    return f"Seed {sampling.seed}: --seed {sampling.seed} gives the same again."
+        return "--seed random has no effect at temperature 0: every seed gives the same answer. Try --temperature 0.7."
+    return f"Seed {sampling.seed}: --seed {sampling.seed} repeats this answer."
 
 
 def load_engine(model: Path, options: dict[str, Any]) -> "Engine":
-    """The engine for a command's options. Raises as `Engine` does."""
+    """Open the engine that a command's options describe. Raises what `Engine` raises."""
     with Waiting(f"loading {model.name}"):
         from gladstone.llamacpp.lora import parse_lora
         from runtime.engine import Engine, EngineOptions

@@ -1,4 +1,4 @@
-"""How a question is put to a model: options that chat and ask have in common."""
+"""Options for the prompt that chat and ask share: system prompt, chat template, reasoning."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from gladstone.errors import ConfigError, DataError
 
 Command = Callable[..., Any]
 SystemRole = Literal["system", "user"]
-# what --raw leaves without an effect
+# options that have no effect with --raw
 NEEDS_TEMPLATE = {
     "system": "--system", "system_file": "--system-file", "chat_template": "--chat-template",
     "template_args": "--template-arg", "no_think": "--no-think", "reasoning_tokens": "--reasoning-tokens",
@@ -21,7 +21,7 @@ NEEDS_TEMPLATE = {
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """The system prompt and where it goes, and what a model may think."""
+    """The system prompt, the role it gets, and whether and how long the model may reason."""
 
     system: str | None = None
     system_as: SystemRole = "system"
@@ -30,15 +30,15 @@ class PromptSettings:
 
 
 def prompt_options(command: Command) -> Command:
-    """System prompt, template and thinking."""
+    """Add the options for system prompt, chat template and reasoning."""
     for option in (
         click.option(
-            "--reasoning-tokens", type=click.IntRange(min=0), metavar="N", help="Close a thought after N tokens."
+            "--reasoning-tokens", type=click.IntRange(min=0), metavar="N", help="Close the reasoning after N tokens."
         ),
         click.option(
             "--no-think",
             is_flag=True,
-            help="Turn thinking off by what the chat template reads for it, and close a thought at once.",
+            help="Turn reasoning off through the chat template's switch, and close any reasoning at once.",
         ),
         template_options,
         click.option(
@@ -46,18 +46,25 @@ def prompt_options(command: Command) -> Command:
             type=click.Choice(("system", "user")),
             default="system",
             show_default=True,
-            help="The system prompt is a turn of its own, or stands before the first question: for templates that know "
-            "no system prompt.",
+            help="Send the system prompt as a turn of its own, or at the start of the first question, for templates "
+            "without a system role.",
         ),
-        click.option("--system-file", type=click.Path(path_type=Path), metavar="FILE", help="System prompt in a file."),
-        click.option("--system", metavar="TEXT", help="System prompt.  [default: what the model's template says]"),
+        click.option(
+            "--system-file", type=click.Path(path_type=Path), metavar="FILE", help="Read the system prompt from a file."
+        ),
+        click.option(
+            "--system", metavar="TEXT", help="System prompt.  [default: the one in the chat template, if any]"
+        ),
     ):
         command = option(command)
     return command
 
 
 def prompt_settings(options: dict[str, Any]) -> PromptSettings:
-    """The settings among a command's options. Raises UsageError for two system prompts, ConfigError for no file."""
+    """The prompt settings among a command's options.
+
+    Raises UsageError for two system prompts, ConfigError for a file that cannot be read.
+    """
     system, file = options["system"], options["system_file"]
     if system is not None and file is not None:
         raise click.UsageError("--system and --system-file exclude each other.")
@@ -67,15 +74,15 @@ def prompt_settings(options: dict[str, Any]) -> PromptSettings:
 
 
 def check_raw(options: dict[str, Any]) -> None:
-    """Raises UsageError for what only a chat template could do."""
+    """Raises UsageError for options that need a chat template, with --raw."""
     unset: tuple[Any, ...] = (None, (), False)
-    wrong = [flag for name, flag in NEEDS_TEMPLATE.items() if not any(options[name] is each for each in unset)]
-    if options["raw"] and wrong:
-        raise click.UsageError(f"--raw uses no chat template, so {' and '.join(wrong)} would change nothing.")
+    given = [flag for name, flag in NEEDS_TEMPLATE.items() if not any(options[name] is value for value in unset)]
+    if options["raw"] and given:
+        raise click.UsageError(f"--raw uses no chat template, so {' and '.join(given)} would have no effect.")
 
 
 def read_text(path: Path) -> str:
-    """A file's text, as UTF-8 or behind a byte-order mark. Raises ConfigError if it cannot be read."""
+    """Read a text file: UTF-8, or what its byte-order mark says. Raises ConfigError if it cannot be read."""
     from gladstone.rows.encodings import decoded
 
     try:

@@ -1,4 +1,4 @@
-"""Shows the pieces of one answer of a chat as they come."""
+"""Shows the pieces of an answer in a chat."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class AnswerScreen:
-    """Shows the pieces of one answer; hidden reasoning is at least mentioned."""
+    """Shows the pieces of one answer; if reasoning is hidden, a line mentions it."""
 
     def __init__(self, *, show_reasoning: bool) -> None:
         self.waiting: Waiting | None = None
@@ -22,7 +22,7 @@ class AnswerScreen:
         self._in_reasoning = False
 
     def piece(self, piece: "Piece") -> None:
-        """Show one piece as it comes."""
+        """Show one piece."""
         if self.waiting:
             self.waiting.end()
         text = visible(piece.text)
@@ -36,17 +36,17 @@ class AnswerScreen:
             self._at_line_start = text.endswith("\n")
 
     def finish(self) -> None:
-        """Leave the cursor at the beginning of a line."""
+        """Move the cursor to the beginning of a line."""
         if not self._at_line_start:
             click.echo()
         self._at_line_start = True
 
 
 def cut_by_thought(completion: "Completion", off: str) -> str | None:
-    """What to do where a thought took all tokens of an answer, `off` among it; None where it did not."""
+    """Advice if reasoning took all tokens of an answer, `off` included; None if it did not."""
     if completion.text or not completion.reasoning or completion.stop_reason not in ("length", "context"):
         return None
     return (
-        f"The thought took all {completion.generated_tokens:,} tokens, so there is no answer: --max-tokens allows more,"
-        f" --reasoning-tokens N leaves room, {off} turns thinking off."
+        f"Reasoning took all {completion.generated_tokens:,} tokens, so there is no answer: --max-tokens raises the "
+        f"limit, --reasoning-tokens N leaves room for the answer, {off} turns reasoning off."
     )

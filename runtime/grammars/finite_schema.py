@@ -1,4 +1,4 @@
-"""Which parts of a JSON schema have a finite value; one that requires itself inside itself has none."""
+"""Which parts of a JSON schema have a finite value; a schema that requires itself inside itself has none."""
 
 from collections import defaultdict, deque
 from typing import Any
@@ -7,9 +7,9 @@ Schema = dict[str, Any]
 
 
 def finite_schemas(nodes: dict[str, Schema], leads: dict[int, Schema]) -> set[int]:
-    """Ids of the schemas that have a finite value, as far as recursion decides it: a least fixed point.
+    """Ids of the schemas for which recursion permits a finite value, as a least fixed point.
 
-    `nodes` are by place, parents first; `leads` has the target of each schema with a `$ref`, by the schema's id.
+    `nodes` maps JSON pointers to schemas, parents first; `leads` maps the id of a schema with a `$ref` to its target.
     """
     dependents = defaultdict(list)
     for place, node in nodes.items():
@@ -29,13 +29,13 @@ def finite_schemas(nodes: dict[str, Schema], leads: dict[int, Schema]) -> set[in
 
 
 def mapping(node: Schema, keyword: str) -> Schema:
-    """The value of a keyword that should be an object; empty where it is not."""
+    """The value of a keyword, or {} if it is not an object."""
     value = node.get(keyword)
     return value if isinstance(value, dict) else {}
 
 
 def listed(node: Schema, keyword: str) -> list[Any]:
-    """The value of a keyword that should be a list; empty where it is not."""
+    """The value of a keyword, or [] if it is not a list."""
     value = node.get(keyword)
     return value if isinstance(value, list) else []
 
@@ -49,7 +49,7 @@ def _parent(place: str, nodes: dict[str, Schema]) -> Schema | None:
 
 
 def _is_finite(node: Schema, leads: dict[int, Schema], finite: set[int]) -> bool:
-    """Whether the schema has a finite value, given those that are known to have one."""
+    """Whether the schema has a finite value, given the ids of schemas that are known to have one."""
 
     def ends(part: Any) -> bool:
         return id(part) in finite if isinstance(part, dict) else part is not False
@@ -68,7 +68,7 @@ def _is_finite(node: Schema, leads: dict[int, Schema], finite: set[int]) -> bool
 
 
 def _kinds(node: Schema) -> set[str]:
-    """The types that a value may have; where none is named, any, of which null will do."""
+    """The types that a value may have; without `type` any, for which "null" stands."""
     types = node.get("type")
     if isinstance(types, str):
         return {types}

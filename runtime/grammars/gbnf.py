@@ -1,8 +1,8 @@
-"""GBNF, llama.cpp's grammar format: read into rules, checked, written as the Lark dialect that llguidance reads.
+"""GBNF, llama.cpp's grammar format: parsed into rules, checked, and written in the Lark dialect of llguidance.
 
-A grammar without recursion becomes one terminal, a regular expression. In any other, every character is a terminal of
-its own: a lexer that takes the longest match would read `[a-z]+ "end"` otherwise than llama.cpp does, and by single
-characters both mean the same language. Left recursion, which llama.cpp refuses, works.
+A grammar without recursion becomes one terminal, a regular expression. In a recursive grammar every character is a
+terminal of its own: a lexer with longest match would read `[a-z]+ "end"` differently from llama.cpp, while single
+characters define the same language. Left recursion, which llama.cpp refuses, works.
 """
 
 from collections import Counter, defaultdict
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from gladstone.errors import ConfigError
 from runtime.grammars.regex import MAX_LEAST_REPETITIONS, MAX_QUANTIFIERS
 
-# llguidance walks from rule to rule on the native stack: 2,000 in a chain fit into 8 MiB, 5,000 do not
+# llguidance recurses from rule to rule on the native stack: a chain of 2,000 fits into 8 MiB, 5,000 do not
 MAX_RULES = 1_000
 MAX_SYMBOLS = 10_000
 MAX_CHOICES = 2_000  # alternatives and repetitions: the first mask of 5,000 repetitions in a row takes a second
@@ -25,7 +25,7 @@ HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
 
 @dataclass
 class Symbol:
-    """A character class as a regex (`rule` is None), or a reference to a rule; `most` None is without bound."""
+    """A character class as a regex (`rule` is None), or a reference to a rule; `most` None means unbounded."""
 
     text: str
     rule: str | None = None
@@ -35,18 +35,18 @@ class Symbol:
 
 @dataclass
 class Rule:
-    """Alternatives of sequences; `shown` is the name in the user's text, also for a rule made of a group."""
+    """Alternative sequences; `shown` is the name of the user's rule, also for a rule made from a group in it."""
 
     shown: str
     alternatives: list[list[Symbol]] = field(default_factory=list)
 
 
 def gbnf_to_lark(text: str) -> str:
-    """The same grammar for llguidance. Raises ConfigError with the line for what is wrong or can never end."""
+    """The grammar for llguidance. Raises ConfigError, with the line, for one that is invalid or can never end."""
     parser = _Parser(text)
     rules = parser.parse()
     if "root" not in rules:
-        raise ConfigError("the GBNF grammar has no rule `root`, with which every text would begin.")
+        raise ConfigError("the GBNF grammar has no rule `root`, at which every text starts.")
     reachable = _reachable(rules)
     _check_ends(rules, reachable)
     small = parser.repetitions <= MAX_QUANTIFIERS and parser.least_product <= MAX_LEAST_REPETITIONS
@@ -67,7 +67,7 @@ def _lark(symbol: Symbol, names: dict[str, str]) -> str:
 
 
 def _reachable(rules: dict[str, Rule]) -> list[str]:
-    """Names from `root` on, each once. Raises ConfigError for a rule that is used but nowhere defined."""
+    """Names of the rules that `root` reaches. Raises ConfigError for a rule that is used but not defined."""
     order, waiting = ["root"], ["root"]
     seen = {"root"}
     while waiting:
@@ -84,7 +84,7 @@ def _reachable(rules: dict[str, Rule]) -> list[str]:
 
 
 def _is_recursive(rules: dict[str, Rule], names: list[str]) -> bool:
-    """Whether a rule can hold itself: rules that nothing uses any more are taken away until none is left."""
+    """Whether a rule can contain itself: removing unused rules repeatedly then leaves some."""
     uses = {name: [symbol.rule for symbol in _symbols(rules[name]) if symbol.rule is not None] for name in names}
     users = Counter(rule for used in uses.values() for rule in used)
     waiting = [name for name in names if not users[name]]
@@ -104,8 +104,8 @@ def _symbols(rule: Rule) -> Iterator[Symbol]:
 
 
 def _check_ends(rules: dict[str, Rule], names: list[str]) -> None:
-    """Raises ConfigError for a rule of which every text is endless, such as `a ::= "x" a`; in linear time."""
-    missing: list[int] = []  # for each alternative: how many of its symbols are not known to end
+    """Raises ConfigError for a rule without a finite text, such as `a ::= "x" a`; in linear time."""
+    missing: list[int] = []  # for each alternative: the number of its symbols not yet known to end
     users: dict[str, list[tuple[int, str]]] = defaultdict(list)
     ends: set[str] = set()
     waiting: list[str] = []
@@ -132,7 +132,7 @@ def _check_ends(rules: dict[str, Rule], names: list[str]) -> None:
 
 
 class _Parser:
-    """One pass over the text, as llama.cpp's own parser reads it."""
+    """Parses the text in one pass, with the syntax of llama.cpp's parser."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -141,10 +141,10 @@ class _Parser:
         self._count = 0
         self._choices = 0
         self.repetitions = 0
-        self.least_product = 1  # of all least numbers of repetitions, as if each were inside the next
+        self.least_product = 1  # of all minimum repetitions, as if they were nested
 
     def parse(self) -> dict[str, Rule]:
-        """Every rule by name; groups get names that no user can write."""
+        """All rules by name; groups get names that a user cannot write."""
         self._skip(newlines=True)
         while self._at < len(self._text):
             name = self._name()
@@ -188,7 +188,7 @@ class _Parser:
             self._read(len(item))
 
     def _item(self, rule: Rule, depth: int) -> list[Symbol] | None:
-        """The symbols of a literal, or one symbol; None where the sequence ends."""
+        """The symbols of a literal, or one symbol; None at the end of the sequence."""
         letter = self._peek()
         if letter == '"':
             return self._literal()
@@ -206,7 +206,7 @@ class _Parser:
         return None
 
     def _whole(self, item: list[Symbol], rule: Rule) -> Symbol:
-        """What a repetition applies to: all of a literal, as llama.cpp has it."""
+        """The symbol that a repetition applies to: a whole literal, as in llama.cpp."""
         if len(item) == 1:
             return item[0]
         name = f"({self._at})"
@@ -225,7 +225,7 @@ class _Parser:
         return Symbol("", name)
 
     def _repeated(self, symbol: Symbol, depth: int) -> Symbol:
-        """The symbol with the repetition at this place, and with any that follow it."""
+        """The symbol with the repetitions at the current position."""
         layers = 0
         while self._peek() and self._peek() in "*+?{":
             least, most = self._bounds()
@@ -308,7 +308,7 @@ class _Parser:
             self._read(1)
         self._at += 1
         if not ranges:
-            raise self._error("a class without characters")
+            raise self._error("an empty character class")
         return _ranges(ranges, negated=negated)
 
     def _character(self) -> int:
@@ -329,7 +329,7 @@ class _Parser:
             raise self._error(f"expected {HEX_ESCAPES[kind]} hexadecimal digits after \\{kind}")
         code = int(digits, 16)
         if code > LAST_CODE_POINT or 0xD800 <= code <= 0xDFFF:
-            raise self._error(f"\\{kind}{digits} is no character")
+            raise self._error(f"\\{kind}{digits} is not a character")
         self._at += len(digits)
         return code
 
@@ -342,7 +342,7 @@ class _Parser:
         return self._text[start : self._at]
 
     def _skip(self, *, newlines: bool = False) -> None:
-        """Past blanks and comments, and past line ends where they do not end the rule."""
+        """Skip blanks and comments, and with `newlines` line ends."""
         blanks = (" ", "\t", "\r", "\n") if newlines else (" ", "\t")
         while True:
             letter = self._peek()
@@ -365,8 +365,8 @@ class _Parser:
     def _error(self, what: str) -> ConfigError:
         line = self._text.count("\n", 0, self._at) + 1
         found = self._text[self._at : self._at + 20].partition("\n")[0]
-        place = f"before {found!r}" if found else "at the end of the line"
-        return ConfigError(f"the GBNF grammar cannot be read, line {line}, {place}: {what}.")
+        where = f"before {found!r}" if found else "at the end of the line"
+        return ConfigError(f"the GBNF grammar cannot be read, line {line}, {where}: {what}.")
 
 
 def _is_word(letter: str) -> bool:

@@ -1,6 +1,7 @@
-"""Constrained decoding: a grammar, compiled for a model's vocabulary by llguidance, says which tokens may come next.
+"""Constrained decoding: llguidance compiles a grammar for a model's vocabulary and masks the tokens it forbids.
 
-The file that names llguidance. What it does not bound itself (native stack, quadratic time) is refused beforehand.
+Only this module uses llguidance. Grammars that would exceed limits that llguidance lacks (native stack, quadratic time)
+are refused before it sees them.
 """
 
 import re
@@ -24,25 +25,25 @@ Kind = Literal["json_schema", "json_object", "regex", "gbnf"]
 
 MAX_SOURCE_BYTES = {"json_schema": 128 * 1024, "json_object": 0, "regex": 64 * 1024, "gbnf": 64 * 1024}
 COMPILE_STACK_BYTES = 64 * 1024 * 1024
-# a state of the lexer takes one to two kB; the mask of one token may take about 25 ms of each fuel
+# a lexer state takes one to two kB; the mask of a token may use about 25 ms of each fuel
 LIMITS: dict[str, Any] = {
     "max_lexer_states": 50_000,
     "step_lexer_fuel": 350_000,
     "step_max_items": 50_000,
     "verbose_errors": False,
 }
-# an ambiguous grammar fills the row of each character: at 2,000 a token takes half a second; an object has three for
-# each property that may be left out
+# an ambiguous grammar fills the row of each character: at 2,000 items a token takes half a second; an object has three
+# items for each optional property
 MAX_ITEMS_IN_ROW = {"gbnf": 1_000, "json_schema": 5_000, "json_object": 5_000, "regex": 2_000}
 MAX_MESSAGE_LETTERS = 200
-NO_WAY_ON = "no text that fits the grammar goes on from here: the vocabulary has no token for what must follow."
+DEAD_END = "the answer cannot continue to match the grammar: the vocabulary has no token for what must follow."
 
 _stack_size = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a text must look like, from its first to its last character; `source` is empty for `json_object`."""
+    """A grammar that a whole answer must match; `source` is empty for `json_object`."""
 
     kind: Kind
     source: str = ""
@@ -57,30 +58,30 @@ class Grammar:
             size = len(self.source.encode("utf-8"))
         except UnicodeEncodeError as error:
             raise ConfigError(
-                f"the grammar of kind {self.kind} holds half of a surrogate pair at character {error.start + 1:,}."
+                f"the grammar of kind {self.kind} contains a lone surrogate at character {error.start + 1:,}."
             ) from error
         most = MAX_SOURCE_BYTES[self.kind]
         if size > most:
-            raise ConfigError(f"the grammar of kind {self.kind} has {size:,} bytes, at most {most:,} are read.")
+            raise ConfigError(f"the grammar of kind {self.kind} has {size:,} bytes, at most {most:,} are allowed.")
 
 
 class GrammarCompiler:
-    """The vocabulary of a model, ready to compile grammars for; make it once for each model."""
+    """Compiles grammars for the vocabulary of a model. Create one for each model."""
 
     def __init__(self, model: "Model") -> None:
-        """Takes a quarter of a second for 49,000 tokens. Raises UnsupportedError if no token ends a text."""
+        """Takes 0.25 s for 49,000 tokens. Raises UnsupportedError if the vocabulary has no end token."""
         from llguidance import LLTokenizer
 
         self.vocab_size = model.vocab_size
         self.end_tokens = frozenset(token for token in range(model.vocab_size) if model.ends_generation(token))
         if not self.end_tokens:
-            raise UnsupportedError(f"{model.path}: no token ends a text, so an answer cannot follow a grammar.")
+            raise UnsupportedError(f"{model.path}: the vocabulary has no end token, which a grammar requires.")
         vocabulary = _Vocabulary(model, self.end_tokens)
         self._tokenizer = LLTokenizer(vocabulary, eos_token=sorted(self.end_tokens))  # type: ignore[arg-type]
         vocabulary.tokenizer = self._tokenizer
 
     def compile(self, grammar: Grammar) -> "Constraint":
-        """A constraint at its first token. Raises ConfigError for a grammar that is wrong, endless or too large."""
+        """A constraint at its first token. Raises ConfigError for a grammar that is invalid, endless or too large."""
         from llguidance import LLMatcher, LLParserLimits
 
         definition = _definition(grammar)
@@ -90,7 +91,7 @@ class GrammarCompiler:
             raise ConfigError(f"the grammar of kind {grammar.kind} cannot be used: {_short(matcher.get_error())}")
         constraint = Constraint(matcher, self.vocab_size, self.end_tokens)
         try:
-            constraint.allowed()  # what fits no text at all, and what is too large, shows with the first token
+            constraint.allowed()  # a grammar without any match, or too large, fails at the first token
             constraint.forced()
         except UnsupportedError as error:
             raise ConfigError(f"the grammar of kind {grammar.kind} cannot be used: {error}") from error
@@ -98,7 +99,7 @@ class GrammarCompiler:
 
 
 class Constraint:
-    """One answer on its way through a grammar: ask for a mask, sample, `accept` the token, until `finished`."""
+    """The state of one answer in a grammar: `mask` logits, sample, `accept` the token, until `finished`."""
 
     def __init__(self, matcher: Any, vocab_size: int, end_tokens: frozenset[int]) -> None:
         self._matcher = matcher
@@ -110,7 +111,7 @@ class Constraint:
         self._ended = False
 
     def allowed(self) -> "npt.NDArray[np.bool_]":
-        """(V,): which tokens may come next. Raises UnsupportedError if that takes too much work to say."""
+        """Which tokens may come next, (V,) bool. Raises UnsupportedError if that exceeds the limits."""
         import numpy as np
         from llguidance.numpy import fill_next_token_bitmask
 
@@ -119,14 +120,14 @@ class Constraint:
             allowed[list(self._end_tokens)] = True
             return allowed
         fill_next_token_bitmask(self._matcher, self._bits)
-        self._check()  # on an error the mask allows the end, which would pass for a complete answer
+        self._check()  # on an error the mask allows the end token, which would look like a complete answer
         allowed = np.unpackbits(self._bits.view(np.uint8)[0], count=self._vocab_size, bitorder="little").view(np.bool_)
         if not allowed.any():
-            raise UnsupportedError(NO_WAY_ON)
+            raise UnsupportedError(DEAD_END)
         return allowed
 
     def mask(self, logits: "npt.NDArray[np.float32]") -> None:
-        """Set the logits (V,) of forbidden tokens to minus infinity, in place. Raises UnsupportedError as `allowed`."""
+        """Set the logits (V,) of forbidden tokens to -inf, in place. Raises UnsupportedError as `allowed` does."""
         import numpy as np
 
         if logits.shape != (self._vocab_size,):
@@ -135,7 +136,7 @@ class Constraint:
         np.copyto(logits, -np.inf, where=~allowed)
 
     def allows(self, token: int) -> bool:
-        """Whether this token may come next, without the work of a mask."""
+        """Whether a token may come next, without computing a mask."""
         if token in self._end_tokens:
             return self.may_end
         if self._ended or not 0 <= token < self._vocab_size:
@@ -145,7 +146,7 @@ class Constraint:
         return allows
 
     def accept(self, token: int) -> None:
-        """Go on by one token. Raises ValueError for one that is not allowed; the constraint then stays as it was."""
+        """Advance by one token. Raises ValueError for a forbidden one, and then keeps its state."""
         if not self.allows(token):
             raise ValueError(f"token {token} is not allowed by the grammar here")
         if token in self._end_tokens:
@@ -156,16 +157,16 @@ class Constraint:
 
     @property
     def finished(self) -> bool:
-        """True where the text is complete and nothing can follow; the answer ends, without any end token needed."""
+        """True if the text is complete and nothing can follow, so that the answer ends without an end token."""
         return self._ended or bool(self._matcher.is_stopped())
 
     @property
     def may_end(self) -> bool:
-        """True where the text so far is complete, whether or not more can follow."""
+        """True if the text so far is complete, whether or not more can follow."""
         return self.finished or bool(self._matcher.is_accepting())
 
     def forced(self) -> list[int]:
-        """Tokens that must come next, as the model's own tokenizer writes them; often none."""
+        """Tokens that must come next, as the model's own tokenizer splits them; often none."""
         if self.finished:
             return []
         tokens: list[int] = self._matcher.compute_ff_tokens()
@@ -174,7 +175,7 @@ class Constraint:
         return tokens[:fitting]
 
     def copy(self) -> Self:
-        """The same place in the grammar, to go on from independently."""
+        """An independent copy of the state."""
         other = type(self)(self._matcher.deep_copy(), self._vocab_size, self._end_tokens)
         other._ended = self._ended
         return other
@@ -184,12 +185,12 @@ class Constraint:
             return
         message = _short(self._matcher.get_error())
         if message.startswith("NoExtension"):
-            raise UnsupportedError(NO_WAY_ON)
+            raise UnsupportedError(DEAD_END)
         raise UnsupportedError(f"the grammar is too large or too ambiguous to follow: {message}")
 
 
 class _Vocabulary:
-    """What llguidance asks of a tokenizer. Control tokens have no bytes here, so that no grammar can reach them."""
+    """The tokenizer interface of llguidance. Control tokens have no bytes here, so that no grammar can produce them."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -202,10 +203,10 @@ class _Vocabulary:
             b"" if token in end_tokens or model.is_control(token) else model.piece(token)
             for token in range(model.vocab_size)
         ]
-        self.tokenizer: Any = None  # llguidance's, for text that the model's own cannot write exactly
+        self.tokenizer: Any = None  # llguidance's, for text that the model's tokenizer does not reproduce
 
     def __call__(self, text: str) -> list[int]:
-        """Tokens whose bytes are exactly the text, or none; a line end keeps away the blank that llama.cpp may add."""
+        """Tokens whose bytes are exactly the text, or []; a line end before it prevents llama.cpp's extra space."""
         data = text.encode("utf-8")
         tokens = self._model.tokenize(text)
         if self._bytes(tokens) == data:
@@ -215,7 +216,7 @@ class _Vocabulary:
             if self._bytes(tokens[start:]) == data:
                 return tokens[start:]
         greedy: list[int] = self.tokenizer.greedy_tokenize(text)
-        return greedy if self._bytes(greedy) == data else []  # no token has one of the bytes: nothing is forced
+        return greedy if self._bytes(greedy) == data else []  # a byte without a token: nothing is forced
 
     def _bytes(self, tokens: list[int]) -> bytes:
         return b"".join(self.tokens[token] for token in tokens)
@@ -237,7 +238,7 @@ def _definition(grammar: Grammar) -> str:
 
 
 def _on_large_stack(make: Any) -> Any:
-    """The result of a call in a thread with a stack for all that the checks let pass; a Rust panic is its exception."""
+    """Call `make` in a thread with a stack that suffices for every checked grammar. Raises ConfigError for a panic."""
     with _stack_size:
         before = threading.stack_size(COMPILE_STACK_BYTES)
         try:
@@ -254,7 +255,7 @@ def _on_large_stack(make: Any) -> Any:
 
 
 def _short(message: str) -> str:
-    """llguidance's message on one line, without the grammar that it repeats."""
+    """llguidance's message on one line, without the grammar that it quotes."""
     found = re.search(r"error: ([^\n]+)", message)
     line = " ".join((found[1] if found else message).replace("<non-verbose/>", "").split())
     return line if len(line) <= MAX_MESSAGE_LETTERS else f"{line[:MAX_MESSAGE_LETTERS]}…"

@@ -1,7 +1,7 @@
-"""JSON schemas for constrained decoding: what is refused before llguidance reads them, and what is made stricter.
+"""JSON schemas for constrained decoding: refuses what llguidance cannot follow, and makes formats stricter.
 
-llguidance ignores keywords that no draft knows, walks from reference to reference on the native stack, and takes 30
-February and keys that repeat for valid; what passes here is bounded, ends, and gives text that a validator accepts.
+llguidance ignores unknown keywords, recurses from reference to reference on the native stack, and accepts 30 February
+and duplicate keys. A schema that passes here is bounded and finite, and its answers pass a validator.
 """
 
 import json
@@ -14,10 +14,10 @@ from runtime.grammars.regex import MAX_QUANTIFIERS, check_nesting, check_regex
 from runtime.grammars.wrappers import unwrapped
 
 MAX_DEPTH = 64
-MAX_REFERENCE_DEPTH = 1_000  # parts of pointers, all references together; 8 MiB of stack hold 2,000, not 4,000
-MAX_PROPERTIES = 1_000  # of one object: the grammar is made in quadratic time, 59 ms at 1,000
+MAX_REFERENCE_DEPTH = 1_000  # parts of the pointers of all references; 8 MiB of stack suffice for 2,000, not 4,000
+MAX_PROPERTIES = 1_000  # of one object: compiling takes quadratic time, 59 ms at 1,000
 MAX_ALL_PROPERTIES = 3_000
-MAX_PATTERN_PROPERTIES = 50  # of one object: each is compared with each, 300 ms at 200
+MAX_PATTERN_PROPERTIES = 50  # of one object: llguidance compares all pairs, 300 ms at 200
 MAX_BRANCHES = 500  # of one anyOf, oneOf or allOf
 
 MAPS = ("properties", "patternProperties", "$defs", "definitions")
@@ -41,27 +41,27 @@ _DAY = (
     f"|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP}-02-29)"
 )
 _TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,9})?(?:[zZ]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
-# llguidance's own patterns know no leap years, take second 60 at any time, and names of any length
+# llguidance's own patterns ignore leap years, and accept second 60 at any time and names of any length
 STRICTER: dict[str, Schema] = {
     "date": {"pattern": f"^{_DAY}$"},
     "time": {"pattern": f"^{_TIME}$"},
     "date-time": {"pattern": f"^{_DAY}[tT]{_TIME}$"},
     "hostname": {"maxLength": 253},
 }
-# one blank, or a line end with its indentation: with more, a small model can write blanks for ever
+# one space, or a line end with indentation: with more, a small model can generate white space forever
 WHITESPACE = " |\\n {0,40}|\\n\\t{1,10}"
 
 
 def prepare_schema(text: str) -> str:
-    """The schema as llguidance gets it, out of what programs wrap one in.
+    """Unwrap and check a schema; returns its text for llguidance.
 
-    Raises ConfigError with a JSON pointer to what cannot be used.
+    Raises ConfigError, with a JSON pointer, for what cannot be used.
     """
     check_nesting(_without_strings(text), MAX_DEPTH, "the JSON schema")
     schema = unwrapped(_parse(text))
     if isinstance(schema, bool):
         if not schema:
-            raise ConfigError("the JSON schema is `false`: no value fits it.")
+            raise ConfigError("the JSON schema is `false`: no value matches it.")
         schema = {}
     if not isinstance(schema, dict):
         raise ConfigError(f"the JSON schema must be an object or a boolean, not {type(schema).__name__}.")
@@ -77,7 +77,7 @@ def prepare_schema(text: str) -> str:
 
 
 def _without_strings(text: str) -> str:
-    """The text with what stands between quotes left out."""
+    """The text without its strings."""
     kept, inside, escaped = [], False, False
     for letter in text:
         if escaped:
@@ -99,14 +99,14 @@ def _parse(text: str) -> Any:
         schema = json.loads(text, parse_constant=refuse)
         json.dumps(schema, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ConfigError("the JSON schema holds half of a surrogate pair, which no text can hold.") from error
+        raise ConfigError("the JSON schema contains a lone surrogate, which no text can contain.") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the JSON schema is not valid JSON: {error}.") from error
     return schema
 
 
 def _walk(schema: Schema, pointer: str) -> Iterator[tuple[str, Schema]]:
-    """Every schema that is an object, with its place; below `enum`, `const` and annotations there are values only."""
+    """Yield every schema that is an object, with its JSON pointer; `enum`, `const` and annotations hold only values."""
     yield pointer, schema
     for keyword, value in schema.items():
         below = f"{pointer}/{keyword}"
@@ -129,7 +129,7 @@ def _escaped(name: str) -> str:
 def _check_node(node: Schema, pointer: str) -> None:
     for keyword, value in node.items():
         if keyword not in KNOWN and not (keyword.startswith("x-") and keyword != "x-guidance"):
-            raise ConfigError(f"the JSON schema uses `{keyword}` at {pointer}, which is not supported: leave it out.")
+            raise ConfigError(f"the JSON schema uses `{keyword}` at {pointer}, which is not supported: remove it.")
         if keyword in LISTS and isinstance(value, list) and len(value) > MAX_BRANCHES and keyword != "prefixItems":
             raise ConfigError(f"the JSON schema has more than {MAX_BRANCHES} branches at {pointer}/{keyword}.")
     if pointer != "#" and isinstance(node.get("$id"), str):
@@ -147,13 +147,13 @@ def _check_node(node: Schema, pointer: str) -> None:
 
 
 def _check_least_properties(node: Schema, pointer: str) -> None:
-    """Keys that the schema does not name may repeat in the text, and a reader then counts them once."""
+    """Raises ConfigError if `minProperties` relies on unnamed keys, which an answer may repeat."""
     least, required = node.get("minProperties"), node.get("required")
     named = len(set(map(str, required))) if isinstance(required, list) else 0
     if isinstance(least, int) and least > named + 1:
         raise ConfigError(
-            f"the JSON schema asks for {least} properties at {pointer} and requires {named} by name: the others could"
-            " repeat one key. Name them in `required`."
+            f"the JSON schema has minProperties {least} at {pointer} and names {named} in `required`: an answer could "
+            "repeat one key for the others. Name them in `required`."
         )
 
 
@@ -173,14 +173,12 @@ def _check_totals(nodes: dict[str, Schema]) -> None:
     ]
     quantifiers = sum(check_regex(pattern, "a pattern of the JSON schema") for pattern in patterns)
     if quantifiers > 4 * MAX_QUANTIFIERS:
-        raise ConfigError(
-            f"the patterns of the JSON schema repeat something in more than {4 * MAX_QUANTIFIERS} places."
-        )
+        raise ConfigError(f"the patterns of the JSON schema have more than {4 * MAX_QUANTIFIERS} quantifiers.")
 
 
 def _check_references(schema: Schema, nodes: dict[str, Schema]) -> None:
-    """Raises ConfigError for a reference to nowhere, for one without a finite value, and for too deep a web."""
-    places = {id(node): pointer for pointer, node in nodes.items()}
+    """Raises ConfigError for a reference without a target or a finite value, and for references that nest too deep."""
+    pointers = {id(node): pointer for pointer, node in nodes.items()}
     heights = _heights(nodes)
     depth = heights["#"]
     leads: dict[int, Schema] = {}  # from the schema that refers
@@ -189,24 +187,24 @@ def _check_references(schema: Schema, nodes: dict[str, Schema]) -> None:
         target = _target(schema, node["$ref"], pointer) if "$ref" in node else None
         if not isinstance(target, dict):
             continue
-        if id(target) not in places:
-            raise ConfigError(f"the JSON schema's reference `{node['$ref']}` leads to a value, not to a schema.")
+        if id(target) not in pointers:
+            raise ConfigError(f"the JSON schema's reference `{node['$ref']}` points to a value, not to a schema.")
         leads[id(node)] = target
         if id(target) not in targets:
             targets[id(target)] = node["$ref"]
-            depth += heights[places[id(target)]]
+            depth += heights[pointers[id(target)]]
     if depth > MAX_REFERENCE_DEPTH:
         raise ConfigError(f"the JSON schema nests {depth:,} levels by its references, at most {MAX_REFERENCE_DEPTH:,}.")
     finite = finite_schemas(nodes, leads)
     for target_id, reference in targets.items():
         if target_id not in finite:
             raise ConfigError(
-                f"the JSON schema at `{reference}` has no finite value: it needs itself, or nothing fits."
+                f"the JSON schema at `{reference}` has no finite value: it requires itself, or no value matches."
             )
 
 
 def _heights(nodes: dict[str, Schema]) -> dict[str, int]:
-    """For each place: the parts of the longest pointer from it down to a schema inside it, and one."""
+    """For each pointer: one more than the parts of the longest path from it to a schema inside it."""
     heights: dict[str, int] = {}
     for place in nodes:
         below, ancestor = 1, place
@@ -219,7 +217,7 @@ def _heights(nodes: dict[str, Schema]) -> dict[str, int]:
 def _target(schema: Schema, reference: Any, pointer: str) -> Any:
     if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
         raise ConfigError(
-            f"the JSON schema's `$ref` at {pointer} is {reference!r}: only places in the same schema (`#/…`) are read."
+            f"the JSON schema's `$ref` at {pointer} is {reference!r}: only pointers into the same schema (`#/…`) work."
         )
     target: Any = schema
     for part in reference.split("/")[1:]:
@@ -229,7 +227,7 @@ def _target(schema: Schema, reference: Any, pointer: str) -> Any:
         elif isinstance(target, dict) and name in target:
             target = target[name]
         else:
-            raise ConfigError(f"the JSON schema's `$ref` {reference!r} at {pointer} leads nowhere.")
+            raise ConfigError(f"the JSON schema's `$ref` {reference!r} at {pointer} points to nothing.")
     return target
 
 

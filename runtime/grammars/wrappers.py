@@ -1,15 +1,15 @@
-"""What programs wrap a JSON schema in: OpenAI's response format, and the definitions of tools."""
+"""Unwraps a JSON schema from OpenAI's response format or from the definition of a tool."""
 
 from typing import Any
 
 _WRAPPERS = ("response_format", "json_schema", "schema", "function", "parameters", "input_schema")
-_BESIDE = {"type", "name", "description", "strict"}  # what a wrapper holds beside the schema
+_BESIDE = {"type", "name", "description", "strict"}  # other keys of a wrapper
 _TYPES = (None, "json_schema", "function")
 _DEEPEST = 3  # a response format, its schema's name, the schema
 
 
 def unwrapped(schema: Any) -> Any:
-    """The JSON schema itself; what is no wrapper is returned as it is."""
+    """The schema inside known wrappers; any other value is returned unchanged."""
     for _ in range(_DEEPEST):
         if schema == {"type": "json_object"}:
             return {"type": "object"}

@@ -1,4 +1,4 @@
-"""How fast the processor reads memory: decoding reads every weight once for each token, so this is its limit."""
+"""Memory bandwidth of the CPU. Decoding reads every weight once for each token, so bandwidth bounds its speed."""
 
 import threading
 import time
@@ -8,14 +8,14 @@ from typing import Any
 
 from gladstone.machine.host import available_memory_bytes
 
-BLOCK_BYTES = 128 << 20  # for each thread; beyond any cache
+BLOCK_BYTES = 128 << 20  # for each thread; larger than any cache
 LEAST_BLOCK_BYTES = 16 << 20
-SHARE_OF_MEMORY = 8  # no more than this part of what is free
+MEMORY_DIVISOR = 8  # all blocks take at most this fraction of the free memory
 
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """The best of several passes, in bytes a second; a copy's are counted twice, read and written."""
+    """The best of several passes, in bytes per second; a copy counts its bytes twice, as read and as written."""
 
     threads: int
     read_bytes_per_s: float
@@ -23,15 +23,15 @@ class Bandwidth:
 
     @property
     def best_bytes_per_s(self) -> float:
-        """The higher of the two: whatever was slower was held up."""
+        """The higher of the two, which other work disturbed less."""
         return max(self.read_bytes_per_s, self.copy_bytes_per_s)
 
 
 def measure_bandwidth(threads: int, time_s: float = 0.3) -> Bandwidth:
-    """Sums and copies of arrays larger than the cache, all threads at once (numpy lets go of the interpreter)."""
+    """Time sums and copies of arrays larger than the cache, in all threads at once (numpy releases the GIL)."""
     import numpy as np
 
-    room = available_memory_bytes() // SHARE_OF_MEMORY // (2 * threads)
+    room = available_memory_bytes() // MEMORY_DIVISOR // (2 * threads)
     size = max(LEAST_BLOCK_BYTES, min(BLOCK_BYTES, room)) // 8
     sources = [np.ones(size, np.uint64) for _ in range(threads)]
     targets = [np.zeros(size, np.uint64) for _ in range(threads)]
@@ -47,7 +47,7 @@ def _copier(np: Any, source: Any, target: Any) -> Callable[[], Any]:
 
 
 def _best_s(works: list[Callable[[], Any]], time_s: float) -> float:
-    """The shortest time in which all works were done side by side; at least two passes."""
+    """The shortest time in seconds of all works in parallel, over at least two passes."""
     begin_s, times_s = time.perf_counter(), [float("inf")]
     while len(times_s) < 3 or time.perf_counter() - begin_s < time_s:
         workers = [threading.Thread(target=work) for work in works]

@@ -1,6 +1,6 @@
-"""What the facts about a machine mean: instruction sets that lie idle, known faults, the build that a GPU needs.
+"""Diagnosis of a machine: unused instruction sets, known faults, the build that its GPU needs.
 
-Pure: every function takes facts and gives text, so that any machine can be tested on any other.
+Pure: every function takes facts and returns text, so that any machine can be tested on any other.
 """
 
 from dataclasses import dataclass, field
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from gladstone.machine.host import Cores, readable_bytes
 from gladstone.machine.other_work import NOTICEABLE
 
-# name in llama.cpp's system info: the processor's flag as Linux calls it
+# name in llama.cpp's system info: the CPU flag as Linux names it
 INSTRUCTIONS = {
     "AVX": "avx", "AVX2": "avx2", "F16C": "f16c", "FMA": "fma", "BMI2": "bmi2", "AVX_VNNI": "avx_vnni",
     "AVX512": "avx512f", "AVX512_VBMI": "avx512_vbmi", "AVX512_VNNI": "avx512_vnni", "AVX512_BF16": "avx512_bf16",
     "AMX_INT8": "amx_int8", "NEON": "asimd", "ARM_FMA": "asimd", "FP16_VA": "asimdhp", "DOTPROD": "asimddp",
     "MATMUL_INT8": "i8mm", "SVE": "sve", "SME": "sme",
 }  # fmt: skip
-LINUX_NAMES = {"avx512_vbmi": "avx512vbmi"}  # where the kernel spells a flag otherwise
-NEEDED = ("avx2", "fma", "f16c", "bmi2")  # of a processor that the portable build runs on
-# measured on one processor with AVX-512, a portable build against one with it
+LINUX_NAMES = {"avx512_vbmi": "avx512vbmi"}  # flags that the kernel spells differently
+NEEDED = ("avx2", "fma", "f16c", "bmi2")  # flags that the portable build requires
+# measured on one CPU with AVX-512: a portable build against one that uses it
 AVX512_COST = "decode 2-7 % slower; prefill as fast with Q4_1, 1.25 times slower with Q8_0, 1.5 times with Q4_K_M"
-MADE_RIGHT = {12: 4, 13: 3}  # gcc's first minor version with correct AMX code, by major version; all from 14 on
+AMX_FIXED_IN = {12: 4, 13: 3}  # gcc's first minor version with correct AMX code, by major version; all from 14 on
 BUSY_LOAD = 0.5
 MANY_SPINS = 5000  # longer than a barrier takes on a quiet machine
 VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
@@ -27,7 +27,7 @@ VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 
 @dataclass(frozen=True)
 class Tools:
-    """What building with a GPU takes: names as `nvidia-smi` and Vulkan tell them, and which programs are there.
+    """What a build for a GPU needs: GPUs that `nvidia-smi` and Vulkan report, and the installed programs.
 
     `controllers` are the vendors of graphics hardware on the bus, with or without a driver.
     """
@@ -42,7 +42,7 @@ class Tools:
 
 @dataclass(frozen=True)
 class Facts:
-    """What `runtime doctor` found out; None or empty where it could not."""
+    """What `runtime doctor` measured or read; None or empty where it could not."""
 
     processor: str
     flags: frozenset[str]
@@ -64,13 +64,13 @@ class Facts:
 
 
 def instructions_used(system: str) -> frozenset[str]:
-    """The instruction sets in llama.cpp's system info: 'CPU : AVX = 1 | AVX2 = 1 | OPENMP = 1 | '."""
+    """The instruction sets in llama.cpp's system info, such as 'CPU : AVX = 1 | AVX2 = 1 | OPENMP = 1 | '."""
     pairs = (part.rpartition(":")[2].partition("=") for part in system.split("|"))
     return frozenset(name.strip() for name, _, value in pairs if value.strip() == "1" and name.strip() in INSTRUCTIONS)
 
 
 def instructions_unused(facts: Facts) -> tuple[str, ...]:
-    """What the processor could do and the build does not use, in llama.cpp's names. () if the build is unknown."""
+    """Instruction sets of the CPU that the build does not use, in llama.cpp's names; () if the build is unknown."""
     if not facts.used:
         return ()
     needless = {"AVX_VNNI"} if "AVX512_VNNI" in facts.used else set()  # the same for narrower registers
@@ -79,16 +79,18 @@ def instructions_unused(facts: Facts) -> tuple[str, ...]:
 
 
 def idle_cost(unused: tuple[str, ...]) -> str:
-    """What it costs that they are not used, as far as it was measured; '' for nothing."""
+    """The measured cost of unused instruction sets, and the fix; '' if there are none."""
     if "AVX512" in unused:
-        return f"without them {AVX512_COST} (measured on one processor); `make set-up CPU=all` builds what uses them"
+        return (
+            f"without them {AVX512_COST} (measured on one CPU); `make set-up CPU=all` builds a llama.cpp that uses them"
+        )
     if unused == ("AMX_INT8",):
-        return "left out on purpose: some compilers make code of it that crashes"
-    return "what that costs was not measured; `make set-up CPU=all` builds what uses them" if unused else ""
+        return "left out on purpose: some compilers generate AMX code that crashes"
+    return "cost not measured; `make set-up CPU=all` builds a llama.cpp that uses them" if unused else ""
 
 
 def known_faults(facts: Facts) -> list[str]:
-    """Everything that is wrong or slows this machine down, each with what to do."""
+    """Everything that is wrong with this machine or slows it down, each with its fix."""
     checks = (
         _crash,
         _too_old,
@@ -106,7 +108,7 @@ def known_faults(facts: Facts) -> list[str]:
 
 
 def gpu_build(facts: Facts) -> list[str]:
-    """What to run for a build of llama-cpp-python that uses the GPU that is here; says so if there is none to use."""
+    """The commands that build llama-cpp-python for this machine's GPU, or a line that says there is none."""
     tools = facts.tools
     if facts.devices:
         return [f"llama.cpp uses {', '.join(facts.devices)} already."]
@@ -121,8 +123,8 @@ def gpu_build(facts: Facts) -> list[str]:
         return [*first, _install("-DGGML_VULKAN=ON", facts.version)]
     if tools.controllers:
         names = ", ".join(tools.controllers)
-        return [f"graphics hardware of {names} is there, but nvidia-smi and vulkaninfo see none: install its driver."]
-    return ["no GPU seen: the build for the processor is the right one."]
+        return [f"graphics hardware of {names} is present, but nvidia-smi and vulkaninfo see none: install its driver."]
+    return ["no GPU found: the CPU build is the right one."]
 
 
 def _install(flags: str, version: str) -> str:
@@ -145,14 +147,14 @@ def _crash(facts: Facts) -> list[str]:
 
 
 def _too_old(facts: Facts) -> list[str]:
-    if "sse2" not in facts.flags:  # no x86, or nothing known of it
+    if "sse2" not in facts.flags:  # not x86, or the flags are unknown
         return []
     missing = [flag for flag in NEEDED if not _has(facts, flag)]
     if not missing:
         return []
     return [
-        f"the processor lacks {', '.join(missing)}, which the portable build model: it dies with SIGILL. Build for "
-        f"this processor: {_install('-DGGML_NATIVE=ON', facts.version)}"
+        f"the CPU lacks {', '.join(missing)}, which the portable build needs: it crashes with SIGILL. Build for "
+        f"this CPU: {_install('-DGGML_NATIVE=ON', facts.version)}"
     ]
 
 
@@ -160,10 +162,10 @@ def _broken_amx(facts: Facts) -> list[str]:
     if "AMX_INT8" not in facts.used or not facts.compiler.startswith("gcc "):
         return []
     major, minor = (int(part) for part in facts.compiler.removeprefix("gcc ").split(".")[:2])
-    if major >= 14 or minor >= MADE_RIGHT.get(major, 1 << 30):
+    if major >= 14 or minor >= AMX_FIXED_IN.get(major, 1 << 30):
         return []
     return [
-        f"{facts.compiler} drops the stores that set up AMX (gcc bug 114098): the first prompt may die with SIGILL. "
+        f"{facts.compiler} drops the stores that set up AMX (gcc bug 114098): the first prompt may crash with SIGILL. "
         "Build without it (`make set-up`), or with -mno-amx-int8, or with gcc 12.4, 13.3 or 14."
     ]
 
@@ -179,8 +181,8 @@ def _spinning_threads(facts: Facts) -> list[str]:
     if spins != "infinity" and not (spins.isdigit() and int(spins) > MANY_SPINS):
         return []
     return [
-        f"GOMP_SPINCOUNT={spins}: threads spin for those that other work holds up, and beside it an answer may never "
-        "end. Unset it."
+        f"GOMP_SPINCOUNT={spins}: threads spin while they wait for threads that other work delays, and an answer may "
+        "never end. Unset it."
     ]
 
 
@@ -196,22 +198,22 @@ def _quota(facts: Facts) -> list[str]:
     if cores.quota is None or cores.quota >= cores.allowed:
         return []
     return [
-        f"the control group grants the time of {cores.quota:g} of {cores.allowed} processors: more than {cores.usable} "
-        "threads would be stopped again and again. Raise the container's limit if it is yours to set."
+        f"the control group limits this process to {cores.quota:g} of {cores.allowed} CPUs: more than {cores.usable} "
+        "threads would be throttled. Raise the container's CPU limit if you can."
     ]
 
 
 def _translated(facts: Facts) -> list[str]:
     if not (facts.processor.startswith("Apple") and facts.used & {"AVX", "AVX2"}):
         return []
-    return ["this Python is an x86 program, translated for Apple's processor: one for arm64 is several times faster."]
+    return ["this Python is an x86 program that Rosetta translates: an arm64 Python is several times faster."]
 
 
 def _small_pages(facts: Facts) -> list[str]:
     if not facts.small_pages:
         return []
     return [
-        "huge pages are turned off, with which weights are read 5 to 10 % faster. To turn them on for who asks: "
+        "huge pages, which make reading weights 5 to 10 % faster, are off. To allow them for programs that ask: "
         "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
     ]
 
@@ -219,13 +221,13 @@ def _small_pages(facts: Facts) -> list[str]:
 def _swap(facts: Facts) -> list[str]:
     if facts.swap_bytes < (64 << 20):
         return []
-    return [f"{readable_bytes(facts.swap_bytes)} are swapped out: memory was short. What is swapped comes back slowly."]
+    return [f"{readable_bytes(facts.swap_bytes)} are swapped out: memory was short. Swapped pages are slow to return."]
 
 
 def _busy(facts: Facts) -> list[str]:
     if facts.others >= NOTICEABLE:
-        taken = f"{facts.others:.1f} of {facts.cores.usable} processors"
-        return [f"other work took {taken} while the speed was measured: the speeds are too low."]
+        taken = f"{facts.others:.1f} of {facts.cores.usable} CPUs"
+        return [f"other work used {taken} during the measurement: the speeds are too low."]
     if facts.load < BUSY_LOAD * facts.cores.usable:
         return []
-    return [f"other work runs here (load average {facts.load:.1f} on {facts.cores.usable}): the speeds are too low."]
+    return [f"other work is running (load average {facts.load:.1f} on {facts.cores.usable}): the speeds are too low."]

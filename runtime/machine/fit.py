@@ -1,7 +1,7 @@
 """Fit a model to the machine: layers on the GPU, context, batch and cache type for the memory that is free.
 
-Preferred, in this order: the context that was asked for, the first cache type, all layers on a GPU, a full batch. What
-was asked for is done or refused; what was not is made smaller only as far as it must be, and the reason says so.
+Preferences, in this order: the requested context, the first cache type, all layers on a GPU, a full batch. What the
+user set is kept, or refused with an error; unset sizes shrink only as far as they must, and the reason reports it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,16 +28,16 @@ from runtime.machine.memory_model import (
 if TYPE_CHECKING:
     from gladstone.llamacpp.devices import Device
 
-BATCHES = (512, 256, 128)  # beyond 512 prefill gains little; below 128 it loses a lot
+BATCHES = (512, 256, 128)  # above 512 prefill gains little; below 128 it loses a lot
 LEAST_CONTEXT_TOKENS = 512
-# beside what llama.cpp logs: the driver's context, its matrix library's workspace, conversions of quantised weights
+# besides what llama.cpp logs: the driver's context, the matrix library's workspace, conversions of quantised weights
 GPU_MARGIN_BYTES = 512 << 20
 MEMORY_MARGIN_BYTES = 128 << 20  # Python's own growth, threads' stacks, llama.cpp's graph
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A device that layers can be put on; `shares_memory`: its memory is the processor's, as on a laptop's chip."""
+    """A device for layers. `shares_memory` is True if it uses the memory of the CPU, as integrated graphics do."""
 
     name: str
     free_bytes: int
@@ -47,7 +47,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What is free: memory of the processor, and of each GPU in the order in which llama.cpp counts them."""
+    """Free memory of the CPU and of each GPU, in llama.cpp's order."""
 
     memory_bytes: int
     gpus: tuple[Gpu, ...] = ()
@@ -56,12 +56,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class FitConstraints:
-    """What was asked for; None and "auto" leave it to the fit.
+    """What the fit must respect; None and "auto" leave a size to the fit.
 
-    `context_tokens` are for all sequences together. `kv_types` in order of preference: a smaller one is only taken if
-    it is named. `outputs` are the tokens of a batch whose logits may be asked for, by default all of them.
-    `reserved_bytes` are left free in memory and on each GPU, for a model that is loaded later. Weights are `mapped`
-    from their file, or copied into memory of their own: by default where they get huge pages and memory is plenty.
+    `context_tokens` is for all sequences together. `kv_types` are in order of preference; no other type is used.
+    `outputs` is the number of tokens of a batch whose logits may be read, by default all. `reserved_bytes` stay free in
+    memory and on each GPU, for a model that is loaded later. `mapped` weights are mapped from their file; else they are
+    copied, by default if they get huge pages and leave half of the memory free.
     """
 
     gpu_layers: int | Literal["auto"] = "auto"
@@ -79,7 +79,7 @@ class FitConstraints:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """What a device is to hold, margin included, and what it has."""
+    """What a device will hold, margin included, and its free memory."""
 
     name: str
     layers: int
@@ -91,8 +91,8 @@ class DeviceMemory:
 class Fit:
     """How to load a model and make its context.
 
-    `gpu_layers` of `all_layers` count the output as one, as llama.cpp does; `tensor_split` says how many of them each
-    GPU takes. `shares` are of the memory first, then of every GPU. `reason` is one line.
+    `gpu_layers` and `all_layers` count the output as a layer, as llama.cpp does; `tensor_split` is the number of layers
+    on each GPU. `devices` lists the CPU's memory first, then every GPU. `reason` is one line for the user.
     """
 
     gpu_layers: int
@@ -122,39 +122,40 @@ class Fit:
 
 
 def read_machine() -> Machine:
-    """What is free at this moment. What this process has mapped of files, as a model's weights, counts as taken.
+    """Free memory at this moment, without the pages of files that this process maps, such as a model's weights.
 
-    The system calls such pages free, since it could drop them; but a model that is loaded reads them for each token.
+    The system counts those pages as free, since it could drop them; but a loaded model reads them for each token.
     """
     from gladstone.llamacpp.devices import read_devices
 
     devices = read_devices()
-    # llama.cpp takes a processor's own graphics only where there is no other GPU
-    used = [each for each in devices if each.kind == "gpu"] or [each for each in devices if each.kind == "igpu"][:1]
-    gpus = (Gpu(each.description, each.free_bytes, each.total_bytes, _shares_memory(each)) for each in used)
+    # llama.cpp uses integrated graphics only if there is no other GPU
+    used = [device for device in devices if device.kind == "gpu"]
+    used = used or [device for device in devices if device.kind == "igpu"][:1]
+    gpus = (Gpu(device.description, device.free_bytes, device.total_bytes, _shares_memory(device)) for device in used)
     return Machine(max(0, available_memory_bytes() - mapped_file_bytes()), tuple(gpus), has_huge_pages())
 
 
 def _shares_memory(device: "Device") -> bool:
-    """True for a processor's own graphics; Apple's, called MTL0, are a GPU like others to llama.cpp."""
+    """True for integrated graphics, and for Apple's (MTL0), which llama.cpp lists as a GPU."""
     return device.kind == "igpu" or device.name.startswith("MTL")
 
 
 def plan_fit(headers: Sequence[GgufHeader], machine: Machine, constraints: FitConstraints) -> Fit:
-    """The best that fits. Raises ConfigError for wishes that cannot be, UnsupportedError if memory is too small."""
+    """The best fit. Raises ConfigError for constraints out of range, UnsupportedError if memory is too small."""
     model = read_memory_model(headers)
     _check(model, machine, constraints)
-    machine = _less(machine, constraints.reserved_bytes)
+    machine = _reserve(machine, constraints.reserved_bytes)
     for settings in _candidate_settings(model, constraints):
         fit = _best_layers(model, machine, settings, constraints)
         if fit is not None:
-            fit = replace(fit, mapped=_maps(fit, machine, constraints))
+            fit = replace(fit, mapped=_should_map(fit, machine, constraints))
             return replace(fit, reason=_reason(fit, model, machine, constraints))
     raise _refusal(model, machine, constraints)
 
 
 def _candidate_settings(model: MemoryModel, constraints: FitConstraints) -> Iterator[ContextSettings]:
-    """Contexts and cache types to try, from the best on, with a full batch."""
+    """Contexts and cache types to try, the best first, with a full batch."""
     for context in _contexts(model, constraints):
         for kv_type in constraints.kv_types:
             batch = context if model.has_encoder else min(constraints.batch_tokens or BATCHES[0], context)
@@ -165,7 +166,7 @@ def _candidate_settings(model: MemoryModel, constraints: FitConstraints) -> Iter
                 outputs=constraints.outputs or batch,
                 kv_type=kv_type,
                 flash_attention=constraints.flash_attention,
-                # sequences of an encoder's answer with a cache each make llama.cpp abort
+                # with an encoder, a separate cache for each sequence makes llama.cpp abort
                 unified=constraints.unified or (model.has_encoder and constraints.sequences > 1),
                 full_window=constraints.full_window,
             )
@@ -185,25 +186,25 @@ def _contexts(model: MemoryModel, constraints: FitConstraints) -> list[int]:
 def _best_layers(
     model: MemoryModel, machine: Machine, settings: ContextSettings, constraints: FitConstraints
 ) -> Fit | None:
-    """The most layers on GPUs; a smaller batch if all layers fit with it, or if nothing does without."""
+    """The fit with most layers on GPUs; a smaller batch only if all layers fit with it, or nothing fits without."""
     batches = [settings.batch_tokens]
     if constraints.batch_tokens is None and not model.has_encoder:
         batches += [batch for batch in BATCHES if batch < settings.batch_tokens]
-    every = len(model.layers) + 1 if machine.gpus else 0
-    asked = every if constraints.gpu_layers == "auto" else min(constraints.gpu_layers, every)
+    all_layers = len(model.layers) + 1 if machine.gpus else 0
+    asked = all_layers if constraints.gpu_layers == "auto" else min(constraints.gpu_layers, all_layers)
     least = 0 if constraints.gpu_layers == "auto" else asked
     trials = [(asked, batch) for batch in batches]
     trials += [(count, batch) for batch in batches for count in range(asked - 1, least - 1, -1)]
-    fits = (_placed(model, machine, replace(settings, batch_tokens=batch), count) for count, batch in trials)
+    fits = (_place_layers(model, machine, replace(settings, batch_tokens=batch), count) for count, batch in trials)
     return next((fit for fit in fits if fit is not None), None)
 
 
-def _placed(model: MemoryModel, machine: Machine, settings: ContextSettings, gpu_layers: int) -> Fit | None:
-    """The last `gpu_layers` put on the GPUs, one GPU after the other; None if they or the memory are too small."""
+def _place_layers(model: MemoryModel, machine: Machine, settings: ContextSettings, gpu_layers: int) -> Fit | None:
+    """Place the last `gpu_layers` layers on the GPUs, one GPU after the other; None if there is not enough memory."""
     sizes = [layer.weight_bytes + cache_bytes(layer, settings) for layer in model.layers] + [model.output_bytes]
     first = len(sizes) - gpu_layers
     buffers = buffer_bytes(model, settings)
-    # for a long prompt llama.cpp lends the GPU the weights of the layers that are not on it, a tensor at a time
+    # for a long prompt llama.cpp copies the weights of layers in CPU memory to the GPU, one tensor at a time
     lent = 2 * model.largest_bytes if first > 0 else 0
     lent += (
         3 * input_bytes(model, settings) if len(machine.gpus) > 1 else 0
@@ -228,28 +229,28 @@ def _placed(model: MemoryModel, machine: Machine, settings: ContextSettings, gpu
 
 
 def _memory_bytes(model: MemoryModel, sizes: Sequence[int], first: int) -> int:
-    """What is held in memory: the layers before `first`, and the embedding, which never goes to a GPU."""
+    """Bytes of weights and cache in CPU memory: the layers before `first`, and the embedding, which is on no GPU."""
     held = model.input_bytes + sum(sizes[:first])
     output_here = first == len(sizes)
     return held - (model.embedding_bytes if output_here and model.shares_embedding else 0)
 
 
-def _maps(fit: Fit, machine: Machine, constraints: FitConstraints) -> bool:
-    """Copied weights are read faster, but the system cannot drop them: half of the memory is left to others."""
+def _should_map(fit: Fit, machine: Machine, constraints: FitConstraints) -> bool:
+    """Whether to map the weights. Copies are faster, but the system cannot drop them, so half of memory stays free."""
     if constraints.mapped is not None:
         return constraints.mapped
     return not machine.huge_pages or fit.gpu_layers > 0 or 2 * fit.devices[0].needed_bytes > machine.memory_bytes
 
 
-def _less(machine: Machine, reserved_bytes: int) -> Machine:
+def _reserve(machine: Machine, reserved_bytes: int) -> Machine:
     gpus = (replace(gpu, free_bytes=max(0, gpu.free_bytes - reserved_bytes)) for gpu in machine.gpus)
     return replace(machine, memory_bytes=max(0, machine.memory_bytes - reserved_bytes), gpus=tuple(gpus))
 
 
 def _check(model: MemoryModel, machine: Machine, constraints: FitConstraints) -> None:
-    """Raises ConfigError or UnsupportedError for what no memory would make possible."""
+    """Raises ConfigError or UnsupportedError for constraints that no amount of memory can meet."""
     if constraints.sequences < 1 or constraints.reserved_bytes < 0 or (constraints.batch_tokens or 1) < 1:
-        raise ConfigError("sequences and batch must be 1 or more, and what is reserved 0 bytes or more.")
+        raise ConfigError("sequences and batch must be 1 or more, and the reserved memory 0 bytes or more.")
     most = model.trained_tokens * constraints.sequences
     if constraints.context_tokens is not None and not 1 <= constraints.context_tokens <= most:
         raise ConfigError(f"a context of {constraints.context_tokens:,} tokens: expected 1 to {most:,}.")
@@ -269,24 +270,23 @@ def _check(model: MemoryModel, machine: Machine, constraints: FitConstraints) ->
 
 
 def _check_kv_type(model: MemoryModel, kv_type: str, constraints: FitConstraints) -> None:
-    """Raises UnsupportedError for a cache that llama.cpp would refuse or abort on."""
+    """Raises UnsupportedError for a cache type that makes llama.cpp refuse the context or abort."""
     block = BLOCKS[kv_type][0]
     if block == 1:
         return
     if not constraints.flash_attention or model.has_encoder:
-        why = "models with an encoder have none" if model.has_encoder else "it is turned off"
+        why = "models with an encoder have none" if model.has_encoder else "flash attention is off"
         raise UnsupportedError(f"a cache of type {kv_type} needs flash attention, and {why}. Take f16.")
     widths = {width for layer in model.layers for width in (layer.key_head_width, layer.value_head_width)}
     odd = sorted(width for width in widths if width % block)
     if odd:
         raise UnsupportedError(
-            f"a cache of type {kv_type} keeps numbers in blocks of {block}, and this model's heads are {odd[0]} wide. "
-            "Take f16."
+            f"a cache of type {kv_type} has blocks of {block} values, and this model's heads have {odd[0]}. Take f16."
         )
 
 
 def _refusal(model: MemoryModel, machine: Machine, constraints: FitConstraints) -> UnsupportedError:
-    """What was asked for needs this much; what fits instead."""
+    """The error for a model that does not fit: what it needs, what is free, and what would fit."""
     smallest = list(_candidate_settings(model, constraints))[-1]
     if constraints.batch_tokens is None and not model.has_encoder:
         smallest = replace(smallest, batch_tokens=min(BATCHES[-1], smallest.batch_tokens))
@@ -297,31 +297,31 @@ def _refusal(model: MemoryModel, machine: Machine, constraints: FitConstraints) 
     even = "" if constraints.context_tokens else "even "
     return UnsupportedError(
         f"not enough memory for {layers}{even}a context of {smallest.context_tokens:,} tokens: weights "
-        f"{_gb(model.weight_bytes)}, {smallest.kv_type} cache {_gb(cached)}, buffers at most {_gb(buffers)}; free are "
+        f"{_gb(model.weight_bytes)}, {smallest.kv_type} cache {_gb(cached)}, buffers at most {_gb(buffers)}; free: "
         f"{_gb(machine.memory_bytes)}{f' and {free}' if free else ''}. {_instead(model, machine, constraints)}"
     )
 
 
 def _instead(model: MemoryModel, machine: Machine, constraints: FitConstraints) -> str:
-    """What would fit of this model; else what to do."""
+    """What of this model would fit; if nothing, what to do."""
     free_layers = replace(constraints, gpu_layers="auto")
     looser = [free_layers] if constraints.gpu_layers != "auto" else []
     looser.append(replace(free_layers, context_tokens=None, batch_tokens=None))
     smallest = replace(looser[-1], sequences=1, outputs=None)
     if constraints.sequences > 1:
         looser.append(smallest)
-    for each in looser:
-        for settings in _candidate_settings(model, each):
-            fit = _best_layers(model, machine, settings, each)
+    for relaxed in looser:
+        for settings in _candidate_settings(model, relaxed):
+            fit = _best_layers(model, machine, settings, relaxed)
             if fit is not None:
-                many = f", {each.sequences} sequences" if constraints.sequences > 1 else ""
+                many = f", {relaxed.sequences} sequences" if constraints.sequences > 1 else ""
                 layers = f"{fit.gpu_layers} of {fit.all_layers} GPU layers and " if machine.gpus else ""
                 return f"What fits: {layers}a context of {settings.context_tokens:,} tokens{many}."
-    return "No context of this model fits: take a smaller quantisation, or free some memory."
+    return "No context of this model fits: use a smaller quantisation, or free some memory."
 
 
 def _reason(fit: Fit, model: MemoryModel, machine: Machine, constraints: FitConstraints) -> str:
-    """The decision in one line."""
+    """The fit in one line."""
     own, *gpus = fit.devices
     on = ", ".join(_filled(share) for share in gpus if share.layers)
     if not machine.gpus:
@@ -333,9 +333,9 @@ def _reason(fit: Fit, model: MemoryModel, machine: Machine, constraints: FitCons
     context = f"context {fit.context_tokens:,} ({fit.kv_type} cache {_gb(fit.cache_bytes)})"
     preferred = _contexts(model, constraints)[0]
     if fit.context_tokens < preferred:
-        context += f" instead of {preferred:,}, for want of memory"
+        context += f" instead of {preferred:,}, to fit the memory"
     elif constraints.context_tokens is None and model.trained_tokens * constraints.sequences > preferred:
-        context += f" of {model.trained_tokens:,} that --context can ask for"
+        context += f" of at most {model.trained_tokens:,} (--context)"
     flash = "on" if fit.flash_attention and not model.has_encoder else "off"
     weights = "mapped" if fit.mapped else "copied into huge pages" if machine.huge_pages else "copied"
     return f"{layers}, weights {weights}, {context}, batch {fit.batch_tokens:,}, flash attention {flash}"

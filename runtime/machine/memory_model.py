@@ -1,7 +1,7 @@
-"""What a model takes of memory, from its header alone: weights by layer, cache by layer, and a bound for the buffers.
+"""The memory model of a GGUF, from its header alone: weights and cache of each layer, and a bound for the buffers.
 
-The rules are llama.cpp's own (llama-kv-cache.cpp, llama-hparams.cpp, llama-context.cpp of the pinned version): the
-cache is exact, the buffers in which a batch is computed are bounded from above.
+The rules are llama.cpp's own (llama-kv-cache.cpp, llama-hparams.cpp, llama-context.cpp of the pinned version). The size
+of the cache is exact, that of the compute buffers is an upper bound.
 """
 
 import re
@@ -14,13 +14,13 @@ from gladstone.gguf.header import GgufHeader, usable_context
 from gladstone.gguf.types import TENSOR_TYPES
 
 SMALL_BYTES = 1 << 20  # token ids, positions, norms and the like
-CELLS = 256  # llama.cpp rounds a context up to a multiple of it
+CELLS = 256  # llama.cpp rounds the context up to a multiple of this
 BLOCKS = {name.lower(): (block, size) for name, block, size in TENSOR_TYPES.values()}
-# every n-th layer sees the whole context, the others a window; where a header names no pattern (src/models/*.cpp)
+# every n-th layer sees the whole context, the others a window, if the header has no pattern (src/models/*.cpp)
 WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "olmo2": 4, "llama4": 4}
 WINDOWS = {"gemma2": 4096, "llama4": 8192}  # likewise
-PATTERNS_READ = {*WINDOW_PERIODS, "gemma4", "mimo2", "step35"}  # the architectures whose pattern llama.cpp reads
-INTERVALS = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # every n-th layer has a cache, the others a state
+PATTERNS_READ = {*WINDOW_PERIODS, "gemma4", "mimo2", "step35"}  # architectures whose pattern llama.cpp reads
+INTERVALS = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # every n-th layer has a KV cache, the others a state
 SHARED_FROM = {"gemma3n": 20}  # later layers use the cache of an earlier one
 RECURRENT = {"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"}
 LAYER = re.compile(r"(?:enc\.|dec\.)?blk\.(\d+)\.")
@@ -29,7 +29,7 @@ OF_THE_OUTPUT = ("output", "cls", "enc.output", "dec.output")
 
 @dataclass(frozen=True)
 class Layer:
-    """A repeating layer: what is stored of it, and the widths of what it caches for each token.
+    """A repeating layer: the size of its weights, and the widths of the keys and values that it caches for each token.
 
     `window` is the number of tokens that its attention sees, 0 for all; `state_bytes` is for each sequence.
     """
@@ -45,9 +45,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """The shape of a model, as far as memory asks for it.
+    """The sizes of a model that determine its memory.
 
-    The output's weights are counted with the embedding if they are the same tensor: a GPU gets a copy of it.
+    If output and embedding are one tensor, both `output_bytes` and `input_bytes` count it: a GPU gets a copy.
     """
 
     architecture: str
@@ -60,25 +60,25 @@ class MemoryModel:
     trained_tokens: int
     vocabulary: int
     width: int
-    inner_width: int  # of the feed-forward part, all experts that a token goes through
+    inner_width: int  # of the feed-forward part, over all experts that a token uses
     heads: int
     head_width: int
     has_encoder: bool
 
     @property
     def weight_bytes(self) -> int:
-        """All of the file's tensors, each once."""
+        """Bytes of all tensors in the file, each counted once."""
         copied = self.embedding_bytes if self.shares_embedding else 0
         return sum(layer.weight_bytes for layer in self.layers) + self.input_bytes + self.output_bytes - copied
 
 
 @dataclass(frozen=True)
 class ContextSettings:
-    """How a context is made.
+    """The settings of a llama.cpp context.
 
-    `context_tokens` are for all sequences; `outputs` are the tokens of a batch whose logits may be asked for;
-    `unified`: all sequences share one cache instead of having an equal part each; `full_window`: layers with a window
-    cache the whole context all the same, as a cache that is cut back needs it.
+    `context_tokens` is for all sequences together; `outputs` is the number of tokens of a batch whose logits may be
+    read. With `unified`, all sequences share one cache; else each has an equal part. With `full_window`, layers with a
+    window cache the whole context, which truncating the cache requires.
     """
 
     context_tokens: int
@@ -92,7 +92,7 @@ class ContextSettings:
 
 
 def read_memory_model(headers: Sequence[GgufHeader]) -> MemoryModel:
-    """The needs of a model whose headers were read with `read_model`. Raises ArtifactError if a size is missing."""
+    """The memory model for headers that `read_model` returned. Raises ArtifactError if a size is missing."""
     reader = _Reader(headers)
     count = reader.number("block_count")
     weights, input_bytes, output_bytes = _weights(headers, count)
@@ -109,7 +109,7 @@ def read_memory_model(headers: Sequence[GgufHeader]) -> MemoryModel:
         embedding_bytes=embedding,
         largest_bytes=max((t.size_bytes for h in headers for t in h.tensors if LAYER.match(t.name)), default=0),
         shares_embedding=shares_embedding,
-        trained_tokens=usable_context(headers) or reader.number("context_length"),  # which says that there is none
+        trained_tokens=usable_context(headers) or reader.number("context_length"),  # raises if there is none
         vocabulary=reader.vocabulary(),
         width=width,
         inner_width=_inner_width(reader, count),
@@ -120,17 +120,17 @@ def read_memory_model(headers: Sequence[GgufHeader]) -> MemoryModel:
 
 
 def _inner_width(reader: "_Reader", count: int) -> int:
-    """A third of what the widest feed-forward part holds of a token at once: gate, up and their product."""
+    """A third of the widest feed-forward part's values for a token: gate, up and their product."""
     plain = max(reader.each("feed_forward_length", count, 0))
     used = max(reader.each("expert_used_count", count, 0))
     expert = max(reader.each("expert_feed_forward_length", count, plain))
     shared = reader.number("expert_shared_feed_forward_length", expert * reader.number("expert_shared_count", 0))
-    mixed = used * (reader.number("embedding_length") + 2 * expert) // 3  # each expert's answer beside its gate and up
+    mixed = used * (reader.number("embedding_length") + 2 * expert) // 3  # each expert's output besides its gate and up
     return max(plain, used * expert + shared, mixed, 2 * reader.number("ssm.inner_size", 0))
 
 
 def cache_bytes(layer: Layer, settings: ContextSettings) -> int:
-    """What a layer caches for all sequences, to the byte."""
+    """The exact size of a layer's cache, for all sequences."""
     cells, streams = cells_of(settings)
     if layer.window and not settings.full_window:
         seen = layer.window * (settings.sequences if settings.unified else 1) + settings.batch_tokens
@@ -140,7 +140,7 @@ def cache_bytes(layer: Layer, settings: ContextSettings) -> int:
 
 
 def cells_of(settings: ContextSettings) -> tuple[int, int]:
-    """Tokens that a cache holds, and how many such caches there are."""
+    """Cells of a cache, and the number of caches."""
     whole = _padded(settings.context_tokens)
     if settings.unified or settings.sequences == 1:
         return whole, 1
@@ -148,15 +148,15 @@ def cells_of(settings: ContextSettings) -> tuple[int, int]:
 
 
 def row_bytes(width: int, kv_type: str) -> int:
-    """Of `width` numbers of a type, as ggml stores them."""
+    """Bytes of a row of `width` values of a type, as ggml stores it."""
     block, size = BLOCKS[kv_type]
     return -(-width // block) * size
 
 
 def buffer_bytes(model: MemoryModel, settings: ContextSettings) -> int:
-    """A bound for the buffers in which a batch is computed and logits are kept, wherever they lie.
+    """An upper bound for the buffers of a batch and its logits, on whichever device they are.
 
-    The graph is widest in one of three places: a feed-forward part, an attention without flash attention, the logits.
+    The graph is widest at one of three points: a feed-forward part, attention without flash attention, or the logits.
     """
     batch = min(settings.batch_tokens, _padded(settings.context_tokens))
     cells = cells_of(settings)[0]
@@ -169,12 +169,12 @@ def buffer_bytes(model: MemoryModel, settings: ContextSettings) -> int:
         scores = 4 * batch * cells * model.heads
     inner = 4 * batch * 3 * model.inner_width
     flows = 4 * batch * 7 * max(model.width, model.heads * model.head_width)
-    kept = 4 * model.vocabulary * settings.sequences  # the logits that the caller reads
+    kept = 4 * model.vocabulary * settings.sequences  # logits that the caller reads
     return int(1.03 * (flows + max(inner, scores, logits) + mask_bytes(model, settings))) + kept + SMALL_BYTES
 
 
 def mask_bytes(model: MemoryModel, settings: ContextSettings) -> int:
-    """What says for each token of a batch which of the cached ones it sees; one for each kind of layer."""
+    """Bytes of the attention masks (batch, cells), one for each kind of layer."""
     windows = {layer.window for layer in model.layers if layer.key_width}
     return (
         min(settings.batch_tokens, _padded(settings.context_tokens))
@@ -185,7 +185,7 @@ def mask_bytes(model: MemoryModel, settings: ContextSettings) -> int:
 
 
 def input_bytes(model: MemoryModel, settings: ContextSettings) -> int:
-    """What a GPU takes in for a batch: the layer's input and the masks. With several GPUs each keeps four of them."""
+    """Bytes that a GPU receives for a batch: a layer's input and the masks. Several GPUs keep four copies each."""
     return 8 * settings.batch_tokens * model.width + mask_bytes(model, settings)
 
 
@@ -194,7 +194,7 @@ def _padded(tokens: int) -> int:
 
 
 def _weights(headers: Sequence[GgufHeader], count: int) -> tuple[list[int], int, int]:
-    """Bytes of each layer, of what stays with the input, and of the output."""
+    """Bytes of each layer, of the input's tensors, and of the output's."""
     layers, first, last = [0] * count, 0, 0
     for tensor in (tensor for header in headers for tensor in header.tensors):
         found = LAYER.match(tensor.name)
@@ -230,7 +230,7 @@ def _head_width(reader: "_Reader", which: str, window: int, heads: int) -> int:
 
 
 def _window(reader: "_Reader", number: int) -> int:
-    """How many tokens a layer's attention sees; 0 for all, and for architectures that are not known here."""
+    """Tokens that a layer's attention sees; 0 for all, and for unknown architectures, which overestimates the cache."""
     if reader.architecture not in PATTERNS_READ:
         return 0
     window = reader.number("attention.sliding_window", WINDOWS.get(reader.architecture, 0))
@@ -251,7 +251,7 @@ def _is_recurrent(reader: "_Reader", number: int, kv_heads: int) -> bool:
 
 
 def _state_bytes(reader: "_Reader") -> int:
-    """Of one sequence and one recurrent layer, in float32."""
+    """Bytes of the float32 state of one sequence in one recurrent layer."""
     width = reader.number("embedding_length")
     head = reader.number("wkv.head_size", 0)
     if head:
@@ -265,7 +265,7 @@ def _state_bytes(reader: "_Reader") -> int:
 
 
 class _Reader:
-    """The numbers of a header, under the names without the architecture."""
+    """Numbers of a header, by key without the architecture's prefix."""
 
     def __init__(self, headers: Sequence[GgufHeader]) -> None:
         self._header = headers[0]
@@ -275,20 +275,20 @@ class _Reader:
         return self._header.metadata.get(f"{self.architecture}.{key}")
 
     def number(self, key: str, default: int | None = None) -> int:
-        """Raises ArtifactError if there is neither the key nor a default."""
+        """The value of a key, the largest of a list. Raises ArtifactError without a value and a default."""
         found = self.value(key)
         if isinstance(found, list) and found:
             found = max(found)
         if isinstance(found, int):
             return found
         if default is None:
-            raise ArtifactError(f"{self._header.path}: its header has no number {self.architecture}.{key}.")
+            raise ArtifactError(f"{self._header.path}: its header has no number for {self.architecture}.{key}.")
         return default
 
     def each(self, key: str, count: int, default: int) -> list[int]:
-        """The number of every layer: a list in the header, or one for all."""
+        """The value of each layer: a list in the header, or one value for all layers."""
         found = self.value(key)
-        if isinstance(found, list) and len(found) >= count and all(isinstance(each, int) for each in found):
+        if isinstance(found, list) and len(found) >= count and all(isinstance(value, int) for value in found):
             return found[:count] or [default]
         if isinstance(found, int):
             return [found] * max(count, 1)

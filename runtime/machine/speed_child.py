@@ -20,7 +20,7 @@ CONTEXT_TOKENS, PROMPT_TOKENS, DECODED_TOKENS, LIMIT_S = 512, 128, 48, 2.0
 
 
 def describe() -> dict[str, Any]:
-    """What the build says of itself: instruction sets, the back end that was chosen of several, GPUs."""
+    """What the build reports: instruction sets, the back end that was chosen, GPUs."""
     from gladstone.llamacpp.backends import loaded_backend
     from gladstone.llamacpp.devices import read_devices
     from gladstone.llamacpp.library import library
@@ -32,7 +32,7 @@ def describe() -> dict[str, Any]:
 
 
 def measure(path: Path) -> dict[str, Any]:
-    """Tokens a second of a prompt and of single tokens, the best of several, on as many threads as an engine takes."""
+    """Tokens per second of prefill and decoding, the best of several, on the threads that an engine would choose."""
     from gladstone.llamacpp.backends import backend_id
     from gladstone.llamacpp.context import Context
     from gladstone.llamacpp.model import Model
@@ -41,7 +41,7 @@ def measure(path: Path) -> dict[str, Any]:
     headers = read_model(path)
     facts = summarize_model(headers)
     mapped = True
-    with suppress(UnsupportedError):  # too large for this machine; it is tried all the same
+    with suppress(UnsupportedError):  # too large for this machine; it is measured all the same
         mapped = plan_fit(headers, read_machine(), FitConstraints()).mapped
     with Model(path, mapped=mapped, headers=headers) as model, Context(model, CONTEXT_TOKENS) as context:
         tokens = [token % model.vocab_size for token in range(100, 100 + PROMPT_TOKENS)]
@@ -78,7 +78,7 @@ def measure(path: Path) -> dict[str, Any]:
 
 
 def _best_s(once: Callable[[], None], most: int) -> float:
-    """The shortest of so many times, or of as many as there is time for, but two at least: the first one warms up."""
+    """The shortest of `most` times, or of as many as fit in 2 s, but at least two: the first one warms up."""
     begin_s, times_s = time.perf_counter(), list[float]()
     while len(times_s) < 2 or (len(times_s) < most and time.perf_counter() - begin_s < LIMIT_S):
         start_s = time.perf_counter()

@@ -1,6 +1,6 @@
-"""Beam search as transformers' `generate(num_beams=…)` does it, driven from outside: it sees logits, never a model.
+"""Beam search as in transformers' `generate(num_beams=…)`, without a model: it takes logits and returns tokens.
 
-Each step takes the logits of all running beams, and tells which of them each of the next ones continues and by what.
+Each step takes the logits of all running beams, and returns the parent and the token of each of the next beams.
 """
 
 import math
@@ -16,19 +16,19 @@ from runtime.sampling.sampler import MAX_LENGTH_PENALTY, Sampling
 
 __all__ = ["BeamSearch", "Beams", "Hypothesis", "Moves", "banned_by_ngrams"]
 
-BLOCK = 256  # logits that are looked at together
+BLOCK = 256  # logits whose maximum is compared first
 Ids = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Beams:
-    """The settings, with transformers' meaning and defaults but for the count.
+    """The settings, with transformers' meaning and, except for the count, its defaults.
 
-    A hypothesis of N tokens, its end included, scores the sum of its log-probabilities / N ** length_penalty: more than
-    0 favours long ones. `early_stopping` True ends as soon as `count` have ended; False once the best that runs scores
-    worse than all of them; "never" only when none that runs could ever score better. `no_repeat_ngram` N forbids a
-    run of N tokens to come twice (0: none is forbidden). `repetition_penalty` multiplies the log-probability of each
-    token that was there before.
+    A hypothesis of N tokens, its end token included, scores the sum of its log-probabilities / N ** length_penalty:
+    values above 0 favour long hypotheses. `early_stopping` True ends the search as soon as `count` hypotheses have
+    ended; False, once the best running one scores worse than all of them; "never", only when no running one could
+    ever score better. `no_repeat_ngram` N forbids to repeat any run of N tokens (0: none). `repetition_penalty`
+    multiplies the log-probability of each token that occurred before.
     """
 
     count: int = 4
@@ -84,25 +84,28 @@ class Hypothesis:
 
 
 class Moves(NamedTuple):
-    """How the running beams go on: each from one of those before (B,), by a token (B,); the best first."""
+    """The next beams, the best first: the index of each one's parent (B,) and its token (B,) int32."""
 
     parents: npt.NDArray[np.intp]
     tokens: Ids
 
 
 class BeamSearch:
-    """One search. Feed `step` until `finished`; then, or whenever it was given up, read `hypotheses`."""
+    """One search. Call `step` until `finished`; `hypotheses` can be read then, or when the search is cancelled."""
 
     def __init__(self, settings: Beams, start: int, ends: Sequence[int], max_tokens: int) -> None:
-        """`start` is the decoder's first token, `ends` those that end a text, `max_tokens` the most after the start."""
+        """`start` is the decoder's first token, `ends` are end tokens, `max_tokens` bounds the tokens after the start.
+
+        Raises ValueError without an end token or room for a token.
+        """
         if not ends or max_tokens < 1:
             raise ValueError(f"a search needs end tokens and room for one token, not {list(ends)} and {max_tokens}")
         self._settings = settings
         self._ends = np.asarray(ends, dtype=np.int32)
         self._max_tokens = max_tokens
-        self._kept = settings.count * (len(ends) + 1)  # so that `count` go on even if all of the best end
+        self._candidates = settings.count * (len(ends) + 1)  # enough that `count` continue even if all of the best end
         self._tokens = np.array([[start]], dtype=np.int32)  # (B, T) of the running beams, the start token included
-        self._totals = np.zeros(1, dtype=np.float32)  # (B,) their summed log-probabilities
+        self._totals = np.zeros(1, dtype=np.float32)  # (B,) sums of their log-probabilities
         self._done: list[Hypothesis] = []
         self._work = np.zeros((0, 0), dtype=np.float32)
         self.finished = False
@@ -119,7 +122,7 @@ class BeamSearch:
 
     @property
     def hypotheses(self) -> list[Hypothesis]:
-        """At most `count`, the best first. Of a search that was given up, those that still run follow the others."""
+        """At most `count`, the best first. In a cancelled search the running ones follow those that ended."""
         if self.finished:
             return list(self._done)
         length = max(self.length, 1)
@@ -130,14 +133,14 @@ class BeamSearch:
         return (self._done + running)[: self._settings.count]
 
     def step(self, logits: npt.NDArray[np.float32]) -> Moves:
-        """Choose from the logits (B, V) of all running beams, in their order. They are not changed.
+        """Choose the next beams from the logits (B, V) of all running ones, in their order; `logits` is not changed.
 
-        Raises ValueError for those of another number of beams, or when the search is finished.
+        Raises ValueError for another number of beams, or when the search is finished.
         """
         if self.finished or len(logits) != self.running:
             under_way = "is finished" if self.finished else f"has {self.running} beams running"
             raise ValueError(f"logits of {len(logits)} beams for a search that {under_way}")
-        parents, chosen, totals = _best(self._continued(logits), self._kept)
+        parents, chosen, totals = _best(self._continued(logits), self._candidates)
         rows = np.concatenate([self._tokens[parents], chosen[:, None]], axis=1)
         ended = np.isin(chosen, self._ends)
         stops = ended | (rows.shape[1] > self._max_tokens)
@@ -149,16 +152,16 @@ class BeamSearch:
         return Moves(parents[onward], chosen[onward])
 
     def _continued(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The totals (B, V) that each token would lead to; penalties fall on log-probabilities, as in transformers."""
+        """Totals (B, V) after each possible token. Penalties apply to log-probabilities, as in transformers."""
         beams, vocabulary = logits.shape
-        if self._work.shape != (beams + 1, vocabulary):  # kept, since memory that is new each time costs most of all
+        if self._work.shape != (beams + 1, vocabulary):  # reused: allocating it in each step took most of the time
             self._work = np.empty((beams + 1, vocabulary), dtype=np.float32)
         scores, spare = self._work[:beams], self._work[beams]
         for row, of_beam in zip(scores, logits, strict=True):
             np.subtract(of_beam, of_beam.max(), out=row)
             np.subtract(row, np.log(np.exp(row, out=spare).sum()), out=row)
         if self._settings.repetition_penalty != 1:
-            seen = np.take_along_axis(scores, self._tokens, axis=1)  # none is above 0
+            seen = np.take_along_axis(scores, self._tokens, axis=1)  # log-probabilities, all at most 0
             np.put_along_axis(scores, self._tokens, seen * np.float32(self._settings.repetition_penalty), axis=1)
         if self._settings.no_repeat_ngram:
             for row, tokens in zip(scores, self._tokens, strict=True):
@@ -168,17 +171,17 @@ class BeamSearch:
 
     def _add(self, tokens: Ids, total: np.float32, *, is_end: bool) -> None:
         self._done.append(Hypothesis(tuple(tokens.tolist()), self._score(total, len(tokens)), is_end))
-        self._done.sort(key=lambda each: -each.score)
+        self._done.sort(key=lambda hypothesis: -hypothesis.score)
         del self._done[self._settings.count :]
 
     def _can_improve(self) -> bool:
-        """Could a running beam still enter the finished ones? For False a guess, which is transformers' own."""
+        """Whether a running beam may still beat a finished one; with False an estimate, the same as transformers'."""
         if len(self._done) < self._settings.count:
             return True
         if self._settings.early_stopping is True:
             return False
-        reaches_on = self._settings.early_stopping == "never" and self._settings.length_penalty > 0
-        length = self._max_tokens if reaches_on else self.length
+        is_exact = self._settings.early_stopping == "never" and self._settings.length_penalty > 0
+        length = self._max_tokens if is_exact else self.length
         return self._score(self._totals[0], length) > self._done[-1].score
 
     def _score(self, total: np.float32, length: int) -> float:
@@ -186,9 +189,9 @@ class BeamSearch:
 
 
 def banned_by_ngrams(tokens: Sequence[int] | npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
-    """Tokens that would complete a run of `size` tokens that `tokens` (T,) hold already; some may come twice.
+    """Tokens (N,) that would complete a run of `size` tokens that already occurs in `tokens` (T,), with duplicates.
 
-    transformers counts the decoder's start token among them, and nothing of what an encoder has read.
+    transformers includes the decoder's start token, and none of the encoder's prompt.
     """
     array = np.asarray(tokens, dtype=np.int32)
     windows = len(array) - size + 1
@@ -201,19 +204,19 @@ def banned_by_ngrams(tokens: Sequence[int] | npt.NDArray[Any], size: int) -> npt
 
 
 def _best(scores: npt.NDArray[np.float32], count: int) -> tuple[npt.NDArray[np.intp], Ids, npt.NDArray[np.float32]]:
-    """Rows, columns and values of the `count` highest of (B, V), the highest first; none that is forbidden."""
+    """Rows, columns and values of the `count` highest finite scores of (B, V), the highest first."""
     flat = scores.reshape(-1)
-    places = _promising(flat, count)
-    places = places[np.lexsort((places, -flat[places]))][:count]
-    places = places[np.isfinite(flat[places])]
-    rows, columns = np.divmod(places, scores.shape[1])
-    return rows, columns.astype(np.int32), flat[places]
+    indices = _promising(flat, count)
+    indices = indices[np.lexsort((indices, -flat[indices]))][:count]
+    indices = indices[np.isfinite(flat[indices])]
+    rows, columns = np.divmod(indices, scores.shape[1])
+    return rows, columns.astype(np.int32), flat[indices]
 
 
 def _promising(flat: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.intp]:
-    """Places among which the `count` highest are: those blocks whose highest are the highest, and the rest behind them.
+    """Indices that include the `count` highest scores: the blocks with the highest maxima, and the incomplete last one.
 
-    A third of the time that `argpartition` of all takes.
+    It takes a third of the time of `argpartition` over all scores.
     """
     blocks = len(flat) // BLOCK
     if blocks <= count:

@@ -1,7 +1,7 @@
-"""Encoder–decoder models (T5, Flan-T5, mT5, UMT5): a text is read whole, then the answer is written token by token.
+"""Encoder–decoder models (T5, Flan-T5, mT5, UMT5): the prompt is encoded at once, then the answer is decoded.
 
-A context holds one encoder's output, so one request at a time. Nothing here starts a thread or prints. Another thread
-may call the context's `abort` during an evaluation: what was asked then ends, and after `resume` the next can begin.
+A context holds the output of one encoder run, so it serves one request at a time. Nothing here starts a thread or
+prints. Another thread may call the context's `abort` to end an evaluation; after `resume` the next request can begin.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from gladstone.llamacpp.model import Model
 from runtime.errors import ContextFullError
 from runtime.sampling.beam_search import Beams, BeamSearch, Hypothesis, Moves
 
-ARCHITECTURE = "t5"  # the one encoder–decoder architecture of llama.cpp; mT5 and UMT5 are written as it too
+ARCHITECTURE = "t5"  # llama.cpp's only encoder–decoder architecture, also used for mT5 and UMT5
 LOGIT_SCALE = f"{ARCHITECTURE}.logit_scale"
 Logits = npt.NDArray[np.float32]
 StopReason = Literal["end", "length", "context", "cancelled"]
@@ -26,10 +26,10 @@ StopReason = Literal["end", "length", "context", "cancelled"]
 
 @dataclass(frozen=True)
 class BeamAnswer:
-    """The hypotheses, the best first, and why that one stops where it does.
+    """The hypotheses, the best first, and why the best one stops.
 
-    "end": the model ended it. "length": `max_tokens`; "context": no room for more. "cancelled": it was given up; those
-    that had ended come before those that still ran, and there is none if the prompt was not yet read.
+    "end": the model ended it. "length": `max_tokens`. "context": the context is full. "cancelled": the search was
+    cancelled; ended hypotheses come before running ones, and there are none if the prompt was not encoded yet.
     """
 
     hypotheses: tuple[Hypothesis, ...]
@@ -38,44 +38,44 @@ class BeamAnswer:
 
 
 class EncoderDecoder:
-    """An encoder–decoder model on a context: begin with a prompt, then token by token; or search in beams."""
+    """An encoder–decoder model on a context: `begin` with a prompt and `step` by token, or `search` with beams."""
 
     def __init__(self, context: Context) -> None:
-        """Raises UnsupportedError for a model of another kind, ArtifactError for one without a start token."""
+        """Raises UnsupportedError for another kind of model, ArtifactError for one without a start token."""
         model = context.model
         self.scale = logit_scale(model)
         if model.decoder_start < 0:
             raise ArtifactError(
-                f"{model.path}: it does not say with which token an answer begins. {how_to_replace(model.path)}"
+                f"{model.path}: the file does not name the decoder's start token. {how_to_replace(model.path)}"
             )
         self.context = context
         self.ends = tuple(dict.fromkeys(t for t in (model.eos, model.eot) if t >= 0 and model.ends_generation(t)))
-        self.length = 0  # tokens that the decoder has read, the start token included
+        self.length = 0  # tokens that the decoder has evaluated, the start token included
 
     @property
     def room_tokens(self) -> int:
-        """Tokens that the answer can still get when one is written, the one that the last logits are for included."""
+        """Tokens that a single answer can still get, including the one that the last logits predict."""
         return self.context.context_tokens - self.length + 1
 
     def begin(self, prompt: Sequence[int]) -> Logits | None:
-        """Let the encoder read a prompt, as `Model.add_bos_eos` ends it; logits (V,) of the answer's first token.
+        """Encode a prompt, to which `Model.add_bos_eos` added EOS; returns the logits (V,) of the first answer token.
 
-        The same view as `step` gives. None if the context was aborted. Raises DataError for an empty prompt,
-        ContextFullError for one that is too long.
+        The logits are the view that `step` returns; None if the context was aborted. Raises DataError for an empty
+        prompt, ContextFullError for one that is too long.
         """
         return self._begin(prompt, sequences=1)
 
     def step(self, token: int) -> Logits | None:
-        """Logits (V,) of the token after this one; None if the context was aborted.
+        """Logits (V,) float32 of the token after this one; None if the context was aborted.
 
-        A view of what llama.cpp's samplers read, valid until the next evaluation: what is changed in it (a forbidden
-        token set to -inf) counts for them. Raises ContextFullError if `room_tokens` is 1.
+        The array is a view of what llama.cpp's samplers read, valid until the next evaluation: a token set to -inf is
+        forbidden to them. Raises ContextFullError if `room_tokens` is 1.
         """
-        found = self.extend([token])
-        return None if found is None else found[0]
+        rows = self.extend([token])
+        return None if rows is None else rows[0]
 
     def extend(self, tokens: Sequence[int]) -> Logits | None:
-        """Logits (N, V) of the tokens after each of these, evaluated together; else as `step`."""
+        """Logits (N, V) of the token after each of these N tokens, evaluated in one batch; otherwise as `step`."""
         count = len(tokens)
         if self.length + count > self.context.context_tokens:
             raise ContextFullError(
@@ -88,18 +88,18 @@ class EncoderDecoder:
     def search(
         self, prompt: Sequence[int], beams: Beams, max_tokens: int, cancelled: Callable[[], bool] = lambda: False
     ) -> BeamAnswer:
-        """The best answers of at most `max_tokens` tokens, the end included. `cancelled` is asked before every step.
+        """The best answers of at most `max_tokens` tokens, the end token included. `cancelled` is polled at every step.
 
-        All beams are evaluated in one batch; they share what they have in common. Raises what `begin` raises, and
-        ConfigError if the context has fewer sequences than there are beams.
+        All beams are evaluated in one batch and share the cells of their common prefix. Raises what `begin` raises, and
+        ConfigError if the context has fewer sequences than beams.
         """
         count = beams.count
         if count > self.context.sequences:
             raise ConfigError(f"{count} beams on a context of {self.context.sequences} sequences: open it with more.")
-        # the start token is evaluated once, each of the others but the last may differ from beam to beam
+        # all beams share the start token; each of the others but the last may take a cell per beam
         room = (self.context.context_tokens - 1) // count + 1
         search = BeamSearch(beams, self.context.model.decoder_start, self.ends, min(max_tokens, room))
-        bank = _Bank(self.context, count)
+        sequences = _BeamSequences(self.context, count)
         steps = 0
         first = None if cancelled() else self._begin(prompt, count)
         logits = None if first is None else first[None]
@@ -108,8 +108,8 @@ class EncoderDecoder:
             moves = search.step(logits)
             if search.finished or cancelled():
                 break
-            bank.follow(moves, self.length)
-            logits = self._evaluate(moves.tokens, np.full(search.running, self.length), bank.slots)
+            sequences.follow(moves, self.length)
+            logits = self._evaluate(moves.tokens, np.full(search.running, self.length), sequences.of_beams)
         hypotheses = tuple(search.hypotheses) if steps else ()
         if not search.finished:
             return BeamAnswer(hypotheses, "cancelled", steps)
@@ -122,8 +122,8 @@ class EncoderDecoder:
             raise DataError("the prompt is empty: there is nothing to answer.")
         if len(prompt) > limit:
             raise ContextFullError(
-                f"the prompt of {len(prompt):,} tokens does not fit the context of {limit:,} tokens, in which an "
-                f"encoder reads it in one piece. Shorten it, or take a larger context."
+                f"the prompt of {len(prompt):,} tokens does not fit the context of {limit:,} tokens, and an encoder "
+                f"cannot split it. Shorten the prompt, or set a larger context."
             )
         self.length = 0
         if not self.context.encode(prompt, sequences):
@@ -138,7 +138,7 @@ class EncoderDecoder:
         logits = self.context.all_logits(count)
         if not np.isfinite(logits[:, 0]).all():
             raise ArtifactError(
-                f"{self.context.model.path}: the model computes what is no number: the file is damaged, or its 16-bit "
+                f"{self.context.model.path}: the model's logits contain NaN or Inf: the file is damaged, or its 16-bit "
                 "floats overflow. Export it as bf16, f32 or q8_0."
             )
         if self.scale != 1:
@@ -146,51 +146,52 @@ class EncoderDecoder:
         return logits
 
 
-class _Bank:
-    """Which sequence of the context holds each beam.
+class _BeamSequences:
+    """The sequence of the context that holds each beam.
 
-    The first beam that continues another stays in its sequence; only the others of the same parent are copied, into
-    sequences of those that nobody continues. Then no second set of sequences is needed, nor a copy of most beams.
+    The first beam that continues a parent stays in the parent's sequence; further ones share its cells in sequences
+    whose beams ended. So no second set of sequences is needed, and most beams are not copied.
     """
 
     def __init__(self, context: Context, count: int) -> None:
         self._context = context
         self._all = range(count)
-        self.slots: list[int] = [0]
+        self.of_beams: list[int] = [0]
 
     def follow(self, moves: Moves, length: int) -> None:
-        """Bring the cache, of `length` tokens a beam, to where the moves go on from."""
-        sources = [self.slots[parent] for parent in moves.parents]
-        free = [slot for slot in self._all if slot not in sources]
-        self.slots = []
+        """Give each of the next beams a sequence with its parent's `length` tokens."""
+        sources = [self.of_beams[parent] for parent in moves.parents]
+        free = [sequence for sequence in self._all if sequence not in sources]
+        self.of_beams = []
         for source in sources:
-            if source not in self.slots:
-                self.slots.append(source)
+            if source not in self.of_beams:
+                self.of_beams.append(source)
                 continue
             target = free.pop()
             self._context.forget(sequence=target)
             self._context.share(source, target, length)
-            self.slots.append(target)
+            self.of_beams.append(target)
 
 
 def logit_scale(model: Model) -> float:
-    """What llama.cpp's logits are multiplied by to be the model's own.
+    """The factor that turns llama.cpp's logits into the model's own.
 
-    T5 of 2019 scales what the tied head reads by d_model ** -0.5, which llama.cpp leaves out; later ones have a head of
-    their own and no scale. A file can say it as `t5.logit_scale`. Raises UnsupportedError for another architecture.
+    T5 of 2019 scales the input of its tied head by d_model ** -0.5, which llama.cpp omits; later models have an untied
+    head and no scale. A file can declare the factor as `t5.logit_scale`. Raises UnsupportedError for another
+    architecture.
     """
     headers = model.headers
     metadata = headers[0].metadata
     architecture = metadata["general.architecture"]
     if architecture != ARCHITECTURE:
         raise UnsupportedError(
-            f"{model.path}: a model of architecture {architecture!r}, expected one with an encoder and a decoder "
+            f"{model.path}: the architecture is {architecture!r}, expected one with an encoder and a decoder "
             f"({ARCHITECTURE})."
         )
-    told = metadata.get(LOGIT_SCALE)
-    if told is not None:
-        if not isinstance(told, float) or not 0 < told <= 1:
-            raise ArtifactError(f"{model.path}: {LOGIT_SCALE} is {told!r}, expected more than 0, at most 1.")
-        return told
+    declared = metadata.get(LOGIT_SCALE)
+    if declared is not None:
+        if not isinstance(declared, float) or not 0 < declared <= 1:
+            raise ArtifactError(f"{model.path}: {LOGIT_SCALE} is {declared!r}, expected more than 0, at most 1.")
+        return declared
     has_head = any(tensor.name == "output.weight" for header in headers for tensor in header.tensors)
     return 1.0 if has_head else float(model.embedding_size**-0.5)

@@ -1,4 +1,4 @@
-"""How the next token is chosen: checked settings, and llama.cpp's sampler chain built from them."""
+"""Sampling: checked settings, and llama.cpp's sampler chain built from them."""
 
 import ctypes
 import math
@@ -17,25 +17,26 @@ if TYPE_CHECKING:
     from gladstone.llamacpp.model import Model
     from runtime.sampling.candidates import Candidates
 
-MAX_SEED = 2**32 - 2  # llama.cpp takes 2**32 - 1 for "choose one at random"
+MAX_SEED = 2**32 - 2  # for llama.cpp 2**32 - 1 means a random seed
 MAX_LOGPROBS = 50
 MAX_BEAMS = 8
 MAX_LENGTH_PENALTY = 5
-MANY = 256  # of which part of a vocabulary the likeliest tokens are found faster than all are looked at
-DRY_BREAKERS = ("\n", ":", '"', "*")  # llama.cpp's default: a repetition does not go on across these
-MIROSTAT_SURPRISES = 100  # tokens by which mirostat 1 estimates the distribution, as in its paper
+MIN_VOCABULARY_PER_CANDIDATE = 256  # with fewer tokens for each candidate, selecting candidates saves no time
+DRY_BREAKERS = ("\n", ":", '"', "*")  # llama.cpp's default sequence breakers
+MIROSTAT_M = 100  # tokens from which mirostat 1 estimates the distribution, as in its paper
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Temperature 0 takes the most likely token each time. Names and meaning are those of llama.cpp.
+    """How tokens are chosen. Names and meaning are llama.cpp's; temperature 0 is greedy.
 
-    Off are: top_k 0, top_p 1, min_p 0, typical_p 1, top_n_sigma 0, xtc_probability 0, dry_multiplier 0, repeat_penalty
-    1, frequency_penalty 0, presence_penalty 0, mirostat 0. Mirostat takes the place of every filter. `logit_bias` holds
-    pairs of a token and what is added to its logit; -inf forbids it. `logprobs` asks for so many likeliest tokens.
+    These values turn a setting off: top_k 0, top_p 1, min_p 0, typical_p 1, top_n_sigma 0, xtc_probability 0,
+    dry_multiplier 0, repeat_penalty 1, frequency_penalty 0, presence_penalty 0, mirostat 0. Mirostat replaces every
+    filter. `logit_bias` holds pairs of a token and what is added to its logit; -inf forbids the token. `logprobs` is
+    the number of likeliest tokens to report with each token.
 
-    For encoder–decoder models: `no_repeat_ngram` forbids to write so many tokens in a row twice; with more than one of
-    the `beams` the answer is searched as transformers searches it, and what chooses tokens one by one does not count.
+    Only for encoder–decoder models: `no_repeat_ngram` N forbids to repeat any run of N tokens; more than one of `beams`
+    selects transformers' beam search, which ignores the settings for sampling single tokens.
     """
 
     temperature: float = 0.0
@@ -115,7 +116,7 @@ class Sampling:
 
     @property
     def penalises(self) -> bool:
-        """True if what was said before changes what is likely."""
+        """Whether a penalty depends on earlier tokens."""
         penalties = (self.repeat_penalty - 1, self.frequency_penalty, self.presence_penalty)
         return self.repeat_window > 0 and any(penalties)
 
@@ -125,12 +126,12 @@ def _between(value: float, least: float, most: float) -> bool:
 
 
 class SamplerChain:
-    """Chooses tokens. Close it, or use it in a `with` block."""
+    """Samples tokens. Close it, or use it in a `with` block."""
 
     def __init__(self, sampling: Sampling, model: "Model", prompt: Sequence[int] = ()) -> None:
-        """The penalties count the end of the prompt too, as llama.cpp's own programs do.
+        """The penalties include the end of the prompt, as in llama.cpp's own programs.
 
-        Raises ConfigError for a bias on a token that the vocabulary does not have.
+        Raises ConfigError for a bias on a token outside the vocabulary.
         """
         from gladstone.llamacpp.library import library
 
@@ -140,18 +141,18 @@ class SamplerChain:
         self._lib: Any = library()
         self._chain = self._lib.llama_sampler_chain_init(self._lib.llama_sampler_chain_default_params())
         samplers = self._samplers(sampling, model)
-        self._plain = sampling.temperature == 0 and len(samplers) == 1  # the highest logit is the token
-        self._candidates = self._few(sampling, model)
+        self._is_argmax = sampling.temperature == 0 and len(samplers) == 1
+        self._candidates = self._select_candidates(sampling, model)
         for sampler in samplers:
             self._lib.llama_sampler_chain_add(self._chain, sampler)
         window = max(sampling.repeat_window if sampling.penalises else 0, sampling.dry_window * self._dries(sampling))
         for token in prompt[-window:] if window else ():
             self.accept(token)
 
-    def _few(self, sampling: Sampling, model: "Model") -> "Candidates | None":
-        """The likeliest tokens, where no other can be chosen; None where all must be looked at, or it costs no more.
+    def _select_candidates(self, sampling: Sampling, model: "Model") -> "Candidates | None":
+        """The likeliest tokens, if no other can be sampled; None if samplers must see all, or if that costs no more.
 
-        llama.cpp passes over a whole vocabulary in 60 µs, but a penalty looks each token up in a table.
+        llama.cpp scans a whole vocabulary in 60 µs, but a penalty looks each token up in a table.
         """
         from runtime.sampling.candidates import Candidates
 
@@ -164,14 +165,14 @@ class SamplerChain:
             return None
         lowered = sampling.repeat_window * sampling.penalises + sampling.dry_window * self._dries(sampling)
         count = kept + lowered
-        return Candidates(self._lib, count) if count <= model.vocab_size // MANY else None
+        return Candidates(self._lib, count) if count <= model.vocab_size // MIN_VOCABULARY_PER_CANDIDATE else None
 
     @staticmethod
     def _dries(sampling: Sampling) -> bool:
         return sampling.dry_multiplier > 0 and sampling.dry_window > 0
 
     def _samplers(self, sampling: Sampling, model: "Model") -> list[Any]:
-        """In llama.cpp's own order."""
+        """The samplers, in llama.cpp's default order."""
         lib, samplers = self._lib, []
         if sampling.logit_bias:
             biases = (lib.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias)
@@ -206,21 +207,21 @@ class SamplerChain:
 
     def _dry(self, sampling: Sampling, model: "Model") -> Any:
         breakers = (ctypes.c_char_p * len(DRY_BREAKERS))(*(text.encode() for text in DRY_BREAKERS))
-        strength = sampling.dry_multiplier, sampling.dry_base, sampling.dry_allowed_length, sampling.dry_window
-        return self._lib.llama_sampler_init_dry(model.vocabulary, *strength, breakers, len(breakers))
+        settings = sampling.dry_multiplier, sampling.dry_base, sampling.dry_allowed_length, sampling.dry_window
+        return self._lib.llama_sampler_init_dry(model.vocabulary, *settings, breakers, len(breakers))
 
     def _mirostat(self, sampling: Sampling, model: "Model") -> Any:
         settings = sampling.seed, sampling.mirostat_tau, sampling.mirostat_eta
         if sampling.mirostat == 1:
-            return self._lib.llama_sampler_init_mirostat(model.vocab_size, *settings, MIROSTAT_SURPRISES)
+            return self._lib.llama_sampler_init_mirostat(model.vocab_size, *settings, MIROSTAT_M)
         return self._lib.llama_sampler_init_mirostat_v2(*settings)
 
     def sample(self, context: "Context", index: int, logits: "npt.NDArray[np.float32]") -> int:
-        """Choose a token from the logits of the batch's token `index`, and remember it for the penalties.
+        """Sample from `logits` (V,) float32, the output of the batch's token `index`.
 
-        Raises UnsupportedError if the model gives no numbers.
+        The penalties count the token. Raises UnsupportedError if the logits are NaN or Inf.
         """
-        if self._plain:
+        if self._is_argmax:
             token = int(logits.argmax())
         elif self._candidates is not None:
             token = self._candidates.choose(self._chain, logits)
@@ -229,11 +230,11 @@ class SamplerChain:
         else:
             token = int(self._lib.llama_sampler_sample(self._chain, context.handle, index))
         if token < 0 or not math.isfinite(logits[token]):
-            raise UnsupportedError(f"{context.model.path}: its logits are no numbers: the file is damaged.")
+            raise UnsupportedError(f"{context.model.path}: its logits contain NaN or Inf: the file is damaged.")
         return token
 
     def accept(self, token: int) -> None:
-        """Remember a token that was not chosen here."""
+        """Count a token that was not sampled here for the penalties."""
         self._lib.llama_sampler_accept(self._chain, token)
 
     def close(self) -> None:

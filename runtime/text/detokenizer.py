@@ -1,7 +1,6 @@
-"""From the bytes of tokens to text that can be shown: UTF-8 and stop strings. Pure: no model in here.
+"""Bytes of tokens to text: UTF-8 decoding, stop strings, reasoning. Pure: no model in here.
 
-Each step gives the same text for every way of cutting its input into pieces, and holds back only what a later piece
-could still change.
+Each step returns the same text however its input is cut into pieces, and holds back only what later input can change.
 """
 
 import codecs
@@ -12,7 +11,7 @@ from runtime.text.reasoning_splitter import Piece, ReasoningSplitter
 
 
 class Utf8Decoder:
-    """Bytes to characters. A byte that cannot continue is U+FFFD at once; a character that still can is waited for."""
+    """Incremental UTF-8. An invalid byte becomes U+FFFD at once; an incomplete character waits for its next bytes."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -20,11 +19,11 @@ class Utf8Decoder:
 
     @property
     def is_empty(self) -> bool:
-        """True unless the beginning of a character waits for its end."""
+        """True unless an incomplete character is held back."""
         return not self._pending
 
     def feed(self, data: bytes) -> str:
-        """The characters that are whole by now."""
+        """Add bytes; returns the characters that are complete."""
         text = self._decoder.decode(data)
         pending = self._decoder.getstate()[0]
         self._pending = bool(pending)
@@ -35,12 +34,12 @@ class Utf8Decoder:
         return text
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that was never finished, or nothing."""
+        """End the text; returns U+FFFD for an incomplete character, else ""."""
         return self._decoder.decode(b"", final=True)
 
 
 class StopMatcher:
-    """Ends a text before the first place where a stop string begins, wherever the pieces are cut."""
+    """Ends a text before its first stop string, wherever the pieces are cut."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -48,7 +47,7 @@ class StopMatcher:
         self.stopped = False
 
     def feed(self, text: str) -> str:
-        """The text that is surely before any stop string; nothing once `stopped` is true."""
+        """Add text; returns what is certainly before any stop string, and "" once `stopped` is true."""
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         self._held += text
@@ -60,7 +59,7 @@ class StopMatcher:
         return ready
 
     def flush(self) -> str:
-        """What was held back, now that nothing follows."""
+        """End the text; returns what was held back, up to a stop string."""
         found = self._first_match()
         if found is not None:
             return self._stop_at(found)
@@ -72,21 +71,21 @@ class StopMatcher:
         return ready
 
     def _first_match(self) -> int | None:
-        places = [self._held.find(stop) for stop in self._stops]
-        return min((place for place in places if place >= 0), default=None)
+        indices = [self._held.find(stop) for stop in self._stops]
+        return min((index for index in indices if index >= 0), default=None)
 
     def _first_beginning(self) -> int | None:
-        """Where the text's end may turn out to be the beginning of a stop string."""
+        """The index from which the end of the text may be the beginning of a stop string."""
         longest = max(len(stop) for stop in self._stops)
-        for place in range(max(0, len(self._held) - longest + 1), len(self._held)):
-            tail = self._held[place:]
+        for index in range(max(0, len(self._held) - longest + 1), len(self._held)):
+            tail = self._held[index:]
             if any(len(stop) > len(tail) and stop.startswith(tail) for stop in self._stops):
-                return place
+                return index
         return None
 
 
 class Detokenizer:
-    """Token bytes in, pieces of reasoning and answer out; keeps the whole of both."""
+    """Turns token bytes into pieces of reasoning and answer, and keeps the whole text of both."""
 
     def __init__(self, stops: Sequence[str] = (), *, reasoning_opened: bool = False, markers: Markers = THINK) -> None:
         self._decoder = Utf8Decoder()
@@ -98,22 +97,22 @@ class Detokenizer:
 
     @property
     def stopped(self) -> bool:
-        """True once a stop string was met: whatever follows is no part of the text."""
+        """True after a stop string: later bytes are not part of the text."""
         return self._matcher.stopped
 
     @property
     def splitter(self) -> ReasoningSplitter:
-        """Where the text is between reasoning and answer."""
+        """The splitter, with its state between reasoning and answer."""
         return self._splitter
 
     @property
     def in_reasoning(self) -> bool:
-        """True while a thought is open."""
+        """True inside reasoning."""
         return self._splitter.reasoning
 
     @property
     def text(self) -> str:
-        """The answer so far, without what is held back."""
+        """The answer so far, without text that is held back."""
         return "".join(self._text)
 
     @property
@@ -122,16 +121,16 @@ class Detokenizer:
         return "".join(self._reasoning) or None
 
     def feed(self, data: bytes) -> list[Piece]:
-        """The pieces that these bytes make sure."""
+        """Add the bytes of a token; returns the pieces that are certain."""
         if self._stops_nowhere and data.isascii() and self._splitter.plain and self._decoder.is_empty:
-            # the way of nearly every token: the same, in less time
+            # a shortcut with the same result, for nearly every token
             text = data.decode("ascii")
             self._text.append(text)
             return [Piece(text, False)] if text else []
         return self._keep(self._splitter.feed(self._matcher.feed(self._decoder.feed(data))))
 
     def flush(self) -> list[Piece]:
-        """The last pieces, now that nothing follows."""
+        """End the text; returns the last pieces."""
         rest = self._matcher.feed(self._decoder.flush()) + self._matcher.flush()
         return self._keep(self._splitter.feed(rest) + self._splitter.flush())
 

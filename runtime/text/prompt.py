@@ -1,4 +1,4 @@
-"""From messages to token ids: as in training, except that what a user types never becomes a control token."""
+"""Messages to token ids, as in training, except that a user's text never becomes a control token."""
 
 import dataclasses
 import functools
@@ -16,28 +16,28 @@ from gladstone.gguf.header import GgufHeader, summarize_model
 from gladstone.llamacpp.library import library
 from gladstone.llamacpp.model import Model
 
-# one private-use character on each side, a number between them: what a text is replaced with while it is rendered
+# the placeholder of a text while the template is rendered: a number between two private-use characters
 _MARK, _MARKED = "\uf8ff{}\uf8ff", re.compile("\uf8ff(\\d+)\uf8ff")
 
 
 def check_template(headers: Sequence[GgufHeader]) -> None:
-    """Raises ArtifactError, with what can be done, if a model file carries no chat template."""
+    """Raises ArtifactError, with advice, if a model file has no chat template."""
     info = summarize_model(headers)
     if not info.template:
         raise ArtifactError(
-            f"{info.path}: the file carries no chat template, so nobody knows how the model was trained to be asked. "
-            f"Give one (--chat-template FILE, or one of {', '.join(template_names())}), or let it continue a text as "
-            f"it is: {command_line('runtime', 'ask', info.path, '--raw')} TEXT."
+            f"{info.path}: the file carries no chat template, which defines the prompt format of the model. Give one "
+            f"(--chat-template FILE, or one of {', '.join(template_names())}), or continue a text without a template: "
+            f"{command_line('runtime', 'ask', info.path, '--raw')} TEXT."
         )
 
 
 def load_template(
     model: Model, process: TemplateProcess | None = None, chosen: NamedTemplate | None = None
 ) -> GuardedTemplate:
-    """The `chosen` chat template, or the one that the model file carries, bounded; close it.
+    """Load the `chosen` chat template, or the model file's own, in a child process with limits. Close it after use.
 
-    `process` may have been started before. Raises ArtifactError or ConfigError if it does not compile, ToolError if no
-    process can be started for it.
+    `process` is a child process that was started before. Raises ArtifactError or ConfigError for a template that does
+    not compile, ToolError if no process can be started.
     """
     try:
         return _load_template(model, process, chosen)
@@ -50,7 +50,7 @@ def load_template(
 def _load_template(model: Model, process: TemplateProcess | None, chosen: NamedTemplate | None) -> GuardedTemplate:
     names = {"bos_token": model.bos, "eos_token": model.eos, "pad_token": model.pad}
     special = {name: model.token_text(token) for name, token in names.items() if token >= 0}
-    special = {"bos_token": "", "eos_token": "", **special}  # templates add them to texts, which fails without one
+    special = {"bos_token": "", "eos_token": "", **special}  # templates concatenate them: undefined would fail
     if chosen is not None:
         try:
             return GuardedTemplate(chosen.source, special, process, name=chosen.name)
@@ -63,16 +63,16 @@ def _load_template(model: Model, process: TemplateProcess | None, chosen: NamedT
     except UnicodeDecodeError:
         raise ArtifactError(f"{model.path}: its chat template is not UTF-8.") from None
     except DataError as error:
-        raise ArtifactError(f"{model.path}: {error} --chat-template gives another in its place.") from None
+        raise ArtifactError(f"{model.path}: {error} Give another with --chat-template.") from None
 
 
 def prompt_tokens(
     model: Model, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[str] = ()
 ) -> list[int]:
-    """The turns up to where the assistant's answer begins.
+    """Tokens of the turns, up to where the assistant's answer begins.
 
-    The rendered text is tokenized as one, as in training. Only where a turn contains the text of a control token is it
-    cut there: the template's parts may name control tokens, the turn's own text is only text.
+    The rendered text is tokenized as a whole, as in training. Only if a turn spells a control token is the text split
+    there: the template's parts may contain control tokens, while the turn's own text is plain text.
 
     Raises DataError for a text that is not Unicode, for a template that cannot render the turns, and for a control
     token's text in a tool's definition or in the arguments of a call.
@@ -86,15 +86,15 @@ def prompt_tokens(
     if not marks.texts:
         return model.add_bos_eos(model.tokenize(rendered, parse_special=True))
     parts = _MARKED.split(template.render(marked, tools=tools, add_generation_prompt=True))
-    for place in range(1, len(parts), 2):
-        parts[place] = marks.texts[int(parts[place])]
+    for index in range(1, len(parts), 2):
+        parts[index] = marks.texts[int(parts[index])]
     if "".join(parts) != rendered:
-        raise DataError("a message contains the text of a control token, and the chat template does not take it as is.")
+        raise DataError("a message contains the text of a control token, and the chat template rewrites that message.")
     tokens = []
-    for place, part in enumerate(parts):
+    for index, part in enumerate(parts):
         if part:
             tokens += (
-                model.tokenize(part, parse_special=True) if place % 2 == 0 else _plain_tokens(model, part, markers)
+                model.tokenize(part, parse_special=True) if index % 2 == 0 else _plain_tokens(model, part, markers)
             )
     return model.add_bos_eos(tokens)
 
@@ -102,10 +102,10 @@ def prompt_tokens(
 def scored_tokens(
     model: Model, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[str] = ()
 ) -> tuple[list[int], list[int]]:
-    """Prompt and answer of the last turn, each segment tokenized on its own as in training.
+    """Tokens of prompt and answer, the last turn; each segment is tokenized on its own, as in training.
 
-    The answer ends with its last control token, the end of the turn: what the template writes after it, the model
-    is never asked for. Raises DataError if the last turn is not the assistant's or a text is not Unicode.
+    The answer ends with its last control token, the end of the turn: the model never generates what the template
+    writes after it. Raises DataError if the last turn is not the assistant's or a text is not Unicode.
     """
     _check_unicode(messages)
     if model.has_encoder:
@@ -113,12 +113,12 @@ def scored_tokens(
     texts = [part.text for part in template.segments(messages, tools)]
     *before, answer = encode_parts(texts, lambda text: model.tokenize(text, parse_special=True))
     prompt = model.add_bos_eos([token for part in before for token in part])
-    ends = [place for place, token in enumerate(answer) if model.is_control(token)]
+    ends = [index for index, token in enumerate(answer) if model.is_control(token)]
     return prompt, answer[: ends[-1] + 1] if ends else answer
 
 
 def _written(model: Model, template: ChatTemplate, answer: Message) -> list[int]:
-    """What a decoder writes as the answer to what its encoder read."""
+    """Tokens of the answer that the decoder of an encoder-decoder model generates."""
     if answer.role != "assistant":
         raise DataError("the last turn must be the assistant's: nothing would be scored.")
     return [*model.tokenize(template.with_reasoning(answer)), model.eos]
@@ -126,9 +126,9 @@ def _written(model: Model, template: ChatTemplate, answer: Message) -> list[int]
 
 @functools.lru_cache(maxsize=4)
 def _markers(model: Model, template: str) -> dict[int, str]:
-    """Tokens by which the template marks turns or thoughts, and which llama.cpp would find in what a user types too.
+    """User-defined tokens that the template writes; llama.cpp would also find them in a user's text.
 
-    Gemma 4's `<|channel>` is one: not a control token, but "user-defined".
+    Gemma 4's `<|channel>` is one: it marks reasoning, but is not a control token.
     """
     found = {token for token in model.tokenize(template) if model.is_user_defined(token)}
     texts = {token: model.piece(token).decode("utf-8", "replace") for token in found}
@@ -136,7 +136,7 @@ def _markers(model: Model, template: str) -> dict[int, str]:
 
 
 def _plain_tokens(model: Model, text: str, markers: dict[int, str]) -> list[int]:
-    """The tokens of a text that is only text: a marker in it is cut behind its first letter."""
+    """Tokens of plain text: a marker in it is split after its first character."""
     either = "|".join(re.escape(marker) for marker in sorted(markers.values(), key=len, reverse=True))
     cuts = [match.start() + 1 for match in re.finditer(either, text)] if markers else []
     parts = (text[begin:end] for begin, end in itertools.pairwise([0, *cuts, len(text)]))
@@ -144,19 +144,19 @@ def _plain_tokens(model: Model, text: str, markers: dict[int, str]) -> list[int]
 
 
 class _Marks:
-    """Replaces texts that hold control tokens by marks, and keeps the texts."""
+    """Replaces texts that spell control tokens by placeholders, and keeps the texts."""
 
     def __init__(self, model: Model, markers: dict[int, str]) -> None:
         self._model, self._markers = model, markers
         self.texts: list[str] = []
 
     def apply(self, message: Message) -> Message:
-        """The message with marks in it, or the same message if it is harmless."""
+        """The message with placeholders, or the same message if it is harmless."""
         reasoning = message.reasoning and self._mark(message.reasoning)
         return dataclasses.replace(message, content=self._mark(message.content), reasoning=reasoning)
 
     def is_harmless(self, text: str) -> bool:
-        """Whether a text holds no control token, no marker and nothing that looks like a mark."""
+        """Whether a text spells no control token, no marker and no placeholder."""
         tokens = self._model.tokenize(text)
         plain = tokens == self._model.tokenize(text, parse_special=True) and self._markers.keys().isdisjoint(tokens)
         return plain and not _MARKED.search(text)
@@ -164,14 +164,14 @@ class _Marks:
     def _mark(self, text: str) -> str:
         if self.is_harmless(text):
             return text
-        core = text.strip()  # a template that trims finds the white space outside the mark
+        core = text.strip()  # white space stays outside the placeholder, for templates that trim
         begin = text.index(core)
         self.texts.append(core)
         return f"{text[:begin]}{_MARK.format(len(self.texts) - 1)}{text[begin + len(core) :]}"
 
 
 def _check_json(marks: _Marks, messages: Sequence[Message], tools: Sequence[str]) -> None:
-    """Tools and arguments are refused, not marked: a template may write their texts in another notation."""
+    """Raise DataError for control tokens in tools and arguments, which a template may write in another notation."""
     texts = {"a tool's definition": list(tools)}
     for number, message in enumerate(messages, start=1):
         texts[f"a call in message {number}"] = [
@@ -188,4 +188,6 @@ def _check_unicode(messages: Sequence[Message]) -> None:
         try:
             (message.content + (message.reasoning or "")).encode()
         except UnicodeEncodeError:
-            raise DataError(f"message {number} ({message.role}) holds half a character: it is not Unicode.") from None
+            raise DataError(
+                f"message {number} ({message.role}) contains a lone surrogate, which is not valid Unicode."
+            ) from None

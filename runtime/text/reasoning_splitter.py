@@ -1,53 +1,53 @@
-"""Tells the reasoning in what a model writes from the answer. Pure: no model in here."""
+"""Separates reasoning from the answer in generated text. Pure: no model in here."""
 
 import re
 from typing import NamedTuple
 
 from gladstone.chat.reasoning_markers import THINK, Markers
 
-WHOLE_TAG = re.compile(r"<[^<>\s]+>")  # what only a model's own token spells; a lone "<" may be an answer
+WHOLE_TAG = re.compile(r"<[^<>\s]+>")  # a tag that only a marker spells; a lone "<" may belong to an answer
 
 
 class Piece(NamedTuple):
-    """Some characters of the reasoning or of the answer, ready to be shown."""
+    """A piece of text of the reasoning or of the answer, ready to show."""
 
     text: str
     reasoning: bool
 
 
 class ReasoningSplitter:
-    """Tells the reasoning at the beginning of an answer from the answer itself.
+    """Splits a stream of text into reasoning, at its beginning, and the answer.
 
-    The newlines next to a marker belong to it. Markers further on in an answer are text that somebody writes about.
-    Each text is given out as soon as nothing that follows could change it.
+    Newlines next to a marker belong to the marker. Markers inside the answer are plain text. Text is returned as soon
+    as no later text can change its role.
     """
 
     def __init__(self, *, opened: bool = False, markers: Markers = THINK) -> None:
-        """`opened`: the prompt ends with the opening marker, so the first text is reasoning already."""
+        """`opened`: the prompt ends with the opening marker, so the text starts with reasoning."""
         self._markers = markers
         self._state = "reasoning" if opened else "start" if markers.opening else "answer"
         self._after_marker = opened
-        self._between = ""  # what parts a thought from the one before
+        self._between = ""  # the text between two blocks of reasoning
         self._held = ""
 
     @property
     def reasoning(self) -> bool:
-        """True while a thought is open."""
+        """True inside reasoning."""
         return self._state == "reasoning"
 
     @property
     def plain(self) -> bool:
-        """True where every text is part of the answer as it is."""
+        """True once all further text is part of the answer."""
         return self._state == "answer" and not self._after_marker and not self._held and not self._markers.ending
 
     @property
     def closing(self) -> bool:
-        """True while what came last may turn out to close the thought."""
+        """True while the last text may be the beginning of the closing marker."""
         return self.reasoning and _overlap(self._held, self._markers.closing) > 0
 
     @property
     def awaited(self) -> tuple[str, ...]:
-        """The markers of which one may come before the answer begins, while nothing has come of any."""
+        """The markers that may follow before the answer begins, while none of them has begun."""
         if self._held.strip():
             return ()
         markers = self._markers
@@ -55,7 +55,7 @@ class ReasoningSplitter:
         return tuple(text for text in texts.get(self._state, ()) if text)
 
     def feed(self, text: str) -> list[Piece]:
-        """The pieces that are sure by now; none of them is empty."""
+        """Add text; returns the non-empty pieces whose role is certain."""
         self._held += text
         pieces = []
         before = ""
@@ -72,7 +72,7 @@ class ReasoningSplitter:
         return [piece for piece in pieces if piece.text]
 
     def flush(self) -> list[Piece]:
-        """What was held back, now that nothing follows; of a marker that was cut short nothing is shown."""
+        """End the text; returns what was held back, without an incomplete marker."""
         text, self._held = self._held, ""
         in_reasoning = self._state == "reasoning"
         if in_reasoning:
@@ -83,11 +83,11 @@ class ReasoningSplitter:
         return [Piece(text, reasoning=in_reasoning)] if text else []
 
     def _is_marker(self, text: str) -> bool:
-        """Whether what is left at the end marks the end of the answer, or is a marker that was cut short."""
+        """Whether the rest is the end marker of an answer, or an incomplete marker."""
         return (text != "" and text == self._markers.ending) or bool(WHOLE_TAG.match(text) and self._awaits(text))
 
     def _awaits(self, text: str) -> bool:
-        """Whether a text is the beginning of what may come in this state."""
+        """Whether a text is the beginning of a marker that may follow in this state."""
         markers = self._markers
         awaited = {"start": (markers.opening, markers.direct), "bridge": (markers.bridge, markers.again)}
         return any(marker.startswith(text) for marker in awaited.get(self._state, (markers.ending,)))
@@ -102,7 +102,7 @@ class ReasoningSplitter:
             self._state = "answer"
 
     def _pass(self, begin: str, marker: str, state: str) -> None:
-        """Go on behind a marker that the held text begins with."""
+        """Skip a marker at the beginning of the held text."""
         self._held, self._state, self._after_marker = begin[len(marker) :], state, True
 
     def _take_reasoning(self) -> str:
@@ -138,11 +138,11 @@ class ReasoningSplitter:
         return ready
 
     def _ending_at(self) -> int:
-        """Where the end of the held text is, or may become, what stands behind an answer."""
+        """The index from which the held text is, or may become, the end marker of the answer."""
         ending, text = self._markers.ending, self._held
-        place = text.rfind(ending)
-        if place >= 0 and not text[place + len(ending) :].strip():
-            return place
+        index = text.rfind(ending)
+        if index >= 0 and not text[index + len(ending) :].strip():
+            return index
         return len(text) - _overlap(text, ending)
 
     def _skip_newlines(self) -> None:
@@ -152,5 +152,5 @@ class ReasoningSplitter:
 
 
 def _overlap(text: str, marker: str) -> int:
-    """How many characters at a text's end may turn out to be the beginning of a marker."""
+    """Number of characters at the end of a text that may be the beginning of a marker."""
     return next((count for count in range(len(marker) - 1, 0, -1) if text.endswith(marker[:count])), 0)

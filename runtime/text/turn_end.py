@@ -1,7 +1,7 @@
-"""Where an answer ends by what the chat template writes behind one, in case the vocabulary does not say it.
+"""Finds the end of an answer from what the chat template writes after one, if the vocabulary does not declare it.
 
-A file may declare another token as the end than the one that its template writes, or a template may mark no end with a
-token at all: the model would then go on and ask itself the next question.
+A file may declare another end token than its template writes, or the template may use no token for the end. The model
+would then continue and write the user's next question itself.
 """
 
 import re
@@ -12,15 +12,15 @@ from gladstone.chat.template import ChatTemplate
 from gladstone.errors import DataError
 from gladstone.llamacpp.model import Model
 
-_FIRST, _ANSWER, _SECOND = "qfirstq", "qanswerq", "qsecondq"  # words that no template writes
+_FIRST, _ANSWER, _SECOND = "qfirstq", "qanswerq", "qsecondq"  # words that no template contains
 
 _MARKER = re.compile(r"[<\[|].+[>\]|]")
 
 
 def find_turn_end(model: Model, template: ChatTemplate, markers: Markers) -> tuple[int | None, str]:
-    """A token, or a text, that ends an answer although the vocabulary calls no token of the template's an end.
+    """The token, or the text, that ends an answer if the vocabulary declares no token of the template as an end.
 
-    (None, "") where the vocabulary knows the end, and where the template has nothing between two turns.
+    (None, "") if the vocabulary declares the end, or if the template writes nothing between two turns.
     """
     between = text_behind_answer(template)
     if between is None or model.has_encoder:
@@ -33,13 +33,13 @@ def find_turn_end(model: Model, template: ChatTemplate, markers: Markers) -> tup
     if first is None:
         return None, _stop_text(between)
     text = texts[first]
-    if any(text in marker for marker in markers.texts):  # gpt-oss ends its thoughts with the token behind an answer
+    if any(text in marker for marker in markers.texts):  # gpt-oss closes reasoning with the token that ends an answer
         return None, ""
     return first, ""
 
 
 def text_behind_answer(template: ChatTemplate) -> str | None:
-    """What a template writes between an answer and the next question; None if it refuses or rewrites these turns."""
+    """The text that a template writes between an answer and the next question; None if it rewrites or refuses turns."""
     turns = [Message("user", _FIRST), Message("assistant", _ANSWER), Message("user", _SECOND)]
     try:
         text = template.render(turns, add_generation_prompt=True)
@@ -51,12 +51,12 @@ def text_behind_answer(template: ChatTemplate) -> str | None:
 
 
 def _marks(model: Model, token: int, text: str) -> bool:
-    """Whether a token is there to mark something: Gemma's "user-defined" ones are line breaks too."""
+    """Whether a token is a marker; Gemma's user-defined tokens include line breaks, which are not."""
     return model.is_control(token) or (model.is_user_defined(token) and bool(_MARKER.fullmatch(text)))
 
 
 def _stop_text(between: str) -> str:
-    """The first line of what comes next, on a line of its own where the template begins one for it."""
+    """The first line of the text between the turns, with a line break before it if the template writes one."""
     line = between.strip().partition("\n")[0].rstrip()
     if not line:
         return ""

@@ -1,7 +1,6 @@
-"""What was found sound before: a later start looks only whether the file is still the same one.
+"""Files that passed a check: while such a file does not change, it is not checked again.
 
-An entry is a small file of the cache folder. One that cannot be written or read costs time, never truth: the file is
-looked at again.
+Each entry is a small file in the cache folder. If an entry cannot be written or read, the model is checked again.
 """
 
 import hashlib
@@ -17,13 +16,13 @@ from typing import Self
 from gladstone.machine.host import cache_dir
 
 FOLDER_NAME = "sound"
-MAX_ENTRIES = 256  # the oldest go
-SETTLED_S = 2.0  # the coarsest clock of a file system: what changed since could change again under the same time
+MAX_ENTRIES = 256  # the oldest are deleted
+SETTLED_S = 2.0  # the coarsest file system clock: a file that is younger may change again under the same time
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What tells that a file is the same as before, without reading it whole."""
+    """What identifies the state of a file without reading it whole."""
 
     name: str
     size_bytes: int
@@ -36,7 +35,7 @@ class Stamp:
 
     @classmethod
     def of(cls, path: Path, head_bytes: int) -> Self:
-        """Of a file as it is; its first `head_bytes` are hashed. Raises OSError."""
+        """The stamp of a file; its first `head_bytes` are hashed. Raises OSError."""
         with path.open("rb") as file:
             head = file.read(head_bytes)
             state = os.fstat(file.fileno())
@@ -46,8 +45,8 @@ class Stamp:
         )  # fmt: skip
 
 
-def is_remembered(kind: str, path: Path) -> bool:
-    """True if this was remembered of the file, and it and its other parts have not changed since."""
+def is_checked(kind: str, path: Path) -> bool:
+    """Whether the file passed this kind of check, and neither it nor its other parts have changed since."""
     try:
         entries = json.loads(_entry(kind, path).read_text(encoding="utf-8"))
         stamps = [Stamp(**entry) for entry in entries]
@@ -56,10 +55,10 @@ def is_remembered(kind: str, path: Path) -> bool:
         return False
 
 
-def remember(kind: str, path: Path, stamps: list[Stamp]) -> None:
-    """Note that a file, whose parts had these stamps before it was looked at, is sound.
+def mark_checked(kind: str, path: Path, stamps: list[Stamp]) -> None:
+    """Record that a file passed a check; `stamps` of its parts were taken before the check.
 
-    Nothing is noted of files that were changed a moment ago, nor where the cache folder cannot be written to.
+    Files that changed in the last 2 s are not recorded, nor any if the cache folder cannot be written.
     """
     if time.time_ns() - max(max(one.changed_ns, one.modified_ns) for one in stamps) < SETTLED_S * 1e9:
         return

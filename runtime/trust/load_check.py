@@ -1,6 +1,6 @@
-"""A model file that nobody vouches for is first tried in a child process: what crashes there cannot crash us.
+"""The load check: a model file that no manifest lists is first loaded in a child process, which may crash.
 
-llama.cpp ends the process over a failed assertion, and checks little of what a file claims.
+llama.cpp ends the process on a failed assertion, and validates little of what a file declares.
 """
 
 import os
@@ -15,22 +15,22 @@ from gladstone.errors import ArtifactError
 from gladstone.machine.host import cpu_name, readable_bytes
 from gladstone.process.child import ChildOptions, exit_name, start_child
 from gladstone.report.terminal import one_line
-from runtime.trust.checked_files import Stamp, is_remembered, remember
+from runtime.trust.checked_files import Stamp, is_checked, mark_checked
 
-TRIAL = 1  # a number for what the child does: after a change of it all files are tried again
-LEAST_S, BYTES_PER_S = 5.0, 200e6  # processor time for a file of any size, and more for each of its bytes
-CLOCK_FACTOR = 4  # a busy machine, or a slow disk, takes as many times longer
-ROOM_BYTES = 200_000_000  # on top of the file's own size, which llama.cpp copies where it wants another order
-OWN_BYTES = 100_000_000  # what Python, numpy and llama.cpp take before they have seen the file
+CHECK_VERSION = 1  # of what the child does: after a change all files are checked again
+LEAST_S, BYTES_PER_S = 5.0, 200e6  # CPU time for a file of any size, and rate for larger ones
+CLOCK_FACTOR = 4  # elapsed time over CPU time, on a busy machine or a slow disk
+ROOM_BYTES = 200_000_000  # besides the file's own size, which llama.cpp copies where it repacks weights
+OWN_BYTES = 100_000_000  # Python, numpy and llama.cpp, before the file is loaded
 SHOWN_CHARACTERS = 300
 SOURCE_FOLDER = re.compile(r"\S*/(?=[\w.-]+:\d+:)")  # of the machine that llama.cpp was built on
 NO_MEMORY = re.compile(r"bad_alloc|MemoryError|(?:failed|unable) to allocate")
-# what llama.cpp says of a file that may be whole, and what helps
-OF_ANOTHER_VERSION = re.compile(
+# llama.cpp's messages about files that may be intact, but made for another version
+VERSION_MISMATCH = re.compile(
     r"unknown (?:model architecture|pre-tokenizer)|key not found|not found$|tensor '[^']*' not found|"
     r"wrong (?:number of tensors|shape)|missing tensor"
 )
-OTHER_VERSION = "A newer llama.cpp, or the model as a newer file, may help."
+OTHER_VERSION = "A newer llama.cpp, or a newer file of the model, may help."
 CPU_ONLY = {
     "GGML_NO_BACKTRACE": "1",  # llama.cpp would start a debugger to write one
     "CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1", "GGML_VK_VISIBLE_DEVICES": "",
@@ -39,47 +39,51 @@ CPU_ONLY = {
 
 @dataclass(frozen=True)
 class _Job:
-    """What the child is to do, and within which bounds."""
+    """What the child checks, and its limits."""
 
     path: Path
     size_bytes: int
     processor_s: float
     vocab_only: bool
+    room_bytes: int
 
     def fields(self) -> dict[str, Any]:
-        """As the child reads it."""
+        """The job as the child reads it."""
         job = {"path": os.fspath(self.path.absolute()), "processor_s": self.processor_s, "vocab_only": self.vocab_only}
-        return job | {"memory_bytes": ROOM_BYTES + self.size_bytes}
+        return job | {"memory_bytes": self.room_bytes + self.size_bytes}
 
     def options(self) -> ChildOptions:
         """Limits that this process watches; the child limits what it allocates itself, where the system can."""
-        # what the file's mapping shows of itself in resident memory comes on top of what the child allocates
-        memory_bytes = OWN_BYTES + ROOM_BYTES + 2 * self.size_bytes
+        # the resident pages of the mapped file count in addition to what the child allocates
+        memory_bytes = OWN_BYTES + self.room_bytes + 2 * self.size_bytes
         return ChildOptions(environment=CPU_ONLY, time_s=CLOCK_FACTOR * self.processor_s, memory_bytes=memory_bytes)
 
 
-def check_loadable(path: Path, *, timeout_s: float | None = None, vocab_only: bool = False) -> None:
-    """Load the model in a child and let it read and write a few words; that it went well is remembered.
+def check_loadable(
+    path: Path, *, timeout_s: float | None = None, vocab_only: bool = False, room_bytes: int = ROOM_BYTES
+) -> None:
+    """Load the model in a child process and generate a few tokens; a file that passed is not checked again.
 
-    `timeout_s` is of processor time, by default 5 s and more for a large file; by the clock it may take four times as
-    much. With `vocab_only` no weights are looked at. Raises ArtifactError, in one line, for a file that cannot be used.
+    `timeout_s` limits CPU time, by default to 5 s and more for large files; elapsed time may be four times as long.
+    `room_bytes` limits the child's memory beyond the file's size. `vocab_only` skips the weights. Raises ArtifactError,
+    in one line, for a file that cannot be used.
     """
     from gladstone.gguf.header import read_model
 
     kinds = [_kind(vocab_only=True), _kind(vocab_only=False)] if vocab_only else [_kind(vocab_only=False)]
-    if any(is_remembered(kind, path) for kind in kinds):
+    if any(is_checked(kind, path) for kind in kinds):
         return
     headers = read_model(path)
     stamps = [Stamp.of(header.path, header.data_offset) for header in headers]
     size = sum(header.size_bytes for header in headers)
     processor_s = LEAST_S + size / BYTES_PER_S if timeout_s is None else timeout_s
-    _run(_Job(path, size, processor_s, vocab_only))
-    remember(kinds[0], path, stamps)
+    _run(_Job(path, size, processor_s, vocab_only, room_bytes))
+    mark_checked(kinds[0], path, stamps)
 
 
 def _kind(*, vocab_only: bool) -> str:
-    """What was found out, by which software, on which processor."""
-    return f"tried {TRIAL} {vocab_only} {metadata.version('llama-cpp-python')} {cpu_name()}"
+    """The key of a passed check: what was checked, with which version of llama.cpp, on which processor."""
+    return f"tried {CHECK_VERSION} {vocab_only} {metadata.version('llama-cpp-python')} {cpu_name()}"
 
 
 def _run(job: _Job) -> None:
@@ -95,12 +99,12 @@ def _run(job: _Job) -> None:
             problem = _problem(job, code, results[0] if results else {}, child.log())
     if problem is not None:
         problem = problem.removeprefix(f"{job.path.absolute()}: ").rstrip(".")
-        advice = OTHER_VERSION if OF_ANOTHER_VERSION.search(problem) else how_to_replace(job.path)
+        advice = OTHER_VERSION if VERSION_MISMATCH.search(problem) else how_to_replace(job.path)
         raise ArtifactError(f"{job.path}: {problem}. {advice}")
 
 
 def _problem(job: _Job, code: int, result: dict[str, Any], log: str) -> str | None:
-    """Why a child that ended by itself has not passed; None if it has."""
+    """Why a child that ended by itself did not pass; None if it passed."""
     if code == 0 and "passed" in result:
         return None
     if NO_MEMORY.search(log + result.get("refused", "")):
@@ -112,15 +116,15 @@ def _problem(job: _Job, code: int, result: dict[str, Any], log: str) -> str | No
     if code == -signal.SIGILL:
         return "this build of llama.cpp uses instructions that the processor does not have: see `runtime doctor`"
     lines = [line for line in log.splitlines() if line.strip()]
-    told = next((line for line in lines if "ASSERT" in line or "what():" in line), lines[-1] if lines else "no message")
-    told = SOURCE_FOLDER.sub("", told)
-    return f"llama.cpp dies of it ({exit_name(code)}): {one_line(told, SHOWN_CHARACTERS)}"
+    failed = (line for line in lines if "ASSERT" in line or "what():" in line)
+    message = SOURCE_FOLDER.sub("", next(failed, lines[-1] if lines else "no message"))
+    return f"llama.cpp crashed while loading it ({exit_name(code)}): {one_line(message, SHOWN_CHARACTERS)}"
 
 
 def _too_long(job: _Job) -> str:
-    return f"reading it and a few words takes more than {job.processor_s:,.0f} s"
+    return f"loading it and generating a few tokens took more than {job.processor_s:,.0f} s"
 
 
 def _too_large(job: _Job) -> str:
-    size, room = readable_bytes(job.size_bytes), readable_bytes(ROOM_BYTES)
-    return f"reading it takes more memory than its {size} and {room}, or than there is"
+    size, room = readable_bytes(job.size_bytes), readable_bytes(job.room_bytes)
+    return f"loading it takes more memory than its {size} and {room}, or than this machine has"

@@ -1,4 +1,4 @@
-"""The child of `runtime.trust.load_check`: loads a model and lets it say a few words. It may crash or hang."""
+"""The child of `runtime.trust.load_check`: loads a model and generates a few tokens. It may crash or hang."""
 
 import ctypes
 import re
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 CONTEXT_TOKENS, PROMPT_TOKENS, ANSWER_TOKENS = 64, 24, 4
-PIECES = 8192  # tokens of the vocabulary that are written out
+PIECES = 8192  # tokens of the vocabulary that are converted to text
 MAX_OUTPUT_BYTES = 1 << 20
 SHOWN_CHARACTERS = 300
-# every leading and every trailing byte of UTF-8, characters of all planes, and what markup and tokenizers stumble over
+# every leading and trailing byte of UTF-8, characters of all planes, and markup that breaks tokenizers
 ODD_TEXT = (
     "The heart moves blood. "
     + "".join(map(chr, (*range(1, 0x800), *range(0x800, 0xD800, 331), *range(0xE000, 0x110000, 4099))))
@@ -33,7 +33,7 @@ POINTER = re.compile(r"\.? (?:It|llama\.cpp) says:?$")
 
 
 def check(job: dict[str, Any]) -> dict[str, Any]:
-    """Try the file that the job names: "passed", or why it is refused."""
+    """Check the file that the job names; returns "passed", or "refused" with the reason."""
     library()
     _limit(job["memory_bytes"], job["processor_s"])
     try:
@@ -44,7 +44,7 @@ def check(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def try_out(path: Path, *, vocab_only: bool) -> None:
-    """Use the model as the engine would. Raises GladstoneError; what llama.cpp cannot stand ends the process."""
+    """Use the model as the engine does. Raises GladstoneError; a crash of llama.cpp ends the process."""
     if not vocab_only:
         _try_weights(path)
     with Model(path, vocab_only=vocab_only) as model:
@@ -61,7 +61,7 @@ def try_out(path: Path, *, vocab_only: bool) -> None:
 
 
 def _try_weights(path: Path) -> None:
-    """Look for weights that are no numbers, of which a few words would meet only some."""
+    """Raise ArtifactError if any weight is NaN or Inf; generating a few tokens would not use all of them."""
     import numpy as np
 
     is_sound = library()._lib.ggml_validate_row_data
@@ -71,11 +71,11 @@ def _try_weights(path: Path) -> None:
         for tensor in header.tensors:
             begin = data.ctypes.data + header.data_offset + tensor.offset
             if not is_sound(TENSOR_TYPE_NUMBERS[tensor.type_name], begin, tensor.size_bytes):
-                raise ArtifactError(f"the weights of {shorten(tensor.name)} hold what is no number")
+                raise ArtifactError(f"the weights of {shorten(tensor.name)} contain NaN or Inf")
 
 
 def _try_vocabulary(model: Model) -> list[int]:
-    """Read and write text with every kind of token; returns a prompt."""
+    """Convert tokens to text and text to tokens; returns a prompt. Raises ArtifactError for ids out of range."""
     for token in range(0, model.vocab_size, max(1, model.vocab_size // PIECES)):
         model.piece(token, special=True)
         model.piece(token)
@@ -85,14 +85,14 @@ def _try_vocabulary(model: Model) -> list[int]:
     tokens = (tokens[:PROMPT_TOKENS] + tokens[-PROMPT_TOKENS:])[: CONTEXT_TOKENS - ANSWER_TOKENS - 2]
     tokens = tokens or list(range(min(PROMPT_TOKENS, model.vocab_size)))
     if min(tokens) < 0 or max(tokens) >= model.vocab_size:
-        raise ArtifactError("its vocabulary makes tokens of a text that it does not hold")
+        raise ArtifactError("its vocabulary gives a text token ids that are out of range")
     return tokens
 
 
 def _try_generation(context: Context, model: Model, tokens: list[int]) -> None:
     if model.has_encoder:
         if model.decoder_start < 0:
-            raise ArtifactError("it does not name the token that an answer begins with")
+            raise ArtifactError("it does not name the decoder's start token")
         context.encode(tokens)
         tokens = [model.decoder_start]
     context.decode(tokens, 0, all_logits=True)
@@ -118,13 +118,13 @@ def _try_embedding(model: Model, tokens: list[int]) -> None:
 def _check_finite(values: "npt.NDArray[np.float32]") -> None:
     import numpy as np
 
-    # some models forbid tokens with a logit of minus infinity
+    # a logit of minus infinity is legitimate: some models forbid tokens so
     if np.isnan(values).any() or not np.isfinite(values.max()):
-        raise ArtifactError("its weights give numbers that are not finite")
+        raise ArtifactError("its logits contain NaN or Inf")
 
 
 def in_one_line(message: str) -> str:
-    """An error's first line, with the line of llama.cpp's log that says why."""
+    """The first line of an error, with the line of llama.cpp's log that gives the cause."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     first, rest = POINTER.sub("", lines[0]), lines[1:]
     if not rest:
@@ -134,7 +134,7 @@ def in_one_line(message: str) -> str:
 
 
 def _limit(memory_bytes: int, processor_s: float) -> None:
-    """End this process, where the system can, when it takes more; its parent watches too."""
+    """Let the system end this process if it exceeds these limits. Its parent watches too."""
     try:
         import resource
     except ImportError:  # Windows
@@ -152,7 +152,7 @@ def _limit(memory_bytes: int, processor_s: float) -> None:
 
 
 def _private_bytes() -> int | None:
-    """Memory that this process could write to, as Linux counts it against RLIMIT_DATA; a mapped file is none."""
+    """Writable private memory in bytes, as Linux counts it for RLIMIT_DATA; mapped files do not count."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Is a model file the one that its manifest describes? If none vouches for it, does it do no harm?"""
+"""Is a model file the one that its manifest describes? If no manifest lists it, does it load without a crash?"""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gladstone.artifacts import MANIFEST_NAME, PROOF_NAME, Manifest, check_file, read_manifest, sha256_file
 from gladstone.errors import ArtifactError
-from runtime.trust.checked_files import Stamp, is_remembered, remember
+from runtime.trust.checked_files import Stamp, is_checked, mark_checked
 from runtime.trust.load_check import check_loadable
 
 if TYPE_CHECKING:
@@ -18,24 +18,24 @@ VERIFIED, NO_MANIFEST = "verified", "no manifest"
 
 @dataclass(frozen=True)
 class Provenance:
-    """What lies beside the model file: `manifest` is "verified" or "no manifest", with why if that needs saying."""
+    """What the files beside a model say about it: `manifest` is "verified", or "no manifest" with a reason."""
 
     manifest: str
     stage: str | None = None
     proof_passed: bool | None = None
-    template_date: str | None = None  # what a chat template that writes the date wrote while training
+    template_date: str | None = None  # the date in training, for a chat template that writes today's date
 
     @property
     def is_verified(self) -> bool:
-        """True if the file is the one that a manifest describes."""
+        """Whether the file is the one that a manifest describes."""
         return self.manifest == VERIFIED
 
 
 def verify(path: Path) -> Provenance:
-    """Make sure, before the model is loaded, that this process can load it.
+    """Check, before the model is loaded, that this process can load it safely.
 
-    A file that a manifest lists must be the one that was recorded; any other is tried in a child process. Both are
-    remembered for as long as the file does not change. Raises ArtifactError for a file that must not be loaded.
+    A file that a manifest lists must have the recorded size and hash; any other is checked in a child process. A passed
+    check holds until the file changes. Raises ArtifactError for a file that must not be loaded.
     """
     from gladstone.gguf.header import read_model, summarize_model
 
@@ -44,12 +44,12 @@ def verify(path: Path) -> Provenance:
         check_loadable(path)
         return _unproven(path)
     kind = f"manifest {sha256_file(path.parent / MANIFEST_NAME)}"
-    if is_remembered(kind, path):
+    if is_checked(kind, path):
         return Provenance(VERIFIED, manifest.stage, _read_proof(path.parent / PROOF_NAME))
     headers = read_model(path)
     stamps = [Stamp.of(header.path, header.data_offset) for header in headers]
     provenance = check_provenance(summarize_model(headers))
-    remember(kind, path, stamps)
+    mark_checked(kind, path, stamps)
     return provenance
 
 

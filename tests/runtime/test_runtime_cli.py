@@ -60,7 +60,7 @@ def test_help_names_the_commands_and_loads_nothing_heavy() -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(runtime.cli.__file__).parents[1])}
     output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert output.stdout.endswith("loaded: []\n")
-    for text in ("Talk with a model in the terminal.", "--hide-reasoning", "--json", "--top-k", "[default: 0.3]"):
+    for text in ("Chat with a model in the terminal.", "--hide-reasoning", "--json", "--top-k", "[default: 0.3]"):
         assert text in output.stdout
 
 
@@ -104,7 +104,7 @@ def test_ask_with_json_prints_one_object(runtime: Run, smollm: Path, engine: Eng
 def test_ask_tells_on_standard_error_that_an_answer_is_cut(runtime: Run, smollm: Path, engine: Engine) -> None:
     result = runtime("ask", smollm, STORY, "--max-tokens", 6, *ONE_THREAD)
     assert (result.exit_code, result.stdout) == (0, greedy(engine, STORY, 6) + "\n")
-    assert result.stderr == "The answer is cut after 6 tokens: --max-tokens allows more.\n"
+    assert result.stderr == "The answer is cut after 6 tokens: --max-tokens raises the limit.\n"
     result = runtime("ask", smollm, STORY, "--context", 45, *ONE_THREAD)
     assert result.exit_code == 0
     assert result.stderr.startswith("The answer is cut: question and answer fill the context of 45 tokens. --context")
@@ -127,12 +127,12 @@ def test_a_piped_chat_answers_line_by_line_and_remembers(runtime: Run, smollm: P
     assert result.stderr == ""
     assert steady(result.stdout) == (
         f"{smollm.name}, context 4,096 tokens. {NO_MEDICAL_ADVICE}\n"
-        "1 thread, no GPU back end (N of N GB free), weights N, context 4,096 (f16 cache 0.09 GB) of 8,192 that --context can ask for, batch 512, flash attention on.\n"
+        "1 thread, no GPU back end (N of N GB free), weights N, context 4,096 (f16 cache 0.09 GB) of at most 8,192 (--context), batch 512, flash attention on.\n"
         "/help lists the commands.\n"
         f"{first}\n{count} tokens, N tokens/s, context {used + count:,} of 4,096\n"
         f"{second.text}\n{second.generated_tokens} tokens, N tokens/s, "
         f"context {second.prompt_tokens + second.generated_tokens:,} of 4,096\n"
-        "The conversation is forgotten.\n"
+        "The conversation is cleared.\n"
         f"{first}\n{count} tokens, N tokens/s, context {used + count:,} of 4,096\n"
     )
 
@@ -143,14 +143,14 @@ def test_chat_commands(runtime: Run, smollm: Path) -> None:
     assert (result.exit_code, "1 of the lines" in result.stderr) == (1, True)  # what is no command is not obeyed
     assert result.stdout.split("\n", 3)[3] == (
         "/help            this list\n"
-        "/clear           forget the conversation; the system prompt stays\n"
-        "/retry           another answer to the last question\n"
-        "/system [TEXT]   show the system prompt, or set it from the next question on; /system off takes it away\n"
-        "/think on|off    let the model think before it answers, or not\n"
+        "/clear           clear the conversation; the system prompt stays\n"
+        "/retry           generate another answer to the last question\n"
+        "/system [TEXT]   show the system prompt, or set it for the next questions; /system off removes it\n"
+        "/think on|off    turn the model's reasoning on or off\n"
         "/exit            leave (also Ctrl-D, or Ctrl-C twice at the prompt)\n"
-        "Ctrl-C stops an answer and keeps what is there. Begin with a space to send a text that starts with '/'.\n"
-        "/bogus is no command. Known: /help, /clear, /retry, /system, /think, /exit.\n"
-        "No system prompt is set: the model's template decides.\n"
+        "Ctrl-C stops an answer and keeps its text so far. To send text that starts with '/', type a space first.\n"
+        "/bogus is not a command. Commands: /help, /clear, /retry, /system, /think, /exit.\n"
+        "No system prompt is set: the chat template may add its own.\n"
         "The system prompt is set.\n"
         "System prompt: Be brief.\n"
     )
@@ -161,16 +161,16 @@ def test_a_full_context_in_chat_is_told_with_what_to_do(runtime: Run, smollm: Pa
     result = runtime("chat", smollm, *options, stdin=f"{STORY}\n{'word ' * 60}\n")
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (
         1,
-        "Error: 1 of the lines got no answer, or could not be obeyed.",
+        "Error: 1 of the lines got no answer, or were not valid commands.",
     )
     prompt = len(engine.prompt_tokens([Message("user", STORY)]))
     assert (
-        "Cut: the context of 50 tokens is full. /clear forgets the conversation.\n"
+        "Cut: the context of 50 tokens is full. /clear starts a new conversation.\n"
         f"{51 - prompt} tokens, N tokens/s, context 50 of 50\n"
     ) in steady(result.stdout)
     assert re.search(
         r"Not sent: the prompt of \d+ tokens and at least 1 for the answer do not fit the context of 50 tokens\. "
-        r"Shorten it, or take a larger context: the model was trained for 8,192\. /clear forgets the earlier turns; "
+        r"Shorten it, or take a larger context: the model was trained for 8,192\. /clear drops the earlier turns; "
         r"--context sets the size\.\n$",
         result.stdout,
     )
@@ -194,8 +194,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(smollm: Path) -> None:
     assert len(begun) == 40
     assert re.fullmatch(r"[\d,]+ tokens, [\d.]+ tokens/s, context [\d,]+ of 4,096", lines[stopped + 1])
     assert lines[stopped + 2 : stopped + 4] == [
-        "No system prompt is set: the model's template decides.",
-        "The conversation is forgotten.",
+        "No system prompt is set: the chat template may add its own.",
+        "The conversation is cleared.",
     ]
     assert len(lines) > stopped + 4  # and there is another answer
     assert process.returncode == 0
@@ -256,7 +256,7 @@ def test_info_verifies_a_file_against_its_manifest(runtime: Run, run_folder: Pat
     [
         ("imatrix", ("kind            an importance matrix", "chunks          3", "text            train.jsonl")),
         ("adapter", ("kind            a LoRA adapter", "rank            4", "alpha           16.0")),
-        ("mmproj", ("kind            the projector", "projector       mlp")),
+        ("mmproj", ("projector", "projector       mlp")),
         ("control vector", ("kind            a control vector", "for models of   llama")),
     ],
 )
@@ -281,26 +281,27 @@ def test_a_model_that_claims_an_endless_context_is_asked_in_a_useful_one(runtime
     assert result.exit_code == 0, result.output
     talk = runtime("chat", path, "--max-tokens", "2", *ONE_THREAD, stdin="")
     assert "tiny.gguf, context 4,096 tokens" in talk.output
-    assert "of 16,777,216 that --context can ask for" in talk.output
+    assert "of at most 16,777,216 (--context)" in talk.output
     refused = runtime("ask", path, "the heart", "--context", "4294967295")
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert "expected 1 to 16,777,216" in refused.stderr
-    assert "no more than 16,777,216 can be used" in runtime("info", path).stdout
+    assert "of which 16,777,216 can be used" in runtime("info", path).stdout
 
 
 def test_info_says_that_the_template_writes_the_date_and_which_one_was_trained(runtime: Run, rewrite: Rewrite) -> None:
     path = rewrite("tokenizer.chat_template", "{{ strftime_now('%d %b %Y') }}")
-    assert "date            the template writes today's\n" in runtime("info", path).output
+    assert "date            the template writes today's date\n" in runtime("info", path).output
     template, files = read_info(path).template_sha256, (record_file(path.parent, path),)
     facts = {"template_date": "2026-11-30T23:59:58"}
     write_manifest(path.parent, Manifest("export", files, {}, {}, {}, template_sha256=template, facts=facts))
     assert (
-        "date            the template writes today's; trained on 2026-11-30T23:59:58\n" in runtime("info", path).output
+        "date            the template writes today's date; trained with 2026-11-30T23:59:58\n"
+        in runtime("info", path).output
     )
     said = json.loads(runtime("info", path, "--json").stdout)
     assert (said["template_writes_date"], said["template_trained_date"]) == (True, "2026-11-30T23:59:58")
     talk = runtime("chat", path, *ONE_THREAD, stdin="").output
-    assert "writes today's date into every prompt; in training it wrote 2026-11-30." in talk
+    assert "adds today's date to every prompt; the model was trained with 2026-11-30." in talk
 
 
 def test_info_refuses_a_file_that_is_not_the_manifests(runtime: Run, run_folder: Path) -> None:
@@ -391,7 +392,7 @@ def test_a_template_that_refuses_a_system_prompt_is_told_once_and_the_chat_goes_
     )
     result = runtime("ask", path, SUM, "--system", "Be brief.", *ONE_THREAD)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "the chat template takes no system prompt" in result.stderr
+    assert "the chat template does not accept a system prompt" in result.stderr
     assert "no system role" in result.stderr
     assert "--system-as user" in result.stderr
     script = f"/system Be brief.\n{SUM}\n/help\n"

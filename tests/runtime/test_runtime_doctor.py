@@ -62,7 +62,7 @@ def test_the_whole_report_of_this_machine(embedded_gguf: Path) -> None:
         r"threads       \d+ usable: \d+ of \d+ processors on \d+ cores(, time of [\d.]+)?",
         r"instructions  (\w+ ?)+",
         r"(  not used    (\w+ ?)+: .*)?",
-        r"llama\.cpp     llama-cpp-python \d+\.\d+\.\d+, \S*ggml-cpu\S*( made by \w+ [\d.]+)?",
+        r"llama\.cpp     llama-cpp-python \d+\.\d+\.\d+, \S*ggml-cpu\S*( built with \w+ [\d.]+)?",
         r"gpu           \S.*",
         rf"memory        {number} GB, {number} GB free",
         rf"bandwidth     {number} GB/s read, {number} GB/s copied \(read and written\), \d+ threads?",
@@ -118,16 +118,16 @@ def test_a_report_in_words() -> None:
         "threads       8 usable: 8 of 8 processors on 4 cores\n"
         "instructions  AVX AVX2 BMI2 F16C FMA\n"
         "  not used    AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16: without them decode 2-7 % slower; prefill as fast with "
-        "Q4_1, 1.25 times slower with Q8_0, 1.5 times with Q4_K_M (measured on one processor); `make set-up CPU=all` builds "
-        "what uses them\n"
-        "llama.cpp     llama-cpp-python 0.3.36, libggml-cpu.so made by gcc 12.2.0\n"
+        "Q4_1, 1.25 times slower with Q8_0, 1.5 times with Q4_K_M (measured on one CPU); `make set-up CPU=all` builds a "
+        "llama.cpp with them\n"
+        "llama.cpp     llama-cpp-python 0.3.36, libggml-cpu.so built with gcc 12.2.0\n"
         "gpu           llama.cpp sees none\n"
         "memory        32.00 GB, 20.00 GB free\n"
         "bandwidth     30.0 GB/s read, 40.0 GB/s copied (read and written), 4 threads\n"
         "model         a.gguf, 5.00 GB\n"
         "prefill       120 tokens/s (4 threads)\n"
         "decode        6.4 tokens/s (1 thread): 32.0 GB/s of weights, 80 % of the bandwidth\n"
-        "gpu build     no GPU seen: the build for the processor is the right one."
+        "gpu build     no GPU found: the CPU build is the right one."
     )
     assert "speed         not measured: give a MODEL.gguf\n" in render(FACTS, bandwidth, None)
 
@@ -153,24 +153,25 @@ def test_what_lies_idle_is_told_with_its_cost() -> None:
 
 FAULTS = [
     ({"crash": "SIGILL"}, "measuring the speed ended with SIGILL"),
-    ({"flags": AVX2 - {"avx2", "bmi2"}}, "the processor lacks avx2, bmi2, which the portable build needs"),
+    ({"flags": AVX2 - {"avx2", "bmi2"}}, "lacks avx2, bmi2"),
     ({"used": PORTABLE | {"AMX_INT8"}}, "gcc 12.2.0 drops the stores that set up AMX (gcc bug 114098)"),
     ({"environment": {"OMP_WAIT_POLICY": "PASSIVE"}}, "OMP_WAIT_POLICY=passive: threads sleep after every step"),
     ({"environment": {"OMP_NUM_THREADS": "16"}}, "OMP_NUM_THREADS=16, but 8 threads can run at the same time."),
-    ({"cores": Cores(8, 8, 4, 2.5)}, "the control group grants the time of 2.5 of 8 processors: more than 2 threads"),
-    ({"processor": "Apple M2", "flags": frozenset()}, "this Python is an x86 program, translated"),
-    ({"small_pages": True}, "huge pages are turned off"),
+    ({"cores": Cores(8, 8, 4, 2.5)}, "2.5 of 8 CPUs: more than 2 threads"),
+    ({"processor": "Apple M2", "flags": frozenset()}, "this Python is an x86 program"),
+    ({"small_pages": True}, "transparent_hugepage/enabled"),
     ({"swap_bytes": 10**9}, "1.00 GB are swapped out"),
     ({"environment": {"GOMP_SPINCOUNT": "20000"}}, "GOMP_SPINCOUNT=20000: threads spin"),
-    ({"others": 1.04, "load": 9.0}, "other work took 1.0 of 8 processors while the speed was measured"),
-    ({"load": 5.0}, "other work runs here (load average 5.0 on 8)"),
+    ({"others": 1.04, "load": 9.0}, "1.0 of 8 CPUs"),
+    ({"load": 5.0}, "load average 5.0 on 8"),
 ]
 
 
-@pytest.mark.parametrize(("change", "begin"), FAULTS)
-def test_a_known_fault_is_told_and_nothing_else(change: dict[str, object], begin: str) -> None:
+@pytest.mark.parametrize(("change", "fact"), FAULTS)
+def test_a_known_fault_is_told_and_nothing_else(change: dict[str, object], fact: str) -> None:
     faults = known_faults(replace(FACTS, **change))  # type: ignore[arg-type]
-    assert [fault[: len(begin)] for fault in faults] == [begin]
+    assert len(faults) == 1
+    assert fact in faults[0]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_a_sound_machine_has_no_fault(change: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("tools", "lines"),
     [
-        (Tools(), ["no GPU seen: the build for the processor is the right one."]),
+        (Tools(), ["no GPU found: the CPU build is the right one."]),
         (Tools(nvidia=(("RTX 3060", "8.6"), ("H100", "9.0")), nvcc=True),
          [BUILD.format("-DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=86;90")]),
         (Tools(nvidia=(("RTX 3060", "8.6"),)),
@@ -204,7 +205,7 @@ def test_a_sound_machine_has_no_fault(change: dict[str, object]) -> None:
          ["first install Vulkan's headers and glslc: apt install libvulkan-dev glslc", BUILD.format("-DGGML_VULKAN=ON")]),
         (Tools(metal=True), [BUILD.format("-DGGML_METAL=ON")]),
         (Tools(controllers=("AMD", "NVIDIA")),
-         ["graphics hardware of AMD, NVIDIA is there, but nvidia-smi and vulkaninfo see none: install its driver."]),
+         ["graphics hardware of AMD, NVIDIA is present, but nvidia-smi and vulkaninfo see none: install its driver."]),
     ],
 )  # fmt: skip
 def test_the_build_command_fits_what_is_on_the_machine(tools: Tools, lines: list[str]) -> None:

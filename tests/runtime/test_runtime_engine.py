@@ -175,7 +175,7 @@ def test_a_template_that_rewrites_a_dangerous_text_is_refused(engine: Engine) ->
 
 
 def test_half_a_character_is_refused(engine: Engine) -> None:
-    with pytest.raises(DataError, match=r"message 1 \(user\) holds half a character"):
+    with pytest.raises(DataError, match=r"message 1 \(user\) contains a lone surrogate"):
         engine.prompt_tokens([Message("user", "a\ud800b")])
 
 

@@ -113,14 +113,14 @@ LINES = [
     ("llama-3-8b", rtx(6.2), FitConstraints(context_tokens=8192),
      "gpu layers 33 of 33 (6.1 of 6.2 GB free on RTX 3060), weights mapped, context 8,192 (f16 cache 1.07 GB), batch 256, flash attention on"),
     ("llama-3-8b", rtx(0.5), FitConstraints(),
-     "gpu layers 0 of 33 (5.7 of 32.0 GB free in memory), weights mapped, context 4,096 (f16 cache 0.54 GB) of 8,192 that --context can ask for, batch 512, flash attention on"),
+     "gpu layers 0 of 33 (5.7 of 32.0 GB free in memory), weights mapped, context 4,096 (f16 cache 0.54 GB) of at most 8,192 (--context), batch 512, flash attention on"),
     ("llama-3-8b", Machine(6 * GB), FitConstraints(),
-     "no GPU back end (5.7 of 6.0 GB free), weights mapped, context 4,096 (f16 cache 0.54 GB) of 8,192 that --context can ask for, batch 512, flash attention on"),
+     "no GPU back end (5.7 of 6.0 GB free), weights mapped, context 4,096 (f16 cache 0.54 GB) of at most 8,192 (--context), batch 512, flash attention on"),
     ("llama-3-8b", Machine(int(5.2 * GB)), FitConstraints(),
-     "no GPU back end (5.1 of 5.2 GB free), weights mapped, context 2,048 (f16 cache 0.27 GB) instead of 4,096, for want of memory, "
+     "no GPU back end (5.1 of 5.2 GB free), weights mapped, context 2,048 (f16 cache 0.27 GB) instead of 4,096, to fit the memory, "
      "batch 128, flash attention on"),
     ("llama-3-8b", Machine(int(5.2 * GB)), FitConstraints(kv_types=("f16", "q8_0")),
-     "no GPU back end (5.2 of 5.2 GB free), weights mapped, context 4,096 (q8_0 cache 0.29 GB) of 8,192 that --context can ask for, batch 128, flash attention on"),
+     "no GPU back end (5.2 of 5.2 GB free), weights mapped, context 4,096 (q8_0 cache 0.29 GB) of at most 8,192 (--context), batch 128, flash attention on"),
     ("flan-t5-base", Machine(4 * GB), FitConstraints(),
      "no GPU back end (0.5 of 4.0 GB free), weights mapped, context 512 (f16 cache 0.02 GB), batch 512, flash attention off"),
     ("flan-t5-base", Machine(4 * GB, huge_pages=True), FitConstraints(),
@@ -129,7 +129,7 @@ LINES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "machine", "wishes", "line"), LINES)
+@pytest.mark.parametrize(("name", "machine", "constraints", "line"), LINES)
 def test_the_decision_is_told_in_one_line(
     headers: Headers, name: str, machine: Machine, constraints: FitConstraints, line: str
 ) -> None:
@@ -213,7 +213,7 @@ def test_layers_come_before_context_and_context_is_only_cut_if_it_was_not_asked_
         plan_fit(headers("llama-3-8b"), tight, FitConstraints(context_tokens=4096, batch_tokens=512))
     assert str(caught.value) == (
         "not enough memory for a context of 4,096 tokens: weights 4.65 GB, f16 cache 0.54 GB, buffers at most 0.34 GB; "
-        "free are 5.20 GB. What fits: a context of 2,048 tokens."
+        "free: 5.20 GB. What fits: a context of 2,048 tokens."
     )
 
 
@@ -222,7 +222,7 @@ def test_layers_that_were_asked_for_and_do_not_fit_are_refused_with_what_fits(he
         plan_fit(headers("llama-3-8b"), rtx(4), FitConstraints(gpu_layers=30, context_tokens=8192))
     assert str(caught.value) == (
         "not enough memory for 30 GPU layers and a context of 8,192 tokens: weights 4.65 GB, f16 cache 1.07 GB, buffers at "
-        "most 0.09 GB; free are 32.00 GB and 4.00 GB on RTX 3060. "
+        "most 0.09 GB; free: 32.00 GB and 4.00 GB on RTX 3060. "
         "What fits: 17 of 33 GPU layers and a context of 8,192 tokens."
     )
     asked = plan_fit(headers("llama-3-8b"), rtx(4), FitConstraints(gpu_layers=5, context_tokens=8192))
@@ -231,12 +231,12 @@ def test_layers_that_were_asked_for_and_do_not_fit_are_refused_with_what_fits(he
 
 
 def test_a_model_that_fits_nowhere_is_refused(headers: Headers) -> None:
-    with pytest.raises(UnsupportedError, match=r"No context of this model fits: take a smaller quantisation"):
+    with pytest.raises(UnsupportedError, match=r"No context of this model fits: use a smaller quantisation"):
         plan_fit(headers("mixtral"), Machine(8 * GB), FitConstraints())
 
 
 @pytest.mark.parametrize(
-    ("name", "machine", "wishes", "error", "message"),
+    ("name", "machine", "constraints", "error", "message"),
     [
         ("llama-3-8b", Machine(32 * GB), FitConstraints(gpu_layers=1), UnsupportedError, "1 GPU layers: llama.cpp sees no GPU"),
         ("llama-3-8b", rtx(8), FitConstraints(gpu_layers=-1), ConfigError, "-1 GPU layers: expected 0 or more, or auto."),
@@ -245,7 +245,7 @@ def test_a_model_that_fits_nowhere_is_refused(headers: Headers) -> None:
         ("llama-3-8b", rtx(8), FitConstraints(kv_types=()), ConfigError, "cache type 'none'"),
         ("llama-3-8b", rtx(8), FitConstraints(sequences=0), ConfigError, "sequences and batch must be 1 or more"),
         ("llama-3-8b", rtx(8), FitConstraints(kv_types=("q8_0",), flash_attention=False), UnsupportedError,
-         "a cache of type q8_0 needs flash attention, and it is turned off. Take f16."),
+         "a cache of type q8_0 needs flash attention, and flash attention is off. Take f16."),
         ("flan-t5-base", rtx(8), FitConstraints(kv_types=("q8_0",)), UnsupportedError, "models with an encoder have none"),
     ],
 )  # fmt: skip

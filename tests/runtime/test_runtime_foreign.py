@@ -150,11 +150,11 @@ def refuses(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_system_prompt_that_the_model_does_not_see_is_a_warning(runtime: Run, ignores: Path) -> None:
     result = runtime("ask", ignores, "hello", "--system", "Be brief.", *QUICK)
     assert result.exit_code == 0
-    assert "leaves the system prompt out: the model does not see it. --system-as user" in result.stderr
+    assert "omits the system prompt, so the model does not see it. --system-as user" in result.stderr
     result = runtime("chat", ignores, *QUICK, stdin="/system Be brief.\n/system\nhello\n")
     assert result.exit_code == 1
     assert "The system prompt is set." not in result.stdout
-    assert "The system prompt is not set: the chat template leaves" in result.stdout
+    assert "The system prompt is not set: the chat template omits" in result.stdout
     assert "No system prompt is set" in result.stdout
 
 
@@ -162,7 +162,7 @@ def test_a_system_prompt_that_a_template_refuses_is_an_error_once_and_can_be_uns
     for command, question in (("ask", ["hello"]), ("chat", [])):
         result = runtime(command, refuses, *question, "--system", "Be brief.", *QUICK, stdin="hello\n")
         assert (result.exit_code, result.stdout) == (1, "")
-        for part in ("takes no system prompt", "No system role", "--system-as user"):
+        for part in ("does not accept a system prompt", "No system role", "--system-as user"):
             assert part in result.stderr
     result = runtime("chat", refuses, *QUICK, stdin="/system Be brief.\nhello\nand more\n")
     assert (result.exit_code, result.stdout.count("No system role"), result.stdout.count("of 256")) == (1, 1, 2)
@@ -180,8 +180,8 @@ def test_a_system_prompt_can_stand_before_the_first_question(runtime: Run, refus
     )
     assert result.exit_code == 0
     assert "The system prompt is set." in result.stdout
-    assert "The system prompt is taken away." in result.stdout
-    assert result.stdout.endswith("No system prompt is set: the model's template decides.\n")
+    assert "The system prompt is removed." in result.stdout
+    assert result.stdout.endswith("No system prompt is set: the chat template may add its own.\n")
 
 
 def test_thinking_is_turned_off_by_what_the_template_reads(runtime: Run, ignores: Path, tmp_path: Path) -> None:
@@ -196,11 +196,11 @@ def test_thinking_is_turned_off_by_what_the_template_reads(runtime: Run, ignores
     assert "contradict" in result.stderr
     result = runtime("ask", ignores, "hello", "--no-think", *QUICK)
     assert result.exit_code == 0
-    assert "no switch for thinking: a thought is closed at once" in result.stderr
+    assert "no switch for reasoning" in result.stderr
     result = runtime("chat", thinks, *QUICK, stdin="/think off\nhello\n/think on\n/think\n")
     assert result.exit_code == 1
-    assert "Thinking is off, by enable_thinking=false.\n" in result.stdout
-    assert "Thinking is on" in result.stdout
+    assert "Reasoning is off, by enable_thinking=false.\n" in result.stdout
+    assert "Reasoning is on" in result.stdout
     assert "/think takes on or off." in result.stdout
 
 
@@ -211,7 +211,7 @@ def test_a_seed_that_is_drawn_is_told_and_gives_the_same_again(runtime: Run, ign
     assert seed
     again = json.loads(runtime("ask", ignores, "hello", "--seed", seed[1], "--json", *hot).stdout)
     assert (again["text"] + "\n" * bool(again["text"]), again["seed"]) == (first.stdout, int(seed[1]))
-    assert "at temperature 0 every seed" in runtime("ask", ignores, "hello", "--seed", "random", *QUICK).stderr
+    assert "at temperature 0: every seed" in runtime("ask", ignores, "hello", "--seed", "random", *QUICK).stderr
     assert runtime("ask", ignores, "hello", "--seed", "often").exit_code == 2
 
 
@@ -242,7 +242,7 @@ def test_a_question_is_asked_again_with_another_seed(runtime: Run, ignores: Path
     places = [told.stdout.find(visible(text)) for text in wanted]
     assert -1 < places[0] < places[1] < places[2]
     result = runtime("chat", ignores, *QUICK, stdin="/retry\n")
-    assert (result.exit_code, "no question to ask again" in result.stdout) == (1, True)
+    assert (result.exit_code, "no question to answer again" in result.stdout) == (1, True)
 
 
 def test_an_answer_that_is_cut_before_it_fits_its_schema_says_so(runtime: Run, ignores: Path, tmp_path: Path) -> None:
@@ -263,8 +263,8 @@ def test_an_answer_that_is_cut_before_it_fits_its_schema_says_so(runtime: Run, i
     asked = ("ask", ignores, "hello", "--json-schema", tmp_path / "schema.json", "--threads", 1)
     result = runtime(*asked, "--max-tokens", 8)
     assert result.exit_code == 1
-    assert "does not fit what was asked of it yet" in result.stderr
-    assert "--max-tokens allows more" in result.stderr
+    assert "does not match its grammar" in result.stderr
+    assert "--max-tokens raises the limit" in result.stderr
     result = runtime(*asked, "--max-tokens", 8, "--json")
     said = json.loads(result.stdout)
     assert (result.exit_code, said["complete"], said["stop_reason"]) == (1, False, "length")
@@ -303,7 +303,7 @@ def test_a_byte_order_mark_is_no_part_of_a_question(runtime: Run, ignores: Path,
 def test_a_text_of_two_bytes_a_character_without_a_mark_is_named(runtime: Run, ignores: Path) -> None:
     result = runtime("ask", ignores, stdin="hello".encode("utf-16-le"))
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "standard input: it holds NUL characters, as UTF-16 without" in result.stderr
+    assert "standard input: it contains NUL characters, like UTF-16 without" in result.stderr
 
 
 def test_a_form_may_hold_a_comma_where_no_end_of_text_is_named(runtime: Run, tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_log_probabilities_tell_the_bytes_of_parts_of_a_character(runtime: Run, 
 def test_another_template_than_the_files_own_is_told(runtime: Run, ignores: Path, bare: Path) -> None:
     result = runtime("ask", ignores, "hello", "--chat-template", "llama3", *QUICK)
     assert result.exit_code == 0
-    assert "The chat template llama3 is used in place of the file's own." in result.stderr
+    assert "The chat template llama3 replaces the file's own." in result.stderr
     assert "The vocabulary has no tokens for <|end_header_id|>, <|eot_id|>, <|start_header_id|>" in result.stderr
     assert "chat template" not in runtime("ask", bare, "hello", "--chat-template", "chatml", *QUICK).stderr
 
@@ -366,7 +366,7 @@ def test_a_template_without_an_end_ends_answers_before_the_next_question(runtime
     source = "{% for m in messages %}{{ '#' if m.role == 'user' else '' }}{{ m.content }}{% endfor %}="
     path = write_tiny(tmp_path / "endless.gguf", {TEMPLATE: source, EOS: None})
     result = runtime("ask", path, "hello", *QUICK)
-    assert "marks no end of an answer: it ends before '#'" in result.stderr
+    assert "no token for the end of an answer: it stops before '#'" in result.stderr
     with Engine(path, EngineOptions(threads=1)) as engine:
         hash_token = engine.model.tokenize("#")[0]
         likely = Sampling(max_tokens=4, logit_bias=((hash_token, 1000.0),))
@@ -380,13 +380,13 @@ def test_a_verified_file_says_that_its_template_is_replaced(runtime: Run, ignore
     write_manifest(tmp_path, Manifest("export", (record_file(tmp_path, path),), {}, {}, {}, template_sha256=own))
     result = runtime("ask", path, "hello", "--chat-template", "chatml", *QUICK)
     assert result.exit_code == 0
-    assert "in place of the file's own, with which its manifest says it was trained." in result.stderr
+    assert "replaces the file's own, which the manifest says the model was trained with." in result.stderr
 
 
 def test_a_template_that_leaves_the_question_out_is_told(runtime: Run, bare: Path, tmp_path: Path) -> None:
     (tmp_path / "odd.jinja").write_text("{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}Hello")
     result = runtime("ask", bare, "hello", "--chat-template", tmp_path / "odd.jinja", *QUICK)
-    assert "leaves the question out" in result.stderr
+    assert "omits the question" in result.stderr
 
 
 def test_chat_refuses_raw_text_with_what_does_it(runtime: Run, bare: Path) -> None:
