@@ -71,7 +71,7 @@ class Embedder:
         """
         tokens = [self._tokens(text, f"text {number} of {len(texts)}") for number, text in enumerate(texts, 1)]
         vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
-        for batch in _batches([len(each) for each in tokens], self._batch_texts):
+        for batch in _batches([len(text) for text in tokens], self._batch_texts):
             self._evaluate(tokens[batch], vectors[batch])
         if not np.isfinite(vectors).all():
             raise ArtifactError(f"{self._model.path}: its embeddings contain NaN or Inf: the weights are damaged.")

@@ -159,13 +159,13 @@ def parse_vulkan(text: str) -> tuple[str, ...]:
 
 def read_controllers(devices: Path) -> tuple[str, ...]:
     """Vendors of graphics hardware on the PCI bus (class 03) that llama.cpp has a back end for."""
-    found = set()
+    vendors = set()
     for folder in devices.iterdir() if devices.is_dir() else ():
         with suppress(OSError):
             if (folder / "class").read_text(encoding="utf-8").startswith("0x03"):
                 vendor = (folder / "vendor").read_text(encoding="utf-8").strip()
-                found.update([VENDORS[vendor]] if vendor in VENDORS else [])
-    return tuple(sorted(found))
+                vendors.update([VENDORS[vendor]] if vendor in VENDORS else [])
+    return tuple(sorted(vendors))
 
 
 def render(facts: Facts, bandwidth: "Bandwidth", speed: Speed | None) -> str:

@@ -133,7 +133,7 @@ def engine_options(command: Command) -> Command:
         click.option(
             "--lora", "loras", multiple=True, metavar="FILE[=SCALE]", help="LoRA adapter (GGUF) to apply. Repeatable."
         ),
-        click.option("--threads", type=int, help="Threads to compute with.  [default: all processors]"),
+        click.option("--threads", type=int, help="Threads to compute with.  [default: measured]"),
         click.option(
             "--context",
             type=int,

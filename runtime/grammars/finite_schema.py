@@ -12,8 +12,8 @@ def finite_schemas(nodes: dict[str, Schema], leads: dict[int, Schema]) -> set[in
     `nodes` maps JSON pointers to schemas, parents first; `leads` maps the id of a schema with a `$ref` to its target.
     """
     dependents = defaultdict(list)
-    for place, node in nodes.items():
-        parent = _parent(place, nodes)
+    for pointer, node in nodes.items():
+        parent = _parent(pointer, nodes)
         if parent is not None:
             dependents[id(node)].append(parent)
         if id(node) in leads:
@@ -40,11 +40,11 @@ def listed(node: Schema, keyword: str) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _parent(place: str, nodes: dict[str, Schema]) -> Schema | None:
-    while place != "#":
-        place = place.rpartition("/")[0]
-        if place in nodes:
-            return nodes[place]
+def _parent(pointer: str, nodes: dict[str, Schema]) -> Schema | None:
+    while pointer != "#":
+        pointer = pointer.rpartition("/")[0]
+        if pointer in nodes:
+            return nodes[pointer]
     return None
 
 

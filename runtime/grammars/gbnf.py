@@ -364,8 +364,8 @@ class _Parser:
 
     def _error(self, what: str) -> ConfigError:
         line = self._text.count("\n", 0, self._at) + 1
-        found = self._text[self._at : self._at + 20].partition("\n")[0]
-        where = f"before {found!r}" if found else "at the end of the line"
+        rest = self._text[self._at : self._at + 20].partition("\n")[0]
+        where = f"before {rest!r}" if rest else "at the end of the line"
         return ConfigError(f"the GBNF grammar cannot be read, line {line}, {where}: {what}.")
 
 

@@ -256,6 +256,6 @@ def _on_large_stack(make: Any) -> Any:
 
 def _short(message: str) -> str:
     """llguidance's message on one line, without the grammar that it quotes."""
-    found = re.search(r"error: ([^\n]+)", message)
-    line = " ".join((found[1] if found else message).replace("<non-verbose/>", "").split())
+    match = re.search(r"error: ([^\n]+)", message)
+    line = " ".join((match[1] if match else message).replace("<non-verbose/>", "").split())
     return line if len(line) <= MAX_MESSAGE_LETTERS else f"{line[:MAX_MESSAGE_LETTERS]}…"

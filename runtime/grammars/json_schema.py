@@ -206,8 +206,8 @@ def _check_references(schema: Schema, nodes: dict[str, Schema]) -> None:
 def _heights(nodes: dict[str, Schema]) -> dict[str, int]:
     """For each pointer: one more than the parts of the longest path from it to a schema inside it."""
     heights: dict[str, int] = {}
-    for place in nodes:
-        below, ancestor = 1, place
+    for pointer in nodes:
+        below, ancestor = 1, pointer
         while ancestor:
             heights[ancestor] = max(heights.get(ancestor, 0), below)
             below, ancestor = below + 1, ancestor.rpartition("/")[0]

@@ -96,10 +96,10 @@ def read_memory_model(headers: Sequence[GgufHeader]) -> MemoryModel:
     reader = _Reader(headers)
     count = reader.number("block_count")
     weights, input_bytes, output_bytes = _weights(headers, count)
-    embedding = next((t.size_bytes for each in headers for t in each.tensors if t.name == "token_embd.weight"), 0)
-    names = {tensor.name for each in headers for tensor in each.tensors}
+    embedding = next((t.size_bytes for header in headers for t in header.tensors if t.name == "token_embd.weight"), 0)
+    names = {tensor.name for header in headers for tensor in header.tensors}
     shares_embedding = "output.weight" not in names
-    width, heads = reader.number("embedding_length"), max(reader.each("attention.head_count", count, 0))
+    width, heads = reader.number("embedding_length"), max(reader.of_layers("attention.head_count", count, 0))
     lengths = ("attention.key_length", "attention.value_length")
     return MemoryModel(
         architecture=reader.architecture,
@@ -121,9 +121,9 @@ def read_memory_model(headers: Sequence[GgufHeader]) -> MemoryModel:
 
 def _inner_width(reader: "_Reader", count: int) -> int:
     """A third of the widest feed-forward part's values for a token: gate, up and their product."""
-    plain = max(reader.each("feed_forward_length", count, 0))
-    used = max(reader.each("expert_used_count", count, 0))
-    expert = max(reader.each("expert_feed_forward_length", count, plain))
+    plain = max(reader.of_layers("feed_forward_length", count, 0))
+    used = max(reader.of_layers("expert_used_count", count, 0))
+    expert = max(reader.of_layers("expert_feed_forward_length", count, plain))
     shared = reader.number("expert_shared_feed_forward_length", expert * reader.number("expert_shared_count", 0))
     mixed = used * (reader.number("embedding_length") + 2 * expert) // 3  # each expert's output besides its gate and up
     return max(plain, used * expert + shared, mixed, 2 * reader.number("ssm.inner_size", 0))
@@ -197,9 +197,9 @@ def _weights(headers: Sequence[GgufHeader], count: int) -> tuple[list[int], int,
     """Bytes of each layer, of the input's tensors, and of the output's."""
     layers, first, last = [0] * count, 0, 0
     for tensor in (tensor for header in headers for tensor in header.tensors):
-        found = LAYER.match(tensor.name)
-        if found:
-            layers[min(int(found[1]), count - 1)] += tensor.size_bytes
+        match = LAYER.match(tensor.name)
+        if match:
+            layers[min(int(match[1]), count - 1)] += tensor.size_bytes
         elif tensor.name.startswith(OF_THE_OUTPUT):
             last += tensor.size_bytes
         else:
@@ -208,8 +208,8 @@ def _weights(headers: Sequence[GgufHeader], count: int) -> tuple[list[int], int,
 
 
 def _layer(reader: "_Reader", number: int, count: int, weight_bytes: int) -> Layer:
-    heads = reader.each("attention.head_count", count, 0)[number]
-    kv_heads = reader.each("attention.head_count_kv", count, heads)[number]
+    heads = reader.of_layers("attention.head_count", count, 0)[number]
+    kv_heads = reader.of_layers("attention.head_count_kv", count, heads)[number]
     window = _window(reader, number)
     key_head, value_head = (_head_width(reader, which, window, heads) for which in ("key", "value"))
     keys, values = key_head * kv_heads, value_head * kv_heads
@@ -276,22 +276,22 @@ class _Reader:
 
     def number(self, key: str, default: int | None = None) -> int:
         """The value of a key, the largest of a list. Raises ArtifactError without a value and a default."""
-        found = self.value(key)
-        if isinstance(found, list) and found:
-            found = max(found)
-        if isinstance(found, int):
-            return found
+        value = self.value(key)
+        if isinstance(value, list) and value:
+            value = max(value)
+        if isinstance(value, int):
+            return value
         if default is None:
             raise ArtifactError(f"{self._header.path}: its header has no number for {self.architecture}.{key}.")
         return default
 
-    def each(self, key: str, count: int, default: int) -> list[int]:
+    def of_layers(self, key: str, count: int, default: int) -> list[int]:
         """The value of each layer: a list in the header, or one value for all layers."""
-        found = self.value(key)
-        if isinstance(found, list) and len(found) >= count and all(isinstance(value, int) for value in found):
-            return found[:count] or [default]
-        if isinstance(found, int):
-            return [found] * max(count, 1)
+        values = self.value(key)
+        if isinstance(values, list) and len(values) >= count and all(isinstance(value, int) for value in values):
+            return values[:count] or [default]
+        if isinstance(values, int):
+            return [values] * max(count, 1)
         return [default] * max(count, 1)
 
     def vocabulary(self) -> int:

@@ -162,13 +162,13 @@ def recall(store: Path, key: str, clock: Callable[[], float] = time.time) -> Thr
 
     An entry without its times is not used: whether other work disturbed them is unknown.
     """
-    found = read_measurements(store).get(key)
-    if not isinstance(found, dict) or not isinstance(found.get("seen"), dict):
+    entry = read_measurements(store).get(key)
+    if not isinstance(entry, dict) or not isinstance(entry.get("seen"), dict):
         return None
-    until = found.get("until")
+    until = entry.get("until")
     if until is not None and not (isinstance(until, int | float) and 0 < until - clock() <= UNSTEADY_S):
         return None
-    decode, prefill = found.get("decode"), found.get("prefill")
+    decode, prefill = entry.get("decode"), entry.get("prefill")
     if not (isinstance(decode, int) and isinstance(prefill, int) and decode >= 1 and prefill >= 1):
         return None
     return Threads(decode, prefill, steady=until is None)

@@ -119,7 +119,7 @@ class BatchRunner:
         self.context.set_adapters(step.adapters)
         self._in_flight = [part.slot.task for part in step.parts]
         try:
-            completed = self.context.evaluate(step.tokens, step.positions, step.sequences, step.wanted)
+            completed = self.context.evaluate(step.tokens, step.positions, step.sequences, step.is_output)
         finally:
             self._in_flight = ()
             self.context.resume()

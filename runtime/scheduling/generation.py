@@ -173,8 +173,8 @@ class Generation:
         self._chain.close()
 
     def _choose(self, context: Context, index: int, logits: Logits) -> int:
-        wanted = self.request.sampling.logprobs
-        raw = logits.copy() if wanted is not None else logits
+        count = self.request.sampling.logprobs
+        raw = logits.copy() if count is not None else logits
         constraint = self._constraint if not self._stream.in_reasoning else None
         marker = self._upcoming_marker(logits) if constraint is not None else []
         if marker:
@@ -186,8 +186,8 @@ class Generation:
             token = self._chain.sample(context, index, logits)
             if constraint is not None:
                 constraint.accept(token)
-        if wanted is not None:
-            self._logprobs.append(_logprob(raw, token, wanted))
+        if count is not None:
+            self._logprobs.append(_logprob(raw, token, count))
         self._times.first_s = self._times.first_s or time.perf_counter()
         return token
 

@@ -157,14 +157,14 @@ class Scheduler:
     def _add_part(self, step: Step, slot: Slot, count: int, draft: int) -> None:
         start, task = slot.evaluated, slot.task
         self.cells.append(slot.sequence, count)
-        first_wanted = len(task.tokens) - 1 if task.outputs_from is None else task.outputs_from
-        wanted = [position >= first_wanted for position in range(start, start + count)]
-        step.parts.append(Part(slot, len(step.tokens), start, count, draft, step.outputs, sum(wanted)))
-        step.outputs += sum(wanted)
+        first_output = len(task.tokens) - 1 if task.outputs_from is None else task.outputs_from
+        is_output = [position >= first_output for position in range(start, start + count)]
+        step.parts.append(Part(slot, len(step.tokens), start, count, draft, step.outputs, sum(is_output)))
+        step.outputs += sum(is_output)
         step.tokens += (task.tokens[start : start + count] + slot.draft)[:count]
         step.positions += range(start, start + count)
         step.sequences += [slot.sequence] * count
-        step.wanted += wanted
+        step.is_output += is_output
 
     def _with_drafts(self, step: Step) -> Step:
         """The step with draft tokens behind the last tokens, where batch, cells and context have room for them."""

@@ -27,7 +27,7 @@ class Limits:
     sequences: int = 4  # those of running requests, and of prefixes that stay cached
     batch_tokens: int = 512
     prefill_chunk_tokens: int = 64  # of prompts, in a batch that decodes too
-    outputs: int = 64  # rows of logits in a batch, where a task wants many: 64 of a vocabulary of 150,000 are 38 MB
+    outputs: int = 64  # rows of logits in a batch, where a task has many: 64 of a vocabulary of 150,000 are 38 MB
     queue: int = 1024
     can_truncate: bool = True  # False for a recurrent state: it continues at its end, and nowhere else
 
@@ -36,7 +36,7 @@ class Limits:
 class Task:
     """A request as the scheduler sees it. `tokens` grow as tokens are sampled; the last one is not evaluated yet.
 
-    Outputs are wanted of the last token, or from the position `outputs_from` on. Tasks of one `group` share prefixes
+    Its outputs are those of the last token, or from the position `outputs_from` on. Tasks of one `group` share prefixes
     with each other only, start from an empty cache and leave nothing in it: their outputs do not depend on earlier
     requests.
     """
@@ -80,8 +80,8 @@ class Slot:
 class Part:
     """What a step evaluates of one task: `count` tokens from position `start` on, the last `draft` of them a draft.
 
-    They begin at index `offset` of the batch. The outputs of the last `rows` of them are wanted: the rows from
-    `first_row` on of the step's outputs.
+    They begin at index `offset` of the batch. The last `rows` of them have outputs: the rows of the step's outputs from
+    `first_row` on.
     """
 
     slot: Slot
@@ -95,12 +95,12 @@ class Part:
 
 @dataclass
 class Step:
-    """One batch: tokens, their positions, sequences, and which outputs are wanted, all (N,)."""
+    """One batch: tokens, their positions, sequences, and whether each token has an output, all (N,)."""
 
     adapters: tuple[float, ...] = ()
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     sequences: list[int] = field(default_factory=list)
-    wanted: list[bool] = field(default_factory=list)
+    is_output: list[bool] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     outputs: int = 0

@@ -51,18 +51,18 @@ class StopMatcher:
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         self._held += text
-        found, pending = self._first_match(), self._first_beginning()
-        if found is not None and (pending is None or found <= pending):
-            return self._stop_at(found)
+        match, pending = self._first_match(), self._first_beginning()
+        if match is not None and (pending is None or match <= pending):
+            return self._stop_at(match)
         sure = len(self._held) if pending is None else pending
         ready, self._held = self._held[:sure], self._held[sure:]
         return ready
 
     def flush(self) -> str:
         """End the text; returns what was held back, up to a stop string."""
-        found = self._first_match()
-        if found is not None:
-            return self._stop_at(found)
+        match = self._first_match()
+        if match is not None:
+            return self._stop_at(match)
         ready, self._held = self._held, ""
         return ready
 

@@ -130,8 +130,8 @@ def _markers(model: Model, template: str) -> dict[int, str]:
 
     Gemma 4's `<|channel>` is one: it marks reasoning, but is not a control token.
     """
-    found = {token for token in model.tokenize(template) if model.is_user_defined(token)}
-    texts = {token: model.piece(token).decode("utf-8", "replace") for token in found}
+    markers = {token for token in model.tokenize(template) if model.is_user_defined(token)}
+    texts = {token: model.piece(token).decode("utf-8", "replace") for token in markers}
     return {token: text for token, text in texts.items() if len(text.strip()) > 1}
 
 

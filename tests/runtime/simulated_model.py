@@ -60,14 +60,14 @@ class SimulatedCache:
         return [token for _, token in cells]
 
     def evaluate(self, step: Step) -> list[int]:
-        """The next token after each token of the batch whose output is wanted."""
+        """The next token after each token of the batch that has an output."""
         out = []
-        for token, position, sequence, wanted in zip(
-            step.tokens, step.positions, step.sequences, step.wanted, strict=True
+        for token, position, sequence, is_output in zip(
+            step.tokens, step.positions, step.sequences, step.is_output, strict=True
         ):
             assert position == len(self.sequence(sequence)), "a token at the wrong position"
             self.cells.append((position, token, {sequence}))
-            if wanted:
+            if is_output:
                 out.append(next_token(self.sequence(sequence)))
         self.read += len(step.tokens)
         self.peak = max(self.peak, len(self.cells))
@@ -82,7 +82,7 @@ class Simulation:
     limits: Limits
     draft: Callable[[Task], list[int]] = lambda _task: []
     steps: list[Step] = field(default_factory=list)
-    answers: dict[Task, int] = field(default_factory=dict)  # tokens wanted of each
+    answers: dict[Task, int] = field(default_factory=dict)  # tokens that each still has to get
     scored: dict[Task, dict[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -172,7 +172,9 @@ class Simulation:
     def _half_evaluate(self, step: Step) -> None:
         """The evaluation is aborted: some of the tokens are in the cache."""
         half = len(step.tokens) // 2
-        some = Step(step.adapters, step.tokens[:half], step.positions[:half], step.sequences[:half], step.wanted[:half])
+        some = Step(
+            step.adapters, step.tokens[:half], step.positions[:half], step.sequences[:half], step.is_output[:half]
+        )
         self.cache.evaluate(some)
         self.scheduler.roll_back(step)
         self._check_counts()

@@ -66,7 +66,7 @@ def check_equal_but_for_ties(one: Completion, other: Completion) -> None:
     assert one.text == other.text
 
 
-def test_answers_stream_beside_each_other(many: Engine) -> None:
+def test_answers_stream_concurrently(many: Engine) -> None:
     order: list[int] = []
     ends = [threading.Event() for _ in range(3)]
 
@@ -226,7 +226,7 @@ def test_a_bias_steers_and_forbids(many: Engine) -> None:
 
 
 @pytest.mark.parametrize("budget", [0, 4])
-def test_a_budget_closes_the_thought_and_the_answer_follows(many: Engine, budget: int) -> None:
+def test_a_budget_closes_the_reasoning_and_the_answer_follows(many: Engine, budget: int) -> None:
     prompt = [*asked(many, QUESTIONS[2]), *many.model.tokenize("<think>\nThe user asks")]
     if budget == 0:
         prompt = [*asked(many, QUESTIONS[2]), *many.model.tokenize("<think>\n")]
@@ -241,7 +241,7 @@ def test_a_budget_closes_the_thought_and_the_answer_follows(many: Engine, budget
 
 @pytest.mark.parametrize("error", [BrokenPipeError("closed"), KeyboardInterrupt()])
 @pytest.mark.parametrize("how", ["answered", "cancelled"])
-def test_a_listener_that_fails_at_the_last_piece_is_told_and_the_engine_goes_on(
+def test_a_listener_that_raises_at_the_last_piece_gets_its_error_and_the_engine_continues(
     many: Engine, error: BaseException, how: str
 ) -> None:
     def refuse(_piece: Piece) -> None:
@@ -274,7 +274,7 @@ def test_a_listener_that_fails_at_the_last_piece_is_told_and_the_engine_goes_on(
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_a_limit_that_the_end_of_a_thought_uses_up_ends_the_answer(many: Engine, temperature: float) -> None:
+def test_a_limit_that_closing_the_reasoning_uses_up_ends_the_answer(many: Engine, temperature: float) -> None:
     prompt = [*asked(many, QUESTIONS[2]), *many.model.tokenize("<think>\n")]
     wanted = Request(prompt, Sampling(max_tokens=2, temperature=temperature), reasoning_tokens=0)
     completion = many.submit(wanted).result()

@@ -101,7 +101,7 @@ def test_ask_with_json_prints_one_object(runtime: Run, smollm: Path, engine: Eng
     assert answer["guessed_tokens"] == answer["accepted_draft_tokens"]  # the earlier name
 
 
-def test_ask_tells_on_standard_error_that_an_answer_is_cut(runtime: Run, smollm: Path, engine: Engine) -> None:
+def test_ask_reports_a_cut_answer_on_standard_error(runtime: Run, smollm: Path, engine: Engine) -> None:
     result = runtime("ask", smollm, STORY, "--max-tokens", 6, *ONE_THREAD)
     assert (result.exit_code, result.stdout) == (0, greedy(engine, STORY, 6) + "\n")
     assert result.stderr == "The answer is cut after 6 tokens: --max-tokens raises the limit.\n"
@@ -156,7 +156,7 @@ def test_chat_commands(runtime: Run, smollm: Path) -> None:
     )
 
 
-def test_a_full_context_in_chat_is_told_with_what_to_do(runtime: Run, smollm: Path, engine: Engine) -> None:
+def test_a_full_context_in_chat_is_reported_with_a_fix(runtime: Run, smollm: Path, engine: Engine) -> None:
     options = ("--context", 50, "--temperature", 0, *ONE_THREAD)
     result = runtime("chat", smollm, *options, stdin=f"{STORY}\n{'word ' * 60}\n")
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (
@@ -275,7 +275,7 @@ def test_info_shows_what_a_gguf_without_a_model_is(
     assert "its bytes differ from the manifest's sha256" in runtime("info", path).stderr
 
 
-def test_a_model_that_claims_an_endless_context_is_asked_in_a_useful_one(runtime: Run, tmp_path: Path) -> None:
+def test_a_model_that_declares_an_endless_context_gets_a_useful_one(runtime: Run, tmp_path: Path) -> None:
     path = WRONG["endless context"](tmp_path)
     result = runtime("ask", path, "the heart", "--max-tokens", "2", *ONE_THREAD)
     assert result.exit_code == 0, result.output
@@ -288,7 +288,7 @@ def test_a_model_that_claims_an_endless_context_is_asked_in_a_useful_one(runtime
     assert "of which 16,777,216 can be used" in runtime("info", path).stdout
 
 
-def test_info_says_that_the_template_writes_the_date_and_which_one_was_trained(runtime: Run, rewrite: Rewrite) -> None:
+def test_info_reports_a_template_with_a_date_and_the_date_in_training(runtime: Run, rewrite: Rewrite) -> None:
     path = rewrite("tokenizer.chat_template", "{{ strftime_now('%d %b %Y') }}")
     assert "date            the template writes today's date\n" in runtime("info", path).output
     template, files = read_info(path).template_sha256, (record_file(path.parent, path),)
@@ -382,7 +382,7 @@ def test_a_template_that_does_not_compile_is_named(runtime: Run, rewrite: Rewrit
     assert runtime("info", path).exit_code == 0
 
 
-def test_a_template_that_refuses_a_system_prompt_is_told_once_and_the_chat_goes_on(
+def test_a_template_that_refuses_a_system_prompt_is_reported_once_and_the_chat_continues(
     runtime: Run, rewrite: Rewrite
 ) -> None:
     path = rewrite(

@@ -138,7 +138,7 @@ def test_instruction_sets_are_read_from_the_builds_own_words() -> None:
     assert instructions_used("") == set()
 
 
-def test_what_lies_idle_is_told_with_its_cost() -> None:
+def test_unused_instruction_sets_are_reported_with_their_cost() -> None:
     assert instructions_unused(FACTS) == ("AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16")
     assert "1.5 times with Q4_K_M" in idle_cost(instructions_unused(FACTS))
     assert instructions_unused(replace(FACTS, flags=AVX2)) == ()
@@ -168,7 +168,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("change", "fact"), FAULTS)
-def test_a_known_fault_is_told_and_nothing_else(change: dict[str, object], fact: str) -> None:
+def test_only_the_known_fault_is_reported(change: dict[str, object], fact: str) -> None:
     faults = known_faults(replace(FACTS, **change))  # type: ignore[arg-type]
     assert len(faults) == 1
     assert fact in faults[0]

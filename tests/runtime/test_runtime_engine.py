@@ -55,7 +55,7 @@ def test_pieces_add_up_to_the_text(engine: Engine) -> None:
     assert len(pieces) > 30
 
 
-def test_max_tokens_and_stop_strings_are_told(engine: Engine) -> None:
+def test_max_tokens_and_stop_strings_are_reported(engine: Engine) -> None:
     cut = fresh(engine, STORY, Sampling(max_tokens=3))
     assert (cut.stop_reason, cut.generated_tokens) == ("length", 3)
     whole = fresh(engine, SUM, Sampling()).text
@@ -91,7 +91,7 @@ def test_a_prompt_of_several_batches_gives_the_logits_of_one_batch(smollm: Path)
                 np.testing.assert_allclose(last, whole.logits(at), atol=1e-3)
 
 
-def test_a_full_context_is_told_and_never_cut_silently(smollm: Path) -> None:
+def test_a_full_context_is_an_error_and_never_cut_silently(smollm: Path) -> None:
     with Engine(smollm, EngineOptions(context_tokens=50, threads=1)) as small:
         tokens = small.prompt_tokens(SUM)
         completion = small.complete(small.prompt_tokens(STORY), Sampling())
@@ -262,7 +262,7 @@ def test_sizes_that_cannot_be_are_refused(smollm: Path, options: dict[str, Any],
         Engine(smollm, EngineOptions(**options))
 
 
-def test_a_file_without_a_template_says_so(rewrite: Callable[..., Path]) -> None:
+def test_a_file_without_a_template_is_refused(rewrite: Callable[..., Path]) -> None:
     with pytest.raises(ArtifactError, match=r"rewritten\.gguf: the file carries no chat template"):
         Engine(rewrite("tokenizer.chat_template", None))
 

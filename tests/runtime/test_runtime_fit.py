@@ -130,7 +130,7 @@ LINES = [
 
 
 @pytest.mark.parametrize(("name", "machine", "constraints", "line"), LINES)
-def test_the_decision_is_told_in_one_line(
+def test_the_fit_is_reported_in_one_line(
     headers: Headers, name: str, machine: Machine, constraints: FitConstraints, line: str
 ) -> None:
     assert plan_fit(headers(name), machine, constraints).reason == line
@@ -202,7 +202,7 @@ def test_more_memory_never_gives_less(
     assert (large.context_tokens, large.gpu_layers) >= (small.context_tokens, small.gpu_layers)
 
 
-def test_layers_come_before_context_and_context_is_only_cut_if_it_was_not_asked_for(headers: Headers) -> None:
+def test_layers_come_before_context_and_only_an_unset_context_is_reduced(headers: Headers) -> None:
     small = Machine(6 * GB, (Gpu("small", 2 * GB, 2 * GB),))
     fit = plan_fit(headers("llama-3-8b"), small, FitConstraints())
     assert fit.context_tokens == 4096
@@ -217,7 +217,7 @@ def test_layers_come_before_context_and_context_is_only_cut_if_it_was_not_asked_
     )
 
 
-def test_layers_that_were_asked_for_and_do_not_fit_are_refused_with_what_fits(headers: Headers) -> None:
+def test_requested_layers_that_do_not_fit_are_refused_with_what_fits(headers: Headers) -> None:
     with pytest.raises(UnsupportedError) as caught:
         plan_fit(headers("llama-3-8b"), rtx(4), FitConstraints(gpu_layers=30, context_tokens=8192))
     assert str(caught.value) == (

@@ -204,7 +204,7 @@ def test_thinking_is_turned_off_by_what_the_template_reads(runtime: Run, ignores
     assert "/think takes on or off." in result.stdout
 
 
-def test_a_seed_that_is_drawn_is_told_and_gives_the_same_again(runtime: Run, ignores: Path) -> None:
+def test_a_drawn_seed_is_shown_and_repeats_the_answer(runtime: Run, ignores: Path) -> None:
     hot = ("--temperature", "1", *QUICK)
     first = runtime("ask", ignores, "hello", "--seed", "random", *hot)
     seed = re.search(r"Seed (\d+): --seed", first.stderr)
@@ -215,7 +215,7 @@ def test_a_seed_that_is_drawn_is_told_and_gives_the_same_again(runtime: Run, ign
     assert runtime("ask", ignores, "hello", "--seed", "often").exit_code == 2
 
 
-def test_a_question_is_asked_again_with_another_seed(runtime: Run, ignores: Path) -> None:
+def test_a_retry_uses_another_seed(runtime: Run, ignores: Path) -> None:
     options = (
         "--temperature",
         "1.5",
@@ -245,7 +245,7 @@ def test_a_question_is_asked_again_with_another_seed(runtime: Run, ignores: Path
     assert (result.exit_code, "no question to answer again" in result.stdout) == (1, True)
 
 
-def test_an_answer_that_is_cut_before_it_fits_its_schema_says_so(runtime: Run, ignores: Path, tmp_path: Path) -> None:
+def test_an_answer_cut_before_it_matches_its_schema_is_an_error(runtime: Run, ignores: Path, tmp_path: Path) -> None:
     schema = {
         "type": "json_schema",
         "json_schema": {
@@ -324,7 +324,7 @@ def test_log_probabilities_tell_the_bytes_of_parts_of_a_character(runtime: Run, 
     assert [len(token["top"]) for token in tokens] == [2] * 4
 
 
-def test_another_template_than_the_files_own_is_told(runtime: Run, ignores: Path, bare: Path) -> None:
+def test_a_replaced_template_is_reported(runtime: Run, ignores: Path, bare: Path) -> None:
     result = runtime("ask", ignores, "hello", "--chat-template", "llama3", *QUICK)
     assert result.exit_code == 0
     assert "The chat template llama3 replaces the file's own." in result.stderr
@@ -356,7 +356,7 @@ def test_an_answer_ends_by_what_the_template_writes_behind_one(
         assert (end if end is None else model.token_text(end), text) == (token, stop)
 
 
-def test_a_token_that_ends_thoughts_is_not_taken_for_the_end_of_an_answer(bare: Path) -> None:
+def test_a_token_that_closes_reasoning_is_not_taken_for_the_end_of_an_answer(bare: Path) -> None:
     template = ChatTemplate("{% for m in messages %}{{ m.content }}<|im_start|>{% endfor %}")
     with Model(bare, vocab_only=True) as model:
         assert find_turn_end(model, template, Markers("<|im_start|>x", "</think>")) == (None, "")
@@ -374,7 +374,7 @@ def test_a_template_without_an_end_ends_answers_before_the_next_question(runtime
         assert (answer.text, answer.stop_reason) == ("", "stop")
 
 
-def test_a_verified_file_says_that_its_template_is_replaced(runtime: Run, ignores: Path, tmp_path: Path) -> None:
+def test_the_replaced_template_of_a_verified_file_is_reported(runtime: Run, ignores: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(ignores, tmp_path / "model.gguf"))
     own = read_info(path).template_sha256
     write_manifest(tmp_path, Manifest("export", (record_file(tmp_path, path),), {}, {}, {}, template_sha256=own))
@@ -383,7 +383,7 @@ def test_a_verified_file_says_that_its_template_is_replaced(runtime: Run, ignore
     assert "replaces the file's own, which the manifest says the model was trained with." in result.stderr
 
 
-def test_a_template_that_leaves_the_question_out_is_told(runtime: Run, bare: Path, tmp_path: Path) -> None:
+def test_a_template_that_omits_the_question_is_reported(runtime: Run, bare: Path, tmp_path: Path) -> None:
     (tmp_path / "odd.jinja").write_text("{% for m in messages if m.role == 'human' %}{{ m.content }}{% endfor %}Hello")
     result = runtime("ask", bare, "hello", "--chat-template", tmp_path / "odd.jinja", *QUICK)
     assert "omits the question" in result.stderr
@@ -395,7 +395,7 @@ def test_chat_refuses_raw_text_with_what_does_it(runtime: Run, bare: Path) -> No
     assert "runtime ask MODEL.gguf --raw" in result.stderr
 
 
-def test_ctrl_c_leaves_whole_json_that_says_so(smollm: Path) -> None:
+def test_ctrl_c_leaves_whole_json_with_the_reason(smollm: Path) -> None:
     command = [sys.executable, "-m", "runtime.cli", "ask", str(smollm), "Write a very long story.", "--json"]
     command += ["--threads", "1", "--max-tokens", "4000", "--regex", "[a-z ,.A-Z]{3000,4000}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -535,7 +535,7 @@ def test_a_copy_goes_its_own_way(model: Model, compiler: GrammarCompiler) -> Non
     assert second.finished
 
 
-def test_an_error_says_where_in_the_schema(compiler: GrammarCompiler) -> None:
+def test_an_error_names_its_position_in_the_schema(compiler: GrammarCompiler) -> None:
     schema = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}}
     with pytest.raises(ConfigError, match=r"`uniqueItems` at #/properties/tags"):
         compiled(compiler, "json_schema", json.dumps(schema))

@@ -95,7 +95,7 @@ def test_weights_whose_sums_are_no_numbers_are_found(tmp_path: Path) -> None:
     assert "its logits contain NaN or Inf" in refusal(written(tmp_path, file))
 
 
-def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path: Path) -> None:
+def test_a_refusal_by_llama_cpp_quotes_its_message(tmp_path: Path) -> None:
     file = tiny_bpe()
     file.set("tokenizer.ggml.pre", STRING, "nonsense")
     message = refusal(written(tmp_path, file))
@@ -112,7 +112,7 @@ def test_a_file_that_llama_cpp_dies_of_is_refused(tmp_path: Path) -> None:
     assert "SIGABRT" in message or "cannot load it" in message
 
 
-def test_an_assertion_of_llama_cpp_is_told_without_the_folder_it_was_built_in(tmp_path: Path) -> None:
+def test_an_assertion_of_llama_cpp_is_reported_without_the_folder_it_was_built_in(tmp_path: Path) -> None:
     file = tiny_bpe()
     file.tensors = [
         entry if entry.name != "blk.0.attn_norm.weight" else type(entry)(entry.name, entry.shape, 26, entry.offset)

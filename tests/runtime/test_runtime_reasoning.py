@@ -44,7 +44,7 @@ def split(text: str, cuts: list[int], family: Markers, *, opened: bool = False) 
 @EACH
 @FEW
 @given(TEXTS, TEXTS, st.lists(NEWLINES, min_size=5, max_size=5), CUTS)
-def test_a_thought_is_told_from_the_answer_wherever_the_text_is_cut(
+def test_reasoning_and_answer_are_separated_wherever_the_text_is_cut(
     family: Markers, thought: str, answer: str, gaps: list[str], cuts: list[int]
 ) -> None:
     before, opened, closing, closed, bridged = gaps
@@ -55,7 +55,7 @@ def test_a_thought_is_told_from_the_answer_wherever_the_text_is_cut(
 @EACH
 @FEW
 @given(TEXTS, TEXTS, NEWLINES, CUTS)
-def test_a_thought_that_the_prompt_opened_is_told_from_the_answer(
+def test_reasoning_that_the_prompt_opened_is_separated_from_the_answer(
     family: Markers, thought: str, answer: str, gap: str, cuts: list[int]
 ) -> None:
     text = f"{gap}{thought}{gap}{family.closing}{gap}{family.bridge}{gap}{answer}"
@@ -65,23 +65,21 @@ def test_a_thought_that_the_prompt_opened_is_told_from_the_answer(
 @EACH
 @FEW
 @given(TEXTS, CUTS)
-def test_an_answer_may_follow_a_thought_without_what_leads_over_to_it(
-    family: Markers, answer: str, cuts: list[int]
-) -> None:
+def test_an_answer_may_follow_reasoning_without_a_bridge(family: Markers, answer: str, cuts: list[int]) -> None:
     assert split(f"{family.opening}hm{family.closing}{answer}", cuts, family) == ("hm", answer)
 
 
 @EACH
 @FEW
 @given(TEXTS, NEWLINES, CUTS)
-def test_an_empty_thought_shows_nothing(family: Markers, answer: str, gap: str, cuts: list[int]) -> None:
+def test_empty_reasoning_shows_nothing(family: Markers, answer: str, gap: str, cuts: list[int]) -> None:
     assert split(f"{family.opening}{gap}{family.closing}{family.bridge}{gap}{answer}", cuts, family) == ("", answer)
 
 
 @EACH
 @FEW
 @given(TEXTS, NEWLINES, CUTS)
-def test_an_answer_without_a_thought_is_an_answer(family: Markers, answer: str, gap: str, cuts: list[int]) -> None:
+def test_an_answer_without_reasoning_is_an_answer(family: Markers, answer: str, gap: str, cuts: list[int]) -> None:
     assert split(answer, cuts, family) == ("", answer)
     if family.direct:
         assert split(f"{gap}{family.direct}{gap}{answer}", cuts, family) == ("", answer)
@@ -90,7 +88,7 @@ def test_an_answer_without_a_thought_is_an_answer(family: Markers, answer: str, 
 @EACH
 @FEW
 @given(TEXTS, NEWLINES, CUTS)
-def test_a_thought_that_never_ends_is_no_answer(family: Markers, thought: str, gap: str, cuts: list[int]) -> None:
+def test_reasoning_that_never_ends_is_not_an_answer(family: Markers, thought: str, gap: str, cuts: list[int]) -> None:
     assert split(f"{family.opening}{gap}{thought}{gap}", cuts, family) == (thought, "")
     assert split(f"{gap}{thought}{gap}", cuts, family, opened=True) == (thought, "")
 
@@ -127,7 +125,7 @@ def test_an_answer_that_might_have_become_a_marker_is_shown_at_the_end(answer: s
 @pytest.mark.parametrize("family", REOPENING, ids=lambda family: family.opening)
 @FEW
 @given(TEXTS, TEXTS, TEXTS, CUTS)
-def test_a_second_thought_belongs_to_the_reasoning(
+def test_a_second_block_of_reasoning_belongs_to_the_reasoning(
     family: Markers, first: str, second: str, answer: str, cuts: list[int]
 ) -> None:
     thoughts = f"{family.opening}{first}{family.closing}{family.again}{second}{family.closing}"
@@ -209,7 +207,7 @@ def vocabulary_model(smollm: Path) -> Iterator[Model]:
 
 @EACH
 @pytest.mark.parametrize("opened", [False, True])
-def test_a_budget_closes_the_thought_and_goes_on_to_the_answer(
+def test_a_budget_closes_the_reasoning_and_leads_to_the_answer(
     vocabulary_model: Model, family: Markers, opened: bool
 ) -> None:
     model, events = vocabulary_model, list[Event]()

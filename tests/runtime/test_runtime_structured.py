@@ -39,7 +39,7 @@ def schema(value: Any) -> Grammar:
     return Grammar("json_schema", json.dumps(value))
 
 
-def test_answers_of_several_forms_are_written_beside_each_other(engine: Engine) -> None:
+def test_answers_with_different_grammars_are_generated_together(engine: Engine) -> None:
     answers = [
         engine.submit(request(engine, "Invent a person.", schema(PERSON))),
         engine.submit(request(engine, "Name colours.", schema(COLOURS))),
@@ -54,7 +54,7 @@ def test_answers_of_several_forms_are_written_beside_each_other(engine: Engine) 
     assert {each.stop_reason for each in (person, colours, reason, counted)} == {"end"}
 
 
-def test_a_thought_is_free_and_the_answer_after_it_is_not(engine: Engine) -> None:
+def test_reasoning_is_free_and_the_answer_after_it_is_constrained(engine: Engine) -> None:
     tokens = engine.prompt_tokens([Message("user", "Invent a person.")])
     opened = [*tokens, *engine.model.tokenize("<think>\n")]
     wanted = Request(opened, Sampling(max_tokens=120), schema(PERSON), reasoning_tokens=8)
