@@ -119,7 +119,7 @@ def test_a_report_in_words() -> None:
         "instructions  AVX AVX2 BMI2 F16C FMA\n"
         "  not used    AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16: without them decode 2-7 % slower; prefill as fast with "
         "Q4_1, 1.25 times slower with Q8_0, 1.5 times with Q4_K_M (measured on one CPU); `make set-up CPU=all` builds a "
-        "llama.cpp with them\n"
+        "llama.cpp that uses them\n"
         "llama.cpp     llama-cpp-python 0.3.36, libggml-cpu.so built with gcc 12.2.0\n"
         "gpu           llama.cpp sees none\n"
         "memory        32.00 GB, 20.00 GB free\n"
