@@ -1,7 +1,7 @@
-"""The live view of a training on a terminal: how far it is, how its losses fall, what the model wrote last.
+"""The live view of a training on a terminal: progress, losses, throughput, and the latest sample.
 
-Nothing here may end a training: a terminal that has gone away is written to no more. The cursor is never hidden, so
-that whatever ends the process leaves the terminal as it was.
+The view must never end a training: if the terminal is gone, output is dropped. The cursor stays visible, so that the
+terminal is usable however the process ends.
 """
 
 import sys
@@ -28,13 +28,13 @@ RECENT_STEPS, SAMPLE_LINES, WIDEST = 20, 3, 100
 
 
 def make_display() -> Lines:
-    """A LiveView where stderr is a terminal that can show it, plain lines elsewhere."""
+    """A LiveView if stderr is a terminal that can show it, else plain lines."""
     stream = duplicate_stderr()
     return LiveView(stream) if is_terminal(stream) else Lines(stream)
 
 
 class LiveView(Lines, Callback):
-    """Progress and, while it is told of steps, the course of the training; pass it to a run as both."""
+    """Progress display and training callback in one; pass it to a run as both."""
 
     def __init__(self, stream: Any, memory: Callable[[], str] | None = None) -> None:
         super().__init__(cast("Any", _UnbreakableStream(stream)))
@@ -65,7 +65,7 @@ class LiveView(Lines, Callback):
         self._view.start()
 
     def show(self, text: str) -> None:
-        """Write lines that stay, above the view where it stands."""
+        """Write permanent lines above the view."""
         if self._view is None:
             super().show(visible(text))
         else:
@@ -79,7 +79,7 @@ class LiveView(Lines, Callback):
         self._write(f"{visible(self._summary(failed))}\n")
 
     def on_train_begin(self, history: History, total: int) -> None:
-        """What an earlier call of the run has told."""
+        """Show what was logged before a resume."""
         with self._lock:
             self._total, self._best = total, history.best
             self._validation = history.validation[-1] if history.validation else None
@@ -87,7 +87,7 @@ class LiveView(Lines, Callback):
             self._losses = [stats.loss_nats_per_token for stats in history.steps]
 
     def on_step_end(self, stats: StepStats, total: int) -> None:
-        """A step was made."""
+        """Show a step."""
         with self._lock:
             if self._last is None:
                 self._first_s = time.monotonic() - stats.step_s
@@ -98,19 +98,19 @@ class LiveView(Lines, Callback):
             self._recent = [*self._recent[1 - RECENT_STEPS :], stats]
 
     def on_validation_end(self, step: int, loss: float) -> None:
-        """The validation loss was measured."""
+        """Show the validation loss."""
         with self._lock:
             self._validation = (step, loss)
             if self._best is None or loss < self._best[1]:
                 self._best = self._validation
 
     def on_sample(self, step: int, prompt: str, text: str) -> None:
-        """The model answered a prompt."""
+        """Show an answer to a fixed prompt."""
         with self._lock:
             self._sample = (step, one_line(prompt), one_line(text))
 
     def render(self) -> RenderableType:
-        """What stands on the terminal: one line, or while training the whole view."""
+        """The current view: one line, or all lines during training."""
         with self._lock:
             if self._last is None:
                 return Text(visible(self._present()), no_wrap=True, overflow="ellipsis")
@@ -177,7 +177,7 @@ def _sample_lines(sample: tuple[int, str, str], console: Console, width: int) ->
 
 
 def sparkline(steps: Sequence[int], values: Sequence[float], width: int) -> str:
-    """At most `width` bars from the lowest to the highest value; each is the mean of its neighbours.
+    """At most `width` bars scaled from the lowest to the highest value; each bar is the mean of a group of values.
 
     >>> sparkline([1, 2, 3], [4.0, 2.0, 1.0], 10)
     '█▃▁'
@@ -199,16 +199,16 @@ def clock(seconds: float) -> str:
 
 
 def memory_in_use() -> str:
-    """Peak of the process, and of the GPU where there is one."""
-    told = f"peak memory {readable_bytes(peak_memory_bytes())}"
-    torch: Any = sys.modules.get("torch")  # who trains has loaded it; a view alone need not
+    """Peak memory of the process, and of the GPU if there is one."""
+    text = f"peak memory {readable_bytes(peak_memory_bytes())}"
+    torch: Any = sys.modules.get("torch")  # a training has loaded it; the view itself does not need it
     if torch is not None and torch.cuda.is_available():
-        told += f", GPU {readable_bytes(torch.cuda.max_memory_allocated())}"
-    return told
+        text += f", GPU {readable_bytes(torch.cuda.max_memory_allocated())}"
+    return text
 
 
 class _TerminalConsole(Console):
-    """Measures the terminal that it writes to, where rich asks the standard streams; leaves the cursor alone."""
+    """A console that measures its own stream, not the standard streams as rich does, and never hides the cursor."""
 
     @property
     def size(self) -> ConsoleDimensions:
@@ -224,7 +224,7 @@ class _TerminalConsole(Console):
 
 
 class _UnbreakableStream:
-    """A stream that can go away, as a terminal does whose connection is lost."""
+    """A stream that ignores write errors, as when the connection of a terminal is lost."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

@@ -1,6 +1,6 @@
-"""The pictures of a finished run: loss, course of the training, lengths of rows, base against tuned. Names matplotlib.
+"""The plots of a finished run: losses, training metrics, row lengths, base against tuned. Names matplotlib.
 
-Colours are Okabe and Ito's, which people tell apart whatever colours they see.
+The colours are those of Okabe and Ito, which are distinguishable with colour vision deficiency.
 """
 
 import math
@@ -26,9 +26,10 @@ BARS, LONG_TAIL, STEEP = 40, 2.0, 20.0
 
 
 def plot_run(folder: Path, history: History, lengths: Sequence[int], held_out: tuple[float, float] | None) -> None:
-    """Write PLOTS into `folder`, each whole.
+    """Write PLOTS into `folder`, each atomically.
 
-    `lengths`: tokens of each training row; `held_out`: loss before, after; without it there is no BEFORE_AFTER.
+    `lengths` are the token counts of the training rows; `held_out` is the loss before and after, or None for no
+    BEFORE_AFTER plot.
     """
     save_figure(loss_figure(history), folder / LOSS)
     save_figure(training_figure(history), folder / TRAINING)
@@ -40,7 +41,7 @@ def plot_run(folder: Path, history: History, lengths: Sequence[int], held_out: t
 
 
 def loss_figure(history: History) -> "Figure":
-    """Training loss of each step, its running mean, and the validation loss with its best value marked."""
+    """Training loss per step, its running mean, and the validation loss with its minimum marked."""
     figure = new_figure(9, 5)
     axes = figure.subplots()
     numbers = [stats.step for stats in history.steps]
@@ -61,7 +62,7 @@ def loss_figure(history: History) -> "Figure":
 
 
 def training_figure(history: History) -> "Figure":
-    """Learning rate, gradient norm before clipping, tokens per second; steps redone for lack of memory are marked."""
+    """Learning rate, gradient norm before clipping, and throughput; marks steps that ran out of memory."""
     figure = new_figure(9, 8)
     rate, norm, speed = figure.subplots(3, sharex=True)
     numbers = [stats.step for stats in history.steps]
@@ -88,22 +89,22 @@ def training_figure(history: History) -> "Figure":
 
 
 def lengths_figure(lengths: Sequence[int]) -> "Figure":
-    """How many training rows have how many tokens; a long tail is gathered in the last bar."""
+    """A histogram of the tokens per training row; the last bar collects a long tail."""
     figure = new_figure(9, 4.5)
     axes = figure.subplots()
-    found = np.asarray(lengths)
-    median, p95, p99 = (int(value) for value in np.percentile(found, [50, 95, 99]))
-    end = int(found.max()) if found.max() <= LONG_TAIL * p99 else int(LONG_TAIL * p99)
-    bars = min(BARS, 6 + 2 * math.isqrt(len(found)))
-    width = max(1, math.ceil((end - int(found.min()) + 1) / bars))
-    edges = np.arange(int(found.min()), end + width + 1, width) - 0.5  # whole numbers lie in the middle
-    axes.hist(np.minimum(found, edges[-1] - 0.5), bins=edges.tolist(), color=BLUE, edgecolor="white", linewidth=0.5)
+    counts = np.asarray(lengths)
+    median, p95, p99 = (int(value) for value in np.percentile(counts, [50, 95, 99]))
+    end = int(counts.max()) if counts.max() <= LONG_TAIL * p99 else int(LONG_TAIL * p99)
+    bars = min(BARS, 6 + 2 * math.isqrt(len(counts)))
+    width = max(1, math.ceil((end - int(counts.min()) + 1) / bars))
+    edges = np.arange(int(counts.min()), end + width + 1, width) - 0.5  # integers lie in the middle of their bins
+    axes.hist(np.minimum(counts, edges[-1] - 0.5), bins=edges.tolist(), color=BLUE, edgecolor="white", linewidth=0.5)
     axes.axvline(median, color=VERMILION, linewidth=2, label=f"median {median:,}")
-    axes.axvline(p95, color="black", linewidth=1.5, linestyle="--", label=f"95 % have at most {p95:,}")
-    over = int((found > edges[-1]).sum())
-    tail = f", {over:,} of them in the last bar" if over else ""
-    axes.plot([], [], " ", label=f"longest {int(found.max()):,}{tail}")
-    axes.set_xlabel(f"tokens in a training row ({len(found):,} in all, of {int(found.sum()):,} tokens)")
+    axes.axvline(p95, color="black", linewidth=1.5, linestyle="--", label=f"95th percentile {p95:,}")
+    over = int((counts > edges[-1]).sum())
+    tail = f"; {over:,} longer rows in the last bar" if over else ""
+    axes.plot([], [], " ", label=f"longest {int(counts.max()):,}{tail}")
+    axes.set_xlabel(f"tokens per training row ({len(counts):,} rows, {int(counts.sum()):,} tokens)")
     axes.set_ylabel("rows")
     axes.set_xlim(edges[0] - width, edges[-1] + width)
     _whole_ticks(axes, "xy")
@@ -112,7 +113,7 @@ def lengths_figure(lengths: Sequence[int]) -> "Figure":
 
 
 def before_after_figure(before: float, after: float) -> "Figure":
-    """Held-out loss of the base and of the tuned model, with the perplexity that it stands for."""
+    """Held-out loss of the base and of the tuned model, with the perplexity."""
     figure = new_figure(9, 2.8)
     axes = figure.subplots()
     bars = axes.barh(["base", "tuned"], [before, after], color=[GREY, BLUE], height=0.6)
@@ -121,20 +122,20 @@ def before_after_figure(before: float, after: float) -> "Figure":
     axes.set_xlim(0, max(before, after) * 1.45)
     change = f"{100 * abs(1 - after / before):.1f} % {'lower' if after < before else 'higher'}" if before else "no loss"
     axes.set_title(f"Test rows, mean of all answer tokens: {change}", loc="left")
-    axes.set_xlabel(f"{LOSS_UNIT} (lower is better; a mean without interval)")
+    axes.set_xlabel(f"{LOSS_UNIT} (lower is better; mean without a confidence interval)")
     axes.grid(visible=False, axis="y")
     return figure
 
 
 def new_figure(width_in: float, height_in: float) -> "Figure":
-    """An empty figure."""
+    """A new, empty figure."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_in, height_in), dpi=120, layout="constrained")
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write the picture whole, in the house's looks."""
+    """Apply the common style and write the figure atomically."""
     for axes in figure.axes:
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
@@ -146,7 +147,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 
 def draw_curve(axes: "Axes", steps: Sequence[int], values: Sequence[float], raw_label: str, mean_label: str) -> None:
-    """Values pale, their running mean dark; where there are more values than pixels, the span of their extremes."""
+    """Draw values pale and their running mean dark; with more values than pixels, the range between the extremes."""
     raw, smooth = thinned(steps, values), thinned(steps, running_mean(values))
     if len(raw) < len(values) and not np.array_equal(raw.low, raw.high):
         axes.fill_between(
@@ -160,7 +161,7 @@ def draw_curve(axes: "Axes", steps: Sequence[int], values: Sequence[float], raw_
 
 
 def step_axis(axes: "Axes", steps: Sequence[int], *, titled: bool = True) -> None:
-    """Whole steps from the first to the last."""
+    """An axis of integer steps from the first to the last."""
     first, last = (min(steps), max(steps)) if steps else (0, 1)
     margin = max(0.5, (last - first) * 0.02)
     axes.set_xlim(first - margin, last + margin)
@@ -170,7 +171,7 @@ def step_axis(axes: "Axes", steps: Sequence[int], *, titled: bool = True) -> Non
 
 
 def legend_above(figure: "Figure", axes: "Axes") -> None:
-    """The legend outside of the curves: a spike or a full histogram leaves no free corner."""
+    """Put the legend above the axes: a spike or a full histogram leaves no free corner."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper left", ncols=3 if len(labels) < 5 else 2, frameon=False, fontsize=10
@@ -178,7 +179,7 @@ def legend_above(figure: "Figure", axes: "Axes") -> None:
 
 
 def _whole_ticks(axes: "Axes", which: str) -> None:
-    """Ticks at whole numbers only, such as 20,000."""
+    """Ticks at integers only, such as 20,000."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     shown: Callable[[float, int], str] = lambda value, _: f"{value:,.0f}"  # noqa: E731
@@ -189,11 +190,11 @@ def _whole_ticks(axes: "Axes", which: str) -> None:
 
 
 def _style(steps: Sequence[int]) -> str:
-    return "o" if len(steps) == 1 else "-"  # a line through one point is invisible
+    return "o" if len(steps) == 1 else "-"  # a line through a single point is invisible
 
 
 def _leave_out_spikes(axes: "Axes", values: Sequence[float], shown: Sequence[float]) -> None:
-    """A few steps far above all others must not press the curve flat; how many are cut off is told."""
+    """Limit the axis if a few steps lie far above all others, and add their number to the legend."""
     found = np.asarray([value for value in values if math.isfinite(value)])
     if not len(found):
         return
@@ -213,7 +214,7 @@ def _is_steep(values: Sequence[float]) -> bool:
 
 
 def _mark_memory(axes: "Axes", history: History) -> None:
-    label: str | None = "out of memory: step redone in smaller batches"
+    label: str | None = "out of memory: step retried in smaller batches"
     for event in history.events:
         if event["kind"] == "out of memory":
             axes.axvline(event["step"], color=PURPLE, linewidth=1.2, linestyle=":", label=label)

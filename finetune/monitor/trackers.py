@@ -1,7 +1,7 @@
-"""A run's figures for TensorBoard, W&B and trackio, if a recipe names them. Names torch, tensorboard, wandb, trackio.
+"""Logs metrics to TensorBoard, W&B and trackio, if a recipe names them. Names torch, tensorboard, wandb, trackio.
 
-Without training.report_to nothing here is imported, and nothing is sent. TensorBoard's files lie in the run folder, and
-so do W&B's, which also sends them unless WANDB_MODE=offline; trackio's lie in its own folder, see TRACKIO_DIR.
+Without training.report_to nothing here is imported and nothing is sent. TensorBoard and W&B write into the run folder;
+W&B also uploads unless WANDB_MODE=offline. trackio writes into its own folder, see TRACKIO_DIR.
 """
 
 import math
@@ -25,17 +25,17 @@ NOT_SENT = ("offline", "disabled", "dryrun")  # of W&B's modes
 
 
 class Sink(Protocol):
-    """Where figures go."""
+    """A destination of metrics."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Note figures of a step."""
+        """Log the metrics of a step."""
 
     def close(self, *, failed: bool) -> None:
-        """Write and send what is left."""
+        """Flush and close."""
 
 
 def check_trackers(names: Sequence[Tracker]) -> None:
-    """Raises UnsupportedError if a package is missing, ConfigError if W&B would have to ask for a key."""
+    """Raises UnsupportedError if a package is missing, ConfigError if W&B has no API key."""
     require_packages("training.report_to", "trackers", names)
     if "wandb" not in names:
         return
@@ -44,15 +44,15 @@ def check_trackers(names: Sequence[Tracker]) -> None:
     settings = wandb.setup(wandb.Settings(silent=True)).settings
     if settings.mode not in NOT_SENT and not wandb.login(prompt=False, verify=False):
         raise ConfigError(
-            "training.report_to: wandb has no key on this machine. Run `wandb login`, or set WANDB_MODE=offline to "
-            "keep the run here and send it later with `wandb sync`."
+            "training.report_to: wandb has no API key on this machine. Run `wandb login`, or set WANDB_MODE=offline to "
+            "keep the run on this machine and upload it later with `wandb sync`."
         )
 
 
 class TrackerCallback(Callback):
-    """Watches a training and reports it; open it while the run is under way.
+    """Logs a training to the trackers; a context manager that closes them.
 
-    The trackers begin with the first figure. With `resume` the run goes on under the name that it had.
+    The trackers open at the first metric. With `resume` the run continues under its previous name.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class TrackerCallback(Callback):
         self._opened.close()
 
     def on_step_end(self, stats: StepStats, total: int) -> None:
-        """Report a step."""
+        """Log a step."""
         self._step = stats.step
         values = {
             "train/loss": stats.loss_nats_per_token,
@@ -88,15 +88,15 @@ class TrackerCallback(Callback):
         self._log(values, stats.step)
 
     def on_validation_end(self, step: int, loss: float) -> None:
-        """Report a validation."""
+        """Log a validation."""
         self._log({"validation/loss": loss, "validation/perplexity": _perplexity(loss)}, step)
 
     def on_scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Report the scores of sampled answers."""
+        """Log the scores of sampled answers."""
         self._log({f"samples/{name}": value for name, value in scores.items()}, step)
 
     def log_held_out(self, before: float, after: float) -> None:
-        """Report the held-out losses at the end."""
+        """Log the held-out losses at the end."""
         values = {"held_out/loss_before": before, "held_out/loss_after": after}
         self._log(values | {"held_out/perplexity_after": _perplexity(after)}, self._step)
 
@@ -117,7 +117,7 @@ class TrackerCallback(Callback):
         sink.close(failed=self._failed)
 
     def _run_id(self) -> str:
-        """What tells this run from others of its name; it is kept beside the checkpoints while the run may go on."""
+        """A suffix that makes the run name unique, stored beside the checkpoints for a resume."""
         path = self._out / run_folder.CHECKPOINTS / RUN_ID
         if self._resume and path.is_file():
             return path.read_text(encoding="utf-8").strip()
@@ -134,7 +134,7 @@ class _TensorBoard:
     def __init__(self, _name: str, out: Path, config: Mapping[str, Any], step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # what an earlier call told of this step and later ones is not shown again
+        # what was logged at this step or later before a resume is discarded
         self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step)
         self._writer.add_text("recipe", "\n".join(f"    {name}: {value}" for name, value in config.items()), step)
 
@@ -151,7 +151,7 @@ class _Wandb:
     def __init__(self, name: str, out: Path, config: Mapping[str, Any], _step: int) -> None:
         import wandb
 
-        # it must not take over the output, which goes to the log, nor send the code that happens to lie around
+        # do not capture the output, and do not upload code or git metadata
         settings = wandb.Settings(console="off", silent=True, disable_code=True, disable_git=True)
         try:
             self._run = wandb.init(
@@ -165,10 +165,10 @@ class _Wandb:
             )
         except (wandb.errors.Error, OSError) as error:
             raise ToolError(
-                f"training.report_to: wandb cannot begin: {error}. With WANDB_MODE=offline the run is kept here, to be "
-                "sent later with `wandb sync`."
+                f"training.report_to: cannot start wandb: {error}. With WANDB_MODE=offline the run stays "
+                "on this machine and can be uploaded later with `wandb sync`."
             ) from error
-        self._run.define_metric("*", step_metric="step")  # its own counter refuses steps that are made again
+        self._run.define_metric("*", step_metric="step")  # its own counter rejects repeated steps
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._run.log({**values, "step": step})
@@ -184,7 +184,7 @@ class _Trackio:
         try:
             self._run = trackio.init(project=PROJECT, name=name, config=dict(config), resume="allow", embed=False)
         except (OSError, ValueError) as error:
-            raise ToolError(f"training.report_to: trackio cannot begin: {error}.") from error
+            raise ToolError(f"training.report_to: cannot start trackio: {error}.") from error
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)

@@ -1,4 +1,4 @@
-"""`finetune data check`: can these rows be read, as what, and which not. Memory does not grow with the file."""
+"""`finetune data check`: the format of a file, and its good and bad rows, in constant memory."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,19 +10,19 @@ from gladstone.chat.messages import Conversation
 from gladstone.formats import Layout, Notes, find_layout, iter_conversations
 from gladstone.rows import DEFAULT_OPTIONS, Problems, ReadOptions
 
-ASK = "--recipe NAME asks the base of a recipe"
+ASK = "--recipe NAME checks them"
 
 
 @dataclass
 class Lengths:
-    """Characters of a text over the rows: fewest, most, and all."""
+    """Lengths of texts in characters: minimum, maximum and total."""
 
     fewest: int | None = None
     most: int = 0
     total: int = 0
 
     def add(self, text: str) -> None:
-        """Count one text."""
+        """Add one text."""
         self.fewest = len(text) if self.fewest is None else min(self.fewest, len(text))
         self.most = max(self.most, len(text))
         self.total += len(text)
@@ -30,7 +30,7 @@ class Lengths:
 
 @dataclass
 class Check:
-    """What a file holds."""
+    """The result of a check: what a file contains."""
 
     layout: Layout
     problems: Problems
@@ -40,14 +40,14 @@ class Check:
     with_reasoning: int = 0
     with_tools: int = 0
     with_train_flags: int = 0
-    base: str = ""  # that was asked about each row
-    refused: Counter[str] = field(default_factory=Counter)  # rows that it cannot be trained on, by reason
+    base: str = ""  # the base model that checked each row
+    refused: Counter[str] = field(default_factory=Counter)  # rows that the base cannot be trained on, by reason
 
     def __post_init__(self) -> None:
         self.questions, self.answers, self.notes = Lengths(), Lengths(), Notes()
 
     def add(self, conversation: Conversation) -> None:
-        """Count one row."""
+        """Add one row."""
         self.rows += 1
         roles = [message.role for message in conversation.messages]
         self.several_turns += roles.count("assistant") > 1
@@ -67,9 +67,9 @@ def check_rows(
     options: ReadOptions = DEFAULT_OPTIONS,
     base: tuple[str, RowCheck] | None = None,
 ) -> Check:
-    """Read every row of a file; `base` has a name and is asked about each: a row that it refuses is a bad one.
+    """Read every row of a file. `base` is the name and the row check of a base model; a refused row is a bad row.
 
-    Raises DataError if the file as a whole cannot be read or its format recognised.
+    Raises DataError if the file cannot be read or its format is not recognised.
     """
     check = Check(find_layout(path, format_name, columns, options), Problems())
     if base is not None:
@@ -87,7 +87,7 @@ def check_rows(
 
 
 def describe(check: Check) -> str:
-    """The check in lines for the terminal."""
+    """The check as lines for the terminal."""
     why = f"  ({check.layout.why})" if check.layout.why else ""
     lines = [f"format    {check.layout.name}{why}", f"rows      {check.rows:,} good, {check.problems.count:,} bad"]
     if check.rows:
@@ -104,7 +104,7 @@ def describe(check: Check) -> str:
         lines.append(_lengths("answer" if check.questions.most else "text", check.answers, check.rows))
     lines += [f"refused   {count:,} by {check.base}: {reason}" for reason, count in check.refused.items()]
     if not check.base:
-        lines.append(f"note      not checked: special tokens and chat template of a base ({ASK})")
+        lines.append(f"note      special tokens and chat template of a base are not checked ({ASK})")
     lines += [f"note      {note}" for note in (*check.problems.noted(), *check.notes.lines())]
     return "\n".join(lines)
 

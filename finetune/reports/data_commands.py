@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 FORMAT = click.option("--format", "format_name", default="auto", show_default=True, help="Row format.")
 FILE = click.Path(path_type=Path)
 SIMILARITY = click.FloatRange(0.5, 1)
-RECIPE_HELP = "Whose base model, template and limits are used.  [default: smollm2-135m with PATH, else the demo's]"
+RECIPE_HELP = "Recipe whose base, template and limits apply.  [default: smollm2-135m with PATH, else the demo's]"
 
-ASKED_HELP = "Also ask this recipe's base about each row: its special tokens, its chat template.  [default: no base]"
-SKIP_HELP = "Leave out rows that cannot be read, or that the base refuses, and count them."
+ASKED_HELP = "Also check the rows against the special tokens and chat template of this recipe's base."
+SKIP_HELP = "Leave out and count rows that cannot be read or that the base refuses."
 
 
 @click.group(cls=Group)
 def data() -> None:
-    """Check, clean, divide and compare data files."""
+    """Check, clean, split and compare data files."""
 
 
 @data.command()
@@ -60,7 +60,9 @@ def check(  # noqa: PLR0913, PLR0917 - one parameter an option
 @click.argument("paths", type=FILE, nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the sets.")
 @FORMAT
-@click.option("--held-out", type=FILE, multiple=True, help="Leave out rows that this benchmark file has. Repeatable.")
+@click.option(
+    "--held-out", type=FILE, multiple=True, help="Leave out rows that this benchmark file contains. Repeatable."
+)
 @click.option("--recipe", help=ASKED_HELP)
 @click.option("--skip-bad", is_flag=True, help=SKIP_HELP)
 @click.option(
@@ -80,11 +82,11 @@ def prepare(  # noqa: PLR0913, PLR0917 - one parameter an option
     *,
     skip_bad: bool,
 ) -> None:
-    """Clean the rows of PATHS, leave out duplicates, and divide them into training, validation and test set.
+    """Clean the rows of PATHS, leave out duplicates, and split them into training, validation and test set.
 
-    The sets are JSON Lines with OpenAI's `messages`, which other trainers read too. dropped.jsonl has each row that is
-    in none of them, and why; changed.jsonl has each row that cleaning changed, before and after. What would change the
-    meaning of a text is not done but told, with the option that does it.
+    The sets are JSON Lines with OpenAI's `messages`, which other trainers read too. dropped.jsonl holds every row that
+    is in no set, with the reason; changed.jsonl holds every cleaned row before and after. Steps that would change the
+    meaning of a text are only reported, with the option that enables them.
     """
     from finetune.config.data import DataSection
     from finetune.data.prepare import describe
@@ -97,7 +99,9 @@ def prepare(  # noqa: PLR0913, PLR0917 - one parameter an option
         "held_out": [{"path": str(path)} for path in held_out],
         "skip_bad": skip_bad,
     }
-    changes = [override.removeprefix("data.") for override in overrides]  # as a recipe has them, and as messages say
+    changes = [
+        override.removeprefix("data.") for override in overrides
+    ]  # users may write the names as in a recipe or in a message
     section = build_config(DataSection, apply_overrides(values, changes), "finetune data prepare")
     ask = None if recipe is None else lambda: _base_of(recipe, paths[0]).labeller.check
     click.echo(describe(prepare_rows(section, out, Lines(), ask), out))
@@ -110,9 +114,9 @@ def prepare(  # noqa: PLR0913, PLR0917 - one parameter an option
 @click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="Show this many rows.")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
 def preview(path: Path | None, format_name: str, recipe: str | None, *, rows: int, overrides: tuple[str, ...]) -> None:
-    """Show rows as the trainer will see them: scored text in green, the rest dim, token counts, and where a row is cut.
+    """Show rows as the trainer sees them: scored text in green, the rest dim, token counts, and truncation.
 
-    PATH stands in for the recipe's rows. Without a terminal, scored text stands between ⟦ and ⟧.
+    PATH replaces the rows of the recipe. Without a terminal, scored text is marked by ⟦ and ⟧.
     """
     import sys
 
@@ -137,7 +141,10 @@ def preview(path: Path | None, format_name: str, recipe: str | None, *, rows: in
 @click.option("--recipe", help=RECIPE_HELP)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the report.")
 @click.option(
-    "--loss", type=click.IntRange(0), default=0, help="Score this many rows with the base model: finds odd ones."
+    "--loss",
+    type=click.IntRange(0),
+    default=0,
+    help="Measure the base model's loss on this many rows, to find outliers.",
 )
 @click.option("--skip-bad", is_flag=True, help=SKIP_HELP)
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
@@ -151,7 +158,7 @@ def report(  # noqa: PLR0913 - one parameter an option
     skip_bad: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Prepare the rows of PATH (or of the recipe) and describe them: report.html and report.json beside the sets."""
+    """Prepare the rows of PATH, or of the recipe, and write the sets with report.html and report.json."""
     from finetune.config.load import load_recipe
     from finetune.data.prepare import describe
     from finetune.reports.data_report import make_report
@@ -170,18 +177,19 @@ def report(  # noqa: PLR0913 - one parameter an option
 @click.option("--against", type=FILE, required=True, help="The test or benchmark file.")
 @FORMAT
 @click.option("--against-format", default="auto", show_default=True, help="Row format of the test file.")
-@click.option("--similarity", type=SIMILARITY, default=0.6, show_default=True, help="Lowest score that is a leak.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write all of them to this JSON Lines file."
+    "--similarity", type=SIMILARITY, default=0.6, show_default=True, help="Lowest score that counts as a leak."
 )
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write all leaks to this JSON Lines file.")
 def leaks(  # noqa: PLR0913 - one parameter an option
     train: Path, against: Path, format_name: str, against_format: str, *, similarity: float, out: Path | None
 ) -> None:
-    """Find the rows of TRAIN that a test file has too; exits with 1 if there are any.
+    """Find the rows of TRAIN that also occur in a test file. Exits with 1 if there are any.
 
-    A row leaks if it asks what a test row asks: in the same words, in another order, with synonyms or misprints, or
-    inside a longer text; or if it has a test row's answer and asks about the same. Each leak is shown with its score,
-    from 0 to 1, and what differs. A question of the same pattern about another name or number is none.
+    A row is a leak if it asks the same as a test row: in the same words, in another order, with synonyms or typing
+    errors, or inside a longer text; or if it has the answer of a test row and asks about the same subject. Each leak
+    is shown with its score from 0 to 1 and the differences. The same question about another name or number is not a
+    leak.
     """
     from finetune.data.leaks.leaks import compare
 

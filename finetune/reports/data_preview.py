@@ -1,4 +1,4 @@
-"""Rows as the trainer will see them: what is scored, what is not, where a row is cut, how many tokens it has."""
+"""`finetune data preview`: rows as the trainer sees them, with scored text, token counts and truncation."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -21,40 +21,40 @@ from gladstone.formats import Notes, iter_conversations
 from gladstone.models.base_model import resolve_base
 from gladstone.rows import Problems
 
-COUNTED_ROWS = 1000  # how many rows are looked at to tell how many the limits hit
+COUNTED_ROWS = 1000  # rows that are read to count how many the limits affect
 
 
 @dataclass(frozen=True)
 class Preview:
-    """One row; `fate` is '' or how it is cut or why it is left out, when it has no examples."""
+    """One row; `fate` says how it is truncated or why it is left out (then without examples), '' for neither."""
 
     source: str
     fate: str
     examples: tuple[Example, ...]
     whole_tokens: int
     changes: Changes = NO_CHANGES
-    refused: str = ""  # why the base cannot be trained on it
+    refused: str = ""  # the reason why the base cannot be trained on it
 
 
 class Previewer:
-    """Makes previews of a recipe's rows, for its own base, template and limits."""
+    """Previews the rows of a recipe with its base, template and limits."""
 
     def __init__(self, recipe: Recipe, progress: Progress) -> None:
         self.recipe = recipe
-        for source in recipe.data.files:  # a file that a run would not find is said here too
+        for source in recipe.data.files:  # report a missing file here too, as a run does
             source_layout(source)
         reader = RowReader(recipe, partial(resolve_base, recipe.base.model, progress), progress)
         self.labeller, self.base = reader.labeller, reader.base
         self.tokenizer, self.template = reader.tokenizer, reader.template
         self.counts: Counter[str] = Counter()
-        self.steps: Counter[str] = Counter()  # that changed a row, or would
-        self.scored: list[Example] = []  # of the rows that were looked at
-        self.refused: Counter[str] = Counter()  # rows by reason
+        self.steps: Counter[str] = Counter()  # cleaning steps that changed a row, or would
+        self.scored: list[Example] = []  # examples of the rows read
+        self.refused: Counter[str] = Counter()  # row counts by reason
         self.looked_at = 0
         self.problems, self.notes = Problems(), Notes()
 
     def previews(self, rows: int) -> Iterator[Preview]:
-        """The first rows; the limits' hits among the first thousand are counted in `counts`."""
+        """Yield previews of the first rows; `counts` covers at least the first thousand rows."""
         for number, row in enumerate(islice(self._rows(), max(rows, COUNTED_ROWS))):
             preview = self._preview(row)
             self.looked_at += 1
@@ -87,7 +87,7 @@ class Previewer:
 
 
 def describe(preview: Preview, number: int, tokenizer: TextTokenizer, *, colour: bool) -> str:
-    """A row for the terminal; without colour, scored text stands between ⟦ and ⟧."""
+    """A row for the terminal; without colour, scored text is marked by ⟦ and ⟧."""
     import click
 
     scored = sum(example.target_tokens for example in preview.examples)
@@ -111,22 +111,22 @@ def describe(preview: Preview, number: int, tokenizer: TextTokenizer, *, colour:
 
 
 def _visible(text: str) -> str:
-    """Control characters by their names, line ends kept: a row must not move the cursor."""
+    """The text with control characters but line ends escaped, so that a row cannot move the cursor."""
     return "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in text)
 
 
 def summary(previewer: Previewer) -> str:
-    """What is scored of the rows looked at, and how many are cut or left out."""
+    """What is scored in the rows read, and how many are truncated or left out."""
     counts: Counter[str] = Counter()
     for fate, count in previewer.counts.items():
         counts[fate.partition(":")[0]] += count
     left_out, cut = counts["left out"], counts["cut"]
     notes = "".join(f"\nnote: {note}" for note in (*previewer.problems.noted(), *previewer.notes.lines()))
     steps = ", ".join(f"{name} {count:,}" for name, count in previewer.steps.items())
-    steps = f"\nchanged or kept as is, in rows: {steps}" if steps else ""
+    steps = f"\ncleaning, rows changed or reported: {steps}" if steps else ""
     refused = "".join(f"\nleft out: {count:,} {reason}" for reason, count in previewer.refused.items())
     refused += " (a run needs --skip-bad for it)" if refused else ""
-    bad = f", {previewer.problems.count:,} more cannot be read" if previewer.problems.count else ""
+    bad = f", {previewer.problems.count:,} more are unreadable" if previewer.problems.count else ""
     scored = TokenizedSet(tuple(previewer.scored)).scored
     told = clock.note(previewer.template, previewer.recipe)
     return (f"{told}\n" if told else "") + (

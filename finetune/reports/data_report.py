@@ -1,6 +1,6 @@
-"""`finetune data report`: what is in the rows, on one page and as JSON. Names py3langid.
+"""`finetune data report`: a description of the rows as an HTML page and as JSON. Names py3langid.
 
-Memory: the lengths of every row, the words, and what is shown.
+Memory holds the length of every row, the word counts, and the rows shown.
 """
 
 import random
@@ -32,7 +32,7 @@ from gladstone.rows import read_rows
 
 TOKEN_LIMITS = (128, 256, 512, 1024, 2048)
 BINS, TOP_WORDS, SAMPLES, SHOWN_DUPLICATES, LANGUAGE_ROWS = 30, 40, 5, 12, 2000
-MIN_LANGUAGE_CHARS = 40  # a guess about a shorter text is one
+MIN_LANGUAGE_CHARS = 40  # language detection is unreliable below this
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _COMMON = frozenset((
     "the", "and", "for", "are", "was", "that", "with", "this", "from", "have", "has", "can", "not", "may", "which",
@@ -45,7 +45,7 @@ _COMMON = frozenset((
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of lengths between edges; the last bin also has all longer ones."""
+    """Counts of lengths between edges; the last bin includes all longer ones."""
 
     unit: str
     edges: list[int]
@@ -57,7 +57,7 @@ class Histogram:
 
 @dataclass
 class Report:
-    """Everything that the page shows."""
+    """The contents of the page."""
 
     name: str
     summary: Summary
@@ -76,12 +76,12 @@ class Report:
 
 
 def make_report(recipe: Recipe, out: Path, loss_rows: int, progress: Progress) -> Report:
-    """Prepare the recipe's rows into `out` and describe them there, in report.html and report.json.
+    """Prepare the recipe's rows in `out` and describe them in report.html and report.json.
 
-    `loss_rows` rows are scored by the base model. Raises what `prepare` raises.
+    The base model scores `loss_rows` rows. Raises the errors of `prepare`.
     """
     made = cache(partial(Previewer, recipe, progress))
-    # without skip_bad the report itself tells of such rows
+    # without skip_bad the report itself lists such rows
     summary = prepare(recipe.data, out, progress, (lambda: made().labeller.check) if recipe.data.skip_bad else None)
     previewer = made()
     report = Report(recipe.name, summary, base=previewer.base.name, template_sha256=previewer.template.sha256)
@@ -103,7 +103,7 @@ def make_report(recipe: Recipe, out: Path, loss_rows: int, progress: Progress) -
 
 
 class _Measures:
-    """Reads every row of every set once."""
+    """Collects the measures in one pass over all sets."""
 
     def __init__(self, previewer: Previewer) -> None:
         self._previewer = previewer
@@ -115,13 +115,13 @@ class _Measures:
         self._languages: Counter[str] = Counter()
 
     def fill(self, report: Report, folder: Path) -> None:
-        """Put what the sets hold into the report."""
+        """Fill the report from the sets."""
         draw = random.Random(0)  # noqa: S311 - a draw, not a secret
         for name in SETS:
             drawn: list[Conversation] = []
             for number, row in enumerate(read_set(folder, name), 1):
                 self._add(row, report)
-                if len(drawn) < SAMPLES:  # a reservoir: each row is as likely as any other
+                if len(drawn) < SAMPLES:  # reservoir sampling: every row has the same probability
                     drawn.append(row)
                 elif (place := draw.randrange(number)) < SAMPLES:
                     drawn[place] = row
@@ -170,7 +170,7 @@ class _Measures:
 
 
 def histogram(values: Sequence[int], unit: str) -> Histogram:
-    """Thirty bins from 0 to the 99th percentile."""
+    """A histogram of thirty bins from 0 to the 99th percentile."""
     lengths = np.array(values, dtype=np.int64)
     end = max(BINS, int(np.percentile(lengths, 99)))
     edges = np.linspace(0, end, BINS + 1).astype(int)
@@ -180,7 +180,7 @@ def histogram(values: Sequence[int], unit: str) -> Histogram:
 
 
 def language(text: str) -> str:
-    """A guess at a text's language, as its ISO 639-1 code."""
+    """The detected language of a text as an ISO 639-1 code."""
     import py3langid  # type: ignore[import-untyped]
 
     code: str = py3langid.classify(text)[0]
@@ -188,7 +188,7 @@ def language(text: str) -> str:
 
 
 def _duplicates(folder: Path) -> list[dict[str, str]]:
-    """The first duplicates that were left out, with what they repeat; files by their names."""
+    """The first duplicates that were left out and the rows that they repeat, by file name and line."""
     kinds = ("exact copy", "near duplicate")
     try:
         rows: Iterator[Any] = (row for row, _ in read_rows(folder / DROPPED) if row["reason"] in kinds)
@@ -200,12 +200,12 @@ def _duplicates(folder: Path) -> list[dict[str, str]]:
             }
             for row in islice(rows, SHOWN_DUPLICATES)
         ]
-    except DataError:  # nothing was left out: the file is empty
+    except DataError:  # the file is empty if nothing was left out
         return []
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The report's figures."""
+    """The report as JSON values."""
     return vars(report) | {
         "summary": vars(report.summary),
         "lengths": {name: vars(each) for name, each in report.lengths.items()},
@@ -214,6 +214,6 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def render(report: Report) -> str:
-    """HTML with its styles inside; every text passes Jinja's autoescape, its content policy forbids every request."""
+    """HTML with inline styles; every text is escaped, and a content security policy forbids every request."""
     values = {"report": report, "summary": report.summary, "advice": NO_MEDICAL_ADVICE}
     return render_template("finetune", "data_report.html", **values)

@@ -1,4 +1,4 @@
-"""How surprising each row is to the base model: odd rows stand out. Names torch, transformers."""
+"""The base model's loss on each row, which reveals outliers. Names torch, transformers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ SHOWN = 8
 def row_losses(
     previewer: Previewer, rows: Sequence[Conversation], on_part: Callable[[float], None]
 ) -> list[dict[str, Any]]:
-    """The rows of the highest and of the lowest mean loss (nats per scored token), in order from the highest."""
+    """The rows with the highest and the lowest mean loss (nats per scored token), highest first."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -27,7 +27,7 @@ def row_losses(
             continue
         if not examples:
             continue
-        example = examples[-1]  # of a row of several, the one with its last answer
+        example = examples[-1]  # of several examples of a row, the one with its last answer
         limit = previewer.recipe.base.max_tokens
         ids, labels = (torch.tensor([part[:limit]]) for part in (example.input_ids, example.labels))
         if (labels[:, 1:] != IGNORED).sum() == 0:

@@ -289,7 +289,7 @@ def test_preview_shows_what_changed_and_what_would(tmp_path: Path, tiny_base: Pa
     assert "− 1 user: What is it?\\u200b" in result.output
     assert "+ 1 user: What is it?" in result.output
     assert "kept as is: html: HTML tags or entities; --set data.cleaning.html=remove" in result.output
-    assert "in rows: unicode 1, whitespace 1, html 1" in result.output
+    assert "unicode 1, whitespace 1, html 1" in result.output
 
 
 def test_preview_shows_a_masked_row_as_it_is_trained_on(tmp_path: Path, tiny_base: Path) -> None:

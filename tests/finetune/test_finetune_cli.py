@@ -166,7 +166,7 @@ def test_data_check_tells_the_format_and_why_and_every_bad_row(tmp_path: Path) -
         "with      several turns: 0, a system message: 0, reasoning: 0\n"
         "question  19 to 19 characters, 19 on average\n"
         "answer    10 to 10 characters, 10 on average\n"
-        "note      not checked: special tokens and chat template of a base (--recipe NAME asks the base of a recipe)\n"
+        "note      special tokens and chat template of a base are not checked (--recipe NAME checks them)\n"
     )
     assert result.stderr == f"Error: {path}, read as 'alpaca': {path}:4: field 'output' is an array, expected text.\n"
     skipping = finetune("data", "check", path, "--skip-bad")

@@ -122,7 +122,7 @@ def test_a_set_of_its_own_file_loses_such_rows_too(recipe: Recipe, tiny_base: Pa
 
 def test_a_check_that_asks_no_base_says_so(tmp_path: Path) -> None:
     told = describe_check(check_rows(write_rows_file(tmp_path / "rows.jsonl"), "qa"))
-    assert "not checked: special tokens" in told
+    assert "are not checked (--recipe" in told
     assert "--recipe" in told
 
 

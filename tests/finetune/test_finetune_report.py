@@ -120,4 +120,4 @@ def test_preview_tells_of_rows_that_cannot_be_read(tmp_path: Path, tiny_base: Pa
     path = write_rows_file(tmp_path / "rows.jsonl", [*medical_rows(), {"question": "What is it?"}])
     result = finetune("data", "preview", path, "--rows", 1, "--set", f"base.model={tiny_base}")
     assert result.exit_code == 0, result.output
-    assert "of 40 rows 0 left out, 0 cut, 1 more cannot be read; base" in result.output
+    assert "of 40 rows 0 left out, 0 cut, 1 more are unreadable; base" in result.output
