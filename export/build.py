@@ -99,7 +99,9 @@ def check_options(original: Original, options: ExportOptions) -> None:
             f"--with-base: {original.home} is a model folder whose base is not known: export the base separately."
         )
     if options.onto != "16bit":
-        raise ConfigError(f"--onto {options.onto}: {original.home} is a model folder; there is no adapter to merge.")
+        raise ConfigError(
+            f"--base-precision {options.onto}: {original.home} is a model folder; there is no adapter to merge."
+        )
 
 
 def check_vocabulary(original: Original, options: ExportOptions) -> VocabularyGrowth | None:

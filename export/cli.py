@@ -10,6 +10,7 @@ import click
 
 from gladstone.chat.messages import CHAT_CONTEXT_TOKENS
 from gladstone.commands.group import Group
+from gladstone.commands.renamed_option import RenamedOption
 from gladstone.machine.packages import require_packages
 
 if TYPE_CHECKING:
@@ -65,16 +66,24 @@ def asks(*options: Callable[[Command], Command]) -> Callable[[Command], Command]
     return add
 
 
-ONTO_HELP = "Weights to merge onto: the base in 16 bit, or the base in NF4 as QLoRA used it in training"
-ONTO = click.option(
-    "--onto", type=click.Choice(["16bit", "nf4"]), default="16bit", show_default=True, help=f"{ONTO_HELP}."
+BASE_PRECISION_HELP = "Weights to merge into: the base in 16 bit, or the base in NF4 as QLoRA used it in training"
+BASE_PRECISION = click.option(
+    "--base-precision",
+    cls=RenamedOption,
+    earlier="--onto",
+    type=click.Choice(["16bit", "nf4"]),
+    default="16bit",
+    show_default=True,
+    help=f"{BASE_PRECISION_HELP}.",
 )
-ONTO_OR_BEST = click.option(
-    "--onto",
+BASE_PRECISION_OR_BEST = click.option(
+    "--base-precision",
+    cls=RenamedOption,
+    earlier="--onto",
     type=click.Choice(["16bit", "nf4", "best"]),
     default="16bit",
     show_default=True,
-    help=f"{ONTO_HELP}; best measures both on held-out rows and takes the better.",
+    help=f"{BASE_PRECISION_HELP}; best measures both on held-out rows and takes the better.",
 )
 
 AUTHOR = click.option("--author", metavar="NAME", help="Author of the model, written to the files and the model card.")
@@ -103,7 +112,7 @@ def main() -> None:
 )
 @click.option("--with-base", is_flag=True, help="Also export the untouched base, for comparison.")
 @click.option("--out", type=FOLDER, help="Output folder.  [default: gguf in the source folder]")
-@ONTO_OR_BEST
+@BASE_PRECISION_OR_BEST
 @click.option(
     "--imatrix",
     metavar="train|FILE",
@@ -145,7 +154,7 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     quants: tuple[str, ...],
     with_base: bool,
     out: Path | None,
-    onto: 'Onto | Literal["best"]',
+    base_precision: 'Onto | Literal["best"]',
     imatrix: str | None,
     imatrix_chunks: int,
     overrides: tuple[str, ...],
@@ -161,8 +170,8 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
 ) -> None:
     """Merge, convert, quantise and prove a model: a finished RUN, a PEFT ADAPTER or a MODEL folder."""
     require_packages("gladstone export", "export", NEEDED)
-    if onto != "16bit":
-        require_packages(f"gladstone export gguf --onto {onto}", "finetune", ["bitsandbytes"])
+    if base_precision != "16bit":
+        require_packages(f"gladstone export gguf --base-precision {base_precision}", "finetune", ["bitsandbytes"])
     from export.build import ExportOptions
     from export.pipeline import export_gguf, export_sizes
     from export.quantise.size_estimate import parse_bytes
@@ -173,8 +182,8 @@ def gguf(  # noqa: PLR0913, PLR0917 - one parameter an option
     split_bytes = parse_bytes(split, "--split") if split else None
     parsed = tuple(map(parse_override, overrides))
     wanted = ExportOptions(
-        quants, with_base, onto, parsed, imatrix, imatrix_chunks, split_bytes, False, author, license_id, languages,
-        accepted,
+        quants, with_base, base_precision, parsed, imatrix, imatrix_chunks, split_bytes, False, author, license_id,
+        languages, accepted,
     )  # fmt: skip
     if fit or dry_run:
         sizes = export_sizes(source, asked, wanted, context, parse_bytes(fit, "--fit") if fit else None, Lines())
@@ -264,7 +273,7 @@ def lora(  # noqa: PLR0913, PLR0917 - one parameter an option
 @SOURCE
 @asks(BASE, CHAT_TEMPLATE)
 @click.option("--out", type=FOLDER, help="Output folder.  [default: merged in the source folder]")
-@ONTO
+@BASE_PRECISION
 @click.option("--weight", type=float, default=1.0, show_default=True, help="Scale of the adapter; 1 is as trained.")
 @click.option(
     "--adapter", "others", multiple=True, metavar="FOLDER=WEIGHT", help="Another adapter of the same base. Repeatable."
@@ -277,7 +286,7 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     source: Path,
     asked: "SourceOptions",
     out: Path | None,
-    onto: "Onto",
+    base_precision: "Onto",
     weight: float,
     others: tuple[str, ...],
     shard_gb: float,
@@ -289,14 +298,14 @@ def merge(  # noqa: PLR0913, PLR0917 - one parameter an option
     Memory holds one tensor at a time.
     """
     require_packages("gladstone export", "export", NEEDED)
-    if onto == "nf4":
-        require_packages("gladstone export merge --onto nf4", "finetune", ["bitsandbytes"])
+    if base_precision == "nf4":
+        require_packages("gladstone export merge --base-precision nf4", "finetune", ["bitsandbytes"])
     from export.safetensors_pipeline import MergeOptions, merge_run
     from gladstone.commands.progress import Lines
     from gladstone.machine.host import readable_bytes
 
     options = MergeOptions(
-        source, onto, weight, tuple(map(_weighted, others)), int(shard_gb * 1e9), accepted, asked
+        source, base_precision, weight, tuple(map(_weighted, others)), int(shard_gb * 1e9), accepted, asked
     )  # fmt: skip
     for path in merge_run(options, out, Lines()):
         click.echo(f"{readable_bytes(path.stat().st_size):>9}  {path}")
@@ -345,13 +354,13 @@ def push(folder: Path, repo: str, *, private: bool, dry_run: bool, accepted: boo
 )
 @asks(BASE, CHAT_TEMPLATE, DATA)
 @click.option("--lora", "loras", multiple=True, metavar="FILE[=SCALE]", help="Adapter to apply to FILE. Repeatable.")
-@ONTO
+@BASE_PRECISION
 def verify(
     file: Path,
     source: Path,
     asked: "SourceOptions",
     loras: tuple[str, ...],
-    onto: "Onto",
+    base_precision: "Onto",
 ) -> None:
     """Prove that a GGUF computes what a run, an adapter on its base, or a model folder computes."""
     require_packages("gladstone export", "export", NEEDED)
@@ -360,7 +369,7 @@ def verify(
     from gladstone.errors import ArtifactError
     from gladstone.llamacpp.lora import parse_lora
 
-    checks = verify_against(file, source, asked, onto, tuple(map(parse_lora, loras)), Lines())
+    checks = verify_against(file, source, asked, base_precision, tuple(map(parse_lora, loras)), Lines())
     _show(checks)
     if not all(check.passed for check in checks):
         raise ArtifactError(f"{file}: not the model of {source}.")

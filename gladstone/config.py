@@ -4,20 +4,23 @@ import copy
 import difflib
 import json
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from gladstone.errors import ConfigError, listed
+from gladstone.renamed import announce
 
 
 class Config(BaseModel):
     """A section of a configuration: unknown fields are errors, values are not coerced from other types."""
 
+    # the earlier names of fields, and their current ones (see gladstone.renamed)
+    renamed: ClassVar[Mapping[str, str]] = {}
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
@@ -119,7 +122,13 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 def build_config(model: type[C], data: dict[str, Any], where: str) -> C:
     """Validate `data` against `model`. Raises ConfigError with all problems in one message."""
     try:
-        text = json.dumps(data, default=str)
+        current, replaced = current_names(model, data)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    for earlier, name in replaced:
+        announce(earlier, name)
+    try:
+        text = json.dumps(current, default=str)
     except TypeError:
         raise ConfigError(f"{where}: the name of every field must be text.") from None
     try:
@@ -128,6 +137,39 @@ def build_config(model: type[C], data: dict[str, Any], where: str) -> C:
     except ValidationError as error:
         problems = [_problem(model, dict(detail)) for detail in _relevant_errors(error)]
         raise ConfigError(listed(where, problems)) from None
+
+
+def current_names(
+    section: type[BaseModel], values: Mapping[str, Any], place: str = ""
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """`values` with every field under its current name, and each (earlier, current) pair of names that it replaces.
+
+    `place` stands before the names, as "training.". Raises ConfigError if a field is given under both names.
+    """
+    result: dict[str, Any] = {}
+    replaced: list[tuple[str, str]] = []
+    renamed = section.renamed if issubclass(section, Config) else {}
+    for given, value in values.items():
+        name = renamed.get(given, given)
+        if name != given:
+            if name in values:
+                raise ConfigError(f"{place}{given} is the earlier name of {place}{name}. Give one of them.")
+            replaced.append((f"{place}{given}", f"{place}{name}"))
+        field = section.model_fields.get(name)
+        inner = _section(field.annotation) if field else None
+        result[name], found = _current_inside(inner, value, f"{place}{name}.")
+        replaced += found
+    return result, replaced
+
+
+def _current_inside(section: type[BaseModel] | None, value: Any, place: str) -> tuple[Any, list[tuple[str, str]]]:
+    """The same for a field's value: a section, a list of sections, or anything else, which stays as it is."""
+    if section is not None and isinstance(value, dict):
+        return current_names(section, value, place)
+    if section is None or not isinstance(value, list):
+        return value, []
+    items = [_current_inside(section, item, f"{place}{number}.") for number, item in enumerate(value)]
+    return [item for item, _ in items], [pair for _, found in items for pair in found]
 
 
 def _relevant_errors(error: ValidationError) -> list[ErrorDetails]:

@@ -20,6 +20,7 @@ import runtime.cli
 from finetune.config.load import load_recipe
 from finetune.sweep.search_space import read_plan
 from gladstone.artifacts import check_files, read_manifest
+from gladstone.commands.renamed_option import RenamedOption
 from gladstone.formats import read_conversations
 from runtime.machine.threads import recall
 
@@ -88,13 +89,17 @@ def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Com
             yield from commands(below, f"{path} {name}")
 
 
+def _earlier(option: click.Option) -> list[str]:
+    return [option.earlier] if isinstance(option, RenamedOption) else []
+
+
 def test_every_option_and_every_choice_is_still_accepted() -> None:
     accepted = {
         path: {
             name: set(option.type.choices) if isinstance(option.type, click.Choice) else None
             for option in command.params
             if isinstance(option, click.Option)
-            for name in (*option.opts, *option.secondary_opts)
+            for name in (*option.opts, *option.secondary_opts, *_earlier(option))
         }
         for path, command in commands(gladstone.cli.main, "gladstone")
     }

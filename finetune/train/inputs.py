@@ -25,6 +25,7 @@ from gladstone.artifacts import copy_file, sha256_path, write_text
 from gladstone.chat.named_templates import CONTROL_TEXT
 from gladstone.chat.template import CLOCK, ChatTemplate
 from gladstone.commands.progress import Progress, step
+from gladstone.config import current_names
 from gladstone.errors import DataError, UnsupportedError
 from gladstone.machine.packages import installed_versions
 from gladstone.models.base_model import Base, check_weights, resolve_base
@@ -158,7 +159,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _completed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """Complete a recipe of an older version with the defaults of newer fields, and with the current date."""
     try:
-        made = Recipe.model_validate(before).model_dump(mode="json")
+        made = Recipe.model_validate(current_names(Recipe, before)[0]).model_dump(mode="json")
     except ValidationError:
         return before
     if "template_date" not in before.get("base", {}):

@@ -3,11 +3,13 @@
 import errno
 import importlib
 import importlib.util
+import logging
 from typing import Any
 
 import click
 
 from gladstone.errors import GladstoneError
+from gladstone.renamed import LOGGER_NAME
 from gladstone.report.terminal import visible
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
@@ -50,6 +52,7 @@ class Group(click.Group):
                 formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
+        _print_log_records()
         try:
             return super().invoke(ctx)
         except GladstoneError as error:
@@ -64,3 +67,17 @@ class Group(click.Group):
         except KeyboardInterrupt:
             click.echo(self._after_stop, err=True)
             ctx.exit(EXIT_INTERRUPTED)
+
+
+class _Lines(logging.Handler):
+    """Prints each record as one line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(visible(record.getMessage()), err=True)
+
+
+def _print_log_records() -> None:
+    """Print what the library logs, whatever other libraries have done to the root logger."""
+    logger = logging.getLogger(LOGGER_NAME)
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+        logger.addHandler(_Lines())

@@ -241,7 +241,7 @@ def test_an_adapter_of_a_base_with_other_shapes_is_refused_before_anything_is_ma
     [
         (["lora"], "without an adapter"),
         (["gguf", "--with-base"], "--with-base"),
-        (["gguf", "--onto", "nf4"], "--onto nf4"),
+        (["gguf", "--base-precision", "nf4"], "--base-precision nf4"),
         (["merge", "--weight", "0.5"], "--weight"),
         (["gguf", "--imatrix", "train"], "--imatrix FILE"),
     ],

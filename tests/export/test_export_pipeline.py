@@ -275,10 +275,10 @@ def test_a_usage_error_exits_with_2(arguments: list[str]) -> None:
 @pytest.mark.long
 def test_an_export_onto_the_weights_as_qlora_held_them_is_proven_against_those(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = export("gguf", tiny_run, "--onto", "nf4", "--quant", "f16", "--out", out)
+    result = export("gguf", tiny_run, "--base-precision", "nf4", "--quant", "f16", "--out", out)
     assert result.exit_code == 0, result.output
     path = out / "tiny-f16.gguf"
-    assert export("verify", path, "--against", tiny_run, "--onto", "nf4").exit_code == 0
+    assert export("verify", path, "--against", tiny_run, "--base-precision", "nf4").exit_code == 0
     other = export("verify", path, "--against", tiny_run)
     assert other.exit_code == 1
     assert "FAILED  distributions" in other.stdout
@@ -295,7 +295,7 @@ def test_a_text_that_is_not_utf8_is_refused_before_anything_is_made(tiny_run: Pa
 @pytest.mark.slow
 @pytest.mark.long
 def test_onto_best_measures_both_bases_and_takes_the_one_that_predicts_better(tiny_run: Path, tmp_path: Path) -> None:
-    result = export("gguf", tiny_run, "--quant", "q8_0", "--onto", "best", "--out", tmp_path / "gguf")
+    result = export("gguf", tiny_run, "--quant", "q8_0", "--base-precision", "best", "--out", tmp_path / "gguf")
     assert result.exit_code == 0, result.output
     said = re.search(
         r"merged onto (16bit|nf4): held-out loss 16bit (\d+\.\d+), nf4 (\d+\.\d+) nats a token, 16bit less nf4 ",

@@ -232,7 +232,7 @@ def test_a_run_without_held_out_rows_measures_none_and_says_so(bare: tuple[Path,
 
 def test_its_export_is_proven_on_training_rows_and_measures_nothing_else(bare: tuple[Path, Result]) -> None:
     out, _ = bare
-    arguments = ["gguf", str(out), "--quant", "q8_0", "--onto", "best"]
+    arguments = ["gguf", str(out), "--quant", "q8_0", "--base-precision", "best"]
     result = CliRunner().invoke(export_main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
