@@ -67,8 +67,8 @@ def run_bench(config: BenchConfig, progress: Progress) -> Report:
         )
     differences = find_tokenizer_differences(models)
     mismatches = find_token_mismatches(models, selected.tokens, differences)
-    told = {label: how for label, how in differences.items() if label not in mismatches}
-    warnings = [*model_warnings(models, told), *_form_warnings(form, items[: min(config.answers, asked)])]
+    unexplained = {label: how for label, how in differences.items() if label not in mismatches}
+    warnings = [*model_warnings(models, unexplained), *_form_warnings(form, items[: min(config.answers, asked)])]
     measured = _measure(models, items, (config, selected.frame), progress)
     with step(progress, "score the answers and resample the items"):
         inputs = Measurements(models, items, measured, metrics, config, mismatches)

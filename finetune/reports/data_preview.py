@@ -128,8 +128,8 @@ def summary(previewer: Previewer) -> str:
     refused += " (a run needs --skip-bad for it)" if refused else ""
     bad = f", {previewer.problems.count:,} more are unreadable" if previewer.problems.count else ""
     scored = TokenizedSet(tuple(previewer.scored)).scored
-    told = clock.note(previewer.template, previewer.recipe)
-    return (f"{told}\n" if told else "") + (
+    date_note = clock.note(previewer.template, previewer.recipe)
+    return (f"{date_note}\n" if date_note else "") + (
         f"scored: {scored}\n"
         f"of {previewer.looked_at:,} rows {left_out:,} left out, {cut:,} cut{bad}; base {previewer.base.name}, "
         f"template {previewer.template.sha256[:12]}…, at most {previewer.recipe.base.max_tokens:,} tokens"

@@ -132,8 +132,8 @@ class _Measures:
             report.longer_than = {limit: float((tokens > limit).mean()) for limit in TOKEN_LIMITS}
             report.scored_share = self._scored / int(tokens.sum())
         report.words = self._words.most_common(TOP_WORDS)
-        told = self._languages.total()
-        report.languages = [(language, count / told) for language, count in self._languages.most_common(6)]
+        detected = self._languages.total()
+        report.languages = [(language, count / detected) for language, count in self._languages.most_common(6)]
 
     def _add(self, row: Conversation, report: Report) -> None:
         answer = row.answer

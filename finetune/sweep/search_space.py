@@ -115,13 +115,13 @@ def read_plan(file: Path) -> Plan:
     space, problems = section.space()
     problems += _name_problems(section)
     try:
-        recipe, told = load_recipe(section.recipe, []), tuple[str, ...]()
+        recipe, notes = load_recipe(section.recipe, []), tuple[str, ...]()
     except ConfigError as error:
         raise ConfigError(listed(f"sweep {file.name}", [f"recipe: {error}", *problems])) from None
     known = {name: value for name, value in section.overrides.items() if _is_field(name)}
     try:
         loaded = read_recipe(section.recipe, assignments(known))
-        recipe, told = loaded.recipe, loaded.notes
+        recipe, notes = loaded.recipe, loaded.notes
     except ConfigError as error:
         problems.append(f"overrides: {error}")
     if not recipe.data.has("validation") and "data.validation" not in space:
@@ -131,7 +131,7 @@ def read_plan(file: Path) -> Plan:
     problems += _value_problems(Plan(section, values), tried)
     if problems:
         raise ConfigError(listed(f"sweep {file.name}", problems))
-    return Plan(section, values, told)
+    return Plan(section, values, notes)
 
 
 def check_settings(plan: Plan, points: Iterable[dict[str, Any]]) -> None:

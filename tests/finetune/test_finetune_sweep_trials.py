@@ -82,7 +82,7 @@ def test_a_finished_trial_is_a_run_folder_like_any_other(made: tuple[Path, Table
 
 def test_a_failed_trial_tells_why(made: tuple[Path, Table]) -> None:
     row = made[1].rows[1]
-    assert row.reason.startswith("a step resources 400 rows")
+    assert row.reason.startswith("a step takes 400 rows")
     assert row.metrics.validation_loss is None
 
 
@@ -282,7 +282,7 @@ def test_a_sweep_whose_trials_all_fail_is_an_error(tmp_path: Path, tiny_base: Pa
         run_sweep(path, tmp_path / "out", told.append)
     assert str(caught.value).splitlines()[0] == "all trials failed (2 problems):"
     assert "trial 2: a step takes 500 rows" in str(caught.value)
-    assert told[1].startswith("Trial 1 of 2: failed: a step resources 400 rows")
+    assert told[1].startswith("Trial 1 of 2: failed: a step takes 400 rows")
     assert "failed" in (tmp_path / "out" / "table.md").read_text()
 
 
