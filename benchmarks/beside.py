@@ -1,12 +1,12 @@
-"""What is left of the speed beside other work: ours and its peers, quiet, beside one busy loop and beside two.
+"""Speed of Gladstone and its peers on a quiet machine, beside one busy loop and beside two.
 
     python -m benchmarks.beside MODEL.gguf [--peers FOLDER] [--rows ROWS.json] [--before CHECKOUT]
         [--only decode prefill proof train imatrix bench] [--rounds 3]
 
-All sides live at the same time and take turns, each of them idle while another works, so that the drift of the machine
-meets all alike. FOLDER holds llama-completion; ROWS.json has `input` and `output` and is what training learns, ours
-and transformers' with PEFT. CHECKOUT is another checkout of this repository to measure against. The machine should do
-nothing else: the busy loops are started here, and ended here. A table and one line of JSON are printed.
+All sides run at the same time and take turns, each idle while another works, so that a drift of the machine's speed
+affects all of them. FOLDER holds llama-completion; ROWS.json, with `input` and `output`, is the training data for
+Gladstone and for transformers with PEFT. CHECKOUT is another checkout of this repository to measure against.
+Run it on an otherwise idle machine: it starts and ends the busy loops itself. Prints a table and one line of JSON.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarks.runtime_ours import STORY
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("quiet", "beside one", "beside two")
-LIMIT_S, START_S = 20.0, 120.0  # after that a side counts as standing still
+LIMIT_S, START_S = 20.0, 120.0  # after that a side counts as stalled
 PAUSE_S = 1.5  # between two sides: each looks at what else runs, and the one before is no other work
 UNITS = {"decode": "tokens/s", "prefill": "tokens/s", "proof": "questions/s", "train": "tokens/s"}
 UNITS |= {"imatrix": "tokens/s", "bench": "items/s"}
@@ -37,7 +37,7 @@ Side = Callable[[], float | None]
 
 
 class Child:
-    """A process that works once for each line that it is sent."""
+    """A process that does its work once for each line that it receives."""
 
     def __init__(self, command: list[str], root: Path, environment: dict[str, str]) -> None:
         environment = os.environ | environment
@@ -50,7 +50,7 @@ class Child:
         self._records("ready", START_S)
 
     def work(self) -> float | None:
-        """What it measures; None if it stands still."""
+        """What it measures; None if it stalls."""
         assert self._process.stdin is not None
         if self._process.poll() is not None:
             return None

@@ -1,4 +1,4 @@
-"""Our side of beside: one kind of work, once for each line on stdin. Not to be called by hand."""
+"""Gladstone's side of `beside`: one kind of work, once for each line on stdin. Started by that script."""
 
 import json
 import sys

@@ -1,10 +1,10 @@
-"""What `finetune estimate` says against what `finetune run` takes: peak memory and time of a step, in child processes.
+"""Compare `finetune estimate` with `finetune run`: peak memory and time of a step, in child processes.
 
     python -m benchmarks.estimate --data /path/to/medical_meadow_small.json [--only NAME]
 
-For each case: the estimate in one process, directly after it the run in another, both through the commands. Bases are
-the embedded model and random weights in the shapes of others. Prints a Markdown table; fails if memory is off by more
-than 15 % or time by more than 25 %; with `--lenient`, for a machine that is busy, it only prints.
+Each case runs the estimate in one process and, directly after it, the run in another, both through the commands. Bases
+are the embedded model and random weights in the shapes of others. Prints a Markdown table. Fails if memory is off by
+more than 15 % or time by more than 25 %; with `--lenient`, for a busy machine, it only prints.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python -m benchmarks.export_speed --peers FOLDER [--shape smollm2|1b|3b] [--rounds 3] [--ours]
 
-FOLDER holds llama.cpp's llama-quantize, built from the version that is installed. Both sides start from the same base
-and adapter and make the same three files, in turns. Time is wall time; memory is the largest sum over a side's
+FOLDER holds llama.cpp's llama-quantize, built from the version that is installed. Both sides take turns, start from the
+same base and adapter, and write the same three files. Time is wall time; memory is the largest sum over a side's
 processes of what each has of its own and its part of what it shares (PSS); bytes written are those of all files made.
-The proof is left out on our side, with what comes of it (Modelfile, model card), and timed by itself, once.
+Gladstone's side omits the proof and what depends on it (Modelfile, model card); the proof is timed separately, once.
 """
 
 import argparse

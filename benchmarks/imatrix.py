@@ -1,4 +1,4 @@
-"""What an importance matrix buys, and whether ours is llama-imatrix's: on the embedded model or any run.
+"""Measure the effect of an importance matrix on a run, and compare the matrix with llama-imatrix's.
 
     python -m benchmarks.imatrix runs/mine [--peers FOLDER] [--chunks 100]
 

@@ -1,4 +1,4 @@
-"""How many leaks planted among real rows `finetune data leaks` finds, by kind, and how fast it reads.
+"""Measure how many planted leaks of each kind `finetune data leaks` finds among real rows, and how fast.
 
     python -m benchmarks.leaks ROWS [PLANTED]     a file with real rows; how many leaks of each kind
 

@@ -1,4 +1,4 @@
-"""Models of random weights in the shape of well-known ones: what they write is noise, their speed is the shape's."""
+"""Models with random weights in the shape of well-known ones: their text is noise, their speed that of the shape."""
 
 from dataclasses import dataclass
 from pathlib import Path

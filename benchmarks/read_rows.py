@@ -2,8 +2,8 @@
 
     python benchmarks/read_rows.py [--rows 10000 --rows 1000000]
 
-Each reading is a process of its own. Gladstone's checks every row and its text; `datasets` reads into Arrow and hands
-out rows.
+Each reader runs in its own process. Gladstone checks every row and its text; `datasets` reads into Arrow and returns
+rows.
 """
 
 import argparse

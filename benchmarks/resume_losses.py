@@ -1,4 +1,4 @@
-"""Largest difference of losses between an unbroken training and one that is broken off and goes on, as a table.
+"""Largest difference in loss between an uninterrupted training and one that is stopped and resumed, as a table.
 
 python -m benchmarks.resume_losses
 """

@@ -1,4 +1,4 @@
-"""Our side of runtime_speed: one measurement in a process of its own, printed as JSON. Not to be called by hand."""
+"""Gladstone's side of `runtime_speed`: one measurement in its own process, printed as JSON. Started by that script."""
 
 import json
 import os

@@ -1,8 +1,8 @@
 """Two programs measured against each other in slices: each is stopped while the other one works.
 
-A machine that others share gets slower and faster by several per cent within seconds, which a ratio of two runs one
-after the other takes for a difference between them. Here both live at the same time, one of them at work for a
-sixteenth of a second at a time, so that both see the same machine. For POSIX systems.
+The speed of a shared machine varies by several per cent within seconds; a ratio of two consecutive runs would take this
+for a difference between them. Here both run at the same time, one working for a sixteenth of a second at a time, so
+that both see the same machine. For POSIX systems.
 """
 
 import os
