@@ -62,7 +62,7 @@ def as_bin(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def bare(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter as a notebook leaves it: two files, and a base that was on another machine."""
     folder = tmp_path_factory.mktemp("brought") / "tune"

@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from gladstone.artifacts import check_files, read_manifest
 from gladstone.commands.progress import Silent
 from gladstone.errors import ArtifactError
 from tests.export.tiny_runs import write_run
+from tests.warm_python import PYTHON
 
 
 def export(*arguments: Any) -> Result:
@@ -34,7 +34,7 @@ def refused(result: Result) -> str:
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_killed_at_random_moments_nothing_is_half_and_every_export_ends_as_the_unbroken_one() -> None:
-    script = [sys.executable, "-m", "tests.faults.kill_export", "--times", "6", "--seed", "3"]
+    script = [PYTHON, "-m", "tests.faults.kill_export", "--times", "6", "--seed", "3"]
     found = subprocess.run(script, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert re.search(r"6 kills over \d+ exports \(.*\) in \d+ s:\nnever a half file", found.stdout)

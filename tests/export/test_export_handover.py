@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from gladstone.errors import ArtifactError, DataError, UnsupportedError
 from gladstone.gguf.header import read_header
 from tests.export.hub_stand_in import Hub, hub
 from tests.gladstone.chat_templates import TEMPLATES
+from tests.warm_python import PYTHON
 
 ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<｜end▁of▁sentence｜>", "</s>")
 TOLD = {name: source for name, source in TEMPLATES.items() if name != "every-function"}
@@ -300,7 +300,7 @@ def push(online: Hub, *arguments: Any) -> subprocess.CompletedProcess[str]:
     """The command as a user has it, its Hub the stand-in, without the transfer that is the real Hub's alone."""
     environment = os.environ | {"HF_ENDPOINT": online.url, "HF_TOKEN": "hf_nobody", "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-m", "export", "push", *map(str, arguments)]
+    command = [PYTHON, "-m", "export", "push", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 

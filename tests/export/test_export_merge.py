@@ -13,7 +13,7 @@ from export.merge.updates import LowRankUpdate
 from export.tensors.safetensors_io import StoredTensor, read_header
 from export.tensors.weights import read_folder
 from gladstone.commands.progress import Silent
-from gladstone.errors import ToolError, UnsupportedError
+from gladstone.errors import ArtifactError, ToolError, UnsupportedError
 from tests.export.tiny_runs import edit_json, load_float32, write_adapter
 from tests.families import FAMILIES, write_family
 from tests.tiny_models import copy_model
@@ -236,7 +236,7 @@ def test_a_conversion_of_damaged_weights_is_told_and_leaves_no_file(
     base = copy_model(tiny_base, tmp_path / "base")
     (base / "model.safetensors").write_bytes(b"cut")
     out = tmp_path / "gguf" / "out.gguf"
-    with pytest.raises(UnsupportedError, match=r"model\.safetensors: no safetensors file, or damaged"):
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: no safetensors file, or damaged"):
         convert(Conversion("tiny", base, tiny_run / "tokenizer"), out, Silent())
     assert list(out.parent.iterdir()) == []
 

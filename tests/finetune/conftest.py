@@ -1,3 +1,5 @@
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -5,6 +7,15 @@ import pytest
 from gladstone.chat.template import ChatTemplate
 from gladstone.models.tokenizer import FolderTokenizer, load_tokenizer
 from tests.tiny_models import add_bos_to_every_text, write_model, write_rows_file, write_tokenizer
+from tests.warm_python import TRAINING, warm_python
+
+
+@pytest.fixture(scope="package")
+def warm_children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trainings in processes of their own are forked from one that has imported unsloth."""
+    with warm_python(tmp_path_factory.mktemp("warm"), TRAINING) as python, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(python))
+        yield
 
 
 @pytest.fixture(scope="session")

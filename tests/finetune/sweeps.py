@@ -1,6 +1,5 @@
 """Sweeps over the tiny model, for the tests: made in this process, or by the command."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,12 @@ from finetune.sweep.study import Study, sample_points
 from finetune.sweep.trial import run_trial
 from gladstone.commands.progress import Silent
 from tests.tiny_models import tiny_recipe, write_rows_file
+from tests.warm_python import PYTHON
 
-COMMAND = [sys.executable, "-c", "from finetune.cli import main; main()", "sweep"]
+
+def finetune_command(*arguments: object, python: str = PYTHON) -> list[str]:
+    """`finetune ARGUMENTS` in a process of its own."""
+    return [python, "-c", "from finetune.cli import main; main()", *map(str, arguments)]
 
 
 def write_sweep(folder: Path, base: Path | str, /, training: dict[str, Any] | None = None, **sweep: Any) -> Path:

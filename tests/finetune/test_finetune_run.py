@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,12 +19,12 @@ from finetune.config.load import load_recipe
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.chat.template import template_sha256
 from gladstone.formats import read_conversations
+from tests.finetune.sweeps import finetune_command
 from tests.stopped import wait_until
 from tests.tiny_models import tiny_recipe, write_rows_file
 from tests.waiting import PATIENCE_S
 
-QUOTED = [sys.executable, "-c", "'from finetune.cli import main; main()'"]
-COMMAND = [sys.executable, "-c", "from finetune.cli import main; main()"]
+pytestmark = pytest.mark.usefixtures("warm_children")
 
 
 def write_recipe(folder: Path, base: Path, **sections: dict[str, Any]) -> Path:
@@ -264,7 +265,10 @@ def test_a_signal_stops_the_run_saved_and_it_goes_on_to_the_same_losses(
     recipe = write_recipe(tmp_path, tiny_base, training={"max_steps": 40})
     out = tmp_path / "out"
     child = subprocess.Popen(
-        [*COMMAND, "run", str(recipe), "--out", str(out)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        finetune_command("run", recipe, "--out", out, python=sys.executable),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     wait_until(partial(steps_are_made, out), child)
     child.send_signal(number)
@@ -275,7 +279,7 @@ def test_a_signal_stops_the_run_saved_and_it_goes_on_to_the_same_losses(
     refused = finetune("run", recipe, "--out", out)
     assert refused.exit_code == 1
     assert re.search(r"holds a run that was stopped after step \d+\. Resume it with --resume, ", refused.output)
-    again = subprocess.run(printed.splitlines()[-1].replace("Resume: finetune", " ".join(QUOTED)),
+    again = subprocess.run(printed.splitlines()[-1].replace("Resume: finetune", shlex.join(finetune_command(python=sys.executable))),
                            shell=True, capture_output=True, text=True, check=False)  # fmt: skip
     assert again.returncode == 0, again.stderr
     manifest = read_manifest(out)
@@ -338,8 +342,9 @@ def test_nothing_of_a_stopped_run_with_another_base_stays(finished: tuple[Path, 
 def test_a_killed_run_goes_on_from_its_newest_checkpoint(tmp_path: Path, tiny_base: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_base, training={"max_steps": 40, "checkpoint_steps": 3})
     out = tmp_path / "out"
-    command = [*COMMAND, "run", str(recipe), "--out", str(out)]
-    child = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, text=True)
+    child = subprocess.Popen(
+        finetune_command("run", recipe, "--out", out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, text=True
+    )
     wait_until((out / "checkpoints" / "step-00000006").exists, child)
     child.kill()
     child.wait()

@@ -20,11 +20,12 @@ from finetune.sweep.results import Table
 from finetune.sweep.run import run_sweep
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.errors import ToolError
-from tests.finetune.sweeps import COMMAND, make_here, write_sweep
+from tests.finetune.sweeps import finetune_command, make_here, write_sweep
 from tests.stopped import wait_until
 from tests.waiting import PATIENCE_S
 
 pytest.importorskip("optuna", reason="the extra finetune is not installed whole")
+pytestmark = pytest.mark.usefixtures("warm_children")
 
 LONG = {"max_steps": 30, "checkpoint_steps": 1, "evaluations": 4}  # long enough to stop it in the middle
 TWO_RATES = {"training.learning_rate": [5e-3, 1e-3]}
@@ -119,8 +120,12 @@ def sweep(path: Path, out: Path, *options: str) -> Result:
 
 
 def start(path: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
-    command = [*COMMAND, str(path), "--out", str(out), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        finetune_command("sweep", path, "--out", out, *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
