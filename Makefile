@@ -1,6 +1,6 @@
 # make demo   the whole line on the embedded model: set up, fine-tune, export, chat, measure
 # make test   set up, run the tests            make check   lint, types, architecture, packaging
-# make test-all  the long tests too          make faults  the fault campaigns (tests/README.md), an hour
+# make test-all  the long tests too          make faults  the fault campaigns (tests/README.md)
 # make docs   renew the generated pages        make clean   remove what was made here
 #
 # make set-up CPU=all   llama.cpp with a back end for each kind of processor; CPU=portable goes back to the one for all
