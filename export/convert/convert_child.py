@@ -1,8 +1,8 @@
-"""The converter's own process: llama.cpp's `conversion` package, fed with merged tensors one at a time.
+"""Child process that converts a merged model with llama.cpp's `conversion` package, one tensor at a time.
 
 Run by `export.convert.convert` with the converter's folders first on PYTHONPATH, since its `gguf` and `conversion`
-packages share their names with others on the registry. No merged copy of the model is ever on disk, nor more than a
-tensor of it in memory. Names torch, transformers.
+packages share their names with others on the registry. The merged model is never on disk, and memory holds one tensor
+of it. Names torch, transformers.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -36,7 +36,7 @@ FLOAT16_MOST = 65504.0
 
 
 class UnknownTokenizerError(UnsupportedError):
-    """The converter has no hash of this tokenizer."""
+    """The converter does not know the hash of this tokenizer."""
 
 
 def convert(job: dict[str, Any]) -> None:
@@ -50,92 +50,106 @@ def convert(job: dict[str, Any]) -> None:
     gguf.LazyNumpyTensor.astype = halving_by_torch(gguf.LazyNumpyTensor.astype)
     plan = plan_of(job)
     set_vocabulary(hparams, plan)
-    if "n_positions" in hparams:  # of GPT-2 the converter asks for the older name, which transformers 5 writes no more
+    if "n_positions" in hparams:  # the converter reads GPT-2's older name, which transformers 5 does not write
         hparams.setdefault("n_ctx", hparams["n_positions"])
 
-    merging = _merging(known, folder, hparams, plan, job)
+    model_class = merged_class(known, hparams, plan, job)
     file_type = {"f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "f32": "ALL_F32"}[job["type"]]
     with torch.inference_mode():
-        made = merging(folder, gguf.LlamaFileType[file_type], Path(job["out"]), model_name=job["name"], hparams=hparams)
+        made = model_class(
+            folder, gguf.LlamaFileType[file_type], Path(job["out"]), model_name=job["name"], hparams=hparams
+        )
         if job["outline"]:
             write_outline(made, Path(job["out"]))
         else:
             made.write()
     if plan.untied and all(tensor.name != "output.weight" for tensor in read_header(Path(job["out"])).tensors):
         raise UnsupportedError(
-            f"{known.__name__}: llama.cpp's converter gives the head no tensor of its own, but the adapter was trained "
-            "with head and embedding apart."
+            f"{known.__name__}: llama.cpp's converter writes no separate head, but the adapter was trained with "
+            "untied head and embedding."
         )
 
 
-def _merging(known: Any, folder: Path, hparams: dict[str, Any], plan: MergePlan, job: dict[str, Any]) -> Any:
-    """The converter's class `known` of a model, handed the plan's tensors in place of the folder's."""
+_AnyModel: Any = object  # llama.cpp's class of the architecture, known once the config is read
 
-    class Merging(known):  # type: ignore[misc]
-        model_arch = known.model_arch
 
-        def set_type(self) -> None:
-            describe(self.metadata, job["about"])
-            super().set_type()
+class MergedModel(_AnyModel):  # type: ignore[misc]
+    """Mixin over a converter class of llama.cpp that takes tensors from a merge plan instead of the folder."""
 
-        def set_vocab(self) -> None:
-            json_of = read_tokenizer(folder)
-            values = self.gguf_writer.kv_data[0]
-            if json_of and is_sentencepiece_bpe(json_of) and not (folder / file_names.SENTENCEPIECE_MODEL).is_file():
-                self._set_vocab_llama_hf()  # the model file was not saved: transformers 5 writes none
-                values[SCORES].value = merge_scores(json_of, values[TOKENS].value)
-                self.gguf_writer.add_add_space_prefix(prepends_space(json_of))
-            else:
-                self._set_known_vocab()
-            mend(values, json_of, plan.rows, self.does_token_look_special)
-            # said here, since what llama.cpp assumes where a file says nothing goes by the pre-tokenizer's name
-            tokenizer = load_tokenizer(folder)
-            self.gguf_writer.add_add_bos_token(tokenizer.bos_id is not None)
-            if tokenizer.normalizes_nfc:
-                self.gguf_writer.add_bool(NFC_KEY, True)
-            end = end_of_turn_token(tokenizer)
-            if end is not None and end != tokenizer.eos_id:
-                self.gguf_writer.add_eot_token_id(end)
+    merge_plan: MergePlan
+    merge_job: dict[str, Any]
+    merge_hparams: dict[str, Any]
 
-        def _set_known_vocab(self) -> None:
-            try:
-                super().set_vocab()
-            except (FileNotFoundError, ValueError):
-                if not _is_byte_level(folder):
-                    raise
-                self._set_vocab_gpt2()  # the family's own has a sentencepiece model, this tokenizer is of another kind
+    def set_type(self) -> None:
+        describe(self.metadata, self.merge_job["about"])
+        super().set_type()
 
-        def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
-            if name.endswith("embed_tokens.weight") and known.__name__.startswith("Gemma3"):
-                # which cuts the table to the tokens that it counts, without those added to a sentencepiece model
-                return [(self.map_tensor_name(name), data_torch)]
-            found: Iterable[tuple[str, Any]] = super().modify_tensors(data_torch, name, bid)
-            return found
+    def set_vocab(self) -> None:
+        folder = Path(self.merge_job["model"])
+        json_of = read_tokenizer(folder)
+        values = self.gguf_writer.kv_data[0]
+        if json_of and is_sentencepiece_bpe(json_of) and not (folder / file_names.SENTENCEPIECE_MODEL).is_file():
+            self._set_vocab_llama_hf()  # transformers 5 does not save the sentencepiece model
+            values[SCORES].value = merge_scores(json_of, values[TOKENS].value)
+            self.gguf_writer.add_add_space_prefix(prepends_space(json_of))
+        else:
+            self._set_known_vocab(folder)
+        mend(values, json_of, self.merge_plan.rows, self.does_token_look_special)
+        self._set_special_tokens(folder)
 
-        def set_gguf_parameters(self) -> None:
-            super().set_gguf_parameters()
-            scale = logit_scale(hparams)
-            if scale is not None:
-                self.gguf_writer.add_logit_scale(scale)
+    def _set_special_tokens(self, folder: Path) -> None:
+        # written explicitly, since llama.cpp's defaults depend on the pre-tokenizer's name
+        tokenizer = load_tokenizer(folder)
+        self.gguf_writer.add_add_bos_token(tokenizer.bos_id is not None)
+        if tokenizer.normalizes_nfc:
+            self.gguf_writer.add_bool(NFC_KEY, True)
+        end = end_of_turn_token(tokenizer)
+        if end is not None and end != tokenizer.eos_id:
+            self.gguf_writer.add_eot_token_id(end)
 
-        def get_vocab_base_pre(self, tokenizer: Any) -> str:
-            try:
-                return str(super().get_vocab_base_pre(tokenizer))
-            except NotImplementedError:
-                if job["pre"] is None:
-                    raise UnknownTokenizerError(UNKNOWN_TOKENIZER) from None
-                return str(job["pre"])
+    def _set_known_vocab(self, folder: Path) -> None:
+        try:
+            super().set_vocab()
+        except (FileNotFoundError, ValueError):
+            if not _is_byte_level(folder):
+                raise
+            self._set_vocab_gpt2()  # the architecture's own reader expects a sentencepiece model
 
-        def index_tensors(self, remote_hf_model_id: str | None = None) -> Tensors:
-            named = ((name, lazy_tensor(plan, name, job["type"])) for name in plan.sources)
-            kept = (self.filter_tensors(each) for each in named)
-            return dict(filter(None, kept))
+    def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
+        if name.endswith("embed_tokens.weight") and type(self).__name__.startswith("Gemma3"):
+            # Gemma3 cuts the table to the tokens it counts, without those added to a sentencepiece model
+            return [(self.map_tensor_name(name), data_torch)]
+        tensors: Iterable[tuple[str, Any]] = super().modify_tensors(data_torch, name, bid)
+        return tensors
 
-    return Merging
+    def set_gguf_parameters(self) -> None:
+        super().set_gguf_parameters()
+        scale = logit_scale(self.merge_hparams)
+        if scale is not None:
+            self.gguf_writer.add_logit_scale(scale)
+
+    def get_vocab_base_pre(self, tokenizer: Any) -> str:
+        try:
+            return str(super().get_vocab_base_pre(tokenizer))
+        except NotImplementedError:
+            if self.merge_job["pre"] is None:
+                raise UnknownTokenizerError(UNKNOWN_TOKENIZER) from None
+            return str(self.merge_job["pre"])
+
+    def index_tensors(self, remote_hf_model_id: str | None = None) -> Tensors:
+        plan, file_type = self.merge_plan, self.merge_job["type"]
+        named = ((name, lazy_tensor(plan, name, file_type)) for name in plan.sources)
+        return dict(filter(None, (self.filter_tensors(tensor) for tensor in named)))
+
+
+def merged_class(known: Any, hparams: dict[str, Any], plan: MergePlan, job: dict[str, Any]) -> Any:
+    """The converter's class `known` of an architecture with `MergedModel` mixed in."""
+    attributes = {"model_arch": known.model_arch, "merge_plan": plan, "merge_job": job, "merge_hparams": hparams}
+    return type(known.__name__, (MergedModel, known), attributes)
 
 
 def read_model(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The converter's class for a model, and its config. Raises UnsupportedError if it has no class."""
+    """The converter's class for a model, and its config. Raises UnsupportedError for an unknown architecture."""
     with import_without_gc():
         from conversion import ModelBase
 
@@ -144,9 +158,9 @@ def read_model(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def logit_scale(hparams: Mapping[str, Any]) -> float | None:
-    """By what a T5 multiplies its logits, which llama.cpp leaves out and a file does not show; None for others.
+    """The factor of a T5's logits, which llama.cpp does not derive; None for other models.
 
-    As transformers does it: mT5 never, UMT5 always, T5 where its head is the embedding unless it says otherwise.
+    As in transformers: never for mT5, always for UMT5, for T5 if its head is tied unless the config says otherwise.
     """
     kind, small = hparams.get("model_type"), float(hparams.get("d_model", 1)) ** -0.5
     if kind == "t5":
@@ -155,12 +169,12 @@ def logit_scale(hparams: Mapping[str, Any]) -> float | None:
 
 
 def plan_of(job: Mapping[str, Any]) -> MergePlan:
-    """What becomes of the tensors of a job's base. Raises what `read_plan` raises."""
+    """The merge plan of a job. Raises as `read_plan` does."""
     return read_plan(Path(job["base"]), [(Path(path), weight) for path, weight in job["adapters"]], job["onto"])
 
 
 def halving_by_torch(astype: Callable[..., Any]) -> Callable[..., Any]:
-    """`astype` of a lazy array that goes from float32 to float16 by torch: the same bits in a tenth of numpy's time."""
+    """`astype` of a lazy array that casts float32 to float16 with torch: the same bits in a tenth of numpy's time."""
 
     def cast(lazy: Any, dtype: Any, *args: Any, **kwargs: Any) -> Any:
         if (lazy.dtype, np.dtype(dtype)) != (np.float32, np.float16):
@@ -172,7 +186,7 @@ def halving_by_torch(astype: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_half(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """Rounded to the nearest, ties to even."""
+    """Float16 of the same shape, rounded to nearest, ties to even."""
     import torch
 
     rounded: npt.NDArray[np.float16] = torch.from_numpy(values).to(torch.float16).numpy()
@@ -180,7 +194,7 @@ def as_half(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
 
 
 def describe(metadata: Any, about: dict[str, Any]) -> None:
-    """What is known of the model takes the place of what the converter guesses from names."""
+    """Replace what the converter guesses from names by what is known of the model."""
     for name, value in about.items():
         setattr(metadata, name, value)
 
@@ -197,7 +211,7 @@ def known_class(hparams: dict[str, Any]) -> Any:
 
 
 def write_outline(made: Any, out: Path) -> None:
-    """The header alone, in a file of the length that the whole would have: no weight is read."""
+    """Write the header in a sparse file of full length; reads no weight."""
     made.prepare_tensors()
     made.prepare_metadata(vocab_only=False)
     writer = made.gguf_writer
@@ -212,7 +226,7 @@ def write_outline(made: Any, out: Path) -> None:
 
 
 def lazy_tensor(plan: MergePlan, name: str, file_type: str) -> Callable[[], Any]:
-    """A tensor that is read and merged when the converter writes it."""
+    """A lazy tensor, read and merged when the converter writes it."""
     from conversion.base import LazyTorchTensor
 
     planned = plan.planned(name)
@@ -228,7 +242,7 @@ def lazy_tensor(plan: MergePlan, name: str, file_type: str) -> Callable[[], Any]
 
 
 def _checked(tensor: Any, name: str, file_type: str) -> Any:
-    """Raises UnsupportedError for a weight that F16 cannot hold: it would become infinite without a word."""
+    """Raises UnsupportedError for a weight beyond F16, which would become Inf."""
     if file_type == "f16" and tensor.is_floating_point() and tensor.dim() > 1:
         low, high = tensor.aminmax()
         if max(-float(low), float(high)) > FLOAT16_MOST:
@@ -237,7 +251,7 @@ def _checked(tensor: Any, name: str, file_type: str) -> Any:
 
 
 def _is_byte_level(folder: Path) -> bool:
-    """Whether a tokenizer is a BPE of bytes, as GPT-2's, and not a sentencepiece model."""
+    """True for a byte-level BPE tokenizer, as in GPT-2."""
     path = folder / file_names.TOKENIZER
     if not path.is_file() or (folder / file_names.SENTENCEPIECE_MODEL).is_file():
         return False

@@ -1,1 +1,1 @@
-"""The model that an export is made from: a run of ours, another tool's adapter, or a model's folder."""
+"""The source of an export: a run of finetune, a PEFT adapter, or a model folder."""

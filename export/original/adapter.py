@@ -1,4 +1,4 @@
-"""An adapter by another tool as the original of an export: what PEFT wrote, and what lies beside it."""
+"""A PEFT adapter by any tool as the source of an export."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +21,17 @@ UNKNOWN = ("data", "training settings", "licence")
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's folder with its settings; `home` is what the user gave, in which it may be a subfolder."""
+    """An adapter folder with its settings; `home` is the folder that the user gave and may contain `folder`."""
 
     home: Path
     folder: Path
     settings: Settings
     options: SourceOptions
     notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()  # of its training nothing is known
+    warnings: tuple[str, ...] = ()  # nothing is known of its training
 
     def open(self, work: Path, progress: Progress) -> Original:
-        """Its original, with the tokenizer in `work`. Raises ConfigError where base or template are to be named."""
+        """Open the source, with its tokenizer in `work`. Raises ConfigError if base or template must be named."""
         base, notes = base_of(self.settings, self.options, progress)
         placed = self._place(work, base)
         files = tuple(
@@ -55,7 +55,7 @@ class Adapter:
         )
 
     def _place(self, work: Path, base: Base) -> TokenizerOrigin:
-        """Tokenizer and template: those beside the adapter, with which it was trained, else the base's."""
+        """Place tokenizer and template: those beside the adapter, else the base's."""
         beside = {"the folder around the adapter": self.home} if self.home != self.folder else {}
         places = {"the adapter's folder": self.folder, **beside, "the base": base.folder}
         return place_first(places, work, self.options.template)
@@ -72,7 +72,7 @@ class Adapter:
 
 
 def read_adapter_folder(home: Path, folder: Path, options: SourceOptions, notes: tuple[str, ...] = ()) -> Adapter:
-    """The adapter in a folder. Raises ArtifactError or UnsupportedError for what is none or cannot be exported."""
+    """The adapter in a folder. Raises ArtifactError if there is none, UnsupportedError if it cannot be exported."""
     settings = read_settings(folder)
     weights_of(folder)
     return Adapter(home, folder, settings, options, notes)

@@ -1,4 +1,4 @@
-"""Which base an adapter belongs to: the one that a caller names, else the one that the adapter names.
+"""Finds an adapter's base: the one named by the user, else the one named by the adapter.
 
 Names huggingface_hub.
 """
@@ -22,37 +22,37 @@ from gladstone.models.base_model import Base, BaseRequirements, check_weights, r
 
 NEEDS = BaseRequirements("--base", "--base FOLDER", purpose="", tokenizer=False, pickled=True, bare=True)
 OLDER_ID = re.compile(r"[A-Za-z0-9][\w.-]*")  # without an owner, as gpt2
-IN_4_BIT = re.compile(r"-(unsloth-)?bnb-4bit$", re.I)  # how copies in 4 bit are called, beside the model itself
+IN_4_BIT = re.compile(r"-(unsloth-)?bnb-4bit$", re.I)  # suffix of 4-bit copies of a model
 
 
 PACKED = (".absmax", ".quant_map", ".qweight", ".qzeros", ".SCB", ".weight_packed", ".weight_scale", "_blocks")
-PLAIN = ("F64", "F32", "F16", "BF16", "BOOL")  # types of weights; whole numbers in more than one dimension are packed
+PLAIN = ("F64", "F32", "F16", "BF16", "BOOL")  # dtypes of plain weights; a matrix of integers is packed
 
 
 def base_of(settings: Settings, options: SourceOptions, progress: Progress) -> tuple[Base, list[str]]:
-    """The base of an adapter, on this machine, and what is to be told of how it was found.
+    """The local base of an adapter, and notes about how it was found.
 
-    Raises ConfigError or UnsupportedError with the option that names another one.
+    Raises ConfigError or UnsupportedError that name the option to use.
     """
     named = settings.base
     plain = IN_4_BIT.sub("", named)
     if options.base:
         base = resolve_base(options.base, progress, NEEDS)
         if base.folder == Path(options.base).expanduser().resolve() and HUB_ID.fullmatch(plain):
-            base = replace(base, name=plain)  # a folder is told by the name that the adapter has for it
+            base = replace(base, name=plain)  # shown under the name in adapter_config.json
         return _plain(base, f"--base {options.base}"), []
     where = f"{settings.folder / file_names.ADAPTER_CONFIG}"
     if not named:
-        raise ConfigError(f"{where} names no base: give the model that it was trained on with --base FOLDER|HUB-ID.")
+        raise ConfigError(f"{where} names no base: name the model it was trained on with --base FOLDER|HUB-ID.")
     notes = []
     if plain != named:
         notes.append(
-            f"the adapter was trained on {named}, a copy in 4 bit whose weights are rounded: merged onto {plain}, the "
-            "model that it was made of. --base FOLDER|HUB-ID names another one."
+            f"the adapter was trained on {named}, a 4-bit copy with rounded weights: merged onto {plain}, the "
+            "model it was made from. --base FOLDER|HUB-ID names another base."
         )
     if not Path(plain).is_dir() and not HUB_ID.fullmatch(plain) and not OLDER_ID.fullmatch(plain):
         raise ConfigError(
-            f"{where} names the base {named!r}, which is not on this machine: give it with --base FOLDER|HUB-ID."
+            f"{where} names the base {named!r}, which is not on this machine: name it with --base FOLDER|HUB-ID."
         )
     of = f", a copy in 4 bit of {plain}" if notes else ""
     with naming_owner(f"{where} names the base {named!r}{of}", plain):
@@ -62,7 +62,7 @@ def base_of(settings: Settings, options: SourceOptions, progress: Progress) -> t
 
 @contextmanager
 def naming_owner(whose: str, name: str) -> Iterator[None]:
-    """Errors about the base `name`, which no option named, say whose it is, and which option names another."""
+    """Add to errors about the base `name` who names it and the option that overrides it."""
     try:
         yield
     except (ConfigError, UnsupportedError) as error:
@@ -73,7 +73,7 @@ def naming_owner(whose: str, name: str) -> Iterator[None]:
 
 
 def as_cached(hub_id: str) -> str:
-    """A Hub id in the spelling of the local cache: the Hub itself takes small and capital letters for the same."""
+    """A Hub id in the spelling of the local cache: Hub ids are case-insensitive."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     wanted = f"models--{hub_id.replace('/', '--')}".lower()
@@ -83,12 +83,12 @@ def as_cached(hub_id: str) -> str:
 
 def _plain(base: Base, what: str) -> Base:
     check_weights(base)
-    check_plain(base.folder, what, "Give the model in 16 bit, of which it was made, with --base FOLDER|HUB-ID.")
+    check_plain(base.folder, what, "Name the 16-bit model it was made from with --base FOLDER|HUB-ID.")
     return base
 
 
 def check_plain(folder: Path, what: str, advice: str) -> None:
-    """Raises UnsupportedError for weights that are quantised already: nothing exact can be merged or made of them."""
+    """Raises UnsupportedError for quantised weights, from which nothing exact can be made."""
     config = read_object(folder / file_names.CONFIG)
     packed = next((stored.name for stored in read_folder(folder).values() if _is_packed(stored)), None)
     found = config.get("quantization_config")
@@ -99,12 +99,12 @@ def check_plain(folder: Path, what: str, advice: str) -> None:
     if packed is None:
         raise UnsupportedError(
             f"{what}: config.json says that it is quantised ({method}), but its weights are not. Remove "
-            f"quantization_config from {folder / 'config.json'}, which was left over."
+            f"quantization_config from {folder / 'config.json'}."
         )
     bits = " in 4 bit" if settings.get("load_in_4bit") else " in 8 bit" if settings.get("load_in_8bit") else ""
     raise UnsupportedError(f"{what}: already quantised ({method}{bits}; as {packed} shows). {advice}")
 
 
 def _is_packed(stored: StoredTensor) -> bool:
-    """Whether a tensor holds weights of fewer bits than 16, or what belongs to them."""
+    """True for a tensor with packed weights, or with their scales."""
     return stored.name.endswith(PACKED) or (stored.dtype not in PLAIN and len(stored.shape) > 1)

@@ -1,4 +1,4 @@
-"""What a user gave: a run, an adapter or a model, told apart by what lies in the folder."""
+"""Finds out whether a path holds a run, an adapter or a model."""
 
 import json
 import tempfile
@@ -20,11 +20,11 @@ from gladstone.errors import ArtifactError, ConfigError
 
 OF_ADAPTER = (file_names.ADAPTER_CONFIG, file_names.ADAPTER_WEIGHTS, file_names.PICKLED_ADAPTER_WEIGHTS)
 MODELS = ("model*.safetensors", file_names.PICKLED_WEIGHTS_PATTERN)
-SHOWN = 6  # folders that are listed
+SHOWN = 6  # folders listed in a message
 
 
 class Found(Protocol):
-    """What was found, checked as far as can be without its base; to be opened in a scratch folder."""
+    """A source found on disk, checked without its base; `open` makes it usable."""
 
     @property
     def home(self) -> Path:
@@ -32,14 +32,14 @@ class Found(Protocol):
 
     @property
     def warnings(self) -> Sequence[str]:
-        """What went wrong in its training, as far as is known."""
+        """Known problems of its training."""
 
     def open(self, work: Path, progress: Progress) -> Original:
-        """The original, with its tokenizer placed in `work`."""
+        """Open the source, with its tokenizer placed in `work`."""
 
 
 def find(path: Path, options: SourceOptions | None = None) -> Found:
-    """What lies at a path: a folder, or a file of it. Raises ArtifactError that says what is there instead."""
+    """The source at a folder or one of its files. Raises ArtifactError that says what is there instead."""
     try:
         return _find(path, options or SourceOptions())
     except PermissionError as error:
@@ -48,9 +48,7 @@ def find(path: Path, options: SourceOptions | None = None) -> Found:
 
 def _find(path: Path, options: SourceOptions) -> Found:
     if not path.exists():
-        hub = (
-            " To export what lies on the Hub: `hf download OWNER/NAME --local-dir FOLDER`." if _is_hub_id(path) else ""
-        )
+        hub = " To export a model of the Hub: `hf download OWNER/NAME --local-dir FOLDER`." if _is_hub_id(path) else ""
         raise ArtifactError(f"{path}: no such folder.{hub}")
     if path.is_file():
         return _find_by_file(path, options)
@@ -65,21 +63,21 @@ def _find(path: Path, options: SourceOptions) -> Found:
 
 
 def default_out(found: Found, name: str) -> Path:
-    """Where an export goes that is not told where. Raises ConfigError in the Hub's cache, which is no place for it."""
+    """The default output folder. Raises ConfigError for a source in the Hub's cache."""
     if in_hub_cache(found.home.resolve()):
-        raise ConfigError(f"{found.home}: lies in the Hub's cache. Choose a folder for the files with --out.")
+        raise ConfigError(f"{found.home}: is in the Hub's cache. Choose an output folder with --out.")
     return found.home / name
 
 
 @contextmanager
 def opened(found: Found, progress: Progress) -> Iterator[Original]:
-    """The original of what was found, as long as the block runs."""
+    """The opened source, for the duration of the block."""
     with tempfile.TemporaryDirectory(prefix="gladstone-") as work:
         yield found.open(Path(work), progress)
 
 
 def _find_by_file(path: Path, options: SourceOptions) -> Found:
-    """What a file belongs to, which decides where a folder holds both an adapter and a model."""
+    """The source that a file belongs to; decides between adapter and model in one folder."""
     if path.name in OF_ADAPTER:
         return read_adapter_folder(path.parent, path.parent, options)
     if path.name == file_names.CONFIG or any(path.match(pattern) for pattern in MODELS):
@@ -88,7 +86,7 @@ def _find_by_file(path: Path, options: SourceOptions) -> Found:
         return find(path.parent, options)
     if path.suffix == ".gguf":
         raise ArtifactError(
-            f"{path}: a GGUF, which an export makes and cannot begin with. Give the folder that it was made of; "
+            f"{path}: a GGUF is the result of an export. Give the folder it was made from; "
             f"`{command_line('runtime', 'chat', path)}` runs it."
         )
     raise ArtifactError(f"{path}: a file. Give the folder of a run, of an adapter or of a model.")
@@ -99,7 +97,7 @@ def _find_foreign(home: Path, options: SourceOptions) -> Found:
     if adapter and model:
         weights = next(path for pattern in MODELS for path in sorted(home.glob(pattern)))
         raise ArtifactError(
-            f"{home}: holds both an adapter and a model. Give the file of the one that is meant: "
+            f"{home}: holds both an adapter and a model. Give one of the files: "
             f"{home / file_names.ADAPTER_CONFIG} or {weights}."
         )
     if adapter:
@@ -110,13 +108,13 @@ def _find_foreign(home: Path, options: SourceOptions) -> Found:
 
 
 def _find_below(home: Path, options: SourceOptions) -> Found:
-    """The one adapter or model in a subfolder. Raises ArtifactError if there is none, or more than one."""
+    """The only adapter or model in a subfolder. Raises ArtifactError if there is none or more than one."""
     below = sorted(each for each in home.iterdir() if each.is_dir())
     found = [each for each in below if (each / file_names.ADAPTER_CONFIG).is_file() or _is_model(each)]
     if len(found) == 1 and (found[0] / file_names.ADAPTER_CONFIG).is_file():
-        return read_adapter_folder(home, found[0], options, (f"the adapter lies in {found[0]}.",))
+        return read_adapter_folder(home, found[0], options, (f"the adapter is in {found[0]}.",))
     if len(found) == 1:
-        return Folder(found[0], options, notes=(f"the model lies in {found[0]}.",))
+        return Folder(found[0], options, notes=(f"the model is in {found[0]}.",))
     if found:
         names = ", ".join(each.name for each in found[-SHOWN:])
         raise ArtifactError(f"{home}: holds {len(found)} folders that can be exported: give one of them ({names}).")
@@ -155,7 +153,7 @@ def _stage(folder: Path) -> str | None:
 
 
 def _unreadable(folder: Path) -> str | None:
-    """A manifest that is there but cannot be read is told as such, when it is read."""
+    """Treat an unreadable manifest as a run's, so that reading it reports the error."""
     return "finetune" if (folder / MANIFEST_NAME).is_file() else None
 
 
@@ -164,24 +162,21 @@ def _is_run(folder: Path) -> bool:
 
 
 def _was_begun(folder: Path) -> bool:
-    """Whether `finetune run` left its marks."""
+    """True if `finetune run` began in this folder."""
     marks = sum((folder / name).exists() for name in (run_folder.LOG, run_folder.RECIPE, run_folder.DATA))
     return marks > 1 or any(folder.glob("checkpoints/step-*/state.json"))
 
 
 def _refuse_unfinished(folder: Path) -> None:
-    """Raises ArtifactError for what a stopped command of Gladstone left, which is no model of another tool."""
+    """Raises ArtifactError for the folder of an interrupted command of Gladstone."""
     if _stage(folder) is not None:
         return
     if _was_begun(folder):
         raise ArtifactError(
-            f"{folder}: a run that is not finished (no {MANIFEST_NAME}). Go on with it: the same `finetune run` again, "
-            "with --resume."
+            f"{folder}: an unfinished run (no {MANIFEST_NAME}). Repeat the same `finetune run` with --resume."
         )
     if (folder / STATE_NAME).is_file():
-        raise ArtifactError(
-            f"{folder}: an export that is not finished (no {MANIFEST_NAME}). Run the command that makes it again."
-        )
+        raise ArtifactError(f"{folder}: an unfinished export (no {MANIFEST_NAME}). Repeat the command that makes it.")
 
 
 def _is_hub_id(path: Path) -> bool:

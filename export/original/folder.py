@@ -1,4 +1,4 @@
-"""A model's folder as the original of an export: merged or plain, nothing is to be merged onto it."""
+"""A model folder as the source of an export: a merged or plain model without an adapter."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class Folder:
-    """A model's folder; `merge` is the manifest of `gladstone export merge`, where that made it."""
+    """A model folder; `merge` is the manifest if `gladstone export merge` made it."""
 
     home: Path
     options: SourceOptions
@@ -33,11 +33,11 @@ class Folder:
 
     @property
     def warnings(self) -> list[str]:
-        """What went wrong in the training of a run that was merged."""
+        """Known training problems of a merged run."""
         return list(self._facts.get("training_warnings") or [])
 
     def open(self, work: Path, progress: Progress) -> Original:
-        """Its original, with the tokenizer in `work`. Raises UnsupportedError for weights that are quantised."""
+        """Open the source, with its tokenizer in `work`. Raises UnsupportedError for quantised weights."""
         check_plain(self.home, str(self.home), ADVICE)
         base = resolve_base(str(self.home), progress, NEEDS)
         check_weights(base)
@@ -63,7 +63,7 @@ class Folder:
         return self.merge.facts if self.merge else {}
 
     def _place(self, work: Path, progress: Progress) -> TokenizerOrigin:
-        """Tokenizer and template: the folder's own, else those of the base that the caller names."""
+        """Place tokenizer and template: the folder's own, else those of `--base`."""
         places = {"the model's folder": self.home}
         if self.options.base:
             places["the base"] = resolve_base(self.options.base, progress, NEEDS).folder
@@ -74,7 +74,7 @@ class Folder:
             return Training.from_json(self._facts["training"])
         declared = license_of(self.home)
         unknown = tuple(each for each in UNKNOWN if not (each == "licence" and declared))
-        warnings = [{"text": text, "serious": True} for text in self.warnings]  # of an older version's merge
+        warnings = [{"text": text, "serious": True} for text in self.warnings]  # of a merge by an older version
         facts: dict[str, Any] = {"warnings": warnings} if warnings else {}
         if self.merge is None:
             return Training(license=declared, facts=facts, unknown=unknown)

@@ -1,4 +1,4 @@
-"""The JSON objects beside a model's weights, as other tools wrote them."""
+"""Reads JSON objects written by other tools."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from gladstone.errors import ArtifactError
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """What a file holds. Raises ArtifactError if it cannot be read or holds anything but one JSON object."""
+    """The object in a file. Raises ArtifactError if the file is unreadable or holds anything but one JSON object."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

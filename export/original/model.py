@@ -1,4 +1,4 @@
-"""The model that an export is made from, as every step of the export sees it, whoever made it."""
+"""The source of an export as every later step sees it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,37 +15,37 @@ from gladstone.errors import ArtifactError, listed
 from gladstone.models.base_model import Base, fingerprint
 
 Origin = Literal["run", "adapter", "folder"]
-# of a run's facts, what its card tells
+# facts of a run that the model card shows
 KEPT_FACTS = ("rows", "steps", "held_out_loss_before", "held_out_loss_after", "warnings")
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a caller says of a model besides where it lies: its base, its chat template, rows to prove it on."""
+    """What the user says about a source besides its path: base, chat template, rows for the proof."""
 
     base: str | None = None  # a folder or a Hub id
-    template: str | None = None  # a Jinja file, or the name of one that comes with Gladstone
+    template: str | None = None  # a Jinja file, or the name of a built-in template
     rows: Path | None = None
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is known of how a model was trained. What is not known is empty here, and named by `unknown`."""
+    """What is known of a model's training. Unknown items are empty here and listed in `unknown`."""
 
     description: str = ""
     method: str | None = None  # as a tag: lora, qlora
     settings: tuple[tuple[str, str], ...] = ()  # names and values for people
-    facts: Mapping[str, Any] = field(default_factory=dict)  # as the manifest of a run has them
+    facts: Mapping[str, Any] = field(default_factory=dict)  # from the run's manifest
     datasets: tuple[Source, ...] = ()
     base: Source | None = None
     license: str | None = None
     subjects: tuple[str, ...] = ()  # as tags
     seed: int | None = None
-    template_date: datetime | None = None  # what a template that writes the time got
+    template_date: datetime | None = None  # the date that the template rendered in training
     unknown: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """For the manifest of a merged model, whose export then tells what this one would; few of a run's facts."""
+        """JSON for the manifest of a merged model, so that a later export knows its training; keeps few facts."""
         facts = {name: self.facts[name] for name in KEPT_FACTS if name in self.facts}
         date = self.template_date.isoformat() if self.template_date else None
         return asdict(self) | {"facts": facts, "template_date": date}
@@ -64,14 +64,12 @@ class Training:
                 "unknown": tuple(found["unknown"]),
             })  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(
-                f"the manifest of the merged model tells its training in a way unknown here ({error})."
-            ) from None
+            raise ArtifactError(f"the manifest of the merged model has an unknown training format ({error}).") from None
 
 
 @dataclass(frozen=True)
 class Original:
-    """A base, an adapter on it or none, and the tokenizer and chat template with which the two are used.
+    """A base, perhaps an adapter on it, and their tokenizer and chat template.
 
     `base` holds the weights; of a model's folder it is that folder. `adapter` is a folder as PEFT writes it; None where
     there is nothing to merge. `tokenizer` is a folder prepared for this export: the files of TOKENIZER_FILES from
@@ -84,7 +82,7 @@ class Original:
 
     origin: Origin
     home: Path  # the folder that the user gave
-    name: str  # which the files carry
+    name: str  # prefix of the file names
     base: Base
     adapter: Path | None
     tokenizer: Path
@@ -99,24 +97,24 @@ class Original:
 
     @property
     def template_source(self) -> str:
-        """The chat template that goes into the files."""
+        """The chat template of the exported files."""
         return (self.tokenizer / file_names.CHAT_TEMPLATE).read_text(encoding="utf-8")
 
     @property
     def adapters(self) -> tuple[tuple[Path, float], ...]:
-        """What is merged onto the base, with its weight."""
+        """The adapter to merge, with weight 1; empty without one."""
         return ((self.adapter, 1.0),) if self.adapter else ()
 
     @property
     def warnings(self) -> list[str]:
-        """What went wrong in its training."""
+        """Known problems of its training."""
         return serious_warnings(self.training.facts)
 
     def unchecked(self) -> list[str]:
-        """What no proof of another tool's model can show, as parts of a sentence."""
+        """What the proof cannot show for this source, as parts of a sentence."""
         found = []
         if self.adapter:
-            found.append("that the base is the one of the training, of which an adapter shows names and shapes alone")
+            found.append("that the base is the one used in training: an adapter shows only names and shapes")
         if self.found_in.template == "the base":
             found.append("that the training used the base's chat template")
         if not self.rows.measures:
@@ -124,14 +122,14 @@ class Original:
         return found
 
     def check_unchanged(self) -> None:
-        """Raises ArtifactError if base or adapter are not what they were when it was opened."""
+        """Raises ArtifactError if base or adapter have changed since the source was opened."""
         for record in self.files:
             check_file(self.home / record.path, record)
         if fingerprint(self.base.folder) != self.base.fingerprint:
-            raise ArtifactError(f"{self.base.folder}: the base has changed while it was read. Export again.")
+            raise ArtifactError(f"{self.base.folder}: the base changed while it was read. Export again.")
 
     def check_apart(self, out: Path) -> None:
-        """Raises ArtifactError if an export would go among the files that it is made from."""
+        """Raises ArtifactError if `out` is a folder that the export reads."""
         for taken, what in self._taken():
             if out.exists() and out.samefile(taken):
                 raise ArtifactError(f"{out}: is the folder of {what}. Choose another one with --out.")
@@ -144,14 +142,14 @@ class Original:
 
 
 def serious_warnings(facts: Mapping[str, Any]) -> list[str]:
-    """What a run's own manifest says of a training that went wrong, in sentences without their ends."""
+    """The serious warnings in a run's facts, without final full stops."""
     found = facts.get("warnings") or []
     return [str(each.get("text")) for each in found if isinstance(each, dict) and each.get("serious")]
 
 
 def check_accepted(folder: Path, warnings: Sequence[str], *, accepted: bool) -> None:
-    """Raises ArtifactError with what went wrong in the training of `folder`'s model, unless the caller accepts it."""
+    """Raises ArtifactError listing the training problems of a source, unless the user accepts them."""
     if warnings and not accepted:
         raise ArtifactError(
-            f"{listed(f'{folder}: its training went wrong', warnings)}\nTrain again, or go on all the same with --yes."
+            f"{listed(f'{folder}: its training went wrong', warnings)}\nTrain again, or continue with --yes."
         )

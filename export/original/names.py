@@ -1,17 +1,17 @@
-"""What the files of an export are called, where nothing but a folder's name is known."""
+"""Names the files of an export after the source's folder."""
 
 import re
 from pathlib import Path
 
 LONGEST = 64
 STATE_NAME = ".export-state.json"  # in the folder of an unfinished export
-# names that say nothing without the folder around them
+# folder names that need their parent's name
 BARE = re.compile(r"(checkpoint-\d+|adapter|lora|merged|model|final|outputs?|results?|\.)", re.I)
 SNAPSHOT = re.compile(r"[0-9a-f]{40}")  # of the Hub's cache: models--OWNER--NAME/snapshots/HASH
 
 
 def name_of(folder: Path) -> str:
-    """A name of letters, digits, dots, dashes and underscores for what lies in a folder.
+    """A name of letters, digits, dots, dashes and underscores for a folder.
 
     >>> name_of(Path("/a/my tune")), name_of(Path("/a/tune/checkpoint-500"))
     ('my-tune', 'tune-checkpoint-500')
@@ -25,7 +25,7 @@ def name_of(folder: Path) -> str:
 
 
 def in_hub_cache(folder: Path) -> bool:
-    """Whether a folder is a snapshot in the Hub's cache, where nothing of ours belongs."""
+    """True for a snapshot folder in the Hub's cache."""
     return folder.parent.name == "snapshots" and bool(SNAPSHOT.fullmatch(folder.name))
 
 

@@ -1,4 +1,4 @@
-"""Which rows a model is proven and measured on, and what that says: in words for page, card and terminal."""
+"""The rows for proof and held-out loss, and how page, card and terminal describe them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from typing import Literal
 from gladstone.chat.messages import Conversation
 from gladstone.formats import checked_conversations, find_layout, read_conversations
 
-TRAINED_ROWS = 400  # are enough where no row was held out
+TRAINED_ROWS = 400  # rows used if none were held out
 Kind = Literal["held out", "given", "trained on", "none"]
 
 
 @dataclass(frozen=True)
 class Words:
-    """How rows of a kind are spoken of."""
+    """Descriptions of one kind of rows."""
 
     rows: str
     answers: str
-    page: str = ""  # what the proof's page says of them
-    note: str = ""  # what a user is told besides
-    card: str = ""  # what the card says of the measured loss, or of there being none
-    absent: str = ""  # why there is none
+    page: str = ""  # on the page of the proof
+    note: str = ""  # note for the user
+    card: str = ""  # on the model card, about the measured loss or its absence
+    absent: str = ""  # why no loss was measured
 
 
 WORDS: Mapping[Kind, Words] = {
@@ -63,23 +63,23 @@ WORDS: Mapping[Kind, Words] = {
 
 @dataclass(frozen=True)
 class Rows:
-    """Files of rows with their layouts, and what they are to the model."""
+    """Files of rows with their layouts, and their relation to the model."""
 
     kind: Kind = "held out"
     files: tuple[tuple[Path, str], ...] = ()
 
     @property
     def words(self) -> Words:
-        """How they are spoken of."""
+        """Descriptions of these rows."""
         return WORDS[self.kind]
 
     @property
     def measures(self) -> bool:
-        """Whether the loss on them says something of questions that were not trained on."""
+        """True if the loss on them measures unseen questions."""
         return self.kind in ("held out", "given")
 
     def read(self) -> list[Conversation]:
-        """All of them; of trained ones as many as are enough. Raises DataError."""
+        """Read the rows; at most TRAINED_ROWS of training rows. Raises DataError."""
         if self.kind == "trained on":
             (path, layout), *_ = self.files
             return list(islice(checked_conversations(path, find_layout(path, layout)), TRAINED_ROWS))

@@ -1,4 +1,4 @@
-"""A finished run of `finetune run` as the original of an export: everything about it is known."""
+"""A finished run of `finetune run` as the source of an export."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -32,7 +32,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its manifest, its files whole, and what the caller says besides."""
+    """A finished run with verified files."""
 
     home: Path
     manifest: Manifest
@@ -40,11 +40,11 @@ class Run:
 
     @property
     def warnings(self) -> list[str]:
-        """What went wrong in its training."""
+        """Known problems of its training."""
         return serious_warnings(self.manifest.facts)
 
     def open(self, work: Path, progress: Progress) -> Original:
-        """Its original, the tokenizer as trained in `work`. Raises ArtifactError for another base than it had."""
+        """Open the source, with its tokenizer in `work`. Raises ArtifactError for a base other than the trained one."""
         manifest = self.manifest
         base = self._base(progress)
         template = (self.home / file_names.CHAT_TEMPLATE).read_text(encoding="utf-8")
@@ -77,13 +77,13 @@ class Run:
                 f"--base {self.options.base}: not the base that {self.home} was trained on ({name}): its weights or "
                 "its tokenizer differ. Leave --base out, or give the same files."
             )
-        raise ArtifactError(f"{base.folder}: not the base that the adapter was trained on (its files have changed).")
+        raise ArtifactError(f"{base.folder}: not the base that the adapter was trained on: its files have changed.")
 
     def _rows(self) -> Rows:
         recorded = {record.path for record in self.manifest.files}
         held_out = [f"data/{name}.jsonl" for name in ("test", "validation") if f"data/{name}.jsonl" in recorded]
         if held_out and self.options.rows:
-            raise ConfigError("--data: a run brings its own held-out rows.")
+            raise ConfigError("--data: the run has its own held-out rows.")
         if held_out:
             return Rows("held out", tuple((self.home / path, "prepared") for path in held_out))
         if self.options.rows:
@@ -92,7 +92,7 @@ class Run:
 
 
 def read_run(folder: Path, options: SourceOptions) -> Run:
-    """The run in a folder, its files whole. Raises ArtifactError for one that is damaged or not finished."""
+    """The run in a folder. Raises ArtifactError if it is damaged or unfinished, ConfigError for a chat template."""
     manifest = read_manifest(folder)
     if manifest.stage != "finetune":
         raise ArtifactError(
@@ -100,13 +100,13 @@ def read_run(folder: Path, options: SourceOptions) -> Run:
             "a model."
         )
     if options.template:
-        raise ConfigError(f"--chat-template: {folder} is a run, which is served on the template it was trained with.")
+        raise ConfigError(f"--chat-template: {folder} is a run, which keeps the template it was trained with.")
     check_files(folder, manifest)
     return Run(folder, manifest, options)
 
 
 def training_of(manifest: Manifest, base: Source) -> Training:
-    """What a run's manifest says of its training; the licence is the base's."""
+    """The training described by a run's manifest; the licence is the base's."""
     config, date = manifest.config, manifest.config["base"].get("template_date")
     return Training(
         description=str(config.get("description") or ""),
@@ -123,7 +123,7 @@ def training_of(manifest: Manifest, base: Source) -> Training:
 
 
 def datasets_of(config: Mapping[str, Any]) -> tuple[Source, ...]:
-    """The data sets that a recipe names."""
+    """The data sets named in a recipe."""
     found = []
     for source in config["data"]["sources"]:
         path, hub_id = str(source["path"]), None

@@ -1,4 +1,4 @@
-"""Models and data sets that a model was made of, with their names on the Hub and their licences."""
+"""The models and data sets that a model was made from, with Hub ids and licences."""
 
 import re
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.S)
 
 @dataclass(frozen=True)
 class Source:
-    """A model or a data set that another was made of; `hub_id` is None for what lies on a disk."""
+    """A model or data set; `hub_id` is None for local ones."""
 
     name: str
     hub_id: str | None
     license: str | None
 
     def as_metadata(self, kind: str) -> dict[str, str]:
-        """As GGUF has it; `kind` is what the Hub puts before a name: '' for models, 'datasets/'."""
+        """GGUF metadata; `kind` is the Hub's URL prefix: '' for models, 'datasets/'."""
         if self.hub_id is None:
             return {"name": self.name}
         organization, _, name = self.hub_id.partition("/")
@@ -30,7 +30,7 @@ class Source:
 
 
 def source_of(base: Base, declared: str | None = None) -> Source:
-    """A base as a source; its licence is the one declared, else as its own card says."""
+    """A base as a source; its licence is `declared`, else the one in its model card."""
     if base.name == EMBEDDED:
         return Source(EMBEDDED_ID, EMBEDDED_ID, EMBEDDED_LICENSE)
     license_id = declared or license_of(base.folder)
@@ -40,7 +40,7 @@ def source_of(base: Base, declared: str | None = None) -> Source:
 
 
 def license_of(folder: Path) -> str | None:
-    """The licence that a model's card names, if its folder has a card."""
+    """The licence in a folder's model card; None without one."""
     import yaml
 
     try:

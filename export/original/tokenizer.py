@@ -1,4 +1,4 @@
-"""The tokenizer of an original as one folder, from wherever its files were found, the chat template beside them."""
+"""Collects a source's tokenizer files and chat template in one folder."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from gladstone.models.tokenizer import load_tokenizer, tokenizer_files
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a vocabulary, and not settings or a template alone."""
+    """True if a folder holds a vocabulary, not only settings or a template."""
     pair = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
     return pair or any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def own_template(folder: Path) -> str | None:
-    """The chat template that a tokenizer's folder holds, in any of the three places that tools write it to.
+    """The chat template of a tokenizer folder, from any of the three places that tools write it to.
 
     transformers reads chat_template.jinja first. Raises ArtifactError for a file that cannot be read.
     """
@@ -31,7 +31,7 @@ def own_template(folder: Path) -> str | None:
             raise ArtifactError(f"{path}: cannot be read: {error}.") from None
     for name in (OLD_CHAT_TEMPLATE, TOKENIZER_CONFIG):
         found = read_object(folder / name).get("chat_template") if (folder / name).is_file() else None
-        if isinstance(found, list):  # several by name
+        if isinstance(found, list):  # several named templates
             named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
             found = named.get("default")
         if isinstance(found, str) and found:
@@ -41,7 +41,7 @@ def own_template(folder: Path) -> str | None:
 
 @dataclass(frozen=True)
 class TokenizerOrigin:
-    """Where tokenizer and template of an original were found, and what is to be told of it."""
+    """Where tokenizer and template were found, and notes about them."""
 
     tokenizer: str
     template: str
@@ -49,18 +49,14 @@ class TokenizerOrigin:
 
 
 def place_first(places: Mapping[str, Path], target: Path, chosen: str | None) -> TokenizerOrigin:
-    """Place the first tokenizer and the first chat template of `places`, folders by what they are to a user.
+    """Copy the first tokenizer and the first chat template found in `places` (folders by description) to `target`.
 
-    `chosen` is a template that a user names in place of all others. Raises ConfigError, which names the option that
-    helps, if there is no tokenizer or no template.
+    `chosen` names a template that replaces all others. Raises ConfigError if there is no tokenizer or no template.
     """
     tokenizer = next((name for name, folder in places.items() if has_tokenizer(folder)), None)
     looked = ", ".join(f"{name} ({folder})" for name, folder in places.items())
     if tokenizer is None:
-        raise ConfigError(
-            f"no tokenizer in {looked}. Name the model that it was trained from, to take that one's: "
-            "--base FOLDER|HUB-ID."
-        )
+        raise ConfigError(f"no tokenizer in {looked}. Take the tokenizer of the base: --base FOLDER|HUB-ID.")
     if chosen is not None:
         template, where = _named(chosen), f"--chat-template {Path(chosen).name}"
     else:
@@ -68,8 +64,8 @@ def place_first(places: Mapping[str, Path], target: Path, chosen: str | None) ->
         template, where = next(templates, ("", ""))
     if not template:
         raise ConfigError(
-            f"no chat template in {looked}, and without one nobody can say where a question ends. Give the one that it "
-            f"was trained with: --chat-template FILE, or a name ({', '.join(template_names())})."
+            f"no chat template in {looked}. Give the template used in "
+            f"training: --chat-template FILE, or a name ({', '.join(template_names())})."
         )
     place_tokenizer(places[tokenizer], target, template)
     return TokenizerOrigin(tokenizer, where, tuple(_strange_marks(target, template) if chosen else ()))
@@ -83,21 +79,21 @@ def _named(chosen: str) -> str:
 
 
 def _strange_marks(folder: Path, template: str) -> Iterator[str]:
-    """What a user should know of a template that names tokens that are none in this vocabulary."""
+    """A note about tokens in the template that the vocabulary lacks."""
     tokenizer = load_tokenizer(folder)
     named = sorted({*CONTROL_TEXT.findall(template)})
     lacking = [text for text in named if len(tokenizer.encode(text)) != 1]
     if lacking:
         yield (
-            f"the chat template names {', '.join(lacking)}, which the vocabulary lacks: the model reads them letter by "
-            "letter. Right only if it was trained so; then nothing but the end of text ends an answer."
+            f"the chat template names {', '.join(lacking)}, which the vocabulary lacks: they are split into ordinary "
+            "tokens. That is right only if training did the same; then only the end-of-text token ends an answer."
         )
 
 
 def place_tokenizer(source: Path, target: Path, template: str) -> None:
-    """Copy a tokenizer's files, the template in place of every other one that the folder holds.
+    """Copy a tokenizer's files with `template` as the only chat template.
 
-    config.json comes along where it lies beside them: it may be all that says which kind of tokenizer this is.
+    config.json is copied too: it may be the only file that names the kind of tokenizer.
     """
     copied = [path for path in tokenizer_files(source) if path.name != CHAT_TEMPLATE]
     config = source / CONFIG

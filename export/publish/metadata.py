@@ -1,4 +1,4 @@
-"""Who made a model, of what, and under which licence: for the GGUF's own metadata and the model card."""
+"""Author, sources and licence of a model, for the GGUF metadata and the model card."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,24 +11,24 @@ TAGS = ("gladstone",)
 
 @dataclass(frozen=True)
 class About:
-    """A model's name, makers, licence and sources."""
+    """Name, author, licence and sources of a model."""
 
     name: str
     description: str
     author: str | None
     license: str | None
-    base: Source | None  # None: not known
+    base: Source | None  # None: unknown
     datasets: tuple[Source, ...]
     tags: tuple[str, ...]
     languages: tuple[str, ...] = ()
 
     @property
     def base_name(self) -> str:
-        """What it was made of, for people."""
+        """The base's name, or 'unknown'."""
         return self.base.name if self.base else "unknown"
 
     def as_metadata(self) -> dict[str, Any]:
-        """The fields of the converter's metadata that are known."""
+        """The known fields of the converter's metadata."""
         fields = {
             "description": self.description or None,
             "author": self.author,
@@ -44,7 +44,7 @@ class About:
 def about_model(
     original: Original, author: str | None = None, license_id: str | None = None, languages: tuple[str, ...] = ()
 ) -> About:
-    """What is known of a model; its licence is as its training says, unless another is given."""
+    """Metadata of a model; the licence is `license_id`, else that of its training."""
     training = original.training
     return About(
         name=original.name,
@@ -59,7 +59,7 @@ def about_model(
 
 
 def about_base(original: Original) -> About:
-    """The untouched base of a model, as it is exported beside it."""
+    """Metadata of the untouched base."""
     base = original.training.base
     what = f"the untouched {base.name if base else original.base.name}"
     return About(f"{original.name}-base", what, None, base.license if base else None, base, (), TAGS)

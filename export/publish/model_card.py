@@ -1,6 +1,6 @@
-"""The model card: what the model is, what it was made of, what it can do, and how that was proven.
+"""The model card: sources, use, held-out results, files, training and proof.
 
-Names huggingface_hub, whose `ModelCard` writes the head that the Hub reads.
+Names huggingface_hub, whose `ModelCard` writes the YAML head for the Hub.
 """
 
 import math
@@ -33,21 +33,21 @@ It has what its base and its data have: their errors, their biases, and their ag
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells. `files` are sizes by name, the first one is the one to begin with."""
+    """The content of a model card. `files` are paths by name; the first is the recommended one."""
 
     about: About
     training: Training
     rows: Rows
-    held_out: Mapping[str, HeldOut]  # by model; empty where the run held no rows out
+    held_out: Mapping[str, HeldOut]  # by model; empty without held-out rows
     proof: Mapping[str, Sequence[Check]]
     files: Mapping[str, Path]
     onto: Onto
     ollama: str | None  # why there is no Modelfile, if there is none
-    vocabulary: str | None = None  # how it grew beyond the base's, if it did
+    vocabulary: str | None = None  # how it grew beyond the base's
 
 
 def model_card(card: Card) -> str:
-    """The whole text of README.md."""
+    """The text of README.md."""
     from huggingface_hub import ModelCard, ModelCardData
 
     about = card.about
@@ -145,7 +145,7 @@ def _files(card: Card) -> Iterable[str]:
     }
     yield "## Files"
     yield ""
-    yield "What a quantised file costs, against the file of 16 or 32 bit that it was made of,"
+    yield "The cost of quantising, against the file of 16 or 32 bit that it was made from,"
     yield f"on {card.rows.words.rows}:"
     yield ""
     rows = []
@@ -171,7 +171,7 @@ def _training(card: Card) -> Iterable[str]:
     rows = list(card.training.settings)
     if "training settings" in card.training.unknown:
         rows.append(("all other settings" if rows else "settings", UNKNOWN))
-    over = "laid over" if any(name.endswith(LORA) for name in card.files) else MERGED_ONTO
+    over = "applied to" if any(name.endswith(LORA) for name in card.files) else MERGED_ONTO
     if card.training.method and MERGED_ONTO not in dict(rows):
         rows.append((over, ONTO_SAID[card.onto]))
     if card.vocabulary:
@@ -195,7 +195,7 @@ def _training(card: Card) -> Iterable[str]:
 def _proof(card: Card) -> Iterable[str]:
     yield "## Proof"
     yield ""
-    yield "Each file was held against the trained model; `proof.txt` and `proof.json` have all that was measured."
+    yield "Each file was compared with the trained model; `proof.txt` and `proof.json` have all measurements."
     for name, checks in card.proof.items():
         yield ""
         yield f"{name}:"

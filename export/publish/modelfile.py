@@ -1,4 +1,4 @@
-"""Ollama's Modelfile: which file, the chat template in Go's template language, stops, parameters, system prompt.
+"""Writes Ollama's Modelfile: model, chat template in Go's template language, stops, parameters, system prompt.
 
 https://docs.ollama.com/modelfile and https://pkg.go.dev/text/template. Ollama adds the BOS token itself.
 """
@@ -21,7 +21,7 @@ NO_ADAPTER = (
 
 @dataclass(frozen=True)
 class Ollama:
-    """What a Modelfile says. `adapter` is a LoRA laid over `model`, both as paths beside it."""
+    """The content of a Modelfile. `model` and `adapter` are file names beside it."""
 
     model: str
     turns: Turns
@@ -33,7 +33,7 @@ class Ollama:
 
 
 def modelfile(wanted: Ollama) -> str:
-    """The file's text. Raises UnsupportedError for a text that its syntax cannot hold."""
+    """The text of the Modelfile. Raises UnsupportedError for text that its syntax cannot express."""
     lines = [f"FROM ./{wanted.model}"]
     if wanted.adapter:
         lines = [f"# for Ollama before {FIRST_WITHOUT}: ollama create NAME -f {ADAPTER_NAME}", *lines]
@@ -66,7 +66,7 @@ def go_template(turns: Turns) -> str:
 
 
 def _opening(turns: Turns, system: str, drop: str) -> str:
-    """What stands before the first question, but for `drop` at its end."""
+    """The text before the first question, without `drop` at its end."""
     plain = _text(turns.opening.removesuffix(drop))
     if turns.with_system is None:
         return plain
@@ -76,7 +76,7 @@ def _opening(turns: Turns, system: str, drop: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text as it stands, what Go would take for an action as an action that writes it."""
+    """Text escaped for Go templates."""
     return text.replace("{{", '{{ "{{" }}')
 
 

@@ -1,6 +1,6 @@
-"""Upload of a finished export to the Hub: the files of its manifest and nothing else. Names huggingface_hub.
+"""Uploads the files in an export's manifest to the Hub, and nothing else. Names huggingface_hub.
 
-The Hub asks for the hash of each large file first and takes only what it has not got: a stopped upload goes on.
+The Hub compares the hashes of large files and takes only missing ones, so that an interrupted upload resumes.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from gladstone.errors import ArtifactError, ConfigError, ToolError
 
 @dataclass(frozen=True)
 class Upload:
-    """What goes up: sizes in bytes by name, and where to."""
+    """The files to upload, with sizes in bytes, and the repository."""
 
     folder: Path
     repo: str
@@ -22,10 +22,10 @@ class Upload:
 
 
 def plan_upload(folder: Path, repo: str, *, accepted: bool = False) -> Upload:
-    """What of a finished export goes up.
+    """The upload of a finished export.
 
-    Raises ArtifactError if a file is not as its manifest says or the training went wrong and that is not accepted, and
-    ConfigError.
+    Raises ArtifactError if a file differs from its manifest, or the training went wrong and that is not accepted;
+    ConfigError for a bad repository name.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
@@ -35,7 +35,7 @@ def plan_upload(folder: Path, repo: str, *, accepted: bool = False) -> Upload:
         if repo.count("/") != 1:
             raise HFValidationError("no owner")
     except HFValidationError:
-        raise ConfigError(f"{repo!r} is no name of a repository: expected OWNER/NAME.") from None
+        raise ConfigError(f"{repo!r} is not a repository name: expected OWNER/NAME.") from None
     manifest = _manifest(folder)
     check_files(folder, manifest)
     check_accepted(folder, manifest.facts.get("training_warnings") or [], accepted=accepted)
@@ -51,9 +51,9 @@ def _manifest(folder: Path) -> Manifest:
 
 
 def upload(planned: Upload, *, private: bool, progress: Progress) -> str:
-    """Put the files into the repository as one commit; returns its address.
+    """Upload the files as one commit; returns its URL.
 
-    Raises ToolError if the Hub refuses or cannot be reached: what arrived need not be sent again.
+    Raises ToolError if the Hub refuses or cannot be reached. A repeated call sends only what is missing.
     """
     import httpx
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -66,18 +66,17 @@ def upload(planned: Upload, *, private: bool, progress: Progress) -> str:
             api.create_repo(planned.repo, private=private, exist_ok=True)
             made = api.create_commit(planned.repo, operations, commit_message="Export by Gladstone")
     except LocalTokenNotFoundError:
-        raise ToolError("the Hub wants to know who you are: run `hf auth login`, or set HF_TOKEN.") from None
+        raise ToolError("no Hub token: run `hf auth login`, or set HF_TOKEN.") from None
     except HfHubHTTPError as error:
         code = error.response.status_code
         said = f": {error.server_message}" if error.server_message else ""
-        hint = " Run `hf auth login` with a token that may write there." if code in (401, 403) else ""
+        hint = " Run `hf auth login` with a token that has write access." if code in (401, 403) else ""
         raise ToolError(f"{planned.repo}: the Hub refused the upload ({code}{said}).{hint}") from None
     except (httpx.HTTPError, OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and error.__cause__ is None:
-            raise  # not the library's word for a transfer that it has given up
+            raise  # not the error that the library raises for a failed transfer
         why = error.__cause__ or error
         raise ToolError(
-            f"{planned.repo}: the upload stopped ({type(why).__name__}: {why}). The same command goes on with what is "
-            "missing."
+            f"{planned.repo}: the upload stopped ({type(why).__name__}: {why}). The same command resumes it."
         ) from None
     return str(made.commit_url)

@@ -1,7 +1,7 @@
-"""What a chat template writes around the texts of a conversation, found by rendering marks through it.
+"""Finds the text a chat template writes around each turn, by rendering markers.
 
-A runner of GGUF files that knows no Jinja, as Ollama, needs this as a template of its own language. It is exact or
-refused: what was found is put together again and compared with the template's own rendering of real conversations.
+Ollama, which has no Jinja, needs this for a template in its own language. The result is exact or refused: it is
+compared with the chat template's rendering of real conversations.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,15 @@ from gladstone.chat.messages import Message
 from gladstone.chat.template import ChatTemplate
 from gladstone.errors import DataError, UnsupportedError
 
-SYSTEM, FIRST, ANSWER, SECOND = "qsysq", "qfirstq", "qansq", "qsecondq"  # marks that no template takes for anything
+SYSTEM, FIRST, ANSWER, SECOND = "qsysq", "qfirstq", "qansq", "qsecondq"  # markers that no template treats specially
 
 
 @dataclass(frozen=True)
 class Turns:
-    """The texts around each turn, without the BOS token that a runner adds itself.
+    """The texts around each turn, without the BOS token that the runner adds.
 
-    `opening` is what stands before the first question, `with_system` what stands before and after a system prompt in
-    its place (None if the template takes none); both end where the question begins. `user_before` opens every later
-    question.
+    `opening` precedes the first question. `with_system` replaces it: the texts before and after a system prompt, None
+    if the template takes none. `user_before` precedes every later question.
     """
 
     opening: str
@@ -33,12 +32,12 @@ class Turns:
 
     @property
     def alike(self) -> bool:
-        """Whether the first question is opened as every other one."""
+        """True if the first question starts like later ones."""
         ends = [self.opening, *(self.with_system or ())[1:]]
         return all(each.endswith(self.user_before) for each in ends)
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text up to where the answer begins. Reasoning of earlier answers is left out."""
+        """Render messages up to the next answer, without the reasoning of earlier answers."""
         system = "".join(message.content for message in messages if message.role == "system")
         text = self.opening
         if system and self.with_system:
@@ -54,24 +53,24 @@ class Turns:
 
 
 def read_turns(template: ChatTemplate, bos: str, ends: Sequence[str]) -> Turns:
-    """What a template writes around its texts; `bos` is what the runner adds itself, `ends` are tokens that end a turn.
+    """The texts that a template writes around turns; `bos` is added by the runner, `ends` are end-of-turn tokens.
 
-    Raises UnsupportedError if it does more than that.
+    Raises UnsupportedError if the template does more than that.
     """
     question, answer, second = Message("user", FIRST), Message("assistant", ANSWER), Message("user", SECOND)
     opening, ending = _around(template, [question], bos)
     again, middle, between, last = _around(template, [question, answer, second], bos)
     if (again, last) != (opening, ending):
-        raise UnsupportedError("its chat template writes a question in another way when others follow or precede it")
+        raise UnsupportedError("its chat template renders a question differently when others follow or precede it")
     end = next((each for each in ends if each in between), "")
     assistant_after, user_before = _cut(between, end)
     if end and end in middle:
         user_after, assistant_before = _cut(middle, end)
     else:
-        user_after = _shared_beginning(middle, ending)
+        user_after = _common_prefix(middle, ending)
         assistant_before = middle.removeprefix(user_after)
     if not ending.startswith(user_after):
-        raise UnsupportedError("its chat template ends a question in another way when an answer follows")
+        raise UnsupportedError("its chat template ends a question differently when an answer follows")
     system = _around_system(template, question, bos, ending)
     return Turns(
         opening, system, user_before, user_after, assistant_before, assistant_after, ending.removeprefix(user_after)
@@ -79,7 +78,7 @@ def read_turns(template: ChatTemplate, bos: str, ends: Sequence[str]) -> Turns:
 
 
 def _around_system(template: ChatTemplate, question: Message, bos: str, ending: str) -> tuple[str, str] | None:
-    """What stands before and after a system prompt; None if the template refuses one or leaves it out."""
+    """The texts before and after a system prompt; None if the template refuses or drops it."""
     messages = [Message("system", SYSTEM), question]
     try:
         if SYSTEM not in template.render(messages, add_generation_prompt=True):
@@ -88,20 +87,20 @@ def _around_system(template: ChatTemplate, question: Message, bos: str, ending: 
         return None
     before, after, last = _around(template, messages, bos)
     if last != ending:
-        raise UnsupportedError("its chat template asks for an answer in another way when there is a system prompt")
+        raise UnsupportedError("its chat template requests an answer differently with a system prompt")
     return before, after
 
 
 def check_turns(turns: Turns, template: ChatTemplate, conversations: Sequence[Sequence[Message]], bos: str) -> None:
-    """Raises UnsupportedError if a conversation up to an answer is not rendered as the template does."""
+    """Raises UnsupportedError if the turns render a conversation differently from the template."""
     for messages in conversations:
         plain = [Message(message.role, message.content.strip()) for message in messages]
         if turns.render(plain) != template.render(plain, add_generation_prompt=True).removeprefix(bos):
-            raise UnsupportedError("its chat template does more with a conversation than write texts around its turns")
+            raise UnsupportedError("its chat template does more than write text around turns")
 
 
 def _around(template: ChatTemplate, messages: Sequence[Message], bos: str) -> list[str]:
-    """The texts between the messages' own. Raises UnsupportedError if one is left out, moved or written twice."""
+    """The texts around the messages. Raises UnsupportedError if one is dropped, moved or repeated."""
     text = template.render(messages, add_generation_prompt=True).removeprefix(bos)
     pieces = []
     for message in messages:
@@ -112,13 +111,13 @@ def _around(template: ChatTemplate, messages: Sequence[Message], bos: str) -> li
     return [*pieces, text]
 
 
-def _shared_beginning(one: str, other: str) -> str:
+def _common_prefix(one: str, other: str) -> str:
     length = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return one[:length]
 
 
 def _cut(text: str, end: str) -> tuple[str, str]:
-    """What ends one turn, its line break included, and what opens the next."""
+    """Split the text between turns into the end of one, with its line break, and the start of the next."""
     before, mark, after = text.partition(end) if end else ("", "", text)
     if not mark:
         return "", text

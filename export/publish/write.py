@@ -1,4 +1,4 @@
-"""The Modelfile and the model card of an export, written beside its files."""
+"""Writes the Modelfile and the model card of an export."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +21,9 @@ MODELFILES = (MODELFILE_NAME, ADAPTER_NAME)
 
 
 def write_modelfile(trained: Trained, model: Path, lora: Path | None, about: About, system: str | None) -> str | None:
-    """Write the Modelfile for a file, or say why there can be none.
+    """Write the Modelfile; returns the reason if there can be none, else None.
 
-    With an adapter there is one for older versions of Ollama, under another name.
+    With an adapter, it is written under another name, for older versions of Ollama.
     """
     for name in MODELFILES:
         (model.parent / name).unlink(missing_ok=True)
@@ -37,16 +37,16 @@ def write_modelfile(trained: Trained, model: Path, lora: Path | None, about: Abo
 
 def _modelfile(trained: Trained, path: Path, lora: Path | None, about: About, system: str | None) -> str:
     if trained.seq2seq:
-        raise UnsupportedError("Ollama runs no models of encoder and decoder")
+        raise UnsupportedError("Ollama does not run encoder-decoder models")
     if "-of-" in path.name:
-        raise UnsupportedError("Ollama reads no model in parts")
+        raise UnsupportedError("Ollama does not load split models")
     with Model(path, vocab_only=True) as model:
         bos = model.token_text(model.bos) if model.adds_bos and model.bos >= 0 else ""
         ends = dict.fromkeys(token for token in (model.eot, model.eos) if token >= 0)
         stops = [model.piece(token, special=True).decode("utf-8", "replace") for token in ends]
     context = min(read_info(path).context_tokens, CHAT_CONTEXT_TOKENS)
     turns = read_turns(trained.template, bos, stops)
-    # Ollama's template gets no tools: what it says of turns without them is what can be compared
+    # Ollama's template gets no tools: only turns without them can be compared
     asked = [row.prompt for row in conversations(trained) if not row.tools and all(map(_is_plain, row.messages))]
     check_turns(turns, trained.template, asked, bos)
     wanted = Ollama(
@@ -71,6 +71,6 @@ def write_card(card: Card, folder: Path) -> None:
 
 
 def common_system(rows: Sequence[Conversation]) -> str | None:
-    """The system prompt with which all rows begin, if it is one."""
+    """The system prompt shared by all rows; None if they differ or have none."""
     found = {row.messages[0].content if row.messages[0].role == "system" else None for row in rows}
     return found.pop() if len(found) == 1 else None

@@ -1,1 +1,1 @@
-"""16-bit GGUF files to quantised ones."""
+"""Quantises and splits GGUF files; importance matrices and size estimates."""

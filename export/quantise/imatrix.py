@@ -1,7 +1,6 @@
-"""Importance matrices: how strongly each column of a weight is driven by the user's own text.
+"""Importance matrices: the mean square of each weight column's input on a calibration text.
 
-The file is llama.cpp's own (a GGUF with `NAME.in_sum2` and `NAME.counts` for each weight), so that its tools read ours
-and we read theirs.
+The file format is llama.cpp's (a GGUF with `NAME.in_sum2` and `NAME.counts` for each weight), readable by its tools.
 """
 
 import hashlib
@@ -33,15 +32,15 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 
 @dataclass(frozen=True)
 class Calibration:
-    """The text that an importance matrix is computed on."""
+    """The calibration text of an importance matrix."""
 
     name: str
     text: str
-    chunks: int  # at most so many times CHUNK_TOKENS
+    chunks: int  # at most; of CHUNK_TOKENS tokens each
 
     @property
     def sha256(self) -> str:
-        """Of the text and how much of it is used."""
+        """Hash of the text and the number of chunks."""
         return hashlib.sha256(f"{self.chunks}\0{self.text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -54,7 +53,7 @@ class Imatrix:
 
 
 def calibration(name: str, rows: Sequence[Conversation], template: ChatTemplate, end: str, chunks: int) -> Calibration:
-    """Rows as they were trained: rendered in the template, a plain text with its end token; in a fixed random order."""
+    """Rows as in training: rendered with the template, plain texts with their end token; in a fixed random order."""
     order = list(rows)
     random.Random(0).shuffle(order)  # noqa: S311 - the first chunks are to hold every source, no secret
     texts = (
@@ -64,9 +63,9 @@ def calibration(name: str, rows: Sequence[Conversation], template: ChatTemplate,
 
 
 def compute_imatrix(model: Path, text: Calibration, out: Path, progress: Progress) -> None:
-    """Write the importance matrix of an F16 GGUF whole.
+    """Write the importance matrix of an F16 GGUF to `out`, whole or not at all.
 
-    Raises UnsupportedError for an encoder–decoder model or a text of less than a chunk, ToolError if llama.cpp fails.
+    Raises UnsupportedError for a text shorter than a chunk, ToolError if llama.cpp fails.
     """
     folder = converter_folder(progress)
     with step(progress, f"Importance matrix from {text.name}"), atomic_file(out) as partial:
@@ -77,7 +76,7 @@ def compute_imatrix(model: Path, text: Calibration, out: Path, progress: Progres
 
 
 def read_text(path: Path) -> str:
-    """A text to calibrate on. Raises DataError if it is not UTF-8."""
+    """Read a calibration text. Raises DataError if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -85,7 +84,7 @@ def read_text(path: Path) -> str:
 
 
 def is_imatrix(path: Path) -> bool:
-    """Whether a file is a GGUF, or llama-imatrix's older binary form, and so no rows."""
+    """True for a GGUF or the older binary format of llama-imatrix. Raises ArtifactError if it cannot be read."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
@@ -95,7 +94,7 @@ def is_imatrix(path: Path) -> bool:
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """Raises ArtifactError if the file is no sound importance matrix."""
+    """Read an importance matrix. Raises ArtifactError if it is damaged or another kind of file."""
     with path.open("rb") as file:
         if is_old_imatrix(file.read(HEAD_BYTES)):
             return _read_old(path)
@@ -118,7 +117,7 @@ def read_imatrix(path: Path) -> Imatrix:
 
 
 def _read_old(path: Path) -> Imatrix:
-    """The binary form: a count; of each weight its name, how many calls its sums are of, and the sums.
+    """Read the older binary format: a count, then for each weight its name, number of calls, and sums.
 
     llama-quantize divides the sums by the calls.
     """
@@ -136,22 +135,22 @@ def _read_old(path: Path) -> Imatrix:
             weights[name] = (sums / max(calls, 1)).astype(np.float32)
         chunks = struct.unpack_from("<i", data, position)[0] if position + 4 <= len(data) else 0
     except (struct.error, ValueError) as error:
-        raise ArtifactError(f"{path}: an importance matrix that is cut short or damaged ({error}).") from None
+        raise ArtifactError(f"{path}: a truncated or damaged importance matrix ({error}).") from None
     for name, means in weights.items():
         if not np.isfinite(means).all() or (means < 0).any():
-            raise ArtifactError(f"{path}: {name} holds what cannot be a mean of squares.")
+            raise ArtifactError(f"{path}: {name} contains values that are not a mean of squares.")
     return Imatrix(weights, chunks)
 
 
 def _means(header: GgufHeader, sums: Tensor, counts: Tensor) -> npt.NDArray[np.float32]:
     total, count = _values(header, sums), _values(header, counts)
     if not count.size or total.size % count.size:
-        raise ArtifactError(f"{header.path}: {sums.name} and {counts.name} do not fit each other.")
+        raise ArtifactError(f"{header.path}: {sums.name} and {counts.name} have sizes that do not match.")
     total = total.reshape(count.size, -1)
-    # an expert that no token was sent to has no means; llama-quantize weighs its columns alike, too
+    # an expert without tokens has no means; llama-quantize also weighs its columns equally
     means = np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], 1).astype(np.float32).ravel()
     if not np.isfinite(means).all() or (means < 0).any():
-        raise ArtifactError(f"{header.path}: {sums.name} holds what cannot be a mean of squares.")
+        raise ArtifactError(f"{header.path}: {sums.name} contains values that are not a mean of squares.")
     return means
 
 
@@ -174,7 +173,7 @@ def check_fits(matrix: Imatrix, model: GgufHeader, path: Path) -> None:
         raise UnsupportedError(
             f"{path}: not of this model: {name} has {matrix.weights[name].size:,} entries there, the model has {there}."
         )
-    lacking = _layers(columns) - _layers(matrix.weights) - _guessing_layers(model)
+    lacking = _layers(columns) - _layers(matrix.weights) - _prediction_layers(model)
     if lacking:
         raise UnsupportedError(
             f"{path}: not of this model: it knows {len(_layers(matrix.weights)):,} layers, the model has "
@@ -186,8 +185,8 @@ def _layers(names: Iterable[str]) -> set[int]:
     return {int(found[1]) for found in (re.match(r"blk\.(\d+)\.", name) for name in names) if found}
 
 
-def _guessing_layers(model: GgufHeader) -> set[int]:
-    """The last ones of models that guess several tokens: no text goes through them."""
+def _prediction_layers(model: GgufHeader) -> set[int]:
+    """Multi-token prediction layers at the end of a model: no text passes through them."""
     architecture = model.metadata["general.architecture"]
     count = int(model.metadata.get(f"{architecture}.nextn_predict_layers", 0))
     layers = int(model.metadata.get(f"{architecture}.block_count", 0))

@@ -1,7 +1,7 @@
-"""The importance matrix's own process: llama.cpp evaluates the text, and each weight's inputs are looked at on the way.
+"""Child process that computes an importance matrix while llama.cpp evaluates a text.
 
-What is counted is what llama-imatrix counts: matrix products with a weight of a block, in batches of 16 rows or more,
-and each expert's share of those with experts. Names llama_cpp.
+It counts what llama-imatrix counts: matrix products with a block's weight in batches of at least 16 rows, and each
+expert's share in mixture-of-experts products. Names llama_cpp.
 """
 
 import ctypes
@@ -46,7 +46,7 @@ GgmlTensor._fields_ = [
 
 
 class Ggml:
-    """The few functions of ggml that are needed, and proof that the structure above is the library's."""
+    """The ggml functions in use; checks that the structure above matches the library."""
 
     def __init__(self) -> None:
         self._lib = library()._lib
@@ -65,21 +65,19 @@ class Ggml:
         name_offset = self._lib.ggml_get_name(ctypes.byref(probe)) - ctypes.addressof(probe)
         size = ctypes.sizeof(GgmlTensor)
         if size + TENSOR_PADDING != self._lib.ggml_tensor_overhead() or name_offset != GgmlTensor.name.offset:
-            raise UnsupportedError(
-                "this llama.cpp lays tensors out otherwise than 0.3.36: importance matrices need that."
-            )
+            raise UnsupportedError("importance matrices need the tensor layout of llama-cpp-python 0.3.36.")
         names = {self._lib.ggml_op_name(number): number for number in range(self._operations())}
         self.product, self.expert_product = names[b"MUL_MAT"], names[b"MUL_MAT_ID"]
 
     def _operations(self) -> int:
-        """How many operations there are: behind the last one ggml would read past its table."""
+        """Number of operations; ggml reads past its table beyond the last."""
         for number in range(OPERATIONS):
             if self._lib.ggml_op_name(number) == b"GLU":  # the last of ggml.h's enum
                 return number + 1
-        raise UnsupportedError("this llama.cpp has other operations than 0.3.36: importance matrices need those.")
+        raise UnsupportedError("importance matrices need the operations of llama-cpp-python 0.3.36.")
 
     def values(self, tensor: GgmlTensor, dtype: str) -> npt.NDArray[Any]:
-        """A copy of the tensor's values (ne3, ne2, ne1, ne0), wherever it lies."""
+        """A copy of the tensor's values, (ne3, ne2, ne1, ne0), from any device."""
         size = self._lib.ggml_nbytes(ctypes.byref(tensor))
         data = np.empty(size, np.uint8)
         self._lib.ggml_backend_tensor_get(ctypes.byref(tensor), data.ctypes.data, 0, size)
@@ -87,7 +85,7 @@ class Ggml:
 
 
 class Collector:
-    """Sums of squares of the inputs of each weight, float64 (experts, columns), and of how many rows."""
+    """Sums of squared inputs of each weight, (experts, columns) float64, and row counts, (experts,) float64."""
 
     def __init__(self) -> None:
         self.sums: dict[str, npt.NDArray[np.float64]] = {}
@@ -96,7 +94,7 @@ class Collector:
         self._ggml = Ggml()
 
     def watch(self, address: int, ask: bool, _data: object) -> bool:
-        """Say whether the operation is wanted, or take its inputs. ctypes would swallow an error: it is kept."""
+        """Callback: select an operation (`ask`) or record its inputs. Errors are kept: ctypes would drop them."""
         tensor = ctypes.cast(address, ctypes.POINTER(GgmlTensor)).contents
         try:
             if ask:
@@ -108,7 +106,7 @@ class Collector:
         return True
 
     def check(self) -> None:
-        """Raise what went wrong inside of llama.cpp's calls."""
+        """Raise an error kept by `watch`."""
         if self.error is not None:
             raise self.error
 
@@ -148,13 +146,13 @@ class Collector:
 
 
 def _name(pointer: Any) -> str:
-    """A weight's name: on some devices it is `DEVICE#blk.0.attn_k.weight#0`."""
+    """A weight's name; some devices wrap it as `DEVICE#blk.0.attn_k.weight#0`."""
     name: str = pointer.contents.name.decode("utf-8", "replace")
     return name.split("#")[1] if "#" in name else name
 
 
 def evaluate(job: dict[str, Any]) -> tuple[Collector, int]:
-    """Run the text through the model in chunks, each beginning anew. Raises UnsupportedError."""
+    """Evaluate the text in independent chunks. Raises UnsupportedError if it is shorter than a chunk."""
     lib, size = library(), int(job["chunk_tokens"])
     collector = Collector()
     watch = lib.ggml_backend_sched_eval_callback(collector.watch)
@@ -170,14 +168,14 @@ def evaluate(job: dict[str, Any]) -> tuple[Collector, int]:
             if model.adds_bos:
                 chunk[0] = model.bos
             context.forget()
-            context.decode(chunk, 0, all_logits=True)  # else the last layer would see the last token alone
+            context.decode(chunk, 0, all_logits=True)  # otherwise the last layer sees only the last token
             collector.check()
             send_fraction((number + 1) / chunks)
     return collector, chunks
 
 
 def write(collector: Collector, chunks: int, job: dict[str, Any]) -> None:
-    """The file as llama-imatrix writes it."""
+    """Write the file in llama-imatrix's format."""
     import gguf
 
     writer = gguf.GGUFWriter(job["out"], arch="imatrix")

@@ -1,4 +1,4 @@
-"""What a context of a model takes, measured by making one, in a process of its own. Names llama_cpp."""
+"""Child process that measures the memory of a context by creating one. Names llama_cpp."""
 
 import ctypes
 import re
@@ -14,7 +14,7 @@ BUFFER = re.compile(r"\S+ +(?:KV|RS|SWA|compute|output|\S*cache) +buffer size = 
 
 
 def measure(job: dict[str, Any]) -> int:
-    """Bytes of cache, compute and output buffers that llama.cpp tells of. Weights are not read."""
+    """Bytes of KV cache, compute and output buffers that llama.cpp logs. Reads no weight."""
     lib = library()
     log: list[str] = []
     callback = lib.llama_log_callback(lambda _level, text, _data: log.append(text.decode("utf-8", "replace")))

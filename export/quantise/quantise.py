@@ -1,4 +1,4 @@
-"""F16 GGUF to a quantised one, through llama.cpp's own quantiser in a child process."""
+"""Quantises a GGUF with llama.cpp's quantiser in a child process."""
 
 import math
 import re
@@ -19,7 +19,7 @@ from gladstone.process.child import run_child
 
 @dataclass(frozen=True)
 class Fallback:
-    """A tensor whose rows do not divide into the blocks of the type that it was to have."""
+    """A tensor whose row length is no multiple of its type's block size, and the type it got instead."""
 
     tensor: str
     columns: int
@@ -29,17 +29,17 @@ class Fallback:
 
 @dataclass(frozen=True)
 class Quantised:
-    """What the quantiser made or, asked for the size alone, would make."""
+    """The size of a quantised file, made or predicted, and its fallbacks."""
 
     size_bytes: int
     fallbacks: tuple[Fallback, ...]
 
 
 def quantise(source: Path, out: Path, quantisation: Quantisation, progress: Progress) -> Quantised:
-    """Write `out` whole. llama.cpp has no guard of its own: writing onto the source would destroy it.
+    """Write the quantised file `out`, whole or not at all.
 
-    Raises ArtifactError if both are the same file, ConfigError for an override that fits no tensor, ToolError if the
-    quantiser fails.
+    Raises ArtifactError if source and target are the same file, which llama.cpp would destroy; ConfigError for an
+    override that matches no tensor; ToolError if the quantiser fails.
     """
     if out.exists() and out.samefile(source):
         raise ArtifactError(f"{out}: source and target are the same file.")
@@ -50,7 +50,7 @@ def quantise(source: Path, out: Path, quantisation: Quantisation, progress: Prog
 
 
 def predict(source: Path, quantisation: Quantisation) -> Quantised:
-    """What `quantise` would make of a GGUF, of which the header is enough. Raises as `quantise` does."""
+    """What `quantise` would make of a GGUF; needs only its header. Raises as `quantise` does."""
     said = _call(source, quantisation, None, None)
     header = read_header(source)
     total = header.data_offset + sum(_tensor_bytes(header, said["types"]).values())
@@ -58,7 +58,7 @@ def predict(source: Path, quantisation: Quantisation) -> Quantised:
 
 
 def predicted_bytes(source: Path, quantisation: Quantisation) -> dict[str, int]:
-    """What each tensor of a GGUF would weigh, filled up as in the file; its header is enough. Raises as `quantise`."""
+    """Padded size of each tensor after quantising; needs only the header. Raises as `quantise` does."""
     return _tensor_bytes(read_header(source), _call(source, quantisation, None, None)["types"])
 
 
@@ -72,11 +72,11 @@ def _tensor_bytes(header: GgufHeader, types: Mapping[str, str]) -> dict[str, int
 
 
 def check_overrides(overrides: Sequence[Override], names: Sequence[str]) -> None:
-    """Raises ConfigError for a pattern that none of the tensors' names holds."""
+    """Raises ConfigError for a pattern that matches no tensor name."""
     for each in overrides:
         if not any(re.search(each.pattern, name) for name in names):
             told = ", ".join(sorted({re.sub(r"\.\d+\.", ".0.", name) for name in names})[:8])
-            raise ConfigError(f"--tensor-type {each.pattern}={each.kind}: no tensor is called so; there are {told}, …")
+            raise ConfigError(f"--tensor-type {each.pattern}={each.kind}: no tensor name matches; names are {told}, …")
 
 
 def _call(source: Path, quantisation: Quantisation, out: Path | None, progress: Progress | None) -> dict[str, Any]:
@@ -103,12 +103,12 @@ def _fallbacks(said: dict[str, Any]) -> tuple[Fallback, ...]:
 
 
 def describe_fallbacks(quant: str, fallbacks: tuple[Fallback, ...]) -> str:
-    """The fallbacks in a sentence."""
+    """The fallbacks as one sentence."""
     groups: dict[tuple[str, str, int], list[str]] = {}
     for each in fallbacks:
         groups.setdefault((each.wanted, each.got, each.columns), []).append(each.tensor)
     parts = [
-        f"{len(names)} with rows of {columns:,} weights are {got} and not {wanted}"
+        f"{len(names)} with rows of {columns:,} weights become {got} instead of {wanted}"
         for (wanted, got, columns), names in groups.items()
     ]
-    return f"{quant}: {len(fallbacks)} tensors cannot take their type: {', '.join(parts)}."
+    return f"{quant}: {len(fallbacks)} tensors cannot have this type: {', '.join(parts)}."

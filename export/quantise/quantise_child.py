@@ -1,4 +1,4 @@
-"""The quantiser's own process. The job comes as JSON on stdin; llama.cpp's log goes to stderr. Names llama_cpp."""
+"""Child process that quantises a GGUF with llama.cpp. Names llama_cpp."""
 
 import ctypes
 import re
@@ -18,7 +18,7 @@ SHARE = re.compile(r"^\[ *(\d+)/ *(\d+)\] ")
 
 
 def quantise(job: dict[str, Any]) -> dict[str, Any]:
-    """The fallbacks and, of a dry run, each tensor's type. Exits with llama.cpp's own return code if it fails."""
+    """Quantise; returns fallbacks and, for a dry run, each tensor's type. Exits with llama.cpp's code on failure."""
     from llama_cpp import llama_cpp
 
     log: list[str] = []
@@ -43,7 +43,7 @@ def quantise(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _params(llama_cpp: Any, job: dict[str, Any]) -> Any:
-    """llama.cpp's own defaults with the job's choices. What the structure points at lives as long as it does."""
+    """llama.cpp's default parameters with the job's settings; keeps alive what the structure points at."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = job["file_type"]
     params.nthread = job["threads"]

@@ -1,4 +1,4 @@
-"""What each type would weigh and need, before anything is made; and the best that fits a memory."""
+"""File size and memory of each type before anything is made, and the best type that fits."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ LADDER = ("f16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "iq4_xs
 
 @dataclass(frozen=True)
 class Size:
-    """A file that could be made: its size, and what running it takes with a context."""
+    """Predicted size of a file, and the memory to run it with a context."""
 
     quant: str
     file_bytes: int
@@ -27,9 +27,9 @@ class Size:
 
 
 def context_bytes(outline: Path, tokens: int) -> int:
-    """What llama.cpp takes beside the weights for a context of so many tokens: cache and buffers, as it says itself.
+    """Memory for KV cache and buffers of a context of `tokens`, as llama.cpp reports it.
 
-    Raises UnsupportedError if this machine has no memory for it.
+    Raises ToolError if this machine has too little memory.
     """
     said: int = run_child(
         "export.quantise.memory_child", {"model": str(outline), "tokens": tokens}, "measuring the context"
@@ -38,13 +38,13 @@ def context_bytes(outline: Path, tokens: int) -> int:
 
 
 def sizes(outline: Path, quants: Sequence[str], overrides: tuple[Override, ...], context: int) -> list[Size]:
-    """Of each type. The importance matrix changes no size."""
+    """The size of each type; an importance matrix does not change it."""
     beside = context_bytes(outline, context)
     return [_size(outline, Quantisation(quant, overrides), beside) for quant in quants]
 
 
 def best_fit(outline: Path, limit_bytes: int, overrides: tuple[Override, ...], context: int, *, imatrix: bool) -> Size:
-    """The best type whose file and context fit into the memory. Raises ConfigError if none does."""
+    """The best type whose file and context fit in `limit_bytes`. Raises ConfigError if none does."""
     beside = context_bytes(outline, context)
     smallest = None
     for quant in LADDER:
@@ -55,7 +55,7 @@ def best_fit(outline: Path, limit_bytes: int, overrides: tuple[Override, ...], c
             return size
         smallest = min(size, smallest or size, key=lambda each: each.memory_bytes)
     assert smallest is not None  # noqa: S101 - the ladder is not empty
-    more = "" if imatrix else " With --imatrix train|FILE there are smaller types."
+    more = "" if imatrix else " --imatrix train|FILE allows smaller types."
     raise ConfigError(
         f"--fit {readable_bytes(limit_bytes)}: not even {smallest.quant} fits: {readable_bytes(smallest.file_bytes)} "
         f"and {readable_bytes(beside)} for a context of {context:,} tokens.{more} A smaller --context needs less."
@@ -71,6 +71,6 @@ def parse_bytes(text: str, option: str) -> int:
     """An option's '4GB', '3.5g' or '500 MB' (powers of ten), '4GiB' (powers of two). Raises ConfigError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)([iI]?)[bB]?", text.strip())
     if not found or not float(found[1]):
-        raise ConfigError(f"{option} {text!r}: expected a size, as 4GB, 3.5GB or 500MB.")
+        raise ConfigError(f"{option} {text!r}: expected a size such as 4GB, 3.5GB or 500MB.")
     power = " kmgt".index(found[2].lower() or " ")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)

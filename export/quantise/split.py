@@ -1,4 +1,4 @@
-"""A GGUF in parts, for disks and hosts that take no large files; llama.cpp loads the first and finds the rest."""
+"""Splits a GGUF into parts, for file systems and hosts with a size limit; llama.cpp loads the first part."""
 
 import tempfile
 from collections.abc import Mapping
@@ -14,22 +14,22 @@ from gladstone.process.child import ChildOptions, run_child
 
 
 def check_split(name: str, header: GgufHeader, tensor_bytes: Mapping[str, int], limit_bytes: int) -> None:
-    """Raises ConfigError if a tensor and the header, which has the vocabulary, are together larger than a part may be.
+    """Raises ConfigError if the header and the largest tensor exceed the size of a part.
 
-    A file that is small enough stays whole.
+    A file within the limit is not split.
     """
     if header.data_offset + sum(tensor_bytes.values()) <= limit_bytes:
         return
     largest = max(tensor_bytes, key=lambda tensor: tensor_bytes[tensor])
     least = header.data_offset + tensor_bytes[largest]
     if least > limit_bytes:
-        raise ConfigError(f"--split: {name} cannot be cut smaller than {least:,} bytes, for {largest}.")
+        raise ConfigError(f"--split: {name} cannot be split into parts smaller than {least:,} bytes, for {largest}.")
 
 
 def split_gguf(path: Path, limit_bytes: int, progress: Progress) -> list[Path]:
-    """Replace a file by parts of at most `limit_bytes` beside it; a file that is small enough stays as it is.
+    """Replace a file by parts of at most `limit_bytes`; a file within the limit stays as it is.
 
-    Raises ConfigError if a tensor, or the vocabulary, is larger than that.
+    Raises ConfigError if a tensor or the vocabulary is larger than that.
     """
     header = read_header(path)
     room = limit_bytes - header.data_offset

@@ -1,4 +1,4 @@
-"""Cuts a GGUF into parts that llama.cpp loads as one; a process of its own, with the converter's `gguf` package."""
+"""Child process that splits a GGUF with the converter's `gguf` package."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from gladstone.process.child_main import serve
 
 
 def split(job: dict[str, Any]) -> list[str]:
-    """Write the parts of `job["source"]` into the folder `job["out"]`; their names in order."""
+    """Write the parts of `job["source"]` into the folder `job["out"]`; returns their names in order."""
     from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
     reader, folder = GGUFReader(job["source"]), Path(job["out"])

@@ -1,4 +1,4 @@
-"""The types that a GGUF can have, by llama.cpp's names, and what is asked of each."""
+"""The types of GGUF files by llama.cpp's names, and how the user selects them."""
 
 import re
 from dataclasses import dataclass
@@ -7,20 +7,20 @@ from pathlib import Path
 from gladstone.errors import ConfigError
 from gladstone.gguf.types import FILE_TYPES, TENSOR_TYPES
 
-NOT_WRITTEN = ("nvfp4",)  # llama.cpp reads it; its quantiser makes none
+NOT_WRITTEN = ("nvfp4",)  # llama.cpp reads it, but its quantiser cannot write it
 PLAIN = ("f32", "f16", "bf16")  # written by the conversion itself
 QUANTS = {name.lower(): number for number, name in FILE_TYPES.items() if name.lower() not in NOT_WRITTEN}
 ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 TENSOR_TYPE_IDS = {
     name.lower(): number
     for number, (name, _, _) in TENSOR_TYPES.items()
-    if name not in ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64", "NVFP4")  # nothing is stored as these
+    if name not in ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64", "NVFP4")  # not stored in files
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Override:
-    """Tensors whose name holds a match of `pattern` get the type `kind`."""
+    """Tensors whose name matches `pattern` (re.search) get the type `kind`."""
 
     pattern: str
     kind: str
@@ -28,7 +28,7 @@ class Override:
 
 @dataclass(frozen=True)
 class Quantisation:
-    """A type, and how a file of it is made."""
+    """A file type, and how a file of it is made."""
 
     quant: str
     overrides: tuple[Override, ...] = ()
@@ -36,7 +36,7 @@ class Quantisation:
 
     @property
     def is_quantised(self) -> bool:
-        """Whether weights lose precision beyond 16 bit: overrides and importance matrix are for these alone."""
+        """True for types below 16 bit; overrides and importance matrix apply only to these."""
         return self.quant not in PLAIN
 
 
@@ -49,27 +49,25 @@ def check_quants(
         if name not in QUANTS:
             raise ConfigError(f"--quant {name}: unknown; known: {', '.join(QUANTS)}.")
         if needs_imatrix(name) and not imatrix:
-            raise ConfigError(
-                f"--quant {name}: needs an importance matrix, without which it is unusable: --imatrix train."
-            )
+            raise ConfigError(f"--quant {name}: needs an importance matrix: --imatrix train.")
     for each in overrides:
         if needs_imatrix(each.kind) and not imatrix:
             raise ConfigError(f"--tensor-type {each.pattern}={each.kind}: needs an importance matrix: --imatrix train.")
     if overrides and not set(wanted) - {*PLAIN}:
-        raise ConfigError(f"--tensor-type goes with a quantised type, not with {' and '.join(wanted)} alone.")
+        raise ConfigError(f"--tensor-type needs a quantised type, not {' and '.join(wanted)} alone.")
     return wanted
 
 
 def needs_imatrix(name: str) -> bool:
-    """Whether a type is of those that keep too few bits to go without."""
+    """True for types with too few bits to work without an importance matrix."""
     return name.startswith("iq") or name == "q2_k_s"
 
 
 def parse_override(text: str) -> Override:
-    """`PATTERN=TYPE`, as `ffn_down=q6_k`. Raises ConfigError."""
+    """Parse `PATTERN=TYPE`, such as `ffn_down=q6_k`. Raises ConfigError."""
     pattern, separator, kind = text.rpartition("=")
     if not separator or not pattern:
-        raise ConfigError(f"--tensor-type {text}: expected PATTERN=TYPE, as ffn_down=q6_k.")
+        raise ConfigError(f"--tensor-type {text}: expected PATTERN=TYPE, such as ffn_down=q6_k.")
     if kind.lower() not in TENSOR_TYPE_IDS:
         raise ConfigError(f"--tensor-type {text}: unknown type {kind!r}; known: {', '.join(TENSOR_TYPE_IDS)}.")
     try:

@@ -111,7 +111,7 @@ def test_what_is_unknown_of_an_adapter_is_said_to_be(exported: tuple[Path, Resul
     assert re.search(r"^rows +given with --data", page, re.M)
     assert re.search(r"^template +--chat-template ", page, re.M)
     assert re.search(r"^unknown +data, training settings, licence$", page, re.M)
-    assert re.search(r"^unchecked +that the base is the one of the training", page, re.M)
+    assert re.search(r"^unchecked +that the base is the one used in training", page, re.M)
     manifest = read_manifest(out)
     assert manifest.config["origin"] == "adapter"
     assert manifest.facts["unknown"] == ["data", "training settings", "licence"]
@@ -284,7 +284,7 @@ def test_a_template_that_ends_no_answer_is_refused_before_anything_is_made(
 def test_options_that_a_run_has_no_use_for_are_refused(tiny_run: Path, tmp_path: Path) -> None:
     assert "--chat-template" in refused("gguf", tiny_run, "--chat-template", "chatml")
     rows = write_rows_file(tmp_path / "rows.jsonl")
-    assert refused("gguf", tiny_run, "--data", rows) == "--data: a run brings its own held-out rows."
+    assert refused("gguf", tiny_run, "--data", rows).startswith("--data: the run has its own held-out rows")
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_with_the_option(

@@ -35,7 +35,7 @@ def refusal_by_outline(path: Path, plan: PreflightPlan) -> tuple[type[GladstoneE
 def test_a_split_smaller_than_the_largest_tensor_is_refused(f16: Path) -> None:
     kind, message = refusal_by_outline(f16, PreflightPlan(("q8_0",), split_bytes=4_000_000))
     assert kind is ConfigError
-    assert message.startswith("--split: q8_0 cannot be cut smaller than ")
+    assert message.startswith("--split: q8_0 cannot be split into parts smaller than ")
     assert "for token_embd.weight" in message
 
 
@@ -47,7 +47,7 @@ def test_a_pattern_that_no_tensor_has_is_refused(conversion: Conversion) -> None
     """The outline is made for it."""
     kind, message = refusal(conversion, PreflightPlan(("q4_0",), overrides=(parse_override("ffn_nowhere=q8_0"),)))
     assert kind is ConfigError
-    assert "--tensor-type ffn_nowhere=q8_0: no tensor is called so" in message
+    assert "--tensor-type ffn_nowhere=q8_0: no tensor name matches" in message
 
 
 @pytest.mark.parametrize("form", ["gguf", "dat"])

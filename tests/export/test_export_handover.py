@@ -92,10 +92,10 @@ def test_a_template_that_does_more_is_refused() -> None:
         turns_of("every-function")
     shouting = ChatTemplate("{% for m in messages %}{{ m.role }}:{{ m.content.replace('?', '!') }};{% endfor %}bot:")
     turns = read_turns(shouting, "", [";"])
-    with pytest.raises(UnsupportedError, match="does more with a conversation"):
+    with pytest.raises(UnsupportedError, match="does more than write text"):
         check_turns(turns, shouting, CONVERSATIONS, "")
     counting = ChatTemplate("{{ messages | length }}{% for m in messages %}{{ m.content }};{% endfor %}")
-    with pytest.raises(UnsupportedError, match="in another way when others follow"):
+    with pytest.raises(UnsupportedError, match="differently when others follow"):
         read_turns(counting, "", [";"])
 
 
@@ -335,7 +335,7 @@ def test_a_stopped_upload_goes_on_with_what_is_missing(exported: Path, online: H
     online.break_after = 1
     result = push(online, exported, "owner/name")
     assert result.returncode == 1
-    assert "The same command goes on with what is missing." in result.stderr
+    assert "The same command resumes" in result.stderr
     assert online.commits == 0
     arrived, online.break_after = list(online.sent), None
     again = push(online, exported, "owner/name")
@@ -346,7 +346,7 @@ def test_a_stopped_upload_goes_on_with_what_is_missing(exported: Path, online: H
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("status", "told"), [(403, "token that may write there"), (401, "token"), (500, "(500")])
+@pytest.mark.parametrize(("status", "told"), [(403, "write access"), (401, "token"), (500, "(500")])
 def test_a_refusal_of_the_hub_is_told(status: int, told: str, exported: Path, online: Hub) -> None:
     online.refuse = status
     result = push(online, exported, "owner/name")

@@ -179,7 +179,7 @@ def test_the_older_binary_form_is_read_as_llama_quantize_reads_it(tmp_path: Path
         "blk.1.ffn_up.weight": [1.0] * 8,
     }
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ArtifactError, match="cut short"):
+    with pytest.raises(ArtifactError, match="truncated or damaged"):
         read_imatrix(path)
 
 
@@ -192,7 +192,7 @@ def test_entries_that_cannot_be_mean_squares_are_refused(matrix: Path, tmp_path:
     data[at : at + 4] = np.float32(value).tobytes()
     spoilt = tmp_path / "spoilt.gguf"
     spoilt.write_bytes(data)
-    with pytest.raises(ArtifactError, match="holds what cannot be a mean of squares"):
+    with pytest.raises(ArtifactError, match="not a mean of squares"):
         read_imatrix(spoilt)
 
 

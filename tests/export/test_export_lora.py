@@ -150,5 +150,5 @@ def test_an_adapter_that_has_to_be_merged_is_refused_before_anything_is_made(
     finish(run, manifest.config, manifest.template_sha256 or "", tiny_base)
     result = CliRunner().invoke(main, ["lora", str(run)])
     assert result.exit_code == 1
-    assert "this adapter cannot be a GGUF of its own (merge it with `gladstone export gguf`)" in result.output
+    assert "this adapter cannot be written as its own GGUF (merge it with `gladstone export gguf`)" in result.output
     assert not list(run.glob("lora/*.gguf"))

@@ -203,7 +203,7 @@ def test_a_run_that_was_stopped_is_not_taken_for_another_tools(tiny_run: Path, t
     (run / "train.log").touch()
     for given in (run, run / "adapter"):
         message = refused(given, ArtifactError)
-        assert "not finished" in message
+        assert "unfinished" in message
         assert "--resume" in message
 
 

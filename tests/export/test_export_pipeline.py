@@ -235,14 +235,14 @@ def test_a_base_changed_since_its_run_is_refused(run: Path, tiny_base: Path, tmp
         file.seek(-8, 2)
         file.write(b"changed!")
     assert refused(export("gguf", run)) == (
-        f"{base}: not the base that the adapter was trained on (its files have changed)."
+        f"{base}: not the base that the adapter was trained on: its files have changed."
     )
 
 
 def test_a_run_that_is_not_finished_is_refused(run: Path) -> None:
     (run / "manifest.json").unlink()
     message = refused(export("gguf", run))
-    assert message.startswith(f"{run}: a run that is not finished (no manifest.json).")
+    assert message.startswith(f"{run}: an unfinished run (no manifest.json).")
     assert "--resume" in message
 
 
@@ -331,7 +331,7 @@ def test_the_base_of_the_lower_loss_is_taken(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--split", "1MB"), "--split: q8_0 cannot be cut smaller than"),
+        (("--split", "1MB"), "--split: q8_0 cannot be split into parts smaller than"),
         (("--imatrix", "short.txt"), "--imatrix short.txt: 3 tokens, an importance matrix needs at least 512"),
         (("--imatrix", "other.gguf"), "not of this model"),
         (("--imatrix", "model.gguf"), "a GGUF, but not an importance matrix: it is a model"),

@@ -58,15 +58,15 @@ def test_a_tensor_that_cannot_take_its_type_is_told(f16: Path, tmp_path: Path) -
     }
     assert all(names[each.tensor] == each.got.upper() for each in made.fallbacks)
     assert describe_fallbacks("q4_k_m", made.fallbacks).startswith(
-        f"q4_k_m: {len(made.fallbacks)} tensors cannot take their type: "
+        f"q4_k_m: {len(made.fallbacks)} tensors cannot have this type: "
     )
 
 
 def test_fallbacks_are_told_together_by_what_became_of_them() -> None:
     found = (Fallback("a", 576, "q4_K", "q5_0"), Fallback("b", 576, "q4_K", "q5_0"), Fallback("c", 576, "q6_K", "q8_0"))
     assert describe_fallbacks("q4_k_m", found) == (
-        "q4_k_m: 3 tensors cannot take their type: 2 with rows of 576 weights are q5_0 and not q4_K, "
-        "1 with rows of 576 weights are q8_0 and not q6_K."
+        "q4_k_m: 3 tensors cannot have this type: 2 with rows of 576 weights become q5_0 instead of q4_K, "
+        "1 with rows of 576 weights become q8_0 instead of q6_K."
     )
 
 
@@ -86,7 +86,7 @@ def test_an_override_changes_the_tensors_that_it_names_alone(f16: Path, tmp_path
 
 
 def test_an_override_that_names_no_tensor_is_refused(f16: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--tensor-type ffn_dwn=q8_0: no tensor is called so; there are .*blk\.0\."):
+    with pytest.raises(ConfigError, match=r"--tensor-type ffn_dwn=q8_0: no tensor name matches; names are .*blk\.0\."):
         quantise(f16, tmp_path / "out.gguf", Quantisation("q4_0", (Override("ffn_dwn", "q8_0"),)), Silent())
 
 
@@ -186,7 +186,7 @@ def test_what_cannot_be_cut_is_refused_and_what_is_small_stays_whole(f16: Path, 
     copy = tmp_path / "tiny.gguf"
     copy.write_bytes(f16.read_bytes())
     with pytest.raises(
-        ConfigError, match=r"--split: tiny\.gguf cannot be cut smaller than [\d,]+ bytes, for token_embd"
+        ConfigError, match=r"--split: tiny\.gguf cannot be split into parts smaller than [\d,]+ bytes, for token_embd"
     ):
         split_gguf(copy, 1_000_000, Silent())
     assert split_gguf(copy, 1_000_000_000, Silent()) == [copy]
@@ -266,4 +266,4 @@ def test_an_export_with_importance_and_parts_goes_on_and_changes_with_what_is_as
 def test_a_type_of_few_bits_without_importance_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     result = export("gguf", tmp_path / "none", "--quant", "iq2_m")
     assert result.exit_code == 1
-    assert "--quant iq2_m: needs an importance matrix, without which it is unusable: --imatrix train." in result.stderr
+    assert "--quant iq2_m: needs an importance matrix: --imatrix train." in result.stderr
