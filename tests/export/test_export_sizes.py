@@ -121,7 +121,7 @@ def test_the_best_that_fits_is_taken(measured: Path) -> None:
     found = best_fit(measured, whole["q8_0"] - 1, (), 512, imatrix=False)
     assert found.memory_bytes < whole["q8_0"]
     assert not needs_imatrix(found.quant)
-    with pytest.raises(ConfigError, match=r"--fit 1\.0 MB: not even \S+ fits: .* With --imatrix train\|FILE"):
+    with pytest.raises(ConfigError, match=r"--fit 1\.0 MB: not even \S+ fits: .* --imatrix train\|FILE"):
         best_fit(measured, 1_000_000, (), 512, imatrix=False)
 
 
