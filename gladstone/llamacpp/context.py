@@ -100,13 +100,12 @@ class Context:
         self.sequences = sequences
         self._memory = self._lib.llama_get_memory(self.handle)
         self._batch = _Batch(self._lib, self.batch_tokens, sequences)
-        self._encoded = False
         self._threads = (params.n_threads, params.n_threads_batch)
         self._thread_tuner: ThreadTuner | None = (
             make_thread_tuner() if threads is None and not model.gpu_layers else None
         )
         self._divides = flash_attention is not False and cache_type in ("f16", "f32")
-        self._cells = 0  # upper bound of the cells in use
+        self._encoded, self._cells = False, 0  # `_cells`: upper bound of the cells in use
         self._outputs_at = _logits_address(self._lib)
         self._rows_at: int | None = None
         self._rows = np.zeros((0, model.vocab_size), np.float32)  # view (N, V) of llama.cpp's outputs
