@@ -12,6 +12,7 @@ import click
 import pytest
 
 from gladstone.cli import main
+from gladstone.commands.renamed_option import RenamedOption
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("gladstone", "finetune", "export", "runtime", "bench")
@@ -65,7 +66,8 @@ def options() -> dict[str, frozenset[str]]:
 def _options(
     command: click.Command, words: tuple[str, ...], context: click.Context
 ) -> Iterator[tuple[str, frozenset[str]]]:
-    own = {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)} | {"--help"}
+    own = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)} | {"--help"}
+    own |= {option.earlier for option in command.params if isinstance(option, RenamedOption)}
     yield " ".join(words), frozenset(own)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
@@ -104,7 +106,8 @@ def test_every_command_that_a_text_names_exists() -> None:
 
 
 BEGUN = re.compile(r"(?:^|[\s`:])(?:gladstone )?((?:finetune|export|runtime|bench)(?: [a-z]+)+)(?: --[a-z-]+)* $")
-SAFE = {"onto", "model", "lora"}  # one of a few words; names of files beside the card, which come from a recipe's
+# one of a few words; names of files beside the card, which come from a recipe's
+SAFE = {"base_precision", "model", "lora"}
 
 
 def unquoted(source: str) -> list[int]:

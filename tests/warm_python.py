@@ -167,8 +167,10 @@ class Server:
             os.environ.clear()
             os.environ.update(request["environment"])
             sys.executable = self._executable
-            # torch makes its pool of threads anew in a child, and two threads that are the first to ask get none
-            importlib.import_module("torch").set_num_threads(1)
+            # torch makes its pool of threads anew in a child, and two threads that are the first to ask get none; as
+            # many as a Python of its own would have, since sums differ in their last bit with the number of threads
+            threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+            importlib.import_module("torch").set_num_threads(threads)
             code = _exit_code(lambda: _run_program(request["arguments"], self._own_path))
         except BaseException:  # noqa: BLE001 - a child may never get back into the server's code
             traceback.print_exc()

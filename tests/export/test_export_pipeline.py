@@ -221,7 +221,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused_before_any_file_is_made(run
     manifest = read_manifest(run)
     edit_json(run / "adapter" / "adapter_config.json", use_qalora=True)
     finish(run, manifest.config, manifest.template_sha256 or "", tiny_base)
-    assert refused(export("gguf", run)).endswith("the adapter has what this export cannot merge: use_qalora = true")
+    assert refused(export("gguf", run)).endswith("adapter: settings that cannot be merged: use_qalora = true")
     assert not list((run / "gguf").glob("*.gguf"))
 
 

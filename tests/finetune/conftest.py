@@ -11,10 +11,17 @@ from tests.warm_python import TRAINING, warm_python
 
 
 @pytest.fixture(scope="package")
-def warm_children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Trainings in processes of their own are forked from one that has imported unsloth."""
-    with warm_python(tmp_path_factory.mktemp("warm"), TRAINING) as python, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "executable", str(python))
+def training_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Python that has imported unsloth."""
+    with warm_python(tmp_path_factory.mktemp("warm"), TRAINING) as python:
+        yield python
+
+
+@pytest.fixture(scope="module")
+def warm_children(training_python: Path) -> Iterator[None]:
+    """Trainings of a module in processes of their own are forked from one that has imported unsloth."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(training_python))
         yield
 
 

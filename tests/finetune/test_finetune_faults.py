@@ -405,7 +405,7 @@ def test_memory_that_really_ends_makes_the_pieces_smaller_and_leaves_the_losses(
         if code == 0:
             break
     assert code == 0, told
-    assert "Note: memory did not suffice in step 1: " in printed
+    assert "Note: memory did not suffice in step " in printed  # in which one depends on what the heap kept
     assert read_manifest(whole).facts["events"] == []
     losses = [
         [line["loss_nats_per_token"] for line in outcome(folder)[0] if line["kind"] == "step"]
