@@ -340,6 +340,7 @@ def test_a_base_with_fewer_layers_is_loaded_by_links_alone(tmp_path: Path) -> No
     assert len(transformers.AutoModelForCausalLM.from_pretrained(short.folder).model.layers) == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_peak_of_a_run_is_the_estimated_one(tmp_path: Path) -> None:
     rows = Path("finetune/samples")

@@ -78,6 +78,7 @@ def error_of(result: tuple[int, str, str]) -> str:
     return told[told.index("Error: ") :]
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_every_run_ends_as_the_unbroken_one() -> None:
     script = [sys.executable, "-m", "tests.faults.kill_training", "--times", "8", "--seed", "3"]
     found = subprocess.run(script, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
@@ -389,6 +390,7 @@ l.Loop.run = run
 """
 
 
+@pytest.mark.long
 def test_memory_that_really_ends_makes_the_pieces_smaller_and_leaves_the_losses(
     server: Server, recipe: Path, tmp_path: Path
 ) -> None:
