@@ -36,8 +36,8 @@ def prepends_space(tokenizer: Mapping[str, Any]) -> bool:
     normalizer, splitter = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
     steps = [normalizer, *normalizer.get("normalizers", ())]
     cutters = [splitter, *splitter.get("pretokenizers", ())]
-    prepends = any(each.get("type") == "Prepend" for each in steps)
-    return prepends or any(each.get("type") == "Metaspace" and _prepends(each) for each in cutters)
+    prepends = any(step.get("type") == "Prepend" for step in steps)
+    return prepends or any(step.get("type") == "Metaspace" and _prepends(step) for step in cutters)
 
 
 def _prepends(metaspace: Mapping[str, Any]) -> bool:
@@ -67,14 +67,14 @@ def mend(
         types.append(TokenType.UNUSED)
         if scores is not None:
             scores.append(ADDED_SCORE)
-    for each in (tokenizer or {}).get("added_tokens") or ():
-        number, text = int(each["id"]), str(each["content"])
+    for entry in (tokenizer or {}).get("added_tokens") or ():
+        number, text = int(entry["id"]), str(entry["content"])
         if number >= len(tokens) or types[number] not in (TokenType.NORMAL, TokenType.UNUSED, TokenType.USER_DEFINED):
             continue
-        if each.get("special") or looks_special(text):
+        if entry.get("special") or looks_special(text):
             tokens[number], types[number] = _text(text, in_bytes), TokenType.CONTROL
         elif number >= _own_tokens(tokenizer or {}):
-            tokens[number], types[number] = _text(as_found(each, tokenizer or {}), in_bytes), TokenType.USER_DEFINED
+            tokens[number], types[number] = _text(as_found(entry, tokenizer or {}), in_bytes), TokenType.USER_DEFINED
 
 
 def _text(text: str, in_bytes: bool) -> Any:
@@ -88,6 +88,6 @@ def _own_tokens(tokenizer: Mapping[str, Any]) -> int:
 def as_found(added: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> str:
     """The text by which llama.cpp finds an added token; includes the leading space if the tokenizer prepends one."""
     text, steps = str(added["content"]), tokenizer.get("normalizer") or {}
-    kinds = [each.get("type") for each in (steps, *steps.get("normalizers", ()))]
+    kinds = [step.get("type") for step in (steps, *steps.get("normalizers", ()))]
     prepended = added.get("normalized") and "Prepend" in kinds and not text.startswith(("▁", " "))
     return f" {text}" if prepended else text.replace("▁", " ")

@@ -65,9 +65,9 @@ def read_adapter(folder: Path, weight: float = 1.0, *, model_type: str = "") -> 
     updates: dict[str, list[Update]] = {}
     for name, update in _updates(config, parts, weight, model_type):
         updates.setdefault(name, []).append(update)
-    for each in updates.values():
-        each.sort(key=lambda update: ORDER.index(type(update)))
-    whole = [name for name, each in updates.items() if not isinstance(each[0], LowRankUpdate | BiasUpdate)]
+    for group in updates.values():
+        group.sort(key=lambda update: ORDER.index(type(update)))
+    whole = [name for name, group in updates.items() if not isinstance(group[0], LowRankUpdate | BiasUpdate)]
     if weight != 1 and whole:
         raise UnsupportedError(f"{folder}: {whole[0]} was trained as a full tensor and cannot be scaled by {weight}.")
     if weight != 1 and config.get("use_dora"):
@@ -76,7 +76,7 @@ def read_adapter(folder: Path, weight: float = 1.0, *, model_type: str = "") -> 
     _refuse_lost(frozen, updates)
     tables = {name: stored for name, stored in frozen.items() if is_table(name.rpartition(".")[0])}
     ties = bool(config.get("ensure_weight_tying"))
-    return Adapter(folder, {name: tuple(each) for name, each in updates.items()}, tables, ties)
+    return Adapter(folder, {name: tuple(group) for name, group in updates.items()}, tables, ties)
 
 
 def _refuse_lost(frozen: Mapping[str, StoredTensor], updates: Mapping[str, list[Update]]) -> None:
@@ -160,8 +160,12 @@ def _is_conv1d(config: dict[str, Any], model_type: str, module: str) -> bool:
 def _token_ids(config: dict[str, Any], module: str) -> tuple[int, ...]:
     indices = config.get("trainable_token_indices")
     if isinstance(indices, dict):  # a tied head trains the same tokens as its embedding
-        own = next((each for name, each in indices.items() if module.endswith(name)), None)
+        own = next((rows for name, rows in indices.items() if module.endswith(name)), None)
         indices = own or (next(iter(indices.values())) if len(indices) == 1 and is_table(module) else None)
-    if not isinstance(indices, list) or not indices or not all(isinstance(each, int) and each >= 0 for each in indices):
+    if (
+        not isinstance(indices, list)
+        or not indices
+        or not all(isinstance(token, int) and token >= 0 for token in indices)
+    ):
         raise UnsupportedError(f"the adapter holds trained tokens of {module}, but its settings do not say which.")
     return tuple(indices)

@@ -102,7 +102,7 @@ def check_shapes(plan: MergePlan) -> None:
 
 
 def _by(shape: Sequence[int]) -> str:
-    return " × ".join(f"{each:,}" for each in shape)
+    return " × ".join(f"{length:,}" for length in shape)
 
 
 def plan_merge(base: Path, adapters: Sequence[Adapter], onto: Onto = "16bit") -> MergePlan:
@@ -111,24 +111,24 @@ def plan_merge(base: Path, adapters: Sequence[Adapter], onto: Onto = "16bit") ->
     stored = without_copied_head(read_folder(base), config)
     embedding = find_embedding(stored) if find_head(stored) is None else None  # None unless the base is tied
     changes = [_placed(adapter, stored, tied=embedding is not None) for adapter in adapters]
-    untied = embedding is not None and not all(each.keep_tied(embedding) for each in changes)
+    untied = embedding is not None and not all(change.keep_tied(embedding) for change in changes)
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
     if untied and config.get("model_type") == "t5" and scaled:
         raise UnsupportedError("a T5 whose tied embedding or head was trained cannot be merged: its head has a scale.")
     sources = dict(stored)
     if embedding is not None:
-        changes = [each.settled(embedding, apart=untied) for each in changes]
+        changes = [change.settled(embedding, apart=untied) for change in changes]
         if untied:
             sources[HEAD] = stored[embedding]
     frozen = _frozen(changes)
     types = {name: sources[name].dtype for name in frozen}
     sources |= frozen
     found: dict[str, list[tuple[Update, ...]]] = {}  # of each adapter
-    for each in changes:
-        for name, updates in each.updates.items():
+    for change in changes:
+        for name, updates in change.updates.items():
             found.setdefault(name, []).append(updates)
     _refuse_clashes(found)
-    together = {name: tuple(chain.from_iterable(each)) for name, each in found.items()}
+    together = {name: tuple(chain.from_iterable(groups)) for name, groups in found.items()}
     sizes = measure(sources, stored, together, changes[-1].folder) if changes else None
     nf4 = frozenset(_held_in_4_bit(stored, config)) if onto == "nf4" else frozenset[str]()
     return MergePlan(sources, together, untied, nf4, types, sizes)
@@ -140,23 +140,23 @@ def _placed(adapter: Adapter, stored: Mapping[str, StoredTensor], *, tied: bool)
              for name in (*adapter.updates, *adapter.frozen)}  # fmt: skip
     lost = [name for name, place in names.items() if place is None]
     if lost:
-        told = ", ".join(lost[:3])
+        some = ", ".join(lost[:3])
         raise UnsupportedError(
-            f"{adapter.folder}: the base has no tensor for its {told} (of {len(lost)}): it belongs to another base, to "
+            f"{adapter.folder}: the base has no tensor for its {some} (of {len(lost)}): it belongs to another base, to "
             "be named with --base."
         )
-    updates = {str(names[name]): each for name, each in adapter.updates.items()}
-    frozen = {str(names[name]): each for name, each in adapter.frozen.items()}
+    updates = {str(names[name]): value for name, value in adapter.updates.items()}
+    frozen = {str(names[name]): value for name, value in adapter.frozen.items()}
     return Changes(adapter.folder, updates, frozen, adapter.ties)
 
 
 def _frozen(changes: Iterable[Changes]) -> dict[str, StoredTensor]:
     """Tables that replaced the base's before training. Raises UnsupportedError if two adapters disagree."""
     found: dict[str, StoredTensor] = {}
-    for each in changes:
-        for name, table in each.frozen.items():
+    for change in changes:
+        for name, table in change.frozen.items():
             if not same_values(found.setdefault(name, table), table):
-                raise UnsupportedError(f"{each.folder}: was trained with another {name} than the other adapter.")
+                raise UnsupportedError(f"{change.folder}: was trained with another {name} than the other adapter.")
     return found
 
 
@@ -169,9 +169,9 @@ def read_model_config(base: Path) -> dict[str, Any]:
 def _place(name: str, sources: Mapping[str, StoredTensor]) -> str | None:
     """The base's name for PEFT's `name`, with one prefix added or removed; None if there is none."""
     for level in ONE_LEVEL:
-        for each in (name, name.removeprefix(level), level + name):
-            if each in sources:
-                return each
+        for spelling in (name, name.removeprefix(level), level + name):
+            if spelling in sources:
+                return spelling
     return None
 
 
@@ -179,9 +179,9 @@ def _refuse_clashes(found: Mapping[str, Sequence[tuple[Update, ...]]]) -> None:
     """Raises UnsupportedError if adapters change the same tensor other than by addition."""
     for name, by_adapter in found.items():
         adds = all(
-            isinstance(each, BiasUpdate) or (isinstance(each, LowRankUpdate) and each.magnitude is None)
+            isinstance(update, BiasUpdate) or (isinstance(update, LowRankUpdate) and update.magnitude is None)
             for updates in by_adapter
-            for each in updates
+            for update in updates
         )
         if len(by_adapter) > 1 and not adds:
             raise UnsupportedError(f"{name} is changed by several adapters, and their updates cannot be added.")
@@ -233,11 +233,11 @@ def write_index(shards: Mapping[str, Sequence[TensorSpec]], out: Path) -> list[P
 def set_vocabulary(config: dict[str, Any], plan: MergePlan) -> None:
     """Update vocab_size and tie_word_embeddings in a config if the merge changed them."""
     text = config.get("text_config")
-    for each in (config, *([text] if isinstance(text, dict) else [])):
+    for section in (config, *([text] if isinstance(text, dict) else [])):
         if plan.untied:
-            each["tie_word_embeddings"] = False
-        if plan.sizes and (each is not config or "vocab_size" in config or not text):
-            each["vocab_size"] = plan.sizes.after
+            section["tie_word_embeddings"] = False
+        if plan.sizes and (section is not config or "vocab_size" in config or not text):
+            section["vocab_size"] = plan.sizes.after
 
 
 def copy_config(plan: MergePlan, base: Path, out: Path, ends: Sequence[int] = ()) -> list[Path]:

@@ -100,9 +100,9 @@ def _refuse_rowless(tokenizer: Path, ours: Mapping[int, str], rows: int, before:
 def _trained_rows(plan: MergePlan, embedding: str) -> set[int] | None:
     """Ids of the trained embedding rows; None for all."""
     updates = plan.updates.get(embedding, ())
-    if any(isinstance(each, FullTensor | LowRankUpdate) for each in updates):
+    if any(isinstance(update, FullTensor | LowRankUpdate) for update in updates):
         return None
-    return {number for each in updates if isinstance(each, TokenRows) for number in each.tokens}
+    return {number for update in updates if isinstance(update, TokenRows) for number in update.tokens}
 
 
 def read_vocabulary(folder: Path) -> dict[int, str]:
@@ -113,7 +113,7 @@ def read_vocabulary(folder: Path) -> dict[int, str]:
         known = {number: str(entry[0]) for number, entry in enumerate(model)} if isinstance(model, list) else {
             int(number): str(text) for text, number in model.items()
         }  # fmt: skip
-        return known | {int(each["id"]): str(each["content"]) for each in data.get("added_tokens") or ()}
+        return known | {int(entry["id"]): str(entry["content"]) for entry in data.get("added_tokens") or ()}
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         pass
     try:

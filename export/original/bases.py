@@ -66,10 +66,10 @@ def naming_owner(whose: str, name: str) -> Iterator[None]:
     try:
         yield
     except (ConfigError, UnsupportedError) as error:
-        told = str(error).removeprefix(f"{NEEDS.option}: ")
-        about = told.removeprefix(f"{name!r} ")
-        advice = "" if "--base" in told else " Give it with --base FOLDER|HUB-ID."
-        raise type(error)(f"{whose}{', which ' if about != told else ': '}{about}{advice}") from None
+        message = str(error).removeprefix(f"{NEEDS.option}: ")
+        about = message.removeprefix(f"{name!r} ")
+        advice = "" if "--base" in message else " Give it with --base FOLDER|HUB-ID."
+        raise type(error)(f"{whose}{', which ' if about != message else ': '}{about}{advice}") from None
 
 
 def as_cached(hub_id: str) -> str:

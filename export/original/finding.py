@@ -109,14 +109,14 @@ def _find_foreign(home: Path, options: SourceOptions) -> Found:
 
 def _find_below(home: Path, options: SourceOptions) -> Found:
     """The only adapter or model in a subfolder. Raises ArtifactError if there is none or more than one."""
-    below = sorted(each for each in home.iterdir() if each.is_dir())
-    found = [each for each in below if (each / file_names.ADAPTER_CONFIG).is_file() or _is_model(each)]
+    below = sorted(folder for folder in home.iterdir() if folder.is_dir())
+    found = [folder for folder in below if (folder / file_names.ADAPTER_CONFIG).is_file() or _is_model(folder)]
     if len(found) == 1 and (found[0] / file_names.ADAPTER_CONFIG).is_file():
         return read_adapter_folder(home, found[0], options, (f"the adapter is in {found[0]}.",))
     if len(found) == 1:
         return Folder(found[0], options, notes=(f"the model is in {found[0]}.",))
     if found:
-        names = ", ".join(each.name for each in found[-SHOWN:])
+        names = ", ".join(folder.name for folder in found[-SHOWN:])
         raise ArtifactError(f"{home}: holds {len(found)} folders that can be exported: give one of them ({names}).")
     raise ArtifactError(
         f"{home}: {_what_it_holds(home)}: neither a run, an adapter nor a model (expected {_EXPECTED})."
@@ -130,7 +130,7 @@ _EXPECTED = (
 
 
 def _what_it_holds(home: Path) -> str:
-    names = sorted(each.name for each in home.iterdir())
+    names = sorted(path.name for path in home.iterdir())
     if not names:
         return "empty"
     if (home / file_names.ADAPTER_WEIGHTS).is_file() or (home / file_names.PICKLED_ADAPTER_WEIGHTS).is_file():

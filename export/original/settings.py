@@ -47,8 +47,8 @@ class Settings:
         yield "rank, alpha", f"{values['r']}, {values['lora_alpha']:g}"
         targets = values.get("target_modules")
         if targets:
-            told = targets if isinstance(targets, str) else ", ".join(sorted(map(str, targets)))
-            yield "layers", told if len(told) <= SHOWN_TARGETS else f"{told[:SHOWN_TARGETS]}…"
+            target_names = targets if isinstance(targets, str) else ", ".join(sorted(map(str, targets)))
+            yield "layers", target_names if len(target_names) <= SHOWN_TARGETS else f"{target_names[:SHOWN_TARGETS]}…"
         if values.get("modules_to_save"):
             yield "trained in full", ", ".join(map(str, values["modules_to_save"]))
         yield "base, as the adapter names it", self.base or "not named"

@@ -20,7 +20,7 @@ from gladstone.models.tokenizer import FolderTokenizer
 
 ROWS = 256  # of the added tokens are compared
 ASKED, TOGETHER = 4, 8  # prompts with added tokens, and tokens in each
-HEAD_ROWS = 64  # rows of a unit matrix at a time: each yields logits over the vocabulary
+UNIT_ROWS = 64  # rows of a unit matrix at a time: each yields logits over the vocabulary
 # ‖row − trained row‖ / ‖trained row‖ by type; with few bits only the row of another token exceeds it
 ERROR_LIMIT = {"F32": 1e-4, "F16": 2e-3, "BF16": 1e-2}
 QUANTISED_ERROR_LIMIT = 0.6
@@ -80,9 +80,9 @@ def check_found(model: Model, tokenizer: FolderTokenizer) -> Check | None:
     reasons = {reason for number, _ in wrong if (reason := inexpressible_rule(tokenizer, number))}
     faults = [number for number, _ in wrong if not inexpressible_rule(tokenizer, number)]
     if wrong:
-        told = shown(list(dict.fromkeys(words[number] for number, _ in wrong)))
+        changed = shown(list(dict.fromkeys(words[number] for number, _ in wrong)))
         places = ", ".join(dict.fromkeys(place for _, place in wrong))
-        detail = f"{len(wrong)} of {len(texts):,} places get other ids than in training ({told}: {places})"
+        detail = f"{len(wrong)} of {len(texts):,} places get other ids than in training ({changed}: {places})"
     if wrong and not faults:
         detail += f": a GGUF cannot hold that {' and '.join(sorted(reasons))}"
     measured = {"words": len(words), "places": len(texts), "differing": len(wrong)}
@@ -126,7 +126,7 @@ def _read(path: Path, name: str, numbers: Sequence[int]) -> tuple[npt.NDArray[np
     from gguf.quants import dequantize
 
     for header in read_model(path):
-        tensor = next((each for each in header.tensors if each.name == name), None)
+        tensor = next((stored for stored in header.tensors if stored.name == name), None)
         if tensor is None:
             continue
         rows = tensor.shape[1]
@@ -146,7 +146,9 @@ def embedding_rows(reference: Any, numbers: Sequence[int]) -> npt.NDArray[np.flo
     import torch
 
     module = reference.get_input_embeddings()
-    scale = next((float(each.embed_scale) for each in module.modules() if hasattr(each, "embed_scale")), 1.0)
+    scale = next(
+        (float(submodule.embed_scale) for submodule in module.modules() if hasattr(submodule, "embed_scale")), 1.0
+    )
     with torch.inference_mode():
         found: npt.NDArray[np.float32] = module(torch.tensor(list(numbers))).float().numpy() / scale
     return found
@@ -157,13 +159,13 @@ def head_rows(reference: Any, numbers: Sequence[int]) -> npt.NDArray[np.float32]
     import torch
 
     module = reference.get_output_embeddings()
-    weight = next(each for each in module.parameters() if each.dim() == 2)
+    weight = next(parameter for parameter in module.parameters() if parameter.dim() == 2)
     width = module.in_features if hasattr(module, "in_features") else weight.shape[1]
     chosen = torch.tensor(list(numbers))
     with torch.inference_mode():
         if type(module) is torch.nn.Linear:
             return np.asarray(module.weight[chosen].float().numpy())
         nothing = module(torch.zeros(1, width, dtype=weight.dtype))[:, chosen]
-        parts = [module(part)[:, chosen] - nothing for part in torch.eye(width, dtype=weight.dtype).split(HEAD_ROWS)]
+        parts = [module(part)[:, chosen] - nothing for part in torch.eye(width, dtype=weight.dtype).split(UNIT_ROWS)]
         found: npt.NDArray[np.float32] = torch.cat(parts).T.float().numpy()
     return found

@@ -73,10 +73,12 @@ def _tensor_bytes(header: GgufHeader, types: Mapping[str, str]) -> dict[str, int
 
 def check_overrides(overrides: Sequence[Override], names: Sequence[str]) -> None:
     """Raises ConfigError for a pattern that matches no tensor name."""
-    for each in overrides:
-        if not any(re.search(each.pattern, name) for name in names):
-            told = ", ".join(sorted({re.sub(r"\.\d+\.", ".0.", name) for name in names})[:8])
-            raise ConfigError(f"--tensor-type {each.pattern}={each.kind}: no tensor name matches; names are {told}, …")
+    for override in overrides:
+        if not any(re.search(override.pattern, name) for name in names):
+            examples = ", ".join(sorted({re.sub(r"\.\d+\.", ".0.", name) for name in names})[:8])
+            raise ConfigError(
+                f"--tensor-type {override.pattern}={override.kind}: no tensor name matches; names are {examples}, …"
+            )
 
 
 def _call(source: Path, quantisation: Quantisation, out: Path | None, progress: Progress | None) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def _call(source: Path, quantisation: Quantisation, out: Path | None, progress: 
         "out": str(out) if out else "",
         "dry_run": out is None,
         "file_type": QUANTS[quantisation.quant],
-        "overrides": [(each.pattern, TENSOR_TYPE_IDS[each.kind]) for each in overrides],
+        "overrides": [(override.pattern, TENSOR_TYPE_IDS[override.kind]) for override in overrides],
         "imatrix": str(quantisation.imatrix) if quantisation.imatrix and quantisation.is_quantised else None,
         "threads": core_count(),
     }
@@ -99,14 +101,14 @@ def _call(source: Path, quantisation: Quantisation, out: Path | None, progress: 
 
 
 def _fallbacks(said: dict[str, Any]) -> tuple[Fallback, ...]:
-    return tuple(Fallback(*each) for each in said["fallbacks"])
+    return tuple(Fallback(*fields) for fields in said["fallbacks"])
 
 
 def describe_fallbacks(quant: str, fallbacks: tuple[Fallback, ...]) -> str:
     """The fallbacks as one sentence."""
     groups: dict[tuple[str, str, int], list[str]] = {}
-    for each in fallbacks:
-        groups.setdefault((each.wanted, each.got, each.columns), []).append(each.tensor)
+    for fallback in fallbacks:
+        groups.setdefault((fallback.wanted, fallback.got, fallback.columns), []).append(fallback.tensor)
     parts = [
         f"{len(names)} with rows of {columns:,} weights become {got} instead of {wanted}"
         for (wanted, got, columns), names in groups.items()

@@ -69,8 +69,8 @@ class Study:
         """
         while True:
             trials = self.trials()
-            begun = [each.number for each in trials if each.state.name == "RUNNING" and each.number + 1 not in taken]
-            waiting = any(each.state.name == "WAITING" for each in trials)
+            begun = [one.number for one in trials if one.state.name == "RUNNING" and one.number + 1 not in taken]
+            waiting = any(other.state.name == "WAITING" for other in trials)
             if not begun and not waiting and (self._plan.section.search != "tpe" or len(trials) >= self._plan.total):
                 return None
             self._study.sampler = _sampler(self._plan, begun[0] if begun else len(trials))
@@ -124,8 +124,8 @@ class Study:
 
     def _repeats(self, trial: Any) -> bool:
         """True if TPE proposed settings of a finished trial: the new trial then gets its loss without a run."""
-        finished = (each for each in self.trials() if each.state.name == "COMPLETE")
-        same = next((each for each in finished if each.params == trial.params), None)
+        finished = (other for other in self.trials() if other.state.name == "COMPLETE")
+        same = next((other for other in finished if other.params == trial.params), None)
         if same is None:
             return False
         trial.set_user_attr(SAME_AS, same.user_attrs.get(SAME_AS, same.number + 1))

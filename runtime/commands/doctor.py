@@ -158,7 +158,7 @@ def parse_vulkan(text: str) -> tuple[str, ...]:
 
 
 def read_controllers(devices: Path) -> tuple[str, ...]:
-    """Vendors of graphics hardware on the PCI bus (class 03) that llama.cpp has a back end for."""
+    """Vendors of graphics hardware on the PCI bus (class 03) that llama.cpp has a backend for."""
     vendors = set()
     for folder in devices.iterdir() if devices.is_dir() else ():
         with suppress(OSError):
@@ -181,7 +181,7 @@ def render(facts: Facts, bandwidth: "Bandwidth", speed: Speed | None) -> str:
         rows.append(("  not used", f"{' '.join(unused)}{f': {cost}' if cost else ''}"))
     made = f" built with {facts.compiler}" if facts.compiler else ""
     rows += [
-        ("llama.cpp", f"llama-cpp-python {facts.version}, {facts.backend or 'no back end'}{made}"),
+        ("llama.cpp", f"llama-cpp-python {facts.version}, {facts.backend or 'no backend'}{made}"),
         ("gpu", ", ".join(facts.devices) or "llama.cpp sees none"),
         ("memory", f"{readable_bytes(facts.memory_bytes)}, {readable_bytes(facts.free_bytes)} free"),
         ("bandwidth", _bandwidth(bandwidth)),

@@ -49,7 +49,7 @@ class Facts:
     cores: Cores
     version: str  # of llama-cpp-python
     used: frozenset[str]  # instruction sets of the build, as llama.cpp names them
-    compiler: str = ""  # of the back end: "gcc 12.2.0"
+    compiler: str = ""  # of the backend: "gcc 12.2.0"
     backend: str = ""  # the file that computes
     devices: tuple[str, ...] = ()  # GPUs that llama.cpp sees
     memory_bytes: int = 0

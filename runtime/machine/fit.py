@@ -325,7 +325,7 @@ def _reason(fit: Fit, model: MemoryModel, machine: Machine, constraints: FitCons
     own, *gpus = fit.devices
     on = ", ".join(_filled(share) for share in gpus if share.layers)
     if not machine.gpus:
-        layers = f"no GPU back end ({_of(own)} free)"
+        layers = f"no GPU backend ({_of(own)} free)"
     elif on:
         layers = f"gpu layers {fit.gpu_layers} of {fit.all_layers} ({on})"
     else:

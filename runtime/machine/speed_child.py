@@ -1,4 +1,4 @@
-"""Prefill and decode speed of a model file, measured in a process of its own: a back end that crashes takes it along.
+"""Prefill and decode speed of a model file, measured in a process of its own: a backend that crashes takes it along.
 
 See `runtime.commands.doctor`.
 """
@@ -20,7 +20,7 @@ CONTEXT_TOKENS, PROMPT_TOKENS, DECODED_TOKENS, LIMIT_S = 512, 128, 48, 2.0
 
 
 def describe() -> dict[str, Any]:
-    """What the build reports: instruction sets, the back end that was chosen, GPUs."""
+    """What the build reports: instruction sets, the backend that was chosen, GPUs."""
     from gladstone.llamacpp.backends import loaded_backend
     from gladstone.llamacpp.devices import read_devices
     from gladstone.llamacpp.library import library

@@ -1,4 +1,4 @@
-"""How many threads compute: measured once for each processor, model and back end, and stored in the cache folder.
+"""How many threads compute: measured once for each processor, model and backend, and stored in the cache folder.
 
 Decoding is bound by memory bandwidth: on most processors fewer threads than logical CPUs are as fast or faster, and no
 property of the system tells how many. Prefill is bound by computation and uses more threads. A measurement that other
@@ -152,7 +152,7 @@ def _measure(
 
 
 def threads_key(model: GgufInfo, backend: str, cores: Cores) -> str:
-    """The key of a measurement: processor, CPUs that may be used, shape of the model, back end."""
+    """The key of a measurement: processor, CPUs that may be used, shape of the model, backend."""
     shape = f"{model.architecture} {model.parameters} {model.quantisation}"
     return f"{cpu_name()} | {cores.allowed} of {cores.logical}, quota {cores.quota} | {shape} | {backend}"
 

@@ -127,7 +127,7 @@ def test_a_piped_chat_answers_line_by_line_and_remembers(runtime: Run, smollm: P
     assert result.stderr == ""
     assert steady(result.stdout) == (
         f"{smollm.name}, context 4,096 tokens. {NO_MEDICAL_ADVICE}\n"
-        "1 thread, no GPU back end (N of N GB free), weights N, context 4,096 (f16 cache 0.09 GB) of at most 8,192 (--context), batch 512, flash attention on.\n"
+        "1 thread, no GPU backend (N of N GB free), weights N, context 4,096 (f16 cache 0.09 GB) of at most 8,192 (--context), batch 512, flash attention on.\n"
         "/help lists the commands.\n"
         f"{first}\n{count} tokens, N tokens/s, context {used + count:,} of 4,096\n"
         f"{second.text}\n{second.generated_tokens} tokens, N tokens/s, "

@@ -255,7 +255,7 @@ def test_a_back_end_that_crashes_is_a_fault_of_the_report_and_no_crash_of_the_do
 
 @pytest.fixture
 def crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Let the measuring child die of SIGILL at its first prompt, by a start-up hook: no back end here crashes by itself."""
+    """Let the measuring child die of SIGILL at its first prompt, by a start-up hook: no backend here crashes by itself."""
 
     def arm() -> None:
         hook = (

@@ -115,16 +115,16 @@ LINES = [
     ("llama-3-8b", rtx(0.5), FitConstraints(),
      "gpu layers 0 of 33 (5.7 of 32.0 GB free in memory), weights mapped, context 4,096 (f16 cache 0.54 GB) of at most 8,192 (--context), batch 512, flash attention on"),
     ("llama-3-8b", Machine(6 * GB), FitConstraints(),
-     "no GPU back end (5.7 of 6.0 GB free), weights mapped, context 4,096 (f16 cache 0.54 GB) of at most 8,192 (--context), batch 512, flash attention on"),
+     "no GPU backend (5.7 of 6.0 GB free), weights mapped, context 4,096 (f16 cache 0.54 GB) of at most 8,192 (--context), batch 512, flash attention on"),
     ("llama-3-8b", Machine(int(5.2 * GB)), FitConstraints(),
-     "no GPU back end (5.1 of 5.2 GB free), weights mapped, context 2,048 (f16 cache 0.27 GB) instead of 4,096, to fit the memory, "
+     "no GPU backend (5.1 of 5.2 GB free), weights mapped, context 2,048 (f16 cache 0.27 GB) instead of 4,096, to fit the memory, "
      "batch 128, flash attention on"),
     ("llama-3-8b", Machine(int(5.2 * GB)), FitConstraints(kv_types=("f16", "q8_0")),
-     "no GPU back end (5.2 of 5.2 GB free), weights mapped, context 4,096 (q8_0 cache 0.29 GB) of at most 8,192 (--context), batch 128, flash attention on"),
+     "no GPU backend (5.2 of 5.2 GB free), weights mapped, context 4,096 (q8_0 cache 0.29 GB) of at most 8,192 (--context), batch 128, flash attention on"),
     ("flan-t5-base", Machine(4 * GB), FitConstraints(),
-     "no GPU back end (0.5 of 4.0 GB free), weights mapped, context 512 (f16 cache 0.02 GB), batch 512, flash attention off"),
+     "no GPU backend (0.5 of 4.0 GB free), weights mapped, context 512 (f16 cache 0.02 GB), batch 512, flash attention off"),
     ("flan-t5-base", Machine(4 * GB, huge_pages=True), FitConstraints(),
-     "no GPU back end (0.5 of 4.0 GB free), weights copied into huge pages, context 512 (f16 cache 0.02 GB), batch 512, "
+     "no GPU backend (0.5 of 4.0 GB free), weights copied into huge pages, context 512 (f16 cache 0.02 GB), batch 512, "
      "flash attention off"),
 ]  # fmt: skip
 

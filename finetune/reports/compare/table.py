@@ -73,11 +73,11 @@ def _results(runs: Sequence[Run]) -> list[Row]:
     for name, (read, show) in RESULTS.items():
         values = [read(run) for run in runs]
         if any(value is not None for value in values):
-            texts = tuple(NOT_MEASURED if each is None else show(each) for each in values)
+            texts = tuple(NOT_MEASURED if value is None else show(value) for value in values)
             rows.append(Row(name, tuple(values), texts, _UNITS.get(show, "")))
     for name in dict.fromkeys(name for run in runs for _, scores in run.history.scores for name in scores):
         last = [next((found[name] for _, found in reversed(run.history.scores) if name in found), None) for run in runs]
-        texts = tuple(NOT_MEASURED if each is None else f"{each:.3f}" for each in last)
+        texts = tuple(NOT_MEASURED if value is None else f"{value:.3f}" for value in last)
         rows.append(Row(f"{name} of the last samples", tuple(last), texts))
     return rows
 
@@ -134,7 +134,7 @@ def _padding(run: Run) -> float | None:
 
 
 def _warned(run: Run) -> str | None:
-    return ", ".join(each["kind"] for each in serious(run.facts)) or None
+    return ", ".join(warning["kind"] for warning in serious(run.facts)) or None
 
 
 def _shrunk(run: Run) -> int | None:
@@ -206,7 +206,7 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
         if unknown:
             warnings.append(f"The {_NAMES[name]} unknown for {', '.join(unknown)} and may differ.")
     for run in runs:
-        warnings += [f"WARNING of {run.label}: {each['text']}." for each in serious(run.facts)]
+        warnings += [f"WARNING of {run.label}: {warning['text']}." for warning in serious(run.facts)]
     unfinished = [run.label for run in runs if not run.finished]
     if unfinished:
         warnings.append(f"Not finished: {', '.join(unfinished)}. Held-out losses are measured at the end.")
