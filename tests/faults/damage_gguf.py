@@ -3,7 +3,7 @@
     python -m tests.faults.damage_gguf --files 1000 --seed 0 [--manifest]
 
 Each file goes through what the engine does: the guard, the trial in a child, then a real load and a few words, all in a
-process that plays the user's, so that its crash is counted. ExportOptions: no crash there, nothing over 5 s of processor time,
+process that plays the user's, so that its crash is counted. Wanted: no crash there, nothing over 5 s of processor time,
 memory bounded, one line for each refusal; with a manifest of the sound file beside it, none accepted.
 """
 
@@ -30,7 +30,8 @@ from tests.faults.tiny_ggufs import MODELS
 
 HANG_S, GIVE_UP_S = 5.0, 60.0
 BUSY = 4  # as many times longer a file may take by the clock on a machine that has other work
-ROOM_BYTES, OWN_BYTES = 200_000_000, 100_000_000
+# our reader may take 200 MB for a header (test_gladstone_gguf.py); the rest is llama.cpp's copy of it and a tiny context
+ROOM_BYTES = 300_000_000
 OUTCOMES = ("guard", "manifest", "trial", "template", "loaded", "refused late", "crashed")
 ROOT = Path(__file__).parents[2]
 
