@@ -25,7 +25,7 @@ from export.convert.lora_gguf import LORA
 from export.merge.plan import Onto, check_shapes, read_plan
 from export.original.finding import default_out, find, opened
 from export.original.model import SourceOptions, check_accepted
-from export.preflight import check_plan, read_calibration
+from export.preflight import check_plan, plan_proof, read_calibration
 from export.proof.check import Check
 from export.proof.file import proof_page, verify_file
 from export.proof.trained import date_note, trained_of
@@ -73,6 +73,7 @@ def export_gguf(
 
     Artifacts that an interrupted call finished are reused. Raises ArtifactError if the training went wrong and
     `options` do not accept that, or if the proof fails: the files stay for inspection, without a manifest.
+    Raises UnsupportedError before anything is written if the memory does not suffice for the proof.
     """
     options = options.checked()
     found = find(path, source_options)
@@ -85,6 +86,8 @@ def export_gguf(
         growth = check_vocabulary(original, options)
         text = read_calibration(original, options.imatrix, options.imatrix_chunks)
         check_plan(conversion_of(original, about_model(original), original.adapter, "16bit"), options.plan, progress)
+        others = len({*options.quants} - {options.intermediate}) * (1 + options.with_base)
+        plan_proof(original, "nf4" if options.onto == "nf4" else "16bit", others, progress)
         onto, notes = choose_onto(original, options, out, progress)
         builder = ExportBuilder(
             original, options, onto, ArtifactCache(out, model_key(original, onto), progress), progress

@@ -1,4 +1,4 @@
-"""Cheap checks before anything is merged: the calibration text, and the model's outline (a GGUF without weights)."""
+"""Cheap checks before anything is merged: calibration text, memory of the proof, outline (a GGUF without weights)."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.convert.convert import Conversion, outline
+from export.merge.plan import Onto
 from export.original.model import Original
+from export.proof.duration import foreseen_s
+from export.proof.reference import place_reference
 from export.proof.trained import trained_of
 from export.quantise.imatrix import (
     CHUNK_TOKENS,
@@ -21,10 +24,13 @@ from export.quantise.imatrix import (
 from export.quantise.quantise import check_overrides, predicted_bytes
 from export.quantise.split import check_split
 from export.quantise.types import Override, Quantisation
-from gladstone.commands.progress import Progress
+from export.torch_model.placement import Memory
+from export.torch_model.size import model_size
+from gladstone.commands.progress import Progress, step
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.formats import read_conversations
 from gladstone.gguf.header import read_header
+from gladstone.report.durations import rough_duration
 
 TRIED_CHARACTERS = 20_000  # tokenised at a time, until there are enough tokens
 
@@ -47,6 +53,20 @@ class PreflightPlan:
 def given_matrix(source: str | None) -> Path | None:
     """The file of `--imatrix` if it holds an importance matrix, None if it holds rows or text. Raises ArtifactError."""
     return Path(source) if source not in (None, "train") and is_imatrix(Path(str(source))) else None
+
+
+def plan_proof(original: Original, onto: Onto, files: int, progress: Progress, memory: Memory | None = None) -> None:
+    """Say where the proof will compute, the memory it needs and its time, with `files` quantised files.
+
+    `memory` is what is free, this machine's by default. Raises UnsupportedError if it is too little.
+    """
+    with step(progress, "Planning the proof") as running:
+        trained = trained_of(original, onto)
+        placement = place_reference(trained, memory)
+        size = model_size(trained.base, trained.adapter)
+        about_s = foreseen_s(trained, files, size.parameters, placement)
+        told = "" if about_s is None else f", about {rough_duration(about_s)}"
+        running.update(None, f"in torch {placement}{told}")
 
 
 def check_plan(conversion: Conversion, plan: PreflightPlan, progress: Progress) -> None:

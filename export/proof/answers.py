@@ -3,7 +3,7 @@
 Names torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,18 @@ from export.proof.check import Check
 from export.proof.divergence import kl_divergence, log_softmax
 from export.proof.grown import added_tokens, check_rows
 from export.proof.heldout import HeldOut
-from export.proof.reading import SEQUENCES, Batch, Logits, Reader, Text, Wave, batch_tokens, plan_reading, wave_tokens
+from export.proof.reading import (
+    SEQUENCES,
+    WAVE_BYTES,
+    Batch,
+    Logits,
+    Reader,
+    Text,
+    Wave,
+    batch_tokens,
+    plan_reading,
+    wave_tokens,
+)
 from export.proof.reading_results import KeptLogProbs, ReadingResults, fits
 from export.proof.reference import Reference
 from export.proof.rows import ANSWER_TOKENS, LONGEST_PROMPT, Row, ordered_rows, prompt_text
@@ -57,19 +68,29 @@ def compare_answers(
             ours = reading.open(reader)
             comparison.add_rows(ours, reference.opening(reading.texts[0].tokens[:shared]), times=asked)
         done = 0
-        for wave in reading.plan.waves:
-            written = reading.read(reader, wave)
-            prompts = [reading.rows[number].prompt for number in written]
-            theirs = reference.logits(prompts, [answer for answer, _ in written.values()], shared)
-            for (answer, ours), their in zip(written.values(), theirs, strict=True):
+        for answers in _together(reading, reader, streamed=reference.placement.streamed):
+            prompts = [reading.rows[number].prompt for number in answers]
+            theirs = reference.logits(prompts, [answer for answer, _ in answers.values()], shared)
+            for (answer, ours), their in zip(answers.values(), theirs, strict=True):
                 comparison.add(ours, their, answer, ended=model.ends_generation(answer[-1]))
-            done += len(written)
+            done += len(answers)
             progress.update(done / asked, f"greedy answer {done} of {asked}")
     if results is not None:
         reading.finish(results)
     checks = comparison.checks(reference.dtype, quantisation)
     added = added_tokens(trained)
     return [*checks, check_rows(model.path, reference.model, added)] if added else checks
+
+
+def _together(reading: "_Reading", reader: Reader, *, streamed: bool) -> Iterator[dict[int, tuple[list[int], Logits]]]:
+    """The greedy answers of each wave; of several waves where torch reads all layers once for what it gets."""
+    waiting: dict[int, tuple[list[int], Logits]] = {}
+    for wave in reading.plan.waves:
+        waiting |= reading.read(reader, wave)
+        last, size = wave is reading.plan.waves[-1], sum(logits.nbytes for _, logits in waiting.values())
+        if waiting and (last or not streamed or size >= WAVE_BYTES // 2):
+            yield waiting
+            waiting = {}
 
 
 class _Reading:

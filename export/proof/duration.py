@@ -1,25 +1,32 @@
-"""Estimate of a proof's duration."""
+"""Estimate of a proof's duration. Names torch."""
 
 import time
+from dataclasses import dataclass
 
 from export.proof.reading import Text, plan_reading
 from export.proof.rows import ANSWER_TOKENS, PROMPTS, sequences_of
 from export.proof.trained import Trained
+from export.torch_model.placement import Placement
 from gladstone.llamacpp.context import Context
 from gladstone.llamacpp.model import Model
 
-TRIAL_TOKENS = 48
+TRIAL_TOKENS, PRODUCT_SIDE = 48, 1024
 # cost of a token relative to a prefilled token of the file: decoded, in torch, and in a quantised file
 # (SmolLM2-135M, q8_0 and q4_k_m, two cores with AVX-512)
 WRITTEN_COST, TORCH_COST, QUANTISED_COST = 1.4, 0.7, 1.15
 FIXED_S = 6.0  # for loading, vocabulary and texts
 
 
-def proof_s(model: Model, trained: Trained, files: int) -> float | None:
-    """Estimated seconds for all checks of a file and of `files` quantised ones; None without rows.
+@dataclass(frozen=True)
+class Costs:
+    """Work of a proof in prefilled tokens of the file: in llama.cpp and in torch."""
 
-    Times a short prefill of the file.
-    """
+    file: float
+    torch: float
+
+
+def proof_costs(trained: Trained, files: int) -> Costs | None:
+    """The work of all checks of a file and of `files` quantised ones; None without rows."""
     sequences = sequences_of(trained)
     if not sequences:
         return None
@@ -27,8 +34,42 @@ def proof_s(model: Model, trained: Trained, files: int) -> float | None:
     rows = [Text([*prompt, *answer], len(prompt)) for prompt, answer in sequences]
     asked, written = plan_reading(prompts, 512).read, len(prompts) * ANSWER_TOKENS
     answered = plan_reading(rows, 512).read if files else 0
-    costs = asked + WRITTEN_COST * written + TORCH_COST * (asked + written) + answered * (1 + QUANTISED_COST * files)
-    return FIXED_S + costs * token_s(model, prompts[0].tokens)
+    in_file = asked + WRITTEN_COST * written + answered * (1 + QUANTISED_COST * files)
+    return Costs(in_file, TORCH_COST * (asked + written))
+
+
+def proof_s(model: Model, trained: Trained, files: int, placement: Placement) -> float | None:
+    """Estimated seconds for all checks of a file and of `files` quantised ones; None without rows.
+
+    Times a short prefill of the file.
+    """
+    costs = proof_costs(trained, files)
+    if costs is None:
+        return None
+    first = sequences_of(trained)[0][0]
+    on_cpu = costs.torch if placement.device == "cpu" else 0.0
+    return FIXED_S + (costs.file + on_cpu) * token_s(model, first)
+
+
+def foreseen_s(trained: Trained, files: int, parameters: int, placement: Placement) -> float | None:
+    """As `proof_s` before there is a file: from the number of weights and the speed of a matrix product."""
+    costs = proof_costs(trained, files)
+    if costs is None:
+        return None
+    on_cpu = costs.torch if placement.device == "cpu" else 0.0
+    return FIXED_S + (costs.file + on_cpu) * 2 * parameters / product_flops() / TORCH_COST
+
+
+def product_flops() -> float:
+    """Float32 operations a second of a matrix product in torch on the CPU, the better of two measurements."""
+    import torch
+
+    sides, times = torch.ones(PRODUCT_SIDE, PRODUCT_SIDE), []
+    for _ in range(2):
+        begin_s = time.perf_counter()
+        sides @ sides
+        times.append(time.perf_counter() - begin_s)
+    return float(2 * PRODUCT_SIDE**3 / min(times))
 
 
 def token_s(model: Model, tokens: list[int]) -> float:

@@ -11,6 +11,7 @@ from export.proof.duration import proof_s
 from export.proof.grown import check_found
 from export.proof.prompts import check_beginning, check_context, check_rendering, check_template
 from export.proof.reading_results import ReadingResults
+from export.proof.reference import place_reference
 from export.proof.tokens import check_entries, check_special, check_texts, check_typed
 from export.proof.trained import Trained
 from gladstone.commands.progress import Progress, step
@@ -28,20 +29,22 @@ def verify_file(  # noqa: PLR0913, PLR0917 - what is proven, and what else its o
     files: int = 0,
     results: ReadingResults | None = None,
 ) -> list[Check]:
-    """Run all checks on a GGUF of any type, with adapters applied. Raises ArtifactError if it cannot be loaded.
+    """Run all checks on a GGUF of any type, with adapters applied. Raises ArtifactError if it cannot be loaded,
+    UnsupportedError if there is too little memory to compare it with torch.
 
     The announced time includes the proof of `files` quantised files. `results` receives the held-out loss; a vocabulary
     that it has already seen is not checked again.
     """
+    placement = place_reference(trained)
     headers = read_model(path)
     with Model(path, loras=loras, headers=headers) as model:
-        taken_s = proof_s(model, trained, files)
+        taken_s = proof_s(model, trained, files, placement)
         about = "" if taken_s is None else f" (the proof takes about {rough_duration(taken_s)})"
         with step(progress, f"Proving {path.name}{about}: vocabulary, texts, special tokens, template"):
             checks = [*_known_vocabulary(headers[0], model, trained, results.vocabularies if results else {})]
         if not all(check.passed for check in checks if check.name == "vocabulary"):
             return checks  # token ids of another vocabulary say nothing about the weights
-        with step(progress, f"Proving {path.name}: distributions and answers against torch"):
+        with step(progress, f"Proving {path.name}: distributions and answers against torch {placement}"):
             checks += compare_answers(model, read_info(path).quantisation, trained, progress, results)
     return checks
 

@@ -150,7 +150,7 @@ def embedding_rows(reference: Any, numbers: Sequence[int]) -> npt.NDArray[np.flo
         (float(submodule.embed_scale) for submodule in module.modules() if hasattr(submodule, "embed_scale")), 1.0
     )
     with torch.inference_mode():
-        found: npt.NDArray[np.float32] = module(torch.tensor(list(numbers))).float().numpy() / scale
+        found: npt.NDArray[np.float32] = module(_ids(reference, numbers)).float().cpu().numpy() / scale
     return found
 
 
@@ -161,11 +161,19 @@ def head_rows(reference: Any, numbers: Sequence[int]) -> npt.NDArray[np.float32]
     module = reference.get_output_embeddings()
     weight = next(parameter for parameter in module.parameters() if parameter.dim() == 2)
     width = module.in_features if hasattr(module, "in_features") else weight.shape[1]
-    chosen = torch.tensor(list(numbers))
+    chosen = _ids(reference, numbers)
     with torch.inference_mode():
         if type(module) is torch.nn.Linear:
-            return np.asarray(module.weight[chosen].float().numpy())
-        nothing = module(torch.zeros(1, width, dtype=weight.dtype))[:, chosen]
-        parts = [module(part)[:, chosen] - nothing for part in torch.eye(width, dtype=weight.dtype).split(UNIT_ROWS)]
-        found: npt.NDArray[np.float32] = torch.cat(parts).T.float().numpy()
+            return np.asarray(module.weight[chosen].float().cpu().numpy())
+        nothing = module(torch.zeros(1, width, dtype=weight.dtype, device=weight.device))[:, chosen]
+        units = torch.eye(width, dtype=weight.dtype, device=weight.device).split(UNIT_ROWS)
+        parts = [module(part)[:, chosen] - nothing for part in units]
+        found: npt.NDArray[np.float32] = torch.cat(parts).T.float().cpu().numpy()
     return found
+
+
+def _ids(reference: Any, numbers: Sequence[int]) -> Any:
+    """Token ids (N,) int64 on the device of the model."""
+    import torch
+
+    return torch.tensor(list(numbers), device=next(reference.parameters()).device)

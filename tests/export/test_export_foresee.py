@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from export.convert.convert import Conversion
-from export.preflight import PreflightPlan, check_length, check_outline, check_plan, given_matrix
+from export.original.finding import find, opened
+from export.preflight import PreflightPlan, check_length, check_outline, check_plan, given_matrix, plan_proof
 from export.quantise.imatrix import read_imatrix
 from export.quantise.types import parse_override
+from export.torch_model.placement import Memory
 from gladstone.commands.progress import Silent
 from gladstone.errors import ArtifactError, ConfigError, DataError, GladstoneError, UnsupportedError
 from tests.gladstone.wrong_files import imatrix, old_imatrix, vocabulary_only, written
@@ -93,3 +95,26 @@ def test_a_text_that_is_too_short_for_a_matrix_is_refused_and_no_more_is_read_th
 
     check_length("notes.txt", ["word " * 1_000_000] * 2, counted)
     assert sum(seen) <= 20_000
+
+
+class Told(Silent):
+    """Keeps the notes of all steps."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def update(self, fraction: float | None, note: str = "") -> None:
+        self.notes.append(note)
+
+
+def test_before_anything_is_merged_an_export_says_where_the_proof_computes_its_memory_and_its_time(
+    tiny_run: Path,
+) -> None:
+    told = Told()
+    with opened(find(tiny_run), Silent()) as original:
+        plan_proof(original, "16bit", 1, told, Memory(8 * 10**9))
+        (note,) = told.notes
+        for fact in ("float32 on the CPU, the whole model", "(8.00 GB free)", "about "):
+            assert fact in note
+        with pytest.raises(UnsupportedError, match="too little memory for the proof"):
+            plan_proof(original, "16bit", 1, told, Memory(10**8))

@@ -12,7 +12,7 @@ from export.proof.answers import greedy
 from export.proof.duration import proof_s, token_s
 from export.proof.reading import CONTEXT_TOKENS, SEQUENCES, WAVE_TOKENS, Reader, Text, plan_reading, read_all
 from export.proof.reading_results import KeptLogProbs
-from export.proof.reference import Reference
+from export.proof.reference import Reference, place_reference
 from export.proof.rows import ANSWER_TOKENS, ordered_rows, prompt_text, proof_rows
 from export.proof.trained import Trained
 from gladstone.chat.messages import Conversation, Message
@@ -177,7 +177,8 @@ def test_the_time_of_a_proof_is_told_where_there_are_rows_also_of_a_file_with_to
     f16: Path, trained: Trained
 ) -> None:
     with Model(f16) as model:
-        told = proof_s(model, trained, 2)
+        place = place_reference(trained)
+        told = proof_s(model, trained, 2, place)
         assert told is not None
         assert told > token_s(model, [10**7, 1]) > 0
-        assert proof_s(model, dataclasses.replace(trained, rows=()), 2) is None
+        assert proof_s(model, dataclasses.replace(trained, rows=()), 2, place) is None

@@ -39,3 +39,9 @@ def adapted(model: Any, base: Path, adapter: Path) -> Any:
         config["ensure_weight_tying"] = bool(config.get("ensure_weight_tying")) and not parted
         (Path(work) / file_names.ADAPTER_CONFIG).write_text(json.dumps(config), encoding="utf-8")
         return PeftModel.from_pretrained(model, work)
+
+
+def copied_modules(adapter: Path) -> frozenset[str]:
+    """Names of the modules that the adapter holds whole copies of."""
+    config = json.loads((adapter / file_names.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return frozenset(config.get("modules_to_save") or ())

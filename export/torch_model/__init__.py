@@ -1,0 +1,1 @@
+"""The trained model in torch: where it computes, and its weights in memory."""
