@@ -1,4 +1,4 @@
-"""The trained model in torch, the reference of a proof. Names torch and transformers.
+"""The trained model in torch, the reference of a proof. Names torch, transformers and accelerate.
 
 The adapter is applied as in training, not merged: in a model with tied embedding and head, PEFT's merge would change
 both where training changed one.
@@ -148,7 +148,7 @@ def _load(base: Path, *, in_4bit: bool, seq2seq: bool) -> Any:
 
 def _compute_buffers(model: Any) -> None:
     """Compute in float32 what a model keeps beside its weights (as Gemma's scale of the embedding)."""
-    from transformers.integrations.accelerate import init_empty_weights
+    from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
         precise = type(model)(copy.deepcopy(model.config))

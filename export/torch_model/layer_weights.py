@@ -1,6 +1,7 @@
 """Keeps the matrices of a model's layers as they are stored, and widens them while a layer computes.
 
-Names torch, bitsandbytes. Stored matrices are mapped from their files: they take no memory that the system could not reclaim.
+Names torch, bitsandbytes. Stored matrices are mapped from their files: they take no memory that the system could not
+reclaim.
 """
 
 from collections.abc import Callable, Container, Iterator
