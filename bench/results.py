@@ -3,13 +3,13 @@
 Per-item values are kept beside every mean, so that two reports on the same rows can be compared pair by pair.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gladstone.chat.messages import Message
+from gladstone.strict_json import json_text
 
 BETTER, WORSE, SAME = "better", "worse", "not distinguishable"
 TOO_FEW = "too few answers to judge"
@@ -36,7 +36,8 @@ class Item:
     def reference_text(self) -> str:
         """The text that an answer is compared with; tool calls are JSON."""
         calls = (
-            f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}' for call in self.reference.tool_calls
+            f'{{"name": {json_text(call.name, ensure_ascii=True)}, "arguments": {call.arguments}}}'
+            for call in self.reference.tool_calls
         )
         return "\n".join(filter(None, (self.reference.content, *calls)))
 

@@ -38,6 +38,7 @@ from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, ConfigError
 from gladstone.machine.host import core_count, cpu_name
 from gladstone.machine.packages import installed_versions
+from gladstone.strict_json import json_text
 
 PACKAGES = ("llama-cpp-python", "numpy", "rouge-score", "sacrebleu", "evaluate")
 REPORT_FILES = ("report.json", "report.md", "report.html")
@@ -177,7 +178,7 @@ def _asked(frame: PromptSettings) -> str:
     if frame.raw:
         return "as plain text, without a chat template: the answer on the line after the question"
     template = f"through the chat template {frame.chat_template.name}" if frame.chat_template else ""
-    given = ", ".join(f"{name}={json.dumps(value)}" for name, value in frame.template_arguments.items())
+    given = ", ".join(f"{name}={json_text(value)}" for name, value in frame.template_arguments.items())
     thought = ", without thinking" if frame.no_think else ""
     return (template or "through the chat template of each file") + (f", with {given}" if given else "") + thought
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 import tempfile
 from collections.abc import Iterable
@@ -43,6 +42,7 @@ from gladstone.commands.shell import command_line
 from gladstone.errors import ArtifactError, ConfigError, UnsupportedError, listed
 from gladstone.gguf.header import read_header
 from gladstone.llamacpp.lora import Lora
+from gladstone.strict_json import json_text
 
 # upper bound of bits per weight by type: those of the largest type that its mixture falls back to
 MOST_BITS = {"f32": 33, "f16": 17, "bf16": 17, "q8": 9, "q6": 8.6, "q5": 7, "mx": 7, "q4": 6.6, "iq4": 5.6}
@@ -386,4 +386,4 @@ def better_base(plain: HeldOut, nf4: HeldOut) -> tuple[Onto, str]:
 
 
 def _said(about: About) -> str:
-    return json.dumps(about.as_metadata(), sort_keys=True)
+    return json_text(about.as_metadata(), sort_keys=True, ensure_ascii=True)

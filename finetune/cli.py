@@ -12,6 +12,7 @@ from gladstone import run_folder
 from gladstone.commands.group import EXIT_INTERRUPTED, Group
 from gladstone.commands.shell import command_line
 from gladstone.machine.packages import require_packages
+from gladstone.strict_json import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,7 +140,6 @@ def estimate(  # noqa: PLR0913 - one parameter an option
     as_data: bool,
 ) -> None:
     """Estimate memory, disk and time of a run of RECIPE. No model is downloaded, nothing is trained."""
-    import json
     from dataclasses import replace
 
     from finetune.config.load import read_recipe
@@ -157,7 +157,7 @@ def estimate(  # noqa: PLR0913 - one parameter an option
 
     result = estimate_recipe(read.recipe, Lines(), device, fitted=fitted)
     result = replace(result, notes=(*read.notes, *result.notes))
-    click.echo(json.dumps(as_json(result)) if as_data else "\n".join(lines(result)))
+    click.echo(json_text(as_json(result)) if as_data else "\n".join(lines(result)))
 
 
 def _fitted(recipe: "Recipe") -> "Recipe":

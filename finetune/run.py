@@ -252,6 +252,7 @@ def _finish(inputs: Inputs, outcome: Outcome) -> RunResult:
         "events": history.events,
         "warnings": [warning.as_json() for warning in result.warnings],
         "steps": result.steps,
+        "skipped_steps": sum(stats.skipped for stats in history.steps),
         "tokens_per_s": round(result.tokens_per_s, 1),
         "train_s": round(result.train_s, 1),
         "time_shares": {name: round(share, 4) for name, share in result.shares.items()},

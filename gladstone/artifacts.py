@@ -10,13 +10,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gladstone.errors import ArtifactError
+from gladstone.strict_json import json_text, name_of
 
 MANIFEST_NAME = "manifest.json"
 PROOF_NAME = "proof.json"  # beside an exported model: its checks against the trained one
@@ -116,16 +117,19 @@ def copy_file(source: Path, path: Path) -> None:
         shutil.copyfile(source, partial)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write an indented JSON file atomically. Raises ArtifactError if it cannot be written."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, non_finite: Callable[[float], Any] = name_of) -> None:
+    """Write an indented JSON file atomically; `non_finite` is that of `json_text`.
+
+    Raises ArtifactError if it cannot be written.
+    """
+    write_text(path, json_text(value, indent=2, non_finite=non_finite) + "\n")
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a JSON Lines file atomically, row by row. Raises ArtifactError if it cannot be written."""
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json_text(row) + "\n")
 
 
 def remove_partials(folder: Path) -> None:

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from gladstone.errors import ConfigError, listed
 from gladstone.renamed import announce
+from gladstone.strict_json import number
 
 
 class Config(BaseModel):
@@ -128,7 +129,7 @@ def build_config(model: type[C], data: dict[str, Any], where: str) -> C:
     for earlier, name in replaced:
         announce(earlier, name)
     try:
-        text = json.dumps(current, default=str)
+        text = json.dumps(current, default=str)  # for pydantic alone, which reads Infinity
     except TypeError:
         raise ConfigError(f"{where}: the name of every field must be text.") from None
     try:
@@ -158,8 +159,15 @@ def current_names(
         field = section.model_fields.get(name)
         inner = _section(field.annotation) if field else None
         result[name], found = _current_inside(inner, value, f"{place}{name}.")
+        if field and _is_number(field.annotation):
+            result[name] = number(value)  # a file of Gladstone's may hold infinity as a text
         replaced += found
     return result, replaced
+
+
+def _is_number(annotation: Any) -> bool:
+    """True for float, and for types that allow it, such as `float | None`."""
+    return annotation is float or any(map(_is_number, get_args(annotation)))
 
 
 def _current_inside(section: type[BaseModel] | None, value: Any, place: str) -> tuple[Any, list[tuple[str, str]]]:

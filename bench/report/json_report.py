@@ -6,12 +6,13 @@ from typing import Any
 
 from bench.metrics.tokenisers import splits
 from bench.results import ModelReport, Report
+from gladstone.strict_json import json_text
 
 SCHEMA = 1
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """The report as JSON values; equal reports give equal values."""
+    """The report as JSON values; equal reports give equal values. A number that is not finite is a text."""
     data: dict[str, Any] = {
         "schema": SCHEMA,
         "headline": report.headline,
@@ -25,7 +26,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "models": [_model(row) for row in report.models],
         "items": [_item(report, number) for number in range(len(report.items))],
     }
-    plain: dict[str, Any] = json.loads(json.dumps(data, allow_nan=False))
+    plain: dict[str, Any] = json.loads(json_text(data))
     return plain
 
 

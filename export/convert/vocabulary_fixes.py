@@ -11,6 +11,7 @@ from typing import Any
 
 from gladstone import file_names
 from gladstone.gguf.types import TokenType
+from gladstone.strict_json import json_text
 
 TOKENS, TYPES, SCORES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores"))
 ADDED_SCORE = -1000.0
@@ -26,7 +27,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any] | None:
 def is_sentencepiece_bpe(tokenizer: Mapping[str, Any]) -> bool:
     """True for the tokenizer.json of a sentencepiece BPE model (byte fallback, not byte-level)."""
     model = tokenizer.get("model") or {}
-    return bool(model.get("type") == "BPE" and model.get("byte_fallback")) and '"ByteLevel"' not in json.dumps(
+    return bool(model.get("type") == "BPE" and model.get("byte_fallback")) and '"ByteLevel"' not in json_text(
         [tokenizer.get("pre_tokenizer"), tokenizer.get("decoder")]
     )
 

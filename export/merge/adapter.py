@@ -3,7 +3,6 @@
 An adapter with a tensor of unknown meaning is refused, so that nothing trained is dropped.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from export.original.settings import read_settings
 from export.tensors.safetensors_io import StoredTensor
 from export.tensors.weights import read_adapter_tensors
 from gladstone.errors import ArtifactError, UnsupportedError, listed
+from gladstone.strict_json import json_text
 
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # store W as (in, out)
 MOVED_BASES = (
@@ -89,7 +89,7 @@ def _refuse_lost(frozen: Mapping[str, StoredTensor], updates: Mapping[str, list[
 def _read_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json. Raises UnsupportedError for a setting that the merge does not support."""
     config = read_settings(folder).values
-    unknown = [f"{key} = {json.dumps(config[key])[:80]}" for key in sorted(config.keys() - MERGED) if config[key]]
+    unknown = [f"{key} = {json_text(config[key])[:80]}" for key in sorted(config.keys() - MERGED) if config[key]]
     if str(config.get("init_lora_weights")).lower().startswith(MOVED_BASES):
         unknown.append(
             f"init_lora_weights = {config['init_lora_weights']!r}: a part of the base was moved into the adapter, so "

@@ -26,6 +26,7 @@ from gladstone import file_names
 from gladstone.artifacts import copy_file, write_json
 from gladstone.commands.progress import Progress
 from gladstone.errors import UnsupportedError, listed
+from gladstone.strict_json import tagged
 
 Onto = Literal["16bit", "nf4"]
 MERGED_ONTO = "merged onto"
@@ -244,7 +245,7 @@ def copy_config(plan: MergePlan, base: Path, out: Path, ends: Sequence[int] = ()
     """Write config.json with the merge's changes, and generation_config.json with `ends` among its stop tokens."""
     config = read_model_config(base)
     set_vocabulary(config, plan)
-    write_json(out / file_names.CONFIG, config)
+    write_json(out / file_names.CONFIG, config, tagged)
     files = [out / file_names.CONFIG]
     path = base / file_names.GENERATION_CONFIG
     if path.is_file():

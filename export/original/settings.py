@@ -1,6 +1,5 @@
 """Reads and checks adapter_config.json."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 from export.original.json_object import read_object
 from gladstone.errors import ArtifactError, UnsupportedError
 from gladstone.file_names import ADAPTER_CONFIG
+from gladstone.strict_json import json_text
 
 GENERATES = (None, "", "CAUSAL_LM", "SEQ_2_SEQ_LM")  # tasks of models that generate text
 SHOWN_TARGETS = 300  # characters; longer lists are cut
@@ -77,7 +77,7 @@ def read_settings(folder: Path) -> Settings:
     rank, alpha = values.get("r"), values.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ArtifactError(
-            f"{path}: r is {json.dumps(rank)} and lora_alpha {json.dumps(alpha)}: expected a whole number from 1 and a "
+            f"{path}: r is {json_text(rank)} and lora_alpha {json_text(alpha)}: expected a whole number from 1 and a "
             "number."
         )
     return Settings(folder, values)

@@ -118,7 +118,7 @@ def writing(path: Path, tensors: Iterable[TensorSpec]) -> Iterator["ShardWriter"
             "data_offsets": [at, at + tensor.size_bytes],
         }
         at += tensor.size_bytes
-    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors begin aligned
     with atomic_file(path) as partial, partial.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)

@@ -10,6 +10,7 @@ from export.merge.tensor_names import pefts_name
 from export.tensors.weights import read_adapter_tensors
 from gladstone import file_names
 from gladstone.process.import_without_gc import import_without_gc
+from gladstone.strict_json import json_text
 
 
 def adapted(model: Any, base: Path, adapter: Path) -> Any:
@@ -37,7 +38,7 @@ def adapted(model: Any, base: Path, adapter: Path) -> Any:
     with tempfile.TemporaryDirectory() as work:
         save_file({name: stored.read() for name, stored in named.items()}, Path(work) / file_names.ADAPTER_WEIGHTS)
         config["ensure_weight_tying"] = bool(config.get("ensure_weight_tying")) and not parted
-        (Path(work) / file_names.ADAPTER_CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        (Path(work) / file_names.ADAPTER_CONFIG).write_text(json_text(config), encoding="utf-8")
         return PeftModel.from_pretrained(model, work)
 
 

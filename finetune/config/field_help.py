@@ -1,10 +1,10 @@
 """The fields of a recipe with their help and defaults, as `--help` lists them."""
 
-import json
 from typing import Any, TypeGuard, get_args
 
 from finetune.config.schema import HubFacts, Recipe
 from gladstone.config import Config
+from gladstone.strict_json import json_text
 
 
 def field_help(section: type[Config] = Recipe, prefix: str = "") -> list[tuple[str, str]]:
@@ -18,7 +18,7 @@ def field_help(section: type[Config] = Recipe, prefix: str = "") -> list[tuple[s
         if inner is not None:
             rows += field_help(inner, f"{prefix}{name}.")
             continue
-        default = "" if field.is_required() or isinstance(field.default, tuple) else f"  [{json.dumps(field.default)}]"
+        default = "" if field.is_required() or isinstance(field.default, tuple) else f"  [{json_text(field.default)}]"
         choices = " | ".join(choice for choice in get_args(field.annotation) if isinstance(choice, str))
         rows.append((f"{prefix}{name}", f"{field.description}{f' ({choices})' if choices else ''}{default}"))
         if listed is not None and name == "sources":

@@ -6,7 +6,7 @@ The help text of a field is its `description`; it is written here and nowhere el
 import math
 from typing import Any, Literal
 
-from pydantic import Field, NaiveDatetime, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, FiniteFloat, NaiveDatetime, PositiveFloat, PositiveInt, model_validator
 
 from finetune.config.data import DataSection
 from finetune.config.row_limits import LongRows, RowLimits
@@ -106,7 +106,7 @@ class TrainingSection(Config):
         "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "inverse_sqrt",
         "warmup_stable_decay", "constant", "constant_with_warmup",
     ] = Field("linear", description="learning-rate schedule, by its transformers name")  # fmt: skip
-    schedule_settings: dict[str, float] = Field(
+    schedule_settings: dict[str, FiniteFloat] = Field(
         {}, description="other arguments of the schedule, by their transformers names: num_cycles, power, min_lr_rate …"
     )
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps with warm-up of the learning rate")

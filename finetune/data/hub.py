@@ -1,6 +1,5 @@
 """Datasets of the Hugging Face Hub, cached as JSON Lines. Names datasets, huggingface_hub."""
 
-import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,6 +9,7 @@ from gladstone.artifacts import atomic_file
 from gladstone.errors import DataError
 from gladstone.machine.host import cache_dir, check_disk
 from gladstone.machine.packages import require_packages
+from gladstone.strict_json import json_text
 
 HUB_PREFIX = "hub:"
 SMALLEST_FREE_BYTES = 1 << 30
@@ -61,10 +61,13 @@ def _ask_hub(name: str) -> None:
 
 
 def write_json_lines(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    """Write rows as JSON Lines; values that JSON cannot represent (dates, bytes) are converted to text."""
+    """Write rows as JSON Lines; values that JSON cannot represent (dates, bytes) become text.
+
+    NaN, a missing value of datasets that came from pandas, and infinity become null.
+    """
     with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            file.write(json_text(row, default=str, non_finite=lambda _: None) + "\n")
 
 
 def _first_line(error: Exception) -> str:

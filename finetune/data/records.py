@@ -3,7 +3,6 @@
 The files are published whole, also if the preparation fails: then they are needed most.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ from gladstone.chat.messages import Conversation
 from gladstone.errors import DataError, GladstoneError
 from gladstone.formats import Notes, prepared
 from gladstone.rows import Problems, Row
+from gladstone.strict_json import json_text
 
 
 def stored_fields(row: Conversation) -> Row:
@@ -69,7 +69,7 @@ class Records(Problems):
         return {"before": after} if read is None else {"before": read, "after": after}
 
     def _write(self, name: str, line: dict[str, Any]) -> None:
-        self._files[name].write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._files[name].write(json_text(line) + "\n")
 
 
 class SourceNotes(Notes):

@@ -46,7 +46,8 @@ class Spool:
         turns = [fields_of_message(message) for message in conversation.messages]
         try:
             self._offsets.append(self._file.tell())
-            self._file.write(json.dumps((conversation.source, turns, conversation.tools, read)).encode() + b"\n")
+            line = json.dumps((conversation.source, turns, conversation.tools, read), allow_nan=False)
+            self._file.write(line.encode() + b"\n")
         except OSError as error:
             raise ArtifactError(f"{self._path}: cannot be written: {error.strerror}.") from error
         self._origins.append(origin)

@@ -4,7 +4,6 @@ The measurement loads the base as a run does, but with a few of its layers, and 
 """
 
 import copy
-import json
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ from finetune.sizing.step_plan import Plan, micro_batch_shape, rows_of
 from finetune.tokens.examples import Example, token_count
 from gladstone import file_names
 from gladstone.models.base_model import Base
+from gladstone.strict_json import json_text, tagged
 
 BUDGET_S = 10.0
 MEASURED_WEIGHTS = 150e6  # in the measured layers, so that a large model loads quickly
@@ -156,7 +156,7 @@ def _with_layers(base: Base, folder: Path, layers: int) -> Base:
         part.update({name: layers for name in LAYER_FIELDS if part.get(name)})
         if part.get("layer_types"):
             part["layer_types"] = part["layer_types"][:layers]
-    (folder / file_names.CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    (folder / file_names.CONFIG).write_text(json_text(config, non_finite=tagged), encoding="utf-8")
     return Base(base.name, folder, base.fingerprint, config)
 
 

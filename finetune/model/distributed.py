@@ -77,6 +77,16 @@ class DistributedContext:
         torch.distributed.broadcast_object_list(values, src=0)
         return values[0]
 
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes, by rank."""
+        if self.world_size == 1:
+            return [value]
+        import torch
+
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait until all processes have called this."""
         if self.world_size > 1:

@@ -19,6 +19,7 @@ from finetune.sizing.model_shape import shape_of_config
 from gladstone import file_names
 from gladstone.errors import UnsupportedError
 from gladstone.machine.host import available_memory_bytes, cache_dir
+from gladstone.strict_json import json_text
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
 
@@ -112,7 +113,7 @@ def save_adapter(trainable: Trainable, base_name: str, folder: Path) -> None:
         config["base_model_name_or_path"] = base_name
         if trainable.initial_adapter is not None:
             config |= _save_difference(trainable.initial_adapter, config, folder / file_names.ADAPTER_WEIGHTS)
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        path.write_text(json_text(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except SafetensorError as error:  # safetensors' error for a full disk
         raise OSError(str(error)) from error
 

@@ -45,6 +45,7 @@ class LiveView(Lines, Callback):
         self._total, self._made, self._first_s, self._last_s = 0, 0, 0.0, 0.0
         self._last: StepStats | None = None
         self._losses: list[float] = []
+        self._skipped: list[int] = []
         self._steps: list[int] = []
         self._recent: list[StepStats] = []
         self._validation: tuple[int, float] | None = None
@@ -85,6 +86,7 @@ class LiveView(Lines, Callback):
             self._validation = history.validation[-1] if history.validation else None
             self._steps = [stats.step for stats in history.steps]
             self._losses = [stats.loss_nats_per_token for stats in history.steps]
+            self._skipped = [stats.step for stats in history.steps if stats.skipped]
 
     def on_step_end(self, stats: StepStats, total: int) -> None:
         """Show a step."""
@@ -95,6 +97,7 @@ class LiveView(Lines, Callback):
             self._last, self._total, self._made = stats, total, self._made + 1
             self._steps.append(stats.step)
             self._losses.append(stats.loss_nats_per_token)
+            self._skipped += [stats.step] if stats.skipped else []
             self._recent = [*self._recent[1 - RECENT_STEPS :], stats]
 
     def on_validation_end(self, step: int, loss: float) -> None:
@@ -123,6 +126,9 @@ class LiveView(Lines, Callback):
             _bar(last.step / max(self._total, 1), min(size.columns, WIDEST)),
             self._loss_line(last, min(size.columns, WIDEST)),
         ]
+        if self._skipped:
+            skipped = f"skipped {len(self._skipped):,}, the last at step {self._skipped[-1]:,}: gradient not finite"
+            lines.append(Text(skipped, "yellow"))
         if self._validation is not None and self._best is not None:
             lines.append(_validation_line(self._validation, self._best))
         lines.append(Text(f"{self._tokens_per_s():,.0f} tokens/s  {self._memory()}"))

@@ -1,17 +1,21 @@
 """The metrics of a run, metrics.jsonl: one JSON line for each step, validation, sample, set of scores and event.
 
 The file grows in the folder of checkpoints. Each checkpoint holds a copy, and a resumed run starts from that copy. At
-the end of the training the file moves up, beside the adapter.
+the end of the training the file moves up, beside the adapter. A number that is not finite is written as a text (see
+`gladstone.strict_json`).
 """
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from gladstone.errors import ArtifactError
+from gladstone.strict_json import json_text, number, numbers
 
 RESUME_HINT = "The checkpoints are intact: free disk space and continue with --resume."
 
@@ -29,6 +33,11 @@ class StepStats:
     padding_share: float
     step_s: float
 
+    @property
+    def skipped(self) -> bool:
+        """True if the adapter was not changed, because the loss or the gradient is not finite."""
+        return not (math.isfinite(self.loss_nats_per_token) and math.isfinite(self.grad_norm))
+
 
 @dataclass
 class History:
@@ -42,7 +51,18 @@ class History:
     @property
     def best(self) -> tuple[int, float] | None:
         """Step and value of the lowest validation loss, the earliest of equals."""
-        return min(self.validation, key=lambda found: found[1], default=None)
+        finite = (found for found in self.validation if math.isfinite(found[1]))
+        return min(finite, key=lambda found: found[1], default=None)
+
+    @property
+    def applied(self) -> list[StepStats]:
+        """The steps that changed the adapter: all but the skipped ones."""
+        return [stats for stats in self.steps if not stats.skipped]
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """Number of skipped steps since the last one that changed the adapter."""
+        return sum(1 for _ in takewhile(lambda stats: stats.skipped, reversed(self.steps)))
 
     @property
     def tokens(self) -> int:
@@ -54,11 +74,11 @@ class History:
         facts = dict(record)
         kind = facts.pop("kind")
         if kind == "step":
-            self.steps.append(StepStats(**facts))
+            self.steps.append(StepStats(**numbers(facts)))
         elif kind == "validation":
-            self.validation.append((facts["step"], facts["loss_nats_per_token"]))
+            self.validation.append((facts["step"], number(facts["loss_nats_per_token"])))
         elif kind == "scores":
-            self.scores.append((facts.pop("step"), facts))
+            self.scores.append((facts.pop("step"), numbers(facts)))
         elif kind != "sample":
             self.events.append(dict(record))
 
@@ -69,11 +89,11 @@ def read_history(path: Path) -> History:
     Raises ArtifactError if the file cannot be read or any other line is damaged.
     """
     history, lines = History(), _lines(path)
-    for number, line in enumerate(lines[:-1], 1):  # nothing follows the last line end
+    for place, line in enumerate(lines[:-1], 1):  # nothing follows the last line end
         try:
             history.add(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}:{number}: damaged ({error}).") from None
+            raise ArtifactError(f"{path}:{place}: damaged ({error}).") from None
     return history
 
 
@@ -122,12 +142,17 @@ class MetricsLog:
         """Append a line of another kind: 'validation', 'scores', 'sample', or an event."""
         self._write({"kind": kind, "step": step, **facts})
 
+    @property
+    def size_bytes(self) -> int:
+        """Length of all lines so far."""
+        return len(self._lines)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._write_lines((json.dumps(record, ensure_ascii=False) + "\n").encode())
+        self._write_lines((json_text(record) + "\n").encode())
         self.history.add(record)
 
     def _write_lines(self, lines: bytes) -> None:

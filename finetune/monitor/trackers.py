@@ -82,6 +82,7 @@ class TrackerCallback(Callback):
             "train/grad_norm": stats.grad_norm,
             "train/padding_share": stats.padding_share,
             "train/progress": stats.step / total,
+            "train/skipped": float(stats.skipped),
         }
         if stats.step_s:
             values["train/tokens_per_s"] = stats.tokens / stats.step_s
@@ -101,10 +102,11 @@ class TrackerCallback(Callback):
         self._log(values | {"held_out/perplexity_after": _perplexity(after)}, self._step)
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
+        """Pass on the finite values: trackers store JSON, too."""
         if self._names and not self._sinks:
             self._open(step)
         for sink in self._sinks:
-            sink.log(values, step)
+            sink.log({name: value for name, value in values.items() if math.isfinite(value)}, step)
 
     def _open(self, step: int) -> None:
         name = f"{self._run}-{self._run_id()}"

@@ -1,6 +1,5 @@
 """The schema of SWEEP.yaml. The `description` of a field is its help text."""
 
-import json
 import math
 from typing import Any, Literal
 
@@ -8,6 +7,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from gladstone.config import Config, build_config
 from gladstone.errors import ConfigError
+from gladstone.strict_json import json_text
 
 Choices = tuple[str, ...]  # each value as JSON: a list of layers is a value too
 
@@ -134,7 +134,7 @@ def _values(name: str, value: Any) -> Choices | Range:
             f"fields.{name}: expected a list of values or a range {{low: …, high: …}}, found {value!r}. Put a "
             "value for all trials under overrides."
         )
-    texts = tuple(json.dumps(each, default=str) for each in value)
+    texts = tuple(json_text(each, default=str, ensure_ascii=True) for each in value)
     repeated = sorted({text for text in texts if texts.count(text) > 1})
     if repeated:
         raise ConfigError(f"fields.{name}: {', '.join(repeated)} is listed twice.")

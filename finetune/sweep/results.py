@@ -104,7 +104,7 @@ def read_trial_metrics(out: Path) -> TrialMetrics:
     facts = read_manifest(out).facts if is_finished(out) else {}
     spent_s = sum(stats.step_s for stats in steps)
     return TrialMetrics(
-        training_loss=_final_loss(steps),
+        training_loss=_final_loss(history.applied),
         validation=tuple(history.validation),
         held_out_loss=facts.get("held_out_loss_after"),
         scores=_numbers(history.scores[-1][1]) if history.scores else {},

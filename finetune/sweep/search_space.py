@@ -16,6 +16,7 @@ from finetune.config.schema import Recipe
 from finetune.sweep.config import Choices, Range, SweepSection, combinations
 from gladstone.config import build_config, read_yaml
 from gladstone.errors import ConfigError, listed
+from gladstone.strict_json import json_text
 
 Settings = dict[str, Any]
 NO_VALIDATION = "data.validation=0: a sweep compares its trials by validation loss. Set data.validation."
@@ -101,12 +102,12 @@ def setting_text(value: Any) -> str:
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}" if far else f"{value:.4g}"
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return " ".join(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json_text(value)
 
 
 def assignments(settings: Settings) -> list[str]:
     """The settings as arguments of --set."""
-    return [f"{name}={json.dumps(value, default=str)}" for name, value in settings.items()]
+    return [f"{name}={json_text(value, default=str)}" for name, value in settings.items()]
 
 
 def read_plan(file: Path) -> Plan:

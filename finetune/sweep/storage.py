@@ -11,6 +11,7 @@ from gladstone.artifacts import check_writable, write_json
 from gladstone.config import build_config
 from gladstone.errors import ArtifactError, listed
 from gladstone.process.lock import lock_folder, wait_for_lock
+from gladstone.strict_json import json_text
 
 SWEEP_NAME, LOCK_NAME, BEST_NAME = "sweep.json", ".sweep.lock", "best.yaml"
 SCHEMA = 1
@@ -80,4 +81,4 @@ def _differences(before: Any, after: Any, name: str) -> list[str]:
         ]
     if before == after:
         return []
-    return [f"{name}: was {json.dumps(before)}, is {json.dumps(after)}"]
+    return [f"{name}: was {json_text(before)}, is {json_text(after)}"]

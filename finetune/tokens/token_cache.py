@@ -5,7 +5,6 @@ of the code involved. So a stale entry is never found.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from finetune.tokens.examples import Example, PairExample, TokenizedExample, Tok
 from gladstone.artifacts import atomic_file
 from gladstone.errors import ArtifactError
 from gladstone.machine.host import cache_dir
+from gladstone.strict_json import json_text
 
 LAYOUT = 3  # increased when the same rows get other labels, or when the arrays in the file change
 KEPT_FILES = 24
@@ -40,7 +40,7 @@ def cached(parts: Mapping[str, Any], make: Callable[[], TokenizedSet]) -> tuple[
 
 
 def _path(parts: Mapping[str, Any]) -> Path:
-    text = json.dumps({"layout": LAYOUT, **parts}, sort_keys=True, default=str)
+    text = json_text({"layout": LAYOUT, **parts}, sort_keys=True, default=str, ensure_ascii=True)
     return cache_dir() / "tokenized" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 

@@ -28,6 +28,7 @@ from gladstone.artifacts import (
 )
 from gladstone.errors import ArtifactError, listed
 from gladstone.machine.host import readable_bytes
+from gladstone.strict_json import json_text, numbers
 
 TRAINED, OPTIMIZER, RANDOM, STATE = "trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
 FILES = (TRAINED, OPTIMIZER, RANDOM, STATE, run_folder.METRICS)
@@ -69,7 +70,7 @@ def save(folder: Path, checkpoint: Checkpoint, run: Mapping[str, Any]) -> Path:
         save_file({name: value.contiguous() for name, value in checkpoint.trained.items()}, partial / TRAINED)
         save_file(tensors, partial / OPTIMIZER)
         save_file(checkpoint.random, partial / RANDOM)
-        (partial / STATE).write_text(json.dumps({"loop": checkpoint.state, "optimizer": plain}), encoding="utf-8")
+        (partial / STATE).write_text(json_text({"loop": checkpoint.state, "optimizer": plain}), encoding="utf-8")
         (partial / run_folder.METRICS).write_bytes(checkpoint.metrics)
         files = [partial / name for name in FILES]
         for file in files:
@@ -135,10 +136,22 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
     """Remove all but the newest `keep` checkpoints and that of the best step. Raises ArtifactError if one stays."""
     for path in saved(folder)[:-keep]:
         if step_of(path) != best_step:
-            try:
-                _remove(path)
-            except OSError as error:
-                raise ArtifactError(f"{path}: cannot be removed: {error.strerror}. It is no longer needed.") from None
+            _discard(path)
+
+
+def remove_after(folder: Path, step: int) -> list[Path]:
+    """Remove the checkpoints of later steps and return the others. Raises ArtifactError if one stays."""
+    kept = [path for path in saved(folder) if step_of(path) <= step]
+    for path in saved(folder)[len(kept) :]:
+        _discard(path)
+    return kept
+
+
+def _discard(path: Path) -> None:
+    try:
+        _remove(path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be removed: {error.strerror}. It is no longer needed.") from None
 
 
 def _remove(path: Path) -> None:
@@ -163,7 +176,7 @@ def _load(path: Path) -> tuple[Checkpoint, Manifest]:
 
     manifest = _checked_manifest(path)
     try:
-        noted = json.loads((path / STATE).read_text(encoding="utf-8"))
+        noted = numbers(json.loads((path / STATE).read_text(encoding="utf-8")))
         state = _checked_state(noted["loop"])
         optimizer = _unflatten(load_file(path / OPTIMIZER), noted["optimizer"])
         trained, random = load_file(path / TRAINED), load_file(path / RANDOM)

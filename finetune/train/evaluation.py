@@ -1,5 +1,6 @@
 """The loss of held-out rows, and the validations during training. Names torch."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from finetune.tokens.examples import Example, token_count
 from finetune.tokens.step_schedule import evaluation_batches
 from finetune.train.sample_answers import Prompt, answer, prompts_of, scores
 from finetune.train.stop_conditions import Interrupted
-from gladstone.errors import UnsupportedError
+from gladstone.errors import DataError, UnsupportedError
 
 
 def measure_loss(
@@ -20,11 +21,13 @@ def measure_loss(
     examples: Sequence[Example],
     on_part: Callable[[float], None] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
+    name_rows: Callable[[Sequence[int]], str] = lambda rows: f"{len(rows)} rows",
 ) -> float:
     """Return the mean cross-entropy over all scored tokens in nats; leaves the model in training mode.
 
     If memory does not suffice, evaluation batches get smaller, those of the training do not. Raises Interrupted when
-    `interrupted` returns True, and UnsupportedError if a single row takes too much memory.
+    `interrupted` returns True, UnsupportedError if a single row takes too much memory, and DataError with the names of
+    the rows if the loss is not finite.
     """
     import torch
 
@@ -37,6 +40,7 @@ def measure_loss(
         waiting
     )  # sharded weights are gathered together: all processes compute equally often
     nats, targets, seen = 0.0, 0, 0
+    wrong: list[int] = []
     trainable.model.eval()
     try:
         with torch.no_grad(), trainable.uncompiled():
@@ -47,7 +51,7 @@ def measure_loss(
                 batch = forward.batch([examples[row] for row in rows])
                 try:
                     with trainable.autocast():
-                        nats += float(forward.loss(batch, 1))
+                        loss = float(forward.loss(batch, 1))
                 except (RuntimeError, MemoryError) as error:
                     if not out_of_memory(error):
                         raise
@@ -60,6 +64,8 @@ def measure_loss(
                     waiting[:0] = [rows[:half], rows[half:]]
                     release_memory()
                     continue
+                nats += loss
+                wrong += [] if math.isfinite(loss) else rows
                 targets += batch.target_tokens
                 seen += len(rows)
                 if on_part:
@@ -69,6 +75,13 @@ def measure_loss(
     finally:
         trainable.model.train()
     nats, scored = context.all_reduce_sum(nats, targets)
+    if not math.isfinite(nats):
+        named = name_rows(sorted(row for rows in context.gather(wrong) for row in rows))
+        why = "Numbers in float16 end at 65,504: leave these rows out, or train on a GPU that computes in bfloat16."
+        raise DataError(
+            f"the held-out loss is {nats / scored}: the model does not compute probabilities for {named}. "
+            + (why if trainable.dtype == "float16" else "Are its weights damaged?")
+        )
     return nats / scored
 
 
@@ -85,6 +98,7 @@ class Validator:
     decode: Callable[[list[int]], str] = str
     seconds: float = 0.0
     interrupted: Callable[[], bool] = field(default=lambda: False)
+    name_rows: Callable[[Sequence[int]], str] = lambda rows: f"{len(rows)} rows"
 
     def evaluate(self, step: int, metrics_log: MetricsLog) -> Callable[[Callback], None]:
         """Write loss, answers and scores to the metrics, all or none, and return a function that reports to a callback.
@@ -92,7 +106,7 @@ class Validator:
         Raises Interrupted if the run must stop, and what `measure_loss` raises.
         """
         begin_s = time.monotonic()
-        loss = measure_loss(self.trainable, self.held_out, interrupted=self.interrupted)
+        loss = measure_loss(self.trainable, self.held_out, interrupted=self.interrupted, name_rows=self.name_rows)
         answers = self._answers()
         self.seconds = time.monotonic() - begin_s
         metrics_log.append("validation", step, loss_nats_per_token=loss)

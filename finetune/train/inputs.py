@@ -1,6 +1,5 @@
 """The inputs of a run: recipe, base, tokenizer, template and tokenised rows, and their identity for later calls."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +29,7 @@ from gladstone.errors import DataError, UnsupportedError
 from gladstone.machine.packages import installed_versions
 from gladstone.models.base_model import Base, check_weights, resolve_base
 from gladstone.models.tokenizer import FolderTokenizer, tokenizer_files
+from gladstone.strict_json import json_text
 
 # fields of a recipe that may differ between the calls of one run, because they do not change the training
 FREE_FIELDS = ("description", "hub", "training.checkpoint_minutes", "training.checkpoint_steps",
@@ -68,10 +68,10 @@ class Inputs:
         inputs = self.parents | rows | {"chat template": self.template.sha256}
         return {"recipe": self.recipe.model_dump(mode="json"), "inputs": inputs}
 
-    def sources(self, examples: Sequence[int]) -> list[str]:
-        """Return the file and line of training examples."""
-        wanted = {self.sets["train"].rows[example] for example in examples}
-        rows = enumerate(read_set(self.out / run_folder.DATA, "train"))
+    def sources(self, examples: Sequence[int], name: str = "train") -> list[str]:
+        """Return the file and line of examples of a set."""
+        wanted = {self.sets[name].rows[example] for example in examples}
+        rows = enumerate(read_set(self.out / run_folder.DATA, name))
         return [conversation.source for row, conversation in rows if row in wanted]
 
 
@@ -143,7 +143,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
     old, new = (flat(recipe) for recipe in (_completed(before.get("recipe", {}), now["recipe"]), now["recipe"]))
     changed = [
-        f"{name}: {json.dumps(old.get(name))} before, {json.dumps(new.get(name))} now"
+        f"{name}: {json_text(old.get(name))} before, {json_text(new.get(name))} now"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and not name.startswith(FREE_FIELDS)
     ]

@@ -6,6 +6,7 @@ in smaller micro-batches with the same gradient. The loss is the mean over the s
 is divided into micro-batches.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,16 +24,16 @@ from finetune.tokens.examples import Example, token_count
 from finetune.tokens.step_schedule import StepSchedule
 from finetune.train import checkpoint as checkpoints
 from finetune.train.checkpoint import Checkpoint
-from finetune.train.divergence import NO_GRADIENT, check_divergence, check_step
+from finetune.train.divergence import NO_GRADIENT, check_divergence, check_skips, check_step, row_names
 from finetune.train.evaluation import Validator
 from finetune.train.random_state import random_state, set_random_state
+from finetune.train.saving import Saver
 from finetune.train.stop_conditions import RESERVE, CallLimits, Interrupted, Interruption
 from gladstone import run_folder
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
 from gladstone.machine.openmp import adapt_to_other_work
 
-OUT_OF_MEMORY = "out of memory"  # kind of an event in the metrics
-NAMED_ROWS = 8
+OUT_OF_MEMORY, SKIPPED = "out of memory", "step skipped"  # kinds of events in the metrics
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,16 @@ class LoopResult:
     history: History
     seconds: dict[str, float]
     notes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """The state of the loop after a step, but for adapter and optimizer."""
+
+    step: int
+    random: dict[str, Any]
+    scaler: dict[str, Any]
+    metrics_bytes: int
 
 
 class Loop:
@@ -87,11 +98,10 @@ class Loop:
         self._rate = learning_rates(training, self.total)
         parameters = self._model.named_parameters()
         self._parameters = {name: parameter for name, parameter in parameters if parameter.requires_grad}
-        half = job.trainable.device_kind == "cuda" and job.trainable.dtype == "float16"
-        self._scaler = torch.amp.GradScaler(job.trainable.device_kind, enabled=half)
+        self._scaler = torch.amp.GradScaler(job.trainable.device_kind, enabled=job.trainable.dtype == "float16")
         self._step = 0
-        self._saved_step, self._saved_s = -1, time.monotonic()
-        self.saving_s = 0.0  # of the slowest checkpoint of this call
+        self._sound: _Moment | None = None  # before the steps that were skipped in a row
+        self._saver = Saver(job.folder, job.identity, training, checkpoint.step if checkpoint else -1)
         self.seconds = dict.fromkeys(("data", "step", "evaluation", "saving"), 0.0)
         self.notes: dict[str, Any] = {}
         if checkpoint is None:
@@ -99,6 +109,11 @@ class Loop:
             torch.manual_seed(training.seed)
         else:
             self._restore(checkpoint)
+
+    @property
+    def saving_s(self) -> float:
+        """Seconds that the slowest checkpoint of this call took to save."""
+        return self._saver.slowest_s
 
     @property
     def history(self) -> History:
@@ -117,7 +132,6 @@ class Loop:
         self._metrics_log = MetricsLog(self._job.folder / run_folder.METRICS, saved.metrics)
         self._step, self._micro_batch_tokens = saved.step, state["budget_tokens"]
         self.notes, self.seconds = state["notes"], self.seconds | state["seconds"]
-        self._saved_step = saved.step
 
     def run(self, interruption: Interruption | None = None) -> LoopResult:
         """Train until the recipe's end, a limit or an interruption.
@@ -174,7 +188,7 @@ class Loop:
                 self._validate_if_due()
             reason = interruption.name or self._finished() or self._limits.reached(made, trained, self._next_s())
             reason = self._context.broadcast(reason)
-            if reason or self._save_is_due():
+            if reason or self._saver.is_due(self._step, self.history):
                 self.save()
             if reason:
                 return "" if reason == "done" else reason
@@ -206,21 +220,45 @@ class Loop:
         rows = self.schedule.rows(number)
         self._set_learning_rate(number)
         begin_s = time.monotonic()
+        before = self._moment()
+        if not self.history.skipped_in_a_row:
+            self._sound = before
         while True:
-            before = random_state()
             try:
                 stats = self._attempt(rows, number, begin_s)
                 break
+            except DataError:
+                self._save_as_of(before)
+                raise
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or self._context.sharded:  # the other processes wait for this one
                     raise
                 self._shrink(rows, error)
-            set_random_state(before)
-        self._metrics_log.append_step(stats)
-        check_divergence(self.history.steps, self._vocabulary, lambda: self._row_names(rows))
+            set_random_state(before.random)
+        self._record(stats, before.scaler.get("scale", 1.0))
+        check_divergence(self.history.applied, self._vocabulary, lambda: self._row_names(rows))
         self._step += 1
         self._notify(lambda callback: callback.on_step_end(stats, self.total))
         return stats
+
+    def _record(self, stats: StepStats, scale: float) -> None:
+        """Log a step; raise DataError if too many were skipped in a row, after a checkpoint from before them."""
+        self._metrics_log.append_step(stats)
+        if not stats.skipped:
+            return
+        loss, norm = stats.loss_nats_per_token, stats.grad_norm
+        self._metrics_log.append(SKIPPED, stats.step, loss_nats_per_token=loss, grad_norm=norm, loss_scale=scale)
+
+        def rows(numbers: Sequence[int]) -> str:
+            found = dict.fromkeys(row for number in numbers for row in self.schedule.rows(number - 1))
+            return self._row_names(list(found))
+
+        try:
+            check_skips(self.history, rows)
+        except DataError:
+            if self._sound:
+                self._save_as_of(self._sound)
+            raise
 
     @property
     def _vocabulary(self) -> int:
@@ -245,7 +283,7 @@ class Loop:
             parameters = [parameter for parameter in self._parameters.values() if parameter.grad is not None]
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._training.max_grad_norm))
             check_step(number + 1, loss, norm, lambda: self._row_names(rows), scaled=self._scaler.is_enabled())
-            self._update(number)
+            self._update(number, skip=not (math.isfinite(loss) and math.isfinite(norm)))
         counts = sum(batch.tokens for batch in batches), sum(batch.computed_tokens for batch in batches)
         tokens, computed_tokens = self._context.all_reduce_sum(*counts)
         return StepStats(
@@ -259,9 +297,11 @@ class Loop:
             step_s=time.monotonic() - begin_s,
         )
 
-    def _update(self, number: int) -> None:
+    def _update(self, number: int, *, skip: bool) -> None:
+        """Change the adapter, unless the step is skipped, and the scale of the next loss."""
         try:
-            self._scaler.step(self._optimizer)
+            if not skip:
+                self._scaler.step(self._optimizer)
             self._scaler.update()
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -292,8 +332,7 @@ class Loop:
             (self._forward.loss(batches[-1], targets) * 0).backward()
 
     def _row_names(self, rows: Sequence[int]) -> str:
-        names = self._job.sources(rows[:NAMED_ROWS])
-        return ", ".join(names) + (f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else "")
+        return row_names(self._job.sources, rows)
 
     def _shrink(self, rows: Sequence[int], error: BaseException) -> None:
         """Halve the tokens of a micro-batch. Raises UnsupportedError if a single row already takes too much memory."""
@@ -324,43 +363,45 @@ class Loop:
         if self._step == 0 or validated or not self._validates_after(self._step):
             return
         with self._timed("evaluation"):
-            report = self._validator.evaluate(self._step, self._metrics_log)
+            try:
+                report = self._validator.evaluate(self._step, self._metrics_log)
+            except DataError:
+                self.save()
+                raise
         best = self.history.best
         if best is not None and best[0] == self._step:
             self.save()
         self._notify(report)
 
-    def _save_is_due(self) -> bool:
-        every = self._training.checkpoint_steps
-        if self._step == 0:
-            return False
-        if every is not None:
-            return self._step % every == 0
-        if self._step == 1:  # measures the time of saving, and fails early if the disk is too small
-            return True
-        return time.monotonic() - self._saved_s >= self._training.checkpoint_minutes * 60
-
     def save(self) -> None:
         """Write a checkpoint of the last step and remove old ones. Raises ArtifactError if it cannot be written."""
+        self._save(self._moment())
 
-        if self._saved_step == self._step or not self._context.is_main:
+    def _moment(self) -> _Moment:
+        return _Moment(self._step, random_state(), self._scaler.state_dict(), self._metrics_log.size_bytes)
+
+    def _save_as_of(self, moment: _Moment) -> None:
+        """Write a checkpoint of an earlier step, since which neither adapter nor optimizer has changed."""
+        if self._context.is_main:
+            self._saver.remove_after(moment.step)
+            if moment.step:
+                self._save(moment)
+
+    def _save(self, moment: _Moment) -> None:
+        if self._saver.step == moment.step or not self._context.is_main:
             return
-        begin_s = time.monotonic()
         with self._timed("saving"):
             state = {
                 "budget_tokens": self._micro_batch_tokens,
                 "notes": self.notes,
-                "scaler": self._scaler.state_dict(),
+                "scaler": moment.scaler,
                 "seconds": self.seconds,
             }
             trained = {name: parameter.detach().cpu() for name, parameter in self._parameters.items()}
             optimizer = self._optimizer.state_dict()
-            saved = Checkpoint(self._step, trained, optimizer, random_state(), state, self._metrics_log.lines)
-            checkpoints.save(self._job.folder, saved, self._job.identity)
-            best = self.history.best
-            checkpoints.prune(self._job.folder, self._training.keep_checkpoints, best[0] if best else None)
-        self._saved_step, self._saved_s = self._step, time.monotonic()
-        self.saving_s = max(self.saving_s, self._saved_s - begin_s)
+            metrics = self._metrics_log.lines[: moment.metrics_bytes]
+            saved = Checkpoint(moment.step, trained, optimizer, moment.random, state, metrics)
+            self._saver.save(saved, self.history)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

@@ -1,6 +1,5 @@
 """One call of a run: from its start or a checkpoint to the saved adapter, or to where the call was stopped."""
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -17,15 +16,16 @@ from finetune.model.load import load_trainable
 from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import StepStats
 from finetune.monitor.plots import plot_run
-from finetune.tokens.examples import Example, token_count
+from finetune.tokens.examples import token_count
 from finetune.train import checkpoint as checkpoints
+from finetune.train.divergence import row_names
 from finetune.train.evaluation import Validator, measure_loss
 from finetune.train.inputs import Inputs
 from finetune.train.loop import Job, Loop, LoopResult
 from finetune.train.stop_conditions import RESERVE, CallLimits, Interrupted, Interruption
 from gladstone import run_folder
 from gladstone.commands.progress import Progress, step
-from gladstone.errors import ArtifactError, DataError
+from gladstone.errors import ArtifactError
 from gladstone.machine.host import peak_memory_bytes
 from gladstone.models.base_model import Base
 
@@ -113,7 +113,7 @@ class Session:
         validation = self._inputs.sets["validation"].examples
         if measured["held_out_loss_before"] is None and validation:  # the only loss that can judge such a run
             with step(self._progress, "Measuring the validation loss before training"):
-                measured["validation_loss_before"] = self._loss(trainable, validation, stops)
+                measured["validation_loss_before"] = self._loss(trainable, "validation", stops)
         loop.notes |= measured | {"measuring_s": time.monotonic() - begin_s}
 
     def _loop(self, trainable: training.Trainable, checkpoint: checkpoints.Checkpoint | None) -> Loop:
@@ -129,6 +129,7 @@ class Session:
         validator = Validator(
             trainable, inputs.sets["validation"].examples, inputs.recipe.training, inputs.tokenizer.decode
         )
+        validator.name_rows = self._row_names("validation")
         return Loop(job, validator, self._options.limits, self._callbacks, checkpoint)
 
     def _close(
@@ -163,21 +164,21 @@ class Session:
 
     def _measure(self, trainable: training.Trainable, when: str, stops: Callable[[], str]) -> float | None:
         """Measure the loss of the test rows; None if there are none."""
-        rows = self._inputs.sets["test"].examples
-        if not rows:
+        if not self._inputs.sets["test"].examples:
             return None
         with step(self._progress, f"Measuring the held-out loss {when}"):
-            return self._loss(trainable, rows, stops)
+            return self._loss(trainable, "test", stops)
 
-    def _loss(self, trainable: training.Trainable, rows: Sequence[Example], stops: Callable[[], str]) -> float:
-        loss = measure_loss(trainable, rows, self._progress.update, lambda: bool(stops()))
+    def _loss(self, trainable: training.Trainable, name: str, stops: Callable[[], str]) -> float:
+        """Measure the loss of a set's rows."""
+        rows, named = self._inputs.sets[name].examples, self._row_names(name)
+        loss = measure_loss(trainable, rows, self._progress.update, lambda: bool(stops()), named)
         self._progress.update(None, f"{loss:.3f} nats per answer token")
-        if not math.isfinite(loss):
-            raise DataError(
-                f"the held-out loss is {loss}: {self._inputs.base.name} does not compute probabilities for these rows. "
-                "Are its weights damaged?"
-            )
         return loss
+
+    def _row_names(self, name: str) -> Callable[[Sequence[int]], str]:
+        """Return the function that names rows of a set for a message."""
+        return partial(row_names, partial(self._inputs.sources, name=name))
 
     def _facts(self, trainable: training.Trainable) -> dict[str, Any]:
         return {
@@ -204,6 +205,8 @@ class _ProgressLine(Callback):
         self._steps += 1
         left_s = (time.monotonic() - self._begin_s) / self._steps * (total - stats.step)
         note = f"step {stats.step}/{total}  loss {stats.loss_nats_per_token:.3f}  {speed([stats]):.0f} tokens/s"
+        if stats.skipped:
+            note += "  skipped: the gradient is not finite"
         if stats.step < total:
             note += f"  {left_s / 60:.1f} min left"
         self._progress.update(stats.step / total, note)

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from finetune.monitor.metrics_log import History, StepStats
@@ -16,7 +17,7 @@ TOLERANCE_NATS, TOLERANCE_SHARE = (
 GUESSING_SHARE = 0.98  # a loss above this share of the loss of guessing is no better than guessing
 SILENT_STEPS, SILENT_SHARE = 3, 0.1  # steps without gradient: consecutive ones, and their share of all
 STILL_STEPS, STILL_NATS = 5, 1e-3  # last steps, and the range of losses that counts as no change
-SKIPPED_SHARE = 0.1  # a gradient scaler skips a step or two while it finds its scale
+FIRST_SKIPS, SKIPPED_SHARE = 4, 0.1  # a gradient scaler skips the first steps while it finds its scale
 FEW_ROWS = 30
 PART, RISEN_NATS = 5, 0.05  # first and last steps whose mean losses are compared without held-out rows
 SLOWER = "a lower training.learning_rate or fewer epochs; metrics.jsonl has the loss and the gradient of every step"
@@ -66,9 +67,11 @@ def serious(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def find_warnings(history: History, measured: Measured) -> tuple[RunWarning, ...]:
     """Return the warnings about a run, the serious ones first."""
-    warnings = [*_held_out(measured), *_gradients(history.steps), *_still(history.steps), *_memory(history)]
+    applied = history.applied
+    warnings = [*_held_out(measured), *_gradients(history.steps), *_skipped(history.steps), *_still(applied)]
+    warnings += _memory(history)
     if measured.before is None and measured.after is None:
-        warnings += _risen(history.steps)
+        warnings += _risen(applied)
     return tuple(sorted(warnings, key=lambda warning: not warning.serious))
 
 
@@ -97,14 +100,20 @@ def _gradients(steps: Sequence[StepStats]) -> Iterator[RunWarning]:
         yield RunWarning(
             "no gradient", f"the gradient was 0 in {which}: nothing is learnt there", figures={"steps": silent[:100]}
         )
-    skipped = [stats.step for stats in steps if not math.isfinite(stats.grad_norm)]
-    if skipped:
-        yield RunWarning(
-            "steps skipped",
-            f"{len(skipped)} of {len(steps)} steps were skipped, their gradient was not finite",
-            serious=len(skipped) > max(2, SKIPPED_SHARE * len(steps)),
-            figures={"steps": skipped[:100]},
-        )
+
+
+def _skipped(steps: Sequence[StepStats]) -> Iterator[RunWarning]:
+    skipped = [stats.step for stats in steps if stats.skipped]
+    if not skipped:
+        return
+    first = min(sum(1 for _ in takewhile(lambda stats: stats.skipped, steps)), FIRST_SKIPS)
+    while_found = f", {first} of them at the start, while the scale of the loss was found" if first else ""
+    yield RunWarning(
+        "steps skipped",
+        f"{len(skipped)} of {len(steps)} steps were skipped, their gradient was not finite{while_found}",
+        serious=len(skipped) - first > max(2, SKIPPED_SHARE * len(steps)),
+        figures={"steps": skipped[:100]},
+    )
 
 
 def _longest(numbers: Sequence[int]) -> int:

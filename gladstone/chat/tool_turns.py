@@ -16,10 +16,11 @@ from typing import Any
 from gladstone.chat.jinja_sandbox import Rendering
 from gladstone.chat.messages import Message, ToolCall
 from gladstone.errors import DataError
+from gladstone.strict_json import json_text
 
 # distinct words that no template contains
 _TOOL, _CALL, _SECOND, _KEY, _VALUE, _RESULT = "qtoolq", "qcallq", "qothercallq", "qkeyq", "qvalueq", "qresultq"
-_DEFINITION = json.dumps({
+_DEFINITION = json_text({
     "type": "function",
     "function": {"name": _TOOL, "description": "a probe", "parameters": {
         "type": "object", "properties": {_KEY: {"type": "string", "description": "a text"}}, "required": [_KEY]}},
@@ -177,7 +178,7 @@ def _rendering(messages: Sequence[Message], style: CallStyle, *, prompt: bool = 
 
 
 def _probe_call(*names: str) -> Message:
-    calls = (ToolCall(name, json.dumps({_KEY: _VALUE}), f"call_{index}") for index, name in enumerate(names))
+    calls = (ToolCall(name, json_text({_KEY: _VALUE}), f"call_{index}") for index, name in enumerate(names))
     return Message("assistant", "", tool_calls=tuple(calls))
 
 

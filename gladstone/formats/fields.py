@@ -134,7 +134,7 @@ class Fields:
         if isinstance(value, float) and not math.isfinite(value):
             raise self.error(f"field {self._name(name)!r} is {value}, expected text or a finite number.")
         self.note_as_text(name, "true or false" if isinstance(value, bool) else "numbers")
-        return json.dumps(value)
+        return json.dumps(value, allow_nan=False)
 
 
 def checked_text(value: object, what: str, source: str) -> str | None:

@@ -107,7 +107,7 @@ class _Rows:
         first = self._first or window.first_field()
         if first is None:
             raise error
-        opening = re.compile(r"\{\s*" + re.escape(json.dumps(first, ensure_ascii=False)) + r"\s*:")
+        opening = re.compile(r"\{\s*" + re.escape(json.dumps(first, ensure_ascii=False, allow_nan=False)) + r"\s*:")
         while window.seek(opening):
             try:
                 row = window.value(consume=False)

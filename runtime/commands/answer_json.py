@@ -1,9 +1,9 @@
 """An answer as a JSON object, for programs."""
 
 import dataclasses
-import json
 from typing import Any
 
+from gladstone.strict_json import json_text
 from runtime.engine import Completion, Engine
 
 LEAST = -9999.0  # what OpenAI's API writes for a token with probability 0; JSON has no minus infinity
@@ -25,7 +25,7 @@ def answer_json(completion: Completion, engine: Engine, seed: int) -> str:
             for sampled in completion.logprobs
         ]
     whole = {"model": str(engine.model.path)} | facts | {"seed": seed, "load_s": engine.load_s}
-    return json.dumps(whole, ensure_ascii=False, indent=2)
+    return json_text(whole, indent=2)
 
 
 def _token(engine: Engine, token: int, logprob: float) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`runtime doctor`: the machine, the speed of models on it, known faults, and the build that its GPU needs."""
 
-import json
 import os
 import platform
 import re
@@ -20,6 +19,7 @@ from gladstone.machine.huge_pages import has_huge_pages
 from gladstone.machine.packages import installed_versions, require_packages
 from gladstone.process.child import ChildOptions, exit_name, start_child
 from gladstone.report.terminal import visible
+from gladstone.strict_json import json_text
 from runtime.commands.console import Waiting, tolerate_narrow_encodings
 from runtime.machine.diagnosis import (
     VENDORS,
@@ -78,7 +78,7 @@ def doctor(model: Path | None, as_json: bool) -> None:
         bandwidth = measure_bandwidth(facts.cores.usable)
         facts, speed = measure_speed(facts, path)
     if as_json:
-        click.echo(json.dumps(_as_json(facts, bandwidth, speed), ensure_ascii=False, indent=2))
+        click.echo(json_text(_as_json(facts, bandwidth, speed), indent=2))
     else:
         click.echo(visible(render(facts, bandwidth, speed)))
 

@@ -1,6 +1,5 @@
 """`runtime info`: what a model file contains, and whether it is the file that its manifest describes."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +7,7 @@ import click
 
 from gladstone.machine.host import readable_bytes
 from gladstone.report.terminal import visible
+from gladstone.strict_json import json_text
 from runtime.commands.console import tolerate_narrow_encodings
 from runtime.commands.options import model_argument
 from runtime.trust.load_check import check_loadable
@@ -41,7 +41,7 @@ def info(model: Path, as_json: bool) -> None:
         check_loadable(model, vocab_only=True)
     special = read_special_tokens(model)
     if as_json:
-        click.echo(json.dumps(_as_json(facts, special, provenance), ensure_ascii=False, indent=2))
+        click.echo(json_text(_as_json(facts, special, provenance), indent=2))
     else:
         click.echo(visible(render_info(facts, special, provenance)))
 
@@ -50,7 +50,7 @@ def _show_contents(path: Path, *, as_json: bool) -> None:
     from runtime.commands.contents import read_contents, render_contents
 
     contents = read_contents(path)
-    click.echo(json.dumps(contents, ensure_ascii=False, indent=2) if as_json else visible(render_contents(contents)))
+    click.echo(json_text(contents, indent=2) if as_json else visible(render_contents(contents)))
 
 
 def read_special_tokens(path: Path) -> dict[str, tuple[int, str]]:

@@ -73,7 +73,7 @@ def prepare_schema(text: str) -> str:
     for node in nodes.values():
         _make_stricter(node)
     schema["x-guidance"] = {"whitespace_pattern": WHITESPACE}
-    return json.dumps(schema)
+    return json.dumps(schema, allow_nan=False)
 
 
 def _without_strings(text: str) -> str:
@@ -97,7 +97,7 @@ def _parse(text: str) -> Any:
 
     try:
         schema = json.loads(text, parse_constant=refuse)
-        json.dumps(schema, ensure_ascii=False).encode("utf-8")
+        json.dumps(schema, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise ConfigError("the JSON schema contains a lone surrogate, which no text can contain.") from error
     except (ValueError, RecursionError) as error:

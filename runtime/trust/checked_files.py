@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from gladstone.machine.host import cache_dir
+from gladstone.strict_json import json_text
 
 FOLDER_NAME = "sound"
 MAX_ENTRIES = 256  # the oldest are deleted
@@ -66,7 +67,7 @@ def mark_checked(kind: str, path: Path, stamps: list[Stamp]) -> None:
     with suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=entry.parent, suffix=".partial", delete=False) as file:
-            file.write(json.dumps([asdict(one) for one in stamps]))
+            file.write(json_text([asdict(one) for one in stamps]))
         Path(file.name).replace(entry)
         _drop_oldest(entry.parent)
 

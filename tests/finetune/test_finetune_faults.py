@@ -437,7 +437,9 @@ def test_damaged_weights_of_the_base_are_told_before_the_first_step(
     before = "from finetune.train import evaluation\nimport finetune.train.session as r\nreal = r.load_trainable\ndef spoilt(*a):\n    made = real(*a)\n    next(made.model.parameters()).data.fill_(float('nan'))\n    return made\nr.load_trainable = spoilt"
     message = error_of(server.run("run", recipe, "--out", tmp_path / "out", before=before))
     assert re.fullmatch(
-        r"Error: the held-out loss is nan: .*/base does not compute probabilities .* weights damaged\?\n", message
+        r"Error: the held-out loss is nan: the model does not compute probabilities for .*/rows\.jsonl:\d+.*\. Are its "
+        r"weights damaged\?\n",
+        message,
     )
 
 

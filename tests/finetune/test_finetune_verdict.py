@@ -78,6 +78,8 @@ def test_skipped_steps_are_a_note_and_many_of_them_a_warning() -> None:
     norms = [math.inf, math.inf, *[1.0] * 30]
     (note,) = find_warnings(of_losses([4 - step / 20 for step in range(32)], norms), GOOD)
     assert (note.kind, note.serious, note.figures["steps"]) == ("steps skipped", False, [1, 2])
+    (note,) = find_warnings(of_losses([4 - step / 20 for step in range(12)], [math.inf] * 4 + [1.0] * 8), GOOD)
+    assert not note.serious  # the scale of the loss was found
     assert kinds(of_losses([4 - step / 20 for step in range(32)], [math.nan] * 8 + [1.0] * 24)) == ["steps skipped"]
 
 

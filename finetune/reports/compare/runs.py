@@ -14,6 +14,7 @@ from finetune.train import checkpoint as checkpoints
 from gladstone import run_folder
 from gladstone.artifacts import MANIFEST_NAME, Manifest, is_finished, read_manifest, sha256_path
 from gladstone.errors import ArtifactError, ConfigError, GladstoneError, listed
+from gladstone.strict_json import json_text
 
 NO_SETTING = "not set"
 NO_ROWS = "no rows"  # in place of a set's hash
@@ -100,7 +101,7 @@ def _identity(manifest: Manifest) -> dict[str, str]:
     found = {f"rows:{name}": hashes.get(f"data/{name}.jsonl", NO_ROWS if rows.get(name) == 0 else "") for name in SETS}
     tokenizer = {path: sha256 for path, sha256 in hashes.items() if _is_of_tokenizer(Path(path).name, path)}
     found |= {"base": manifest.parents.get("base", ""), "template": manifest.template_sha256 or ""}
-    found["tokenizer"] = json.dumps(tokenizer, sort_keys=True) if tokenizer else ""
+    found["tokenizer"] = json_text(tokenizer, sort_keys=True) if tokenizer else ""
     return {name: value for name, value in found.items() if value}
 
 
@@ -116,7 +117,7 @@ def _under_way(folder: Path, label: str, history: History) -> Run:
         for path in (folder / run_folder.TOKENIZER).glob("*")
         if _is_of_tokenizer(path.name, f"tokenizer/{path.name}")
     }
-    identity["tokenizer"] = json.dumps(hashes, sort_keys=True) if hashes else ""
+    identity["tokenizer"] = json_text(hashes, sort_keys=True) if hashes else ""
     saved = checkpoints.saved(folder / checkpoints.FOLDER)
     if saved:
         inputs, notes = _checkpoint(saved[-1])

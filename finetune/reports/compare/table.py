@@ -1,6 +1,5 @@
 """The results of runs as one table, their differing settings, and notes on unfair comparisons."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from finetune.reports.compare.runs import NO_SETTING, Run
 from finetune.train.verdict import serious
 from gladstone.machine.host import readable_bytes
 from gladstone.report.durations import duration
+from gladstone.strict_json import json_text
 
 NOT_MEASURED = "–"
 IGNORED_SECTIONS = ("name", "description", "hub")  # names in a recipe, which are not settings
@@ -56,15 +56,13 @@ def differing_settings(runs: Sequence[Run]) -> list[Row]:
     for name in names:
         values = tuple(run.settings.get(name, NO_SETTING) for run in runs)
         if any(value != values[0] for value in values):
-            texts = tuple(
-                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values
-            )
+            texts = tuple(value if isinstance(value, str) else json_text(value) for value in values)
             rows.append(Row(name, tuple(map(_cell, values)), texts))
     return rows
 
 
 def _cell(value: Any) -> Value:
-    return value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str | int | float) else json_text(value)
 
 
 def _results(runs: Sequence[Run]) -> list[Row]:
