@@ -104,7 +104,7 @@ class CommonText:
         owners = np.pad(owners, (0, len(buckets) - len(owners)), constant_values=max(0, len(characters) - 1))
         ordered = np.sort(owners * COUNTERS + buckets)
         once = ordered[np.diff(ordered, prepend=-1) > 0] % COUNTERS
-        np.add.at(self._counters, once, 1)
+        np.add.at(self._counters, once, np.uint16(1))  # of the same type: 20 times faster
         self._rows += len(characters)
 
     def varying(self, characters: Characters) -> NDArray[np.bool_]:

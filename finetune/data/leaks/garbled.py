@@ -48,7 +48,7 @@ def fits(row: TrainRow, part: QuestionPart, alignment: Alignment, *, sure: bool 
     garbled_words = sum(_is_misprint(row, *pair) for pair in word_pairs)
     if not garbled_words:  # intact words have been compared before
         return False
-    content, worse = set(part.content), 0
+    content, worse = part.content_set, 0
     for word, edits, other in word_pairs:
         if other == word or (word not in content and word not in NEGATIONS):
             continue

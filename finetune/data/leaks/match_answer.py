@@ -24,9 +24,11 @@ REVERSING = NEGATIONS | frozenset((
 
 def match_answer(row: TrainRow, test: TestRow) -> Match | None:
     """Match the answers, unless the questions are about different things."""
-    shorter, longer = sorted((len(test.answer), len(row.answer)))
-    words = min(test.answer.count(" "), row.answer.count(" ")) + 1
-    if 2 * shorter < longer or words < MIN_SHORT:
+    tested, own = len(test.answer), len(row.answer)
+    if 2 * tested < own or 2 * own < tested:
+        return None
+    words = min(test.spaces, row.spaces) + 1
+    if words < MIN_SHORT:
         return None
     score = row.answer_similarity(test, MIN_SAME if words >= MIN_ANSWER else SAME_SHORT)
     if not score:

@@ -47,7 +47,8 @@ def _questions(row: TrainRow, test: TestRow) -> Match | None:
 
 
 def _question(row: TrainRow, part: QuestionPart) -> Match | None:
-    match = _WordMatcher(row, part).find()
+    few_absent = len(part.content_set - row.set) <= 1 + len(part.content) // 2  # more are too many for synonyms
+    match = _WordMatcher(row, part).find() if few_absent else None
     return match or (match_garbled_question(row, part) if row.untested_words else None)
 
 
@@ -88,10 +89,9 @@ class _WordMatcher:
     def _unmatched_words(self) -> list[str] | None:
         """Return unmatched words if they only shape the question; None if there are others."""
         content, missing = self._part.content, list[str]()
-        absent = [word for word in content if word not in self._row.set]
-        if len(absent) > 1 + len(content) // 2:  # too many for synonyms
-            return None
-        for word in absent:
+        for word in content:
+            if word in self._row.set:
+                continue
             match = None if has_no_misprints(word) else self._find_match(word)
             if match is not None:  # one word may match two
                 self._matches.setdefault(match, word)
@@ -140,7 +140,7 @@ class _WordMatcher:
 
     def _window(self) -> tuple[int, int] | None:
         """Return the shortest run of words that contains all matched words of the question."""
-        content = set(self._part.content)
+        content = self._part.content_set
         positions = [
             (index, match)
             for index, word in enumerate(self._row.words)

@@ -52,6 +52,11 @@ class QuestionPart:
             words.append(self.words[-1])
         return words or list(dict.fromkeys(self.words))
 
+    @cached_property
+    def content_set(self) -> frozenset[str]:
+        """The content words."""
+        return frozenset(self.content)
+
 
 class TestRow:
     """A test row: the passages of its question, without those that all test rows share, and its answer."""
@@ -59,7 +64,7 @@ class TestRow:
     def __init__(self, passages: Sequence[str], answer: str) -> None:
         self._passages = passages
         self.question = QuestionPart(" ".join(passages).split())
-        self.answer = answer
+        self.answer, self.spaces = answer, answer.count(" ")
 
     @cached_property
     def parts(self) -> list[QuestionPart]:
@@ -92,6 +97,7 @@ class TrainRow:
         self.ends = {*accumulate(map(len, self.passages))}
         self.whole = whole
         self.answer = "" if whole else " ".join(content.answer)
+        self.spaces = self.answer.count(" ")
         self.vocabulary = vocabulary
 
     @cached_property

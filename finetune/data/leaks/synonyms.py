@@ -31,7 +31,7 @@ def synonym_groups(word: str) -> set[int]:
     forms = {word, *(word.removesuffix(ending) for ending in ("s", "es", "ed", "d", "ing"))}
     if word.endswith("ing"):
         forms.add(f"{word.removesuffix('ing')}e")
-    return set().union(*(_GROUP_OF.get(form, ()) for form in forms))
+    return {number for form in forms if form in _GROUP_OF for number in _GROUP_OF[form]}
 
 
 def is_general(word: str) -> bool:
