@@ -35,7 +35,9 @@ class BaseSection(Config):
         description="time given to a chat template that writes the current date (such as Llama 3.2's), for example "
         "2026-11-30 or 2026-11-30T09:30:00; null: when the run begins. It is stored with the run",
     )
-    max_tokens: int = Field(1024, ge=16, description="longest row in tokens; longer rows are reported")
+    max_tokens: int = Field(
+        1024, ge=16, description="longest row in tokens, at most the context of the base; longer rows are reported"
+    )
     max_target_tokens: PositiveInt | None = Field(
         None,
         description="longest answer in tokens of an encoder–decoder model (T5), whose questions have max_tokens; null: "

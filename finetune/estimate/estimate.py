@@ -10,6 +10,7 @@ from finetune.data.division import SETS
 from finetune.data.prepare import has_set, prepare, read_set
 from finetune.estimate.timing import BUDGET_S, Measured, Rates, Sample, Times, compiles, computed_rates, measure, times
 from finetune.model import trainable as training
+from finetune.model.context_length import check_context, check_facts
 from finetune.model.load import import_first
 from finetune.sizing.devices import EFFICIENCY, Device, find_device
 from finetune.sizing.disk import disk_bytes
@@ -93,6 +94,7 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
     base = find_local_base(recipe.base.model, progress)
     notes = []
     if base is not None:
+        check_context(recipe, base)
         shape, file_bytes = shape_of_base(base)
         reader = RowReader(recipe, lambda: base, progress, before=import_first)
     else:
@@ -101,6 +103,7 @@ def _subject(recipe: Recipe, folder: Path, progress: Progress) -> _Subject:
                 f"base.model: {recipe.base.model} is not on this machine, and the recipe has no `hub:` facts. "
                 "Download it, or state its architecture, parameters, layers, width and vocabulary under `hub:`."
             )
+        check_facts(recipe, recipe.hub)
         shape, file_bytes = shape_of_facts(recipe.hub), 0
         embedded = resolve_base(EMBEDDED, progress)
         unnamed = recipe.base.model_copy(update={"chat_template": None})

@@ -24,6 +24,7 @@ def load_model(base: Base, recipe: Recipe, longest_tokens: int) -> tuple[Any, bo
             max_seq_length=recipe.base.max_tokens,
             load_in_4bit=recipe.base.load_in_4bit,
             dtype=None,
+            offload_embedding=False,  # or it may lie in host memory, and model.device say cpu
             local_files_only=True,
             trust_remote_code=False,
         )

@@ -9,7 +9,8 @@ from finetune.kernels.fused_lora import fuse_lora_layers
 from finetune.model import decoder, encoder_decoder
 from finetune.model.distributed import SINGLE_PROCESS, DistributedContext, shard_frozen_weights
 from finetune.model.loss import PackedForward, choose_forward
-from finetune.model.trainable import Trainable, out_of_memory, release_memory
+from finetune.model.out_of_memory import out_of_memory
+from finetune.model.trainable import Trainable, release_memory
 from finetune.tokens.examples import Example, token_count
 from finetune.tokens.step_schedule import StepSchedule
 from gladstone.errors import UnsupportedError
@@ -31,7 +32,7 @@ def load_trainable(
     """
     try:
         return _load(base, recipe, pad_id, examples, context)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not out_of_memory(error):
             raise
         raise UnsupportedError(

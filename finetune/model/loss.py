@@ -172,8 +172,8 @@ class PaddedForward:
         import torch
 
         if not self._encoder_decoder:
-            return self._model(**batch.tensors, num_items_in_batch=divisor).loss
-        logits = self._model(**batch.tensors).logits.float()
+            return self._model(**batch.tensors, num_items_in_batch=divisor, use_cache=False).loss
+        logits = self._model(**batch.tensors, use_cache=False).logits.float()
         labels = batch.tensors["labels"].flatten()
         summed = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
         return summed / divisor

@@ -23,10 +23,6 @@ from gladstone.strict_json import json_text
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of <malloc.h>
 
-# messages of torch's allocators, and of oneDNN if a matrix product finds no memory for its workspace
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a primitive",
-             "could not execute a primitive")  # fmt: skip
-
 
 @dataclass
 class Trainable:
@@ -155,15 +151,6 @@ def needs_checkpointing(model: Any, recipe: Recipe, longest_tokens: int) -> bool
     shape = shape_of_config(model.config.to_dict())
     setting = ComputeSetting(4 if model.dtype == torch.float32 else 2, on_gpu, padded=on_gpu or shape.refuses_packing)
     return needs_recomputing(shape, recipe, setting, fullest_micro_batch(shape, recipe, longest_tokens), free)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """True for the errors that torch raises, on a GPU or a CPU, when memory does not suffice."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def release_memory() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from finetune.config.schema import TrainingSection
-from finetune.model.trainable import Trainable, out_of_memory, release_memory
+from finetune.model.out_of_memory import out_of_memory
+from finetune.model.trainable import Trainable, release_memory
 from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, MetricsLog
 from finetune.tokens.examples import Example, token_count

@@ -14,6 +14,7 @@ from finetune.config.schema import Recipe
 from finetune.data.division import SETS
 from finetune.data.prepare import Summary, has_set, read_set
 from finetune.data.sources import source_file
+from finetune.model.context_length import check_context
 from finetune.model.load import import_first
 from finetune.tokens import clock, token_cache
 from finetune.tokens.examples import TokenizedSet
@@ -78,11 +79,13 @@ class Inputs:
 def reader_of(recipe: Recipe, progress: Progress, now: datetime) -> RowReader:
     """Return the reader of a run's rows; `now` is the time for a chat template that writes it.
 
-    Its base raises UnsupportedError if it cannot be trained, and what `resolve_base` and `check_weights` raise.
+    Its base raises UnsupportedError if it cannot be trained, ConfigError if rows may be longer than its context, and
+    what `resolve_base` and `check_weights` raise.
     """
 
     def find() -> Base:
         base = resolve_base(recipe.base.model, progress)
+        check_context(recipe, base)
         check_weights(base)
         if recipe.base.load_in_4bit and base.is_encoder_decoder:
             raise UnsupportedError(

@@ -17,7 +17,8 @@ from typing import Any
 from finetune.config.schema import Recipe
 from finetune.model.loss import Batch
 from finetune.model.optimizer import learning_rates, make_optimizer
-from finetune.model.trainable import Trainable, out_of_memory, release_memory
+from finetune.model.out_of_memory import out_of_memory
+from finetune.model.trainable import Trainable, release_memory
 from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, MetricsLog, StepStats
 from finetune.tokens.examples import Example, token_count
