@@ -1,6 +1,7 @@
 # make demo   the whole line on the embedded model: set up, fine-tune, export, chat, measure
 # make test   set up, run the tests            make check   lint, types, architecture, packaging
 # make test-all  the long tests too          make faults  the fault campaigns (tests/README.md)
+# make test-gpu  models on a device with memory of its own, which needs no GPU (tests/README.md)
 # make docs   renew the generated pages        make clean   remove what was made here
 #
 # make set-up CPU=all   llama.cpp with a back end for each kind of processor; CPU=portable goes back to the one for all
@@ -8,7 +9,7 @@ PYTHON ?= python3
 TORCH ?= cpu
 RUN := .venv/bin/python
 
-.PHONY: demo test test-all faults check docs lock clean set-up
+.PHONY: demo test test-all test-gpu faults check docs lock clean set-up
 
 set-up:
 	@$(PYTHON) scripts/setup.py --torch $(TORCH) $(if $(CPU),--cpu $(CPU))
@@ -21,6 +22,10 @@ test: set-up
 
 test-all: set-up
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-gpu: set-up
+	@$(RUN) -m tests.device.rpc_library
+	@$(RUN) -m pytest -m device --durations=0 -v
 
 faults: set-up
 	@$(RUN) -m tests.faults.damage_gguf --files 1000 --seed 0

@@ -26,11 +26,17 @@ class Embedder:
 
     `pooling` combines the vectors of a text's tokens: their mean, the first ("cls") or the last one. None takes the
     file's setting, or the mean if it has none, as in files of chat models. `dimensions` is the length of a vector,
-    `context_tokens` the most tokens of a text, by default the model's own limit.
+    `context_tokens` the most tokens of a text, by default the model's own limit. `gpu_layers` lie on the GPU.
     """
 
     def __init__(
-        self, path: Path, *, pooling: str | None = None, context_tokens: int | None = None, threads: int | None = None
+        self,
+        path: Path,
+        *,
+        pooling: str | None = None,
+        context_tokens: int | None = None,
+        threads: int | None = None,
+        gpu_layers: int = 0,
     ) -> None:
         """Raises ArtifactError for a file that cannot be loaded, UnsupportedError for a reranker or a classifier,
         ConfigError for an unknown pooling or a context out of range.
@@ -40,7 +46,7 @@ class Embedder:
         self._threads = threads
         self._short: Context | None = None
         self._long: Context | None = None
-        self._model = Model(path)
+        self._model = Model(path, gpu_layers=gpu_layers)
         try:
             self.pooling = pooling or _pooling(self._model.headers)
             self.context_tokens = _limit(self._model, context_tokens)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from gladstone.chat.guarded_template import GuardedTemplate, TemplateProcess
 from gladstone.chat.named_templates import NamedTemplate
-from gladstone.errors import ConfigError
+from gladstone.errors import ConfigError, UnsupportedError
 from gladstone.gguf.header import GgufHeader, read_generative_model, summarize_model
 from gladstone.llamacpp.backends import backend_id
 from gladstone.llamacpp.context import Context
@@ -35,11 +35,11 @@ class EngineOptions:
     """How an engine is set up.
 
     The context of a request defaults to what the model was trained for, at most 4,096 tokens. `slots` requests run at a
-    time and share a cache of `cache_tokens`, by default enough for all of them. `mmap` maps the file of weights instead
-    of copying it. Unset sizes are fitted to the free memory; unset thread counts are measured, and adapt to other work
-    on the machine. `steady` keeps the first decode count where another would change the last bits of the logits
-    (llama.cpp's flash attention, after 256 tokens). `loras` are adapters with their scales. Draft tokens come from a
-    `draft` model or, with `lookup`, from the text.
+    time and share a cache of `cache_tokens`, by default enough for all of them. `kv_offload` False keeps it in memory
+    where layers are on a GPU. `mmap` maps the file of weights instead of copying it. Unset sizes are fitted to the free
+    memory; unset thread counts are measured, and adapt to other work on the machine. `steady` keeps the first decode
+    count where another would change the last bits of the logits (llama.cpp's flash attention, after 256 tokens).
+    `loras` are adapters with their scales. Draft tokens come from a `draft` model or, with `lookup`, from the text.
 
     `chat_template` replaces the file's own; `template_arguments` are its variables, as JSON values. `raw` opens the
     engine without a template, for text that is continued as it is.
@@ -55,6 +55,7 @@ class EngineOptions:
     gpu_layers: int | Literal["auto"] = "auto"
     cache_type: str = "f16"
     flash_attention: bool | None = None
+    kv_offload: bool = True
     mmap: bool | None = None
     loras: tuple[Lora, ...] = ()
     draft: Path | None = None
@@ -105,14 +106,7 @@ def load(path: Path, options: EngineOptions) -> Loaded:
         if not options.raw and options.chat_template is None:
             check_template(headers)
         fit = plan_fit(headers, read_machine(), _fit_constraints(headers, options))
-        model = Model(
-            path,
-            mapped=fit.mapped,
-            gpu_layers=fit.gpu_layers,
-            tensor_split=fit.tensor_split,
-            loras=options.loras,
-            headers=headers,
-        )
+        model = Model(path, **fit.placement, loras=options.loras, headers=headers)
         stack.callback(model.close)
         template = _open_template(model, templates, options)
         limits = _limits(model, fit, options)
@@ -146,6 +140,7 @@ def _fit_constraints(headers: Sequence[GgufHeader], options: EngineOptions) -> F
         flash_attention=options.flash_attention is not False,
         sequences=options.slots,
         outputs=options.outputs,
+        kv_offload=options.kv_offload,
         reserved_bytes=sum(path.stat().st_size for path in others if path.is_file()),
         mapped=options.mmap,
     )
@@ -190,6 +185,7 @@ def _open_context(model: Model, limits: Limits, options: EngineOptions) -> Conte
             prefill_threads=options.prefill_threads,
             cache_type="f32",
             flash_attention=False,
+            kv_offload=options.kv_offload,
         )
     return Context(
         model,
@@ -200,6 +196,7 @@ def _open_context(model: Model, limits: Limits, options: EngineOptions) -> Conte
         prefill_threads=options.prefill_threads,
         cache_type=options.cache_type,
         flash_attention=options.flash_attention,
+        kv_offload=options.kv_offload,
         outputs=options.outputs,
     )
 
@@ -230,7 +227,8 @@ def choose_engine_threads(context: Context, options: EngineOptions) -> Threads:
 
     prompt_tokens = min(PREFILL_TOKENS, context.batch_tokens)
     benchmark = ThreadBenchmark(context.use_threads, lambda: evaluate(1), lambda: evaluate(prompt_tokens))
-    threads = choose_threads(summarize_model(context.model.headers), backend_id(), benchmark)
+    model = context.model
+    threads = choose_threads(summarize_model(model.headers), backend_id(model.gpu_layers), benchmark)
     held: KeepInitial = "always" if options.steady else "quiet" if threads.steady else "never"
     context.adapt(make_thread_tuner(InitialThreads(threads.decode, threads.prefill, held)))
     return threads
@@ -239,16 +237,31 @@ def choose_engine_threads(context: Context, options: EngineOptions) -> Threads:
 def discard_disproved_threads(context: Context) -> None:
     """Discard the stored thread count if a quiet machine showed a better one since."""
     if context.thread_tuner is not None and context.thread_tuner.better_count is not None:
-        discard_threads(summarize_model(context.model.headers), backend_id())
+        discard_threads(summarize_model(context.model.headers), backend_id(context.model.gpu_layers))
 
 
 def _load_draft(model: Model, fit: Fit, limits: Limits, options: EngineOptions, stack: ExitStack) -> Context | None:
     """The context of the draft model. Raises ConfigError if its vocabulary differs from the model's."""
     if options.draft is None:
         return None
-    draft = Model(options.draft, mapped=fit.mapped)
+    draft = Model(options.draft, **_fit_draft(options.draft, fit, limits, options))
     stack.callback(draft.close)
     check_draft(*([one.token_text(token) for token in range(one.vocab_size)] for one in (model, draft)))
     context = Context(draft, limits.cells, sequences=options.slots, threads=options.threads)
     stack.callback(context.close)
     return context
+
+
+def _fit_draft(path: Path, fit: Fit, limits: Limits, options: EngineOptions) -> dict[str, Any]:
+    """Where the draft model lies: on a GPU if the model does and has left room for all of it, else in memory."""
+    in_memory = {"mapped": fit.mapped}
+    if not fit.gpu_layers:
+        return in_memory
+    headers = read_generative_model(path)
+    trained = summarize_model(headers).context_tokens * options.slots
+    constraints = FitConstraints(context_tokens=min(limits.cells, trained), sequences=options.slots)
+    try:
+        own = plan_fit(headers, read_machine(), constraints)
+    except UnsupportedError:
+        return in_memory
+    return own.placement if own.gpu_layers == own.all_layers else in_memory

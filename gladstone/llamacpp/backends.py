@@ -85,11 +85,12 @@ def loaded_backend() -> Path | None:
     return _loaded[-1] if _loaded else None
 
 
-def backend_id() -> str:
-    """A text that identifies the backend in use, as a key for measurements."""
+def backend_id(gpu_layers: int = 0) -> str:
+    """A text that identifies what computes, as a key for measurements: the CPU backend, and the layers on a GPU."""
     folder = llamacpp_folder()
     path = loaded_backend() or next(iter(backend_files(folder) if folder else ()), None)
-    return fingerprint(path) if path else "built in"
+    own = fingerprint(path) if path else "built in"
+    return f"{own}, {gpu_layers} GPU layers" if gpu_layers else own
 
 
 def backend_files(folder: Path) -> tuple[Path, ...]:
@@ -174,6 +175,9 @@ def with_ggml_functions(module: Any) -> Any:
         ("ggml_backend_dev_description", [handle], ctypes.c_char_p),
         ("ggml_backend_dev_type", [handle], ctypes.c_int),
         ("ggml_backend_dev_memory", [handle, size, size], None),
+        ("ggml_backend_dev_get_props", [handle, handle], None),
+        ("ggml_backend_dev_backend_reg", [handle], handle),
+        ("ggml_backend_reg_name", [handle], ctypes.c_char_p),
         ("ggml_backend_load", [ctypes.c_char_p], handle),
         ("ggml_backend_reg_count", [], ctypes.c_size_t),
     ):

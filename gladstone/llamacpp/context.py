@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gladstone.errors import UnsupportedError
 from gladstone.gguf.types import Pooling
-from gladstone.llamacpp.library import clear_log, library, log_tail
+from gladstone.llamacpp.library import clear_log, failure_reason, library, log_tail
 from gladstone.llamacpp.model import Model
 from gladstone.machine.host import core_count
 from gladstone.machine.openmp import adapt_to_other_work
@@ -60,6 +60,7 @@ class Context:
         prefill_threads: int | None = None,
         cache_type: str = "f16",
         flash_attention: bool | None = None,
+        kv_offload: bool = True,
         outputs: int | None = None,
         pooling: str | None = None,
         watch: Any = None,
@@ -68,8 +69,9 @@ class Context:
 
         At most `outputs` tokens of a batch may have logits; the default, all, takes more memory. `watch` is a callback
         before and after each operation. With `pooling` ("model", "none", "mean", "cls" or "last") the context computes
-        embeddings instead of logits. `flash_attention` None lets llama.cpp choose. Without `threads` the thread count
-        adapts while it computes, see `adapt`. Raises UnsupportedError if there is not enough memory.
+        embeddings instead of logits. `flash_attention` None lets llama.cpp choose. With `kv_offload` the cache of a
+        layer lies where the layer does, else all of it in CPU memory. Without `threads` the thread count adapts while
+        it computes, see `adapt`. Raises UnsupportedError if there is not enough memory.
         """
         self.model = model
         self._lib = library()
@@ -86,6 +88,7 @@ class Context:
         params.type_k = params.type_v = CACHE_TYPES[cache_type]
         if flash_attention is not None:
             params.flash_attn_type = int(flash_attention)
+        params.offload_kqv = kv_offload
         params.no_perf = True
         if pooling is not None:
             params.embeddings, params.pooling_type = True, POOLINGS[pooling]
@@ -119,7 +122,7 @@ class Context:
         clear_log()
         handle = self._lib.llama_init_from_model(self.model.handle, params)
         if not handle:
-            raise UnsupportedError(f"no memory for a context of {params.n_ctx} tokens. llama.cpp says:\n{log_tail()}")
+            raise UnsupportedError(f"no memory for a context of {params.n_ctx} tokens: {failure_reason()}.")
         return handle
 
     def set_adapters(self, scales: Sequence[float]) -> None:

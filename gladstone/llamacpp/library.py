@@ -11,6 +11,8 @@ from gladstone.report.terminal import one_line
 
 LOG_NOISE = re.compile(r"^(?:\w+: )+")  # function names at the beginning of llama.cpp's log lines
 MAX_REASON_CHARACTERS = 300
+DEBUG = 1  # ggml.h's GGML_LOG_LEVEL_DEBUG
+NO_MEMORY = re.compile(r"(?:failed|unable) to allocate|out of memory|bad_alloc", re.IGNORECASE)
 
 _log_tail: deque[str] = deque(maxlen=20)
 _callbacks: list[object] = []  # keeps the ctypes callbacks alive
@@ -24,8 +26,9 @@ def library() -> Any:
     """
     from llama_cpp import llama_cpp
 
-    def keep(_level: int, text: bytes, _data: object) -> None:
-        _log_tail.append(text.decode("utf-8", "replace").rstrip())
+    def keep(level: int, text: bytes, _data: object) -> None:
+        if level != DEBUG:  # a failing context logs hundreds of them, and says why before
+            _log_tail.append(text.decode("utf-8", "replace").rstrip())
 
     callback = llama_cpp.llama_log_callback(keep)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
@@ -43,6 +46,11 @@ def clear_log() -> None:
 def log_tail() -> str:
     """The last lines that llama.cpp logged."""
     return "\n".join(line for line in _log_tail if line)
+
+
+def lacks_memory() -> bool:
+    """True if the log says that the call failed for want of memory, here or on a GPU."""
+    return any(NO_MEMORY.search(line) for line in _log_tail)
 
 
 def failure_reason() -> str:

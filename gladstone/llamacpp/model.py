@@ -15,9 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from gladstone.errors import ArtifactError
+from gladstone.errors import ArtifactError, GladstoneError, UnsupportedError
 from gladstone.gguf.header import NFC_KEY, GgufHeader, read_model, usable_context
-from gladstone.llamacpp.library import clear_log, failure_reason, library
+from gladstone.llamacpp.devices import device_list
+from gladstone.llamacpp.library import clear_log, failure_reason, lacks_memory, library
 from gladstone.llamacpp.lora import Lora, check_lora
 from gladstone.machine.huge_pages import NewAllocations
 
@@ -36,16 +37,21 @@ class Model:
         mapped: bool = True,
         gpu_layers: int = 0,
         tensor_split: Sequence[int] = (),
+        devices: Sequence[str] = (),
         loras: Sequence[Lora] = (),
         headers: Sequence[GgufHeader] | None = None,
     ) -> None:
-        """Load the model and its adapters `loras`. `tensor_split` is the share of the layers for each GPU.
+        """Load the model and its adapters `loras`.
+
+        `tensor_split` is the share of the layers for each of the GPUs `devices`, by llama.cpp's names; without names
+        llama.cpp chooses. Without `gpu_layers` no GPU is used at all, not even for long prompts.
 
         `headers` are the file's headers if the caller has read them: with a large vocabulary that takes half a second.
         The weights are `mapped` from the file, or else read into anonymous memory, which can use huge pages.
 
         Raises ArtifactError if a header is damaged or llama.cpp cannot load a file, UnsupportedError for an
-        architecture or adapter that llama.cpp does not support, MemoryError if there is no memory for a thread.
+        architecture or adapter that llama.cpp does not support and for too little memory, MemoryError if there is none
+        for a thread.
         """
         headers = headers or read_model(path)
         for lora in loras:
@@ -60,12 +66,15 @@ class Model:
         split = (ctypes.c_float * self._lib.llama_max_devices())(*tensor_split)
         if any(tensor_split):
             params.tensor_split = split
+        chosen = device_list(devices if gpu_layers else ())
+        if devices or not gpu_layers:
+            params.devices = ctypes.addressof(chosen)
         if not mapped:
             params.load_mode = self._lib.LLAMA_LOAD_MODE_NONE
         clear_log()
         self.handle = self._load_weights(path, params)
         if not self.handle:
-            raise ArtifactError(f"{path}: llama.cpp cannot load it: {failure_reason()}.")
+            raise self._refusal(path)
         self.vocabulary = self._lib.llama_model_get_vocab(self.handle)
         if self._lib.llama_vocab_type(self.vocabulary) == self._lib.LLAMA_VOCAB_TYPE_NONE:  # any tokenizing would abort
             self.close()
@@ -132,11 +141,20 @@ class Model:
 
     def _load_adapter(self, path: Path) -> Any:
         """Load an adapter; llama.cpp frees it with the model."""
+        clear_log()
         handle = self._lib.llama_adapter_lora_init(self.handle, os.fsencode(path))
         if not handle:
+            error = self._refusal(path, f" for {self.path.name}")
             self.close()
-            raise ArtifactError(f"{path}: llama.cpp cannot load it for {self.path.name}: {failure_reason()}.")
+            raise error
         return handle
+
+    def _refusal(self, path: Path, whose: str = "") -> GladstoneError:
+        """Why llama.cpp did not load a file: the file is damaged, or memory is too small for it."""
+        if not lacks_memory():
+            return ArtifactError(f"{path}: llama.cpp cannot load it{whose}: {failure_reason()}.")
+        less = " Put fewer layers on the GPU (--gpu-layers), or take a smaller quantisation." if self.gpu_layers else ""
+        return UnsupportedError(f"{path}: not enough memory to load it{whose}: {failure_reason()}.{less}")
 
     def close(self) -> None:
         """Free the weights. Closing twice is harmless."""

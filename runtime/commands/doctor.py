@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gladstone.errors import UnsupportedError
+from gladstone.llamacpp.devices import Device
 from gladstone.machine.host import available_memory_bytes, cpu_flags, cpu_name, read_cores, readable_bytes
 from gladstone.machine.huge_pages import has_huge_pages
 from gladstone.machine.packages import installed_versions, require_packages
@@ -51,6 +52,8 @@ class Speed:
     decode_threads: int
     decode_tokens_per_s: float
     other_processors: float = 0.0  # mean number that other work occupied meanwhile
+    gpu_layers: int = 0
+    placement: str = ""  # where weights and cache lie by default, in one line
 
     def share_of(self, bytes_per_s: float) -> float:
         """The fraction of the memory bandwidth that decoding uses: each token reads all weights once."""
@@ -122,8 +125,8 @@ def measure_speed(facts: Facts, path: Path | None) -> tuple[Facts, Speed | None]
     if child.exceeded:
         return replace(facts, crash=f"no answer in {CHILD_TIMEOUT_S:.0f} s"), None
     if events:
-        used, gpus = instructions_used(events[0]["system"]), tuple(events[0]["gpus"])
-        facts = replace(facts, used=used, devices=gpus, backend=events[0]["backend"] or facts.backend)
+        used, gpus = instructions_used(events[0]["system"]), tuple(Device(**gpu) for gpu in events[0]["gpus"])
+        facts = replace(facts, used=used, gpus=gpus, backend=events[0]["backend"] or facts.backend)
     if code or not events:
         return replace(facts, crash=exit_name(code)), None
     if path is None:
@@ -182,7 +185,8 @@ def render(facts: Facts, bandwidth: "Bandwidth", speed: Speed | None) -> str:
     made = f" built with {facts.compiler}" if facts.compiler else ""
     rows += [
         ("llama.cpp", f"llama-cpp-python {facts.version}, {facts.backend or 'no backend'}{made}"),
-        ("gpu", ", ".join(facts.devices) or "llama.cpp sees none"),
+        *[("gpu", _gpu(gpu)) for gpu in facts.gpus],
+        *([] if facts.gpus else [("gpu", "llama.cpp sees none")]),
         ("memory", f"{readable_bytes(facts.memory_bytes)}, {readable_bytes(facts.free_bytes)} free"),
         ("bandwidth", _bandwidth(bandwidth)),
         *_speed(speed, bandwidth),
@@ -198,6 +202,12 @@ def _threads(facts: Facts) -> str:
     return f"{cores.usable} usable: {cores.allowed} of {cores.logical} processors on {cores.physical} cores{quota}"
 
 
+def _gpu(gpu: Device) -> str:
+    kind = {"igpu": "integrated graphics, "}.get(gpu.kind, "")
+    memory = f"{readable_bytes(gpu.total_bytes)}, {readable_bytes(gpu.free_bytes)} free"
+    return f"{gpu.name}: {gpu.description}, {kind}{gpu.backend} backend, {memory}"
+
+
 def _bandwidth(bandwidth: "Bandwidth") -> str:
     read, copy = bandwidth.read_bytes_per_s / 1e9, bandwidth.copy_bytes_per_s / 1e9
     return f"{read:.1f} GB/s read, {copy:.1f} GB/s copied (read and written), {_count(bandwidth.threads)}"
@@ -208,13 +218,15 @@ def _speed(speed: Speed | None, bandwidth: "Bandwidth") -> list[tuple[str, str]]
         return [("speed", "not measured: give a MODEL.gguf")]
     share = 100 * speed.share_of(bandwidth.best_bytes_per_s)
     weights = speed.size_bytes * speed.decode_tokens_per_s / 1e9
+    of_bandwidth = "" if speed.gpu_layers else f", {share:.0f} % of the bandwidth"  # of the CPU's
     return [
         ("model", f"{Path(speed.model).name}, {readable_bytes(speed.size_bytes)}"),
+        ("placement", speed.placement),
         ("prefill", f"{speed.prefill_tokens_per_s:.0f} tokens/s ({_count(speed.prefill_threads)})"),
         (
             "decode",
             f"{speed.decode_tokens_per_s:.1f} tokens/s ({_count(speed.decode_threads)}): {weights:.1f} GB/s of "
-            f"weights, {share:.0f} % of the bandwidth",
+            f"weights{of_bandwidth}",
         ),
     ]
 
@@ -229,9 +241,11 @@ def _as_json(facts: Facts, bandwidth: "Bandwidth", speed: Speed | None) -> dict[
     facts_["cores"]["usable"] = facts.cores.usable
     measured = None
     if speed is not None:
-        measured = asdict(speed) | {"share_of_bandwidth": speed.share_of(bandwidth.best_bytes_per_s)}
+        share = None if speed.gpu_layers else speed.share_of(bandwidth.best_bytes_per_s)
+        measured = asdict(speed) | {"share_of_bandwidth": share}
     return {
         **facts_,
+        "devices": [gpu.description for gpu in facts.gpus],
         "unused": list(unused),
         "unused_cost": idle_cost(unused),
         "bandwidth": asdict(bandwidth),

@@ -49,6 +49,7 @@ _HELP = {
 Command = Callable[..., Any]
 CACHE_TYPES = ("f16", "q8_0")  # smaller ones cost more than they save
 CACHE_HELP = "Type of the KV cache: q8_0 takes half the memory."
+KV_HELP = "Keep the KV cache on the GPU, with its layers; in memory it leaves room for more layers there."
 
 MMAP_HELP = (
     "Map the file of weights, or copy it into memory, which is faster but keeps the memory from other programs.  "
@@ -129,6 +130,7 @@ def engine_options(command: Command) -> Command:
             show_default=True,
             help="Layers to put on the GPU.",
         ),
+        click.option("--kv-offload/--no-kv-offload", default=True, show_default=True, help=KV_HELP),
         click.option("--mmap/--no-mmap", default=None, help=MMAP_HELP),
         click.option(
             "--lora", "loras", multiple=True, metavar="FILE[=SCALE]", help="LoRA adapter (GGUF) to apply. Repeatable."
@@ -172,6 +174,7 @@ def load_engine(model: Path, options: dict[str, Any]) -> "Engine":
                 threads=options["threads"],
                 gpu_layers=options["gpu_layers"],
                 cache_type=options["cache_type"],
+                kv_offload=options["kv_offload"],
                 mmap=options["mmap"],
                 loras=tuple(map(parse_lora, options["loras"])),
                 draft=options["draft"],

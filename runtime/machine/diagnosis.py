@@ -5,6 +5,7 @@ Pure: every function takes facts and returns text, so that any machine can be te
 
 from dataclasses import dataclass, field
 
+from gladstone.llamacpp.devices import Device
 from gladstone.machine.host import Cores, readable_bytes
 from gladstone.machine.other_work import NOTICEABLE
 
@@ -51,7 +52,7 @@ class Facts:
     used: frozenset[str]  # instruction sets of the build, as llama.cpp names them
     compiler: str = ""  # of the backend: "gcc 12.2.0"
     backend: str = ""  # the file that computes
-    devices: tuple[str, ...] = ()  # GPUs that llama.cpp sees
+    gpus: tuple[Device, ...] = ()  # that llama.cpp sees
     memory_bytes: int = 0
     free_bytes: int = 0
     swap_bytes: int = 0
@@ -110,8 +111,8 @@ def known_faults(facts: Facts) -> list[str]:
 def gpu_build(facts: Facts) -> list[str]:
     """The commands that build llama-cpp-python for this machine's GPU, or a line that says there is none."""
     tools = facts.tools
-    if facts.devices:
-        return [f"llama.cpp uses {', '.join(facts.devices)} already."]
+    if facts.gpus:
+        return [f"llama.cpp uses {', '.join(gpu.description for gpu in facts.gpus)} already."]
     if tools.metal:
         return [_install("-DGGML_METAL=ON", facts.version)]
     if tools.nvidia:

@@ -6,7 +6,7 @@ user set is kept, or refused with an error; unset sizes shrink only as far as th
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gladstone.chat.messages import CHAT_CONTEXT_TOKENS
 from gladstone.errors import ConfigError, UnsupportedError
@@ -37,12 +37,16 @@ MEMORY_MARGIN_BYTES = 128 << 20  # Python's own growth, threads' stacks, llama.c
 
 @dataclass(frozen=True)
 class Gpu:
-    """A device for layers. `shares_memory` is True if it uses the memory of the CPU, as integrated graphics do."""
+    """A device for layers. `shares_memory` is True if it uses the memory of the CPU, as integrated graphics do.
+
+    `name` is for the user, `device` is llama.cpp's name: several GPUs of one kind differ only in the latter.
+    """
 
     name: str
     free_bytes: int
     total_bytes: int
     shares_memory: bool = False
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class FitConstraints:
     outputs: int | None = None
     unified: bool = True
     full_window: bool = True
+    kv_offload: bool = True
     reserved_bytes: int = 0
     mapped: bool | None = None
 
@@ -85,6 +90,7 @@ class DeviceMemory:
     layers: int
     needed_bytes: int
     free_bytes: int
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,17 @@ class Fit:
     cache_bytes: int
     mapped: bool = True
     reason: str = ""
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """Arguments of `Model` that place the weights so; a GPU without layers is not used."""
+        used = [share for share in self.devices[1:] if share.layers]
+        return {
+            "mapped": self.mapped,
+            "gpu_layers": self.gpu_layers,
+            "tensor_split": tuple(share.layers for share in used),
+            "devices": tuple(share.device for share in used),
+        }
 
     @property
     def context_tokens(self) -> int:
@@ -126,14 +143,13 @@ def read_machine() -> Machine:
 
     The system counts those pages as free, since it could drop them; but a loaded model reads them for each token.
     """
-    from gladstone.llamacpp.devices import read_devices
+    from gladstone.llamacpp.devices import layer_devices, read_devices
 
-    devices = read_devices()
-    # llama.cpp uses integrated graphics only if there is no other GPU
-    used = [device for device in devices if device.kind == "gpu"]
-    used = used or [device for device in devices if device.kind == "igpu"][:1]
-    gpus = (Gpu(device.description, device.free_bytes, device.total_bytes, _shares_memory(device)) for device in used)
-    return Machine(max(0, available_memory_bytes() - mapped_file_bytes()), tuple(gpus), has_huge_pages())
+    gpus = tuple(
+        Gpu(device.description, device.free_bytes, device.total_bytes, _shares_memory(device), device.name)
+        for device in layer_devices(read_devices())
+    )
+    return Machine(max(0, available_memory_bytes() - mapped_file_bytes()), gpus, has_huge_pages())
 
 
 def _shares_memory(device: "Device") -> bool:
@@ -169,6 +185,7 @@ def _candidate_settings(model: MemoryModel, constraints: FitConstraints) -> Iter
                 # with an encoder, a separate cache for each sequence makes llama.cpp abort
                 unified=constraints.unified or (model.has_encoder and constraints.sequences > 1),
                 full_window=constraints.full_window,
+                kv_offload=constraints.kv_offload,
             )
 
 
@@ -201,7 +218,10 @@ def _best_layers(
 
 def _place_layers(model: MemoryModel, machine: Machine, settings: ContextSettings, gpu_layers: int) -> Fit | None:
     """Place the last `gpu_layers` layers on the GPUs, one GPU after the other; None if there is not enough memory."""
-    sizes = [layer.weight_bytes + cache_bytes(layer, settings) for layer in model.layers] + [model.output_bytes]
+    caches = [cache_bytes(layer, settings) for layer in model.layers]
+    beside = caches if settings.kv_offload else [0] * len(caches)  # on the device of the layer
+    weights = [layer.weight_bytes for layer in model.layers]
+    sizes = [weight + cache for weight, cache in zip(weights, beside, strict=True)] + [model.output_bytes]
     first = len(sizes) - gpu_layers
     buffers = buffer_bytes(model, settings)
     # for a long prompt llama.cpp copies the weights of layers in CPU memory to the GPU, one tensor at a time
@@ -216,16 +236,15 @@ def _place_layers(model: MemoryModel, machine: Machine, settings: ContextSetting
         while at < len(sizes) and needed + sizes[at] <= gpu.free_bytes:
             needed, at, count = needed + sizes[at], at + 1, count + 1
         counts.append(count)
-        devices.append(DeviceMemory(gpu.name, count, needed if count else 0, gpu.free_bytes))
+        devices.append(DeviceMemory(gpu.name, count, needed if count else 0, gpu.free_bytes, gpu.device))
         shared_bytes += needed if count and gpu.shares_memory else 0
     if at < len(sizes):
         return None
-    memory = _memory_bytes(model, sizes, first) + buffers + MEMORY_MARGIN_BYTES
+    memory = _memory_bytes(model, sizes, first) + sum(caches) - sum(beside) + buffers + MEMORY_MARGIN_BYTES
     if memory + shared_bytes > machine.memory_bytes:
         return None
     own = DeviceMemory("memory", first, memory, machine.memory_bytes - shared_bytes)
-    cached = sum(cache_bytes(layer, settings) for layer in model.layers)
-    return Fit(gpu_layers, len(sizes), settings, tuple(counts), (own, *devices), cached)
+    return Fit(gpu_layers, len(sizes), settings, tuple(counts), (own, *devices), sum(caches))
 
 
 def _memory_bytes(model: MemoryModel, sizes: Sequence[int], first: int) -> int:
@@ -330,7 +349,8 @@ def _reason(fit: Fit, model: MemoryModel, machine: Machine, constraints: FitCons
         layers = f"gpu layers {fit.gpu_layers} of {fit.all_layers} ({on})"
     else:
         layers = f"gpu layers 0 of {fit.all_layers} ({_of(own)} free in memory)"
-    context = f"context {fit.context_tokens:,} ({fit.kv_type} cache {_gb(fit.cache_bytes)})"
+    where = " in memory" if on and not fit.settings.kv_offload else ""
+    context = f"context {fit.context_tokens:,} ({fit.kv_type} cache {_gb(fit.cache_bytes)}{where})"
     preferred = _contexts(model, constraints)[0]
     if fit.context_tokens < preferred:
         context += f" instead of {preferred:,}, to fit the memory"

@@ -78,7 +78,8 @@ class ContextSettings:
 
     `context_tokens` is for all sequences together; `outputs` is the number of tokens of a batch whose logits may be
     read. With `unified`, all sequences share one cache; else each has an equal part. With `full_window`, layers with a
-    window cache the whole context, which truncating the cache requires.
+    window cache the whole context, which truncating the cache requires. With `kv_offload` a layer on a GPU has its
+    cache there, else in CPU memory.
     """
 
     context_tokens: int
@@ -89,6 +90,7 @@ class ContextSettings:
     flash_attention: bool = True
     unified: bool = False
     full_window: bool = True
+    kv_offload: bool = True
 
 
 def read_memory_model(headers: Sequence[GgufHeader]) -> MemoryModel:

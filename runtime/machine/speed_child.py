@@ -6,6 +6,7 @@ See `runtime.commands.doctor`.
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,19 @@ CONTEXT_TOKENS, PROMPT_TOKENS, DECODED_TOKENS, LIMIT_S = 512, 128, 48, 2.0
 
 
 def describe() -> dict[str, Any]:
-    """What the build reports: instruction sets, the backend that was chosen, GPUs."""
+    """What the build reports: instruction sets, the backend that was chosen, GPUs with their memory."""
     from gladstone.llamacpp.backends import loaded_backend
     from gladstone.llamacpp.devices import read_devices
     from gladstone.llamacpp.library import library
 
     system = library().llama_print_system_info().decode()
-    gpus = [device.description for device in read_devices() if device.kind in ("gpu", "igpu")]
+    gpus = [asdict(device) for device in read_devices() if device.kind in ("gpu", "igpu")]
     chosen = loaded_backend()
     return {"system": system, "gpus": gpus, "backend": chosen.name if chosen else ""}
 
 
 def measure(path: Path) -> dict[str, Any]:
-    """Tokens per second of prefill and decoding, the best of several, on the threads that an engine would choose."""
+    """Tokens per second of prefill and decoding, the best of several, as an engine with default options computes."""
     from gladstone.llamacpp.backends import backend_id
     from gladstone.llamacpp.context import Context
     from gladstone.llamacpp.model import Model
@@ -40,10 +41,11 @@ def measure(path: Path) -> dict[str, Any]:
 
     headers = read_model(path)
     facts = summarize_model(headers)
-    mapped = True
+    fit = None
     with suppress(UnsupportedError):  # too large for this machine; it is measured all the same
-        mapped = plan_fit(headers, read_machine(), FitConstraints()).mapped
-    with Model(path, mapped=mapped, headers=headers) as model, Context(model, CONTEXT_TOKENS) as context:
+        fit = plan_fit(headers, read_machine(), FitConstraints())
+    placed = {} if fit is None else fit.placement
+    with Model(path, headers=headers, **placed) as model, Context(model, CONTEXT_TOKENS) as context:
         tokens = [token % model.vocab_size for token in range(100, 100 + PROMPT_TOKENS)]
         token, start = (model.decoder_start, 0) if model.has_encoder else (tokens[0], PROMPT_TOKENS)
 
@@ -60,7 +62,7 @@ def measure(path: Path) -> dict[str, Any]:
         prefill(PROMPT_TOKENS)
         positions = count(start)
         benchmark = ThreadBenchmark(context.use_threads, decode_next, lambda: prefill(PREFILL_TOKENS))
-        threads = choose_threads(facts, backend_id(), benchmark)
+        threads = choose_threads(facts, backend_id(model.gpu_layers), benchmark)
         others = OtherWork()
         others.measure()
         prefill_s = _best_s(lambda: prefill(PROMPT_TOKENS), 3)
@@ -74,6 +76,8 @@ def measure(path: Path) -> dict[str, Any]:
         "decode_tokens_per_s": 1 / decode_s,
         "size_bytes": facts.size_bytes,
         "other_processors": others_took,
+        "gpu_layers": model.gpu_layers,
+        "placement": fit.reason if fit is not None else "it does not fit the free memory",
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from gladstone.llamacpp.devices import Device, layer_devices
 from gladstone.machine.host import Cores
 from runtime.cli import main
 from runtime.commands.doctor import (
@@ -37,6 +38,7 @@ from runtime.machine.diagnosis import (
 AVX2 = frozenset({"sse2", "avx", "avx2", "fma", "f16c", "bmi2"})
 ZEN4 = AVX2 | {"avx512f", "avx512vbmi", "avx512_vnni", "avx512_bf16"}
 PORTABLE = frozenset({"AVX", "AVX2", "BMI2", "F16C", "FMA"})
+RTX = Device("CUDA0", "RTX 3060", "gpu", 11 * 10**9, 12 * 10**9, "CUDA", "0000:01:00.0")
 FACTS = Facts("AMD EPYC", ZEN4, Cores(8, 8, 4), "0.3.36", PORTABLE, "gcc 12.2.0", "libggml-cpu.so",
               memory_bytes=32 * 10**9, free_bytes=20 * 10**9)  # fmt: skip
 BUILD = 'CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF {}" pip install --force-reinstall --no-deps ' \
@@ -67,6 +69,7 @@ def test_the_whole_report_of_this_machine(embedded_gguf: Path) -> None:
         rf"memory        {number} GB, {number} GB free",
         rf"bandwidth     {number} GB/s read, {number} GB/s copied \(read and written\), \d+ threads?",
         r"model         SmolLM2-135M-Instruct\.Q4_1\.gguf, 98\.4 MB",
+        r"placement     (no GPU backend|gpu layers \d+ of \d+) .*",
         r"prefill       \d+ tokens/s \(\d+ threads?\)",
         rf"decode        {number} tokens/s \(\d+ threads?\): {number} GB/s of weights, \d+ % of the bandwidth",
     ]
@@ -112,7 +115,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_report_in_words() -> None:
     bandwidth = Bandwidth(4, 30e9, 40e9)
-    speed = Speed("/m/a.gguf", 5 * 10**9, 4, 120.0, 1, 6.4)
+    speed = Speed("/m/a.gguf", 5 * 10**9, 4, 120.0, 1, 6.4, placement="gpu layers 0 of 33")
     assert render(FACTS, bandwidth, speed) == (
         "processor     AMD EPYC\n"
         "threads       8 usable: 8 of 8 processors on 4 cores\n"
@@ -125,6 +128,7 @@ def test_a_report_in_words() -> None:
         "memory        32.00 GB, 20.00 GB free\n"
         "bandwidth     30.0 GB/s read, 40.0 GB/s copied (read and written), 4 threads\n"
         "model         a.gguf, 5.00 GB\n"
+        "placement     gpu layers 0 of 33\n"
         "prefill       120 tokens/s (4 threads)\n"
         "decode        6.4 tokens/s (1 thread): 32.0 GB/s of weights, 80 % of the bandwidth\n"
         "gpu build     no GPU found: the CPU build is the right one."
@@ -213,8 +217,27 @@ def test_the_build_command_fits_what_is_on_the_machine(tools: Tools, lines: list
 
 
 def test_a_gpu_that_is_used_needs_no_other_build() -> None:
-    facts = replace(FACTS, devices=("RTX 3060",), tools=Tools(nvidia=(("RTX 3060", "8.6"),)))
+    facts = replace(FACTS, gpus=(RTX,), tools=Tools(nvidia=(("RTX 3060", "8.6"),)))
     assert gpu_build(facts) == ["llama.cpp uses RTX 3060 already."]
+
+
+def test_every_gpu_has_a_line_and_a_speed_on_it_is_no_share_of_the_processors_bandwidth() -> None:
+    facts = replace(FACTS, gpus=(RTX, replace(RTX, name="CUDA1", bus="0000:02:00.0")))
+    speed = Speed("/m/a.gguf", 5 * 10**9, 4, 120.0, 1, 6.4, gpu_layers=33, placement="gpu layers 33 of 33")
+    lines = render(facts, Bandwidth(4, 30e9, 40e9), speed).splitlines()
+    assert "gpu           CUDA0: RTX 3060, CUDA backend, 12.00 GB, 11.00 GB free" in lines
+    assert "gpu           CUDA1: RTX 3060, CUDA backend, 12.00 GB, 11.00 GB free" in lines
+    assert "placement     gpu layers 33 of 33" in lines
+    assert "decode        6.4 tokens/s (1 thread): 32.0 GB/s of weights" in lines
+
+
+def test_a_gpu_that_two_backends_drive_is_taken_once_and_integrated_graphics_only_alone() -> None:
+    vulkan = replace(RTX, name="Vulkan0", backend="Vulkan")
+    chip = Device("Vulkan1", "Iris", "igpu", 1, 1, "Vulkan")
+    own = Device("CPU", "EPYC", "cpu", 1, 1, "CPU")
+    assert layer_devices([RTX, vulkan, chip, own]) == (RTX,)
+    assert layer_devices([own, chip, replace(chip, name="Vulkan2")]) == (chip,)
+    assert layer_devices([replace(RTX, bus=""), replace(RTX, name="CUDA1", bus="")])[1].name == "CUDA1"
 
 
 def test_what_the_tools_print_is_read() -> None:
