@@ -105,7 +105,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     from finetune.train.checkpoint import FOLDER, saved
     from finetune.train.session import CallOptions
 
-    if fitted:
+    if fitted and is_main_process():  # the other processes get the first one's recipe
         loaded = _fitted(loaded)
     folder = out or Path("runs") / loaded.name
     display = make_display()

@@ -1,5 +1,6 @@
 """`finetune run`: from a recipe to a finished run folder, in one or several calls."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -13,7 +14,8 @@ from finetune.data.prepare import has_set, prepare
 from finetune.data.summary import CHANGED, CONFLICTS, DROPPED, PERSONAL, SUMMARY, Summary
 from finetune.estimate.estimate import estimate_tokenized
 from finetune.model import trainable as training
-from finetune.model.distributed import DistributedContext, init_distributed
+from finetune.model.launch import Launch, launched
+from finetune.model.sharding import check_sharding
 from finetune.monitor.plots import PLOTS
 from finetune.monitor.trackers import TrackerCallback, check_trackers
 from finetune.tokens.clock import note, time_of
@@ -34,12 +36,14 @@ from gladstone.artifacts import (
     write_manifest,
 )
 from gladstone.commands.progress import Progress, Silent, step
+from gladstone.config import build_config
 from gladstone.errors import ArtifactError, DataError, listed
 from gladstone.machine.host import check_disk
 from gladstone.machine.packages import installed_versions
 from gladstone.models.tokenizer import tokenizer_files
 from gladstone.process.lock import lock_folder
 from gladstone.process.redirect_output import redirect_output
+from gladstone.strict_json import json_text
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "datasets")
 
@@ -73,18 +77,17 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: CallOptions | No
     options = options or CallOptions()
     training.prepare_environment()  # before anything imports torch
     check_trackers(recipe.training.report_to)
-    context = init_distributed()
-    if not context.is_main:
-        return _follow(recipe, out, options, context)
-    _check_unfinished(out)
-    with lock_folder(out / run_folder.LOG, "training"):
-        _check_folder(out, options)
-        return _lead(recipe, out, progress, options, context)
+    check_sharding(recipe)
+    with launched(recipe.training.process_timeout_minutes) as launch:
+        if not launch.is_main:
+            return _follow(out, options, launch)
+        _check_unfinished(out)
+        with lock_folder(out / run_folder.LOG, "training"):
+            _check_folder(out, options)
+            return _lead(recipe, out, progress, options, launch)
 
 
-def _lead(
-    recipe: Recipe, out: Path, progress: Progress, options: CallOptions, context: DistributedContext
-) -> RunResult:
+def _lead(recipe: Recipe, out: Path, progress: Progress, options: CallOptions, launch: Launch) -> RunResult:
     """Run as the main process, which alone writes into the run folder."""
     reader = reader_of(recipe, progress, time_of(recipe, out, resume=options.resume, began=options.began))
     with redirect_output(out / run_folder.LOG):
@@ -95,14 +98,14 @@ def _lead(
         inputs = read_inputs(reader, out, progress, summary)
         checkpoint = _newest(inputs, progress) if options.resume else None
         write_inputs(inputs)
-        context.barrier()  # the other processes read these files
         config = inputs.recipe.model_dump(mode="json")
+        launch.share(json_text(config))  # the other processes read these files
         with TrackerCallback(
             recipe.training.report_to, recipe.name, out, config, resume=checkpoint is not None
         ) as tracker:
             on_loaded, time_left = _opening(inputs, options, progress)
             call_options = replace(options, callbacks=(*options.callbacks, time_left, tracker), on_loaded=on_loaded)
-            outcome = Session(inputs, progress, call_options, out / checkpoints.FOLDER, context).run(checkpoint)
+            outcome = Session(inputs, progress, call_options, out / checkpoints.FOLDER, launch.join()).run(checkpoint)
             if outcome.loss_after is not None:
                 tracker.log_held_out(outcome.result.notes["held_out_loss_before"], outcome.loss_after)
     return _finish(inputs, outcome) if not outcome.result.reason else _result(inputs, outcome)
@@ -132,14 +135,14 @@ def _opening(
     return show, time_left
 
 
-def _follow(recipe: Recipe, out: Path, options: CallOptions, context: DistributedContext) -> RunResult:
+def _follow(out: Path, options: CallOptions, launch: Launch) -> RunResult:
     """Run as another process: the same training on its part of the rows, without writing files."""
-    context.barrier()
-    with tempfile.TemporaryDirectory() as scratch, redirect_output(Path(scratch) / run_folder.LOG):
+    with tempfile.TemporaryDirectory() as scratch, redirect_output(Path(scratch) / run_folder.LOG), launch.named():
+        recipe = build_config(Recipe, json.loads(launch.receive()), "the recipe of the first process")
         reader = reader_of(recipe, Silent(), time_of(recipe, out, resume=True))
         inputs = read_inputs(reader, out, Silent(), Summary())
         checkpoint = _newest(inputs, Silent()) if options.resume else None
-        outcome = Session(inputs, Silent(), options, Path(scratch), context).run(checkpoint)
+        outcome = Session(inputs, Silent(), options, Path(scratch), launch.join()).run(checkpoint)
     return _result(inputs, outcome)
 
 

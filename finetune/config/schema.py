@@ -159,6 +159,11 @@ class TrainingSection(Config):
         None, description="steps between checkpoints, in place of checkpoint_minutes"
     )
     keep_checkpoints: PositiveInt = Field(2, description="number of checkpoints kept besides the best one")
+    process_timeout_minutes: PositiveFloat = Field(
+        30,
+        description="minutes that the processes of a training on several GPUs wait for each other in a step; the first "
+        "one may prepare the rows for as long as it takes",
+    )
     seed: int = Field(0, description="seed of the initial adapter, the order of rows and dropout")
 
     @model_validator(mode="after")

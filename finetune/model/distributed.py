@@ -2,15 +2,16 @@
 
 Each process computes a part of a step's rows, and the gradients are summed once per step. The adapter's gradients are
 small (megabytes): summing them after the last micro-batch costs little, and gives exactly the gradient that one process
-would compute for all rows.
+would compute for all rows. `finetune.model.launch` makes the group of processes.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from gladstone.errors import UnsupportedError
+from gladstone.errors import ToolError
 
 T = TypeVar("T")
 
@@ -39,7 +40,8 @@ class DistributedContext:
         import torch
 
         tensor = torch.tensor(values, dtype=torch.float64, device=_device())
-        torch.distributed.all_reduce(tensor)
+        with _answered():
+            torch.distributed.all_reduce(tensor)
         return [float(value) for value in tensor]
 
     def all_reduce_max(self, value: float) -> float:
@@ -49,7 +51,8 @@ class DistributedContext:
         import torch
 
         tensor = torch.tensor(value, dtype=torch.float64, device=_device())
-        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
+        with _answered():
+            torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
         return float(tensor)
 
     def all_reduce_gradients(self, parameters: Sequence[Any]) -> None:
@@ -63,7 +66,8 @@ class DistributedContext:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in parameters]
         flat = torch._utils._flatten_dense_tensors(gradients)
-        torch.distributed.all_reduce(flat)
+        with _answered():
+            torch.distributed.all_reduce(flat)
         for gradient, summed in zip(gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True):
             gradient.copy_(summed)
 
@@ -74,7 +78,8 @@ class DistributedContext:
         import torch
 
         values = [value]
-        torch.distributed.broadcast_object_list(values, src=0)
+        with _answered():
+            torch.distributed.broadcast_object_list(values, src=0)
         return values[0]
 
     def gather(self, value: T) -> list[T]:
@@ -84,66 +89,40 @@ class DistributedContext:
         import torch
 
         values: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(values, value)
+        with _answered():
+            torch.distributed.all_gather_object(values, value)
         return values
-
-    def barrier(self) -> None:
-        """Wait until all processes have called this."""
-        if self.world_size > 1:
-            import torch
-
-            torch.distributed.barrier()
 
 
 SINGLE_PROCESS = DistributedContext()
 
 
 def is_main_process() -> bool:
-    """True in the process that reports to the user; works before `init_distributed`, too."""
+    """True in the process that reports to the user; works before the processes have met, too."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def init_distributed() -> DistributedContext:
-    """Join the processes that a launcher started; return SINGLE_PROCESS if there is no launcher.
-
-    Raises UnsupportedError if there are more processes than GPUs.
-    """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        return SINGLE_PROCESS
-    import torch
-
-    local, here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if torch.cuda.is_available():
-        if here > torch.cuda.device_count():
-            raise UnsupportedError(
-                f"{here} processes for {torch.cuda.device_count()} GPUs: start one process for each GPU."
-            )
-        torch.cuda.set_device(local)
-    else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // here))
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return DistributedContext(torch.distributed.get_rank(), count, sharded)
+def local_processes() -> int:
+    """Number of processes of this training on this machine, which share its memory and processors."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 1
 
 
-def shard_frozen_weights(model: Any) -> None:
-    """Shard the layers' frozen weights over the processes (FSDP); each keeps all of embeddings, head and adapter.
+def ended_error(error: Exception) -> ToolError:
+    """Return the error for a call that another process did not answer."""
+    why = (str(error).splitlines() or [""])[0][:200]
+    return ToolError(
+        "another process of this training ended, or did not answer within training.process_timeout_minutes; its own "
+        f"message says why. Saved checkpoints are whole: --resume goes on from them. ({why})"
+    )
 
-    Raises UnsupportedError for 4-bit weights.
-    """
-    import torch
-    from torch.distributed.fsdp import fully_shard
 
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    odd = [name for name, parameter in model.named_parameters() if name in frozen and not parameter.is_floating_point()]
-    if odd:
-        raise UnsupportedError("4-bit weights cannot be sharded over processes (FSDP): set base.load_in_4bit=false.")
-    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
-    for lists in [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]:
-        for layer in lists:
-            fully_shard(layer, ignored_params={parameter for parameter in layer.parameters() if parameter in trained})
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Raises ToolError if another process does not take part."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ended_error(error) from error
 
 
 def _device() -> str:

@@ -7,9 +7,10 @@ from finetune.config.schema import Recipe
 from finetune.kernels.compile_layers import compile_layers, should_compile
 from finetune.kernels.fused_lora import fuse_lora_layers
 from finetune.model import decoder, encoder_decoder
-from finetune.model.distributed import SINGLE_PROCESS, DistributedContext, shard_frozen_weights
+from finetune.model.distributed import SINGLE_PROCESS, DistributedContext
 from finetune.model.loss import PackedForward, choose_forward
 from finetune.model.out_of_memory import out_of_memory
+from finetune.model.sharding import shard_frozen_weights
 from finetune.model.trainable import Trainable, release_memory
 from finetune.tokens.examples import Example, token_count
 from finetune.tokens.step_schedule import StepSchedule

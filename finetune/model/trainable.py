@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.schema import Recipe
-from finetune.model.distributed import SINGLE_PROCESS, DistributedContext
+from finetune.model.distributed import SINGLE_PROCESS, DistributedContext, local_processes
 from finetune.model.loss import Forward
 from finetune.sizing.memory import ComputeSetting, fullest_micro_batch, needs_recomputing
 from finetune.sizing.model_shape import shape_of_config
@@ -147,7 +147,7 @@ def needs_checkpointing(model: Any, recipe: Recipe, longest_tokens: int) -> bool
     import torch
 
     on_gpu = model.device.type == "cuda"
-    free = torch.cuda.mem_get_info()[0] if on_gpu else available_memory_bytes()
+    free = torch.cuda.mem_get_info()[0] if on_gpu else available_memory_bytes() // local_processes()
     shape = shape_of_config(model.config.to_dict())
     setting = ComputeSetting(4 if model.dtype == torch.float32 else 2, on_gpu, padded=on_gpu or shape.refuses_packing)
     return needs_recomputing(shape, recipe, setting, fullest_micro_batch(shape, recipe, longest_tokens), free)

@@ -129,7 +129,10 @@ class Validator:
         return report
 
     def _answers(self) -> list[tuple[Prompt, str]]:
-        answers = []
+        answers: list[tuple[Prompt, str]] = []
+        context = self.trainable.context
+        if not (context.is_main or context.sharded):  # the weights of a layer that is sharded are gathered together
+            return answers
         for prompt in prompts_of(self.held_out, self.training.samples, self.decode):
             if self.interrupted():
                 raise Interrupted

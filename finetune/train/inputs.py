@@ -16,6 +16,7 @@ from finetune.data.prepare import Summary, has_set, read_set
 from finetune.data.sources import source_file
 from finetune.model.context_length import check_context
 from finetune.model.load import import_first
+from finetune.model.sharding import check_sharding
 from finetune.tokens import clock, token_cache
 from finetune.tokens.examples import TokenizedSet
 from finetune.tokens.labeller import tokenize_all
@@ -34,7 +35,8 @@ from gladstone.strict_json import json_text
 
 # fields of a recipe that may differ between the calls of one run, because they do not change the training
 FREE_FIELDS = ("description", "hub", "training.checkpoint_minutes", "training.checkpoint_steps",
-               "training.keep_checkpoints", "training.report_to", "training.final")  # fmt: skip
+               "training.keep_checkpoints", "training.report_to", "training.final",
+               "training.process_timeout_minutes")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def reader_of(recipe: Recipe, progress: Progress, now: datetime) -> RowReader:
     def find() -> Base:
         base = resolve_base(recipe.base.model, progress)
         check_context(recipe, base)
+        check_sharding(recipe, base)
         check_weights(base)
         if recipe.base.load_in_4bit and base.is_encoder_decoder:
             raise UnsupportedError(

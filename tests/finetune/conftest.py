@@ -6,6 +6,7 @@ import pytest
 
 from gladstone.chat.template import ChatTemplate
 from gladstone.models.tokenizer import FolderTokenizer, load_tokenizer
+from tests.faults.forked import Server
 from tests.tiny_models import add_bos_to_every_text, write_model, write_rows_file, write_tokenizer
 from tests.warm_python import TRAINING, warm_python
 
@@ -23,6 +24,13 @@ def warm_children(training_python: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(training_python))
         yield
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Runs `finetune` commands in forked children."""
+    with Server(tmp_path_factory.mktemp("server")) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

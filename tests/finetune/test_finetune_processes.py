@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
 
 from finetune.model.distributed import SINGLE_PROCESS, DistributedContext
 from gladstone.artifacts import check_files, read_manifest
+from tests.faults.forked import Server
 from tests.tiny_models import tiny_recipe, write_rows_file
+from tests.waiting import PATIENCE_S, wait_until
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "finetune")
 ACCELERATE = (
@@ -32,7 +35,6 @@ def test_shares_are_all_rows_once_and_of_equal_size() -> None:
 def test_a_process_alone_talks_to_nobody() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     SINGLE_PROCESS.all_reduce_gradients([weight])
-    SINGLE_PROCESS.barrier()
     assert weight.grad is None
     assert SINGLE_PROCESS.all_reduce_sum(1.5, 2) == [1.5, 2]
     assert SINGLE_PROCESS.broadcast("why") == "why"
@@ -49,10 +51,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    out = tmp_path_factory.mktemp("alone") / "out"
-    call((sys.executable, "-m", "finetune"), recipe, out)
-    return metrics(out)
+def alone(recipe: Path, server: Server) -> list[dict[str, Any]]:
+    code, _, told = server.run("run", recipe, "--out", recipe.parent / "alone")
+    assert code == 0, told
+    return metrics(recipe.parent / "alone")
 
 
 def call(launch: tuple[str, ...], recipe: Path, out: Path, *more: str, sharded: bool = False) -> str:
@@ -78,7 +80,7 @@ def check_equal(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.long)], ids=["DDP", "FSDP"])
 def test_two_processes_have_the_losses_of_one(
     recipe: Path, alone: list[dict[str, Any]], tmp_path: Path, sharded: bool
 ) -> None:
@@ -100,6 +102,23 @@ def test_what_two_processes_began_one_goes_on_with(recipe: Path, alone: list[dic
     assert "Stopped by --max-steps 3 after 3 steps" in stopped
     call((sys.executable, "-m", "finetune"), recipe, out, "--resume")
     check_equal(metrics(out), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_launcher_ends_the_others_when_a_process_is_killed(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    arguments = [*TORCHRUN, "run", str(recipe), "--out", str(out), "--set", "training.max_steps=4000"]
+    launcher = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+    wait_until((out / "checkpoints" / "step-00000002").is_dir, "two steps are made")
+    second = next(child for child in psutil.Process(launcher.pid).children() if child.environ().get("RANK") == "1")
+    second.kill()
+    _, told = launcher.communicate(timeout=PATIENCE_S)
+    assert launcher.returncode == 1
+    assert "Error: another process of this training ended" in told
+    call((sys.executable, "-m", "finetune"), recipe, out, "--resume", "--max-steps", "1", "--set",
+         "training.max_steps=4000")  # fmt: skip
 
 
 @pytest.mark.slow
