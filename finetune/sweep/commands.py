@@ -31,7 +31,9 @@ class SweepCommand(click.Command):
     "that runs on this machine. Without ADDRESS, at the end of the line: use the processors of this machine.",
 )
 @click.option(
-    "--cpus", type=click.FloatRange(min=0, min_open=True), help="With --ray: processors per trial.  [default: 1]"
+    "--cpus",
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --ray: processors, and so threads, per trial.  [default: 1]",
 )
 @click.option(
     "--gpus", type=click.FloatRange(min=0), help="With --ray: GPUs per trial.  [default: 1 if the cluster has any]"

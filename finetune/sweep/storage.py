@@ -11,7 +11,7 @@ from gladstone.artifacts import check_writable, write_json
 from gladstone.config import build_config
 from gladstone.errors import ArtifactError, listed
 from gladstone.process.lock import lock_folder, wait_for_lock
-from gladstone.strict_json import json_text
+from gladstone.strict_json import json_text, numbers
 
 SWEEP_NAME, LOCK_NAME, BEST_NAME = "sweep.json", ".sweep.lock", "best.yaml"
 SCHEMA = 1
@@ -42,7 +42,11 @@ def start_or_continue(folder: Path, plan: Plan) -> None:
         write_json(folder / SWEEP_NAME, known)
         return
     before = _read(folder)
-    changes = [change for part in ("sweep", "recipe") for change in _differences(before.get(part), known[part], part)]
+    changes = [
+        change
+        for part in ("sweep", "recipe")
+        for change in _differences(numbers(before.get(part)), numbers(known[part]), part)
+    ]
     if changes:
         raise ArtifactError(
             listed(f"{folder}: holds a sweep that was started with other settings", changes)

@@ -28,6 +28,8 @@ pytest.importorskip("optuna", reason="the extra finetune is not installed whole"
 pytestmark = pytest.mark.usefixtures("warm_children")
 
 LONG = {"max_steps": 30, "checkpoint_steps": 1, "evaluations": 4}  # long enough to stop it in the middle
+# of a trial without Ray; under Ray a trial has as many threads as processors, and sums differ with their number
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 TWO_RATES = {"training.learning_rate": [5e-3, 1e-3]}
 
 
@@ -299,10 +301,9 @@ def cluster() -> Iterator[str]:
     """The address of a cluster of two workers on this machine, each with one processor."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     cluster_utils = pytest.importorskip("ray.cluster_utils", reason="the extra ray is not installed")
-    cluster = cluster_utils.Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 10**8}
-    )
-    cluster.add_node(num_cpus=1, object_store_memory=10**8)
+    head = {"num_cpus": THREADS, "include_dashboard": False, "object_store_memory": 10**8}
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+    cluster.add_node(num_cpus=THREADS, object_store_memory=10**8)
     try:
         yield cluster.address
     finally:
@@ -329,7 +330,7 @@ def test_a_trial_whose_ray_worker_is_killed_goes_on_in_another(
     path, whole, _ = unbroken
     out = tmp_path / "out"
     run = out / "trials" / "trial-001"
-    command = start(path, out, "--ray", cluster)
+    command = start(path, out, "--ray", cluster, "--cpus", str(THREADS))
     wait_until(partial(steps_are_made, run), command)
     worker = worker_of(run)
     assert worker is not None
@@ -347,7 +348,7 @@ def test_a_trial_whose_ray_worker_is_killed_goes_on_in_another(
 @pytest.mark.long
 def test_a_cluster_without_room_for_a_trial_is_told(tmp_path: Path, tiny_base: Path, cluster: str) -> None:
     path = write_sweep(tmp_path, tiny_base, fields={"lora.rank": [4]})
-    command = start(path, tmp_path / "out", "--ray", cluster, "--cpus", "2")
+    command = start(path, tmp_path / "out", "--ray", cluster, "--cpus", str(THREADS + 1))
     _, errors = command.communicate(timeout=PATIENCE_S)
     assert command.returncode == 1
-    assert f"Error: --ray {cluster}: a trial needs 2 processors and 0 GPUs" in errors
+    assert f"Error: --ray {cluster}: a trial needs {THREADS + 1} processors and 0 GPUs" in errors
