@@ -39,9 +39,11 @@ check: set-up
 	@$(RUN) -m mypy
 	@.venv/bin/lint-imports
 	@$(RUN) scripts/docs.py --check
+	@$(RUN) scripts/notebooks.py --check
 
 docs: set-up
 	@$(RUN) scripts/docs.py
+	@$(RUN) scripts/notebooks.py
 
 lock:
 	@$(PYTHON) scripts/lock.py

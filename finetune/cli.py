@@ -129,12 +129,14 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
 @click.option("--device", help="Estimate for another device: t4, p100, v100, l4, a10, a100, h100, 6gb, 8gb, 12gb, …")
 @click.option("--fit", "fitted", is_flag=True, help="Change the recipe so that it fits; the effective batch stays.")
 @click.option("--json", "as_data", is_flag=True, help="Print the numbers as JSON.")
-def estimate(  # noqa: PLR0913 - one parameter an option
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the numbers as JSON.")
+def estimate(  # noqa: PLR0913, PLR0917 - one parameter an option
     recipe: str | None,
     data: Path | None,
     format_name: str | None,
     overrides: tuple[str, ...],
     device: str | None,
+    out: Path | None,
     *,
     fitted: bool,
     as_data: bool,
@@ -144,6 +146,7 @@ def estimate(  # noqa: PLR0913 - one parameter an option
 
     from finetune.config.load import read_recipe
     from finetune.sizing.devices import find_device
+    from gladstone.artifacts import write_json
     from gladstone.commands.progress import Lines
 
     if format_name is not None and data is None:
@@ -157,6 +160,8 @@ def estimate(  # noqa: PLR0913 - one parameter an option
 
     result = estimate_recipe(read.recipe, Lines(), device, fitted=fitted)
     result = replace(result, notes=(*read.notes, *result.notes))
+    if out is not None:
+        write_json(out, as_json(result))
     click.echo(json_text(as_json(result)) if as_data else "\n".join(lines(result)))
 
 

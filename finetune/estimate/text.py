@@ -64,6 +64,7 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
     ]
     return {
         "recipe": estimate.recipe.name,
+        "base": estimate.recipe.base.model,
         "machine": estimate.machine,
         "time_is": "measured" if estimate.measured else "computed",
         "fits": estimate.fits,
