@@ -25,6 +25,7 @@ from benchmarks.gpu_check.side import FailedError, Side
 
 ORDER_S = 240.0  # the longest that one order may take
 LEAST_S = 1.0
+NO_TIME = "no time left: raise --minutes, or take a part with --families and --only"
 MODULES = {"ours": "benchmarks.gpu_check.ours", "plain": "benchmarks.gpu_check.plain"}
 
 
@@ -69,7 +70,7 @@ def make(check: Check, case: Case, why_not: str) -> Result:
         if why_not:
             raise CannotRunError(why_not)
         if case.left_s() < LEAST_S:
-            raise CannotRunError("no time left: raise --minutes, or take a part with --families and --only")
+            raise CannotRunError(NO_TIME)
         found = check.find(case)
         ok, got, figures = found.ok, found.got, found.figures
     except CannotRunError as reason:
@@ -108,28 +109,31 @@ class Session:
         folder, family = self._folder / name, FAMILIES[name]
         folder.mkdir(parents=True)
         with sides(name, folder, tiny=self._tiny) as made:
-            try:
-                self._begin(made["plain"])
-            except FailedError as error:
-                self._add(Result("base", name, "", "random weights written", str(error), False))
-                return
+            self._describe(made["plain"])
+            without = self._write(made["plain"])
             for index, (precision, why_not) in enumerate(precisions(family, self.device)):
                 layers = 7 * int(family.chosen(tiny=self._tiny).get("num_hidden_layers", 0))
                 gpu, left_s = bool(self.device["gpu"]), self._budget.left_s
                 case = Case(name, precision, made[precision], made["plain"], gpu, layers, left_s)
                 for check in self._chosen:
                     if index == 0 or check.both:
-                        self._add(make(check, case, why_not or does_not_apply(check, family)))
+                        self._add(make(check, case, without or why_not or does_not_apply(check, family)))
                 made[precision].close()
 
-    def _begin(self, plain: Side) -> None:
-        first = not self.device
-        self.device = plain.ask("describe", ORDER_S)
-        if not self.device["gpu"] and not self._tiny:
-            raise CannotRunError("no GPU here: --tiny tries the checks themselves on the processor")
-        if first:
+    def _describe(self, plain: Side) -> None:
+        if not self.device:
+            self.device = plain.ask("describe", ORDER_S)
             print(f"{self.device['name']}, {describe_versions(self.device)}\n\n{heading()}", flush=True)
-        plain.ask("write", max(LEAST_S, self._budget.left_s()))
+
+    def _write(self, plain: Side) -> str:
+        """Write the base; return why it cannot be checked, '' if it can."""
+        if self._budget.left_s() < LEAST_S:
+            return NO_TIME
+        try:
+            plain.ask("write", self._budget.left_s())
+        except FailedError as error:
+            return f"the base was not written: {error}"
+        return ""
 
     def _add(self, result: Result) -> None:
         self.results.append(result)

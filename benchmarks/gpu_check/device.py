@@ -6,15 +6,20 @@ then what the forward pass saves for the backward pass.
 
 import functools
 import gc
+import importlib
 import platform
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
+from benchmarks.gpu_check.results import CannotRunError
 from finetune.model.trainable import prepare_environment
+from gladstone.errors import UnsupportedError
+from gladstone.machine.gpu import use_device
 
 PACKAGES = ("torch", "transformers", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "triton", "xformers",
             "llama-cpp-python")  # fmt: skip
+BFLOAT16 = (8, 0)  # the first compute capability that has it
 
 
 @functools.cache
@@ -25,29 +30,25 @@ def has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def describe() -> dict[str, Any]:
-    """The device and the versions that matter."""
-    import torch
-
+def describe(*, tiny: bool) -> dict[str, Any]:
+    """The device and the versions that matter. Raises CannotRunError without a usable GPU, unless shapes are tiny."""
+    try:
+        found = use_device("auto" if tiny else "cuda")
+    except UnsupportedError as error:
+        raise CannotRunError(f"{error} --tiny tries the checks themselves on the processor.") from None
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    said: dict[str, Any] = {"python": platform.python_version(), "cuda": torch.version.cuda, "versions": versions}
-    if not has_gpu():
-        return said | {"name": f"no GPU ({platform.machine()})", "gpu": False, "bf16": True}
-    properties = torch.cuda.get_device_properties(0)
-    capability = torch.cuda.get_device_capability(0)
-    return said | {
-        "name": properties.name,
-        "gpu": True,
-        "capability": f"{capability[0]}.{capability[1]}",
-        "bf16": capability[0] >= 8,
-        "memory_bytes": properties.total_memory,
-        "kernels": torch.cuda.get_arch_list(),
-    }
+    return {
+        "name": found.name,
+        "gpu": found.gpu is not None,
+        "bf16": found.gpu is None or found.gpu.capability >= BFLOAT16,
+        "python": platform.python_version(),
+        "versions": versions,
+    } | found.as_json()
 
 
 def prepare_unsloth(precision: str) -> None:
@@ -56,9 +57,8 @@ def prepare_unsloth(precision: str) -> None:
     import torch
 
     if not has_gpu():
-        from tests.cuda_on_cpu import AMPERE, TURING, Card, install
-
-        install(Card(AMPERE if precision == "bf16" else TURING))
+        stand_in = importlib.import_module("tests.cuda_on_cpu")
+        stand_in.install(stand_in.Card(stand_in.AMPERE if precision == "bf16" else stand_in.TURING))
         return
     import unsloth  # noqa: F401 - before transformers
     from unsloth.models import _utils

@@ -37,8 +37,13 @@ def refused_tokens(model: Any, most: int) -> Iterator[dict[str, int]]:
         if inputs[0].numel() > most:
             raise torch.OutOfMemoryError("out of memory: raised by the check")
 
-    handle = model.get_input_embeddings().register_forward_pre_hook(refuse)
+    vocabulary = len(model.get_input_embeddings().weight)
+    tables = [
+        each for each in model.modules() if isinstance(each, torch.nn.Embedding) and len(each.weight) == vocabulary
+    ]
+    handles = [table.register_forward_pre_hook(refuse) for table in tables]  # T5's encoder and decoder have their own
     try:
         yield {"tokens": most}
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -45,7 +45,7 @@ class Plain:
 
     def describe(self) -> dict[str, Any]:
         """The device."""
-        return device.describe()
+        return device.describe(tiny=self._tiny)
 
     def write(self) -> dict[str, Any]:
         """Write the base."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from benchmarks.gpu_check.results import CannotRunError
 
 ROOT = Path(__file__).resolve().parents[2]
+DEVICE_ERRORS = ("CUDA", "AcceleratorError", "cuBLAS")  # after one of them every later call of the process fails too
 LAST_LINES = 3  # of the log, for a process that ended without an answer
 
 
@@ -25,7 +26,7 @@ class FailedError(Exception):
 
 
 class Side:
-    """The parent's hold on a child, which is started by the first order and anew after a failure."""
+    """The parent's hold on a child, which is started by the first order, and anew where it cannot go on."""
 
     def __init__(self, module: str, settings: Mapping[str, Any], log: Path) -> None:
         self._command = [sys.executable, "-m", module, json.dumps(settings)]
@@ -47,7 +48,8 @@ class Side:
         if "cannot" in answer:
             raise CannotRunError(answer["cannot"])
         if "error" in answer:
-            self.close()  # after an error of the device every later call of the process fails too
+            if any(word in answer["error"] for word in DEVICE_ERRORS):
+                self.close()
             raise FailedError(answer["error"])
         return dict(answer["answer"])
 
