@@ -101,6 +101,7 @@ class SpeedRun:
     """One measurement in a new process. Prefill and decode are timed without detokenising and sampling.
 
     `other_processors` is how many of the `processors` available to this process other processes used meanwhile.
+    `placement` says in a line where weights and cache lay; `gpu_memory_bytes` is what all GPUs held of them.
     """
 
     load_s: float
@@ -112,6 +113,10 @@ class SpeedRun:
     peak_memory_bytes: int
     other_processors: float = 0.0
     processors: int = 0
+    placement: str = ""
+    gpu_layers: int = 0
+    all_layers: int = 0
+    gpu_memory_bytes: int = 0
 
 
 @dataclass(frozen=True)

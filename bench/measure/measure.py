@@ -10,6 +10,7 @@ from bench.measure.prompts import PromptEncoder, PromptSettings, make_prompt_enc
 from bench.results import Answer, Item, Loss, SpeedRun
 from gladstone.errors import UnsupportedError
 from gladstone.llamacpp.context import Context
+from gladstone.llamacpp.devices import Device, layer_devices, read_devices
 from gladstone.machine.host import core_count, peak_memory_bytes
 from gladstone.machine.other_work import OtherWork
 from runtime.engine import Engine, Request, Sampling
@@ -57,6 +58,7 @@ def measure_speed(job: SpeedJob) -> SpeedRun:
 
     Prefill and decode exclude sampling and detokenising and never stop early: every model does the same work.
     """
+    before = read_devices()
     with Engine(job.model, job.frame.engine_options(job.threads)) as engine:
         room = engine.context_tokens - job.decode_tokens
         if room < 1:
@@ -80,7 +82,17 @@ def measure_speed(job: SpeedJob) -> SpeedRun:
             peak_memory_bytes=peak_memory_bytes(),
             other_processors=others.mean(),
             processors=core_count(),
+            placement=engine.fit.reason,
+            gpu_layers=engine.fit.gpu_layers,
+            all_layers=engine.fit.all_layers,
+            gpu_memory_bytes=_held_bytes(before, read_devices()) if engine.fit.gpu_layers else 0,
         )
+
+
+def _held_bytes(before: Sequence[Device], now: Sequence[Device]) -> int:
+    """Memory of all GPUs that is taken now and was free before."""
+    then = {device.name: device.free_bytes for device in layer_devices(before)}
+    return sum(max(0, then[device.name] - device.free_bytes) for device in layer_devices(now))
 
 
 def typical_item(items: Sequence[Item]) -> Item:

@@ -58,4 +58,9 @@ def _provenance(report: Report) -> str:
         "- " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     ]
     lines += [f"- {row.model.label}: sha256 {row.model.sha256}" for row in report.models]
+    lines += [
+        f"- {row.model.label}: {row.measured.speed[0].placement}"
+        for row in report.models
+        if row.measured.speed and row.measured.speed[0].gpu_layers
+    ]
     return "\n".join(escape_markdown(line) for line in lines)

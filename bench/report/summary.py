@@ -68,6 +68,7 @@ def summarise(inputs: Measurements, warnings: Sequence[str]) -> Report:
             *_metric_remarks(tables[0], infos),
             *_measurement_warnings(rows, inputs.mismatches),
             *_disturbances(rows),
+            *_placements(rows),
         ),
         metrics=infos,
         models=rows,
@@ -220,6 +221,21 @@ def _disturbances(rows: Sequence[ModelReport]) -> list[str]:
     return [
         f"Other work ran on this machine during {len(disturbed)} of {total} speed measurements ({named}) and "
         f"used up to {most:.1f} of {processors} processors: these speeds are too low. Measure again on an idle machine."
+    ]
+
+
+def _placements(rows: Sequence[ModelReport]) -> list[str]:
+    """A warning if not all speeds were measured with the same share of the layers on a GPU."""
+    runs = {row.model.label: [(run.gpu_layers, run.all_layers) for run in row.measured.speed] for row in rows}
+    if len({layers / (every or 1) for some in runs.values() for layers, every in some}) < 2:
+        return []
+    shown = ", ".join(
+        f"{label}: {' or '.join(f'{layers} of {every}' for layers, every in sorted(set(some)))}"
+        for label, some in runs.items()
+    )
+    return [
+        f"Not all speeds were measured with the same share of the layers on a GPU ({shown}): its free memory decided, "
+        "and part of the differences in speed comes from that. Free its memory, or measure models of the same size."
     ]
 
 

@@ -149,6 +149,8 @@ def speed_table(report: Report) -> ReportTable:
         for name, (title, unit) in SPEED_TITLES.items()
     ]
     rows.append(("peak memory", tuple(Cell(readable_bytes(row.peak_memory_bytes or 0)) for row in report.models)))
+    if any(run.gpu_layers for row in report.models for run in row.measured.speed):
+        rows.append(("on GPUs", tuple(map(_gpu_cell, report.models))))
     first = report.models[0]
     run = first.measured.speed[0]
     note = (
@@ -160,6 +162,12 @@ def speed_table(report: Report) -> ReportTable:
         "the model file."
     )
     return ReportTable("Speed and memory", note, ("", *_labels(report)), tuple(rows))
+
+
+def _gpu_cell(row: ModelReport) -> Cell:
+    """Layers on GPUs and the memory that they take there, of the round that took most."""
+    most = max(row.measured.speed, key=lambda run: run.gpu_memory_bytes)
+    return Cell(f"{most.gpu_layers} of {most.all_layers} layers", readable_bytes(most.gpu_memory_bytes))
 
 
 def _tensor_types(model: ModelFile) -> str:

@@ -152,11 +152,15 @@ def _name(pointer: Any) -> str:
 
 
 def evaluate(job: dict[str, Any]) -> tuple[Collector, int]:
-    """Evaluate the text in independent chunks. Raises UnsupportedError if it is shorter than a chunk."""
+    """Evaluate the text in independent chunks; `job["gpu_layers"]` lie on a GPU, by default none.
+
+    Raises UnsupportedError if the text is shorter than a chunk.
+    """
     lib, size = library(), int(job["chunk_tokens"])
     collector = Collector()
     watch = lib.ggml_backend_sched_eval_callback(collector.watch)
-    with Model(Path(job["model"])) as model, Context(model, size, batch_tokens=size, watch=watch) as context:
+    opened = Model(Path(job["model"]), gpu_layers=int(job.get("gpu_layers", 0)))
+    with opened as model, Context(model, size, batch_tokens=size, watch=watch) as context:
         tokens = model.tokenize(job["text"], add_special=True, parse_special=True)
         chunks = min(int(job["chunks"]), len(tokens) // size)
         if not chunks:

@@ -6,6 +6,7 @@ import re
 from collections import deque
 from typing import Any
 
+from gladstone.llamacpp.abort import install_last_line
 from gladstone.llamacpp.backends import load_best_backend
 from gladstone.report.terminal import one_line
 
@@ -32,6 +33,7 @@ def library() -> Any:
 
     callback = llama_cpp.llama_log_callback(keep)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    install_last_line(llama_cpp._lib)
     load_best_backend(llama_cpp)  # else llama.cpp searches for backends itself, in the working directory too
     llama_cpp.llama_backend_init()
     _callbacks.append(callback)

@@ -10,6 +10,7 @@ import click
 
 from gladstone.chat.messages import CHAT_CONTEXT_TOKENS, CHAT_SAMPLING
 from gladstone.chat.template_options import load_chosen_template, parse_arguments
+from gladstone.commands.group import EXIT_ERROR
 from runtime.commands.console import Waiting
 from runtime.sampling.sampler import MAX_SEED, Sampling
 
@@ -164,9 +165,11 @@ def seed_remark(sampling: Sampling) -> str | None:
 def load_engine(model: Path, options: dict[str, Any]) -> "Engine":
     """Open the engine that a command's options describe. Raises what `Engine` raises."""
     with Waiting(f"loading {model.name}"):
+        from gladstone.llamacpp.abort import exit_on_abort
         from gladstone.llamacpp.lora import parse_lora
         from runtime.engine import Engine, EngineOptions
 
+        exit_on_abort(EXIT_ERROR)
         return Engine(
             model,
             EngineOptions(

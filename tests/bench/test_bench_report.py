@@ -14,8 +14,9 @@ from bench.report.html import render_page
 from bench.report.json_report import report_json
 from bench.report.markdown import render_markdown
 from bench.report.summary import summarise
+from bench.report.tables import speed_table
 from bench.report.terminal import render_summary
-from bench.results import Answer, Loss, Report
+from bench.results import Answer, Loss, Report, SpeedRun
 from bench.run import write_report
 from gladstone.artifacts import Manifest, check_files, read_manifest, record_file, write_manifest
 from gladstone.commands.progress import Silent
@@ -111,6 +112,26 @@ def test_speeds_that_other_work_disturbed_are_told_by_model_and_round() -> None:
     (told,) = [each for each in summarise(replace(inputs, measured=measured), []).warnings if "Other work" in each]
     assert "2 of 6 speed measurements (b in round 2, b in round 3)" in told
     assert "1.0 of 2 processors" in told
+
+
+def test_speeds_on_a_gpu_show_their_layers_and_warn_where_the_shares_differ() -> None:
+    inputs = make_inputs({"a": ["the heart"] * 4, "b": ["the heart"] * 4})
+    whole = replace(speed_run(), gpu_layers=31, all_layers=31, gpu_memory_bytes=10**9, placement="gpu layers 31 of 31")
+    other = replace(whole, gpu_layers=13, all_layers=13)
+    part = replace(whole, gpu_layers=5, all_layers=13)
+
+    def summary(run: SpeedRun) -> Report:
+        first, second = inputs.measured
+        return summarise(replace(inputs, measured=(replace(first, speed=(whole,)), replace(second, speed=(run,)))), [])
+
+    assert not any("share of the layers" in warning for warning in summary(other).warnings)
+    (told,) = [warning for warning in summary(part).warnings if "share of the layers" in warning]
+    assert "(a: 31 of 31, b: 5 of 13)" in told
+    report = replace(make_report({"a": ["the heart"] * 4}), models=summary(part).models)
+    rows = dict(speed_table(report).rows)
+    assert [cell.text for cell in rows["on GPUs"]] == ["31 of 31 layers 1.00 GB", "5 of 13 layers 1.00 GB"]
+    assert "a: gpu layers 31 of 31" in render_markdown(report)
+    assert "on GPUs" not in dict(speed_table(make_report({"a": ["the heart"] * 4})).rows)
 
 
 def test_answers_without_an_end_are_counted() -> None:

@@ -1,5 +1,6 @@
 """llama.cpp's RPC back end as a library of its own, for the llama.cpp that is installed: two files, compiled once."""
 
+import functools
 import hashlib
 import os
 import platform
@@ -21,12 +22,14 @@ FLAGS = "-O2 -std=c++17 -fPIC -shared -DGGML_BACKEND_DL -DGGML_BACKEND_BUILD -DG
 WANTED = ("/vendor/llama.cpp/ggml/include/", "/vendor/llama.cpp/ggml/src/ggml-rpc/", "/vendor/llama.cpp/ggml/src/")
 
 
+@functools.cache  # a test may have changed the folder of the cache since
 def rpc_library() -> Path:
     """The library in the user's cache; compiled if it is not there, which takes a compiler about five seconds."""
     base = _base_library()
     digest = hashlib.sha256(FLAGS.encode() + base.read_bytes()).hexdigest()[:12]
     library = cache_dir() / "llama.cpp" / f"libggml-rpc-{platform.machine()}-{digest}.so"
     if not library.is_file():
+        library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as work:
             built = Path(work) / library.name
             _compile(_unpack(Path(work)), base, built)
@@ -36,8 +39,8 @@ def rpc_library() -> Path:
 
 def main() -> None:
     """Compile it anew and say how long that took."""
-    found = rpc_library()
-    found.unlink()
+    rpc_library().unlink()
+    rpc_library.cache_clear()
     begin_s = time.monotonic()
     print(f"{rpc_library().name}: compiled in {time.monotonic() - begin_s:.1f} s")
 

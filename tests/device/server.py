@@ -32,7 +32,8 @@ def main() -> None:
     ggml, rpc = ctypes.CDLL(str(folder / "libggml.so.0")), ctypes.CDLL(rpc_path)
     ggml.ggml_backend_dev_by_type.restype = ctypes.POINTER(DeviceStruct)
     device = ggml.ggml_backend_dev_by_type(0)  # the processor
-    own_bytes = private_bytes() + SLACK_BYTES
+    threading.Thread(target=lambda: (os.read(0, 1), os._exit(0)), daemon=True).start()
+    own_bytes = private_bytes()
 
     def report(_device: int, free: "ctypes._Pointer[ctypes.c_size_t]", all_of_it: object) -> None:
         free[0] = max(0, total - max(0, private_bytes() - own_bytes))
@@ -40,9 +41,8 @@ def main() -> None:
 
     callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, Size, Size)(report)
     device.contents.functions[GET_MEMORY] = ctypes.cast(callback, ctypes.c_void_p).value
-    resource.setrlimit(resource.RLIMIT_DATA, (own_bytes + total,) * 2)
+    resource.setrlimit(resource.RLIMIT_DATA, (own_bytes + SLACK_BYTES + total,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    threading.Thread(target=lambda: (os.read(0, 1), os._exit(0)), daemon=True).start()
     devices = (ctypes.POINTER(DeviceStruct) * 1)(device)
     start = rpc.ggml_backend_rpc_start_server
     start.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p]
