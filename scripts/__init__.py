@@ -1,0 +1,1 @@
+"""Programs that set up, lock and document the project."""
