@@ -3,8 +3,9 @@
 import time
 from dataclasses import dataclass
 
+from export.proof.comparison import SETTLED_ROWS
 from export.proof.reading import Text, plan_reading
-from export.proof.rows import ANSWER_TOKENS, PROMPTS, sequences_of
+from export.proof.rows import ANSWER_TOKENS, proof_rows
 from export.proof.trained import Trained
 from export.torch_model.placement import Placement
 from gladstone.llamacpp.context import Context
@@ -26,16 +27,19 @@ class Costs:
 
 
 def proof_costs(trained: Trained, files: int) -> Costs | None:
-    """The work of all checks of a file and of `files` quantised ones; None without rows."""
-    sequences = sequences_of(trained)
-    if not sequences:
+    """The work of all checks of a file and of `files` quantised ones; None without rows.
+
+    For a healthy file: torch computes the first rows only.
+    """
+    rows = proof_rows(trained)
+    if not rows:
         return None
-    prompts = [Text(prompt, len(prompt)) for prompt, _ in sequences[:PROMPTS]]
-    rows = [Text([*prompt, *answer], len(prompt)) for prompt, answer in sequences]
-    asked, written = plan_reading(prompts, 512).read, len(prompts) * ANSWER_TOKENS
-    answered = plan_reading(rows, 512).read if files else 0
-    in_file = asked + WRITTEN_COST * written + answered * (1 + QUANTISED_COST * files)
-    return Costs(in_file, TORCH_COST * (asked + written))
+    texts = [Text([*row.prompt, *row.answer], len(row.prompt)) for row in rows]
+    read, settling = plan_reading(texts, 512).read, texts if trained.has_experts else texts[:SETTLED_ROWS]
+    asked = [row.prompt for row in rows if row.asked]
+    written = len(asked) * ANSWER_TOKENS
+    in_torch = plan_reading(settling, 512).read + sum(map(len, asked)) + written
+    return Costs(read * (1 + QUANTISED_COST * files) + WRITTEN_COST * written, TORCH_COST * in_torch)
 
 
 def proof_s(model: Model, trained: Trained, files: int, placement: Placement) -> float | None:
@@ -46,7 +50,7 @@ def proof_s(model: Model, trained: Trained, files: int, placement: Placement) ->
     costs = proof_costs(trained, files)
     if costs is None:
         return None
-    first = sequences_of(trained)[0][0]
+    first = proof_rows(trained)[0].prompt
     on_cpu = costs.torch if placement.device == "cpu" else 0.0
     return FIXED_S + (costs.file + on_cpu) * token_s(model, first)
 

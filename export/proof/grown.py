@@ -15,11 +15,13 @@ from export.proof.check import Check
 from export.proof.trained import Trained
 from gladstone.chat.messages import Conversation, Message
 from gladstone.gguf.header import read_model
+from gladstone.gguf.types import Tensor
 from gladstone.llamacpp.model import Model
 from gladstone.models.tokenizer import FolderTokenizer
 
 ROWS = 256  # of the added tokens are compared
 ASKED, TOGETHER = 4, 8  # prompts with added tokens, and tokens in each
+ROWS_AT_ONCE = 8192  # of tables that are compared whole
 UNIT_ROWS = 64  # rows of a unit matrix at a time: each yields logits over the vocabulary
 # ‖row − trained row‖ / ‖trained row‖ by type; with few bits only the row of another token exceeds it
 ERROR_LIMIT = {"F32": 1e-4, "F16": 2e-3, "BF16": 1e-2}
@@ -110,8 +112,7 @@ def check_rows(path: Path, reference: Any, added: Mapping[int, str]) -> Check:
         tables["output.weight"] = tables["token_embd.weight"]
     worst, limit = 0.0, 1.0
     for name, (ours, kind) in tables.items():
-        size = np.linalg.norm(theirs[name], axis=1)
-        error = float((np.linalg.norm(ours - theirs[name], axis=1) / np.maximum(size, 1e-12)).max())
+        error = _error(ours, theirs[name])
         allowed = ERROR_LIMIT.get(kind, QUANTISED_ERROR_LIMIT)
         if error / allowed >= worst / limit:
             worst, limit = error, allowed
@@ -120,25 +121,60 @@ def check_rows(path: Path, reference: Any, added: Mapping[int, str]) -> Check:
     return Check("added tokens", worst <= limit, detail, {"tokens": len(numbers), "error": worst, "limit": limit}, CURE)
 
 
+def same_tables(path: Path, reference: Any) -> bool:
+    """Whether embedding and head of a file are those of the trained model in torch, each row within its type's limit.
+
+    False also where this cannot be told: for quantised tables, and for a head that is no plain matrix.
+    """
+    import torch
+
+    head = reference.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        return False
+    names = ("token_embd.weight", "output.weight")
+    stored = {tensor.name: (part.path, part.data_offset + tensor.offset, tensor) for part in read_model(path)
+              for tensor in part.tensors if tensor.name in names}  # fmt: skip
+    stored.setdefault(names[1], stored[names[0]])  # tied: the head is the embedding
+    if any(tensor.type_name not in ERROR_LIMIT for _, _, tensor in stored.values()):
+        return False
+    entries = min(len(head.weight), *(tensor.shape[1] for _, _, tensor in stored.values()))
+    for start in range(0, entries, ROWS_AT_ONCE):
+        numbers = range(start, min(start + ROWS_AT_ONCE, entries))
+        theirs = {names[0]: embedding_rows(reference, numbers), names[1]: head_rows(reference, numbers)}
+        for name, (file, offset, tensor) in stored.items():
+            ours = _stored_rows(file, offset, tensor, numbers)
+            if _error(ours, theirs[name]) > ERROR_LIMIT[tensor.type_name]:
+                return False
+    return True
+
+
+def _error(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:
+    """The largest distance of two rows (N, width), in lengths of the second."""
+    size = np.linalg.norm(theirs, axis=1)
+    return float((np.linalg.norm(ours - theirs, axis=1) / np.maximum(size, 1e-12)).max())
+
+
 def _read(path: Path, name: str, numbers: Sequence[int]) -> tuple[npt.NDArray[np.float32], str] | None:
     """Rows (N, width) float32 of a tensor, and its type; None if the file lacks the tensor."""
+    for header in read_model(path):
+        tensor = next((stored for stored in header.tensors if stored.name == name), None)
+        if tensor is not None:
+            return _stored_rows(header.path, header.data_offset + tensor.offset, tensor, numbers), tensor.type_name
+    return None
+
+
+def _stored_rows(file: Path, offset: int, tensor: Tensor, numbers: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Rows (N, width) float32 of a tensor whose bytes begin at `offset`."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    for header in read_model(path):
-        tensor = next((stored for stored in header.tensors if stored.name == name), None)
-        if tensor is None:
-            continue
-        rows = tensor.shape[1]
-        data = np.memmap(
-            header.path, np.uint8, "r", header.data_offset + tensor.offset, (rows, tensor.size_bytes // rows)
-        )
-        kind = GGMLQuantizationType[tensor.type_name]
-        stored = np.ascontiguousarray(data[list(numbers)])
-        plain = {"F32": np.float32, "F16": np.float16}.get(tensor.type_name)
-        values = stored.view(plain).astype(np.float32) if plain else dequantize(stored, kind)
-        return values.reshape(len(numbers), -1), tensor.type_name
-    return None
+    rows = tensor.shape[1]
+    data = np.memmap(file, np.uint8, "r", offset, (rows, tensor.size_bytes // rows))
+    stored = np.ascontiguousarray(data[list(numbers)])
+    plain = {"F32": np.float32, "F16": np.float16}.get(tensor.type_name)
+    kind = GGMLQuantizationType[tensor.type_name]
+    values = stored.view(plain).astype(np.float32) if plain else dequantize(stored, kind)
+    return values.reshape(len(numbers), -1)
 
 
 def embedding_rows(reference: Any, numbers: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from export.proof.divergence import log_softmax
 from export.proof.reading import Batch, Logits, Reader, batch_tokens, plan_reading, read_all
-from export.proof.rows import ordered_rows, prompt_text
+from export.proof.rows import prompt_text, proof_rows
 from export.proof.trained import Trained
 from gladstone.commands.progress import Progress
 from gladstone.confidence import Z
@@ -54,7 +54,7 @@ class HeldOutRows:
     """The held-out rows as texts, and in which order they are read."""
 
     def __init__(self, model: Model, trained: Trained) -> None:
-        rows = [row for row in ordered_rows(trained) if row.answer]
+        rows = [row for row in proof_rows(trained) if row.answer]
         self.texts = [prompt_text(model, row.prompt, row.answer) for row in rows]
         self.counts = tuple(len(text.tokens) - text.answer_at for text in self.texts)
         self.plan = plan_reading(self.texts, batch_tokens(model, self.texts))

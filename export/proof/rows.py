@@ -1,7 +1,7 @@
 """The rows of a proof as tokens: prompts to answer, and held-out answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from export.proof.grown import asked_of
 from export.proof.reading import CONTEXT_TOKENS, Text
@@ -9,6 +9,7 @@ from export.proof.trained import Trained
 from gladstone.llamacpp.model import Model
 
 PROMPTS, ANSWER_TOKENS = 32, 32
+GREEDY = 8  # rows with a greedy answer
 LONGEST_PROMPT = CONTEXT_TOKENS // 2 - ANSWER_TOKENS
 
 
@@ -21,39 +22,40 @@ class Row:
 
     prompt: list[int]
     answer: list[int]
-    asked: bool
+    asked: bool = False
 
 
 def proof_rows(trained: Trained) -> list[Row]:
-    """The first 32 prompts for greedy answers, and the first 32 rows with an answer for the loss.
+    """The first 32 prompts, and the first 32 rows with an answer, in the order of their evaluation.
 
-    Prompts with tokens added to the base's vocabulary come first.
+    Prompts with tokens added to the base's vocabulary come first, then the longest row; they and the next rows get
+    greedy answers.
     """
-    added = (trained.prompt(row, ANSWER_TOKENS) for row in asked_of(trained))
-    found = [Row(prompt, [], asked=True) for prompt in added if 0 < len(prompt) <= LONGEST_PROMPT]
-    asked, measured = len(found), 0
+    added = [trained.prompt(row, ANSWER_TOKENS) for row in asked_of(trained)]
+    rows = [Row(prompt, [], asked=True) for prompt in added if 0 < len(prompt) <= LONGEST_PROMPT]
+    found = _first_rows(trained, PROMPTS - len(rows))
+    if found:
+        longest = max(found, key=lambda row: len(row.prompt) + len(row.answer))
+        found = [longest, *(row for row in found if row is not longest)]
+    return [*rows, *(replace(row, asked=place < GREEDY) for place, row in enumerate(found))]
+
+
+def _first_rows(trained: Trained, prompts: int) -> list[Row]:
+    """The first `prompts` rows whose prompts leave room for an answer, and the first 32 with an answer."""
+    found: list[Row] = []
+    measured = 0
     for row in trained.rows:
-        if asked >= PROMPTS and measured == PROMPTS:
+        if len(found) >= prompts and measured == PROMPTS:
             break
         prompt = trained.prompt(row, ANSWER_TOKENS)
         if not 0 < len(prompt) <= LONGEST_PROMPT:
             continue
         answer = trained.tokenizer.encode(trained.answer_text(row)) if measured < PROMPTS else []
         answer = answer[ANSWER_TOKENS if row.is_text else 0 :][: CONTEXT_TOKENS // 2]
-        if asked < PROMPTS or answer:
-            found.append(Row(prompt, answer, asked=asked < PROMPTS))
-        asked, measured = asked + (asked < PROMPTS), measured + bool(answer)
+        if len(found) < prompts or answer:
+            found.append(Row(prompt, answer))
+        measured += bool(answer)
     return found
-
-
-def ordered_rows(trained: Trained) -> list[Row]:
-    """The rows of `proof_rows`, measured rows first, sorted by prompt length."""
-    return sorted(proof_rows(trained), key=lambda row: (not row.answer, len(row.prompt)))
-
-
-def sequences_of(trained: Trained) -> list[tuple[list[int], list[int]]]:
-    """Up to 32 (prompt, answer) pairs of token ids; a plain text is split in two."""
-    return [(row.prompt, row.answer) for row in proof_rows(trained) if row.answer]
 
 
 def prompt_text(model: Model, prompt: list[int], answer: Sequence[int] = ()) -> Text:

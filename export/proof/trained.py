@@ -62,6 +62,11 @@ class Trained:
         """True for encoder-decoder models."""
         return bool(self.config.get("is_encoder_decoder"))
 
+    @property
+    def has_experts(self) -> bool:
+        """True for models of which each token uses a part."""
+        return any("expert" in name and value for name, value in self.config.items())
+
     def prompt(self, row: Conversation, text_tokens: int) -> list[int]:
         """Token ids of a rendered prompt, or of the first `text_tokens` of a plain text, as in training."""
         if row.is_text:

@@ -11,7 +11,7 @@ import yaml
 from export.build import ExportOptions
 from export.original.model import SourceOptions
 from export.pipeline import export_gguf
-from export.proof.answers import TIE_LOGITS
+from export.proof.comparison import TIE_LOGITS
 from export.proof.divergence import log_softmax
 from export.proof.reference import Reference
 from gladstone.chat.messages import Message

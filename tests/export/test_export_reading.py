@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.proof.answers import greedy
 from export.proof.duration import proof_s, token_s
+from export.proof.file_rows import greedy
 from export.proof.reading import CONTEXT_TOKENS, SEQUENCES, WAVE_TOKENS, Reader, Text, plan_reading, read_all
 from export.proof.reading_results import KeptLogProbs
 from export.proof.reference import Reference, place_reference
-from export.proof.rows import ANSWER_TOKENS, ordered_rows, prompt_text, proof_rows
+from export.proof.rows import ANSWER_TOKENS, GREEDY, prompt_text, proof_rows
 from export.proof.trained import Trained
 from gladstone.chat.messages import Conversation, Message
 from gladstone.commands.progress import Silent
@@ -95,20 +95,22 @@ def test_what_is_kept_is_found_again_for_every_token_of_every_batch(
             assert found[behind, 0].tolist() == np.maximum(batch.texts, 0)[behind].tolist()
 
 
-def test_the_first_32_rows_are_asked_and_the_first_32_with_an_answer_measured(trained: Trained) -> None:
+def test_the_first_32_prompts_and_answers_are_read_the_longest_first_and_some_get_greedy_answers(
+    trained: Trained,
+) -> None:
     rows = [
         Conversation((Message("user", f"Row {number}?"), Message("assistant", "" if number % 8 == 0 else "Yes.")), "")
         for number in range(50)
     ]
+    rows[5] = Conversation((Message("user", "Row 5, which is longer?"), Message("assistant", "Yes.")), "")
     long = Conversation((Message("user", "word " * 2_000), Message("assistant", "No.")), "")
     subject = dataclasses.replace(trained, rows=[long, *rows])
     found = proof_rows(subject)
     prompts = [subject.prompt(row, ANSWER_TOKENS) for row in rows]
-    assert [row.prompt for row in found if row.asked] == prompts[:32]
-    assert [row.prompt for row in found if row.answer] == [prompts[at] for at in range(50) if at % 8][:32]
-    ordered = ordered_rows(subject)
-    assert [bool(row.answer) for row in ordered] == [True] * 32 + [False] * 4
-    assert sorted(map(str, ordered)) == sorted(map(str, found))
+    read = [at for at in range(50) if at < 32 or at % 8][:36]
+    assert [row.prompt for row in found] == [prompts[at] for at in (5, *(at for at in read if at != 5))]
+    assert sum(bool(row.answer) for row in found) == 32
+    assert [row.asked for row in found] == [True] * GREEDY + [False] * (36 - GREEDY)
 
 
 def alone(context: Context, tokens: list[int]) -> np.ndarray:

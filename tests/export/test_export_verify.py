@@ -12,15 +12,17 @@ import pytest
 
 from export.convert.convert import Conversion, convert
 from export.original.finding import find, opened
-from export.proof.answers import TIE_LOGITS, Comparison, check_answers, kl_limit
+from export.proof.answers import check_answers
 from export.proof.check import Check
+from export.proof.comparison import SETTLED_ROWS, TIE_LOGITS, Comparison, kl_limit
 from export.proof.divergence import kl_divergence, log_softmax
 from export.proof.file import proof_page, verify_file, verify_vocabulary
+from export.proof.grown import same_tables
 from export.proof.heldout import held_out_loss
 from export.proof.quantised import check_quantised
 from export.proof.reading_results import ReadingResults
 from export.proof.reference import Reference
-from export.proof.rows import sequences_of
+from export.proof.rows import proof_rows
 from export.proof.texts import HAND_PICKED, proof_texts
 from export.proof.trained import Trained, date_note, trained_of
 from export.quantise.imatrix import calibration
@@ -183,13 +185,78 @@ def test_the_divergence_stands_large_logits() -> None:
 def test_another_best_token_is_no_fault_where_the_two_are_all_but_equal(gap: float, passes: bool) -> None:
     theirs = as_logits([[gap, 0.0, -9.0]] * 20)
     ours = as_logits([[0.0, 0.001, -9.0]] * 20)
-    comparison = Comparison()
-    comparison.add(ours, theirs, [1], ended=False)
-    distributions, answers = comparison.checks("float32", "F16")
+    comparison = Comparison("F16", 1)
+    comparison.add_logits(ours[:-1], theirs[:-1])
+    comparison.add_greedy(ours[-1:], theirs[-1:], [1], ended=False)
+    distributions, answers = comparison.checks("float32")
     assert distributions.measured["top1_agreement"] == 0
     assert distributions.measured["top1_agreement_but_for_ties"] == float(passes)
     assert answers.passed is passes
     assert answers.measured["equal_but_for_ties"] == int(passes)
+
+
+def compared(rows: int, quantisation: str = "F16", **settings: Any) -> Comparison:
+    """A comparison of rows that agree in each of their ten tokens."""
+    comparison = Comparison(quantisation, 32, **settings)
+    logits = as_logits([[3.0, 1.0, 0.0]] * 10)
+    for _ in range(rows):
+        comparison.add_row(logits, logits)
+    return comparison
+
+
+def test_equality_is_clear_after_enough_rows_without_one_token_beyond_the_limit() -> None:
+    assert not compared(SETTLED_ROWS - 1).settled
+    assert compared(SETTLED_ROWS).settled
+    distributions, _ = compared(SETTLED_ROWS).checks("float32")
+    assert (distributions.measured["rows"], distributions.measured["rows_in_all"]) == (SETTLED_ROWS, 32)
+    assert f"the other {32 - SETTLED_ROWS} were not needed" in distributions.detail
+
+
+@pytest.mark.parametrize("theirs", [[[3.0, 1.6, 0.0]], [[1.0, 1.2, 0.0]]])
+def test_one_token_beyond_the_limit_leaves_all_rows_to_be_compared(theirs: list[list[float]]) -> None:
+    comparison = compared(SETTLED_ROWS)
+    comparison.add_row(as_logits([[3.0, 1.0, 0.0]]), as_logits(theirs))
+    assert not comparison.settled
+
+
+def test_a_different_greedy_answer_a_quantised_file_and_one_with_other_tables_leave_all_rows_to_be_compared() -> None:
+    comparison = compared(SETTLED_ROWS)
+    logits = as_logits([[3.0, 1.0, 0.0]])
+    comparison.add_greedy(logits, logits, [1], ended=False)
+    assert not comparison.settled
+    assert not compared(SETTLED_ROWS, "Q8_0").settled
+    assert not compared(SETTLED_ROWS, settles=False).settled
+
+
+@pytest.mark.slow
+def test_a_swapped_row_of_a_token_that_no_text_has_is_seen_in_the_tables(
+    f16: Path, trained: Trained, tmp_path: Path
+) -> None:
+    def swap(data: Any) -> Any:
+        changed = data.copy()
+        changed[[40_000, 40_001]] = changed[[40_001, 40_000]]
+        return changed
+
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", spoilt={"token_embd.weight": swap})
+    model = Reference(trained).model
+    assert same_tables(f16, model)
+    assert not same_tables(faulty, model)
+
+
+@pytest.mark.slow
+def test_torch_computes_the_first_rows_of_a_healthy_file_and_all_rows_of_a_faulty_one(
+    f16: Path, trained: Trained, tmp_path: Path
+) -> None:
+    many = [
+        Conversation((Message("user", f"What is {number}?"), Message("assistant", f"It is {number}.")), "")
+        for number in range(20)
+    ]
+    subject = dataclasses.replace(trained, rows=many)
+    base = read_header(f16).metadata["llama.rope.freq_base"]
+    faulty = rewrite_gguf(f16, tmp_path / "faulty.gguf", llama__rope__freq_base=base * 0.99)
+    healthy, spoilt = (check_answers(path, "F16", subject, Silent())[0] for path in (f16, faulty))
+    assert (healthy.passed, healthy.measured["rows"]) == (True, SETTLED_ROWS)
+    assert spoilt.measured["rows"] == spoilt.measured["rows_in_all"] == 20
 
 
 @pytest.mark.slow
@@ -233,10 +300,10 @@ def test_rows_with_tools_are_proven_as_they_were_trained(f16: Path, trained: Tra
     subject = dataclasses.replace(trained, template=template, rows=rows)
     path = rewrite_gguf(f16, tmp_path / "tools.gguf", tokenizer__chat_template=template.source)
     assert failed(verify_vocabulary(path, subject)) == {}
-    (_, call), (prompt, answer) = sequences_of(subject)
-    assert '{"name": "weigh", "arguments": {"kg": 70}}' in trained.tokenizer.decode(call)
-    assert "<tool_response>\n70 kg" in trained.tokenizer.decode(prompt)
-    assert trained.tokenizer.decode(answer) == "You weigh 70 kg."
+    longer, shorter = proof_rows(subject)
+    assert '{"name": "weigh", "arguments": {"kg": 70}}' in trained.tokenizer.decode(shorter.answer)
+    assert "<tool_response>\n70 kg" in trained.tokenizer.decode(longer.prompt)
+    assert trained.tokenizer.decode(longer.answer) == "You weigh 70 kg."
     assert '"arguments": {"kg": 70}' in calibration("rows", rows, template, "", 1).text
 
 
