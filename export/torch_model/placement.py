@@ -5,6 +5,7 @@ from pathlib import Path
 
 from export.torch_model.size import FLOAT32, ModelSize, model_shape, model_size
 from gladstone.errors import UnsupportedError
+from gladstone.machine.gpu import Device, choose_kind, read_gpu_facts
 from gladstone.machine.host import available_memory_bytes, readable_bytes
 
 LOGITS_BYTES = 256 << 20  # of the texts that torch computes together
@@ -15,11 +16,12 @@ SHARE = 0.9  # of the free memory that may be used
 
 @dataclass(frozen=True)
 class Memory:
-    """Free bytes of the host and of the GPU, if there is a GPU that torch can use."""
+    """Free bytes of the host and of the GPU that torch can use, if any; `unused`: why it cannot use one that is there."""
 
     host: int
     gpu: int | None = None
     gpu_name: str = ""
+    unused: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,28 +33,28 @@ class Placement:
     needed: int
     free: int
     name: str = "the CPU"
+    unused: str = ""  # why a GPU that is there is not used
 
     def __str__(self) -> str:
         """The placement as part of a sentence."""
         how = "layer by layer" if self.streamed else "the whole model"
         return (
             f"in float32 on {self.name}, {how}: {readable_bytes(self.needed)} of memory "
-            f"({readable_bytes(self.free)} free)"
+            f"({readable_bytes(self.free)} free){f'; not on the GPU: {self.unused}' if self.unused else ''}"
         )
 
 
 def free_memory() -> Memory:
-    """The free memory of this machine. A GPU for which torch has no kernels does not count."""
+    """The free memory of this machine."""
     import torch
 
-    host = available_memory_bytes()
-    if not torch.cuda.is_available():
-        return Memory(host)
+    host, facts = available_memory_bytes(), read_gpu_facts()
     try:
-        torch.ones(1, device="cuda").add(1).cpu()
+        if choose_kind("auto", facts) == "cpu":
+            return Memory(host, unused=Device("cpu", facts).unused)
         return Memory(host, torch.cuda.mem_get_info()[0], torch.cuda.get_device_name())
-    except RuntimeError:  # no kernels, or another program has all of its memory
-        return Memory(host)
+    except (UnsupportedError, RuntimeError) as error:  # no kernels; or another program has all of its memory
+        return Memory(host, unused=str(error).partition(". ")[0])
 
 
 def batch_tokens(vocabulary: int) -> int:
@@ -82,7 +84,8 @@ def place(size: ModelSize, work: tuple[int, int], memory: Memory) -> Placement |
         model = size.tables + (size.layer if streamed else size.layers)
         needed = model + size.held + computed + beside
         if needed <= SHARE * memory.host:
-            return Placement("cpu", streamed, needed, memory.host)
+            small = f"{memory.gpu_name} has {readable_bytes(memory.gpu)} free" if memory.gpu is not None else ""
+            return Placement("cpu", streamed, needed, memory.host, unused=memory.unused or small)
     return None
 
 

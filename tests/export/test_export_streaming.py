@@ -159,6 +159,13 @@ def test_the_gpu_computes_where_the_model_fits_else_the_processor_layer_by_layer
     assert (found and (found.device, found.streamed)) == expected
 
 
+def test_a_gpu_that_is_there_and_not_used_is_told() -> None:
+    for memory in (Memory(12 * GB, 2 * GB, "small"), Memory(12 * GB, unused="small: torch has no kernels for it")):
+        assert "layer by layer" in str(place(MISTRAL, WORK, memory))
+        assert "not on the GPU: small" in str(place(MISTRAL, WORK, memory))
+    assert "GPU" not in str(place(MISTRAL, WORK, Memory(12 * GB)))
+
+
 def test_weights_that_cannot_stay_in_their_files_count() -> None:
     assert place(dataclasses.replace(MISTRAL, held=14 * GB), WORK, Memory(12 * GB)) is None
 
