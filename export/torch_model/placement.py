@@ -16,7 +16,7 @@ SHARE = 0.9  # of the free memory that may be used
 
 @dataclass(frozen=True)
 class Memory:
-    """Free bytes of the host and of the GPU that torch can use, if any; `unused`: why it cannot use one that is there."""
+    """Free bytes of the host and of the GPU that torch can use, if any; `unused`: why one that is there is not."""
 
     host: int
     gpu: int | None = None
