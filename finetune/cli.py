@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from gladstone import run_folder
+from gladstone.commands.device_option import device_option
 from gladstone.commands.group import EXIT_INTERRUPTED, Group
 from gladstone.commands.shell import command_line
+from gladstone.machine.gpu import WANTED, Wanted
 from gladstone.machine.packages import require_packages
 from gladstone.strict_json import json_text
 
@@ -66,6 +68,7 @@ class RecipeCommand(click.Command):
     "--max-tokens", type=click.IntRange(min=1), help="Save a checkpoint and stop after this many tokens of this call."
 )
 @click.option("--fit", "fitted", is_flag=True, help="Change the recipe so that it fits; the effective batch stays.")
+@device_option
 def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     recipe: str | None,
     data: Path | None,
@@ -75,6 +78,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     max_hours: float | None,
     max_steps: int | None,
     max_tokens: int | None,
+    device: Wanted,
     *,
     skip_bad: bool,
     resume: bool,
@@ -106,19 +110,20 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
     from finetune.train.session import CallOptions
 
     if fitted and is_main_process():  # the other processes get the first one's recipe
-        loaded = _fitted(loaded)
+        loaded = _fitted(loaded, device)
     folder = out or Path("runs") / loaded.name
     display = make_display()
     callbacks = (display,) if isinstance(display, LiveView) else ()
+    options = CallOptions(resume, limits, callbacks, display.show, read.notes, device=device)
     try:
-        result = run_recipe(loaded, folder, display, CallOptions(resume, limits, callbacks, display.show, read.notes))
+        result = run_recipe(loaded, folder, display, options)
     except KeyboardInterrupt:
         if not saved(folder / FOLDER):
             raise
-        click.echo(f"\nStopped at once. Resume from the newest checkpoint: {_resume(folder)}", err=True)
+        click.echo(f"\nStopped at once. Resume from the newest checkpoint: {_resume(folder, device)}", err=True)
         click.get_current_context().exit(EXIT_INTERRUPTED)
     if is_main_process():
-        _report(result)
+        _report(result, device)
 
 
 @main.command(cls=RecipeCommand)
@@ -126,7 +131,13 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter an option
 @click.option("--data", type=click.Path(path_type=Path), help="Use this file instead of the recipe's rows.")
 @click.option("--format", "format_name", help="Row format of --data.  [default: auto]")
 @click.option("--set", "overrides", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe.")
-@click.option("--device", help="Estimate for another device: t4, p100, v100, l4, a10, a100, h100, 6gb, 8gb, 12gb, …")
+@click.option(
+    "--device",
+    default="auto",
+    help="Estimate for this machine (auto, cuda, cpu) or another device: t4, p100, v100, l4, a10, a100, h100, 6gb, "
+    "8gb, 12gb, …",
+    show_default=True,
+)
 @click.option("--fit", "fitted", is_flag=True, help="Change the recipe so that it fits; the effective batch stays.")
 @click.option("--json", "as_data", is_flag=True, help="Print the numbers as JSON.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the numbers as JSON.")
@@ -135,7 +146,7 @@ def estimate(  # noqa: PLR0913, PLR0917 - one parameter an option
     data: Path | None,
     format_name: str | None,
     overrides: tuple[str, ...],
-    device: str | None,
+    device: str,
     out: Path | None,
     *,
     fitted: bool,
@@ -151,7 +162,7 @@ def estimate(  # noqa: PLR0913, PLR0917 - one parameter an option
 
     if format_name is not None and data is None:
         raise click.UsageError("--format describes --data, which is not given.")
-    if device is not None:
+    if device not in WANTED:
         find_device(device)  # an unknown device fails before anything is loaded
     read = read_recipe(recipe, [*overrides], (str(data), format_name or "auto") if data is not None else None)
     require_packages("finetune estimate", "finetune", ["torch", "unsloth", "peft", "bitsandbytes", "datasets"])
@@ -165,12 +176,12 @@ def estimate(  # noqa: PLR0913, PLR0917 - one parameter an option
     click.echo(json_text(as_json(result)) if as_data else "\n".join(lines(result)))
 
 
-def _fitted(recipe: "Recipe") -> "Recipe":
+def _fitted(recipe: "Recipe", device: Wanted) -> "Recipe":
     """Return the recipe, changed so that it fits into this machine, and print the changes."""
     from finetune.estimate.estimate import estimate as estimate_recipe
     from gladstone.commands.progress import Lines
 
-    option = estimate_recipe(recipe, Lines(), fitted=True).applied
+    option = estimate_recipe(recipe, Lines(), device, fitted=True).applied
     if option is None or not option.changes:
         return recipe
     lost = f" ({option.lost_rows:,} training rows are lost)" if option.lost_rows else ""
@@ -178,7 +189,7 @@ def _fitted(recipe: "Recipe") -> "Recipe":
     return option.recipe
 
 
-def _report(result: "RunResult") -> None:
+def _report(result: "RunResult", device: Wanted) -> None:
     """Print the result of a run and the next command; exit with 130 or 143 if a signal stopped it.
 
     A finished run exits with 0, whatever it learnt: its files are whole, and export asks before it uses them.
@@ -191,7 +202,7 @@ def _report(result: "RunResult") -> None:
     serious = [warning for warning in result.warnings if warning.serious]
     if result.stopped:
         made = f"after {speed}; everything is saved" if result.steps else "before the first step"
-        click.echo(f"Stopped by {result.stopped} {made}.\nResume: {_resume(result.folder)}")
+        click.echo(f"Stopped by {result.stopped} {made}.\nResume: {_resume(result.folder, device)}")
         _warn(serious)
         click.get_current_context().exit(EXIT_SIGNALS.get(result.stopped, 0))
     shares = ", ".join(f"{name} {share:.0%}" for name, share in result.shares.items())
@@ -209,8 +220,9 @@ def _report(result: "RunResult") -> None:
         click.echo(f"`gladstone export` refuses {result.folder} because of this, unless --yes is given.")
 
 
-def _resume(folder: Path) -> str:
-    return command_line("finetune", "run", "--resume", "--out", folder)
+def _resume(folder: Path, device: Wanted) -> str:
+    chosen = () if device == "auto" else ("--device", device)
+    return command_line("finetune", "run", "--resume", "--out", folder, *chosen)
 
 
 def _validated(result: "RunResult") -> str:

@@ -38,6 +38,7 @@ from gladstone.artifacts import (
 from gladstone.commands.progress import Progress, Silent, step
 from gladstone.config import build_config
 from gladstone.errors import ArtifactError, DataError, listed
+from gladstone.machine.gpu import use_device
 from gladstone.machine.host import check_disk
 from gladstone.machine.packages import installed_versions
 from gladstone.models.tokenizer import tokenizer_files
@@ -72,11 +73,13 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: CallOptions | No
     """Train the recipe's adapter into `out`; the manifest is written last, and only if the run finishes.
 
     Raises ArtifactError if `out` holds a finished run, a stopped one that `options` does not resume, or one of another
-    recipe, base or data; and what its parts raise.
+    recipe, base or data; UnsupportedError if the device that `options` asks for cannot be used; and what its parts
+    raise.
     """
     options = options or CallOptions()
     training.prepare_environment()  # before anything imports torch
     check_trackers(recipe.training.report_to)
+    options = replace(options, computes_on=use_device(options.device))
     check_sharding(recipe)
     with launched(recipe.training.process_timeout_minutes) as launch:
         if not launch.is_main:
@@ -120,7 +123,7 @@ def _opening(
     with step(progress, "Estimating memory and time"):
         examples = {name: tokenized.examples for name, tokenized in inputs.sets.items()}
         estimate = estimate_tokenized(inputs.recipe, inputs.base, examples)
-    opening = OpeningBlock(inputs, estimate, options.limits, notes)
+    opening = OpeningBlock(inputs, estimate, options.limits, notes, options.computes_on)
 
     def report(text: str) -> None:
         print(text, flush=True)  # into the log

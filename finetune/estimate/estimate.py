@@ -24,6 +24,7 @@ from finetune.tokens.row_reader import RowReader
 from gladstone import run_folder
 from gladstone.commands.progress import Progress, Silent, step
 from gladstone.errors import ConfigError, DataError, UnsupportedError
+from gladstone.machine.gpu import WANTED, use_device
 from gladstone.machine.host import available_memory_bytes, core_count, cpu_name
 from gladstone.models.base_model import Base, find_local_base, resolve_base
 from gladstone.models.embedded_model import EMBEDDED
@@ -71,13 +72,16 @@ class _Subject:
 
 
 def estimate(recipe: Recipe, progress: Progress, device_name: str | None = None, *, fitted: bool = False) -> Estimate:
-    """Estimate a recipe on this machine or a named device; with `fitted`, change the recipe so that it fits.
+    """Estimate a recipe on this machine (None, auto, cuda, cpu) or a named device; `fitted` changes it so that it fits.
 
     No weights are downloaded. Raises ConfigError for an unknown device or a base without facts, UnsupportedError if
     nothing makes it fit, and what reading the rows raises.
     """
-    device = find_device(device_name) if device_name else None
+    here = next((wanted for wanted in WANTED if wanted == (device_name or "auto")), None)
+    device = None if here else find_device(device_name or "")
     training.prepare_environment()
+    if here:
+        use_device(here)
     with tempfile.TemporaryDirectory(prefix="gladstone-estimate-") as folder, redirect_output(Path(folder) / "log"):
         return _estimate(_subject(recipe, Path(folder), progress), device, progress, fitted=fitted)
 
@@ -176,6 +180,8 @@ def _described(
     compiled = device is None and compiles(
         scenario.shape, scenario.recipe, plan, replace(scenario.setting, recomputes=recomputes)
     )
+    if device is not None and device.note:
+        notes.append(device.note)
     if compiled:
         notes.append("the layers will be compiled: the time saved is assumed from other runs")
     fits = memory.peak <= scenario.room_bytes

@@ -71,8 +71,15 @@ def _hold_adapter_in_float32(model: Any) -> None:
 
 
 def import_unsloth() -> Any:
-    """Return Unsloth's model class; call it before other libraries import torch, because Unsloth patches them."""
-    with import_without_gc():
-        from unsloth import FastLanguageModel
+    """Return Unsloth's model class; call it before other libraries import torch, because Unsloth patches them.
+
+    Raises UnsupportedError if Unsloth refuses this machine.
+    """
+    try:
+        with import_without_gc():
+            from unsloth import FastLanguageModel
+    except NotImplementedError as error:
+        reason = " ".join(str(error).split()).removeprefix("Unsloth: ")
+        raise UnsupportedError(f"Unsloth cannot train here: {reason} Or use the CPU: --device cpu.") from error
 
     return FastLanguageModel

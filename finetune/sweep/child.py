@@ -6,17 +6,20 @@ from typing import Any
 from finetune.sweep.trial import run_trial
 from gladstone.commands.group import EXIT_INTERRUPTED
 from gladstone.commands.progress import Lines
+from gladstone.machine.gpu import Wanted
 from gladstone.process.child import ChildOptions, describe_exit, start_child
 from gladstone.process.child_main import save_and_stop, serve
 
 
-def run_child(folder: Path, number: int) -> str:
-    """Run a trial in a child process and return how the process ended, in words.
+def run_child(folder: Path, number: int, device: Wanted = "auto") -> str:
+    """Run a trial on this device in a child process and return how the process ended, in words.
 
     Raises KeyboardInterrupt if the user stopped it, after it has saved a checkpoint.
     """
     options = ChildOptions(inherit_log=True, saves_on_interrupt=True)
-    with start_child("finetune.sweep.child", {"folder": str(folder), "number": number}, options) as child:
+    with start_child(
+        "finetune.sweep.child", {"folder": str(folder), "number": number, "device": device}, options
+    ) as child:
         code = child.wait()
     if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
@@ -26,7 +29,7 @@ def run_child(folder: Path, number: int) -> str:
 def make(job: dict[str, Any]) -> None:
     """Run the trial that the job names. If the user stops it, it saves a checkpoint and exits with EXIT_INTERRUPTED."""
     try:
-        run_trial(Path(job["folder"]), job["number"], Lines())
+        run_trial(Path(job["folder"]), job["number"], Lines(), job["device"])
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from gladstone.commands.device_option import device_option
+from gladstone.machine.gpu import Wanted
 from gladstone.machine.packages import require_packages
 
 
@@ -38,7 +40,10 @@ class SweepCommand(click.Command):
 @click.option(
     "--gpus", type=click.FloatRange(min=0), help="With --ray: GPUs per trial.  [default: 1 if the cluster has any]"
 )
-def sweep(sweep_file: Path, out: Path | None, address: str | None, cpus: float | None, gpus: float | None) -> None:
+@device_option
+def sweep(  # noqa: PLR0913, PLR0917 - one parameter an option
+    sweep_file: Path, out: Path | None, address: str | None, cpus: float | None, gpus: float | None, device: Wanted
+) -> None:
     """Train a recipe with many combinations of settings and compare the runs in a table.
 
     Repeat the command to continue a sweep that was stopped or killed.
@@ -54,7 +59,7 @@ def sweep(sweep_file: Path, out: Path | None, address: str | None, cpus: float |
     from finetune.sweep.run import run_sweep
     from finetune.sweep.table import ending
 
-    cluster = Cluster(address, cpus or 1, gpus) if address is not None else None
+    cluster = Cluster(address, cpus or 1, gpus, device) if address is not None else None
     folder = out or Path("sweeps") / sweep_file.stem
-    table = run_sweep(sweep_file, folder, lambda line: click.echo(line, err=True), cluster)
+    table = run_sweep(sweep_file, folder, lambda line: click.echo(line, err=True), cluster, device)
     click.echo(ending(table, folder))

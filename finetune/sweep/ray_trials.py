@@ -15,6 +15,7 @@ from typing import Any
 
 from finetune.sweep.study import Study
 from gladstone.errors import ConfigError, ToolError
+from gladstone.machine.gpu import Wanted
 
 LOCAL = "local"
 SCRATCH = ".ray"  # the state of Ray Tune, which is not kept: the study holds that of the sweep
@@ -33,7 +34,7 @@ OnTrialEnd = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster by its address ('local': one on this machine), and the resources of a trial.
+    """A cluster by its address ('local': one on this machine), the resources of a trial, and what it computes on.
 
     `gpus` None means one if the cluster has any: Ray hides the GPUs from a trial that requests none.
     """
@@ -41,6 +42,7 @@ class Cluster:
     address: str = LOCAL
     cpus: float = 1
     gpus: float | None = None
+    device: Wanted = "auto"
 
 
 def check_address(address: str) -> None:
@@ -65,7 +67,7 @@ def run_on_ray(folder: Path, study: Study, cluster: Cluster, begun: OnTrialStart
             from gladstone.commands.progress import Silent
 
             os.chdir(here)  # paths in a recipe are relative to the directory of the command
-            run_trial(folder, config["trial"], Silent())
+            run_trial(folder, config["trial"], Silent(), cluster.device)
             tune.report({"trial": config["trial"]})
 
         tuner = tune.Tuner(

@@ -15,12 +15,15 @@ from finetune.sweep.study import Study, repair_journal, sample_points
 from finetune.sweep.table import render_csv, render_markdown
 from gladstone.artifacts import remove_partials, write_json, write_text
 from gladstone.errors import ToolError, listed
+from gladstone.machine.gpu import Wanted
 
 Echo = Callable[[str], None]
 
 
-def run_sweep(file: Path, folder: Path, echo: Echo, cluster: Cluster | None = None) -> Table:
+def run_sweep(file: Path, folder: Path, echo: Echo, cluster: Cluster | None = None, device: Wanted = "auto") -> Table:
     """Run the remaining trials, one after the other or on a Ray cluster, and rewrite the table after each.
+
+    `device` is for trials without a cluster, which has its own.
 
     Raises ConfigError that lists every mistake of the file, ArtifactError if the folder holds another sweep, ToolError
     if all trials failed. A single failed trial is recorded in the table.
@@ -38,7 +41,7 @@ def run_sweep(file: Path, folder: Path, echo: Echo, cluster: Cluster | None = No
         study.enqueue(points)
         report = _Report(folder, plan, study, echo)
         if cluster is None:
-            _run_in_sequence(report)
+            _run_in_sequence(report, device)
         else:
             run_on_ray(folder, study, cluster, report.on_trial_start, report.on_trial_end)
         table = report.write()
@@ -92,10 +95,10 @@ class _Report:
         }
 
 
-def _run_in_sequence(report: _Report) -> None:
+def _run_in_sequence(report: _Report, device: Wanted) -> None:
     while (claim := report.study.claim()) is not None:
         report.on_trial_start(claim.number, claim.resumed)
-        ended = run_child(report.folder, claim.number)
+        ended = run_child(report.folder, claim.number, device)
         if report.study.state(claim.number) == "RUNNING":  # it died before it could record its state
             report.study.fail(claim.number, ended)
         report.on_trial_end(claim.number)

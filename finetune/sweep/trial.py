@@ -15,6 +15,7 @@ from gladstone import run_folder
 from gladstone.artifacts import is_finished, read_manifest, write_text
 from gladstone.commands.progress import Progress
 from gladstone.errors import DataError, GladstoneError
+from gladstone.machine.gpu import Wanted
 from gladstone.machine.host import peak_memory_bytes
 
 ERROR_NAME = "error.txt"
@@ -36,8 +37,8 @@ class _StudyCallback(Callback):
             raise _PrunedError
 
 
-def run_trial(folder: Path, number: int, progress: Progress) -> None:
-    """Run or continue a trial and record its outcome in the study.
+def run_trial(folder: Path, number: int, progress: Progress, device: Wanted = "auto") -> None:
+    """Run or continue a trial on this device and record its outcome in the study.
 
     Raises KeyboardInterrupt if the user stopped it: a checkpoint is saved, and the trial still counts as running.
     """
@@ -48,7 +49,7 @@ def run_trial(folder: Path, number: int, progress: Progress) -> None:
             return
         try:
             recipe = plan.recipe_of(study.settings(number), number)
-            study.finish(number, _train(recipe, out, _StudyCallback(study, number), progress))
+            study.finish(number, _train(recipe, out, _StudyCallback(study, number), progress, device))
         except _PrunedError:
             study.prune(number, peak_memory_bytes())
             _keep_only_metrics(out)
@@ -59,7 +60,7 @@ def run_trial(folder: Path, number: int, progress: Progress) -> None:
             study.fail(number, f"{type(error).__name__}: {error} (see {out / ERROR_NAME})")
 
 
-def _train(recipe: Recipe, out: Path, reporter: _StudyCallback, progress: Progress) -> float:
+def _train(recipe: Recipe, out: Path, reporter: _StudyCallback, progress: Progress, device: Wanted) -> float:
     # all trials render the start date of the sweep: otherwise their losses would be on different prompts
     began = datetime.fromtimestamp(int((out.parents[1] / SWEEP_NAME).stat().st_mtime))
     if not is_finished(out):
@@ -67,7 +68,8 @@ def _train(recipe: Recipe, out: Path, reporter: _StudyCallback, progress: Progre
         from finetune.train.session import CallOptions
 
         begun = bool(saved(out / CHECKPOINTS))
-        if run(recipe, out, progress, CallOptions(resume=begun, callbacks=(reporter,), began=began)).stopped:
+        options = CallOptions(resume=begun, callbacks=(reporter,), began=began, device=device)
+        if run(recipe, out, progress, options).stopped:
             raise KeyboardInterrupt
     validation = read_manifest(out).facts["validation_loss"]
     if not validation:

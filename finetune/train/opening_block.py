@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from finetune.data.summary import DROPPED, Line, describe, format_columns
 from finetune.estimate.estimate import Estimate
+from finetune.model.backend import chosen_backend
 from finetune.sizing.step_plan import epochs_text
 from finetune.train.inputs import Inputs, limits_hit
 from finetune.train.stop_conditions import CallLimits
 from finetune.train.time_left import FIRST_STEPS
 from gladstone import run_folder
+from gladstone.machine.gpu import Device
 from gladstone.machine.host import readable_bytes
 from gladstone.report.durations import rough_duration
 
@@ -26,12 +28,16 @@ NOT_DRAWN = "not drawn"  # the reason of rows that the recipe's settings leave o
 
 @dataclass(frozen=True)
 class OpeningBlock:
-    """The content of the block, besides the loaded model and its loop; `notes` are sentences about the recipe."""
+    """The content of the block, besides the loaded model and its loop; `notes` are sentences about the recipe.
+
+    `device` is what the run computes on, with the driver and the build of torch.
+    """
 
     inputs: Inputs
     estimate: Estimate | None
     limits: CallLimits
     notes: tuple[str, ...] = ()
+    device: Device | None = None
 
     def text(self, trainable: "Trainable", loop: "Loop") -> str:
         """Render the block as aligned lines, without a final newline."""
@@ -79,7 +85,11 @@ class OpeningBlock:
         yield "base", None, f"{self.inputs.base.name} {weights}; {kind}"
         again = ", activations recomputed" if trainable.checkpointing else ""
         where = estimate.machine if estimate else trainable.device_kind
+        if self.device is not None and self.device.gpu is not None:
+            where = self.device.name
         yield "device", None, f"{where}: {trainable.device_kind} in {trainable.dtype}{again}"
+        build = f"{self.device.facts.build}; " if self.device else ""
+        yield "backend", None, f"{build}{chosen_backend(trainable)}"
         if estimate:
             fits = "" if estimate.fits else ": IT MAY NOT FIT (see finetune estimate, or --fit)"
             disk = sum(size for name, size in estimate.disk.items() if name in ("adapter", "checkpoints"))
@@ -110,6 +120,8 @@ class OpeningBlock:
             yield "limit", None, f"this call stops after {_steps(self.limits.max_steps)}; --resume continues"
         for note in self.notes:
             yield "note", None, note
+        if self.device is not None and self.device.unused:
+            yield "note", None, f"GPU not used: {self.device.unused}"
         for warning in self._warnings(loop):
             yield "WARNING", None, warning
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.model import trainable as training
+from finetune.model.backend import chosen_backend
 from finetune.model.distributed import SINGLE_PROCESS, DistributedContext
 from finetune.model.load import load_trainable
 from finetune.monitor.callbacks import Callback
@@ -26,6 +27,7 @@ from finetune.train.stop_conditions import RESERVE, CallLimits, Interrupted, Int
 from gladstone import run_folder
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError
+from gladstone.machine.gpu import Device, Wanted
 from gladstone.machine.host import peak_memory_bytes
 from gladstone.models.base_model import Base
 
@@ -34,10 +36,11 @@ PLOTTING_S = 5.0  # an upper bound on drawing the plots and hashing the files
 
 @dataclass(frozen=True)
 class CallOptions:
-    """How one call of a run starts, when it stops, and what it reports.
+    """How one call of a run starts, when it stops, what it computes on, and what it reports.
 
     `show` receives the opening block, `notes` are lines of it about the recipe, `on_loaded` is called before anything
     is measured. `began` is the time for a chat template that writes it, if neither recipe nor run has one; None: now.
+    `device` is what is asked for, `computes_on` what `finetune.run.run` finds for it.
     """
 
     resume: bool = False
@@ -47,6 +50,8 @@ class CallOptions:
     notes: tuple[str, ...] = ()
     on_loaded: Callable[[training.Trainable, Loop], None] = lambda trainable, loop: None
     began: datetime | None = None
+    device: Wanted = "auto"
+    computes_on: Device | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,8 @@ class Session:
     def _facts(self, trainable: training.Trainable) -> dict[str, Any]:
         return {
             "device": trainable.device_kind,
+            "machine": self._options.computes_on.as_json() if self._options.computes_on else None,
+            "backend": chosen_backend(trainable).as_json(),
             "dtype": trainable.dtype,
             "gradient_checkpointing": trainable.checkpointing,
             "rows_padded": trainable.forward.padded,

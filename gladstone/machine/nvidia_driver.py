@@ -12,7 +12,6 @@ from gladstone.machine.cgroup import ROOT
 VERSION = re.compile(r"Kernel Module\s+(?:for \S+\s+)?(\d+(?:\.\d+)+)")
 FIELDS = ("name,driver_version,compute_cap", "name,driver_version")  # drivers before 510 know no compute_cap
 PATIENCE_S = 30  # a driver that loads its firmware anew answers after seconds
-WSL = "usr/lib/wsl/lib/nvidia-smi"  # WSL 2 has the driver of Windows, and no device files
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,8 @@ class Driver:
 
 def read_driver(root: Path = ROOT) -> Driver:
     """Read the driver's files and ask `nvidia-smi`; without a driver, an empty `Driver`."""
+    asked = _ask_driver()
     nodes = len(list((root / "dev").glob("nvidia[0-9]*")))
-    asked: list[list[str]] = []
-    if nodes or (root / WSL).exists() or not sys.platform.startswith("linux"):
-        asked = _ask_driver()
     version = _version(root) or (asked[0][1] if asked else "")
     names = tuple(values[0] for values in asked) or _names(root, nodes)
     capabilities = tuple(values[2] for values in asked if len(values) > 2)
