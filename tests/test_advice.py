@@ -22,7 +22,8 @@ COMMAND = re.compile(r"`(?:gladstone )?(finetune|export|runtime|bench)((?: [a-z]
 OTHERS = {
     "--control-vector": "llama-cli", "--merge": "llama-gguf-split", "--jinja": "llama-cli", "--no-deps": "pip",
     "--no-binary": "pip", "--quiet": "pip", "--dest": "pip", "--force-reinstall": "pip", "--no-cache-dir": "pip",
-    "--local-dir": "hf", "--index-url": "pip", "--use": "accelerate launch", "--query-gpu": "nvidia-smi", "--format": "nvidia-smi", "--summary": "vulkaninfo", "--model": "CSS", "--run": "CSS",
+    "--local-dir": "hf", "--index-url": "pip", "--use": "accelerate launch", "--standalone": "torchrun",
+    "--nproc-per-node": "torchrun", "--query-gpu": "nvidia-smi", "--format": "nvidia-smi", "--summary": "vulkaninfo", "--model": "CSS", "--run": "CSS",
 }  # fmt: skip
 # words of a command that is put together elsewhere than in the text: options in the same file are its own
 BUILT = {"finetune/cli.py": ("export gguf",)}
