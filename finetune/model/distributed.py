@@ -64,12 +64,17 @@ class DistributedContext:
         for parameter in parameters:  # a process without rows has no gradients
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in parameters]
-        flat = torch._utils._flatten_dense_tensors(gradients)
-        with _answered():
+        with _flat([parameter.grad for parameter in parameters]) as flat, _answered():
             torch.distributed.all_reduce(flat)
-        for gradient, summed in zip(gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True):
-            gradient.copy_(summed)
+
+    def broadcast_parameters(self, parameters: Sequence[Any]) -> None:
+        """Give every process the main process's values, in one call: the initial adapter may depend on the GPU."""
+        if self.world_size == 1:
+            return
+        import torch
+
+        with _flat([parameter.data for parameter in parameters]) as flat, _answered():
+            torch.distributed.broadcast(flat, src=0)
 
     def broadcast(self, value: T) -> T:
         """Return the main process's value."""
@@ -114,6 +119,17 @@ def ended_error(error: Exception) -> ToolError:
         "another process of this training ended, or did not answer within training.process_timeout_minutes; its own "
         f"message says why. Saved checkpoints are whole: --resume goes on from them. ({why})"
     )
+
+
+@contextmanager
+def _flat(tensors: Sequence[Any]) -> Iterator[Any]:
+    """Yield the tensors as one; what it holds at the end is copied back into them."""
+    import torch
+
+    flat = torch._utils._flatten_dense_tensors(tensors)
+    yield flat
+    for tensor, changed in zip(tensors, torch._utils._unflatten_dense_tensors(flat, tensors), strict=True):
+        tensor.copy_(changed)
 
 
 @contextmanager

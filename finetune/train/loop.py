@@ -105,6 +105,7 @@ class Loop:
         self._saver = Saver(job.folder, job.identity, training, checkpoint.step if checkpoint else -1)
         self.seconds = dict.fromkeys(("data", "step", "evaluation", "saving"), 0.0)
         self.notes: dict[str, Any] = {}
+        self._context.broadcast_parameters(list(self._parameters.values()))
         if checkpoint is None:
             self._metrics_log = MetricsLog(job.folder / run_folder.METRICS)
             torch.manual_seed(training.seed)

@@ -41,6 +41,15 @@ import finetune.train.evaluation as e
 def answer(*a): raise AssertionError("only the first process generates")
 e.answer = answer
 """
+BEGINS_ELSEWHERE = """
+import finetune.train.loop as l
+make = l.make_optimizer
+def moved(model, training):
+    for parameter in model.parameters():
+        parameter.data += 0.01 * parameter.requires_grad
+    return make(model, training)
+l.make_optimizer = moved
+"""
 ENDS_BEFORE_IT_IS_READY = """
 import os, finetune.run
 def killed(*a): os.kill(os.getpid(), 9)
@@ -135,7 +144,8 @@ def test_two_processes_go_on_where_two_stopped(
     server: Server, recipe: Path, alone: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    lead, other = start(server, "run", recipe, "--out", out, "--max-steps", "3")
+    arguments = ("run", recipe, "--out", out, "--max-steps", "3")
+    lead, other = start(server, *arguments, before=("", BEGINS_ELSEWHERE))  # all begin with the first one's adapter
     finish([lead, other])
     assert "Stopped by --max-steps 3 after 3 steps" in lead.printed
     finish(start(server, "run", recipe, "--out", out, "--resume"))
