@@ -41,6 +41,18 @@ import finetune.train.evaluation as e
 def answer(*a): raise AssertionError("only the first process generates")
 e.answer = answer
 """
+NO_GRADIENT = """
+import math
+from finetune.model.loss import PackedForward as forward
+usual, steps = forward.loss, []
+def loss(self, batch, divisor):
+    found = usual(self, batch, divisor)
+    steps.append(found.requires_grad)
+    if found.requires_grad and sum(steps) == 3:
+        found.register_hook(lambda gradient: gradient * math.nan)
+    return found
+forward.loss = loss
+"""
 BEGINS_ELSEWHERE = """
 import finetune.train.loop as l
 make = l.make_optimizer
@@ -113,12 +125,12 @@ def finish(children: Sequence[Child]) -> None:
         assert child.wait() == 0, child.told
 
 
-def check_equal(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+def check_equal(found: list[dict[str, Any]], wanted: list[dict[str, Any]], rel: float = 1e-5) -> None:
     assert [line["kind"] for line in found] == [line["kind"] for line in wanted]
     for one, other in zip(found, wanted, strict=True):
         for name in ("loss_nats_per_token", "grad_norm"):
             assert (name in one) == (name in other)
-            assert one.get(name, 0) == pytest.approx(other.get(name, 0), rel=1e-5)
+            assert one.get(name, 0) == pytest.approx(other.get(name, 0), rel=rel)
         assert [one.get(name) for name in ("tokens", "target_tokens")] == [
             other.get(name) for name in ("tokens", "target_tokens")
         ]
@@ -187,6 +199,14 @@ def test_a_process_that_ends_before_it_is_ready_is_named(server: Server, base: P
     (told,) = ended([lead])
     assert told[0] == 1
     assert re.match(r"Error: waited 0\.05 minutes .*process 2 is not.* training\.process_timeout_minutes", told[1])
+
+
+def test_a_gradient_that_is_not_finite_in_one_process_ends_both(server: Server, recipe: Path, tmp_path: Path) -> None:
+    lead, other = ended(start(server, "run", recipe, "--out", tmp_path / "out", before=("", NO_GRADIENT)))
+    found = r"the gradient of step 3 is nan: .*rows: /.*/rows\.jsonl:\d+, "
+    assert re.match(f"Error: {found}", lead[1])
+    assert re.match(f"Error: process 2 of 2: {found}", other[1])
+    assert sorted(path.name for path in (tmp_path / "out" / "checkpoints").glob("step-*")) == ["step-00000002"]
 
 
 def steps_are_made(out: Path, count: int) -> Callable[[], bool]:

@@ -34,7 +34,8 @@ class Overflowing(PaddedForward):
         loss = super().loss(batch, divisor) * self.times
         self.computed += loss.requires_grad
         if loss.requires_grad and self.computed in self.steps:  # one micro-batch in a step
-            loss = loss * math.nan if self.loss_too else loss + (loss - loss.detach()) * math.nan
+            loss.register_hook(lambda gradient: gradient * math.nan)
+            loss = loss * math.nan if self.loss_too else loss
         return loss
 
 
