@@ -27,6 +27,7 @@ class Platform:
     before: str
     survives: str
     parameters: str
+    mount: str
     set_up: str
     read_secret: str
     add_secret: str
@@ -43,8 +44,8 @@ KAGGLE = Platform(
     hours="8.5",
     data_example="/kaggle/input/my-rows/rows.jsonl",
     before="""\
-        1. *Settings → Accelerator → GPU T4 x2*. Not P100: PyTorch's builds of today hold no code for it, and the
-           training refuses it in one line.
+        1. *Settings → Accelerator → GPU T4 x2*. Not P100: recent builds of PyTorch hold no code for it, and the
+           training then refuses it in one line.
         2. *Settings → Internet on*.
         3. *Settings → Persistence → Files only*, if you work interactively.
         4. For a long training, *Save Version → Save & Run All*: it runs without your browser.""",
@@ -52,17 +53,18 @@ KAGGLE = Platform(
         | folder | holds | after the session |
         |---|---|---|
         | `/kaggle/working`, 20 GB | `run` (checkpoints, adapter), `gguf` (finished files) | interactive: kept, if \
-        *Persistence* was set to files before the session ended; *Save & Run All*: the output of the version, once it \
-        has ended |
+*Persistence* was set to files before the session ended; *Save & Run All*: the output of the version, once it \
+has ended |
         | `/kaggle/temp` | the export while it works | lost |
         | `~/.cache/huggingface`, `~/.cache/gladstone` | the base, data sets, llama.cpp's converter | lost, and \
-        downloaded again |
+downloaded again |
 
-        To go on in a new version, add the output of the earlier version as an input (*Add Input → Your Work*) and set
-        `EARLIER` to its path.""",
+        Kaggle ends a session after 12 hours at most. To go on in a new version, add the output of the earlier version
+        as an input (*Add Input → Your Work*) and set `EARLIER` to its path: the folder that holds `run`.""",
     parameters='''\
         # The output of an earlier version, as an input of this notebook: its run is copied and goes on. "": none.
         EARLIER = ""''',
+    mount="",
     set_up="notebook.take_over(EARLIER, Path(KEEP))",
     read_secret="""\
         from kaggle_secrets import UserSecretsClient
@@ -103,10 +105,10 @@ COLAB = Platform(
         | folder | holds | after the session |
         |---|---|---|
         | `/content/drive/MyDrive/gladstone` | `run` (checkpoints, adapter) and `gguf` (the finished files) | kept, on \
-        your Drive |
+your Drive |
         | `/content/scratch` | the export while it works | lost |
         | `~/.cache/huggingface`, `~/.cache/gladstone` | the base, data sets, llama.cpp's converter | lost, and \
-        downloaded again |
+downloaded again |
 
         Everything in `/content` outside the Drive disappears when the session ends, also when it ends without asking.
         Older checkpoints are removed as newer ones come. Drive moves them to its bin, where they count until you empty
@@ -114,14 +116,17 @@ COLAB = Platform(
     parameters="""\
         # False keeps the files in KEEP on this machine alone, where they are lost when the session ends.
         USE_DRIVE = True""",
-    set_up="""\
+    mount="""\
         if USE_DRIVE:
             from google.colab import drive
 
             drive.mount("/content/drive")
-        elif KEEP.startswith("/content/drive"):
+
+        """,
+    set_up="""\
+        if not USE_DRIVE and KEEP.startswith("/content/drive"):
             raise notebook.NotebookError('USE_DRIVE is False: set KEEP to a folder such as "/content/kept".')
-        else:
+        if not USE_DRIVE:
             print(f"{KEEP} is lost when the session ends: download what you need before.")""",
     read_secret="""\
         from google.colab import userdata
@@ -192,7 +197,8 @@ QUESTION = "What does insulin do?"
 SECRET = ""
 # The number of processes, one for each GPU.
 PROCESSES = 1
-# Where pip finds Gladstone: a folder or a wheel that you uploaded, or "git+https://…", the address of its repository.
+# Where pip finds Gladstone: a folder, an archive or a wheel that you uploaded, or the address of its repository, which
+# begins with "git+https://".
 GLADSTONE = ""
 # The folder that holds what shall survive, and one for what need not.
 KEEP = "{platform.keep}"
@@ -215,29 +221,31 @@ def _set_up(platform: Platform) -> list[dict[str, Any]]:
             the notebook needs no restart.
             """,
         ),
-        _code("set-up", f"{INSTALL}\n{dedent(platform.set_up)}"),
+        _code("set-up", f"{IMPORTS}\n{dedent(platform.mount)}{INSTALL}\n{dedent(platform.set_up)}"),
         _text(
             "about-token",
             f"""
             ## Token for a gated base
 
             Without `SECRET`, nothing happens here. Otherwise the token comes from {platform.name}'s own secrets
-            ({platform.add_secret}). It is given to the commands, and is never printed or written to a file.
+            ({platform.add_secret}).
+            It is given to the commands, and is never printed or written to a file.
             """,
         ),
         _code("token", f"if SECRET:\n{_indented(platform.read_secret)}"),
     ]
 
 
-INSTALL = """\
+IMPORTS = """\
 import importlib.metadata
 import shlex
 import sys
 from pathlib import Path
-
+"""
+INSTALL = """\
 if not any(found.name == "gladstone" for found in importlib.metadata.distributions()):
     if not GLADSTONE:
-        raise SystemExit("GLADSTONE is empty: give the folder, the wheel or the address that pip installs it from.")
+        raise SystemExit("GLADSTONE is empty: say where pip finds Gladstone.")
     extras = "[finetune,export,gpu]"
     wanted = f"gladstone{extras} @ {GLADSTONE}" if "://" in GLADSTONE else f"{GLADSTONE}{extras}"
     pip = f"{sys.executable} -m pip install {shlex.quote(wanted)}"
@@ -258,8 +266,8 @@ def _training(platform: Platform) -> list[dict[str, Any]]:
             """
             ## Estimate
 
-            Memory, time and disk, before anything is downloaded or trained. It stops here if a disk is too small. If
-            the memory is, it prints what to put into `CHANGES`.
+            Memory, time and disk, before the base is downloaded or anything is trained. It stops here if a disk is too
+            small. If the memory is, it prints settings that take less, to put into `CHANGES`.
             """,
         ),
         _code(
@@ -294,6 +302,7 @@ def _results(platform: Platform) -> list[dict[str, Any]]:
 
             Merges, converts, quantises and proves in `{platform.scratch}`: for a moment, the model lies there in 16 bit
             and in every type of `QUANTS`. Only the finished files are copied to `{platform.keep}/gguf`.
+            If the training went wrong, the export refuses with the reason; `"--yes"` in its command overrules it.
             """,
         ),
         _code(

@@ -98,7 +98,7 @@ def test_pip_accepts_the_line_of_the_set_up(
 
 @both
 def test_the_set_up_says_what_it_lacks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match="GLADSTONE is empty: give the folder, the wheel or the address"):
+    with pytest.raises(SystemExit, match="GLADSTONE is empty: say where pip finds Gladstone"):
         set_up(name, monkeypatch)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from gladstone.artifacts import atomic_file
 from gladstone.errors import DataError
-from gladstone.machine.host import cache_dir, check_disk
+from gladstone.machine.host import OTHER_CACHE, cache_dir, check_disk
 from gladstone.machine.packages import require_packages
 from gladstone.strict_json import json_text
 
@@ -22,7 +22,7 @@ def fetch(name: str, config: str | None, split: str, first_rows: int | None) -> 
     if path.is_file():
         return path
     require_packages("a dataset of the Hub", "finetune", ["datasets"])
-    check_disk(path.parent, SMALLEST_FREE_BYTES, f"the dataset {name}")
+    check_disk(path.parent, SMALLEST_FREE_BYTES, f"the dataset {name}", OTHER_CACHE)
     write_json_lines(_rows(name, config, split, first_rows), path)
     return path
 

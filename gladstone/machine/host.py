@@ -10,6 +10,8 @@ from pathlib import Path
 from gladstone.errors import ArtifactError
 from gladstone.machine.cgroup import ROOT, cpu_quota, free_memory_bytes
 
+OTHER_CACHE = "set GLADSTONE_CACHE to a folder of another disk"
+
 
 def cache_dir() -> Path:
     """The user's cache folder: `$GLADSTONE_CACHE`, else `$XDG_CACHE_HOME/gladstone`, else `~/.cache/gladstone`."""
@@ -124,14 +126,17 @@ def _read_status(status: Path, key: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
 
 
-def check_disk(folder: Path, needed_bytes: int, what: str) -> None:
-    """Raise ArtifactError if the file system of `folder` has less free space than `what` needs."""
+def check_disk(folder: Path, needed_bytes: int, what: str, elsewhere: str = "choose another folder with --out") -> None:
+    """Raise ArtifactError if the file system of `folder` has less free space than `what` needs.
+
+    `elsewhere` says how to use another disk.
+    """
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         raise ArtifactError(
             f"{folder}: no space: {what} needs {readable_bytes(needed_bytes)}, {readable_bytes(free)} are free. "
-            "Free some space or choose another folder with --out."
+            f"Free some space or {elsewhere}."
         )
 
 

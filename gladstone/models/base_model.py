@@ -23,6 +23,7 @@ from gladstone.gguf.trainable_base import (
     has_same_bytes,
     is_gguf_path,
 )
+from gladstone.machine.host import check_disk
 from gladstone.models.embedded_model import EMBEDDED, embedded_folder, embedded_gguf
 
 HUB_FILES = ["*.json", file_names.WEIGHTS_PATTERN, "*.model", "*.txt", "*.jinja", "README.md"]
@@ -189,6 +190,7 @@ def _download(name: str, progress: Progress, needs: BaseRequirements) -> Path:
 
     try:
         with step(progress, f"Downloading {name} from the Hub"):
+            _check_room(name, needs.revision)
             folder = Path(snapshot_download(name, revision=needs.revision, allow_patterns=HUB_FILES))
             if needs.pickled and not weights_files(folder):
                 snapshot_download(name, revision=needs.revision, allow_patterns=PICKLED_FILES)
@@ -197,7 +199,8 @@ def _download(name: str, progress: Progress, needs: BaseRequirements) -> Path:
         raise _not_a_model_error(name, needs) from None
     except RepositoryNotFoundError:
         raise ConfigError(
-            f"{needs.option}: the Hub has no model {name!r}, or it needs a login (`hf auth login`)."
+            f"{needs.option}: the Hub has no model {name!r}, or it needs a login (`hf auth login`, or a token in "
+            "HF_TOKEN)."
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UnsupportedError(
@@ -205,6 +208,16 @@ def _download(name: str, progress: Progress, needs: BaseRequirements) -> Path:
             f"({type(error).__name__}). Without a network, give the path of a folder that holds the model: "
             f"{needs.setting}."
         ) from None
+
+
+def _check_room(name: str, revision: str | None) -> None:
+    """Raise ArtifactError if the disk of the Hub's cache has too little room for what is not in it yet."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    files = snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, dry_run=True)
+    missing = sum(file.file_size for file in files if file.will_download)
+    check_disk(Path(HF_HUB_CACHE), missing, f"the download of {name}", "set HF_HOME to a folder of another disk")
 
 
 def _checked_config(name: str, folder: Path, needs: BaseRequirements) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError, UnsupportedError
 from gladstone.gguf.header import read_header
 from gladstone.gguf.types import TokenType
-from gladstone.machine.host import cache_dir, check_disk
+from gladstone.machine.host import OTHER_CACHE, cache_dir, check_disk
 from gladstone.machine.packages import installed_versions, require_packages
 from gladstone.process.import_without_gc import import_without_gc
 
@@ -44,7 +44,7 @@ def embedded_folder(progress: Progress) -> Path:
     if is_finished(folder):
         _check_whole(folder)
         return folder
-    check_disk(folder, 600_000_000, "the unpacked embedded model")
+    check_disk(folder, 600_000_000, "the unpacked embedded model", OTHER_CACHE)
     with step(progress, "Unpacking the embedded base model"):
         _unpack(source, folder)
     return folder
