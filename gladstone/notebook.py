@@ -20,6 +20,7 @@ from gladstone.machine.host import readable_bytes
 from gladstone.process.child import describe_exit
 
 REST_BYTES = 300_000_000  # of a run beside its adapter and checkpoints: tokenizer, rows, plots
+RESERVED = 1.25  # the export reserves the largest size that its types may have: up to 21 % more than the estimate says
 SIZED = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")  # the types whose size `finetune estimate` says
 
 
@@ -153,7 +154,7 @@ def check_room(estimate: Path, quants: Sequence[str], kept: Path, scratch: Path)
     on_hub = "/" in said["base"] and not Path(said["base"]).is_dir()
     needs = [
         (kept, disk["adapter"] + disk["checkpoints"] + REST_BYTES + models, "run and exported model"),
-        (scratch, disk["GGUF f16"] + models, "export while it works"),
+        (scratch, int(RESERVED * (disk["GGUF f16"] + models)), "export while it works"),
         *([(cached, disk["merged, 16 bit"], "download of the base")] if on_hub else []),
     ]
     missing = []
