@@ -216,7 +216,7 @@ def _check_room(name: str, revision: str | None) -> None:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     files = snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, dry_run=True)
-    missing = sum(file.file_size for file in files if file.will_download)
+    missing = sum(file.file_size or 0 for file in files if file.will_download)
     check_disk(Path(HF_HUB_CACHE), missing, f"the download of {name}", "set HF_HOME to a folder of another disk")
 
 
