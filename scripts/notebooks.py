@@ -195,6 +195,8 @@ QUANTS = ["q4_k_m"]
 QUESTION = "What does insulin do?"
 # For a gated base (Llama 3.2 and Gemma 3 among the recipes), the name of the secret with your Hugging Face token.
 SECRET = ""
+# "cuda" stops at once where there is no GPU that PyTorch can use, and says why; "cpu" computes without one.
+DEVICE = "cuda"
 # The number of processes, one for each GPU.
 PROCESSES = 1
 # Where pip finds Gladstone: a folder, an archive or a wheel that you uploaded, or the address of its repository, which
@@ -275,7 +277,7 @@ def _training(platform: Platform) -> list[dict[str, Any]]:
             """
             estimate = Path(SCRATCH) / "estimate.json"
             if not notebook.is_finished(RUN):
-                notebook.run("finetune", "estimate", *recipe, "--out", estimate)
+                notebook.run("finetune", "estimate", *recipe, "--device", DEVICE, "--out", estimate)
                 notebook.check_room(estimate, quants, Path(KEEP), Path(SCRATCH))
             """,
         ),
@@ -286,8 +288,8 @@ def _training(platform: Platform) -> list[dict[str, Any]]:
             if notebook.is_finished(RUN):
                 print(f"{RUN}: the run is finished, and is kept.")
             else:
-                limits = ["--max-hours", HOURS, "--resume"]
-                notebook.run("finetune", "run", *recipe, "--out", RUN, *limits, processes=PROCESSES)
+                how = ["--device", DEVICE, "--max-hours", HOURS, "--resume"]
+                notebook.run("finetune", "run", *recipe, "--out", RUN, *how, processes=PROCESSES)
             """,
         ),
     ]

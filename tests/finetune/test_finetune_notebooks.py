@@ -74,7 +74,7 @@ def calls() -> Iterator[list[tuple[str, ...]]]:
 
 def parameters(recipe: Path, folder: Path, **others: object) -> dict[str, object]:
     """What CI injects: a tiny model and its rows, minutes, folders of the test."""
-    small = {"RECIPE": str(recipe), "CHANGES": [], "HOURS": 1, "QUANTS": ["q8_0"]}
+    small = {"RECIPE": str(recipe), "CHANGES": [], "HOURS": 1, "QUANTS": ["q8_0"], "DEVICE": "cpu"}
     return small | {"KEEP": str(folder / "kept"), "SCRATCH": str(folder / "scratch")} | others
 
 
@@ -205,6 +205,15 @@ def test_a_wrong_parameter_is_refused_before_anything_starts(
     with pytest.raises(NotebookError, match=message):
         run_all(notebook, wrong | {"KEEP": str(tmp_path), "SCRATCH": str(tmp_path)})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_gpu_the_notebook_stops_before_anything_is_trained(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(NotebookError, match=r"finetune estimate failed .exit code 1.; its message is above"):
+        run_all("kaggle.ipynb", parameters(recipe, tmp_path, DEVICE="cuda"))
+    assert "--device cuda" in capsys.readouterr().out.splitlines()[-1]
+    assert not (tmp_path / "kept" / "run").exists()
 
 
 def test_a_recipe_that_does_not_exist_is_refused_by_the_command(
