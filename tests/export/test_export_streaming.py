@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.overrides import TorchFunctionMode
 
 from export.proof.reference import Reference
 from export.proof.trained import Trained
@@ -24,7 +26,6 @@ TARGETS = {"flan-t5": ["q", "wo"], "distilgpt2": ["c_attn", "c_proj"]}
 
 def stored_as(folder: Path, kind: str) -> None:
     """Rewrite a model's weights in another float dtype."""
-    import torch
     from safetensors.torch import load_file, save_file
 
     path = folder / "model.safetensors"
@@ -35,7 +36,6 @@ def stored_as(folder: Path, kind: str) -> None:
 
 
 def adapter_of(base: Path, folder: Path, **settings: Any) -> Path:
-    import torch
     from peft import LoraConfig, get_peft_model
 
     with torch.random.fork_rng():
@@ -52,7 +52,6 @@ def adapter_of(base: Path, folder: Path, **settings: Any) -> Path:
 
 def plainly(base: Path, adapter: Path | None) -> list[Any]:
     """The logits of each text alone, by PEFT on the whole model in float32."""
-    import torch
     from peft import PeftModel
 
     model = load_float32(base)
@@ -136,6 +135,45 @@ def test_while_one_layer_computes_the_others_take_no_memory(tmp_path: Path) -> N
     assert taken() == [False, False]
 
 
+class CudaOnCpu(TorchFunctionMode):
+    """Lets a processor stand for the device `cuda`, and counts the bytes that are moved or made there."""
+
+    def __init__(self) -> None:
+        self.moved, self.made = 0, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        moves = func is torch.Tensor.to and "cuda" in map(str, args[1:])
+        makes = str(kwargs.get("device")) == "cuda"
+        if makes:
+            kwargs["device"] = "cpu"
+        found = func(*("cpu" if isinstance(each, str) and each == "cuda" else each for each in args), **kwargs)
+        self.moved += found.nbytes if moves else 0
+        self.made += found.nbytes if makes else 0
+        return found
+
+
+@pytest.mark.slow
+def test_on_a_gpu_weights_and_texts_are_moved_there_and_logits_come_back(tmp_path: Path) -> None:
+    base = write_family("gemma3", tmp_path / "base")
+    stored_as(base, "bfloat16")
+    adapter = adapter_of(base, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
+    trained = Trained(None, None, base, adapter, ())  # type: ignore[arg-type]
+    expected = Reference(trained, WHOLE).logits(PROMPTS, ANSWERS)
+    size = model_size(base, adapter)
+    for streamed in (False, True):
+        with CudaOnCpu() as device:
+            reference = Reference(trained, Placement("cuda", streamed, 0, 0))
+            loaded = device.moved
+            found = reference.logits(PROMPTS, ANSWERS)
+        assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert device.made > 0
+        # layers travel in 16 bit: with the others at first, or in each pass
+        layers = size.layers // 2
+        assert loaded >= size.tables + (0 if streamed else layers) * 0.9
+        assert device.moved - loaded >= (layers * 0.9 if streamed else 0)
+
+
 GB = 10**9
 MISTRAL = ModelSize(tables=1 * GB, layer=870 * 10**6, layers=28 * GB)
 WORK = (GB // 2, GB)
@@ -188,7 +226,6 @@ def test_the_size_of_a_model_is_that_of_its_parameters_in_float32(tiny_base: Pat
 
 
 def test_weights_of_several_types_are_read_without_rounding_and_counted(tmp_path: Path) -> None:
-    import torch
     from safetensors.torch import load_file, save_file
 
     base = write_family("tinyllama", tmp_path / "base")
