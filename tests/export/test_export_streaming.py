@@ -135,7 +135,7 @@ def test_while_one_layer_computes_the_others_take_no_memory(tmp_path: Path) -> N
     assert taken() == [False, False]
 
 
-class CudaOnCpu(TorchFunctionMode):
+class CudaOnCpu(TorchFunctionMode):  # type: ignore[misc]  # torch has no types
     """Lets a processor stand for the device `cuda`, and counts the bytes that are moved or made there."""
 
     def __init__(self) -> None:
