@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -134,18 +135,20 @@ LEAKS: dict[str, tuple[Edit, Edit | None]] = {
 DECOYS = ("other entity", "other number", "other aspect")
 
 
-def entity(row: Conversation) -> str:
-    """The longest word of the question's last line, which is mostly what it is about."""
-    words = re.findall(r"[^\W\d_]{4,}", re.sub(r"\(.*?\)", "", row.messages[-2].content.splitlines()[-1])) or [
-        "nothing"
-    ]
-    return str(max(words, key=len))
+def entities(rows: Sequence[Conversation]) -> list[str]:
+    """What each question is about: the longest word of its last line that few others have, in brackets or not."""
+    lines = [re.sub(r"\(.*?\)", "", row.messages[-2].content.splitlines()[-1]) for row in rows]
+    words = [re.findall(r"[^\W\d_]{4,}", line) for line in lines]
+    asked = Counter(word.lower() for found in words for word in set(found))
+    many = max(5, len(rows) // 50)
+    rare = [[word for word in found if asked[word.lower()] < many] or found or ["nothing"] for found in words]
+    return [max(found, key=len) for found in rare]
 
 
 def plant_leaks(rows: Sequence[Conversation], kind: str, count: int, seed: int = 0) -> list[Conversation]:
     """Leaks of a kind, each from one of the rows, or decoys, which only share a pattern with one."""
     draw = random.Random(seed)
-    entities = [entity(row) for row in rows]
+    about = dict(zip((row.source for row in rows), entities(rows), strict=True))
     made = []
     fitting = [row for row in rows if kind != "other number" or re.search(r"\d", row.messages[-2].content)]
     if kind == "synonyms":
@@ -154,15 +157,15 @@ def plant_leaks(rows: Sequence[Conversation], kind: str, count: int, seed: int =
         asked, answer = row.messages[-2], row.answer
         question, reply = asked.content, answer.content
         if kind == "other entity":
-            longest = entity(row)
-            other = draw.choice([each for each in entities if each.lower() != longest.lower()])
+            longest = about[row.source]
+            other = draw.choice([word for word in about.values() if word.lower() != longest.lower()])
             question, reply = (
                 re.sub(re.escape(longest), other, text, flags=re.IGNORECASE) for text in (question, reply)
             )
         elif kind == "other number":
             question = re.sub(r"\d", lambda digit: str((int(digit[0]) + 3) % 10), question)
         elif kind == "other aspect":
-            question = f"Which famous people have written about {entity(row)}?"
+            question = f"Which famous people have written about {about[row.source]}?"
             reply = NOTHING_ELSE
         else:
             edit, edit_answer = LEAKS[kind]

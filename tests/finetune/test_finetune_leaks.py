@@ -221,6 +221,45 @@ def test_a_question_behind_a_long_context_is_judged_by_itself(question: str, sam
     assert bool(kinds([conversation(f"{CONTEXT}\n\n{question}", "Something else is said.")], test)) is same
 
 
+def abstracts(count: int) -> list[Conversation]:
+    """Questions behind contexts of 150 words with many figures, no two alike."""
+    path = Path(__file__).parents[2] / "finetune" / "samples" / "flashcards.jsonl"
+    cards = read_conversations(path, "qa")
+    rows = []
+    for number in range(count):
+        sentences = [card.answer.content for card in cards[number % 10 :: len(cards) // 9]]
+        figures = f"Of {number + 122} patients {number + 6} ({number / 7:.1f} %, 95 % CI: 1.{number}-3.2) had it; p = 0.0{number}."
+        context = " ".join([sentences[number % 9], figures, *sentences])
+        rows.append(conversation(f"{context}\n\n{cards[3 * number].messages[0].content}", f"Answer {number}.", number))
+    return rows
+
+
+@pytest.mark.parametrize(
+    "kind", ["exact", "punctuation", "spaces", "wrapped", "misread", "misread only q", "other aspect"]
+)
+def test_leaks_of_long_inputs_with_figures_are_found(kind: str) -> None:
+    rows = abstracts(24)
+    planted = plant_leaks(rows, kind, 24)
+    found = {leak.train for _, leak in LeakIndex(rows, 0.6).leaks(planted) if leak.train == f"{leak.test} planted"}
+    assert len(found) == 0 if kind in DECOYS else len(found) >= 22
+
+
+@pytest.mark.parametrize(
+    ("question", "same"),
+    [
+        ("What causes herpangina?", False),
+        ("What causes anginatosis?", False),
+        ("What causes ofangina?", True),
+        ("What to expect if I have dyslexia?", False),
+        ("What to expect if I hve dysurria?", True),
+    ],
+)
+def test_a_word_that_contains_another_or_begins_like_it_is_another_word(question: str, same: bool) -> None:
+    names = ["asthma", "gout", "sepsis", "migraine", "dysuria", "angina", "anaemia", "eczema", "epilepsy"]
+    test = [conversation(f"{start} {name}?") for name in names for start in ("What causes", "What to expect if I have")]
+    assert bool(kinds([conversation(question, "Something else is said.")], test)) is same
+
+
 def test_misprints_that_several_rows_have_are_no_words() -> None:
     test = [conversation(f"What are the symptoms of {name}?") for name in ("asthma", "gout", "sepsis", "migraine")] * 10
     train = [conversation("What arc tbe symptorns of gouf?", f"Nothing {number} is said.") for number in range(4)]

@@ -6,13 +6,14 @@ A different name, number or negation makes another question, whatever pattern th
 from collections import Counter
 
 from finetune.data.duplicates.word_classes import COMMON_WORDS, REVERSING_WORDS, differs_by_one_letter, has_no_misprints
-from finetune.data.leaks.garbled import match_garbled_question
+from finetune.data.leaks.garbled import align_garbled_part, match_garbled_question
 from finetune.data.leaks.match_answer import match_answer
 from finetune.data.leaks.question_form import OPENERS, asks_something_else, letter_similarity, negations, numbers
-from finetune.data.leaks.rows import Match, QuestionPart, TestRow, TrainRow
+from finetune.data.leaks.rows import LONG_QUESTION, Match, QuestionPart, TestRow, TrainRow
 from finetune.data.leaks.synonyms import is_general, synonyms
 
 LONG = 10  # content words; in a longer question one in ten may differ
+UNSURE_PARTS = 2  # one in this many parts of a long question may be too garbled to judge word by word
 LOOSE, LOOSE_WORDS = 0.2, 4  # how much longer than the question the matching words may be
 NAMED = 4  # content words
 CONTINUING = frozenset((
@@ -29,21 +30,28 @@ def match_rows(row: TrainRow, test: TestRow) -> Match | None:
 
 def _questions(row: TrainRow, test: TestRow) -> Match | None:
     """Match the row with the question; every part of a long question has to match."""
+    asked = test.question
+    if len(asked.words) >= LONG_QUESTION and asked.joined in row.joined:
+        kind = "similar question" if len(row.joined) < 2 * len(asked.joined) else "contains the question"
+        return Match(kind, 1.0, asked.words)
     if len(test.parts) == 1:
-        return _question(row, test.question)
-    score, matched = 0.0, []
+        return _question(row, asked)
+    score, matched, unsure = 0.0, [], len(test.parts) // UNSURE_PARTS
     for part in test.parts:
         if not part.last and part.text in row.text:
             match: Match | None = Match("", 1.0, part.words)
         else:
             match = _question(row, part)
+        if match is None and unsure:
+            unsure -= 1
+            match = align_garbled_part(row, part)
         if match is None:
             return None
         score += match.score * len(part.words)
         matched.append(match.words)
     words = [word for match in (*matched[1:], matched[0]) for word in match]
     kind = "similar question" if len(words) + len(words) // LONG >= len(row.words) else "contains the question"
-    return Match(kind, score / len(test.question.words), words)
+    return Match(kind, score / len(asked.words), words)
 
 
 def _question(row: TrainRow, part: QuestionPart) -> Match | None:

@@ -53,6 +53,11 @@ class QuestionPart:
         return words or list(dict.fromkeys(self.words))
 
     @cached_property
+    def joined(self) -> str:
+        """Letters and digits alone: "3.5" and "35" are equal here, as where punctuation was lost."""
+        return "".join(filter(str.isalnum, self.words))
+
+    @cached_property
     def content_set(self) -> frozenset[str]:
         """The content words."""
         return frozenset(self.content)
@@ -104,6 +109,11 @@ class TrainRow:
     def text(self) -> str:
         """The input, words separated and surrounded by spaces."""
         return f" {' '.join(self.words)} "
+
+    @cached_property
+    def joined(self) -> str:
+        """Letters and digits alone."""
+        return "".join(filter(str.isalnum, self.words))
 
     @cached_property
     def set(self) -> set[str]:
