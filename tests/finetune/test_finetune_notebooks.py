@@ -208,11 +208,12 @@ def test_a_wrong_parameter_is_refused_before_anything_starts(
 
 
 def test_without_a_gpu_the_notebook_stops_before_anything_is_trained(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(NotebookError, match=r"finetune estimate failed .exit code 1.; its message is above"):
         run_all("kaggle.ipynb", parameters(recipe, tmp_path, DEVICE="cuda"))
-    assert "--device cuda" in capsys.readouterr().out.splitlines()[-1]
+    assert "--device cpu" in capsys.readouterr().out.splitlines()[-1]
     assert not (tmp_path / "kept" / "run").exists()
 
 
