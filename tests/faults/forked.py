@@ -1,6 +1,7 @@
 """Commands in forked children of a process that has imported the libraries: a start takes milliseconds, not 15 s.
 
-`python -m tests.faults.forked` is a server: JSON lines in, JSON lines out; `Server` is its other end.
+`python -m tests.faults.forked` is a server: JSON lines in, JSON lines out; `Server` is its other end. With the
+capability of a GPU the commands run Unsloth's CUDA classes on the processor, see `tests.cuda_on_cpu`.
 """
 
 import importlib
@@ -20,6 +21,7 @@ from typing import Any, Self
 
 from finetune.model.trainable import prepare_environment
 from gladstone.process.import_without_gc import import_without_gc
+from tests.cuda_on_cpu import Card, install
 
 STOP_S = 120
 # in this order: unsloth patches what comes after it
@@ -114,11 +116,13 @@ class Child:
 class Server:
     """Starts commands; a context."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *capability: int) -> None:
+        """With `capability`, such as 7, 5, each command sees two GPUs of this kind."""
         self._folder, self._count = folder, 0
+        self._capability = [str(part) for part in capability]
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "tests.faults.forked"]
+        command = [sys.executable, "-m", "tests.faults.forked", *self._capability]
         with (self._folder / "server.log").open("w") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
@@ -155,6 +159,8 @@ class Server:
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    if len(sys.argv) == 3:
+        install(Card((int(sys.argv[1]), int(sys.argv[2])), count=2))
     warm_up()
     for line in sys.stdin:
         asked = json.loads(line)
