@@ -16,6 +16,7 @@ from gladstone.llamacpp.lora import Lora
 from gladstone.llamacpp.model import Model
 from gladstone.machine.thread_tuner import InitialThreads, KeepInitial, make_thread_tuner
 from runtime.machine.fit import Fit, FitConstraints, plan_fit, read_machine
+from runtime.machine.memory_model import has_encoder
 from runtime.machine.threads import PREFILL_TOKENS, ThreadBenchmark, Threads, choose_threads, discard_threads
 from runtime.sampling.sampler import MAX_BEAMS
 from runtime.sampling.speculative import MAX_DRAFT_TOKENS, check_draft
@@ -28,6 +29,7 @@ from runtime.trust.provenance import Provenance, verify
 
 CACHED_SEQUENCES = 3  # earlier conversations whose prefixes stay cached, besides those of running requests
 BEAM_CONTEXTS = 4  # cells for the answers of all beams, in contexts
+BEAM_CACHE_TYPE = "f32"  # with a 16-bit cache 5 of 288 beam searches found another answer
 
 
 @dataclass(frozen=True)
@@ -132,11 +134,13 @@ def _fit_constraints(headers: Sequence[GgufHeader], options: EngineOptions) -> F
             f"a context of {asked:,} tokens: expected 1 to {trained:,}, which {headers[0].path.name} was trained for."
         )
     others = [lora.path for lora in options.loras] + ([options.draft] if options.draft else [])
+    searches = has_encoder(headers)
     return FitConstraints(
         gpu_layers=options.gpu_layers,
         context_tokens=options.cache_tokens or (asked * options.slots if asked else None),
         batch_tokens=options.batch_tokens,
-        kv_types=(options.cache_type,),
+        kv_types=(BEAM_CACHE_TYPE if searches and options.cache_type == "f16" else options.cache_type,),
+        cache_contexts=BEAM_CONTEXTS if searches else 1,
         flash_attention=options.flash_attention is not False,
         sequences=options.slots,
         outputs=options.outputs,
@@ -175,7 +179,7 @@ def plan_context(headers: Sequence[GgufHeader], options: EngineOptions) -> int:
 
 
 def _open_context(model: Model, limits: Limits, options: EngineOptions) -> Context:
-    if model.has_encoder:  # with a 16-bit cache 5 of 288 beam searches found another answer
+    if model.has_encoder:
         return Context(
             model,
             limits.context_tokens * BEAM_CONTEXTS,
@@ -183,7 +187,7 @@ def _open_context(model: Model, limits: Limits, options: EngineOptions) -> Conte
             sequences=MAX_BEAMS,
             threads=options.threads,
             prefill_threads=options.prefill_threads,
-            cache_type="f32",
+            cache_type=BEAM_CACHE_TYPE,
             flash_attention=False,
             kv_offload=options.kv_offload,
         )

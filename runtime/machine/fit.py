@@ -78,6 +78,7 @@ class FitConstraints:
     unified: bool = True
     full_window: bool = True
     kv_offload: bool = True
+    cache_contexts: int = 1
     reserved_bytes: int = 0
     mapped: bool | None = None
 
@@ -186,6 +187,7 @@ def _candidate_settings(model: MemoryModel, constraints: FitConstraints) -> Iter
                 unified=constraints.unified or (model.has_encoder and constraints.sequences > 1),
                 full_window=constraints.full_window,
                 kv_offload=constraints.kv_offload,
+                cache_contexts=constraints.cache_contexts,
             )
 
 

@@ -79,7 +79,7 @@ class ContextSettings:
     `context_tokens` is for all sequences together; `outputs` is the number of tokens of a batch whose logits may be
     read. With `unified`, all sequences share one cache; else each has an equal part. With `full_window`, layers with a
     window cache the whole context, which truncating the cache requires. With `kv_offload` a layer on a GPU has its
-    cache there, else in CPU memory.
+    cache there, else in CPU memory. The cache has cells for `cache_contexts` contexts: beams share what they can.
     """
 
     context_tokens: int
@@ -91,6 +91,7 @@ class ContextSettings:
     unified: bool = False
     full_window: bool = True
     kv_offload: bool = True
+    cache_contexts: int = 1
 
 
 def read_memory_model(headers: Sequence[GgufHeader]) -> MemoryModel:
@@ -117,8 +118,13 @@ def read_memory_model(headers: Sequence[GgufHeader]) -> MemoryModel:
         inner_width=_inner_width(reader, count),
         heads=heads,
         head_width=max(reader.number(key, width // max(heads, 1)) for key in lengths),
-        has_encoder=any(name.startswith("enc.") for name in names),
+        has_encoder=has_encoder(headers),
     )
+
+
+def has_encoder(headers: Sequence[GgufHeader]) -> bool:
+    """True for an encoder-decoder model, such as T5."""
+    return any(tensor.name.startswith("enc.") for header in headers for tensor in header.tensors)
 
 
 def _inner_width(reader: "_Reader", count: int) -> int:
@@ -143,7 +149,7 @@ def cache_bytes(layer: Layer, settings: ContextSettings) -> int:
 
 def cells_of(settings: ContextSettings) -> tuple[int, int]:
     """Cells of a cache, and the number of caches."""
-    whole = _padded(settings.context_tokens)
+    whole = _padded(settings.context_tokens * settings.cache_contexts)
     if settings.unified or settings.sequences == 1:
         return whole, 1
     return _padded(whole // settings.sequences), settings.sequences

@@ -211,6 +211,11 @@ def test_an_encoder_decoder_answers_and_searches_beams(device: Server, tmp_path:
         for options in (ON_CPU, OPTIONS):
             with Engine(path, replace(options, context_tokens=64, raw=True)) as engine:
                 assert bool(engine.fit.gpu_layers) == (options is OPTIONS)
+                # keys and values of 64 floats in each of two layers; cells for four contexts
+                assert (engine.fit.kv_type, engine.fit.cache_bytes) == (
+                    "f32",
+                    2 * 2 * 64 * 4 * engine.context.context_tokens,
+                )
                 texts.append(engine.answer(Request(engine.text_tokens("the lung and the heart"), sampling)).text)
         assert texts[0] == texts[1]
 
