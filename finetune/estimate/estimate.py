@@ -8,11 +8,13 @@ from pathlib import Path
 from finetune.config.schema import Recipe
 from finetune.data.division import SETS
 from finetune.data.prepare import has_set, prepare, read_set
-from finetune.estimate.timing import BUDGET_S, Measured, Rates, Sample, Times, compiles, computed_rates, measure, times
+from finetune.estimate.expected_times import expected_times
+from finetune.estimate.machine import Machine, other_machine, this_machine
+from finetune.estimate.timing import BUDGET_S, Measured, Rates, Sample, Times, measure
 from finetune.model import trainable as training
 from finetune.model.context_length import check_context, check_facts
 from finetune.model.load import import_first
-from finetune.sizing.devices import EFFICIENCY, Device, find_device
+from finetune.sizing.devices import Device, find_device
 from finetune.sizing.disk import disk_bytes
 from finetune.sizing.fit_to_memory import MemoryOption, Scenario, assess, fit, single_options
 from finetune.sizing.memory import ComputeSetting, Memory
@@ -25,20 +27,18 @@ from gladstone import run_folder
 from gladstone.commands.progress import Progress, Silent, step
 from gladstone.errors import ConfigError, DataError, UnsupportedError
 from gladstone.machine.gpu import WANTED, use_device
-from gladstone.machine.host import available_memory_bytes, core_count, cpu_name
 from gladstone.models.base_model import Base, find_local_base, resolve_base
 from gladstone.models.embedded_model import EMBEDDED
 from gladstone.process.redirect_output import redirect_output
-
-LIBRARIES_BYTES = 650_000_000  # of a training process before it loads the model, at least
-FIRST_STEP_BYTES = 380_000_000  # kernels, thread buffers, and heap that glibc keeps after loading
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Memory, disk and time of a run.
 
-    `notes` say what was assumed, `options` lists changes that take less memory, `applied` is the one that was applied.
+    `times` are None for a GPU whose rates are not known; `range_s` is the whole time at least and at most, if it is
+    computed from a data sheet. `notes` say what was assumed, `options` lists changes that take less memory, `applied`
+    is the one that was applied.
     """
 
     recipe: Recipe
@@ -49,12 +49,13 @@ class Estimate:
     disk: dict[str, int]
     plan: Plan
     rows: dict[str, list[Row]]
-    times: Times
+    times: Times | None
     fits: bool
     recomputes: bool
     notes: tuple[str, ...]
     options: tuple[MemoryOption, ...] = ()
     applied: MemoryOption | None = None
+    range_s: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,58 +144,51 @@ def _tokenized(reader: RowReader, data: Path) -> tuple[dict[str, tuple[Example, 
 def _estimate(
     subject: _Subject, device: Device | None, progress: Progress, *, fitted: bool, measure: bool = True
 ) -> Estimate:
+    machine = other_machine(device, subject.shape) if device else this_machine(subject.shape)
     measured: Measured | None = None
     if measure and device is None and subject.base is not None and subject.examples:
-        setting = _setting_here(subject.shape)
         with step(progress, "Measuring this machine"):
             measured = _measure(subject, subject.recipe)
-        setting = replace(setting, dtype_bytes=4 if measured.dtype == "float32" else 2, padded=measured.padded)
-    elif device is None:
-        setting = _setting_here(subject.shape)
-    else:
-        setting = ComputeSetting(dtype_bytes=4 if subject.shape.is_encoder_decoder else 2, on_gpu=True, padded=True)
-    limit = int(device.memory_bytes) if device else _limit_here(setting)
-    scenario = Scenario(subject.shape, subject.recipe, setting, subject.rows, limit, subject.file_bytes)
+        machine = replace(machine, setting=_as_measured(machine.setting, measured))
+    scenario = Scenario(
+        subject.shape, subject.recipe, machine.setting, subject.rows, machine.limit_bytes, subject.file_bytes
+    )
     option = fit(scenario) if fitted else None
     if option and option.changes:
         scenario = replace(scenario, recipe=option.recipe, rows=option.rows)
         if measured is not None:
             with step(progress, "Measuring this machine as changed"):
                 measured = _measure(subject, option.recipe)
-    return _described(subject, scenario, device, (measured.rates if measured else None, option))
+    return _described(subject, scenario, machine, (measured.rates if measured else None, option))
+
+
+def _as_measured(setting: ComputeSetting, measured: Measured) -> ComputeSetting:
+    """The setting with what the measured model turned out to be; what a GPU computes in is known beforehand."""
+    if setting.on_gpu:
+        return setting
+    return replace(setting, dtype_bytes=4 if measured.dtype == "float32" else 2, padded=measured.padded)
 
 
 def _described(
-    subject: _Subject, scenario: Scenario, device: Device | None, chosen: tuple[Rates | None, MemoryOption | None]
+    subject: _Subject, scenario: Scenario, machine: Machine, chosen: tuple[Rates | None, MemoryOption | None]
 ) -> Estimate:
     rates, option = chosen
     plan, memory, recomputes = assess(scenario)
-    notes = list(subject.notes)
-    here = f"this machine ({cpu_name()}, {core_count()} cores)"
-    if rates is None:
-        used = device or _device_here("float32" if scenario.shape.is_encoder_decoder else "bfloat16")
-        rates = computed_rates(
-            scenario.shape, scenario.recipe, plan, used, replace(scenario.setting, recomputes=recomputes)
-        )
-        notes.append(f"the time is computed, not measured: {EFFICIENCY:.0%} of {used.flop_per_s / 1e12:.1f} TFLOP/s")
-    compiled = device is None and compiles(
-        scenario.shape, scenario.recipe, plan, replace(scenario.setting, recomputes=recomputes)
-    )
-    if device is not None and device.note:
-        notes.append(device.note)
-    if compiled:
-        notes.append("the layers will be compiled: the time saved is assumed from other runs")
+    again = replace(scenario, setting=replace(scenario.setting, recomputes=recomputes))
+    expected = expected_times(again, machine, plan, rates)
+    notes = [*subject.notes, *expected.notes, *machine.notes(memory)]
     fits = memory.peak <= scenario.room_bytes
     return Estimate(
         recipe=scenario.recipe,
-        machine=device.name if device else here,
-        measured=chosen[0] is not None,
+        machine=machine.name,
+        measured=rates is not None,
         limit_bytes=int(scenario.limit_bytes),
         memory=memory,
         disk=disk_bytes(scenario.shape, scenario.recipe),
         plan=plan,
         rows=scenario.rows,
-        times=times(plan, rates, compiled=compiled),
+        times=expected.times,
+        range_s=expected.range_s,
         fits=fits,
         recomputes=recomputes,
         notes=tuple(notes),
@@ -217,46 +211,3 @@ def _measure(subject: _Subject, recipe: Recipe) -> Measured:
         raise AssertionError("only a base on this machine is measured")
     sample = Sample(subject.base, subject.shape, subject.examples, subject.pad_id, BUDGET_S)
     return measure(sample, recipe)
-
-
-def _setting_here(shape: Shape) -> ComputeSetting:
-    import torch
-
-    if torch.cuda.is_available():
-        half = 2 if torch.cuda.is_bf16_supported() else 4
-        return ComputeSetting(dtype_bytes=4 if shape.is_encoder_decoder else half, on_gpu=True, padded=True)
-    return ComputeSetting(padded=shape.refuses_packing, process_bytes=_process_bytes() + FIRST_STEP_BYTES)
-
-
-def _process_bytes() -> int:
-    import psutil
-
-    return max(LIBRARIES_BYTES, int(psutil.Process().memory_info().rss))
-
-
-def _limit_here(setting: ComputeSetting) -> int:
-    """Memory a run may use: the free memory of the GPU, or the free memory and what this process already has."""
-    if not setting.on_gpu:
-        return available_memory_bytes() + setting.process_bytes
-    import torch
-
-    return int(torch.cuda.mem_get_info()[0])
-
-
-def _device_here(dtype: str) -> Device:
-    """Measure this machine's rate with a large matrix product in the dtype of training.
-
-    The best of a few rounds counts, because other load on the machine passes.
-    """
-    import time
-
-    import torch
-
-    size, taken = 1536, []
-    left, right = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
-    left @ right
-    for _ in range(6):
-        begin_s = time.perf_counter()
-        left @ right
-        taken.append(time.perf_counter() - begin_s)
-    return Device("this machine", 0, 2 * size**3 / min(taken), 10e9)

@@ -1,9 +1,13 @@
 """`finetune recipes`: the recipes that come with Gladstone, with the GPU memory that each takes."""
 
+from dataclasses import replace
+
 from finetune.config.load import load_recipe, recipe_names
 from finetune.config.schema import HubFacts, Recipe
-from finetune.sizing.memory import ComputeSetting, MicroBatchShape, estimate_memory
+from finetune.sizing.memory import MicroBatchShape, estimate_memory, gpu_setting
 from finetune.sizing.model_shape import shape_of_facts
+
+NEWER_CAPABILITY = (8, 0)  # of a GPU with bfloat16
 
 
 def recipe_table() -> str:
@@ -23,10 +27,9 @@ def recipe_table() -> str:
 def training_bytes(recipe: Recipe, facts: HubFacts) -> int:
     """GPU memory that a recipe takes with full micro-batches of the longest rows and recomputed activations."""
     shape = shape_of_facts(facts)
-    setting = ComputeSetting(
-        dtype_bytes=4 if shape.is_encoder_decoder else 2, on_gpu=True, padded=True, recomputes=True
-    )
+    setting = replace(gpu_setting(shape, NEWER_CAPABILITY), recomputes=True)
     output = recipe.base.max_target_tokens or recipe.base.max_tokens if shape.is_encoder_decoder else 0
     rows = recipe.training.batch_size
-    largest = MicroBatchShape(rows * recipe.base.max_tokens, rows * output, rows)
+    tokens = rows * recipe.base.max_tokens
+    largest = MicroBatchShape(tokens, rows * output, rows, tokens)
     return estimate_memory(shape, recipe, setting, largest, MicroBatchShape(0)).peak

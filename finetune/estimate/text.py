@@ -14,10 +14,9 @@ SHOWN_PARTS = ("process", "weights", "adapter", "optimizer", "activations")
 
 def lines(estimate: Estimate) -> list[str]:
     """Render the estimate for a terminal, one line of text each."""
-    plan, memory, times, recipe = estimate.plan, estimate.memory, estimate.times, estimate.recipe
+    plan, memory, recipe = estimate.plan, estimate.memory, estimate.recipe
     rows = estimate.rows["train"]
     lengths = [row.tokens for row in rows]
-    source = "measured" if estimate.measured else "computed, not measured"
     recomputed = ", activations recomputed" if estimate.recomputes else ""
     rendered = [
         f"{recipe.name} on {estimate.machine}",
@@ -30,14 +29,27 @@ def lines(estimate: Estimate) -> list[str]:
         f"{'' if estimate.fits else ': IT DOES NOT FIT'}",
         f"            {_parts(memory)}",
         f"  disk      {', '.join(f'{name} {readable_bytes(size)}' for name, size in estimate.disk.items())}",
-        f"  time      {rough_duration(times.total_s)} in all ({source}): {rough_duration(times.epoch_s)} per epoch, "
-        f"{times.step_s:.2f} s per step, evaluations {rough_duration(times.evaluation_s)}",
+        f"  time      {_time(estimate)}",
     ]  # fmt: skip
     rendered += [f"  note      {note}" for note in estimate.notes]
     if estimate.applied and estimate.applied.changes:
         lost = f"; {estimate.applied.lost_rows:,} rows are lost" if estimate.applied.lost_rows else ""
         rendered.append(f"  changed   {' '.join(estimate.applied.set_lines)}{lost}")
     return rendered if estimate.fits else rendered + _option_lines(estimate)
+
+
+def _time(estimate: Estimate) -> str:
+    times = estimate.times
+    if times is None:
+        return "unknown until the first steps of a run have measured it"
+    if estimate.range_s is not None:
+        least, most = map(rough_duration, estimate.range_s)
+        return f"{least} to {most} in all (rough: computed, not measured)"
+    return (
+        f"{rough_duration(times.total_s)} in all ({'measured' if estimate.measured else 'computed, not measured'}): "
+        f"{rough_duration(times.epoch_s)} per epoch, {times.step_s:.2f} s per step, evaluations "
+        f"{rough_duration(times.evaluation_s)}"
+    )
 
 
 def _option_lines(estimate: Estimate) -> list[str]:
@@ -57,7 +69,8 @@ def _option_lines(estimate: Estimate) -> list[str]:
 
 
 def as_json(estimate: Estimate) -> dict[str, Any]:
-    """The numbers of an estimate, in bytes and seconds."""
+    """The numbers of an estimate, in bytes and seconds; null for a time that is not known."""
+    times = estimate.times
     options = [
         {"changes": option.changes, "peak_bytes": option.memory.peak, "lost_rows": option.lost_rows}
         for option in estimate.options
@@ -66,7 +79,7 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
         "recipe": estimate.recipe.name,
         "base": estimate.recipe.base.model,
         "machine": estimate.machine,
-        "time_is": "measured" if estimate.measured else "computed",
+        "time_is": "measured" if estimate.measured else "computed" if times else "unknown",
         "fits": estimate.fits,
         "limit_bytes": estimate.limit_bytes,
         "memory_bytes": estimate.memory.as_dict(),
@@ -77,10 +90,11 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
         "rows": {name: len(rows) for name, rows in estimate.rows.items()},
         "largest_micro_batch_tokens": estimate.plan.largest.total,
         "activations_recomputed": estimate.recomputes,
-        "total_s": estimate.times.total_s,
-        "epoch_s": estimate.times.epoch_s,
-        "step_s": estimate.times.step_s,
-        "evaluation_s": estimate.times.evaluation_s,
+        "total_s": times.total_s if times else None,
+        "total_range_s": list(estimate.range_s) if estimate.range_s else None,
+        "epoch_s": times.epoch_s if times else None,
+        "step_s": times.step_s if times else None,
+        "evaluation_s": times.evaluation_s if times else None,
         "notes": list(estimate.notes),
         "changes": estimate.applied.changes if estimate.applied else {},
         "memory_options": options,

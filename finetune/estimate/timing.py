@@ -16,7 +16,7 @@ from finetune.config.schema import LoraSection, Recipe
 from finetune.kernels.compile_layers import COMPILING_S, TIME_SHARE, should_compile
 from finetune.model.load import load_trainable
 from finetune.sizing.devices import EFFICIENCY, Device
-from finetune.sizing.memory import ComputeSetting, MicroBatchShape, adapter_parameters
+from finetune.sizing.memory import ComputeSetting, MicroBatchShape, adapter_parameters, fuses_loss
 from finetune.sizing.model_shape import Shape
 from finetune.sizing.step_plan import Plan, micro_batch_shape, rows_of
 from finetune.tokens.examples import Example, token_count
@@ -97,17 +97,20 @@ def compiles(shape: Shape, recipe: Recipe, plan: Plan, setting: ComputeSetting) 
     return should_compile(recipe.training.compile, shape.parameters, plan.tokens_trained)
 
 
-def computed_rates(shape: Shape, recipe: Recipe, plan: Plan, device: Device, setting: ComputeSetting) -> Rates:
-    """Compute the rates from the operations of a step and the device's published peak."""
-    rate = device.flop_per_s * EFFICIENCY
+def computed_rates(  # noqa: PLR0913, PLR0917 - what is trained, how, where
+    shape: Shape, recipe: Recipe, plan: Plan, device: Device, setting: ComputeSetting, efficiency: float = EFFICIENCY
+) -> Rates:
+    """Compute the rates from the operations of a step and a share of the device's published peak."""
+    rate = (device.float32_flop_per_s if setting.held_bytes == 4 else device.flop_per_s) * efficiency
     scored = sum(batch.scored_tokens for batch in plan.training) / max(1, sum(batch.total for batch in plan.training))
-    head = 2 * shape.vocabulary * shape.width * (1 if setting.padded else scored)
+    whole = setting.padded and not fuses_loss(shape, setting)  # the head computes unscored tokens, too
+    head = 2 * shape.vocabulary * shape.width * (1 if whole else scored)
     forward = 2 * shape.linear_weights
     adapter = 2 * adapter_parameters(shape, recipe.lora)
     passes = 3 if setting.recomputes else 2
     flop = passes * forward + 3 * adapter + 2 * head
     dequantised = shape.linear_weights * DEQUANTISED_BYTES * passes if recipe.base.load_in_4bit else 0
-    read = shape.parameters * setting.dtype_bytes
+    read = shape.parameters * setting.held_bytes
     fixed = (dequantised or read * passes) / device.bytes_per_s
     states = (
         adapter_parameters(shape, recipe.lora) * 28 / device.bytes_per_s

@@ -14,10 +14,11 @@ from typing import Any
 from finetune.config.schema import Recipe
 from finetune.model.distributed import SINGLE_PROCESS, DistributedContext, local_processes
 from finetune.model.loss import Forward
-from finetune.sizing.memory import ComputeSetting, fullest_micro_batch, needs_recomputing
+from finetune.sizing.memory import ComputeSetting, fullest_micro_batch, gpu_setting, needs_recomputing
 from finetune.sizing.model_shape import shape_of_config
 from gladstone import file_names
 from gladstone.errors import UnsupportedError
+from gladstone.machine.gpu_memory import usable_gpu_bytes
 from gladstone.machine.host import available_memory_bytes, cache_dir
 from gladstone.strict_json import json_text
 
@@ -146,10 +147,13 @@ def needs_checkpointing(model: Any, recipe: Recipe, longest_tokens: int) -> bool
     """True if the activations of the largest micro-batch do not fit into memory beside the loaded weights."""
     import torch
 
-    on_gpu = model.device.type == "cuda"
-    free = torch.cuda.mem_get_info()[0] if on_gpu else available_memory_bytes() // local_processes()
     shape = shape_of_config(model.config.to_dict())
-    setting = ComputeSetting(4 if model.dtype == torch.float32 else 2, on_gpu, padded=on_gpu or shape.refuses_packing)
+    if model.device.type == "cuda":
+        free = usable_gpu_bytes()
+        setting = gpu_setting(shape, torch.cuda.get_device_capability(model.device))
+    else:
+        free = available_memory_bytes() // local_processes()
+        setting = ComputeSetting(4 if model.dtype == torch.float32 else 2, padded=shape.refuses_packing)
     return needs_recomputing(shape, recipe, setting, fullest_micro_batch(shape, recipe, longest_tokens), free)
 
 

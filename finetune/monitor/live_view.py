@@ -4,7 +4,6 @@ The view must never end a training: if the terminal is gone, output is dropped. 
 terminal is usable however the process ends.
 """
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, StepStats
 from finetune.monitor.smoothing import thinned
 from gladstone.commands.progress import Lines, duplicate_stderr, is_terminal, terminal_size
+from gladstone.machine.gpu_memory import gpu_memory_facts
 from gladstone.machine.host import peak_memory_bytes, readable_bytes
 from gladstone.report.terminal import one_line, visible
 
@@ -207,10 +207,8 @@ def clock(seconds: float) -> str:
 def memory_in_use() -> str:
     """Peak memory of the process, and of the GPU if there is one."""
     text = f"peak memory {readable_bytes(peak_memory_bytes())}"
-    torch: Any = sys.modules.get("torch")  # a training has loaded it; the view itself does not need it
-    if torch is not None and torch.cuda.is_available():
-        text += f", GPU {readable_bytes(torch.cuda.max_memory_allocated())}"
-    return text
+    gpu = gpu_memory_facts()
+    return f"{text}, GPU {readable_bytes(gpu['peak_allocated_bytes'])}" if gpu else text
 
 
 class _TerminalConsole(Console):

@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from finetune.config.schema import Recipe
-from finetune.sizing.memory import ComputeSetting, Memory, estimate_memory, needs_recomputing, weight_bytes
+from finetune.sizing.memory import (
+    CUDA_BYTES,
+    ComputeSetting,
+    Memory,
+    estimate_memory,
+    needs_recomputing,
+    weight_bytes,
+)
 from finetune.sizing.model_shape import Shape
 from finetune.sizing.step_plan import Plan, Row, make_plan
 from gladstone.config import apply_overrides, build_config
@@ -64,8 +71,9 @@ def assess(scenario: Scenario) -> tuple[Plan, Memory, bool]:
 def memory_of(scenario: Scenario, plan: Plan) -> tuple[Memory, bool]:
     """Return the memory of a plan, and whether activations are recomputed."""
     shape, recipe, setting = scenario.shape, scenario.recipe, scenario.setting
-    weights = weight_bytes(shape, four_bit=recipe.base.load_in_4bit, dtype_bytes=setting.dtype_bytes)
-    free = int(scenario.limit_bytes - setting.process_bytes - weights)
+    weights = weight_bytes(shape, four_bit=recipe.base.load_in_4bit, dtype_bytes=setting.held_bytes)
+    process = CUDA_BYTES if setting.on_gpu else setting.process_bytes
+    free = int(scenario.limit_bytes - process - weights)
     recomputes = needs_recomputing(shape, recipe, setting, plan.largest, free)
     setting = replace(setting, recomputes=recomputes)
     return estimate_memory(shape, recipe, setting, plan.largest, plan.evaluated, scenario.file_bytes), recomputes

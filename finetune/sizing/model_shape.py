@@ -19,6 +19,11 @@ from gladstone.models.base_model import Base
 # (Llama 2, Mistral, Llama 3 8B), the others one (Qwen3, Gemma 3, Llama 3.2)
 UNTIED_VOCABULARY = 32_768
 UNTIED_PARAMETERS = 5e9
+# kinds that Unsloth computes in float32 where it would compute others in float16 (FORCE_FLOAT32 of unsloth_zoo's
+# model_lists.py), and kinds whose layers it replaces by its own on a GPU (models/loader.py)
+FORCED_FLOAT32 = ("embedding_gemma2", "embedding_gemma2_text", "gemma3", "gemma3_text", "gemma3n", "gemma4",
+                  "gemma4_text", "glm4_moe", "glm4_moe_lite", "gpt_oss", "qwen3_5", "qwen3_moe")  # fmt: skip
+FAST = ("llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3")
 SHARED_KEYS = 4  # assumed query heads per key head, if the facts do not say
 
 
@@ -55,6 +60,8 @@ class Shape:
     norms: int = 2  # in a block
     twice: bool = False  # queries and keys are saved before and after a norm, or also in one tensor with the values
     refuses_packing: bool = False  # the attention does not support packed rows
+    overflows_in_float16: bool = False  # computed in float32 on GPUs without bfloat16
+    fast: bool = False  # Unsloth has kernels of its own for these layers on a GPU
     total: int | None = None  # number of parameters, if known exactly
 
     @property
@@ -162,6 +169,8 @@ def _llama(config: Mapping[str, Any]) -> Shape:
         norms=4 if kind in ("gemma2", "gemma3", "gemma3_text") else 2,
         twice=kind in ("phi3", "qwen3", "gemma3", "gemma3_text"),
         refuses_packing=bool(config.get("attention_dropout") or config.get("attn_logit_softcapping")),
+        overflows_in_float16=kind in FORCED_FLOAT32,
+        fast=kind in FAST,
     )  # fmt: skip
 
 

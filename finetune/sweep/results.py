@@ -34,6 +34,7 @@ class TrialMetrics:
     tokens_per_s: float | None = None
     steps: int = 0
     warnings: tuple[str, ...] = ()  # serious warnings of a finished run
+    peak_gpu_bytes: int | None = None  # in tensors
 
     @property
     def validation_loss(self) -> float | None:
@@ -110,6 +111,7 @@ def read_trial_metrics(out: Path) -> TrialMetrics:
         scores=_numbers(history.scores[-1][1]) if history.scores else {},
         train_s=facts.get("train_s", spent_s or None),
         peak_memory_bytes=facts.get("peak_memory_bytes"),
+        peak_gpu_bytes=(facts.get("gpu_memory") or {}).get("peak_allocated_bytes"),
         tokens_per_s=facts.get("tokens_per_s", history.tokens / spent_s if spent_s else None),
         steps=len(steps),
         warnings=tuple(str(each["text"]) for each in serious(facts)),

@@ -37,7 +37,7 @@ class Column:
 
 
 def columns(table: Table) -> list[Column]:
-    """The columns: trial, settings, losses, scores if there are any, cost, state."""
+    """The columns: trial, settings, losses, scores if there are any, cost (of a GPU where one was used), state."""
     found = [Column("trial", "trial", lambda row: row.number)]
     found += [
         Column(title, name, partial(_setting, name), number=False)
@@ -51,10 +51,13 @@ def columns(table: Table) -> list[Column]:
         Column("held-out loss", "held_out_loss_nats_per_token", lambda row: row.metrics.held_out_loss, _loss),
     ]
     found += [Column(SCORE_TITLES.get(name, name), name, partial(_score, name), _loss) for name in table.score_names]
+    on_gpu = any(row.metrics.peak_gpu_bytes is not None for row in table.rows)
+    gpu = Column("peak GPU memory", "peak_gpu_bytes", lambda row: row.metrics.peak_gpu_bytes, readable_bytes)
     return [
         *found,
         Column("time", "training_s", lambda row: row.metrics.train_s, duration),
         Column("peak memory", "peak_memory_bytes", lambda row: row.metrics.peak_memory_bytes, readable_bytes),
+        *([gpu] if on_gpu else []),
         Column("tokens/s", "tokens_per_s", lambda row: row.metrics.tokens_per_s, lambda value: f"{value:,.0f}"),
         Column("state", "state", _state, number=False),
     ]

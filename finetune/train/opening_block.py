@@ -110,9 +110,15 @@ class OpeningBlock:
         if steps:
             mean_s = sum(stats.step_s for stats in steps) / len(steps)
             return f"about {rough_duration(left * mean_s)} for the remaining steps, by the time of those done"
-        total_s = estimate.times.step_s * left + estimate.times.evaluation_s
         made = min(left, left if self.limits.max_steps is None else self.limits.max_steps)
         later = f"; the first {FIRST_STEPS} steps measure it" if made > FIRST_STEPS else ""
+        if estimate.times is None:
+            return f"unknown{later}"
+        share = left / loop.total if loop.total else 0.0
+        if estimate.range_s is not None:
+            least, most = (rough_duration(limit * share) for limit in estimate.range_s)
+            return f"roughly {least} to {most} (by the GPU's data sheet{later})"
+        total_s = estimate.times.step_s * left + estimate.times.evaluation_s
         return f"about {rough_duration(total_s)} (computed{later})"
 
     def _remarks(self, loop: "Loop") -> Iterator[Line]:

@@ -28,6 +28,7 @@ from gladstone import run_folder
 from gladstone.commands.progress import Progress, step
 from gladstone.errors import ArtifactError
 from gladstone.machine.gpu import Device, Wanted
+from gladstone.machine.gpu_memory import gpu_memory_facts
 from gladstone.machine.host import peak_memory_bytes
 from gladstone.models.base_model import Base
 
@@ -197,6 +198,7 @@ class Session:
             "vocabulary": int(trainable.model.get_input_embeddings().weight.shape[0]),
             "processes": self._context.world_size,
             "peak_memory_bytes": peak_memory_bytes(),
+            "gpu_memory": gpu_memory_facts(),
         }
 
 

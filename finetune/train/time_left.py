@@ -53,7 +53,8 @@ class TimeLeft(Callback):
         step_s = token_s * self._tokens["train"] / self._rows * loop.schedule.rows_trained / total
         left = total - counted[-1].step
         left_s = left * step_s + self._evaluations_s(loop, counted[-1].step)
-        before = f"; the estimate was {self._computed.times.step_s:.1f} s" if self._computed else ""
+        computed = self._computed.times if self._computed else None
+        before = f"; the estimate was {computed.step_s:.1f} s" if computed else ""
         return (
             f"time      about {rough_duration(left_s)} for the remaining {left:,} steps and their evaluations, "
             f"measured: {step_s:.1f} s per step over steps {counted[0].step} to {counted[-1].step}{before}"

@@ -81,6 +81,19 @@ def test_findings_are_those_of_manifest_and_metrics(run: Made) -> None:
     assert value(comparison, "device", 0) == "cpu"
 
 
+def test_the_memory_of_a_gpu_stands_beside_that_of_the_host_where_one_was_used(run: Made) -> None:
+    gpu = {"name": "Tesla T4", "total_bytes": 15_828_320_256, "peak_allocated_bytes": 7_000_000_000,
+           "peak_reserved_bytes": 7_500_000_000}  # fmt: skip
+    comparison = compared(run("a"), run("b", device="cuda", gpu_memory=gpu))
+    assert value(comparison, "peak memory", 1) == 1_234_567_890
+    assert value(comparison, "peak GPU memory, in tensors", 1) == 7_000_000_000
+    assert value(comparison, "peak GPU memory, reserved", 1) == 7_500_000_000
+    assert value(comparison, "GPU", 1) == "Tesla T4"
+    assert value(comparison, "GPU", 0) is None
+    names = [row.name for row in compared(run("c"), run("d", gpu_memory=None)).results]
+    assert not any("GPU" in name for name in names)  # a run folder of an earlier version, and one of a CPU
+
+
 def test_a_run_under_way_is_read_from_its_recipe_and_metrics(run: Made, tmp_path: Path) -> None:
     folder = write_run_under_way(tmp_path / "b", made_up_history(12, validations=3), RECIPE | {"lora": {"rank": 4}})
     metrics = folder / "checkpoints" / "metrics.jsonl"

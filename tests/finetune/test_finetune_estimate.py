@@ -273,8 +273,9 @@ def test_nothing_that_fits_is_an_error_with_the_smallest_peak() -> None:
 def test_recipe_tables_use_the_same_model() -> None:
     chosen = load_recipe("llama-3.2-1b", [])
     assert chosen.hub is not None
-    setting = ComputeSetting(dtype_bytes=2, on_gpu=True, padded=True, recomputes=True)
-    batch = MicroBatchShape(chosen.training.batch_size * chosen.base.max_tokens, 0, chosen.training.batch_size)
+    setting = ComputeSetting(dtype_bytes=2, on_gpu=True, padded=True, recomputes=True, capability=(8, 0))
+    tokens = chosen.training.batch_size * chosen.base.max_tokens
+    batch = MicroBatchShape(tokens, 0, chosen.training.batch_size, tokens)
     found = estimate_memory(shape_of_facts(chosen.hub), chosen, setting, batch, MicroBatchShape(0))
     assert training_bytes(chosen, chosen.hub) == found.peak
 
@@ -326,6 +327,7 @@ def test_this_machine_is_measured_on_a_few_layers_of_the_base(tmp_path: Path, mo
     found = estimate(chosen, Silent())
     assert found.measured
     assert found.fits
+    assert found.times is not None
     assert found.times.total_s > found.times.evaluation_s > 0
     assert found.plan.steps == chosen.training.total_steps(found.plan.steps_per_epoch) == 4
     assert (found.plan.rows_trained, found.plan.epochs) == (32, 1)

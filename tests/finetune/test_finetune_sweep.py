@@ -400,6 +400,14 @@ def test_the_markdown_table_is_as_published_runs_print_it(table: Table) -> None:
     assert r"Trial 4 (failed): a\|b \<script\>alert(1)\</script\>  " in lines
 
 
+def test_a_sweep_on_a_gpu_has_a_column_for_its_memory(table: Table) -> None:
+    first = replace(table.rows[0], metrics=replace(table.rows[0].metrics, peak_gpu_bytes=7_000_000_000))
+    lines = render_markdown(replace(table, rows=(first, *table.rows[1:]))).splitlines()
+    assert "| peak memory | peak GPU memory | tokens/s |" in lines[2]
+    assert "| 2.27 GB | 7.00 GB |" in lines[4]
+    assert "GPU" not in render_markdown(table)
+
+
 def test_a_trial_whose_training_went_wrong_is_marked_and_not_handed_on(table: Table, tmp_path: Path) -> None:
     rows = [replace(row, metrics=replace(row.metrics, warnings=("it is worse",))) for row in table.rows[:2]]
     marked = replace(table, rows=(*rows, *table.rows[2:]))
