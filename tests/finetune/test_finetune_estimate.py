@@ -309,8 +309,8 @@ def test_a_large_recipe_on_a_small_device_is_made_to_fit(tmp_path: Path) -> None
 def test_an_unknown_device_lists_those_that_are_known() -> None:
     told = CliRunner().invoke(main, ["estimate", "--device", "t5"])
     assert told.exit_code == 1
-    assert "--device t5: unknown; known: t4, p100, v100, l4" in told.stderr
-    with pytest.raises(ConfigError, match="known: t4"):
+    assert "--device t5: unknown; known: auto, cuda, cpu, t4, p100, v100, l4" in told.stderr
+    with pytest.raises(ConfigError, match="known: auto, cuda, cpu, t4"):
         find_device("")
 
 
