@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from gladstone.errors import UnsupportedError
@@ -45,7 +45,8 @@ class GpuFacts:
     """The installed torch, the driver, and the GPUs that each of them sees.
 
     `cuda` is the CUDA that torch is built with, '' for none; `architectures` are those that it has kernels for.
-    `failure` is torch's own reason why it reaches no GPU. `hidden_by` names what the user set to hide them all.
+    `failure` is torch's own reason why it reaches no GPU. `hidden_by` names
+    the variable or the option by which the user hides them all.
     """
 
     torch: str
@@ -95,7 +96,7 @@ class Device:
         if not self.facts.cuda:
             line = install_line(self.facts.driver.capabilities)
             return f"{names}: {self.facts.build}; the build for CUDA: {line}"
-        return f"{names}: --device cpu"
+        return names
 
     def as_json(self) -> dict[str, Any]:
         """What a manifest records."""
@@ -117,6 +118,8 @@ def use_device(wanted: Wanted = "auto") -> Device:
     if wanted == "cpu":
         _hide_gpus()
     facts = read_gpu_facts()
+    if wanted == "cpu":
+        facts = replace(facts, hidden_by="--device cpu")
     index = int(os.environ.get("LOCAL_RANK", "0"))
     kind = choose_kind(wanted, facts, index)
     if kind == "cpu" and facts.gpus:
