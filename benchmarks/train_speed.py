@@ -243,7 +243,8 @@ def train_gladstone(base: Any, examples: Any, options: argparse.Namespace) -> No
     from finetune.model.load import load_trainable
     from finetune.monitor.callbacks import Callback
     from finetune.train.evaluation import Validator
-    from finetune.train.loop import Job, Loop
+    from finetune.train.job import Job
+    from finetune.train.loop import Loop
     from finetune.train.stop_conditions import CallLimits
 
     training = {

@@ -14,7 +14,7 @@ from finetune.estimate.estimate import estimate_tokenized
 from finetune.model.trainable import Trainable
 from finetune.monitor.metrics_log import History
 from finetune.tokens.examples import Example
-from finetune.train.loop import OUT_OF_MEMORY
+from finetune.train.job import OUT_OF_MEMORY
 from finetune.train.sample_answers import Prompt, answer
 
 FLAGS = ("training", "gradient_checkpointing", "_flag_for_generation")

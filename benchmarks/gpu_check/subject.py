@@ -13,7 +13,8 @@ from finetune.model.trainable import Trainable, prepare_environment, save_adapte
 from finetune.monitor.metrics_log import History
 from finetune.tokens.examples import Example
 from finetune.train.evaluation import Validator
-from finetune.train.loop import Job, Loop
+from finetune.train.job import Job
+from finetune.train.loop import Loop
 from finetune.train.stop_conditions import CallLimits
 from gladstone.commands.progress import Silent
 from gladstone.models.base_model import resolve_base

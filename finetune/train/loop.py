@@ -14,52 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.config.schema import Recipe
 from finetune.model.loss import Batch
 from finetune.model.optimizer import learning_rates, make_optimizer
 from finetune.model.out_of_memory import out_of_memory
-from finetune.model.trainable import Trainable, release_memory
+from finetune.model.trainable import release_memory
 from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import History, MetricsLog, StepStats
-from finetune.tokens.examples import Example, token_count
+from finetune.tokens.examples import token_count
 from finetune.tokens.step_schedule import StepSchedule
 from finetune.train import checkpoint as checkpoints
 from finetune.train.checkpoint import Checkpoint
 from finetune.train.divergence import NO_GRADIENT, check_divergence, check_skips, check_step, row_names
 from finetune.train.evaluation import Validator
+from finetune.train.job import OUT_OF_MEMORY, SKIPPED, Job, LoopResult
 from finetune.train.random_state import random_state, set_random_state
 from finetune.train.saving import Saver
 from finetune.train.stop_conditions import RESERVE, CallLimits, Interrupted, Interruption
 from gladstone import run_folder
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
 from gladstone.machine.openmp import adapt_to_other_work
-
-OUT_OF_MEMORY, SKIPPED = "out of memory", "step skipped"  # kinds of events in the metrics
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is trained on which rows, and the folder of its checkpoints.
-
-    `identity` is what the calls of one run must share; `sources` names the files and lines of rows.
-    """
-
-    trainable: Trainable
-    examples: Sequence[Example]
-    recipe: Recipe
-    folder: Path
-    identity: dict[str, Any]
-    sources: Callable[[Sequence[int]], list[str]]
-
-
-@dataclass(frozen=True)
-class LoopResult:
-    """Why the loop stopped early ('' if it did not), and what it recorded."""
-
-    reason: str
-    history: History
-    seconds: dict[str, float]
-    notes: dict[str, Any]
 
 
 @dataclass(frozen=True)

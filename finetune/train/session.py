@@ -22,7 +22,8 @@ from finetune.train import checkpoint as checkpoints
 from finetune.train.divergence import row_names
 from finetune.train.evaluation import Validator, measure_loss
 from finetune.train.inputs import Inputs
-from finetune.train.loop import Job, Loop, LoopResult
+from finetune.train.job import Job, LoopResult
+from finetune.train.loop import Loop
 from finetune.train.stop_conditions import RESERVE, CallLimits, Interrupted, Interruption
 from gladstone import run_folder
 from gladstone.commands.progress import Progress, step

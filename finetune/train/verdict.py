@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 from finetune.monitor.metrics_log import History, StepStats
-from finetune.train.loop import OUT_OF_MEMORY
+from finetune.train.job import OUT_OF_MEMORY
 
 TOLERANCE_NATS, TOLERANCE_SHARE = (
     0.005,

@@ -10,7 +10,8 @@ from finetune.monitor.callbacks import Callback
 from finetune.tokens.examples import Example
 from finetune.train.checkpoint import Checkpoint
 from finetune.train.evaluation import Validator
-from finetune.train.loop import Job, Loop, LoopResult
+from finetune.train.job import Job, LoopResult
+from finetune.train.loop import Loop
 from finetune.train.stop_conditions import CallLimits
 
 

@@ -13,7 +13,8 @@ from finetune.monitor.callbacks import Callback
 from finetune.monitor.metrics_log import MetricsLog, StepStats
 from finetune.tokens.examples import IGNORED, TokenizedExample
 from finetune.train import checkpoint as checkpoints
-from finetune.train.loop import Loop, LoopResult
+from finetune.train.job import LoopResult
+from finetune.train.loop import Loop
 from finetune.train.stop_conditions import CallLimits, Interruption
 from gladstone.errors import ArtifactError, DataError, UnsupportedError
 from tests.families import write_family

@@ -13,7 +13,7 @@ import pytest
 from finetune.model.loss import Batch, PaddedForward
 from finetune.monitor.metrics_log import read_history
 from finetune.train import checkpoint as checkpoints
-from finetune.train.loop import LoopResult
+from finetune.train.job import LoopResult
 from finetune.train.stop_conditions import CallLimits
 from gladstone.errors import DataError
 from tests.families import write_family
