@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from finetune.config.schema import Recipe
 from finetune.sweep.config import SweepSection
 from finetune.sweep.search_space import Plan
 from gladstone.artifacts import check_writable, write_json
@@ -42,6 +43,9 @@ def start_or_continue(folder: Path, plan: Plan) -> None:
         write_json(folder / SWEEP_NAME, known)
         return
     before = _read(folder)
+    # fields that the stored recipe lacks, as of an earlier version, have their defaults
+    recipe = build_config(Recipe, numbers(before["recipe"]), str(folder / SWEEP_NAME))
+    before["recipe"] = recipe.model_dump(mode="json")
     changes = [
         change
         for part in ("sweep", "recipe")
