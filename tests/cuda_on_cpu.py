@@ -30,10 +30,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from scripts.interpreter import interpreter_folder
+from tests.triton_bfloat16 import compute_bfloat16
 
 TURING, AMPERE = (7, 5), (8, 0)  # a T4 computes in float16, an A100 in bfloat16
 ENVIRONMENT = {
     "UNSLOTH_ALLOW_CPU": "1", "TRITON_INTERPRET": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TORCHDYNAMO_DISABLE": "1",
+    "UNSLOTH_ENABLE_FLEX_ATTENTION": "0",  # it has no backward pass on a processor
 }  # fmt: skip
 PLACES = re.compile(r"cuda(:\d+)?")
 
@@ -64,6 +66,7 @@ def install(card: Card | None = None) -> None:
     _import_unsloth()
     _index_by_no_device()
     _hasten_the_interpreter()
+    compute_bfloat16()
 
 
 def _import_unsloth() -> None:

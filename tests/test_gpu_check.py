@@ -126,7 +126,7 @@ LOSSES = [4.0 - step / 10 for step in range(10)]
 SOUND: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nf4": ({"nf4": {"before": LAYERS, "after": LAYERS}}, {}),
     "gradient": (
-        {"gradient": {"loss": 4.0, "adapter": "", "gradient": ""}}, {"gradient": {"loss": 4.03, **SAME}}),
+        {"gradient": {"dtype": "bfloat16", "loss": 4.0, "adapter": "", "gradient": ""}}, {"gradient": {"loss": 4.03, **SAME}}),
     "steps": (
         {"steps": {"losses": [4.0, *LOSSES[:9]], "updates": [0, *range(9)], "skipped": 1, "adapter": ""}},
         {"steps": {"losses": LOSSES}}),

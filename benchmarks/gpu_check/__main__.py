@@ -10,6 +10,7 @@ none passed. docs/training.md says what the table means and what to install.
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -99,8 +100,9 @@ def sides(name: str, folder: Path, *, tiny: bool) -> Iterator[dict[str, Side]]:
 class Session:
     """All checks, one family after the other; each result is printed as it comes."""
 
-    def __init__(self, folder: Path, chosen: Sequence[Check], minutes: float, *, tiny: bool) -> None:
-        self._folder, self._chosen, self._budget, self._tiny = folder, chosen, Budget(minutes), tiny
+    def __init__(self, folder: Path, chosen: Sequence[Check], budget: Budget, *, tiny: bool, keeps: bool) -> None:
+        """`keeps`: what a family leaves in `folder` stays."""
+        self._folder, self._chosen, self._budget, self._tiny, self._keeps = folder, chosen, budget, tiny, keeps
         self.results: list[Result] = []
         self.device: dict[str, Any] = {}
 
@@ -119,6 +121,8 @@ class Session:
                     if index == 0 or check.both:
                         self._add(make(check, case, without or why_not or does_not_apply(check, family)))
                 made[precision].close()
+        if not self._keeps:  # a notebook has little disk
+            shutil.rmtree(folder)
 
     def _describe(self, plain: Side) -> None:
         if not self.device:
@@ -169,7 +173,8 @@ def main() -> None:
             parser.error(f"--keep {options.keep}: exists already")
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gladstone-gpu-check-")))
         chosen = [check for check in CHECKS if check.name in options.only]
-        session = Session(folder.resolve(), chosen, options.minutes, tiny=options.tiny)
+        budget, keeps = Budget(options.minutes), options.keep is not None
+        session = Session(folder.resolve(), chosen, budget, tiny=options.tiny, keeps=keeps)
         try:
             for name in dict.fromkeys(options.families):
                 session.check(name)

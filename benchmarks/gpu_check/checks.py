@@ -74,7 +74,7 @@ def gradient(case: Case) -> Found:
     plain = case.ask_plain("gradient", adapter=said["adapter"], gradient=said["gradient"])
     share = abs(said["loss"] / plain["loss"] - 1)
     ok = share <= LOSS_SHARE and plain["cosine"] > COSINE
-    got = f"{said['loss']:.4f}, plain {plain['loss']:.4f} ({share:.3%}), cosine {plain['cosine']:.6f}"
+    got = f"{said['dtype']}: {said['loss']:.4f}, plain {plain['loss']:.4f} ({share:.3%}), cosine {plain['cosine']:.6f}"
     return Found(ok, got, {"ours": said, "plain": plain})
 
 

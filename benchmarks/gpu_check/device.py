@@ -6,14 +6,12 @@ then what the forward pass saves for the backward pass.
 
 import functools
 import gc
-import importlib
 import platform
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 from benchmarks.gpu_check.results import CannotRunError
-from finetune.model.trainable import prepare_environment
 from gladstone.errors import UnsupportedError
 from gladstone.machine.gpu import use_device
 
@@ -53,12 +51,12 @@ def describe(*, tiny: bool) -> dict[str, Any]:
 
 def prepare_unsloth(precision: str) -> None:
     """Import Unsloth so that it takes this precision, on a GPU or, through the test's stand-in, on the processor."""
-    prepare_environment()
     import torch
 
     if not has_gpu():
-        stand_in = importlib.import_module("tests.cuda_on_cpu")
-        stand_in.install(stand_in.Card(stand_in.AMPERE if precision == "bf16" else stand_in.TURING))
+        from tests.cuda_on_cpu import AMPERE, TURING, Card, install
+
+        install(Card(AMPERE if precision == "bf16" else TURING))
         return
     import unsloth  # noqa: F401 - before transformers
     from unsloth.models import _utils

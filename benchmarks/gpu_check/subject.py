@@ -30,10 +30,9 @@ class Subject:
     def __init__(self, name: str, precision: str, folder: Path, *, tiny: bool) -> None:
         """`folder` holds the base; what checks write goes beside it."""
         self.name, self.precision, self.folder, self.tiny = name, precision, folder, tiny
+        prepare_environment()
         self.family, self.on_gpu = FAMILIES[name], device.has_gpu()
-        if self.family.encodes:
-            prepare_environment()
-        else:
+        if not self.family.encodes:
             device.prepare_unsloth(precision)
         self.base = resolve_base(str(folder / "base"), Silent())
         self.pad_id = load_tokenizer(self.base.folder).padding_id
