@@ -151,9 +151,11 @@ SPOILT: list[tuple[str, dict[str, Any]]] = [
     ("steps", {"losses": LOSSES}),  # as if nothing had been skipped
     ("steps", {"losses": [4.0] * 10, "updates": [0] * 10}),
     ("checkpointing", {"peaks": {"off": 9, "standard": 4, "unsloth": 5}}),
+    ("checkpointing", {"peaks": {"off": 9, "standard": 9, "unsloth": 8.9}}),
     ("checkpointing", {"differences": {"standard": SAME, "unsloth": {"cosine": 0.9, "difference": 0.5}}}),
     ("sampling", {"flags": ["model.gradient_checkpointing"]}),
     ("sampling", {"peaks": [100, 1900]}),
+    ("sampling", {"peaks": [1900, 100]}),  # it was not recomputed before
     ("out-of-memory", {"redone": 0}),
     ("out-of-memory", {"difference": 0.1}),
     ("resume", {"losses": [LOSSES, [*LOSSES[:9], 3.2]]}),

@@ -12,6 +12,7 @@ STEPS, TURNS, TURN_STEPS = 10, 3, 6
 LOSS_SHARE, COSINE, MOST_SKIPPED = 0.01, 0.999, 3
 SAME_COSINE, SAME_SHARE, NEXT_PEAK = 0.9999, 0.02, 1.05
 NOISE = 1.01  # of a peak
+SAVED = 0.9  # of the memory without checkpointing that it leaves at most
 RESUMED_SHARE = 1e-3
 ESTIMATED = (0.8, 1.25)
 RACE_SPEED, RACE_MEMORY = 0.9, 1.1  # not slower and no more memory, up to the noise of a machine
@@ -94,7 +95,7 @@ def checkpointing(case: Case) -> Found:
     same = all(each["cosine"] > SAME_COSINE and each["difference"] < SAME_SHARE for each in differences.values())
     # on the processor saved tensors are counted, wherever they lie
     least = peaks[list(peaks)[-1] if case.on_gpu else "standard"]
-    lowest = least < peaks["off"] and least <= NOISE * min(peaks.values())
+    lowest = least <= SAVED * peaks["off"] and least <= NOISE * min(peaks.values())
     worst = max(each["difference"] for each in differences.values())
     sizes = ", ".join(f"{way} {peak / 1e6:.1f} MB" for way, peak in peaks.items())
     return Found(same and lowest, f"{sizes}; gradients {worst:.2%} apart", said)
@@ -107,7 +108,7 @@ def sampling(case: Case) -> Found:
     got = f"{len(said['flags'])} flags, memory ×{grown:.2f}, gradient {said['difference']:.2%} apart"
     if said["flags"]:
         got += f": {said['flags'][0]}"
-    return Found(not said["flags"] and grown <= NEXT_PEAK and same, got, said)
+    return Found(not said["flags"] and 1 / NEXT_PEAK <= grown <= NEXT_PEAK and same, got, said)
 
 
 def out_of_memory(case: Case) -> Found:

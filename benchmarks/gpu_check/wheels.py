@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT_BYTES = 64 << 20
 # what a training, an export and its proof import beside torch and its own dependencies
 NEEDED = (
-    "accelerate", "aiohappyeyeballs", "aiohttp", "aiosignal", "annotated-doc", "annotated-types", "anyio", "attrs",
+    "absl-py", "accelerate", "aiohappyeyeballs", "aiohttp", "aiosignal", "annotated-doc", "annotated-types", "anyio", "attrs",
     "bitsandbytes", "certifi", "charset-normalizer", "click", "colorama", "contourpy", "cut-cross-entropy", "cycler",
     "datasets", "defusedxml", "dill", "diskcache", "docstring-parser", "einops", "fonttools", "frozenlist", "gguf",
     "h11", "hf-transfer", "hf-xet", "httpcore", "httpx", "huggingface-hub", "idna", "joblib", "json5", "kiwisolver",
