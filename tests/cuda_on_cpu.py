@@ -30,12 +30,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from scripts.interpreter import interpreter_folder
-from tests.triton_bfloat16 import compute_bfloat16
 
 TURING, AMPERE = (7, 5), (8, 0)  # a T4 computes in float16, an A100 in bfloat16
 ENVIRONMENT = {
     "UNSLOTH_ALLOW_CPU": "1", "TRITON_INTERPRET": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TORCHDYNAMO_DISABLE": "1",
-    "UNSLOTH_ENABLE_FLEX_ATTENTION": "0",  # it has no backward pass on a processor
+    "UNSLOTH_ENABLE_FLEX_ATTENTION": "0",  # it has no gradient on a processor
 }  # fmt: skip
 PLACES = re.compile(r"cuda(:\d+)?")
 
@@ -66,7 +65,6 @@ def install(card: Card | None = None) -> None:
     _import_unsloth()
     _index_by_no_device()
     _hasten_the_interpreter()
-    compute_bfloat16()
 
 
 def _import_unsloth() -> None:
@@ -324,6 +322,7 @@ def _hasten_the_interpreter() -> None:
     function.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
     rms_layernorm._multirow_self_check = lambda *_: True  # many rows in a program; numpy's sums differ in the last bit
     rope_embedding._rope_launch = _rotate  # the one kernel with a program for each token and group of heads
+    importlib.import_module("tests.triton_bfloat16").compute_bfloat16()
 
 
 def _rotate(

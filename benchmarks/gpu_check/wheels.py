@@ -26,16 +26,17 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT_BYTES = 64 << 20
 # what a training, an export and its proof import beside torch and its own dependencies
 NEEDED = (
-    "absl-py", "accelerate", "aiohappyeyeballs", "aiohttp", "aiosignal", "annotated-doc", "annotated-types", "anyio", "attrs",
-    "bitsandbytes", "certifi", "charset-normalizer", "click", "colorama", "contourpy", "cut-cross-entropy", "cycler",
-    "datasets", "defusedxml", "dill", "diskcache", "docstring-parser", "einops", "fonttools", "frozenlist", "gguf",
-    "h11", "hf-transfer", "hf-xet", "httpcore", "httpx", "huggingface-hub", "idna", "joblib", "json5", "kiwisolver",
-    "llama-cpp-python", "lxml", "markdown-it-py", "matplotlib", "mdurl", "msgspec", "multidict", "multiprocess",
-    "nest-asyncio", "nltk", "numpy", "packaging", "pandas", "peft", "pillow", "portalocker", "propcache", "protobuf",
-    "psutil", "py3langid", "pyarrow", "pydantic", "pydantic-core", "pygments", "pyparsing", "python-dateutil", "pyyaml",
-    "rapidfuzz", "regex", "requests", "rich", "rouge-score", "sacrebleu", "safetensors", "sentencepiece", "shellingham",
-    "six", "structlog", "tabulate", "tokenizers", "torchao", "tqdm", "transformers", "trl", "typeguard", "typer",
-    "typing-inspection", "tyro", "tzdata", "unsloth", "unsloth-zoo", "urllib3", "wcwidth", "wheel", "xxhash", "yarl",
+    "absl-py", "accelerate", "aiohappyeyeballs", "aiohttp", "aiosignal", "annotated-doc", "annotated-types", "anyio",
+    "attrs", "bitsandbytes", "certifi", "charset-normalizer", "click", "colorama", "contourpy", "cut-cross-entropy",
+    "cycler", "datasets", "defusedxml", "dill", "diskcache", "docstring-parser", "einops", "fonttools", "frozenlist",
+    "gguf", "h11", "hf-transfer", "hf-xet", "httpcore", "httpx", "huggingface-hub", "idna", "joblib", "json5",
+    "kiwisolver", "llama-cpp-python", "lxml", "markdown-it-py", "matplotlib", "mdurl", "msgspec", "multidict",
+    "multiprocess", "nest-asyncio", "nltk", "numpy", "packaging", "pandas", "peft", "pillow", "portalocker",
+    "propcache", "protobuf", "psutil", "py3langid", "pyarrow", "pydantic", "pydantic-core", "pygments", "pyparsing",
+    "python-dateutil", "pyyaml", "rapidfuzz", "regex", "requests", "rich", "rouge-score", "sacrebleu", "safetensors",
+    "sentencepiece", "shellingham", "six", "structlog", "tabulate", "tokenizers", "torchao", "tqdm", "transformers",
+    "trl", "typeguard", "typer", "typing-inspection", "tyro", "tzdata", "unsloth", "unsloth-zoo", "urllib3", "wcwidth",
+    "wheel", "xxhash", "yarl",
 )  # fmt: skip
 PLATFORMS = ("manylinux1", "manylinux2010", "manylinux2014", *(f"manylinux_2_{minor}" for minor in range(17, 40)))
 
