@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+from finetune.model.trainable import prepare_environment
 from scripts.interpreter import interpreter_folder
 
 TURING, AMPERE = (7, 5), (8, 0)  # a T4 computes in float16, an A100 in bfloat16
@@ -54,6 +55,7 @@ def install(card: Card | None = None) -> None:
     if "unsloth" in sys.modules:
         raise RuntimeError("unsloth is already imported: it has chosen its classes without a GPU.")
     os.environ |= ENVIRONMENT
+    prepare_environment()
     if importlib.util.find_spec("triton") is None:
         sys.path.append(str(interpreter_folder()))
     import torch

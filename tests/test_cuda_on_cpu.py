@@ -12,7 +12,7 @@ from scripts.interpreter import available
 from tests.families import write_family
 
 ROOT = Path(__file__).parents[1]
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not available(), reason="no triton for this machine")]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not available(), reason="no triton for this machine")]
 
 
 def test_a_command_trains_samples_and_finishes_on_the_way_of_a_gpu(tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ def _load(
             compile_layers(forward.body)
     if context.sharded:
         shard_frozen_weights(model)
-    return Trainable(model, forward, checkpointing, compiled, context, initial_adapter)
+    trainable = Trainable(model, forward, checkpointing, compiled, context, initial_adapter)
+    trainable.train()
+    return trainable
 
 
 def _size(model: Any, recipe: Recipe, examples: Sequence[Example]) -> tuple[int, float]:

@@ -49,11 +49,38 @@ class Trainable:
         """Name of the dtype of activations, such as 'bfloat16'."""
         return str(self.model.dtype).removeprefix("torch.")
 
+    @property
+    def forced_float32(self) -> bool:
+        """True if Unsloth computes the model in float32 because float16 overflows in it, such as Gemma 3 on a T4."""
+        return bool(getattr(self.model, "_unsloth_forced_float32", False))
+
+    def make_scaler(self) -> Any:
+        """Return the scaler of the gradients, enabled only in float16.
+
+        Unsloth takes the gradient of its loss in the forward pass, where it needs the scale: its model finds it there.
+        """
+        import torch
+
+        half = self.dtype == "float16" and not self.forced_float32
+        scaler = torch.amp.GradScaler(self.device_kind, enabled=half)
+        if half:
+            for module in self.model.modules():
+                module.accelerator_scaler = scaler
+        return scaler
+
+    def train(self) -> None:
+        """Put the model into training mode and recompute activations again, which Unsloth's `generate` ends."""
+        for_training = getattr(self.model, "for_training", None)
+        if for_training is None:
+            self.model.train()
+        else:
+            for_training(use_gradient_checkpointing=self.checkpointing)
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context that computes matrix products in the model's 16-bit dtype; the adapter stays in float32."""
         import torch
 
-        if self.model.dtype == torch.float32:
+        if self.model.dtype == torch.float32 or self.forced_float32:
             return nullcontext()
         casting: AbstractContextManager[Any] = torch.autocast(self.device_kind, dtype=self.model.dtype)
         return casting

@@ -74,7 +74,7 @@ def measure_loss(
             if idle and context.sharded:
                 forward.loss(forward.batch([examples[row] for row in whole[0]]), 1)
     finally:
-        trainable.model.train()
+        trainable.train()
     nats, scored = context.all_reduce_sum(nats, targets)
     if not math.isfinite(nats):
         named = name_rows(sorted(row for rows in context.gather(wrong) for row in rows))

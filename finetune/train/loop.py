@@ -72,7 +72,7 @@ class Loop:
         self._rate = learning_rates(training, self.total)
         parameters = self._model.named_parameters()
         self._parameters = {name: parameter for name, parameter in parameters if parameter.requires_grad}
-        self._scaler = torch.amp.GradScaler(job.trainable.device_kind, enabled=job.trainable.dtype == "float16")
+        self._scaler = job.trainable.make_scaler()
         self._step = 0
         self._sound: _Moment | None = None  # before the steps that were skipped in a row
         self._saver = Saver(job.folder, job.identity, training, checkpoint.step if checkpoint else -1)
@@ -123,7 +123,7 @@ class Loop:
         try:
             reason = self._run(interruption)
         finally:
-            self._model.train()
+            self._job.trainable.train()
         return LoopResult(reason, self.history, self.seconds, self.notes)
 
     def _load_trained(self, tensors: Mapping[str, Any]) -> None:

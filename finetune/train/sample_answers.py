@@ -59,7 +59,7 @@ def answer(trainable: Trainable, prompt: Prompt, most_tokens: int, decode: Calla
                 use_cache=True,
             )[0].tolist()
     finally:
-        model.train()
+        trainable.train()
     written = output[1:] if model.config.is_encoder_decoder else output[len(prompt.ids) :]
     return decode([token for token in written if token != prompt.end_id]).strip()
 
