@@ -1,7 +1,7 @@
 """The way of a GPU, run on a processor (`cuda_on_cpu`): families by precision by recomputing of activations.
 
 Each case loads, labels, takes loss and gradient, samples, steps, saves and resumes in a process whose CPU passes for a
-GPU. Three cases run always, with each precision and each kind of Unsloth's classes, the whole table with `long`.
+GPU. One case of each precision runs always, one of them with transposed weights, the whole table with `long`.
 """
 
 import json
@@ -20,7 +20,7 @@ from tests.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 T4, A100 = "7.5", "8.0"
-SHORT = ((T4, "distilgpt2:on"), (T4, "gemma3:off"), (A100, "llama3:on"))
+SHORT = ((T4, "distilgpt2:on"), (A100, "llama3:on"))
 ALL = [(card, f"{family}:{way}") for card in (T4, A100) for family in FAMILIES for way in ("off", "on")]
 LONG = [pytest.param(*case, marks=pytest.mark.long) for case in ALL if case not in SHORT]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not available(), reason="no triton for this machine")]
@@ -65,7 +65,8 @@ def test_a_family_trains_on_a_gpu_as_plain_transformers_do(card: str, case: str,
     assert facts["cosine"] > 0.999
     assert facts["difference"] < 0.04
     if not forced:  # Unsloth's own trainer scales nothing there
-        assert facts["difference_many"] < 5e-3  # in a step of 16,384 scored tokens nothing underflows
+        # in a step of 16,384 scored tokens nothing underflows; bfloat16 rounds at the eighth bit, whatever the scale
+        assert facts["difference_many"] < (5e-3 if card == T4 else 2e-2)
     # sampling leaves no trace
     assert facts["before"] == facts["after"]
     assert set(facts["before"]["recomputing"].values()) == {recomputing == "on"}
