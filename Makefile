@@ -9,7 +9,7 @@ PYTHON ?= python3
 TORCH ?= cpu
 RUN := .venv/bin/python
 
-.PHONY: demo test test-all test-gpu faults check docs lock clean set-up
+.PHONY: demo test test-all test-gpu faults check docs lock clean set-up interpreter
 
 set-up:
 	@$(PYTHON) scripts/setup.py --torch $(TORCH) $(if $(CPU),--cpu $(CPU))
@@ -17,11 +17,15 @@ set-up:
 demo: set-up
 	@.venv/bin/gladstone demo
 
-test: set-up
+test: set-up interpreter
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
 
-test-all: set-up
+test-all: set-up interpreter
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# triton's interpreter (198 MB, once, into the cache): the tests run the kernels of a GPU on a processor with it
+interpreter: set-up
+	@$(RUN) scripts/interpreter.py
 
 test-gpu: set-up
 	@$(RUN) -m tests.device.rpc_library

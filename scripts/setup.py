@@ -40,7 +40,6 @@ SEVERAL_ARGS = (
 VARIANT_LINE = r"(?m)^\s*ggml_add_cpu_backend_variant\((\w[\w.]*)\b[^)]*\)\n"
 X86_VARIANTS = {*VARIANTS, "sse42", "sandybridge", "ivybridge", "piledriver", "cannonlake", "cascadelake", "cooperlake",
                 "sapphirerapids"}  # fmt: skip
-INTERPRETER = ROOT / "scripts" / "interpreter.py"
 WITHOUT_COMMON = ROOT / "scripts" / "without_common.cmake"
 # on every core, where pip uses one; files that are no Python of this version are passed over, as pip does
 COMPILE = "import compileall, sysconfig; compileall.compile_dir(sysconfig.get_path('purelib'), quiet=2, workers=0)"
@@ -108,7 +107,6 @@ def set_up(torch: str, variants: tuple[str, ...] = ()) -> None:
     run("Installing the pinned packages", locked)
     run("Compiling them to bytecode", [str(PYTHON), "-c", COMPILE])
     run("Installing llama-cpp-python", [*pip, "install", "--no-deps", "--force-reinstall", str(wheel)])
-    run("Fetching triton's interpreter for the tests (198 MB)", [str(PYTHON), str(INTERPRETER)])
     run("Installing gladstone", [*pip, "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
     STAMP.write_text(key, encoding="utf-8")
     print(f"Set-up done in {time.monotonic() - begin_s:.0f} s.", file=sys.stderr)

@@ -5,9 +5,11 @@ The parent writes an order as a line of JSON, the child answers with a line. Wha
 
 import json
 import os
+import queue
 import select
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -95,12 +97,14 @@ class Orders(Protocol):
 
 
 def serve(make: Callable[[dict[str, Any]], Orders]) -> None:
-    """The child: carry out orders until the parent is gone."""
+    """The child: carry out orders until the parent is gone, at which the process ends in the midst of one."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read_orders, args=(lines,), daemon=True).start()
     with os.fdopen(os.dup(1), "w", buffering=1) as answers:
         os.dup2(2, 1)
         orders: Orders | None = None
-        for line in sys.stdin:
-            asked = json.loads(line)
+        while True:
+            asked = json.loads(lines.get())
             try:
                 orders = orders or make(json.loads(sys.argv[1]))
                 said: dict[str, Any] = {"answer": orders.answer(asked["order"], asked["arguments"])}
@@ -114,3 +118,9 @@ def serve(make: Callable[[dict[str, Any]], Orders]) -> None:
                 traceback.print_exc()
                 said = {"error": f"{type(error).__name__}: {error}"[:500]}
             answers.write(json.dumps(said) + "\n")
+
+
+def _read_orders(lines: "queue.SimpleQueue[str]") -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)
