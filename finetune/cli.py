@@ -157,9 +157,11 @@ def estimate(  # noqa: PLR0913, PLR0917 - one parameter an option
 
     from finetune.config.load import read_recipe
     from finetune.sizing.devices import find_device
-    from gladstone.artifacts import write_json
+    from gladstone.artifacts import check_room_for, write_json
     from gladstone.commands.progress import Lines
 
+    if out is not None:
+        check_room_for(out.parent)
     if format_name is not None and data is None:
         raise click.UsageError("--format describes --data, which is not given.")
     if device not in WANTED:

@@ -30,6 +30,7 @@ from gladstone import file_names, run_folder
 from gladstone.artifacts import (
     Manifest,
     atomic_file,
+    check_room_for,
     is_finished,
     record_file,
     remove_partials,
@@ -79,6 +80,7 @@ def run(recipe: Recipe, out: Path, progress: Progress, options: CallOptions | No
     options = options or CallOptions()
     training.prepare_environment()  # before anything imports torch
     check_trackers(recipe.training.report_to)
+    check_room_for(out)  # before minutes of imports
     options = replace(options, computes_on=use_device(options.device))
     check_sharding(recipe)
     with launched(recipe.training.process_timeout_minutes) as launch:

@@ -211,7 +211,17 @@ def check_writable(folder: Path) -> None:
     check_no_file_in_place(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
+    except OSError as error:
+        raise ArtifactError(f"{folder}: cannot be written to: {error.strerror or error}.") from None
+    check_room_for(folder)
+
+
+def check_room_for(folder: Path) -> None:
+    """Write a test byte where the folder is or would be, and leave nothing. Raises ArtifactError if that fails."""
+    check_no_file_in_place(folder)
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(b"\0")
             probe.flush()
     except OSError as error:

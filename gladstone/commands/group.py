@@ -18,6 +18,7 @@ FILE_SYSTEM_ERRORS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR, errno.ELOOP,
     errno.ENAMETOOLONG, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE,
 }  # fmt: skip
+NO_TEMPORARY = "No usable temporary directory"  # of tempfile, where none can be written to: the disk is full
 
 
 class Group(click.Group):
@@ -59,7 +60,7 @@ class Group(click.Group):
             click.echo(f"Error: {visible(str(error))}", err=True)
             ctx.exit(EXIT_ERROR)
         except OSError as error:
-            if error.errno not in FILE_SYSTEM_ERRORS:
+            if error.errno not in FILE_SYSTEM_ERRORS and NO_TEMPORARY not in str(error.strerror):
                 raise
             where = f"{error.filename}: " if error.filename is not None else ""
             click.echo(visible(f"Error: {where}{error.strerror}."), err=True)

@@ -157,8 +157,9 @@ def library_of(tmp_path: Path) -> Callable[..., tuple[Any, list[str]]]:
             loaded.append(Path(path.decode()).name)
             return int(loads)
 
-        others = ("count", "get", "name", "description", "type", "memory")
+        others = ("count", "get", "name", "description", "type", "memory", "get_props", "backend_reg")
         calls = {f"ggml_backend_dev_{name}": Call(lambda: 0) for name in others}
+        calls |= {"ggml_backend_reg_name": Call(lambda: b"CPU")}
         calls |= {"ggml_backend_load": Call(load), "ggml_backend_reg_count": Call(lambda: built_in)}
         module = SimpleNamespace(__file__=str(folder.parent / "llama_cpp.py"), _lib=SimpleNamespace(**calls))
         return module, loaded
