@@ -12,7 +12,7 @@ import pytest
 from tests.device.rpc_device import MIB, device_environment, serve_device
 from tests.faults.tiny_ggufs import tiny_bpe
 
-pytestmark = pytest.mark.device
+pytestmark = [pytest.mark.device, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
 
 
