@@ -1,6 +1,6 @@
 """Put triton's interpreter into the user's cache: with it the tests run GPU kernels on a processor.
 
-Uses the standard library only. Of the wheel (198 MB) only Python's files and one library are unpacked, 440 MB.
+Of the wheel (198 MB) only Python's files and one library are unpacked, 440 MB.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import sys
 import zipfile
 from pathlib import Path
 
+from gladstone.machine.host import cache_dir
+
 LOCK = Path(__file__).resolve().parent.parent / "requirements" / "interpreter.lock"
 LIBRARY = "triton/_C/libtriton.so"
 
 
 def interpreter_folder() -> Path:
     """Where `triton` can be imported from; it may not be there yet."""
-    own = os.environ.get("GLADSTONE_CACHE")
-    cache = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gladstone"
     digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:8]
-    return cache / "triton" / f"cp{sys.version_info.major}{sys.version_info.minor}-{platform.machine()}-{digest}"
+    return cache_dir() / "triton" / f"cp{sys.version_info.major}{sys.version_info.minor}-{platform.machine()}-{digest}"
 
 
 def available() -> bool:

@@ -125,3 +125,18 @@ def tiny_recipe(base: Path, rows: Path, /, **sections: dict[str, Any]) -> dict[s
     for name, fields in sections.items():
         recipe[name] = {**recipe[name], **fields}
     return recipe
+
+
+def write_mixture(base: Path) -> Path:
+    """A Mixtral with four experts, two of which see each token."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    write_tokenizer(base)
+    config = MixtralConfig(
+        vocab_size=49_152, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=2048,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    MixtralForCausalLM(config).save_pretrained(base)
+    return base

@@ -11,7 +11,7 @@ from export.quantise.imatrix_child import Collector, evaluate
 from gladstone.commands.progress import Silent
 from tests.device.rpc_device import MIB, rpc_device
 from tests.faults.tiny_ggufs import tiny_bpe
-from tests.tiny_models import write_tokenizer
+from tests.tiny_models import write_mixture
 
 pytestmark = pytest.mark.device
 TEXT = "The heart moves the blood through the body, and the lungs give it air. " * 12
@@ -47,17 +47,7 @@ def test_every_weight_has_the_sums_that_the_processor_finds(tmp_path: Path) -> N
 
 @pytest.mark.long
 def test_every_expert_has_the_rows_that_the_processor_sends_to_it(tmp_path: Path) -> None:
-    import torch
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    base = tmp_path / "base"
-    write_tokenizer(base)
-    config = MixtralConfig(
-        vocab_size=49_152, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=2048,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    MixtralForCausalLM(config).save_pretrained(base)
+    base = write_mixture(tmp_path / "base")
     path = tmp_path / "experts.gguf"
     convert(Conversion("experts", base, base), path, Silent())
     sums = check_equal_on_the_device(path, TEXT)

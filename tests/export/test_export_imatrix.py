@@ -24,7 +24,7 @@ from gladstone.errors import ArtifactError, UnsupportedError
 from gladstone.gguf.header import read_header
 from gladstone.llamacpp.model import Model
 from tests.gladstone.wrong_files import old_imatrix
-from tests.tiny_models import write_tokenizer
+from tests.tiny_models import write_mixture
 
 CHUNKS = 2
 
@@ -92,17 +92,7 @@ def test_the_entries_are_the_mean_squares_that_torch_sees(
 
 @pytest.mark.slow
 def test_a_model_with_experts_counts_each_experts_own_rows(text: Calibration, tiny_run: Path, tmp_path: Path) -> None:
-    import torch
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    base = tmp_path / "base"
-    write_tokenizer(base)
-    config = MixtralConfig(
-        vocab_size=49_152, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=2048,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    MixtralForCausalLM(config).save_pretrained(base)
+    base = write_mixture(tmp_path / "base")
     path, out = tmp_path / "f16.gguf", tmp_path / "imatrix.gguf"
     convert(Conversion("experts", base, tiny_run / "tokenizer"), path, Silent())
     compute_imatrix(path, text, out, Silent())

@@ -175,3 +175,19 @@ def _serve() -> None:
 
 if __name__ == "__main__":
     _serve()
+
+
+def spoil_gradient(forward: str, step: int) -> str:
+    """Code that makes the gradient of a step, counted from 1, NaN beside a finite loss, for a class of forward pass."""
+    return f"""
+import math
+from finetune.model.loss import {forward} as forward
+usual, steps = forward.loss, []
+def loss(self, batch, divisor):
+    found = usual(self, batch, divisor)
+    steps.append(found.requires_grad)
+    if found.requires_grad and sum(steps) == {step}:
+        found.register_hook(lambda gradient: gradient * math.nan)
+    return found
+forward.loss = loss
+"""

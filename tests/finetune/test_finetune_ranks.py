@@ -23,7 +23,7 @@ from finetune.model.sharding import check_sharding
 from gladstone.artifacts import check_files, read_manifest
 from gladstone.errors import UnsupportedError
 from tests.families import write_family
-from tests.faults.forked import Child, Server
+from tests.faults.forked import Child, Server, spoil_gradient
 from tests.tiny_models import tiny_recipe, write_rows_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="fork")]
@@ -41,18 +41,7 @@ import finetune.train.evaluation as e
 def answer(*a): raise AssertionError("only the first process generates")
 e.answer = answer
 """
-NO_GRADIENT = """
-import math
-from finetune.model.loss import PackedForward as forward
-usual, steps = forward.loss, []
-def loss(self, batch, divisor):
-    found = usual(self, batch, divisor)
-    steps.append(found.requires_grad)
-    if found.requires_grad and sum(steps) == 3:
-        found.register_hook(lambda gradient: gradient * math.nan)
-    return found
-forward.loss = loss
-"""
+NO_GRADIENT = spoil_gradient("PackedForward", 3)
 BEGINS_ELSEWHERE = """
 import finetune.train.loop as l
 make = l.make_optimizer

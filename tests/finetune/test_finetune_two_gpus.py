@@ -10,7 +10,7 @@ import yaml
 from gladstone.artifacts import read_manifest
 from scripts.interpreter import available
 from tests.families import write_family
-from tests.faults.forked import Server
+from tests.faults.forked import Server, spoil_gradient
 from tests.finetune.test_finetune_ranks import check_equal, finish, metrics, start
 from tests.tiny_models import medical_rows, tiny_recipe, write_rows_file
 
@@ -30,18 +30,7 @@ class Named(TorchFunctionMode):
         return function(*args, **(kwargs or {{}}))
 Named().__enter__()
 """
-OVERFLOWS_ONCE = """
-import math
-from finetune.model.loss import PaddedForward as forward
-usual, steps = forward.loss, []
-def loss(self, batch, divisor):
-    found = usual(self, batch, divisor)
-    steps.append(found.requires_grad)
-    if found.requires_grad and sum(steps) == 1:
-        found.register_hook(lambda gradient: gradient * math.nan)
-    return found
-forward.loss = loss
-"""
+OVERFLOWS_ONCE = spoil_gradient("PaddedForward", 1)
 
 
 @pytest.fixture(scope="module")
