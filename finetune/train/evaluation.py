@@ -78,12 +78,16 @@ def measure_loss(
     nats, scored = context.all_reduce_sum(nats, targets)
     if not math.isfinite(nats):
         named = name_rows(sorted(row for rows in context.gather(wrong) for row in rows))
-        why = "Numbers in float16 end at 65,504: leave these rows out, or train on a GPU that computes in bfloat16."
-        raise DataError(
-            f"the held-out loss is {nats / scored}: the model does not compute probabilities for {named}. "
-            + (why if trainable.dtype == "float16" else "Are its weights damaged?")
-        )
+        raise _not_finite(nats / scored, named, trainable.dtype)
     return nats / scored
+
+
+def _not_finite(loss: float, named: str, dtype: str) -> DataError:
+    why = "Numbers in float16 end at 65,504: leave these rows out, or train on a GPU that computes in bfloat16."
+    return DataError(
+        f"the held-out loss is {loss}: the model does not compute probabilities for {named}. "
+        + (why if dtype == "float16" else "Are its weights damaged?")
+    )
 
 
 @dataclass
